@@ -1,0 +1,190 @@
+"""The run folder: one folder per stage, whole or absent, with the hashes of what went in and came out.
+
+A stage works in `<run>/.partial-<stage>/` (kept across restarts, so that it can resume) and is renamed
+to `<run>/<stage>/` once its manifest is on disk. A fingerprint over config and inputs tells whether
+finished or partial work still belongs to the recipe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from preference_data.store import write_text
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+_VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file below a folder, and the folders themselves, durable."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def commit_folder(partial: Path, final: Path) -> None:
+    """Move a finished folder into place in one step, durable once this returns."""
+    fsync_tree(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    handle = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def git_commit() -> str:
+    """The checkout's commit, "+dirty" if changed, "unknown" outside git."""
+    here = Path(__file__).parent
+    run = ["git", "-C", str(here), "describe", "--always", "--dirty=+dirty", "--abbrev=12"]
+    result = subprocess.run(run, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what shapes results."""
+    return {name: metadata.version(name) for name in _VERSIONS_OF}
+
+
+class StageFolder:
+    """Where one stage writes. `path` is the partial folder until `commit`."""
+
+    def __init__(self, run: Path, name: str, fingerprint: str) -> None:
+        self.name = name
+        self.final = run / name
+        self.path = run / f".partial-{name}"
+        self.fingerprint = fingerprint
+
+    def is_done(self) -> bool:
+        """Whether a finished folder of the same fingerprint is in place."""
+        manifest = self.final / MANIFEST
+        return manifest.exists() and read_json(manifest)["fingerprint"] == self.fingerprint
+
+    def open(self) -> bool:
+        """Prepare the partial folder; returns whether earlier work of this fingerprint is there."""
+        mark = self.path / ".fingerprint"
+        if mark.exists() and mark.read_text(encoding="utf-8") == self.fingerprint:
+            return True
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        write_text(mark, self.fingerprint)
+        return False
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append metrics of an optimizer step; the tracker and the report read them from here."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics after `step`, the one a resumed training starts from."""
+        path = self.path / METRICS
+        if path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def commit(self, manifest: dict[str, Any]) -> None:
+        """Hash the outputs, write the manifest and move the folder into place."""
+        (self.path / ".fingerprint").unlink(missing_ok=True)
+        outputs = {
+            str(path.relative_to(self.path)): sha256_file(path)
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file()
+        }
+        write_json(
+            self.path / MANIFEST,
+            {
+                "stage": self.name,
+                "fingerprint": self.fingerprint,
+                **manifest,
+                "output_digest": sha256_json(outputs),
+                "outputs": outputs,
+            },
+        )
+        commit_folder(self.path, self.final)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file; a torn last line (killed while writing) is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_manifest(stage: Path) -> dict[str, Any]:
+    """The manifest of a finished stage folder.
+
+    Raises:
+        FileNotFoundError: the stage has not finished there.
+    """
+    path = stage / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"{stage} is not a finished stage: it has no {MANIFEST}")
+    manifest: dict[str, Any] = read_json(path)
+    return manifest
+
+
+class RunIsBusy(RuntimeError):
+    """Another process works in this run folder."""
+
+
+@contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Hold the run folder's lock; the system releases it even if this process is killed.
+
+    Raises:
+        RunIsBusy: naming the folder and the process that holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunIsBusy(
+                f"{run} is in use by process {file.read().strip() or '?'}; wait for it to finish, "
+                "stop it, or choose another folder with --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,349 @@
+"""What every stage can be told, typed and bounded. Imports no torch, so a recipe is checked in a blink.
+
+A stage file names its stage (`stage: dpo`) and earlier stages as inputs (`policy: 2_sft`). Fields that
+name an earlier stage are marked with `Needs(kind)`; each stage declares the kind it `produces`.
+Values are those of the file: nothing here rewrites them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OutputKind = Literal[
+    "corpus",
+    "policy",
+    "completions",
+    "annotations",
+    "pairs",
+    "evaluation",
+    "verdict",
+    "alias",
+]
+
+
+class Needs(NamedTuple):
+    """Marks a field that names an earlier stage producing `kind`."""
+
+    kind: OutputKind
+
+
+CorpusRef = Annotated[str, Needs("corpus")]
+PolicyRef = Annotated[str, Needs("policy")]
+CompletionsRef = Annotated[str, Needs("completions")]
+AnnotationsRef = Annotated[str, Needs("annotations")]
+PairsRef = Annotated[str, Needs("pairs")]
+EvaluationRef = Annotated[str, Needs("evaluation")]
+VerdictRef = Annotated[str, Needs("verdict")]
+
+
+class Config(BaseModel):
+    """Base of every block: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StageConfig(Config):
+    """Keys every stage has."""
+
+    produces: ClassVar[OutputKind]
+
+    stage: str
+    seed: int = Field(0, ge=0)
+    """Everything random in this stage follows from it."""
+
+
+class ClipCounts(Config):
+    """Clips to make per split. Splits share no clip; dev and test share no voice with any other."""
+
+    train: int = Field(ge=1)
+    preference: int = Field(ge=1)
+    dev: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
+class CorpusConfig(StageConfig):
+    """Prepare a corpus: audio files, records, and an evaluation set in AIR-Bench's layout."""
+
+    produces: ClassVar[OutputKind] = "corpus"
+    stage: Literal["corpus"]
+    corpus: Literal["made_world", "spoken_digits", "folder"]
+    """A file of `preference_data/corpora/`."""
+    dir: str | None = None
+    """Where the recordings are, for corpora of recordings."""
+    clips: ClipCounts | None = None
+    """How many clips to make, for corpora that make or compose them."""
+    held_out: dict[Literal["dev", "test"], list[str]] = {}
+    """Speakers kept out of training, per split, for corpora of recordings."""
+    chats_per_clip: int = Field(2, ge=1)
+    turns_per_chat: int = Field(3, ge=1)
+    defect_rate: float = Field(0.5, ge=0, le=1)
+    """Share of SFT answers that are wrong on purpose (invented, wrong format, about absent things)."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Stop when more than this share of the audio files is unusable; else quarantine them."""
+    max_duration_s: float = Field(3.0, gt=0)
+    """Longer clips are bad audio: the model would silently not hear their end."""
+
+    @model_validator(mode="after")
+    def _source_is_given(self) -> CorpusConfig:
+        if self.corpus != "made_world" and self.dir is None:
+            raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
+        if self.corpus != "folder" and self.clips is None:
+            raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")
+        return self
+
+
+class ModelShape(Config):
+    """A Qwen2-Audio from random weights, small enough for a laptop."""
+
+    d_model: int = Field(128, ge=16)
+    heads: int = Field(4, ge=1)
+    audio_layers: int = Field(2, ge=1)
+    text_layers: int = Field(2, ge=1)
+    mel_bins: int = Field(64, ge=16)
+    hop_length: int = Field(320, ge=80)
+    """Samples between mel frames; 320 = 20 ms, twice Whisper's, which halves the audio tokens."""
+    clip_s: int = Field(3, ge=1)
+    """Longest clip in whole seconds; shorter ones are padded to it."""
+    vocab_size: int = Field(640, ge=300)
+
+
+class Augment(Config):
+    """Random changes to the mel features of each training example. Zero switches a part off."""
+
+    gain: float = Field(0.15, ge=0)
+    """Half-width of a random offset on the log-mel."""
+    time_mask: int = Field(8, ge=0)
+    """Widest masked stretch of frames (SpecAugment, arXiv:1904.08779)."""
+    frequency_mask: int = Field(6, ge=0)
+    """Widest masked band of mel bins."""
+    vocal_tract: float = Field(0.0, ge=0, lt=0.5)
+    """Half-width of the log warp of the frequency axis (VTLP)."""
+    channel: float = Field(0.0, ge=0)
+    """Half-width of a smooth random frequency response on the log-mel."""
+    floor: float = Field(0.0, ge=0)
+    """Largest rise of the noise floor on the log-mel."""
+
+
+class Lesson(Config):
+    """The first `steps` steps see only clips whose fact `slot` is one of `values`."""
+
+    steps: int = Field(ge=1)
+    slot: str
+    values: list[str] = Field(min_length=1)
+
+
+class TrainingConfig(StageConfig):
+    """What the three training stages share."""
+
+    corpus: CorpusRef
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    """Examples (pairs for DPO) per optimizer step, over all devices."""
+    save_steps: int = Field(100, ge=1)
+    """Optimizer steps between checkpoints; a killed run loses at most this many."""
+    trl: dict[str, Any] = {}
+    """Anything else TRL's config knows; names are checked before anything runs."""
+
+
+class PretrainConfig(TrainingConfig):
+    """Multi-task pre-training on audio-to-text targets (Qwen2-Audio stage 1)."""
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["pretrain"]
+    model: ModelShape
+    dialect: Literal["sentences", "tags"] = "sentences"
+    """Prompts in natural language (Qwen2-Audio) or hierarchical tags (Qwen-Audio)."""
+    steps: int = Field(ge=1)
+    curriculum: list[Lesson] = []
+    """Easier clips first; step counts add up from the start."""
+    augment: Augment = Augment()
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on multi-turn chats; loss on the assistant's tokens only."""
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["sft"]
+    policy: PolicyRef
+    steps: int = Field(ge=1)
+    replay: float = Field(0.0, ge=0, lt=1)
+    """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
+    dialect: Literal["sentences", "tags"] = "sentences"
+    """Dialect of the replayed pre-training prompts."""
+    augment: Augment = Augment()
+
+
+class SampleConfig(StageConfig):
+    """Several completions per prompt from the current policy."""
+
+    produces: ClassVar[OutputKind] = "completions"
+    stage: Literal["sample"]
+    policy: PolicyRef
+    corpus: CorpusRef
+    completions_per_prompt: int = Field(4, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(128, ge=1)
+    workers: int = Field(1, ge=1)
+    """More than one: Ray Data actors, each with its own copy of the policy."""
+
+
+class AnnotateConfig(StageConfig):
+    """Judge pairs of completions for factuality and behaviour."""
+
+    produces: ClassVar[OutputKind] = "annotations"
+    stage: Literal["annotate"]
+    completions: CompletionsRef
+    corpus: CorpusRef
+    by: Literal["simulated"] = "simulated"
+    """`simulated`: annotators in this process that know the facts."""
+    annotators: int = Field(2, ge=1)
+    overlap: float = Field(0.3, ge=0, le=1)
+    """Share of comparisons judged by every annotator; the rest by one."""
+    error_rate: float = Field(0.05, ge=0, le=1)
+    """How often a simulated annotator's answer to a question is random."""
+    comparisons_per_prompt: int = Field(3, ge=1)
+
+
+class PairsConfig(StageConfig):
+    """Annotations to preference pairs, one per comparison and axis that has a clear preference."""
+
+    produces: ClassVar[OutputKind] = "pairs"
+    stage: Literal["pairs"]
+    completions: CompletionsRef
+    annotations: AnnotationsRef
+    min_agreement: float = Field(0.75, gt=0.5, le=1)
+    """A comparison yields a pair where at least this share of its annotators prefer the same side."""
+
+
+class Objective(Config):
+    """How much each axis counts. A pair's loss is weighted by the axes that prefer its chosen side."""
+
+    factuality: float = Field(1.0, ge=0)
+    behaviour: float = Field(0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Objective:
+        if self.factuality == self.behaviour == 0:
+            raise ValueError("factuality and behaviour are both 0: nothing would be learned")
+        return self
+
+
+class Choose(Config):
+    """Score checkpoints on the dev split and keep the best; the test split is never seen here."""
+
+    every_steps: int = Field(ge=1)
+    questions: int = Field(200, ge=1)
+
+
+class DPOConfig(TrainingConfig):
+    """Direct preference optimisation (arXiv:2305.18290) through TRL."""
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["dpo"]
+    policy: PolicyRef
+    pairs: PairsRef
+    objective: Objective = Objective()
+    loss: Literal[
+        "sigmoid",
+        "ipo",
+        "hinge",
+        "robust",
+        "apo_zero",
+        "apo_down",
+        "sppo_hard",
+        "nca_pair",
+        "bco_pair",
+        "discopop",
+        "sigmoid_norm",
+        "exo_pair",
+        "sft",
+    ] = "sigmoid"
+    """`sft` trains on the chosen answers only: the control that DPO must be compared with."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the leash to the reference."""
+    epochs: float = Field(2, gt=0)
+    choose: Choose | None = None
+
+
+class EvaluateConfig(StageConfig):
+    """AIR-Bench chat questions and recognition for several policies, with controls."""
+
+    produces: ClassVar[OutputKind] = "evaluation"
+    stage: Literal["evaluate"]
+    corpus: CorpusRef
+    split: Literal["dev", "test"] = "test"
+    policies: list[PolicyRef] = Field(min_length=1)
+    """Every policy to score."""
+    before: PolicyRef
+    after: PolicyRef
+    judge: Literal["facts"] = "facts"
+    dialect: Literal["sentences", "tags"] = "sentences"
+    """Dialect of the recognition prompts."""
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def _compared_policies_are_scored(self) -> EvaluateConfig:
+        for name in (self.before, self.after):
+            if name not in self.policies:
+                raise ValueError(f"{name!r} is compared but not listed in policies")
+        return self
+
+
+class Thresholds(Config):
+    """What a candidate must show. Differences are candidate minus champion on the same questions."""
+
+    min_questions: int = Field(500, ge=1)
+    factuality_gain: float = 0.0
+    """The 95 % interval of the difference must lie above this."""
+    behaviour_gain: float = 0.0
+    max_over_abstention: float = Field(0.05, ge=0, le=1)
+    """Share of answerable questions answered with "there is no ..."."""
+    max_asked_loss: float = Field(0.03, ge=0)
+    """Most that asked-fact accuracy on answerable questions may fall (point estimate)."""
+    min_audio_effect: float = Field(0.05, ge=0)
+    """Factuality must fall by at least this when clips are shuffled: proof that the audio is heard."""
+    max_length_ratio: float = Field(1.5, gt=0)
+    """Mean words of the candidate's answers over the champion's."""
+    min_distinct_ratio: float = Field(0.5, ge=0, le=1)
+    """Distinct answers of the candidate over the champion's; low means collapse."""
+
+
+class GateConfig(StageConfig):
+    """Decide, from an evaluation, whether the candidate may be promoted."""
+
+    produces: ClassVar[OutputKind] = "verdict"
+    stage: Literal["gate"]
+    evaluation: EvaluationRef
+    thresholds: Thresholds = Thresholds()
+
+
+class PromoteConfig(StageConfig):
+    """Register the candidate in MLflow and move an alias to it."""
+
+    produces: ClassVar[OutputKind] = "alias"
+    stage: Literal["promote"]
+    policy: PolicyRef
+    verdict: VerdictRef
+    model_name: str = Field(min_length=1)
+    alias: str = "champion"
+
+
+CONFIGS: dict[str, type[StageConfig]] = {
+    "corpus": CorpusConfig,
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "sample": SampleConfig,
+    "annotate": AnnotateConfig,
+    "pairs": PairsConfig,
+    "dpo": DPOConfig,
+    "evaluate": EvaluateConfig,
+    "gate": GateConfig,
+    "promote": PromoteConfig,
+}
+TRL_CONFIGS = {"pretrain": "SFTConfig", "sft": "SFTConfig", "dpo": "DPOConfig"}
+"""The TRL config class whose names a stage's `trl:` mapping may use."""

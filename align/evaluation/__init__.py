@@ -1,0 +1,1 @@
+"""Benchmarks, judges and the statistics of comparing two policies."""

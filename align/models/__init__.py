@@ -1,0 +1,1 @@
+"""Qwen2-Audio: building, loading, audio tokens."""

@@ -1,0 +1,1 @@
+"""The verdict, the registry and the pages people decide on."""

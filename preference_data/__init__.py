@@ -1,0 +1,1 @@
+"""What the data is: records, audio, prompts, corpora, pairs. Usable without torch."""

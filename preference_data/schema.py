@@ -1,0 +1,116 @@
+"""The records that flow through the pipeline. Frozen, validated on construction, addressed by id.
+
+clip -> (prompt -> completion) -> comparison -> annotation -> preference pair. Records refer to audio
+by a path relative to their corpus folder; they never contain it. Times are seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Facts = dict[str, str | list[str]]
+"""What is true of a clip: slot -> value, e.g. {"word": "seven", "gender": "woman"}."""
+
+Split = Literal["train", "preference", "dev", "test"]
+Axis = Literal["factuality", "behaviour"]
+AXES: tuple[Axis, ...] = ("factuality", "behaviour")
+Choice = Literal["a", "b", "tie", "both_bad"]
+"""One annotator's answer to one question about completions A and B."""
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and an unknown or missing field is an error, not a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Id
+
+
+class AudioClip(Record):
+    """One audio file and what is known about it."""
+
+    path: str
+    split: Split
+    duration_s: float = Field(gt=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    speaker: str | None = None
+    facts: Facts = {}
+
+
+class Turn(BaseModel):
+    """One question and its answer within a chat; `defect` names what is wrong with the answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str
+    answer: str
+    defect: str | None = None
+
+
+class Chat(Record):
+    """A multi-turn chat about one or more clips; every answer is a training target."""
+
+    audios: tuple[str, ...]
+    turns: tuple[Turn, ...] = Field(min_length=1)
+
+
+class Transcript(Record):
+    """A pre-training example: clip, task prompt, text (Qwen2-Audio, arXiv:2407.10759, section 2)."""
+
+    audios: tuple[str, ...]
+    task: str
+    """A key of `prompts.TASKS`, e.g. "transcribe"."""
+    text: str
+
+
+class Prompt(Record):
+    """A question about clips, as asked of a policy. `meta_info` is what a judge may know of the clip."""
+
+    audios: tuple[str, ...]
+    question: str
+    answer_gt: str
+    """A reference answer; stabilises judging, never shown to the policy."""
+    meta_info: str
+    task_name: str
+
+
+class Completion(Record):
+    """What a policy answered. `index` counts the samples of one prompt from 0."""
+
+    prompt_id: Id
+    index: int = Field(ge=0)
+    text: str
+    policy: str
+    """sha256 of the weights that produced it."""
+
+
+class Annotation(Record):
+    """One annotator's judgement of two completions of the same prompt, already un-blinded."""
+
+    prompt_id: Id
+    completion_a: Id
+    completion_b: Id
+    annotator: str
+    factuality: Choice
+    behaviour: Choice
+
+
+class PreferencePair(Record):
+    """`chosen` is better than `rejected` on one axis; `agreement` is the share of annotators saying so."""
+
+    prompt_id: Id
+    audios: tuple[str, ...]
+    question: str
+    chosen: str
+    rejected: str
+    axis: Axis
+    agreement: float = Field(gt=0, le=1)
+
+
+def stable_id(*parts: object) -> str:
+    """A short id that is the same on every machine: 16 hex digits of sha256 over the parts."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]

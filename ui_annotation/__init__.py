@@ -1,0 +1,1 @@
+"""How annotators see and judge completions: completions in, annotations out."""
