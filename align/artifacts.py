@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -188,3 +189,31 @@ def exclusive(run: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+class Interrupted(KeyboardInterrupt):
+    """The stage stopped because it was asked to; what it saved lets it resume."""
+
+
+stop_requested = threading.Event()
+"""Set by the first SIGINT or SIGTERM. Loops that can save and resume poll it inside `heeding_stop`."""
+_heeded = threading.Event()
+
+
+@contextmanager
+def heeding_stop() -> Iterator[threading.Event]:
+    """Promise to poll `stop_requested`: the first signal then only sets it, the second interrupts.
+
+    On a request: save a checkpoint, then raise `Interrupted`. Outside this block the first signal
+    already raises it, wherever the stage is.
+    """
+    _heeded.set()
+    try:
+        yield stop_requested
+    finally:
+        _heeded.clear()
+
+
+def is_stop_heeded() -> bool:
+    """Whether the running code polls `stop_requested`."""
+    return _heeded.is_set()

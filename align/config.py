@@ -233,10 +233,10 @@ class Objective(Config):
 
 
 class Choose(Config):
-    """Score checkpoints on the dev split and keep the best; the test split is never seen here."""
+    """Score every checkpoint on the dev split and keep the best; the test split is never seen here."""
 
-    every_steps: int = Field(ge=1)
     questions: int = Field(200, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
 
 
 class DPOConfig(TrainingConfig):
@@ -267,6 +267,7 @@ class DPOConfig(TrainingConfig):
     """Strength of the leash to the reference."""
     epochs: float = Field(2, gt=0)
     choose: Choose | None = None
+    """How to choose among the checkpoints (one every `save_steps`); without it the last one is kept."""
 
 
 class EvaluateConfig(StageConfig):

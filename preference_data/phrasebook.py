@@ -151,9 +151,7 @@ class Phrasebook(BaseModel):
     def task_of(self, facts: Facts) -> str:
         """The AIR-Bench task of a clip."""
         for rule in self.tasks:
-            if all(
-                slot in facts and value in (None, facts[slot]) for slot, value in rule.when.items()
-            ):
+            if all(slot in facts and value in (None, facts[slot]) for slot, value in rule.when.items()):
                 return rule.task
         raise ValueError(f"no task rule fits the facts {facts}")
 
@@ -172,9 +170,7 @@ class Phrasebook(BaseModel):
             "one_word": [name for name in known if not self.slots[name].sequence],
             "check": [name for name, slot in self.slots.items() if slot.denial and name in facts],
             "absent": [
-                name
-                for name, slot in self.slots.items()
-                if slot.absent and self.is_absent(name, facts)
+                name for name, slot in self.slots.items() if slot.absent and self.is_absent(name, facts)
             ],
         }
 
@@ -183,9 +179,7 @@ class Phrasebook(BaseModel):
         options = self.askable(facts)
         if kind is None:
             weights = [self.kinds[k] for k in self.kinds]
-            kind = list(self.kinds)[
-                int(rng.choice(len(weights), p=[w / sum(weights) for w in weights]))
-            ]
+            kind = list(self.kinds)[int(rng.choice(len(weights), p=[w / sum(weights) for w in weights]))]
         if kind == "describe":
             text = str(rng.choice(self.describe_questions))
             return Question(text, kind, None, None, self.description(facts))
@@ -209,9 +203,7 @@ class Phrasebook(BaseModel):
         if kind == "one_word":
             reference = _capitalised(value) + "."
             return Question(f"{text} {self.one_word}", kind, name, value, reference)
-        return Question(
-            text, kind, name, value, _capitalised(slot.sentence.format(**{name: value}))
-        )
+        return Question(text, kind, name, value, _capitalised(slot.sentence.format(**{name: value})))
 
     def spoil(self, question: Question, facts: Facts, rng: Generator) -> tuple[str, str]:
         """A defective answer to a question and the name of its defect.
@@ -265,17 +257,13 @@ class Phrasebook(BaseModel):
         slot = self.slots[name]
         if value is not None:
             answer = slot.sentence if value in facts.get(name, []) else str(slot.denial)
-            return Question(
-                text, "check", name, value, _capitalised(answer.format(**{name: value}))
-            )
+            return Question(text, "check", name, value, _capitalised(answer.format(**{name: value})))
         if name not in facts:
             return Question(text, "absent", name, None, str(slot.absent))
         known = str(facts[name])
         if one_word:
             return Question(text, "one_word", name, known, _capitalised(known) + ".")
-        return Question(
-            text, "closed", name, known, _capitalised(slot.sentence.format(**{name: known}))
-        )
+        return Question(text, "closed", name, known, _capitalised(slot.sentence.format(**{name: known})))
 
     @cached_property
     def _patterns(self) -> list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]]:

@@ -1,0 +1,47 @@
+"""Recognition as the Qwen2-Audio evaluation runs it: jsonl rows {audio, prompt, gt, source}, greedy text.
+
+`exact` is the share of references met word for word, `wer` corpus-level word error rate, both after
+Whisper's basic normalisation; results stand per `source`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jiwer
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+
+class Utterance(NamedTuple):
+    """One clip (path relative to the corpus), the task asked of it, the reference, its group."""
+
+    audio: str
+    prompt: str
+    gt: str
+    source: str
+
+
+def read(path: Path) -> list[Utterance]:
+    """The rows of a recognition file."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [Utterance(row["audio"], row["prompt"], row["gt"], row["source"]) for row in rows]
+
+
+def score(utterances: Sequence[Utterance], texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """{source: {exact, wer, n}}."""
+    normal = BasicTextNormalizer()
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for utterance, text in zip(utterances, texts, strict=True):
+        pair = (normal(utterance.gt).strip(), normal(text).strip())
+        groups.setdefault(utterance.source, []).append(pair)
+    return {
+        source: {
+            "exact": sum(gt == text for gt, text in pairs) / len(pairs),
+            "wer": float(jiwer.wer([gt for gt, _ in pairs], [text for _, text in pairs])),
+            "n": len(pairs),
+        }
+        for source, pairs in groups.items()
+    }

@@ -1,0 +1,87 @@
+"""Clips -> log-mel features, each clip decoded and transformed once.
+
+Features of recently used clips stay in memory up to a byte limit, because every training stage sees
+each clip several times and the mel transform costs as much as a small model's forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Qwen2AudioProcessor
+
+from align.models.audio_tokens import n_audio_tokens
+from preference_data.audio import SAMPLE_RATE, load, resolve_inside
+
+_SHORTEST = SAMPLE_RATE // 10
+"""Samples. Below ~70 ms a clip has at most one token, and transformers then takes a legacy path that crashes."""
+
+
+class Clip(NamedTuple):
+    """`mel` (M, F) padded to the model's fixed length, of which `n_frames` are the clip."""
+
+    mel: Tensor
+    n_frames: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Audio tokens the clip becomes."""
+        return n_audio_tokens(self.n_frames)
+
+
+class ClipFeatures:
+    """Looks up features of clips under `root`; keeps up to `cache_bytes` of them."""
+
+    def __init__(self, processor: Qwen2AudioProcessor, root: Path, cache_bytes: int = 1 << 30) -> None:
+        self.extractor = processor.feature_extractor
+        self.root = root
+        self.cache_bytes = cache_bytes
+        self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, paths: Sequence[str]) -> list[Clip]:
+        """Features of clips given by their path relative to `root`, in that order."""
+        missing = [path for path in dict.fromkeys(paths) if path not in self._clips]
+        found = {path: self._clips[path] for path in dict.fromkeys(paths) if path in self._clips}
+        found |= self._compute(missing)
+        for path in missing:
+            self._keep(path, found[path])
+        return [found[path] for path in paths]
+
+    def _compute(self, paths: list[str]) -> dict[str, Clip]:
+        if not paths:
+            return {}
+        longest_s = self.extractor.n_samples / SAMPLE_RATE
+        waves = [load(resolve_inside(self.root, path), max_duration_s=longest_s) for path in paths]
+        waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
+        batch = self.extractor(
+            waves, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True
+        )
+        mels = torch.as_tensor(np.asarray(batch["input_features"], dtype=np.float32))
+        lengths = np.asarray(batch["attention_mask"]).sum(axis=-1)
+        return {path: Clip(mel.clone(), int(n)) for path, mel, n in zip(paths, mels, lengths, strict=True)}
+
+    def _keep(self, path: str, clip: Clip) -> None:
+        self._clips[path] = clip
+        self._bytes += clip.mel.nbytes
+        while self._bytes > self.cache_bytes:
+            _, dropped = self._clips.popitem(last=False)
+            self._bytes -= dropped.mel.nbytes
+
+
+def stack(clips: Sequence[Clip]) -> dict[str, Tensor]:
+    """Model inputs of C clips: input_features (C, M, F), feature_attention_mask (C, F)."""
+    if not clips:
+        return {}
+    frames = torch.arange(clips[0].mel.shape[-1])
+    lengths = torch.tensor([clip.n_frames for clip in clips])
+    return {
+        "input_features": torch.stack([clip.mel for clip in clips]),
+        "feature_attention_mask": (frames[None] < lengths[:, None]).long(),
+    }

@@ -1,0 +1,198 @@
+"""Qwen2-Audio as transformers has it: a small one from random weights, or any saved one.
+
+Differs from the stock processor in one thing: our chat template renders the same text but marks the
+assistant's words with `{% generation %}`, so that SFT can train on them alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
+    WhisperFeatureExtractor,
+)
+
+from preference_data.audio import SAMPLE_RATE
+from preference_data.prompts import TAGS
+
+END_OF_TURN = "<|im_end|>"
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    END_OF_TURN,
+    "<|audio_bos|>",
+    "<|AUDIO|>",
+    "<|audio_eos|>",
+    *TAGS,
+]
+CHAT_TEMPLATE = (
+    "{% set clips = namespace(n=0) %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "<|im_end|>{% endgeneration %}\n"
+    "{% elif message['content'] is string %}"
+    "{{ message['content'] }}<|im_end|>\n"
+    "{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'audio' %}"
+    "{% set clips.n = clips.n + 1 %}"
+    "Audio {{ clips.n }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+    "<|im_end|>\n"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_processor(
+    texts: Iterable[str], *, vocab_size: int, mel_bins: int, hop_length: int, clip_s: int
+) -> Qwen2AudioProcessor:
+    """A processor whose byte-level BPE is trained on `texts`; any text stays encodable.
+
+    `clip_s` whole seconds is the longest clip: the feature extractor pads to it and cuts beyond it.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END_OF_TURN,
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (END_OF_TURN, "<|endoftext|>")],
+        padding_side="left",
+    )
+    features = WhisperFeatureExtractor(
+        feature_size=mel_bins,
+        hop_length=hop_length,
+        chunk_length=clip_s,
+        n_fft=400,
+        sampling_rate=SAMPLE_RATE,
+        return_attention_mask=True,
+    )
+    return Qwen2AudioProcessor(features, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def build_model(
+    processor: Qwen2AudioProcessor,
+    *,
+    d_model: int,
+    heads: int,
+    audio_layers: int,
+    text_layers: int,
+    seed: int,
+) -> Qwen2AudioForConditionalGeneration:
+    """A Qwen2-Audio from random weights that fits `processor`."""
+    torch.manual_seed(seed)
+    features, tokenizer = processor.feature_extractor, processor.tokenizer
+    spread = 0.06  # transformers' 0.02 is for d = 4096; a narrow model needs larger weights to start learning
+    audio = Qwen2AudioEncoderConfig(
+        num_mel_bins=features.feature_size,
+        d_model=d_model,
+        encoder_layers=audio_layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=4 * d_model,
+        max_source_positions=features.nb_max_frames // 2,
+        initializer_range=spread,
+    )
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        intermediate_size=8 * d_model // 3,
+        num_hidden_layers=text_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        initializer_range=spread,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    audio_token = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    model = Qwen2AudioForConditionalGeneration(
+        Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=audio_token)
+    )
+    _wake_audio_tower(model)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _wake_audio_tower(model: Qwen2AudioForConditionalGeneration) -> None:
+    """Positions as Whisper has them and convolutions that let the signal through.
+
+    A random Qwen2AudioEncoder has frozen noise for positions and convolutions so small that the audio
+    drowns in it; released checkpoints bring Whisper's own.
+    """
+    tower = model.model.audio_tower
+    n, d = tower.embed_positions.weight.shape
+    rates = torch.exp(-math.log(10_000) / (d // 2 - 1) * torch.arange(d // 2))
+    angles = torch.arange(n)[:, None] * rates
+    with torch.no_grad():
+        tower.embed_positions.weight.copy_(0.3 * torch.cat([angles.sin(), angles.cos()], dim=1))
+        for convolution in (tower.conv1, tower.conv2):
+            torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+
+
+def load_model(path: Path | str) -> Qwen2AudioForConditionalGeneration:
+    """A saved Qwen2-Audio (safetensors only), encoder positions frozen as in Whisper.
+
+    `from_pretrained` silently un-freezes `embed_positions` (transformers 5.23).
+    """
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    return model
+
+
+def load_processor(path: Path | str) -> Qwen2AudioProcessor:
+    """The processor saved beside a model, with our chat template."""
+    processor = Qwen2AudioProcessor.from_pretrained(path)
+    processor.chat_template = CHAT_TEMPLATE
+    return processor
+
+
+def save(model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor, path: Path) -> None:
+    """Write weights (safetensors, the names the Hub uses), config and processor."""
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+
+
+def weights_sha256(path: Path) -> str:
+    """One hash over all weight files of a saved model."""
+    digest = hashlib.sha256()
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{path} holds no *.safetensors: not a saved model")
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

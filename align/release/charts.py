@@ -1,0 +1,230 @@
+"""Charts as inline SVG. Their colours are the page's CSS variables, so they follow light and dark mode."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from preference_data.statistics import Interval
+
+INK, MUTED, LINE = "#1d2327", "#626b73", "#dfe2e1"
+BEFORE, AFTER, THIRD = "#a3adb6", "#2c6e9b", "#b7812f"
+_CSS = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", THIRD: "third"}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: it is searchable and uses the page's font
+    "text.parse_math": False,  # names come from outside; "$" is a letter
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": LINE,
+    "grid.linewidth": 1,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "legend.labelcolor": MUTED,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+_COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT = 3, 330, 220
+_SMOOTHED_FROM = 40
+"""Series of at least this many points get a running mean over the raw line."""
+
+
+class Panel(NamedTuple):
+    """One small chart of a training run: `series` maps a legend label to a key of the metrics rows."""
+
+    title: str
+    series: dict[str, str]
+    x: str = "step"
+    x_label: str = "step"
+
+
+TRAINING_PANELS = (
+    Panel("Loss", {"loss": "loss"}),
+    Panel("Token accuracy", {"token accuracy": "mean_token_accuracy"}),
+    Panel("Gradient norm", {"gradient norm": "grad_norm"}),
+    Panel("Learning rate", {"learning rate": "learning_rate"}),
+)
+PREFERENCE_PANELS = (
+    Panel("Loss", {"loss": "loss"}),
+    Panel("Reward margin", {"chosen − rejected": "rewards/margins"}),
+    Panel("Reward accuracy", {"chosen above rejected": "rewards/accuracies"}),
+    Panel("Implicit rewards", {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}),
+    Panel("Log-probability of chosen", {"nats": "logps/chosen"}),
+    Panel("KL to the reference, dev (nats per answer)", {"KL": "dev/kl"}),
+)
+_QUALITY = {
+    "factuality": "dev/factuality",
+    "behaviour": "dev/behaviour",
+    "over-abstention": "dev/over_abstention",
+}
+OVEROPTIMISATION_PANELS = (
+    Panel("Dev quality over steps", _QUALITY),
+    Panel("Dev quality against KL", _QUALITY, "dev/kl", "KL to the reference (nats per answer)"),
+)
+
+
+def curves(
+    rows: Sequence[Mapping[str, float]], panels: Sequence[Panel], mark_step: float | None = None
+) -> Markup:
+    """Small multiples of a training run's metrics; panels without data are left out.
+
+    Args:
+        rows: metrics of optimizer steps, each with "step".
+        panels: what to draw.
+        mark_step: the step whose checkpoint is used, drawn as a line where dev quality is shown.
+    """
+    drawn = [
+        panel for panel in panels if any(_points(rows, panel.x, key)[0].size for key in panel.series.values())
+    ]
+    if not drawn:
+        return Markup("")
+    columns = min(_COLUMNS, len(drawn))
+    n_rows = -(-len(drawn) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(columns * _PANEL_WIDTH, n_rows * _PANEL_HEIGHT)
+        axes = figure.subplots(n_rows, columns, squeeze=False).ravel()
+        for axis, panel in zip(axes, drawn, strict=False):
+            _draw_panel(axis, panel, rows, mark_step)
+        for axis in axes[len(drawn) :]:
+            axis.set_axis_off()
+        return _svg(figure, "curves: " + ", ".join(panel.title for panel in drawn))
+
+
+def _draw_panel(
+    axis: Axes, panel: Panel, rows: Sequence[Mapping[str, float]], mark_step: float | None
+) -> None:
+    on_dev = any(key.startswith("dev/") for key in panel.series.values())
+    for colour, (label, key) in zip((AFTER, THIRD, BEFORE), panel.series.items(), strict=False):
+        x, y = _points(rows, panel.x, key)
+        smooth = x.size >= _SMOOTHED_FROM and not on_dev
+        axis.plot(x, y, color=colour, alpha=0.3 if smooth else 1, marker="o" if on_dev else "", markersize=4,
+                  linewidth=1 if smooth else 1.8, label="_raw" if smooth else label)  # fmt: skip
+        if smooth:
+            axis.plot(x, _running_mean(y), color=colour, label=label)
+    marked = [row[panel.x] for row in rows if row["step"] == mark_step and panel.x in row and "dev/kl" in row]
+    if on_dev and marked:
+        axis.axvline(marked[0], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="checkpoint used")
+    axis.set_title(panel.title)
+    axis.set_xlabel(panel.x_label, fontsize=11)
+    axis.locator_params(axis="y", nbins=5)
+    axis.locator_params(axis="x", nbins=6)
+    if len(panel.series) > 1 or (on_dev and marked):
+        axis.legend(loc="best", handlelength=1.2)
+
+
+def _points(rows: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
+    values = np.array(points, dtype=float).reshape(-1, 2)
+    return values[:, 0], values[:, 1]
+
+
+def _running_mean(y: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of an eighth of the series, shorter at the ends."""
+    half = max(1, y.size // 16)
+    return np.array([np.nanmean(y[max(0, i - half) : i + half + 1]) for i in range(y.size)])
+
+
+def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Markup:
+    """Before and after per category, a panel per metric. Values are shares.
+
+    The whisker is the 95 % interval of the paired difference, drawn around the after bar: where it does
+    not reach down to the before bar's height, the difference is real.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(480 * len(titles), 270)
+        for axis, (metric, title) in zip(
+            figure.subplots(1, len(titles), squeeze=False, sharey=True)[0], titles.items(), strict=True
+        ):
+            shown = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
+            x = np.arange(len(shown))
+            before, after, low, high = (
+                np.array([100 * getattr(interval, part) for interval in shown.values()])
+                for part in ("before", "after", "ci_low", "ci_high")
+            )
+            axis.bar(x - 0.19, before, 0.36, color=BEFORE, label="before")
+            axis.bar(x + 0.19, after, 0.36, color=AFTER, label="after")
+            whiskers = np.clip([after - (before + low), before + high - after], 0, None)
+            axis.errorbar(x + 0.19, after, whiskers, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3)
+            axis.set_title(title)
+            axis.set_xticks(x, list(shown))
+            axis.tick_params(axis="x", length=0, labelcolor=INK)
+            axis.yaxis.set_major_formatter("{x:.0f} %")
+            axis.set_ylim(0, 108)
+        axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.18))
+        return _svg(figure, "before and after per category")
+
+
+def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequence[float]) -> Markup:
+    """Horizontal bars of each stage's wall time and peak memory, labelled with their values."""
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.bottom": False}):
+        figure = _figure(960, 50 + 27 * len(stages))
+        left, right = figure.subplots(1, 2, sharey=True)
+        places = np.arange(len(stages))
+        for axis, values, title, colour in (
+            (left, seconds, "Seconds", AFTER),
+            (right, megabytes, "Peak memory (MB)", BEFORE),
+        ):
+            bars = axis.barh(places, values, 0.6, color=colour)
+            axis.bar_label(bars, [f"{number:,.0f}" if number >= 10 else f"{number:.1f}" for number in values],
+                           padding=5, color=MUTED, fontsize=11)  # fmt: skip
+            axis.set_title(title)
+            axis.set_xticks([])
+            axis.margins(x=0.12)
+        left.set_yticks(places, list(stages))
+        left.tick_params(axis="y", labelcolor=INK)
+        left.invert_yaxis()
+        return _svg(figure, "seconds and peak memory per stage")
+
+
+def _figure(width_px: int, height_px: int) -> Figure:
+    figure = Figure(figsize=(width_px / 72, height_px / 72), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    return figure
+
+
+def _svg(figure: Figure, title: str) -> Markup:
+    """The figure as inline SVG: one unit is one CSS pixel, colours are CSS variables, ids are its own."""
+    written = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every figure; nothing refers to them
+    for colour, variable in _CSS.items():
+        svg = svg.replace(f": {colour}", f": var(--{variable})")
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    opening = Markup(
+        '<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" '
+        'preserveAspectRatio="xMinYMin meet">'
+    ).format(title, width, height, width)
+    return opening + Markup(svg[svg.index(">") + 1 :])  # noqa: S704

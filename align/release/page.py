@@ -1,0 +1,147 @@
+"""What the pages share: one self-contained file, untrusted text escaped, no network, numbers written one way."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import secrets
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import soundfile
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_MEGABYTE = 1024.0
+
+LABELS = {
+    "factuality": "Factuality",
+    "behaviour": "Behaviour",
+    "score": "Score",
+    "asked": "Asked fact",
+    "over_abstention": "Over-abstention",
+    "words": "Words",
+    "distinct": "Distinct answers",
+}
+MEANINGS = {
+    "factuality": "share of answers without a false statement about the clip",
+    "behaviour": "share of answers that do what the question asks, in the form it asks for",
+    "score": "judge's mark, 1 to 10",
+    "asked": "share of answerable questions whose asked fact is answered rightly",
+    "over_abstention": "share of answerable questions answered with “there is no …”",
+    "words": "mean words per answer",
+    "distinct": "different answers given",
+}
+_SHARES = ("factuality", "behaviour", "asked", "over_abstention", "exact")
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this package.
+
+    Everything in `values` is escaped unless it is `Markup`. The page's policy allows no network at all, and
+    no script but those that carry the page's own nonce.
+    """
+    environment = Environment(
+        loader=PackageLoader("align.release", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "value": value,
+        "difference": difference,
+        "duration": duration,
+        "memory": memory,
+        "pretty": _pretty,
+        "plain": plain,
+    }
+    environment.globals |= {
+        "labels": LABELS,
+        "meanings": MEANINGS,
+        "bounds": bounds,
+        "nonce": secrets.token_urlsafe(16),
+    }
+    return environment.get_template(template).render(**values)
+
+
+def audio_url(corpus: Path, name: str) -> str | None:
+    """A clip as a data URL every browser plays: mono MP3, or FLAC at rates that MP3 does not know.
+
+    Returns None where the corpus has no such file, or where `name` leads out of the corpus folder.
+    """
+    relative = PurePosixPath(name)
+    path = corpus / relative
+    if relative.is_absolute() or ".." in relative.parts or not path.is_file():
+        return None
+    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    kind, mime = ("MP3", "audio/mpeg") if rate_hz in _MP3_RATES_HZ else ("FLAC", "audio/flac")
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples.mean(axis=1), rate_hz, format=kind)
+    return f"data:{mime};base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def value(number: float | None, metric: str) -> str:
+    """A level of a metric: shares as percentages, scores with two digits; a dash where there is none."""
+    if number is None:
+        return "–"
+    if metric in _SHARES:
+        return f"{100 * number:.1f} %"
+    return f"{number:.0f}" if metric in ("distinct", "n") else f"{number:.2f}"
+
+
+def difference(number: float | None, metric: str) -> str:
+    """A signed difference: percentage points for shares, the metric's own unit otherwise."""
+    if number is None:
+        return "–"
+    text = f"{100 * number:+.1f}" if metric in _SHARES else f"{number:+.2f}"
+    return text.replace("-", "−")
+
+
+class Bounds(NamedTuple):
+    """Where an interval graphic puts its marks, in percent of its width."""
+
+    low: float
+    delta: float
+    high: float
+    zero: float
+
+
+def bounds(low: float, delta: float, high: float, reach: float) -> Bounds:
+    """Positions on an axis from -reach to +reach with zero in its middle."""
+
+    def position(number: float) -> float:
+        return round(50 + 50 * max(-1.0, min(1.0, number / (reach or 1.0))), 2)
+
+    return Bounds(position(low), position(delta), position(high), 50.0)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 8.4 s, 3 min 20 s, 2 h 05 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(megabytes: float | None) -> str:
+    """Megabytes, as GB from one GB on."""
+    if megabytes is None:
+        return "–"
+    return f"{megabytes:.0f} MB" if megabytes < _MEGABYTE else f"{megabytes / _MEGABYTE:.2f} GB"
+
+
+def plain(value: Any) -> str:
+    """A metric or setting of unknown kind as short text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str, ensure_ascii=False)

@@ -1,0 +1,124 @@
+"""Direct preference optimisation (arXiv:2305.18290) through TRL, on audio.
+
+Differs from the paper: every pair's loss is weighted by the objective's axes that prefer it, and of the
+checkpoints the one that answers dev questions best is kept, because DPO over-optimises long before its
+training loss says so. Reads: policy (also the reference), pairs, corpus. Writes: model/, metrics.jsonl.
+    align run recipes/demo --only 6_dpo
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from datasets import Dataset
+from trl import DPOConfig as TRLConfig
+
+from align.artifacts import StageFolder, read_json, write_json
+from align.config import Choose, DPOConfig
+from align.evaluation import air_bench, scores
+from align.evaluation.judge import FactJudge
+from align.models import qwen2_audio
+from align.models.chat import assistant, user
+from align.models.features import ClipFeatures
+from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
+from align.training.arguments import arguments
+from align.training.checkpoints import checkpoints, step_of
+from align.training.collate import PreferenceCollator, SFTCollator
+from align.training.divergence import kl_per_answer
+from align.training.fit import fit
+from align.training.trainers import AudioDPOTrainer
+from preference_data import store
+from preference_data.pairs import weigh
+from preference_data.schema import PreferencePair
+
+
+def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
+    """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
+    corpus, policy = inputs[config.corpus], inputs[config.policy] / "model"
+    processor = qwen2_audio.load_processor(policy)
+    features = ClipFeatures(processor, corpus)
+    dataset = _dataset(config, inputs[config.pairs])
+    trainer = AudioDPOTrainer(
+        model=qwen2_audio.load_model(policy),
+        args=TRLConfig(
+            **arguments(
+                out.path,
+                steps=math.ceil(len(dataset) * config.epochs / config.batch_size),
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                save_steps=config.save_steps,
+                seed=config.seed,
+                passed_on={"precompute_ref_log_probs": True, **config.trl},
+            ),
+            loss_type=[config.loss],
+            beta=config.beta,
+        ),
+        train_dataset=dataset,
+        data_collator=PreferenceCollator(processor, features),
+        processing_class=processor,
+    )
+    metrics = fit(trainer, out)
+    metrics["pairs"] = float(len(dataset))
+    if config.choose is None:
+        qwen2_audio.save(trainer.model, processor, out.path / "model")
+        return metrics
+    found = _score_checkpoints(config.choose, policy, corpus, features, out)
+    best = max(found, key=lambda step: found[step]["dev/score"])
+    model = qwen2_audio.load_model(out.path / "checkpoints" / f"checkpoint-{best}")
+    qwen2_audio.save(model, processor, out.path / "model")
+    return {**metrics, "chosen_step": float(best), **found[best]}
+
+
+def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
+    """Rows question, chosen, rejected, audios, weight. The `sft` loss has no pairs to weigh: all count 1."""
+    weighted = weigh(store.read(pairs / "pairs.jsonl", PreferencePair), config.objective.model_dump())
+    if not weighted:
+        raise ValueError(f"{pairs} holds no pair that objective {config.objective} prefers: nothing to learn")
+    return Dataset.from_list(
+        [
+            {
+                "question": pair.question,
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+                "audios": list(pair.audios),
+                "weight": 1.0 if config.loss == "sft" else weight,
+            }
+            for pair, weight in weighted
+        ]
+    )
+
+
+def _score_checkpoints(
+    choose: Choose, policy: Path, corpus: Path, features: ClipFeatures, out: StageFolder
+) -> dict[int, dict[str, float]]:
+    """Dev metrics of every checkpoint by step; each is computed once, whatever gets killed."""
+    reference = Sampler(policy, corpus, features=features)
+    found: dict[int, dict[str, float]] = {}
+    for checkpoint in checkpoints(out.path / "checkpoints"):
+        saved = out.path / "dev" / f"{checkpoint.name}.json"
+        if not saved.exists():
+            write_json(saved, _dev_metrics(choose, checkpoint, reference, corpus))
+        found[step_of(checkpoint)] = read_json(saved)
+        out.log(step_of(checkpoint), found[step_of(checkpoint)])
+    return found
+
+
+def _dev_metrics(choose: Choose, checkpoint: Path, reference: Sampler, corpus: Path) -> dict[str, float]:
+    items = air_bench.read(corpus / "dev")[: choose.questions]
+    clips = [f"dev/{item.audio}" for item in items]
+    sampler = Sampler(checkpoint, corpus, features=reference.features)
+    requests = [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)]
+    how = Decoding(choose.max_new_tokens)
+    answers = flatten(complete_all(sampler, requests, how, seed=0, batch_size=128))
+    judgements = FactJudge(corpus / "phrasebook.yaml").judge(items, answers)
+    overall = scores.summary(judgements, answers)
+    rows = [
+        {"messages": [user(item.question, 1), assistant(answer)], "audios": [clip], "draw": 0}
+        for item, clip, answer in zip(items, clips, answers, strict=True)
+    ]
+    batch = SFTCollator(sampler.processor, reference.features)(rows)
+    batch = {name: value.to(sampler.device) for name, value in batch.items()}
+    kl = kl_per_answer(sampler.model, reference.model, batch)
+    names = ("factuality", "behaviour", "score", "asked", "over_abstention")
+    return {**{f"dev/{name}": overall[name] for name in names}, "dev/kl": float(kl.mean())}

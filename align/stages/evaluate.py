@@ -1,0 +1,159 @@
+"""AIR-Bench chat questions and recognition for several policies, with controls.
+
+Controls: the same questions with the clips shuffled (does the policy listen?), and the best constant
+answer (how far does no listening get?). Reads: policies, corpus. Writes: answers/ (AIR-Bench's own
+jsonl), items/ (marks per question), scores.json.
+    align run recipes/demo --only 7_evaluate
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.artifacts import StageFolder, read_json, write_json
+from align.config import EvaluateConfig
+from align.evaluation import air_bench, recognition, scores
+from align.evaluation.air_bench import Item
+from align.evaluation.judge import FactJudge, Judge, Judgement
+from align.models.features import ClipFeatures
+from align.models.qwen2_audio import load_processor
+from align.progress import Progress
+from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
+from preference_data.prompts import pretraining_prompt
+from preference_data.store import write_text
+
+_CONSTANTS_TRIED = 20
+
+
+def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
+    """Answer, judge and compare; returns the after-policy's headline numbers."""
+    corpus = inputs[config.corpus]
+    items = air_bench.read(corpus / config.split)
+    utterances = recognition.read(corpus / config.split / "recognition.jsonl")
+    judge = FactJudge(corpus / "phrasebook.yaml")
+    features = ClipFeatures(load_processor(inputs[config.after] / "model"), corpus)
+    found: dict[str, dict[str, Any]] = {}
+    judged: dict[str, list[Judgement]] = {}
+    for policy in config.policies:
+        texts = _texts(config, policy, inputs[policy] / "model", corpus, items, utterances, features, out)
+        judged[policy] = judge.judge(items, texts["answers"])
+        shuffled = judge.judge(items, texts["shuffled"])
+        found[policy] = {
+            "overall": scores.summary(judged[policy], texts["answers"]),
+            "categories": scores.by_category(items, judged[policy], texts["answers"]),
+            "shuffled_audio": scores.summary(shuffled, texts["shuffled"]),
+            "recognition": recognition.score(utterances, texts["recognised"]),
+        }
+        name = policy.replace("/", "_")
+        air_bench.write_answers(out.path / "answers" / f"{name}.jsonl", items, texts["answers"])
+        _write_items(
+            out.path / "items" / f"{name}.jsonl", config.split, items, texts["answers"], judged[policy]
+        )
+    before, after = judged[config.before], judged[config.after]
+    report = {
+        "split": config.split,
+        "n": len(items),
+        "judge": {"name": judge.name, "shares_ground_truth": judge.shares_ground_truth},
+        "before": config.before,
+        "after": config.after,
+        "policies": found,
+        "constant_answer": _best_constant(judge, items),
+        "comparison": _plain(scores.compare(before, after, config.seed)),
+        "by_category": {
+            category: _plain(intervals)
+            for category, intervals in scores.compare_by_category(items, before, after, config.seed).items()
+        },
+        "against": {
+            policy: _plain(scores.compare(judged[policy], after, config.seed))
+            for policy in config.policies
+            if policy not in (config.before, config.after)
+        },
+    }
+    write_json(out.path / "scores.json", report)
+    return {
+        **found[config.after]["overall"],
+        **{f"delta_{name}": interval["delta"] for name, interval in report["comparison"].items()},
+    }
+
+
+def _texts(
+    config: EvaluateConfig,
+    policy: str,
+    model: Path,
+    corpus: Path,
+    items: list[Item],
+    utterances: list[recognition.Utterance],
+    features: ClipFeatures,
+    out: StageFolder,
+) -> dict[str, list[str]]:
+    """A policy's answers, its answers with the clips shuffled, and what it recognises; saved once made."""
+    saved = out.path / "texts" / f"{policy.replace('/', '_')}.json"
+    if saved.exists():
+        texts: dict[str, list[str]] = read_json(saved)
+        return texts
+    clips = [f"{config.split}/{item.audio}" for item in items]
+    other = np.roll(np.random.default_rng(config.seed).permutation(len(items)), 1)
+    order = np.random.default_rng(config.seed).permutation(len(items))
+    wrong = [""] * len(items)
+    for here, there in zip(order, other, strict=True):
+        wrong[here] = clips[there]
+    plain = {task: pretraining_prompt(task, 1, config.dialect) for task in {one.prompt for one in utterances}}
+    groups = {
+        "answers": [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)],
+        "shuffled": [Request(item.question, (clip,)) for item, clip in zip(items, wrong, strict=True)],
+        "recognised": [Request(plain[one.prompt], (one.audio,), plain=True) for one in utterances],
+    }
+    sampler = Sampler(model, corpus, features=features)
+    how = Decoding(config.max_new_tokens)
+    texts = {}
+    with Progress(f"{out.name} {policy}", sum(map(len, groups.values()))) as progress:
+        done = 0
+        for name, requests in groups.items():
+            answered = complete_all(
+                sampler,
+                requests,
+                how,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                on_progress=lambda n, done=done: progress.update(done + n),
+            )
+            texts[name] = flatten(answered)
+            done += len(requests)
+    write_json(saved, texts)
+    return texts
+
+
+def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:
+    """The frequent reference answer that would do best if given to every question."""
+    frequent = [text for text, _ in Counter(item.answer_gt for item in items).most_common(_CONSTANTS_TRIED)]
+    tried = {
+        text: scores.summary(judge.judge(items, [text] * len(items)), [text] * len(items))
+        for text in frequent
+    }
+    best = max(tried, key=lambda text: tried[text]["score"])
+    return {"text": best, **tried[best]}
+
+
+def _write_items(
+    path: Path, split: str, items: list[Item], answers: list[str], judged: list[Judgement]
+) -> None:
+    rows = [
+        {
+            **item._asdict(),
+            "category": item.category,
+            "audio": f"{split}/{item.audio}",
+            "response": answer,
+            **marks._asdict(),
+        }
+        for item, answer, marks in zip(items, answers, judged, strict=True)
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _plain(intervals: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {name: interval._asdict() for name, interval in intervals.items()}

@@ -1,0 +1,31 @@
+"""Annotations to preference pairs, factuality and behaviour kept apart.
+
+Reads: completions, annotations. Writes: pairs.jsonl.
+    align run recipes/demo --only 5_pairs
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.artifacts import StageFolder
+from align.config import PairsConfig
+from preference_data import pairs, store
+from preference_data.schema import Annotation, Completion, Prompt
+
+
+def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
+    """Build pairs; returns per axis how many comparisons became pairs, ties and disagreements."""
+    source = inputs[config.completions]
+    built, tallies = pairs.build(
+        store.read(inputs[config.annotations] / "annotations.jsonl", Annotation),
+        {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)},
+        {one.id: one for one in store.stream(source / "completions.jsonl", Completion)},
+        min_agreement=config.min_agreement,
+    )
+    store.write(out.path / "pairs.jsonl", built)
+    return {
+        f"{name}_{axis}": float(count)
+        for axis, tally in tallies.items()
+        for name, count in tally._asdict().items()
+    }

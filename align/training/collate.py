@@ -1,0 +1,123 @@
+"""Dataset rows -> padded tensors, for SFT and for preference pairs.
+
+Rows hold text and clip paths; tokens and features are made here, batch by batch. Shapes: B rows,
+T tokens, C clips, M mel bins, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen2AudioProcessor
+
+from align.models.chat import (
+    Encoded,
+    encode_chat,
+    encode_completion,
+    encode_prompt,
+    encode_text,
+    expand_audio,
+    join,
+    user,
+)
+from align.models.features import Clip, ClipFeatures, stack
+from align.training.augment import Augmentation, augment
+
+Row = dict[str, Any]
+
+
+@dataclass
+class SFTCollator:
+    """Rows of chats (`messages`) or plain texts (`prompt`, `completion`), each with `audios`.
+
+    Gives input_ids, attention_mask, labels (B, T; -100 but on the answer), input_features (C, M, F) and
+    feature_attention_mask (C, F). A row's features are augmented by its `draw` number alone.
+    """
+
+    processor: Qwen2AudioProcessor
+    features: ClipFeatures
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Collate rows, see the class."""
+        ids, labels, clips = [], [], []
+        for row in rows:
+            own = self.features(row["audios"])
+            encoded = self._encode(row, own)
+            ids.append(torch.tensor(encoded.ids))
+            mask = torch.tensor(encoded.mask)
+            labels.append(torch.where(mask == 1, ids[-1], -100))
+            clips += [self._augment(clip, row["draw"]) for clip in own]
+        return {**_pad(self.processor, ids), "labels": _right_pad(labels, -100), **stack(clips)}
+
+    def _encode(self, row: Row, clips: Sequence[Clip]) -> Encoded:
+        if row.get("messages") is not None:
+            encoded = encode_chat(self.processor, row["messages"])
+        else:
+            encoded = join(
+                encode_text(self.processor, row["prompt"]),
+                encode_completion(self.processor, row["completion"]),
+            )
+        return _expand(self.processor, encoded, clips)
+
+    def _augment(self, clip: Clip, draw: int) -> Clip:
+        if self.augmentation == Augmentation():
+            return clip
+        return clip._replace(mel=augment(clip.mel, self.augmentation, draw))
+
+
+@dataclass
+class PreferenceCollator:
+    """Rows `question, chosen, rejected, audios, weight` -> the [chosen; rejected] batch that TRL's DPO reads.
+
+    Gives input_ids, attention_mask, completion_mask (2B, T), the clips' features once per side (2C, M, F),
+    pair_weight (B,), and the reference's log-probs (B,) where TRL has added them to the rows.
+    """
+
+    processor: Qwen2AudioProcessor
+    features: ClipFeatures
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Collate rows, see the class."""
+        clips = [self.features(row["audios"]) for row in rows]
+        prompts = [
+            _expand(self.processor, encode_prompt(self.processor, [user(row["question"], len(own))]), own)
+            for row, own in zip(rows, clips, strict=True)
+        ]
+        both = [
+            join(prompt, encode_completion(self.processor, row[side]))
+            for side in ("chosen", "rejected")
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+        flat = [clip for own in clips for clip in own]
+        batch = {
+            **_pad(self.processor, [torch.tensor(encoded.ids) for encoded in both]),
+            "completion_mask": _right_pad([torch.tensor(encoded.mask) for encoded in both], 0),
+            **stack(flat + flat),
+            "pair_weight": torch.tensor([row["weight"] for row in rows]),
+        }
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
+        return batch
+
+
+def _expand(processor: Qwen2AudioProcessor, encoded: Encoded, clips: Sequence[Clip]) -> Encoded:
+    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    return expand_audio(encoded, [clip.n_tokens for clip in clips], audio_id)
+
+
+def _right_pad(rows: Sequence[Tensor], value: int) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def _pad(processor: Qwen2AudioProcessor, ids: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {
+        "input_ids": _right_pad(ids, processor.tokenizer.pad_token_id),
+        "attention_mask": _right_pad([torch.ones_like(row) for row in ids], 0),
+    }

@@ -1,0 +1,56 @@
+"""Run a trainer to the end inside a stage folder: resume, report, stop when asked, never lose work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.artifacts import Interrupted, StageFolder, stop_requested
+from align.progress import Progress
+from align.training.checkpoints import newest, step_of
+
+
+class Report(TrainerCallback):
+    """Metrics to the stage folder, progress to the terminal, and a checkpoint when a stop is asked for."""
+
+    def __init__(self, out: StageFolder, progress: Progress) -> None:
+        self.out = out
+        self.progress = progress
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write one row of metrics."""
+        logs = {k: float(v) for k, v in kwargs["logs"].items() if isinstance(v, int | float)}
+        if "loss" in logs:
+            self.out.log(state.global_step, logs)
+            self.progress.update(state.global_step, loss=logs["loss"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the progress; honour a stop request at this step."""
+        self.progress.update(state.global_step)
+        if stop_requested.is_set():
+            control.should_save = control.should_training_stop = True
+
+
+def fit(trainer: Trainer, out: StageFolder) -> dict[str, float]:
+    """Train from the newest whole checkpoint to the end; returns the last logged metrics.
+
+    Raises:
+        Interrupted: a stop was requested; a checkpoint of this step is on disk.
+        NonFiniteLoss: see `checkpoints`.
+    """
+    checkpoint = newest(Path(trainer.args.output_dir))
+    if checkpoint is not None:
+        out.rewind(step_of(checkpoint))
+    with Progress(out.name, trainer.args.max_steps) as progress:
+        trainer.add_callback(Report(out, progress))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    return {k: float(v) for k, v in history[-1].items() if isinstance(v, int | float)} if history else {}
