@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
-    "<|im_end|>{% endgeneration %}\n"
+    "<|im_end|>{% endgeneration %}{{ '\n' }}"  # a bare newline after a block tag would be trimmed
     "{% elif message['content'] is string %}"
     "{{ message['content'] }}<|im_end|>\n"
     "{% else %}"

@@ -30,7 +30,7 @@ def augment(mel: Tensor, how: Augmentation, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=draw)
+        return low + (high - low) * torch.rand(shape, generator=draw)
 
     bins, frames = mel.shape
     if how.vocal_tract:

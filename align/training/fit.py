@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.artifacts import Interrupted, StageFolder, stop_requested
+from align.artifacts import Interrupted, StageFolder, heeding_stop, stop_requested
 from align.progress import Progress
 from align.training.checkpoints import newest, step_of
 
@@ -47,7 +47,7 @@ def fit(trainer: Trainer, out: StageFolder) -> dict[str, float]:
     checkpoint = newest(Path(trainer.args.output_dir))
     if checkpoint is not None:
         out.rewind(step_of(checkpoint))
-    with Progress(out.name, trainer.args.max_steps) as progress:
+    with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
         trainer.add_callback(Report(out, progress))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:

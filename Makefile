@@ -1,0 +1,41 @@
+# Two commands on a fresh machine with Python >= 3.11, make and git: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SEEDS ?= 0 1 2
+DIGITS ?= data/free-spoken-digit-dataset
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo demo-seeds digits test check clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## the whole loop on made audio: pre-train, SFT, annotate, DPO, gate, promote
+	$(BIN)/align run recipes/demo
+
+demo-seeds: $(READY)  ## the demo once per seed, then one table
+	for seed in $(SEEDS); do \
+	  $(BIN)/align run recipes/demo --set '*.seed='$$seed --out runs/demo-seed-$$seed || exit $$?; \
+	done
+	$(BIN)/align compare $(foreach seed,$(SEEDS),runs/demo-seed-$(seed)) --seeds
+
+digits: $(READY)  ## the same stages on recorded human speech; DIGITS= its folder
+	$(BIN)/align run recipes/spoken_digits --set corpus.dir=$(DIGITS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,137 @@
+"""The loss and gradients of our DPO trainer against arithmetic done by hand, row by row, unpadded."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig
+
+from align.models import qwen2_audio
+from align.models.chat import encode_completion, encode_prompt, expand_audio, join, user
+from align.models.features import ClipFeatures, stack
+from align.training.arguments import arguments
+from align.training.collate import PreferenceCollator
+from align.training.trainers import AudioDPOTrainer
+
+QUESTION = "Is the tone high or low?"
+BETA = 0.3
+ROWS = [
+    {"question": QUESTION, "chosen": "The tone is high.", "rejected": "low", "audios": ["0.wav"]},
+    {"question": QUESTION, "chosen": "The tone is low.", "rejected": "A low tone.", "audios": ["1.wav"]},
+    {"question": "high?", "chosen": "low", "rejected": "The tone is high.", "audios": ["2.wav", "1.wav"]},
+]
+
+
+def make_trainer(tiny, tmp_path, weights, loss="sigmoid", **passed_on):
+    processor = qwen2_audio.load_processor(tiny.policy)
+    options = arguments(
+        tmp_path, steps=2, batch_size=3, learning_rate=1e-3, save_steps=1, seed=0, passed_on=passed_on
+    )
+    rows = [{**row, "weight": weight} for row, weight in zip(ROWS, weights, strict=True)]
+    return AudioDPOTrainer(
+        model=qwen2_audio.load_model(tiny.policy),
+        ref_model=qwen2_audio.load_model(tiny.policy),
+        args=DPOConfig(**options, loss_type=[loss], beta=BETA),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio)),
+        processing_class=processor,
+    )
+
+
+def answer_logp(model, processor, features, row, side):
+    """log p(answer | clips, question), one row alone, no padding: the slow and obvious way."""
+    clips = features(row["audios"])
+    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    prompt = encode_prompt(processor, [user(row["question"], len(clips))])
+    encoded = expand_audio(
+        join(prompt, encode_completion(processor, row[side])), [c.n_tokens for c in clips], audio_id
+    )
+    ids = torch.tensor([encoded.ids])
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **stack(clips)).logits[0, :-1]
+    picked = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return (picked * torch.tensor(encoded.mask[1:])).sum()
+
+
+def by_hand(policy, reference, processor, features, weights):
+    total = torch.tensor(0.0)
+    for row, weight in zip(ROWS, weights, strict=True):
+        margin = torch.tensor(0.0)
+        for side, sign in (("chosen", 1), ("rejected", -1)):
+            with torch.no_grad():
+                anchor = answer_logp(reference, processor, features, row, side)
+            margin = margin + sign * (answer_logp(policy, processor, features, row, side) - anchor)
+        total = total - weight * torch.nn.functional.logsigmoid(BETA * margin)
+    return total / len(ROWS)
+
+
+def perturb(model):
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(1)
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=draw))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.5, 0.5, 1.0)])
+def test_loss_and_gradients_equal_hand_arithmetic(tiny, tmp_path, weights):
+    trainer = make_trainer(tiny, tmp_path, weights)
+    perturb(trainer.model)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    ours = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+    processor = trainer.processing_class
+    twin = qwen2_audio.load_model(tiny.policy)
+    perturb(twin)
+    reference = qwen2_audio.load_model(tiny.policy)
+    slow = by_hand(twin, reference, processor, ClipFeatures(processor, tiny.audio), weights)
+    slow.backward()
+    assert loss.item() == pytest.approx(slow.item(), rel=1e-5)
+    assert ours
+    for name, p in twin.named_parameters():
+        if p.grad is not None and name in ours:
+            torch.testing.assert_close(ours[name], p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_policy_equal_to_reference_gives_log_two(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, (1.0, 1.0, 1.0))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["sigmoid", "ipo", "robust", "apo_zero", "apo_down", "sppo_hard", "nca_pair", "bco_pair", "discopop", "sigmoid_norm"],
+)
+def test_a_weighted_loss_is_the_weighted_mean_of_single_pair_losses(tiny, tmp_path, loss):
+    weights = (1.5, 0.5, 1.0)
+    trainer = make_trainer(tiny, tmp_path, weights, loss)
+    perturb(trainer.model)
+    rows = [trainer.train_dataset[i] for i in range(3)]
+    together = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
+    trainer.use_weighting = False
+    alone = [trainer.compute_loss(trainer.model, trainer.data_collator([row])).item() for row in rows]
+    assert together == pytest.approx(sum(w * l for w, l in zip(weights, alone, strict=True)) / 3, rel=1e-4)
+
+
+def test_precomputed_reference_gives_the_same_loss(tiny, tmp_path):
+    live = make_trainer(tiny, tmp_path, (1.5, 0.5, 1.0))
+    stored = make_trainer(tiny, tmp_path, (1.5, 0.5, 1.0), precompute_ref_log_probs=True)
+    for trainer in (live, stored):
+        perturb(trainer.model)
+    losses = [
+        t.compute_loss(t.model, t.data_collator([t.train_dataset[i] for i in range(3)])).item()
+        for t in (live, stored)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_other_audio_gives_another_loss(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, (1.0, 1.0, 1.0))
+    perturb(trainer.model)
+    rows = [trainer.train_dataset[i] for i in range(2)]
+    right = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
+    for row in rows:
+        row["audios"] = ["3.wav"]
+    assert trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item() != pytest.approx(right, abs=1e-6)
