@@ -24,6 +24,8 @@ from preference_data.store import write_text
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+SECONDS = ".seconds"
+"""Time spent on unfinished work so far, over all attempts."""
 _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow")
 
 
@@ -61,16 +63,22 @@ def fsync_tree(folder: Path) -> None:
 
 
 def commit_folder(partial: Path, final: Path) -> None:
-    """Move a finished folder into place in one step, durable once this returns."""
+    """Put a finished folder into place, durable once this returns.
+
+    At no moment does a half-deleted folder bear the final name.
+    """
     fsync_tree(partial)
+    replaced = final.with_name(f".replaced-{final.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     partial.rename(final)
     handle = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def git_commit() -> str:
@@ -124,11 +132,11 @@ class StageFolder:
 
     def commit(self, manifest: dict[str, Any]) -> None:
         """Hash the outputs, write the manifest and move the folder into place."""
-        (self.path / ".fingerprint").unlink(missing_ok=True)
+        ours = {self.path / name for name in (".fingerprint", SECONDS, MANIFEST)}
         outputs = {
             str(path.relative_to(self.path)): sha256_file(path)
             for path in sorted(self.path.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path not in ours
         }
         write_json(
             self.path / MANIFEST,
@@ -141,6 +149,8 @@ class StageFolder:
             },
         )
         commit_folder(self.path, self.final)
+        for name in (".fingerprint", SECONDS):  # until now they let a killed commit be taken up again
+            (self.final / name).unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -166,6 +176,18 @@ def read_manifest(stage: Path) -> dict[str, Any]:
 
 class RunIsBusy(RuntimeError):
     """Another process works in this run folder."""
+
+
+def holder(run: Path) -> str | None:
+    """The id of the process that works in this run folder, if any."""
+    if not (run / ".lock").exists():
+        return None
+    with (run / ".lock").open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "?"
+    return None
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import sys
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -24,8 +25,9 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._first = 0
         """`done` at the first update: what an earlier attempt did tells nothing about this one's speed."""
-        self._done = 0
-        self._last = ""
+        self._values: dict[str, float] = {}
+        """The latest of each; a value not given again is still shown."""
+        self._last = self._shown = ""
         self._bar: Bar | None = None
         self._task = TaskID(0)
 
@@ -43,15 +45,12 @@ class Progress:
         now = time.monotonic()
         if not self._last:
             self._first, self._started = done, now
-        elif done == self._done and done < self.total:
-            return
-        self._done = done
-        line = self._line(done, values, now)
+        self._values |= values
+        line = self._line(done, now)
         if self._bar:
             self._bar.update(self._task, completed=done, line=line)
-        elif not self._last or done >= self.total or now - self._printed >= _SECONDS_BETWEEN_LINES:
-            print(line, flush=True)
-            self._printed = now
+        elif not self._last or now - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._print(line, now)
         self._last = line
 
     def __exit__(
@@ -59,13 +58,17 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-            if self._last:
-                print(self._last, flush=True)
+        if self._last not in ("", self._shown):
+            self._print(self._last, time.monotonic())
 
-    def _line(self, done: int, values: dict[str, float], now: float) -> str:
+    def _print(self, line: str, now: float) -> None:
+        print(line, flush=True)
+        self._shown, self._printed = line, now
+
+    def _line(self, done: int, now: float) -> str:
         share = f"{100 * done // self.total}%" if self.total else ""
         parts = [self.label, f"{done}/{self.total}", share]
-        parts += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in values.items()]
+        parts += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self._values.items()]
         ready = done - self._first
         if 0 < ready and done < self.total:
             seconds = round((now - self._started) / ready * (self.total - done))

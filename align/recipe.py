@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,24 +19,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from align.config import CONFIGS, TRL_CONFIGS, Needs, StageConfig
+from align.stage_file import Loc, Problem, StageFile, dotted, read_files
 from align.trl_names import instead_of, known_names
 
-Loc = tuple[str | int, ...]
-"""Where a value is inside a file: keys and list positions from the top."""
-
-_FILE = re.compile(r"(?P<number>\d+)_(?P<title>[A-Za-z0-9_-]+)\.yaml")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class Problem(NamedTuple):
-    """One mistake: `place` is `file:line` or the override that made it, `key` a dotted path or empty."""
-
-    place: str
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in self if part)
 
 
 class RecipeError(ValueError):
@@ -84,26 +70,6 @@ class Recipe:
         return next(step for step in self.steps if step.name == found[0])
 
 
-@dataclass
-class _File:
-    """A stage file as written: `data` by key, and the place each value comes from."""
-
-    path: Path
-    name: str
-    number: int
-    data: dict[str, Any] = field(default_factory=dict)
-    places: dict[Loc, str] = field(default_factory=dict)
-
-    def place(self, loc: Loc) -> str:
-        """Where a value is, or the nearest thing around it."""
-        return next(
-            (self.places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.places), f"{self.path}:1"
-        )
-
-    def problem(self, loc: Loc, message: str) -> Problem:
-        return Problem(self.place(loc), _dotted(loc), message)
-
-
 def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe. `overrides` are `S.key=value` as given to `--set`.
 
@@ -113,7 +79,7 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     if not folder.is_dir():
         raise RecipeError([Problem(str(folder), "", "is not a folder; a recipe is a folder of N_name.yaml")])
     problems: list[Problem] = []
-    files = _read_files(folder, problems)
+    files = read_files(folder, problems)
     for override in overrides or []:
         problems += _apply(override, files)
     steps = []
@@ -132,71 +98,10 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     return Recipe(folder.resolve().name, folder, steps)
 
 
-# -------------------------------------------------------------------------- files -> values with places
-
-
-def _read_files(folder: Path, problems: list[Problem]) -> list[_File]:
-    """All stage files in the order they run; what cannot be read is reported and left out."""
-    files = []
-    paths = [p for p in folder.iterdir() if p.suffix in (".yaml", ".yml") and not p.name.startswith(".")]
-    for path in sorted(paths):
-        match = _FILE.fullmatch(path.name)
-        if match is None:
-            problems.append(Problem(str(path), "", "a stage file is named N_name.yaml, such as 2_sft.yaml"))
-            continue
-        file = _File(path, path.stem, int(match["number"]))
-        problems += _parse(file)
-        files.append(file)
-    if not paths:
-        problems.append(Problem(str(folder), "", "holds no stage files (N_name.yaml)"))
-    return sorted(files, key=lambda file: (file.number, file.name))
-
-
-def _parse(file: _File) -> list[Problem]:
-    """Fill in `data` and `places`."""
-    problems: list[Problem] = []
-    try:
-        loader = yaml.SafeLoader(file.path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            return [Problem(f"{file.path}:1", "", "expected keys and values, such as `stage: sft`")]
-        problems += _walk(node, (), file, set())
-        if not problems:
-            file.data = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        return [Problem(f"{file.path}:{line}", "", f"not YAML: {error.problem or error.context}")]
-    except (yaml.YAMLError, ValueError) as error:
-        return [Problem(f"{file.path}:1", "", f"not YAML: {error}")]
-    return problems
-
-
-def _walk(node: yaml.Node, loc: Loc, file: _File, seen: set[int]) -> Iterator[Problem]:
-    """Note the line of every value; yields repeated keys and anchors, which would hide a value."""
-    if id(node) in seen:
-        yield file.problem(loc, "anchors (&, *) are not supported in recipes; write the value out")
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            file.places[(*loc, index)] = f"{file.path}:{item.start_mark.line + 1}"
-            yield from _walk(item, (*loc, index), file, seen)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here, place = (*loc, str(key.value)), f"{file.path}:{key.start_mark.line + 1}"
-            if here in file.places:
-                yield Problem(place, _dotted(here), f"written twice, first at {file.places[here]}")
-            elif key.tag != "tag:yaml.org,2002:str":
-                yield Problem(place, _dotted(here), "a key must be text; put it in quotes")
-            file.places.setdefault(here, place)
-            yield from _walk(value, here, file, seen)
-
-
 # -------------------------------------------------------------------------- overrides
 
 
-def _apply(override: str, files: list[_File]) -> list[Problem]:
+def _apply(override: str, files: list[StageFile]) -> list[Problem]:
     """Change the files' data by one `S.key=value`."""
     place = f"--set {override}"
     target, equals, text = override.partition("=")
@@ -223,7 +128,7 @@ def _apply(override: str, files: list[_File]) -> list[Problem]:
                 inner[key] = {}
             inner = inner[key]
             if not isinstance(inner, dict):
-                return [Problem(place, _dotted(tuple(keys[:depth])), f"holds {inner!r}, not keys")]
+                return [Problem(place, dotted(tuple(keys[:depth])), f"holds {inner!r}, not keys")]
         inner[keys[-1]] = value
         inside = tuple(keys)
         file.places = {loc: at for loc, at in file.places.items() if loc[: len(inside)] != inside}
@@ -231,7 +136,7 @@ def _apply(override: str, files: list[_File]) -> list[Problem]:
     return []
 
 
-def _has_key(file: _File, keys: list[str]) -> bool:
+def _has_key(file: StageFile, keys: list[str]) -> bool:
     """Whether the file's kind of stage knows this key."""
     kind = CONFIGS.get(str(file.data.get("stage")))
     model = _model_at(kind, tuple(keys[:-1])) if kind else None
@@ -251,7 +156,7 @@ def _matching(name: str, names: list[str]) -> list[str] | str:
 # -------------------------------------------------------------------------- values -> typed config
 
 
-def _validate(file: _File) -> tuple[StageConfig | None, list[Problem]]:
+def _validate(file: StageFile) -> tuple[StageConfig | None, list[Problem]]:
     """The typed config of a file, or what keeps it from being one."""
     if not file.data:
         return None, []  # already reported as unreadable
@@ -280,7 +185,7 @@ _EXPECTED = MappingProxyType(
 )
 
 
-def _explain(file: _File, config: type[BaseModel], error: ErrorDetails) -> Problem:
+def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> Problem:
     """A pydantic error in the recipe's words."""
     loc = tuple(part for part in error["loc"] if part != "[key]")
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
@@ -349,7 +254,9 @@ def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple
             yield from (((key, i), needs, ref) for i, ref in enumerate(value) if isinstance(ref, str))
 
 
-def _check_references(file: _File, earlier: dict[str, _File], files: list[_File]) -> list[Problem]:
+def _check_references(
+    file: StageFile, earlier: dict[str, StageFile], files: list[StageFile]
+) -> list[Problem]:
     """References that lead nowhere, forward, or to the wrong kind of stage."""
     config = CONFIGS.get(str(file.data.get("stage")))
     problems = []
@@ -382,7 +289,7 @@ def _foreign_problem(ref: str, needs: Needs) -> str | None:
     return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"
 
 
-def _check_trl(file: _File) -> list[Problem]:
+def _check_trl(file: StageFile) -> list[Problem]:
     """Names under `trl:` that TRL does not know, or that repeat a key of ours."""
     stage, given = str(file.data.get("stage")), file.data.get("trl")
     if stage not in TRL_CONFIGS or not isinstance(given, dict) or not given:
@@ -397,10 +304,6 @@ def _check_trl(file: _File) -> list[Problem]:
             hint = _suggestion(name, known)
             problems.append(file.problem(("trl", name), f"trl.{TRL_CONFIGS[stage]} has no such name{hint}"))
     return problems
-
-
-def _dotted(loc: Loc) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
 
 
 def _suggestion(wrong: str, known: Any) -> str:

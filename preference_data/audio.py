@@ -18,7 +18,7 @@ import signal
 import struct
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO
@@ -31,16 +31,12 @@ import soundfile
 import soxr
 
 T = TypeVar("T")
-_SPAWN = multiprocessing.get_context("spawn")
-"""Not fork: the parent has threads (torch, MLflow), and its memory is not the workers'."""
+_SPAWN = multiprocessing.get_context("spawn")  # not fork: the parent has threads and much memory
 
-SAMPLE_RATE = 16_000
-"""Hz, of everything `load` returns."""
+SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
 
-_PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file"]
-_HeaderReason = Literal[
-    "empty_file", "unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"
-]
+_PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
+_HeaderReason = Literal["unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"]
 _LengthReason = Literal["unknown_length", "empty_audio", "too_long", "truncated", "too_large"]
 _SoundReason = Literal["corrupt", "non_finite", "bad_level", "decoder_crashed", "decoder_hung"]
 Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]
@@ -49,26 +45,20 @@ Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ = 4_000, 192_000
 _MAX_CHANNELS = 8
-_MAX_PEAK = 100.0
-"""Full scale is 1; floating-point files may exceed it, but not by that much."""
-_MAX_PATH_BYTES, _MAX_NAME_BYTES = 1024, 255
-_MAX_CHUNKS = 1000
-"""RIFF chunks looked at before the sound."""
-_OGG_PAGE = 27 + 255 + 255 * 255
-"""Bytes of the largest Ogg page."""
-_UNKNOWN_FRAMES, _UNKNOWN_BYTES = 2**63 - 1, 2**32 - 1
-"""What libsndfile reports, and what a WAV written to a pipe promises, when the length is not known."""
-_WORKER_BYTES = 2 * 2**30
-"""Memory that a worker of `audit` may take on top of what it starts with."""
-_GUARD = 'does the calling script have its `if __name__ == "__main__":` guard?'
-_TELLTALES = (
-    (0, b"version https://git-lfs", "it is a git-lfs pointer; run `git lfs pull`"),
-    (0, b"<", "it is a web page; the download failed, fetch the file again"),
-    (0, b"#EXTM3U", "it is a playlist; fetch the audio that it lists"),
-    (4, b"ftyp", "it is MP4/M4A; convert it to WAV or FLAC, e.g. with ffmpeg"),
-    (0, b"\x1a\x45\xdf\xa3", "it is Matroska/WebM; convert it to WAV or FLAC, e.g. with ffmpeg"),
+_MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but not by that much
+_MAX_PATH, _MAX_NAME = 1024, 255
+_MAX_CHUNKS = 1000  # RIFF chunks looked at before the sound
+_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest one
+_UNKNOWN_FRAMES, _UNKNOWN_BYTES = 2**63 - 1, 2**32 - 1  # by libsndfile; by a WAV written to a pipe
+_GUARD = 'guard the calling script by `if __name__ == "__main__":`'
+_WORKER_BYTES = 2 * 2**30  # memory that a worker of `audit` may take on top of what it starts with
+_TELLTALES = (  # offset, bytes and meaning of files that often stand where audio should
+    (0, b"version https://git-lfs", "is a git-lfs pointer; run `git lfs pull`"),
+    (0, b"<", "is a web page, so the download failed; fetch the file again"),
+    (0, b"#EXTM3U", "is a playlist; fetch the audio that it lists"),
+    (4, b"ftyp", "is MP4/M4A; convert it to WAV or FLAC, e.g. with ffmpeg"),
+    (0, b"\x1a\x45\xdf\xa3", "is Matroska/WebM; convert it to WAV or FLAC, e.g. with ffmpeg"),
 )
-"""Offset, bytes and meaning of files that often stand where audio should."""
 
 
 class BadAudio(ValueError):
@@ -76,23 +66,23 @@ class BadAudio(ValueError):
 
     def __init__(self, path: Path | str, code: Reason, detail: str) -> None:
         super().__init__(str(path), code, detail)
-        self.path = str(path)
-        self.code: Reason = code
-        self.detail = detail
+        self.path, self.code, self.detail = str(path), code, detail
 
     def __str__(self) -> str:
         return f"{self.path!r}: {self.code}: {self.detail}"
 
 
 class AudioInfo(NamedTuple):
-    """What a file says about itself; `frames` are samples per channel, `sha256` is of its bytes."""
+    """What a file says about itself: `frames` are samples per channel, `sha256` is of its bytes.
+
+    `format` is container and coding by the bytes, not by the name, e.g. "WAV/PCM_16".
+    """
 
     duration_s: float
     sample_rate_hz: int
     channels: int
     frames: int
     format: str
-    """Container and coding, e.g. "WAV/PCM_16"; the file's name is not asked."""
     sha256: str
 
 
@@ -109,30 +99,21 @@ def resolve_inside(root: Path, relative: str) -> Path:
     """The absolute path of a manifest's `relative` path, which must stay below `root`.
 
     Raises:
-        BadAudio: `bad_path` (empty, a URL, a NUL, over-long, not Unicode, a loop of links) or
+        BadAudio: `bad_path` (empty, a URL, over-long, a NUL, not Unicode, a loop of links) or
             `outside_root` (absolute, "..", a link that leaves the root).
     """
-    refuse = partial(BadAudio, relative[:_MAX_NAME_BYTES])
-    try:
-        encoded = relative.encode()
-    except UnicodeEncodeError:
-        raise refuse("bad_path", "is not valid Unicode; rename the file") from None
-    if "://" in relative:
-        raise refuse("bad_path", "is a URL; fetch it, then name the file below the root")
-    if "\0" in relative:
-        raise refuse("bad_path", "holds a NUL character; mend the manifest")
-    if len(encoded) > _MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > _MAX_NAME_BYTES:
-        limits = f"{_MAX_PATH_BYTES} bytes, {_MAX_NAME_BYTES} of them in one name"
-        raise refuse("bad_path", f"has {len(encoded)} bytes, the limits are {limits}; shorten it")
-    parts = PurePosixPath(relative).parts
-    if not parts:
-        raise refuse("bad_path", "is empty; name a file below the root")
-    if relative.startswith("/") or ".." in parts:
+    refuse = partial(BadAudio, relative[:_MAX_NAME])
+    if not PurePosixPath(relative).parts or "://" in relative:
+        raise refuse("bad_path", "is empty or a URL; fetch the file and name it by its path below the root")
+    if len(relative) > _MAX_PATH or max(map(len, relative.split("/"))) > _MAX_NAME:
+        limits = f"{_MAX_PATH}, {_MAX_NAME} in one name"
+        raise refuse("bad_path", f"has {len(relative)} characters, the limit is {limits}; shorten it")
+    if relative.startswith("/") or ".." in relative.split("/"):
         raise refuse("outside_root", f"is absolute or holds '..'; make it relative to {root}")
     try:
         resolved = (root / relative).resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, until Python 3.13
-        raise refuse("bad_path", f"cannot be followed ({error})") from error
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, half a surrogate pair
+        raise refuse("bad_path", f"is no path ({error}); mend the manifest") from error
     if not resolved.is_relative_to(root.resolve()):
         raise refuse("outside_root", f"is a link that leaves {root}; copy the file into it")
     return resolved
@@ -155,8 +136,7 @@ def load(path: Path, *, max_duration_s: float) -> np.ndarray:
         float32 samples, shape (n,), n >= 1; full scale is [-1, 1].
 
     Raises:
-        BadAudio: as `inspect`, and when the samples are damaged, fewer than the header says, not
-            finite, or far beyond full scale.
+        BadAudio: as `inspect`, and for samples that are damaged, too few, not finite or far too loud.
     """
     with _opened(path, max_duration_s) as (_, sound):
         mono = _decode(path, sound).mean(axis=1)
@@ -189,31 +169,30 @@ def audit(
         ValueError: a record id comes twice.
     """
     clips = list(clips)
-    twice = [record for record, count in Counter(record for record, _ in clips).items() if count > 1]
-    if twice:
+    if twice := [record for record, n in Counter(record for record, _ in clips).items() if n > 1]:
         raise ValueError(f"record id {twice[0]!r} comes more than once; audit each clip once")
+    verify = partial(_verify, root=root, max_duration_s=max_duration_s)
     outcomes: dict[int, AudioInfo | BadAudio] = {}
-    paths: dict[int, str] = {}
-    for index, (_, relative) in enumerate(clips):
-        try:
-            paths[index] = str(resolve_inside(root, relative))
-        except BadAudio as error:
-            outcomes[index] = error
-    verify = partial(_verify, max_duration_s=max_duration_s)
-    for index, outcome in _in_workers(verify, paths, file_timeout_s):
-        outcomes[index] = _blame(paths[index], outcome) if isinstance(outcome, _Died) else outcome
+    for index, outcome in _in_workers(verify, [relative for _, relative in clips], file_timeout_s):
+        outcomes[index] = _blame(clips[index][1], outcome) if isinstance(outcome, _Died) else outcome
         if on_progress is not None:
             on_progress(len(outcomes))
 
-    good: dict[str, AudioInfo] = {}
-    refused: list[Quarantined] = []
-    for index, (record, relative) in enumerate(clips):
-        match outcomes[index]:
-            case BadAudio() as error:
-                refused.append(Quarantined(record, relative, error.code, error.detail))
-            case AudioInfo() as info:
-                good[record] = info
+    checked = [(clip, outcomes[index]) for index, clip in enumerate(clips)]
+    good = {clip[0]: info for clip, info in checked if isinstance(info, AudioInfo)}
+    refused = [Quarantined(*clip, bad.code, bad.detail) for clip, bad in checked if isinstance(bad, BadAudio)]
     return good, refused
+
+
+def _verify(relative: str, root: Path, max_duration_s: float) -> AudioInfo | BadAudio:
+    """What a worker of `audit` does with one file."""
+    try:
+        path = resolve_inside(root, relative)
+        with _opened(path, max_duration_s) as (file, sound):
+            _decode(path, sound)
+            return _describe(file, sound)
+    except BadAudio as error:
+        return error
 
 
 @contextmanager
@@ -223,16 +202,13 @@ def _opened(path: Path, max_duration_s: float) -> Iterator[tuple[FileIO, soundfi
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise BadAudio(path, "not_a_file", "is a folder or a device; name an audio file")
         with path.open("rb", buffering=0) as file, _sound(path, file) as sound:
+            _check_end(path, file, sound)
             _check_bounds(path, sound, max_duration_s)
-            if sound.format in ("WAV", "WAVEX"):
-                _check_wav_end(path, file)
-            if sound.format == "OGG":
-                _check_ogg_end(path, file)
             yield file, sound
     except FileNotFoundError:
         raise BadAudio(path, "missing", "does not exist; check the manifest and the root") from None
     except OSError as error:
-        raise BadAudio(path, "unreadable", f"{error.strerror}; check the file's rights and disk") from error
+        raise BadAudio(path, "unreadable", f"{error.strerror}; check its rights and the disk") from error
 
 
 def _sound(path: Path, file: FileIO) -> soundfile.SoundFile:
@@ -260,64 +236,55 @@ def _check_bounds(path: Path, sound: soundfile.SoundFile, max_duration_s: float)
     if not _LOWEST_HZ <= rate <= _HIGHEST_HZ:
         raise refuse("bad_sample_rate", f"{rate} Hz is not in {_LOWEST_HZ}..{_HIGHEST_HZ}; resample it")
     if sound.channels > _MAX_CHANNELS:
-        raise refuse(
-            "too_many_channels", f"{sound.channels} channels, the limit is {_MAX_CHANNELS}; mix it down"
-        )
-    if frames == _UNKNOWN_FRAMES:
-        raise refuse("unknown_length", "its header says no length; write it to a file, not to a pipe")
+        raise refuse("too_many_channels", f"{sound.channels}, the limit is {_MAX_CHANNELS}; mix it down")
     if round(frames * SAMPLE_RATE / rate) < 1:
         raise refuse("empty_audio", f"{frames} samples at {rate} Hz; cut or record it again")
     if frames > max_duration_s * rate:
         raise refuse("too_long", f"{frames / rate:.1f} s, the limit is {max_duration_s:g} s; cut it")
 
 
-def _check_wav_end(path: Path, file: FileIO) -> None:
-    """Refuse a WAV file with fewer bytes than its header promises; libsndfile would take it."""
+def _check_end(path: Path, file: FileIO, sound: soundfile.SoundFile) -> None:
+    """Refuse files of unknown length, and cut-off WAV and Ogg files, which libsndfile would take."""
+    refuse = partial(BadAudio, path)
+    promised, there = _wav_bytes(path, file) if sound.format in ("WAV", "WAVEX") else (0, 0)
+    if sound.frames == _UNKNOWN_FRAMES or promised == _UNKNOWN_BYTES:
+        raise refuse("unknown_length", "its header says no length; write it to a file, not to a pipe")
+    if promised > there:
+        raise refuse("truncated", f"promises {promised} bytes of sound, has {there}; fetch it again")
+    if sound.format == "OGG" and not _ends_ogg_stream(file):
+        raise refuse("truncated", f"its {_size(file)} bytes stop before the stream ends; fetch it again")
+
+
+def _wav_bytes(path: Path, file: FileIO) -> tuple[int, int]:
+    """How many bytes of sound the header of a WAV file promises, and how many there are."""
     order = {b"RIFF": "<", b"RIFX": ">"}.get(os.pread(file.fileno(), 4, 0))
     at = 12
     for _ in range(_MAX_CHUNKS if order else 0):
         header = os.pread(file.fileno(), 8, at)
         if len(header) < 8:
             break
-        name, promised = struct.unpack(f"{order}4sI", header)
-        at += 8
+        name, length = struct.unpack(f"{order}4sI", header)
         if name == b"data":
-            there = _size(file) - at
-            if promised == _UNKNOWN_BYTES:
-                raise BadAudio(
-                    path, "unknown_length", "its header says no length; write it to a file, not to a pipe"
-                )
-            if promised > there:
-                raise BadAudio(
-                    path, "truncated", f"promises {promised} bytes of sound, has {there}; fetch it again"
-                )
-            return
-        at += promised + promised % 2
+            return length, _size(file) - at - 8
+        at += 8 + length + length % 2
     raise BadAudio(path, "unreadable", f"no data in its first {_MAX_CHUNKS} RIFF chunks; write it again")
 
 
-def _check_ogg_end(path: Path, file: FileIO) -> None:
-    """Refuse an Ogg file whose last page is not whole or not marked as the last (RFC 3533, section 6)."""
+def _ends_ogg_stream(file: FileIO) -> bool:
+    """Whether the last page of an Ogg file is whole and marked as the last (RFC 3533, section 6)."""
     tail = os.pread(file.fileno(), _OGG_PAGE, max(0, _size(file) - _OGG_PAGE))
     page = tail[max(0, tail.rfind(b"OggS")) :]
-    lengths_end = 27 + page[26] if len(page) > 26 else len(page) + 1
-    is_last = len(page) > 5 and bool(page[5] & 4)
-    if not is_last or len(page) < lengths_end + sum(page[27:lengths_end]):
-        raise BadAudio(
-            path, "truncated", f"its {_size(file)} bytes stop before the stream ends; fetch it again"
-        )
+    if len(page) < 27 or not page[5] & 4:
+        return False
+    lengths_end = 27 + page[26]
+    return len(page) >= lengths_end + sum(page[27:lengths_end])
 
 
 def _describe(file: FileIO, sound: soundfile.SoundFile) -> AudioInfo:
     file.seek(0)
-    return AudioInfo(
-        duration_s=sound.frames / sound.samplerate,
-        sample_rate_hz=sound.samplerate,
-        channels=sound.channels,
-        frames=sound.frames,
-        format=f"{sound.format}/{sound.subtype}",
-        sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-    )
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    rate, frames = sound.samplerate, sound.frames
+    return AudioInfo(frames / rate, rate, sound.channels, frames, f"{sound.format}/{sound.subtype}", digest)
 
 
 def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
@@ -328,8 +295,8 @@ def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
     except soundfile.LibsndfileError as error:
         raise refuse("corrupt", f"cut off or damaged ({error.error_string}); fetch it again") from error
     except MemoryError as error:
-        mib = sound.frames * sound.channels * 4 >> 20
-        raise refuse("too_large", f"needs {mib} MiB of memory; cut it") from error
+        n_bytes = sound.frames * sound.channels * 4
+        raise refuse("too_large", f"needs {n_bytes >> 20} MiB of memory; cut it") from error
     if len(samples) != sound.frames:
         raise refuse("truncated", f"promises {sound.frames} samples, has {len(samples)}; fetch it again")
     peak = float(max(samples.max(), -samples.min()))  # NaN if any sample is
@@ -341,16 +308,6 @@ def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
     return samples
 
 
-def _verify(path: str, max_duration_s: float) -> AudioInfo | BadAudio:
-    """What a worker of `audit` does with one file."""
-    try:
-        with _opened(Path(path), max_duration_s) as (file, sound):
-            _decode(Path(path), sound)
-            return _describe(file, sound)
-    except BadAudio as error:
-        return error
-
-
 class _Died(NamedTuple):
     """How the worker ended that had an item; a negative code is a signal."""
 
@@ -360,7 +317,7 @@ class _Died(NamedTuple):
 def _blame(path: str, death: _Died) -> BadAudio:
     if death.exit_code == -signal.SIGALRM:
         return BadAudio(path, "decoder_hung", "took too long to decode; leave it out or convert it")
-    how = f"ended its decoder twice (exit code {death.exit_code})"
+    how = f"killed two decoders (exit code {death.exit_code})"
     return BadAudio(path, "decoder_crashed", f"{how}; leave it out or convert it")
 
 
@@ -368,14 +325,9 @@ class _Worker(Generic[T]):
     """A process that holds one item at a time, so that it is known what it died of."""
 
     def __init__(self, work: Callable[[str], T], timeout_s: float) -> None:
-        self._serving = (work, timeout_s)
-        self.start()
-
-    def start(self) -> None:
-        """Begin a fresh process; its first message says that it is up."""
-        self.index: int | None = None
+        self.index: int | None = None  # of its item; None until its first message: "I am up"
         self.pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, *self._serving), daemon=True)
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, work, timeout_s), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -386,11 +338,10 @@ class _Worker(Generic[T]):
 
     def take(self) -> T | _Died:
         try:
-            result: T = self.pipe.recv()
+            return self.pipe.recv()
         except (EOFError, OSError):
             self._process.join()
             return _Died(self._process.exitcode)
-        return result
 
     def stop(self) -> None:
         self.pipe.close()
@@ -404,7 +355,9 @@ def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even inside a C decoder that loops
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or cannot be set
         own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (own + _WORKER_BYTES, own + _WORKER_BYTES))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = own + _WORKER_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
     pipe.send(None)
     with suppress(EOFError):
         while True:
@@ -416,37 +369,35 @@ def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None
 
 
 def _in_workers(
-    work: Callable[[str], T], items: dict[int, str], timeout_s: float
+    work: Callable[[str], T], items: Sequence[str], timeout_s: float
 ) -> Iterator[tuple[int, T | _Died]]:
-    """Yield (key, result) of every item as results come.
+    """Yield (index, result) of every item as results come.
 
     An item whose worker died gets a second one, as the first may have been killed for another's sake
     (the system's memory ran out); one that took longer than `timeout_s` does not.
     """
-    waiting = deque(items.items())
+    waiting = deque(enumerate(items))
     suspects: set[int] = set()
-    n_workers = min(8, os.cpu_count() or 1, len(items))
-    workers: list[_Worker[T]] = []
+    workers = [_Worker(work, timeout_s) for _ in range(min(8, os.cpu_count() or 1, len(items)))]
     try:
-        workers += [_Worker(work, timeout_s) for _ in range(n_workers)]
         while workers:
             ready = wait([worker.pipe for worker in workers])
             for worker in [worker for worker in workers if worker.pipe in ready]:
                 index, result = worker.index, worker.take()
+                if not isinstance(result, _Died) and waiting:
+                    worker.give(*waiting.popleft())
+                else:
+                    worker.stop()
+                    workers.remove(worker)
                 if isinstance(result, _Died):
                     if index is None:
-                        raise RuntimeError(f"a decoder process does not start ({result}); {_GUARD}")
+                        raise RuntimeError(f"a decoder process does not start: {result}; {_GUARD}")
                     if index not in suspects and result.exit_code != -signal.SIGALRM:
                         suspects.add(index)
                         waiting.appendleft((index, items[index]))
                         index = None
-                    worker.stop()
-                    worker.start()
-                elif waiting:
-                    worker.give(*waiting.popleft())
-                else:
-                    workers.remove(worker)
-                    worker.stop()
+                    if waiting:
+                        workers.append(_Worker(work, timeout_s))
                 if index is not None:
                     yield index, result
     finally:

@@ -34,12 +34,8 @@ def tiny(tmp_path_factory) -> Tiny:
     from align.models import qwen2_audio
 
     root = tmp_path_factory.mktemp("tiny")
-    processor = qwen2_audio.build_processor(
-        TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1
-    )
-    model = qwen2_audio.build_model(
-        processor, d_model=32, heads=2, audio_layers=1, text_layers=1, seed=0
-    )
+    processor = qwen2_audio.build_processor(TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1)
+    model = qwen2_audio.build_model(processor, d_model=32, heads=2, audio_layers=1, text_layers=1, seed=0)
     qwen2_audio.save(model, processor, root / "policy")
     (root / "audio").mkdir()
     for i in range(4):

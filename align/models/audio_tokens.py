@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def n_audio_tokens(n_frames: int) -> int:
-    """Tokens that `n_frames` mel frames become: convolution by 2, then pooling by 2, rounding as the model does.
+    """Tokens that `n_frames` mel frames become: convolution by 2, then pooling by 2, each rounding its way.
 
     30 s = 3,000 frames at the released hop of 10 ms = 750 tokens.
     """

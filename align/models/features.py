@@ -20,7 +20,7 @@ from align.models.audio_tokens import n_audio_tokens
 from preference_data.audio import SAMPLE_RATE, load, resolve_inside
 
 _SHORTEST = SAMPLE_RATE // 10
-"""Samples. Below ~70 ms a clip has at most one token, and transformers then takes a legacy path that crashes."""
+"""Samples. Below ~70 ms a clip has one token at most; transformers then takes a legacy path that crashes."""
 
 
 class Clip(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -13,13 +13,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from preference_data.statistics import Interval
 
 INK, MUTED, LINE = "#1d2327", "#626b73", "#dfe2e1"
 BEFORE, AFTER, THIRD = "#a3adb6", "#2c6e9b", "#b7812f"
 _CSS = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", THIRD: "third"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it is searchable and uses the page's font
     "text.parse_math": False,  # names come from outside; "$" is a letter
     "font.size": 12,
@@ -88,6 +89,7 @@ _QUALITY = {
 OVEROPTIMISATION_PANELS = (
     Panel("Dev quality over steps", _QUALITY),
     Panel("Dev quality against KL", _QUALITY, "dev/kl", "KL to the reference (nats per answer)"),
+    Panel("Dev score against KL", {"score": "dev/score"}, "dev/kl", "KL to the reference (nats per answer)"),
 )
 
 
@@ -97,10 +99,11 @@ def curves(
     """Small multiples of a training run's metrics; panels without data are left out.
 
     Args:
-        rows: metrics of optimizer steps, each with "step".
+        rows: metrics of optimizer steps, each with "step", in any order.
         panels: what to draw.
         mark_step: the step whose checkpoint is used, drawn as a line where dev quality is shown.
     """
+    rows = sorted(rows, key=lambda row: row["step"])
     drawn = [
         panel for panel in panels if any(_points(rows, panel.x, key)[0].size for key in panel.series.values())
     ]
@@ -205,9 +208,10 @@ def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequ
 
 
 def _figure(width_px: int, height_px: int) -> Figure:
-    figure = Figure(figsize=(width_px / 72, height_px / 72), layout="constrained")
+    figure = Figure(
+        figsize=(width_px / 72, height_px / 72), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    )
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     return figure
 
 

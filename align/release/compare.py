@@ -7,6 +7,7 @@ is the baseline; every difference is policy minus baseline on the same questions
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
+from align.artifacts import MANIFEST
 from align.release import evaluations, page
 from align.release.evaluations import METRICS, Evaluation, Item
 from preference_data.statistics import Interval
@@ -123,7 +125,7 @@ def compare(policies: Sequence[Path]) -> Comparison:
 def _find(folder: Path) -> _Scored:
     """The newest evaluation that scored a policy; the test split is preferred."""
     folder = folder.resolve()
-    is_run = not (folder / "manifest.json").exists()
+    is_run = not (folder / MANIFEST).exists()
     run = folder if is_run else folder.parent
     found = evaluations.find(run)
     if not found:
@@ -137,8 +139,8 @@ def _find(folder: Path) -> _Scored:
             return _Scored(run / name, evaluation, evaluations.read_items(evaluation, name))
     known = ", ".join(sorted({policy for evaluation in found for policy in evaluation.scores["policies"]}))
     raise CannotCompare(
-        f"{name!r} was not evaluated in {run} (evaluated: {known}): add it to `policies` of the evaluate stage "
-        "and run that stage again"
+        f"{name!r} was not evaluated in {run} (evaluated: {known}): "
+        "add it to `policies` of the evaluate stage and run that stage again"
     )
 
 
@@ -313,5 +315,8 @@ def diff_words(text: str, others: Sequence[str]) -> Markup:
         kept.update(
             i for block in matcher.get_matching_blocks() for i in range(block.a, block.a + block.size)
         )
-    marked = (Markup("{}" if i in kept else "<mark>{}</mark>").format(word) for i, word in enumerate(words))
-    return Markup(" ").join(marked)
+    runs = itertools.groupby(range(len(words)), key=kept.__contains__)
+    return Markup(" ").join(
+        Markup("{}" if is_kept else "<mark>{}</mark>").format(" ".join(words[i] for i in run))
+        for is_kept, run in runs
+    )

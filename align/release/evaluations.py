@@ -63,6 +63,11 @@ def stage_order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 10**9, name)
 
 
+def items_path(evaluation: Evaluation, policy: str) -> Path:
+    """Where an evaluation keeps a policy's answers; a policy of another run has a slash in its name."""
+    return evaluation.folder / "items" / f"{policy.replace('/', '_')}.jsonl"
+
+
 def read_items(evaluation: Evaluation, policy: str) -> dict[str | int, Item]:
     """The questions a policy answered, by `uniq_id`, in the order of the file.
 
@@ -70,7 +75,7 @@ def read_items(evaluation: Evaluation, policy: str) -> dict[str | int, Item]:
         FileNotFoundError: the evaluation kept no answers of this policy.
         BadRecord: naming the file, the line and the problem.
     """
-    path = evaluation.folder / "items" / f"{policy}.jsonl"
+    path = items_path(evaluation, policy)
     items: dict[str | int, Item] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -1,4 +1,4 @@
-"""What the pages share: one self-contained file, untrusted text escaped, no network, numbers written one way."""
+"""What the pages share: one file without network, untrusted text escaped, numbers written one way."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import base64
 import io
 import json
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import soundfile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from preference_data.statistics import Interval
+
 _MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-_MEGABYTE = 1024.0
+_GIGABYTE_MB = 1024.0
 
 LABELS = {
     "factuality": "Factuality",
@@ -61,6 +64,7 @@ def render(template: str, **values: Any) -> str:
         "labels": LABELS,
         "meanings": MEANINGS,
         "bounds": bounds,
+        "reaches": reaches,
         "nonce": secrets.token_urlsafe(16),
     }
     return environment.get_template(template).render(**values)
@@ -69,13 +73,17 @@ def render(template: str, **values: Any) -> str:
 def audio_url(corpus: Path, name: str) -> str | None:
     """A clip as a data URL every browser plays: mono MP3, or FLAC at rates that MP3 does not know.
 
-    Returns None where the corpus has no such file, or where `name` leads out of the corpus folder.
+    Returns None where the corpus has no such file, where it is no audio, or where `name` leads out of the
+    corpus folder.
     """
     relative = PurePosixPath(name)
     path = corpus / relative
     if relative.is_absolute() or ".." in relative.parts or not path.is_file():
         return None
-    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return None
     kind, mime = ("MP3", "audio/mpeg") if rate_hz in _MP3_RATES_HZ else ("FLAC", "audio/flac")
     encoded = io.BytesIO()
     soundfile.write(encoded, samples.mean(axis=1), rate_hz, format=kind)
@@ -117,6 +125,19 @@ def bounds(low: float, delta: float, high: float, reach: float) -> Bounds:
     return Bounds(position(low), position(delta), position(high), 50.0)
 
 
+def reaches(tables: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How far from zero the intervals of one table reach, per metric; shares have one axis in common."""
+    ends: dict[str, float] = {}
+    for table in tables:
+        for metric, row in table.items():
+            low, high = (
+                row[end] if isinstance(row, Mapping) else getattr(row, end) for end in Interval._fields[3:5]
+            )
+            ends[metric] = max(abs(low), abs(high), ends.get(metric, 0.0))
+    widest = max((end for metric, end in ends.items() if metric in _SHARES), default=0.0)
+    return {metric: max(widest, 0.05) if metric in _SHARES else max(end, 0.5) for metric, end in ends.items()}
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as people say them: 8.4 s, 3 min 20 s, 2 h 05 min."""
     if seconds is None:
@@ -133,13 +154,15 @@ def memory(megabytes: float | None) -> str:
     """Megabytes, as GB from one GB on."""
     if megabytes is None:
         return "–"
-    return f"{megabytes:.0f} MB" if megabytes < _MEGABYTE else f"{megabytes / _MEGABYTE:.2f} GB"
+    return f"{megabytes:.0f} MB" if megabytes < _GIGABYTE_MB else f"{megabytes / _GIGABYTE_MB:.2f} GB"
 
 
 def plain(value: Any) -> str:
     """A metric or setting of unknown kind as short text."""
+    if value is None:
+        return "–"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 

@@ -19,6 +19,11 @@ from preference_data.statistics import Interval
 from preference_data.store import write_text
 
 _TRAINING_KINDS = ("pretrain", "sft", "dpo")
+_VERDICTS = {
+    "pass": ("The gate passed", "good"),
+    "fail": ("The gate refused", "bad"),
+    "inconclusive": ("The gate is inconclusive", "open"),
+}
 _SAMPLES = 12
 _OUTCOMES = ("improved", "regressed", "unchanged")
 _ANNOTATION_KINDS = ("sample", "annotate", "pairs")
@@ -30,6 +35,7 @@ class Stage(NamedTuple):
     name: str
     kind: str
     status: str
+    error: str
     folder: Path
     """The finished folder, or the partial one of a stage that has not finished."""
     manifest: dict[str, Any]
@@ -83,6 +89,7 @@ def _stage(run: Path, name: str, told: Mapping[str, Any]) -> Stage:
         name=name,
         kind=manifest.get("kind") or name.partition("_")[2],
         status=told.get("status") or ("done" if finished else "unfinished"),
+        error=told.get("error") or "",
         folder=folder if finished else run / f".partial-{name}",
         manifest=manifest,
         seconds=manifest.get("seconds", told.get("seconds")),
@@ -92,14 +99,15 @@ def _stage(run: Path, name: str, told: Mapping[str, Any]) -> Stage:
 
 
 def _verdict(stages: Sequence[Stage], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The gate's verdict, else the summary's; `tone` says how to show it."""
+    """The gate's verdict, else the summary's; `tone` is a class of the style sheet."""
     written = [stage.folder / "verdict.json" for stage in stages if stage.kind == "gate"]
-    verdict = next((read_json(path) for path in written if path.exists()), {})
-    word = str(verdict.get("verdict") or summary.get("verdict") or "no verdict")
-    good, bad = word.startswith(("pass", "accept", "promot")), word.startswith(("fail", "refus", "reject"))
+    verdict: dict[str, Any] = next((read_json(path) for path in written if path.exists()), {})
+    word = verdict.get("verdict") or summary.get("verdict")
+    title, tone = _VERDICTS.get(str(word), ("No verdict" if word is None else str(word), "open"))
     return {
-        "word": word,
-        "tone": "good" if good else "bad" if bad else "open",
+        "decided": word is not None,
+        "title": title,
+        "tone": tone,
         "reasons": verdict.get("reasons") or summary.get("verdict_reasons") or [],
         "checks": verdict.get("checks") or [],
     }
@@ -129,7 +137,7 @@ def _controls(scores: Mapping[str, Any], stages: Sequence[Stage]) -> list[dict[s
     """What the `after` policy must beat, per control and metric: level, difference, interval if paired."""
     after = scores["after"]
     own = scores["policies"][after]["overall"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     if shuffled := scores["policies"][after].get("shuffled_audio"):
         rows.append(_unpaired("Shuffled audio", f"{after}, each question with another clip", shuffled, own))
     if constant := scores.get("constant_answer"):
@@ -139,7 +147,7 @@ def _controls(scores: Mapping[str, Any], stages: Sequence[Stage]) -> list[dict[s
         chosen_only = losses.get(name) == "sft"
         label = "Chosen-only training" if chosen_only else "Other policy"
         what = f"{name}: trained on the chosen answers alone" if chosen_only else name
-        rows.append({"label": label, "what": what, "metrics": metrics})
+        rows.append({"label": label, "what": what, "metrics": metrics, "unpaired": False})
     return rows
 
 
@@ -149,7 +157,7 @@ def _unpaired(label: str, what: str, control: Mapping[str, Any], own: Mapping[st
         for metric in ("factuality", "behaviour", "score")
         if metric in control
     }
-    return {"label": label, "what": what, "metrics": metrics}
+    return {"label": label, "what": what, "metrics": metrics, "unpaired": True}
 
 
 def _recognition(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -172,7 +180,7 @@ def _samples(evaluation: Evaluation) -> dict[str, Any] | None:
     nor by what looks good.
     """
     scores = evaluation.scores
-    paths = [evaluation.folder / "items" / f"{scores[which]}.jsonl" for which in ("before", "after")]
+    paths = [evaluations.items_path(evaluation, scores[which]) for which in ("before", "after")]
     if not all(path.exists() for path in paths):
         return None
     before, after = (evaluations.read_items(evaluation, scores[which]) for which in ("before", "after"))
@@ -223,7 +231,7 @@ def _training_view(stage: Stage) -> dict[str, Any] | None:
     used = stage.metrics.get("chosen_step")
     return {
         "stage": stage,
-        "steps": rows[-1]["step"],
+        "steps": max(row["step"] for row in rows),
         "curves": charts.curves(rows, panels),
         "quality": charts.curves(rows, charts.OVEROPTIMISATION_PANELS, mark_step=used),
     }

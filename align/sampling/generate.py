@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Sampler:
         """`how.completions` texts per request."""
         batch = self._batch(requests)
         torch.manual_seed(seed)
-        drawing = {"do_sample": False}
+        drawing: dict[str, Any] = {"do_sample": False}
         if how.temperature > 0:
             drawing = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
         tokens = self.model.generate(

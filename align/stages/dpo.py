@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 from trl import DPOConfig as TRLConfig
 
@@ -30,7 +31,7 @@ from align.training.fit import fit
 from align.training.trainers import AudioDPOTrainer
 from preference_data import store
 from preference_data.pairs import weigh
-from preference_data.schema import PreferencePair
+from preference_data.schema import Axis, PreferencePair
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -72,7 +73,11 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
 
 def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
     """Rows question, chosen, rejected, audios, weight. The `sft` loss has no pairs to weigh: all count 1."""
-    weighted = weigh(store.read(pairs / "pairs.jsonl", PreferencePair), config.objective.model_dump())
+    objective: dict[Axis, float] = {
+        "factuality": config.objective.factuality,
+        "behaviour": config.objective.behaviour,
+    }
+    weighted = weigh(store.read(pairs / "pairs.jsonl", PreferencePair), objective)
     if not weighted:
         raise ValueError(f"{pairs} holds no pair that objective {config.objective} prefers: nothing to learn")
     return Dataset.from_list(
@@ -105,7 +110,9 @@ def _score_checkpoints(
 
 
 def _dev_metrics(choose: Choose, checkpoint: Path, reference: Sampler, corpus: Path) -> dict[str, float]:
-    items = air_bench.read(corpus / "dev")[: choose.questions]
+    everything = air_bench.read(corpus / "dev")
+    drawn = np.random.default_rng(0).permutation(len(everything))[: choose.questions]
+    items = [everything[i] for i in sorted(drawn)]
     clips = [f"dev/{item.audio}" for item in items]
     sampler = Sampler(checkpoint, corpus, features=reference.features)
     requests = [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)]

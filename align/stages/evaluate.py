@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
             out.path / "items" / f"{name}.jsonl", config.split, items, texts["answers"], judged[policy]
         )
     before, after = judged[config.before], judged[config.after]
+    comparison = _plain(scores.compare(before, after, config.seed))
     report = {
         "split": config.split,
         "n": len(items),
@@ -63,7 +65,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "after": config.after,
         "policies": found,
         "constant_answer": _best_constant(judge, items),
-        "comparison": _plain(scores.compare(before, after, config.seed)),
+        "comparison": comparison,
         "by_category": {
             category: _plain(intervals)
             for category, intervals in scores.compare_by_category(items, before, after, config.seed).items()
@@ -77,7 +79,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     write_json(out.path / "scores.json", report)
     return {
         **found[config.after]["overall"],
-        **{f"delta_{name}": interval["delta"] for name, interval in report["comparison"].items()},
+        **{f"delta_{name}": interval["delta"] for name, interval in comparison.items()},
     }
 
 
@@ -120,12 +122,16 @@ def _texts(
                 how,
                 seed=config.seed,
                 batch_size=config.batch_size,
-                on_progress=lambda n, done=done: progress.update(done + n),
+                on_progress=partial(_advance, progress, done),
             )
             texts[name] = flatten(answered)
             done += len(requests)
     write_json(saved, texts)
     return texts
+
+
+def _advance(progress: Progress, before: int, n: int) -> None:
+    progress.update(before + n)
 
 
 def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:

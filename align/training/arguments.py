@@ -39,7 +39,7 @@ def arguments(
         "seed": seed,
         "bf16": on_gpu,  # on a CPU mixed precision only costs time and accuracy
         "dataloader_pin_memory": on_gpu,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "logging_steps": 10,
         "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
         "disable_tqdm": True,

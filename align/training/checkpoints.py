@@ -98,7 +98,7 @@ class AtomicCheckpoints(Trainer):
         """TRL writes a README per checkpoint; a stage's manifest says more."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = self.model if model is None else model
+        target: Any = self.model if model is None else model
         if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from align.artifacts import Interrupted, StageFolder, heeding_stop, stop_requested
 from align.progress import Progress
@@ -48,6 +55,7 @@ def fit(trainer: Trainer, out: StageFolder) -> dict[str, float]:
     if checkpoint is not None:
         out.rewind(step_of(checkpoint))
     with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Report(out, progress))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import espeakng_loader
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from preference_data.synth import SAMPLE_RATE, Samples
+from preference_data.audio import SAMPLE_RATE
+from preference_data.synth.sounds import Samples
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, in the calling thread; the
 # asynchronous mode is ten times slower and lets a change of voice overtake an utterance
@@ -26,9 +28,8 @@ _UTF8 = 1
 _NATIVE_RATE = 22_050
 _SILENCE = 0.004
 _MARGIN = 200  # samples kept around the audible part
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-)
+_VARIANTS = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class SpeechError(RuntimeError):
@@ -78,8 +79,10 @@ class _Synthesiser:
         """Switch voice; costs about 15 ms, far more than a word of the current voice."""
         if voice == self.voice:
             return
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise SpeechError(f"espeak-ng has no voice {voice!r}")
+        variant = voice.partition("+")[2]  # espeak-ng would pass over one that it does not know
+        unknown = variant and not (_VARIANTS / variant).is_file()
+        if unknown or self.library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise SpeechError(f"espeak-ng has no voice {voice!r}; its variants are the files of {_VARIANTS}")
         self.voice = voice
 
     def render(self, utterance: Utterance) -> NDArray[np.int16]:
@@ -139,14 +142,15 @@ def say_all(utterances: Sequence[Utterance]) -> list[Samples]:
     if child.returncode != 0:
         raise SpeechError(f"the speech process failed: {child.stderr.decode(errors='replace').strip()}")
     with np.load(io.BytesIO(child.stdout)) as spoken:
-        return [spoken[str(i)] for i in range(len(utterances))]
+        return np.split(spoken["arr_1"], spoken["arr_0"][:-1])
 
 
 def _serve() -> None:
     """The fresh process of `say_all`: JSON utterances in, an npz of samples out."""
     spoken = io.BytesIO()
     utterances = json.load(sys.stdin)
-    np.savez(spoken, **{str(i): say(*utterance) for i, utterance in enumerate(utterances)})
+    samples = [say(*utterance) for utterance in utterances]
+    np.savez(spoken, np.cumsum([len(one) for one in samples]), np.concatenate(samples))
     sys.stdout.buffer.write(spoken.getvalue())
 
 

@@ -19,7 +19,7 @@ CHAT = [
 ]
 
 
-@pytest.fixture()
+@pytest.fixture
 def processor(tiny):
     return qwen2_audio.load_processor(tiny.policy)
 
@@ -64,8 +64,9 @@ def test_a_prompt_is_the_beginning_of_its_chat(processor):
 
 
 def test_a_missing_clip_is_an_error(processor):
+    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     with pytest.raises(ValueError, match="names 2 clips but 1 were given"):
-        expand_audio(encode_chat(processor, CHAT), [5], processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>"))
+        expand_audio(encode_chat(processor, CHAT), [5], audio_id)
 
 
 def test_each_clip_is_read_once_and_memory_is_bounded(processor, tiny):

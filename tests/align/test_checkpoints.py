@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig
 
-from align.artifacts import StageFolder, read_metrics, stop_requested, Interrupted
+from align.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
@@ -81,7 +81,7 @@ def kill_at(trainer, step):
     trainer.training_step = dying
 
 
-@pytest.fixture()
+@pytest.fixture
 def whole(tiny, tmp_path):
     out = folder(tmp_path / "whole")
     trainer = make(tiny, out)
@@ -147,8 +147,8 @@ def test_a_non_finite_loss_stops_within_one_step(tiny, tmp_path):
     out = folder(tmp_path / "nan")
     trainer = make(tiny, out)
     stock = trainer.compute_loss
-    trainer.compute_loss = lambda *a, **k: stock(*a, **k) * (
-        float("nan") if trainer.state.global_step == 4 else 1.0
+    trainer.compute_loss = lambda *a, **k: (
+        stock(*a, **k) * (float("nan") if trainer.state.global_step == 4 else 1.0)
     )
     with pytest.raises(NonFiniteLoss, match="at step 5"):
         fit(trainer, out)

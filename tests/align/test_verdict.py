@@ -59,9 +59,7 @@ def test_a_good_candidate_passes():
 def test_an_interval_containing_no_gain_is_inconclusive():
     decided = verdict_with(comparison__factuality={"ci_low": -0.01, "ci_high": 0.05})
     assert decided.verdict == "inconclusive"
-    assert decided.reasons == [
-        "factuality: 95 % interval of the difference [-0.010, +0.050] contains +0.000"
-    ]
+    assert decided.reasons == ["factuality: 95 % interval of the difference [-0.010, +0.050] contains +0.000"]
 
 
 def test_a_loss_fails():

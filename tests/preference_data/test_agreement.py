@@ -29,7 +29,8 @@ def test_full_agreement_is_one():
 def test_a_worked_disagreement():
     # Coincidences over 4 units of 2: a-a 2, b-b 2, and 2 mixed units give 4; n=8, n_a=n_b=4.
     # Observed disagreement 4/8, expected 2*4*4/(8*7) = 32/56; alpha = 1 - (4/8)/(32/56) = 0.125.
-    assert alpha(votes([("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")]), "factuality") == pytest.approx(0.125)
+    given = votes([("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")])
+    assert alpha(given, "factuality") == pytest.approx(0.125)
 
 
 def test_undefined_is_none_not_one():

@@ -76,7 +76,8 @@ PAIRS = [
 
 
 def test_axes_add_up_and_conflicts_subtract():
-    weighted = {(w.pair.chosen, w.pair.rejected): w.weight for w in weigh(PAIRS, {"factuality": 1, "behaviour": 0.5})}
+    found = weigh(PAIRS, {"factuality": 1, "behaviour": 0.5})
+    weighted = {(w.pair.chosen, w.pair.rejected): w.weight for w in found}
     mean = (1.5 + 0.5 + 0.5) / 3
     assert weighted == pytest.approx({("x", "y"): 1.5 / mean, ("u", "v"): 0.5 / mean, ("s", "t"): 0.5 / mean})
     assert sum(weighted.values()) / 3 == pytest.approx(1)

@@ -11,9 +11,7 @@ from preference_data.phrasebook import Phrasebook
 from preference_data.schema import Completion, Prompt
 from ui_annotation.simulated import annotate, comparisons
 
-PHRASEBOOK = Phrasebook.load(
-    Path(preference_data.__file__).parent / "phrasebooks" / "made_world.yaml"
-)
+PHRASEBOOK = Phrasebook.load(Path(preference_data.__file__).parent / "phrasebooks" / "made_world.yaml")
 FACTS = {"word": "seven", "gender": "man"}
 TEXTS = ["The speaker says seven.", "The speaker says tiger.", "The speaker says seven. The flute plays."]
 
@@ -41,9 +39,7 @@ def world(n=200):
 def judged(error_rate=0.0, overlap=0.3):
     prompts, completions = world()
     shown = comparisons(completions, per_prompt=3, seed=0)
-    made = annotate(
-        shown, prompts, PHRASEBOOK, annotators=2, overlap=overlap, error_rate=error_rate, seed=0
-    )
+    made = annotate(shown, prompts, PHRASEBOOK, annotators=2, overlap=overlap, error_rate=error_rate, seed=0)
     return shown, made, {one.id: one.text for one in completions}
 
 

@@ -1,0 +1,105 @@
+"""Is this machine ready? One finding per thing the pipeline needs, with how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+_ROOM_GB = {"fail": 1, "warn": 5}
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+class Finding(NamedTuple):
+    """One thing looked at. `mend` says what to do; empty if nothing is."""
+
+    status: Literal["ok", "warn", "fail"]
+    thing: str
+    found: str
+    mend: str = ""
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Look at everything; `folder` is where runs will be written."""
+    checks: list[Callable[[], Finding]] = [
+        *(lambda name=name: _package(name) for name in ("torch", "transformers", "trl", "soundfile", "soxr")),
+        _accelerator,
+        _espeak,
+        lambda: _disk(folder),
+        _memory,
+        lambda: _package("mlflow"),
+        _browser,
+    ]
+    yield Finding("ok", "Python", platform.python_version())
+    for check in checks:
+        yield check()
+
+
+def _package(name: str) -> Finding:
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        return Finding("fail", name, str(error).partition("\n")[0], "pip install -c constraints.txt -e .")
+    return Finding("ok", name, metadata.version(name))
+
+
+def _accelerator() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return Finding("warn", "GPU", "unknown without torch")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = f"{torch.cuda.get_device_name(0)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
+        return Finding("ok", "GPU", f"{torch.cuda.device_count()} x {name}, CUDA {torch.version.cuda}")
+    if torch.version.cuda:
+        return Finding(
+            "warn", "GPU", "none visible to this CUDA build of torch", "check nvidia-smi and the driver"
+        )
+    return Finding("warn", "GPU", f"none; {os.cpu_count()} CPU cores do for recipes/demo, not for 7B models")
+
+
+def _espeak() -> Finding:
+    try:
+        loader = importlib.import_module("espeakng_loader")
+        library = loader.get_library_path()
+    except (ImportError, OSError) as error:
+        return Finding("fail", "espeak-ng", str(error), "pip install espeakng-loader")
+    if not Path(library).exists():
+        return Finding(
+            "fail", "espeak-ng", f"{library} is missing", "pip install --force-reinstall espeakng-loader"
+        )
+    return Finding("ok", "espeak-ng", metadata.version("espeakng_loader"))
+
+
+def _disk(folder: Path) -> Finding:
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    status: Literal["ok", "warn", "fail"] = (
+        "fail" if free < _ROOM_GB["fail"] else "warn" if free < _ROOM_GB["warn"] else "ok"
+    )
+    mend = "" if status == "ok" else "free some, or put runs elsewhere with --out"
+    return Finding(status, "disk", f"{free:.1f} GB free at {folder}", mend)
+
+
+def _memory() -> Finding:
+    import psutil
+
+    free = psutil.virtual_memory().available / 2**30
+    if free < 2:
+        return Finding("warn", "memory", f"{free:.1f} GB free", "recipes/demo needs about 2 GB")
+    return Finding("ok", "memory", f"{free:.1f} GB free")
+
+
+def _browser() -> Finding:
+    found = next((path for path in map(shutil.which, _BROWSERS) if path), None)
+    if found:
+        return Finding("ok", "browser", found)
+    return Finding(
+        "warn", "browser", "no Chromium; only tests of the pages need it", "apt-get install chromium"
+    )

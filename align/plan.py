@@ -1,0 +1,102 @@
+"""What of a recipe is finished in a run folder, what is not, and how one tells."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from align.artifacts import MANIFEST, read_json, read_manifest, sha256_json
+from align.config import (
+    ClipCounts,
+    CorpusConfig,
+    DPOConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    SampleConfig,
+    SFTConfig,
+)
+from align.recipe import Recipe, Step
+
+State = Literal["done", "outdated", "partial", "pending"]
+
+
+class Standing(NamedTuple):
+    """How far one step is. `manifest` is that of its finished folder, outdated or not."""
+
+    step: Step
+    state: State
+    manifest: dict[str, Any] | None
+
+
+def input_digests(step: Step, digests: dict[str, str]) -> dict[str, str]:
+    """The digest of everything a step reads, given those of the recipe's finished steps."""
+    return {name: digests[name] for name in step.needs} | {ref: foreign_digest(ref) for ref in step.foreign}
+
+
+def fingerprint(step: Step, inputs: dict[str, str]) -> str:
+    """What decides whether finished work still belongs: config, contents of the inputs, our version."""
+    version = metadata.version("audio-align")
+    return sha256_json({"config": step.config.model_dump(mode="json"), "inputs": inputs, "version": version})
+
+
+def foreign_digest(ref: str) -> str:
+    """Stands for the contents of a policy from outside the recipe, without reading gigabytes.
+
+    A stage folder has its digest in the manifest; another folder is told by names, sizes and times of
+    its files; a Hub id stands for itself.
+    """
+    folder = Path(ref).expanduser()
+    if not folder.is_dir():
+        return f"hub:{ref}"
+    if (folder / MANIFEST).exists():
+        return str(read_manifest(folder)["output_digest"])
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
+    return sha256_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def survey(recipe: Recipe, run: Path) -> list[Standing]:
+    """Where every step stands. A step is done only if everything it was made from is, unchanged."""
+    digests: dict[str, str] = {}
+    standings = []
+    for step in recipe.steps:
+        path = run / step.name / MANIFEST
+        manifest = read_json(path) if path.exists() else None
+        state: State = "pending"
+        is_fed = all(name in digests for name in step.needs)
+        if manifest and is_fed and manifest["fingerprint"] == fingerprint(step, input_digests(step, digests)):
+            state = "done"
+            digests[step.name] = manifest["output_digest"]
+        elif (run / f".partial-{step.name}").exists():
+            state = "partial"
+        elif manifest:
+            state = "outdated"
+        standings.append(Standing(step, state, manifest))
+    return standings
+
+
+def arithmetic(step: Step, recipe: Recipe) -> str:
+    """How much work a step is, as far as the recipe tells; empty if it does not."""
+    config: Any = step.config
+    corpora = {other.name: other.config for other in recipe.steps if isinstance(other.config, CorpusConfig)}
+    corpus = corpora.get(getattr(config, "corpus", ""))
+    clips = corpus.clips if corpus else None
+    match config:
+        case CorpusConfig(clips=ClipCounts() as counts):
+            per_split = counts.model_dump()
+            shown = ", ".join(f"{split} {n:,}" for split, n in per_split.items())
+            return f"{sum(per_split.values()):,} clips ({shown})"
+        case PretrainConfig() | SFTConfig():
+            n = config.steps * config.batch_size
+            epochs = f", {n / clips.train:.1f} per training clip" if clips else ""
+            return f"{config.steps:,} steps x {config.batch_size} = {n:,} examples{epochs}"
+        case DPOConfig():
+            return f"{config.epochs:g} epochs, {config.batch_size} pairs a step"
+        case SampleConfig():
+            per_prompt = f"{config.completions_per_prompt} completions per prompt"
+            return f"{clips.preference:,} clips, {per_prompt}" if clips else per_prompt
+        case EvaluateConfig():
+            asked = f" x {getattr(clips, config.split):,} clips" if clips else ""
+            return f"{len(config.policies)} policies{asked}"
+    return ""
