@@ -88,7 +88,7 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
         earlier = {other.name: other for other in files if other.number < file.number}
         found += _check_references(file, earlier, files)
         found += _check_trl(file)
-        problems += found
+        problems += sorted(found, key=lambda problem: problem.line)
         if config is not None and not found:
             refs = [ref for _, _, ref in _references(type(config), file.data)]
             needs = [name for name in earlier if name in refs]
@@ -132,7 +132,8 @@ def _apply(override: str, files: list[StageFile]) -> list[Problem]:
         inner[keys[-1]] = value
         inside = tuple(keys)
         file.places = {loc: at for loc, at in file.places.items() if loc[: len(inside)] != inside}
-        file.places[inside] = place
+        for depth in range(1, len(keys) + 1):
+            file.places.setdefault(inside[:depth], place)
     return []
 
 

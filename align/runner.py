@@ -35,6 +35,8 @@ _STATUS = {
     INTERRUPTED: "interrupted",
 }
 _STAGE_STATUS: dict[int, Status] = {DONE: "done", FAILED: "failed", INTERRUPTED: "interrupted"}
+FAILURE = "failure.txt"
+"""In the run folder: the traceback of what ended the last run."""
 _VERDICT_CODES = {"pass": DONE, "fail": REFUSED, "inconclusive": INCONCLUSIVE}
 
 
@@ -118,6 +120,7 @@ class _Execution:
         self.error: str | None = None
 
     def go(self, steps: list[Step]) -> Outcome:
+        (self.run / FAILURE).unlink(missing_ok=True)
         code = DONE
         for step in steps:
             code = self._gate_before(step) or self._step(step) or self._gate_after(step)
@@ -130,6 +133,7 @@ class _Execution:
         report = None if code == INTERRUPTED else self._report()
         if code == DONE and self.error:
             code = FAILED
+            summary = self._write_summary(code)
         return Outcome(code, summary, report, self.error)
 
     # ---------------------------------------------------------------- one step
@@ -198,7 +202,7 @@ class _Execution:
             self.unfinished = {step.name: {"status": "interrupted", **entry}}
             return INTERRUPTED
         lines = traceback.format_exception(attempt.error)
-        write_text(self.run / "failure.txt", "".join(lines))
+        write_text(self.run / FAILURE, "".join(lines))
         self.error = f"{step.name}: {str(attempt.error) or type(attempt.error).__name__}"
         self.unfinished = {step.name: {"status": "failed", **entry, "error": self.error}}
         return FAILED
@@ -264,7 +268,7 @@ class _Execution:
 
             return report.write(self.run)
         self.error = self.error or f"the report could not be written: {attempt.error!r}"
-        write_text(self.run / "failure.txt", "".join(traceback.format_exception(attempt.error)))
+        write_text(self.run / FAILURE, "".join(traceback.format_exception(attempt.error)))
         return None
 
 

@@ -26,6 +26,12 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         return ": ".join(part for part in self if part)
 
+    @property
+    def line(self) -> int:
+        """The line of the file; 0 where the place is not in one."""
+        line = self.place.rpartition(":")[2]
+        return int(line) if line.isdecimal() else 0
+
 
 @dataclass
 class StageFile:

@@ -1,7 +1,7 @@
 """Any audio file -> 16 kHz mono float32, or a reason why not.
 
-Files are untrusted: the header is bounded before a sample is decoded, samples are checked before they
-are returned, and `audit` decodes a whole corpus in processes that may crash or hang without harm.
+Files are untrusted: headers are bounded before a sample is decoded, samples are checked, and `audit`
+decodes a whole corpus in processes that may crash or hang without harm.
 
 The decoder is always libsndfile: another one changes the samples (FFmpeg mixes stereo 1.41 times
 louder). It takes half a WAV or Ogg file for a whole one, so their ends are checked here. An MP3 that
@@ -32,7 +32,6 @@ import soxr
 
 T = TypeVar("T")
 _SPAWN = multiprocessing.get_context("spawn")  # not fork: the parent has threads and much memory
-
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
 
 _PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
@@ -43,8 +42,7 @@ Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]
 """Why a file was refused."""
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
-_LOWEST_HZ, _HIGHEST_HZ = 4_000, 192_000
-_MAX_CHANNELS = 8
+_LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
 _MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but not by that much
 _MAX_PATH, _MAX_NAME = 1024, 255
 _MAX_CHUNKS = 1000  # RIFF chunks looked at before the sound
@@ -219,7 +217,7 @@ def _sound(path: Path, file: FileIO) -> soundfile.SoundFile:
     except soundfile.LibsndfileError as error:
         start = os.pread(file.fileno(), 64, 0)
         known = [meaning for offset, mark, meaning in _TELLTALES if start[offset:].startswith(mark)]
-        problem = known[0] if known else "is not audio, or its header is damaged; fetch it again"
+        problem = (known or ["is not audio, or its header is damaged; fetch it again"])[0]
         raise BadAudio(path, "unreadable", f"{problem} ({error.error_string})") from error
 
 
@@ -295,8 +293,7 @@ def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
     except soundfile.LibsndfileError as error:
         raise refuse("corrupt", f"cut off or damaged ({error.error_string}); fetch it again") from error
     except MemoryError as error:
-        n_bytes = sound.frames * sound.channels * 4
-        raise refuse("too_large", f"needs {n_bytes >> 20} MiB of memory; cut it") from error
+        raise refuse("too_large", f"{sound.frames} samples do not fit into memory; cut it") from error
     if len(samples) != sound.frames:
         raise refuse("truncated", f"promises {sound.frames} samples, has {len(samples)}; fetch it again")
     peak = float(max(samples.max(), -samples.min()))  # NaN if any sample is
@@ -309,16 +306,13 @@ def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
 
 
 class _Died(NamedTuple):
-    """How the worker ended that had an item; a negative code is a signal."""
-
-    exit_code: int | None
+    exit_code: int | None  # of the worker that had the item; a negative one is a signal
 
 
 def _blame(path: str, death: _Died) -> BadAudio:
     if death.exit_code == -signal.SIGALRM:
         return BadAudio(path, "decoder_hung", "took too long to decode; leave it out or convert it")
-    how = f"killed two decoders (exit code {death.exit_code})"
-    return BadAudio(path, "decoder_crashed", f"{how}; leave it out or convert it")
+    return BadAudio(path, "decoder_crashed", f"killed two decoders (exit {death.exit_code}); leave it out")
 
 
 class _Worker(Generic[T]):
@@ -355,9 +349,9 @@ def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even inside a C decoder that loops
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or cannot be set
         own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = own + _WORKER_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+        limit, hard = own + _WORKER_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     pipe.send(None)
     with suppress(EOFError):
         while True:

@@ -16,48 +16,11 @@ from typing import Literal, NamedTuple
 
 import yaml
 from numpy.random import Generator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from preference_data.prompts import TASKS
 from preference_data.schema import Facts
-
-Kind = Literal["closed", "one_word", "check", "absent", "describe"]
-"""What a question asks for: a sentence, one word, yes/no about a value, an abstention, a description."""
-
-
-class Slot(BaseModel):
-    """One thing that can be true of a clip."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    values: tuple[str, ...]
-    questions: tuple[str, ...] = Field(min_length=1)
-    sentence: str
-    absent: str | None = None
-    """Said when the clip has no such thing; slots sharing this sentence share its truth."""
-    present_if: dict[str, str] = {}
-    """Facts under which the thing is there although this slot has no value (music as a background)."""
-    sequence: bool = False
-    """The value is one or more of `values`, separated by spaces."""
-    denial: str | None = None
-    """Makes it a yes/no slot: `sentence` affirms and `denial` denies one value; facts hold a list."""
-
-
-class TaskRule(BaseModel):
-    """Clips whose facts contain `when` belong to this AIR-Bench task; the first rule that fits wins."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    when: dict[str, str | None] = {}
-
-
-class Target(BaseModel):
-    """A pre-training target: clips that have every slot in `text` yield it under `task`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    text: str
+from preference_data.wording import Kind, Slot, Target, TaskRule, slots_of
 
 
 class Question(NamedTuple):
@@ -95,16 +58,16 @@ class Assessment(NamedTuple):
     score: float
 
 
-def _slots_of(template: str) -> list[str]:
-    return re.findall(r"\{(\w+)\}", template)
-
-
 def _sentences(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if part.strip()]
 
 
 def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+class BadPhrasebook(ValueError):
+    """A phrasebook file that cannot be used."""
 
 
 class Phrasebook(BaseModel):
@@ -127,15 +90,49 @@ class Phrasebook(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Phrasebook:
-        """Read a phrasebook; pydantic names the field that is wrong."""
-        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        """Read a phrasebook.
+
+        Raises:
+            BadPhrasebook: naming the file and every field that is wrong.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except yaml.YAMLError as error:
+            raise BadPhrasebook(f"{path} is not YAML: {error}") from error
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc'])) or 'phrasebook'}: {e['msg']}" for e in error.errors()]
+            raise BadPhrasebook(f"{path}: " + "; ".join(wrong)) from error
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Phrasebook:
+        """Every name is a slot, every question has one meaning, every sentence can be read back."""
+        named = {slot for text in self.descriptions for slot in slots_of(text)}
+        named |= {slot for target in self.targets for slot in slots_of(target.text)} - {"description"}
+        named |= {slot for rule in self.tasks for slot in rule.when} | set(self.inventions)
+        if unknown := sorted(named - set(self.slots)):
+            raise ValueError(f"{', '.join(unknown)}: no such slot; slots: {', '.join(self.slots)}")
+        if strange := [target.task for target in self.targets if target.task not in TASKS]:
+            raise ValueError(f"targets: {strange[0]!r} is no pre-training task; tasks: {', '.join(TASKS)}")
+        if sum(self.kinds.values()) <= 0 or min(self.kinds.values()) < 0:
+            raise ValueError("kinds: weights must be at least 0 and not all 0")
+        if yes_no := [name for name in self.inventions if self.slots[name].denial]:
+            raise ValueError(f"inventions: {', '.join(yes_no)} are yes/no slots, invent other ones")
+        texts = [*self.describe_questions]
+        for name, slot in self.slots.items():
+            slot.check(name)
+            texts += slot.questions
+        if twice := sorted({text for text in texts if texts.count(text) > 1}):
+            raise ValueError(f"the question {twice[0]!r} comes twice; a question must have one meaning")
+        if doubled := [text for text in self.descriptions if len(slots_of(text)) > len(set(slots_of(text)))]:
+            raise ValueError(f"descriptions: {doubled[0]!r} holds a slot twice")
+        return self
 
     # ---------------------------------------------------------------- facts -> text
 
     def description(self, facts: Facts) -> str:
         """The whole clip in a sentence or two."""
         for template in self.descriptions:
-            if all(isinstance(facts.get(slot), str) for slot in _slots_of(template)):
+            if all(isinstance(facts.get(slot), str) for slot in slots_of(template)):
                 return _capitalised(template.format(**facts))
         raise ValueError(f"no description template fits the facts {facts}")
 
@@ -145,7 +142,7 @@ class Phrasebook(BaseModel):
         return [
             (target.task, target.text.format(**known))
             for target in self.targets
-            if all(isinstance(known.get(slot), str) for slot in _slots_of(target.text))
+            if all(isinstance(known.get(slot), str) for slot in slots_of(target.text))
         ]
 
     def task_of(self, facts: Facts) -> str:
@@ -156,7 +153,12 @@ class Phrasebook(BaseModel):
         raise ValueError(f"no task rule fits the facts {facts}")
 
     def is_absent(self, slot: str, facts: Facts) -> bool:
-        """Whether the clip surely has no such thing: no slot with the same absent-sentence is known."""
+        """Whether the clip surely has no such thing: no slot with the same absent-sentence is known.
+
+        Of a slot without that sentence nothing is sure: facts may just not tell.
+        """
+        if self.slots[slot].absent is None:
+            return False
         same = [s for s in self.slots.values() if s.absent == self.slots[slot].absent]
         names = [name for name, s in self.slots.items() if s in same]
         implied = any(facts.get(k) == v for s in same for k, v in s.present_if.items())
@@ -167,7 +169,7 @@ class Phrasebook(BaseModel):
         known = [name for name in self.slots if isinstance(facts.get(name), str)]
         return {
             "closed": known,
-            "one_word": [name for name in known if not self.slots[name].sequence],
+            "one_word": [name for name in known if not self.slots[name].sequence and " " not in facts[name]],
             "check": [name for name, slot in self.slots.items() if slot.denial and name in facts],
             "absent": [
                 name for name, slot in self.slots.items() if slot.absent and self.is_absent(name, facts)
@@ -185,15 +187,14 @@ class Phrasebook(BaseModel):
             return Question(text, kind, None, None, self.description(facts))
         if not options[kind]:
             kind = "closed"
+        if not options[kind]:
+            raise ValueError(f"nothing can be asked about the facts {facts}")
         name = str(rng.choice(options[kind]))
         slot, text = self.slots[name], str(rng.choice(self.slots[name].questions))
         if kind == "check":
             said = list(facts[name])
-            value = str(
-                rng.choice(said)
-                if rng.random() < 0.5
-                else rng.choice([v for v in slot.values if v not in said])
-            )
+            unsaid = [v for v in slot.values if v not in said]
+            value = str(rng.choice(said if said and (rng.random() < 0.5 or not unsaid) else unsaid))
             answer = slot.sentence if value in said else str(slot.denial)
             reference = _capitalised(answer.format(**{name: value}))
             return Question(text.format(**{name: value}), kind, name, value, reference)
@@ -218,12 +219,13 @@ class Phrasebook(BaseModel):
             slot = self.slots[question.slot]
             wrong = slot.sentence.format(**{question.slot: rng.choice(slot.values)})
             return _capitalised(wrong), "answered_absent"
+        known = [name for name in self.slots if isinstance(facts.get(name), str)]
         surely_checkable = [  # not music's instrument where music is only a background
             name
             for name in self.inventions
-            if name != question.slot and (name in facts or self.is_absent(name, facts))
+            if name != question.slot and (name in known or self.is_absent(name, facts))
         ]
-        name = str(rng.choice(surely_checkable))
+        name = str(rng.choice(surely_checkable or known))
         values = [v for v in self.slots[name].values if v != facts.get(name)]
         lie = self.slots[name].sentence.format(**{name: rng.choice(values)})
         return f"{question.reference} {_capitalised(lie)}", "invented"
@@ -247,7 +249,7 @@ class Phrasebook(BaseModel):
         """Recognise a question this phrasebook can ask, and what answers it for these facts.
 
         Raises:
-            ValueError: the question is not one of this phrasebook's.
+            ValueError: the question is not one of this phrasebook's, or these facts do not answer it.
         """
         if text not in self._questions:
             raise ValueError(f"question {text!r} is not in the phrasebook")
@@ -255,11 +257,13 @@ class Phrasebook(BaseModel):
         if name is None:
             return Question(text, "describe", None, None, self.description(facts))
         slot = self.slots[name]
-        if value is not None:
-            answer = slot.sentence if value in facts.get(name, []) else str(slot.denial)
+        if value is not None and name in facts:
+            answer = slot.sentence if value in facts[name] else str(slot.denial)
             return Question(text, "check", name, value, _capitalised(answer.format(**{name: value})))
-        if name not in facts:
+        if self.is_absent(name, facts):
             return Question(text, "absent", name, None, str(slot.absent))
+        if name not in facts:
+            raise ValueError(f"question {text!r} has no answer for the facts {facts}")
         known = str(facts[name])
         if one_word:
             return Question(text, "one_word", name, known, _capitalised(known) + ".")
@@ -268,15 +272,13 @@ class Phrasebook(BaseModel):
     @cached_property
     def _patterns(self) -> list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]]:
         def pattern(template: str) -> re.Pattern[str]:
-            parts = re.split(r"\{(\w+)\}", template.rstrip(".!?").lower())
+            parts = re.split(r"\{(\w+)\}", template.rstrip(".!?"))
             text = ""
             for i, part in enumerate(parts):
                 if i % 2 == 0:
-                    text += re.escape(part)
+                    text += re.escape(part.lower())
                     continue
-                one = "|".join(map(re.escape, self.slots[part].values))
-                many = rf"(?:{one})(?: (?:{one}))*" if self.slots[part].sequence else one
-                text += f"(?P<{part}>{many})"
+                text += f"(?P<{part}>{self.slots[part].pattern})"
             return re.compile(text)
 
         found: list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]] = []
@@ -301,13 +303,14 @@ class Phrasebook(BaseModel):
             match = pattern.fullmatch(text)
             if match is None:
                 continue
-            said = match.groupdict()
+            said = {name: self.slots[name].canonical(value) for name, value in match.groupdict().items()}
             if form == "sentence":
                 return Claim(form, said, all(facts.get(k) == v for k, v in said.items()), sentence)
             name, value = next(iter(said.items()))
             return Claim(form, said, (value in facts.get(name, [])) == (form == "affirm"), sentence)
-        if question.slot and text in self.slots[question.slot].values:
-            return Claim("bare", {question.slot: text}, facts.get(question.slot) == text, sentence)
+        if question.slot and re.fullmatch(self.slots[question.slot].pattern, text):
+            value = self.slots[question.slot].canonical(text)
+            return Claim("bare", {question.slot: value}, facts.get(question.slot) == value, sentence)
         return Claim("unreadable", {}, False, sentence)
 
     def assess(self, answer: str, question: Question, facts: Facts) -> Assessment:
@@ -378,10 +381,7 @@ class Phrasebook(BaseModel):
             for i in range(max(len(s.values) for s in self.slots.values())):
                 yield _capitalised(
                     template.format(
-                        **{
-                            n: self.slots[n].values[i % len(self.slots[n].values)]
-                            for n in _slots_of(template)
-                        }
+                        **{n: self.slots[n].values[i % len(self.slots[n].values)] for n in slots_of(template)}
                     )
                 )
         yield from self.describe_questions

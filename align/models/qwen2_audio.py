@@ -162,6 +162,13 @@ def _wake_audio_tower(model: Qwen2AudioForConditionalGeneration) -> None:
             torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 
 
+def located(policy: Path) -> Path | str:
+    """Where a policy's model is: `model/` of a stage folder, a saved model's folder, or else a Hub id."""
+    if (policy / "model").is_dir():
+        return policy / "model"
+    return policy if policy.is_dir() else str(policy)
+
+
 def load_model(path: Path | str) -> Qwen2AudioForConditionalGeneration:
     """A saved Qwen2-Audio (safetensors only), encoder positions frozen as in Whisper.
 
@@ -186,12 +193,19 @@ def save(model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcess
     processor.save_pretrained(path)
 
 
-def weights_sha256(path: Path) -> str:
-    """One hash over all weight files of a saved model."""
+def weights_sha256(path: Path | str) -> str:
+    """One hash over all weight files of a saved model.
+
+    Raises:
+        FileNotFoundError: there are none; a model that is only on the Hub must be downloaded first.
+    """
     digest = hashlib.sha256()
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(Path(path).glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{path} holds no *.safetensors: not a saved model")
+        raise FileNotFoundError(
+            f"{path} holds no *.safetensors. If it is on the Hub, download it to a folder and name that: "
+            "what is sampled from must be identified by its weights"
+        )
     for file in files:
         digest.update(file.name.encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())

@@ -53,7 +53,9 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-_COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT = 3, 330, 220
+_WIDTH = 984
+"""Of the page's text column, in CSS pixels."""
+_COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT = 3, 328, 220
 _SMOOTHED_FROM = 40
 """Series of at least this many points get a running mean over the raw line."""
 
@@ -71,7 +73,6 @@ TRAINING_PANELS = (
     Panel("Loss", {"loss": "loss"}),
     Panel("Token accuracy", {"token accuracy": "mean_token_accuracy"}),
     Panel("Gradient norm", {"gradient norm": "grad_norm"}),
-    Panel("Learning rate", {"learning rate": "learning_rate"}),
 )
 PREFERENCE_PANELS = (
     Panel("Loss", {"loss": "loss"}),
@@ -162,7 +163,7 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
     not reach down to the before bar's height, the difference is real.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(480 * len(titles), 270)
+        figure = _figure(_WIDTH, 270)
         for axis, (metric, title) in zip(
             figure.subplots(1, len(titles), squeeze=False, sharey=True)[0], titles.items(), strict=True
         ):
@@ -188,7 +189,7 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
 def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequence[float]) -> Markup:
     """Horizontal bars of each stage's wall time and peak memory, labelled with their values."""
     with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.bottom": False}):
-        figure = _figure(960, 50 + 27 * len(stages))
+        figure = _figure(_WIDTH, 50 + 27 * len(stages))
         left, right = figure.subplots(1, 2, sharey=True)
         places = np.arange(len(stages))
         for axis, values, title, colour in (

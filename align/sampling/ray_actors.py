@@ -31,7 +31,7 @@ class _Completer:
 
 
 def complete_all(
-    policy: Path,
+    policy: Path | str,
     audio_root: Path,
     requests: Sequence[Request],
     how: Decoding,
@@ -63,7 +63,7 @@ def complete_all(
             ray.data.from_items(rows)
             .map(
                 _Completer,
-                fn_constructor_args=(str(policy.resolve()), str(audio_root.resolve()), how, seed),
+                fn_constructor_args=(str(policy), str(audio_root.resolve()), how, seed),
                 compute=ActorPoolStrategy(size=workers),
                 num_cpus=0.5,  # whole CPUs would leave none for Ray's own read tasks: it then hangs
             )

@@ -36,7 +36,7 @@ from preference_data.schema import Axis, PreferencePair
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
-    corpus, policy = inputs[config.corpus], inputs[config.policy] / "model"
+    corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     features = ClipFeatures(processor, corpus)
     dataset = _dataset(config, inputs[config.pairs])
@@ -95,7 +95,7 @@ def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
 
 
 def _score_checkpoints(
-    choose: Choose, policy: Path, corpus: Path, features: ClipFeatures, out: StageFolder
+    choose: Choose, policy: Path | str, corpus: Path, features: ClipFeatures, out: StageFolder
 ) -> dict[int, dict[str, float]]:
     """Dev metrics of every checkpoint by step; each is computed once, whatever gets killed."""
     reference = Sampler(policy, corpus, features=features)

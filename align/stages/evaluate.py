@@ -22,7 +22,7 @@ from align.evaluation import air_bench, recognition, scores
 from align.evaluation.air_bench import Item
 from align.evaluation.judge import FactJudge, Judge, Judgement
 from align.models.features import ClipFeatures
-from align.models.qwen2_audio import load_processor
+from align.models.qwen2_audio import load_processor, located
 from align.progress import Progress
 from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
 from preference_data.prompts import pretraining_prompt
@@ -37,11 +37,11 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     items = air_bench.read(corpus / config.split)
     utterances = recognition.read(corpus / config.split / "recognition.jsonl")
     judge = FactJudge(corpus / "phrasebook.yaml")
-    features = ClipFeatures(load_processor(inputs[config.after] / "model"), corpus)
+    features = ClipFeatures(load_processor(located(inputs[config.after])), corpus)
     found: dict[str, dict[str, Any]] = {}
     judged: dict[str, list[Judgement]] = {}
     for policy in config.policies:
-        texts = _texts(config, policy, inputs[policy] / "model", corpus, items, utterances, features, out)
+        texts = _texts(config, policy, located(inputs[policy]), corpus, items, utterances, features, out)
         judged[policy] = judge.judge(items, texts["answers"])
         shuffled = judge.judge(items, texts["shuffled"])
         found[policy] = {
@@ -86,7 +86,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
 def _texts(
     config: EvaluateConfig,
     policy: str,
-    model: Path,
+    model: Path | str,
     corpus: Path,
     items: list[Item],
     utterances: list[recognition.Utterance],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from align.artifacts import StageFolder, read_json, write_json
 from align.config import SampleConfig
-from align.models.qwen2_audio import weights_sha256
+from align.models.qwen2_audio import located, weights_sha256
 from align.progress import Progress
 from align.sampling import ray_actors
 from align.sampling.generate import Decoding, Request, Sampler, batch_seed, batches
@@ -21,7 +21,7 @@ from preference_data.schema import Completion, Prompt, stable_id
 
 def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Complete every prompt of the corpus' preference split; returns counts."""
-    corpus, policy = inputs[config.corpus], inputs[config.policy] / "model"
+    corpus, policy = inputs[config.corpus], located(inputs[config.policy])
     prompts = store.read(corpus / "prompts.jsonl", Prompt)
     requests = [Request(prompt.question, prompt.audios) for prompt in prompts]
     how = Decoding(
@@ -56,7 +56,12 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
 
 
 def _in_this_process(
-    config: SampleConfig, policy: Path, corpus: Path, requests: list[Request], how: Decoding, out: StageFolder
+    config: SampleConfig,
+    policy: Path | str,
+    corpus: Path,
+    requests: list[Request],
+    how: Decoding,
+    out: StageFolder,
 ) -> list[list[str]]:
     """Batch by batch, each saved when done, so that a killed run continues with the next."""
     sampler = Sampler(policy, corpus)

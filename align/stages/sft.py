@@ -32,7 +32,7 @@ from preference_data.schema import Chat, Transcript
 
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Fine-tune the policy on chats; returns the last logged metrics."""
-    corpus, policy = inputs[config.corpus], inputs[config.policy] / "model"
+    corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     trainer = AudioSFTTrainer(
         model=qwen2_audio.load_model(policy),

@@ -97,6 +97,8 @@ def prepare(
         )
     recordings, bad = _read(_recordings_folder(source))
     write_quarantine(out, bad)
+    if not recordings:
+        raise ValueError(f"none of the {len(bad)} recordings in {source} can be used, e.g. {bad[0]}")
     by_split = _divide(recordings, counts, held_out or {}, source)
     writer = ClipWriter(out, Phrasebook.load(PHRASEBOOK), "spoken_digits")
     clips: list[AudioClip] = []

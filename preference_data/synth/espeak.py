@@ -133,6 +133,8 @@ def say_all(utterances: Sequence[Utterance]) -> list[Samples]:
     Raises:
         SpeechError: see `say`.
     """
+    if not utterances:
+        return []
     child = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps(utterances).encode(),

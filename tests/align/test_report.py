@@ -1,13 +1,15 @@
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from align.release import charts, report
-from align.release.page import audio_url, bounds, difference, duration, memory, value
+from align.release import report
+from align.release.page import value
 from preference_data.statistics import paired_bootstrap
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^$&{{ 7*7 }}"
@@ -20,7 +22,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.text, self.rows = [], [], []
+        self.elements, self.text, self.rows, self.in_cell = [], [], [], False
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
@@ -29,10 +31,15 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th") and self.rows:
             self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.in_cell = False
 
     def handle_data(self, data):
         self.text.append(data)
-        if self.rows and self.rows[-1]:
+        if self.in_cell:
             self.rows[-1][-1] += data.strip()
 
     def named(self, tag):
@@ -174,8 +181,9 @@ def clips(corpus, n=12, rate_hz=16000):
 
 
 def curves(run, stage, steps, preference=False):
+    """Metrics as the stages log them: training first, then the checkpoints' dev scores."""
     rng = np.random.default_rng(1)
-    rows = []
+    rows, dev = [], []
     for step in range(10, steps + 1, 10):
         part = step / steps
         row = {
@@ -194,14 +202,16 @@ def curves(run, stage, steps, preference=False):
                 "logps/chosen": -6 - 4 * part,
             }
         if preference and step % 50 == 0:
-            row |= {
+            scored = {
                 "dev/factuality": 0.6 + 0.5 * part - 0.35 * part**2,
                 "dev/behaviour": 0.5 + 0.3 * part,
                 "dev/over_abstention": 0.02 + 0.1 * part**3,
                 "dev/kl": 9 * part**1.5,
+                "dev/score": 6 + 3 * part - 2 * part**2,
             }
+            dev.append({"step": step, **scored})
         rows.append(row)
-    write_lines(run / stage / "metrics.jsonl", rows)
+    write_lines(run / stage / "metrics.jsonl", rows + dev)
 
 
 def whole_run(run, n=120):
@@ -226,7 +236,7 @@ def whole_run(run, n=120):
         ("6_dpo", "dpo", 300, 140.0, {"loss": "sigmoid"}),
         ("6_chosen_only", "dpo", 200, 90.0, {"loss": "sft"}),
     ):
-        manifest(run, stage, kind, {"train_loss": 0.4}, seconds, **config)
+        manifest(run, stage, kind, {"train_loss": 0.4, "chosen_step": 200.0}, seconds, **config)
         curves(run, stage, steps, preference=stage == "6_dpo")
     manifest(
         run,
@@ -268,6 +278,25 @@ def whole_run(run, n=120):
     return scores
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, made once; tests that change it take `run`."""
+    folder = tmp_path_factory.mktemp("finished")
+    whole_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(finished):
+    return report.write(finished).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy to change; without curves, which take most of a report's time."""
+    return Path(shutil.copytree(finished, tmp_path / "demo", ignore=shutil.ignore_patterns("metrics.jsonl")))
+
+
 def assert_self_contained(page):
     for tag, attributes in page.elements:
         assert tag not in ("link", "iframe", "object", "embed", "base", "form")
@@ -281,12 +310,9 @@ def assert_self_contained(page):
         assert f"'nonce-{script['nonce']}'" in policy
 
 
-def test_a_whole_run_is_told_in_one_offline_file_with_the_numbers_of_scores_json(tmp_path):
-    scores = whole_run(tmp_path)
-    path = report.write(tmp_path)
-    html = path.read_text(encoding="utf-8")
+def test_a_whole_run_is_told_in_one_offline_file_with_the_numbers_of_scores_json(finished, html):
+    scores = json.loads((finished / "7_evaluate/scores.json").read_text())
     page = Page(html)
-    assert path == tmp_path / "report.html"
     assert_self_contained(page)
     assert not re.search(r"https?://", html)
     assert page.named("script") == []
@@ -312,9 +338,7 @@ def test_a_whole_run_is_told_in_one_offline_file_with_the_numbers_of_scores_json
     assert "declared rate of 50.0 % (measured: 49.7 %)" in html
 
 
-def test_samples_cover_outcomes_and_categories_and_play(tmp_path):
-    whole_run(tmp_path)
-    html = report.write(tmp_path).read_text(encoding="utf-8")
+def test_samples_cover_outcomes_and_categories_and_play(html):
     cards = re.findall(
         r'<article class="card">\s*<header><span class="pill \w+">(\w+)</span><span>(\w+)', html
     )
@@ -325,22 +349,20 @@ def test_samples_cover_outcomes_and_categories_and_play(tmp_path):
     clips = Page(html).named("audio")
     assert len(clips) == 12
     assert all(clip["src"].startswith("data:audio/mpeg;base64,") for clip in clips)
-    assert report.write(tmp_path).read_text(encoding="utf-8").count("q0") == html.count("q0")
 
 
-def test_hostile_text_from_models_and_manifests_is_shown_and_never_markup(tmp_path):
-    whole_run(tmp_path, n=12)
+def test_hostile_text_from_models_and_manifests_is_shown_and_never_markup(run):
     for name in ("3_sft", "6_dpo"):
-        path = tmp_path / "7_evaluate" / "items" / f"{name}.jsonl"
+        path = run / "7_evaluate" / "items" / f"{name}.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         write_lines(
             path, [row | {"response": HOSTILE, "question": HOSTILE, "answer_gt": HOSTILE} for row in rows]
         )
-    manifest(tmp_path, "9_$<b>", HOSTILE, {HOSTILE: HOSTILE}, note=HOSTILE)
-    scores = json.loads((tmp_path / "7_evaluate/scores.json").read_text())
+    manifest(run, "9_$<b>", HOSTILE, {HOSTILE: HOSTILE}, note=HOSTILE)
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
     scores["by_category"] = {f"{HOSTILE}": scores["by_category"]["speech"]}
-    write_json(tmp_path / "7_evaluate/scores.json", scores)
-    html = report.write(tmp_path).read_text(encoding="utf-8")
+    write_json(run / "7_evaluate/scores.json", scores)
+    html = report.write(run).read_text(encoding="utf-8")
     page = Page(html)
     assert_self_contained(page)
     assert page.named("script") == page.named("img") == page.named("b") == []
@@ -367,16 +389,15 @@ def test_curves_of_a_stage_that_was_killed_are_shown(tmp_path):
     assert "100 steps · not finished" in html
 
 
-def test_missing_parts_of_an_evaluation_leave_their_sections_out(tmp_path):
-    whole_run(tmp_path, n=12)
-    scores = json.loads((tmp_path / "7_evaluate/scores.json").read_text())
+def test_missing_parts_of_an_evaluation_leave_their_sections_out(run):
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
     for key in ("by_category", "against", "constant_answer"):
         del scores[key]
     for policy in scores["policies"].values():
         del policy["shuffled_audio"], policy["recognition"]
-    write_json(tmp_path / "7_evaluate/scores.json", scores)
-    (tmp_path / "7_evaluate/items/6_dpo.jsonl").unlink()
-    html = report.write(tmp_path).read_text(encoding="utf-8")
+    write_json(run / "7_evaluate/scores.json", scores)
+    (run / "7_evaluate/items/6_dpo.jsonl").unlink()
+    html = report.write(run).read_text(encoding="utf-8")
     assert "Controls" not in html
     assert "Recognition" not in html
     assert 'class="card"' not in html
@@ -387,37 +408,28 @@ def test_no_run_folder_is_an_error_that_names_it(tmp_path):
         report.write(tmp_path / "nowhere")
 
 
-def test_audio_stays_inside_the_corpus(tmp_path):
-    clips(tmp_path / "corpus", n=1)
-    clips(tmp_path / "elsewhere", n=1)
-    assert audio_url(tmp_path / "corpus", "audio/clip_0.wav").startswith("data:audio/mpeg;base64,")
-    assert audio_url(tmp_path / "corpus", "../elsewhere/audio/clip_0.wav") is None
-    assert audio_url(tmp_path / "corpus", str(tmp_path / "elsewhere/audio/clip_0.wav")) is None
-    assert audio_url(tmp_path / "corpus", "audio/none.wav") is None
+@pytest.mark.parametrize(
+    ("word", "title", "tone"),
+    [("fail", "The gate refused", "bad"), ("inconclusive", "The gate is inconclusive", "open")],
+)
+def test_a_refusal_says_why(run, word, title, tone):
+    checks = [{"name": "audio effect", "value": None, "threshold": 0.1, "outcome": word, "passed": False}]
+    verdict = {"verdict": word, "reasons": ["audio effect: not measured"], "checks": checks}
+    write_json(run / "8_gate/verdict.json", verdict)
+    html = report.write(run).read_text(encoding="utf-8")
+    assert f'<section class="banner {tone}">' in html
+    assert f"<strong>{title}</strong>" in html
+    assert "<li>audio effect: not measured</li>" in html
+    assert ["audio effect", "–", "0.1", word] in Page(html).rows
 
 
-def test_a_rate_unknown_to_mp3_is_kept_as_flac(tmp_path):
-    clips(tmp_path, n=1, rate_hz=96000)
-    assert audio_url(tmp_path, "audio/clip_0.wav").startswith("data:audio/flac;base64,")
+def test_a_failed_stage_says_what_went_wrong(run):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["stages"]["9_promote"] = {"status": "failed", "error": "9_promote: no <registry>"}
+    write_json(run / "summary.json", summary)
+    assert "9_promote: no &lt;registry&gt;" in report.write(run).read_text(encoding="utf-8")
 
 
-def test_charts_leave_out_what_was_not_logged():
-    rows = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0, "dev/kl": 0.4}]
-    svg = charts.curves(rows, charts.PREFERENCE_PANELS)
-    assert ">Loss<" in svg
-    assert ">Reward margin<" not in svg
-    assert charts.curves(rows, charts.OVEROPTIMISATION_PANELS) == ""
-    assert "#2c6e9b" not in svg  # colours are the page's variables
-    assert "var(--after)" in svg
-
-
-def test_numbers_are_written_one_way():
-    assert value(0.6543, "factuality") == "65.4 %"
-    assert value(6.9, "score") == "6.90"
-    assert value(None, "score") == "–"
-    assert difference(-0.031, "behaviour") == "−3.1"
-    assert difference(0.5, "score") == "+0.50"
-    assert [duration(8.44), duration(200), duration(7500)] == ["8.4 s", "3 min 20 s", "2 h 05 min"]
-    assert [memory(812.2), memory(2048)] == ["812 MB", "2.00 GB"]
-    # From -0.5 to 0.5: -0.5 is the left end, 0 the middle, 0.25 three quarters; 2 is cut off at the end.
-    assert bounds(-0.5, 0.25, 2.0, 0.5) == (0.0, 75.0, 100.0, 50.0)
+def test_the_checkpoint_used_is_marked_on_the_dev_curves(html):
+    # One legend entry in each of the three dev panels of 6_dpo; no other stage was scored on dev.
+    assert html.count(">checkpoint used<") == 3

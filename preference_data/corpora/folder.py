@@ -1,0 +1,218 @@
+"""Your own recordings: a folder with audio files, `facts.csv` and `phrasebook.yaml`.
+
+`facts.csv` has the columns `path` (relative to the folder), `speaker` (may be empty), `split` (optional),
+and one per slot of the phrasebook, empty where a clip has no such thing. Values of a yes/no slot are
+separated by "|". A row without a split goes to the split that holds its speaker out, else to train, and
+every fifth of those, by chance, to preference.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from preference_data import audio
+from preference_data.audio import BadAudio
+from preference_data.corpora import HeldOut, phrasebook_of
+from preference_data.corpora.clip_files import SPLITS, ClipWriter, write_quarantine
+from preference_data.phrasebook import Phrasebook
+from preference_data.schema import AudioClip, Facts, Split, stable_id
+from preference_data.wording import Slot
+
+_OURS = ("path", "speaker", "split")
+_PREFERENCE_SHARE = 0.2
+_LONGEST_S = 30.0
+"""What Qwen2-Audio hears; a recipe may allow less."""
+_SHOWN = 20
+"""Problems told at once."""
+
+
+class BadFacts(ValueError):
+    """`facts.csv` does not say what it should; every problem with line, column and value."""
+
+
+class _Row(NamedTuple):
+    """One usable line of `facts.csv`."""
+
+    id: str
+    path: str
+    speaker: str | None
+    split: Split
+    facts: Facts
+
+
+def prepare(
+    out: Path,
+    *,
+    source: Path | None = None,
+    counts: Mapping[str, int] | None = None,
+    held_out: HeldOut | None = None,
+    seed: int = 0,
+    on_progress: Callable[[int], object] | None = None,
+) -> list[AudioClip]:
+    """Convert every recording to a 16 kHz mono WAV below `out`.
+
+    Args:
+        out: where the audio goes; `quarantine.jsonl` there lists recordings that cannot be used.
+        source: the folder.
+        counts: must be None, every recording is used.
+        held_out: speakers of dev and of test, for rows without a split.
+        seed: draws which training recordings are for preferences.
+        on_progress: called with the number of recordings converted so far.
+
+    Raises:
+        BadFacts: the table is not right, all problems at once.
+        ValueError: no folder, no phrasebook, or no usable recording.
+    """
+    if source is None or counts:
+        raise ValueError(
+            f"corpus 'folder' uses every recording: it needs source={source}, not counts={counts}"
+        )
+    phrasebook = Phrasebook.load(phrasebook_of("folder", source))
+    rows = {row.id: row for row in _read(source, phrasebook, held_out or {}, seed)}
+    good, bad = audio.audit(source, [(row.id, row.path) for row in rows.values()], max_duration_s=_LONGEST_S)
+    write_quarantine(out, bad)
+    if not good:
+        raise ValueError(
+            f"none of the {len(rows)} recordings of {source / 'facts.csv'} can be used"
+            + "".join(f"; {one.path!r}: {one.code}: {one.detail}" for one in bad[:3])
+        )
+    writer = ClipWriter(out, phrasebook, "folder")
+    clips = []
+    for number, row in enumerate((rows[clip_id] for clip_id in good), start=1):
+        samples = audio.load(audio.resolve_inside(source, row.path), max_duration_s=_LONGEST_S)
+        clips.append(
+            writer.write(row.id, row.split, samples, row.facts, speaker=row.speaker, source="recording")
+        )
+        if on_progress:
+            on_progress(number)
+    return clips
+
+
+def _read(source: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) -> list[_Row]:
+    table = source / "facts.csv"
+    if not table.is_file():
+        raise BadFacts(f"{table} is missing: write one line per recording, with the columns path and speaker")
+    rows: list[_Row] = []
+    problems: list[str] = []
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            problems += [f"{table}:1: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)]
+            for line in () if problems else reader:
+                row, found = _row(source, line, phrasebook, held_out, seed)
+                problems += [f"{table}:{reader.line_num}: {text}" for text in found]
+                rows.append(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadFacts(f"{table} is not a CSV file in UTF-8: {error}") from error
+    problems += [f"{table}: {text}" for text in _bad_table(rows, held_out)]
+    if problems:
+        more = f"\n… and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise BadFacts("\n".join(problems[:_SHOWN]) + more)
+    return rows
+
+
+def _bad_columns(columns: Sequence[str], phrasebook: Phrasebook) -> Iterator[str]:
+    for column in ("path", "speaker"):
+        if column not in columns:
+            yield f"column {column!r} is missing; there are {', '.join(map(repr, columns)) or 'none'}"
+    known = [*_OURS, *phrasebook.slots]
+    for column in columns:
+        if columns.count(column) > 1:
+            yield f"column {column!r} comes more than once"
+        if column not in known:
+            near = get_close_matches(column, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            yield f"column {column!r} is not a slot of the phrasebook; {hint}"
+
+
+def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
+    """What is wrong across lines."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.path in seen:
+            yield f"column 'path': {row.path!r} comes more than once"
+        seen.add(row.path)
+    speakers = {row.speaker for row in rows}
+    for split, names in held_out.items():
+        for name in names:
+            if name not in speakers:
+                yield f"column 'speaker': nobody is called {name!r}, who is held out for {split}"
+
+
+def _row(
+    source: Path, line: dict[str, str], phrasebook: Phrasebook, held_out: HeldOut, seed: int
+) -> tuple[_Row, list[str]]:
+    """One line, and what is wrong with it."""
+    problems = []
+    if None in line or None in line.values():
+        problems.append(f"has {'more' if None in line else 'fewer'} cells than there are columns")
+    cells = {column: (text or "").strip() for column, text in line.items() if column is not None}
+    path, speaker = cells["path"], cells["speaker"] or None
+    try:
+        audio.resolve_inside(source, path)
+    except BadAudio as error:
+        problems.append(f"column 'path': {path!r} {error.detail}")
+    split, problem = _split(cells, speaker, held_out, np.random.default_rng(_number(seed, path)).random())
+    facts, bad_values = _facts(cells, phrasebook)
+    problems += [problem] if problem else []
+    problems += bad_values
+    if not problems:
+        try:
+            phrasebook.description(facts), phrasebook.task_of(facts)
+        except ValueError as error:
+            problems.append(str(error))
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", PurePosixPath(path).stem)[:80]
+    return _Row(f"{safe}-{stable_id(path)}", path, speaker, split, facts), problems
+
+
+def _number(seed: int, path: str) -> int:
+    return int(stable_id(seed, path), 16)
+
+
+def _split(
+    cells: Mapping[str, str], speaker: str | None, held_out: HeldOut, draw: float
+) -> tuple[Split, str | None]:
+    """The split of a line, and what is wrong with it."""
+    given = cells.get("split", "")
+    held = [split for split, names in held_out.items() if speaker in names]
+    if given and given not in SPLITS:
+        return "train", f"column 'split': {given!r} is not one of {', '.join(SPLITS)}"
+    if len({*held, *([given] if given else [])}) > 1:
+        return (
+            "train",
+            f"column 'split': {given!r}, but speaker {speaker!r} is held out for {', '.join(held)}",
+        )
+    learning = "preference" if draw < _PREFERENCE_SHARE else "train"
+    return cast(Split, given or next(chain(held, [learning]))), None
+
+
+def _facts(cells: Mapping[str, str], phrasebook: Phrasebook) -> tuple[Facts, list[str]]:
+    """The facts of a line, and which values the phrasebook does not know."""
+    facts: Facts = {}
+    problems = []
+    for name, slot in phrasebook.slots.items():
+        text = cells.get(name, "")
+        if not text:
+            continue
+        values = [part.strip() for part in text.split("|")] if slot.denial else [text]
+        facts[name] = values if slot.denial else text
+        for value in values:
+            unknown = _unknown(value, slot)
+            if unknown:
+                known = ", ".join(slot.values)
+                problems.append(f"column {name!r}: {unknown!r} is not a value of this slot; known: {known}")
+    return facts, problems
+
+
+def _unknown(value: str, slot: Slot) -> str | None:
+    """The part of a cell that is none of the slot's values."""
+    parts = value.split(" ") if slot.sequence else [value]
+    return next((part for part in parts if part not in slot.values), None)

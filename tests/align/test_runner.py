@@ -1,0 +1,226 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
+from align.recipe import RecipeError, load
+from align.runner import execute
+from align.stages import STAGES
+
+TOYS = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """The toy stages in place of the real ones, and the function that writes their recipe."""
+    monkeypatch.syspath_prepend(str(TOYS))
+    import toy_stages
+
+    for kind in ("corpus", "sft", "evaluate", "gate", "pairs"):
+        monkeypatch.setitem(STAGES, kind, "toy_stages")
+    return toy_stages
+
+
+def gate(questions):
+    return f"stage: gate\nevaluation: 7_evaluate\nthresholds: {{min_questions: {questions}}}\n"
+
+
+def made_at(run):
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("*/manifest.json")}
+
+
+def test_a_whole_run(toys, tmp_path):
+    recipe = load(toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)))
+    outcome = execute(recipe, tmp_path / "run")
+    assert outcome.exit_code == 0
+    assert outcome.report == tmp_path / "run" / "report.html"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary == outcome.summary
+    assert (summary["status"], summary["exit_code"], summary["verdict"]) == ("done", 0, "pass")
+    assert summary["verdict_reasons"] == ["min_questions is 1"]
+    assert summary["comparison"]["factuality"]["before"] == 0.75
+    assert {entry["status"] for entry in summary["stages"].values()} == {"done"}
+    manifest = read_manifest(tmp_path / "run" / "2_sft")
+    assert manifest["metrics"] == {"loss": 1 / 6}
+    assert manifest["inputs"] == {
+        "1_corpus": read_manifest(tmp_path / "run" / "1_corpus")["output_digest"],
+        "owner/base": "hub:owner/base",
+    }
+    assert manifest["peak_memory_mb"] > 10
+
+
+def test_a_second_run_does_nothing_and_a_change_reruns_what_depends_on_it(toys, tmp_path, capsys):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    first, report = made_at(run), (run / "report.html").stat().st_mtime_ns
+    capsys.readouterr()
+    assert execute(load(folder), run).exit_code == 0
+    assert capsys.readouterr().out.count("up to date") == 4
+    assert made_at(run) == first
+    assert (run / "report.html").stat().st_mtime_ns == report
+
+    # The gate's threshold concerns the gate alone.
+    assert execute(load(folder, ["8_gate.thresholds.max_asked_loss=0.5"]), run).exit_code == 0
+    second = made_at(run)
+    assert {name for name in second if second[name] != first[name]} == {"8_gate"}
+
+    # The corpus changes, so everything made of it does.
+    assert execute(load(folder, ["1_corpus.chats_per_clip=9"]), run).exit_code == 0
+    third = made_at(run)
+    assert {name for name in third if third[name] == second[name]} == set()
+
+
+def test_a_rerun_with_equal_output_does_not_spread(toys, tmp_path):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    first = made_at(run)
+    # max_duration_s is no part of what the toy corpus writes.
+    execute(load(folder, ["1_corpus.max_duration_s=9"]), run)
+    second = made_at(run)
+    assert {name for name in second if second[name] != first[name]} == {"1_corpus"}
+
+
+@pytest.mark.parametrize(
+    ("questions", "code", "verdict", "status"),
+    [(2, 3, "fail", "refused"), (3, 5, "inconclusive", "inconclusive")],
+)
+def test_a_closed_gate_stops_before_promotion_and_still_reports(
+    toys, tmp_path, questions, code, verdict, status
+):
+    recipe = load(toys.write_recipe(tmp_path / "toy", s8_gate=gate(questions), s9_promote=toys.PROMOTE))
+    for _ in range(2):  # the second time from finished stages
+        outcome = execute(recipe, tmp_path / "run")
+        assert (outcome.exit_code, outcome.summary["verdict"], outcome.summary["status"]) == (
+            code,
+            verdict,
+            status,
+        )
+        assert outcome.summary["stages"]["9_promote"] == {"status": "pending"}
+        assert outcome.report
+        assert outcome.report.exists()
+    assert execute(recipe, tmp_path / "run", only="promote").exit_code == code
+    assert not (tmp_path / "run" / "9_promote").exists()
+
+
+def test_a_failing_stage_is_told_and_the_rest_waits(toys, tmp_path, capsys):
+    sample = "stage: sample\npolicy: 2_sft\ncorpus: 1_corpus\n"
+    recipe = load(toys.write_recipe(tmp_path / "toy", s3_sample=sample))
+    STAGES_BEFORE = dict(STAGES)
+    try:
+        STAGES["sample"] = "no_such_stage_module"
+        outcome = execute(recipe, tmp_path / "run")
+    finally:
+        STAGES.update(STAGES_BEFORE)
+    assert outcome.exit_code == 1
+    assert outcome.error == "3_sample: No module named 'no_such_stage_module'"
+    statuses = {name: entry["status"] for name, entry in outcome.summary["stages"].items()}
+    assert statuses == {
+        "1_corpus": "done",
+        "2_sft": "done",
+        "3_sample": "failed",
+        "7_evaluate": "pending",
+        "8_gate": "pending",
+    }
+    assert outcome.summary["status"] == "failed"
+    assert "ModuleNotFoundError" in (tmp_path / "run" / "failure.txt").read_text()
+    assert not (tmp_path / "run" / "3_sample").exists()
+
+
+def test_only_and_from(toys, tmp_path, capsys):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    with pytest.raises(RecipeError, match="needs 1_corpus, which has not finished"):
+        execute(load(folder), run, only="2_sft")
+    assert not run.exists()
+    assert execute(load(folder), run, only="1_corpus").summary["status"] == "partial"
+    assert sorted(made_at(run)) == ["1_corpus"]
+    assert execute(load(folder), run, start_at="sft").exit_code == 0
+    assert sorted(made_at(run)) == ["1_corpus", "2_sft", "7_evaluate", "8_gate"]
+    capsys.readouterr()
+    execute(load(folder, ["corpus.chats_per_clip=9"]), run, start_at="7_evaluate")
+    assert "1_corpus  taken as it is, although the recipe" in capsys.readouterr().out
+
+
+def test_a_busy_run_folder_is_left_alone(toys, tmp_path):
+    recipe = load(toys.write_recipe(tmp_path / "toy"))
+    with exclusive(tmp_path / "run"), pytest.raises(RunIsBusy):
+        execute(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "1_corpus").exists()
+
+
+SLOW = (
+    "stage: sft\ncorpus: 1_corpus\npolicy: owner/base\nsteps: 40\nbatch_size: 2\nlearning_rate: 1e-3\n"
+    "trl: {weight_decay: 0.05}\n"
+)
+
+
+def start(folder, run, log):
+    """The toy pipeline without MLflow in a process of its own."""
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[3]); import toy_stages\n"
+        "from align.recipe import load; from align.runner import execute; from align.stages import STAGES\n"
+        "STAGES.update({kind: 'toy_stages' for kind in ('corpus', 'sft', 'evaluate', 'gate')})\n"
+        "sys.exit(execute(load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2])).exit_code)"
+    )
+    arguments = [sys.executable, "-c", code, str(folder), str(run), str(TOYS)]
+    return subprocess.Popen(arguments, stdout=log.open("a"), stderr=subprocess.STDOUT)
+
+
+def wait_for_step(run, step, process):
+    path = run / ".partial-2_sft" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(read_metrics(path)) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "status"),
+    [
+        (signal.SIGKILL, -9, "running"),
+        (signal.SIGTERM, 75, "interrupted"),
+        (signal.SIGINT, 75, "interrupted"),
+    ],
+)
+def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status):
+    folder, run, log = (
+        toys.write_recipe(tmp_path / "toy", s2_sft=SLOW, s8_gate=gate(1)),
+        tmp_path / "run",
+        tmp_path / "log",
+    )
+    process = start(folder, run, log)
+    wait_for_step(run, 8, process)
+    os.kill(process.pid, number)
+    assert process.wait(30) == code, log.read_text()
+    assert json.loads((run / "summary.json").read_text())["stages"]["2_sft"]["status"] == status
+    assert not (run / "2_sft").exists()
+    assert (run / "1_corpus" / "manifest.json").exists()
+    again = start(folder, run, log)
+    assert again.wait(60) == 0, log.read_text()
+    assert int((run / "2_sft" / "resumed_from.txt").read_text()) >= 8
+    rows = read_metrics(run / "2_sft" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    # 40 steps of 0.05 s over both attempts
+    assert read_manifest(run / "2_sft")["seconds"] >= 1.7
+    assert (run / "1_corpus" / "attempts.txt").read_text() == "x"
+
+
+def test_a_stage_that_does_not_heed_a_stop_is_interrupted_at_once(tmp_path):
+    code = """
+import os, signal, threading, time
+from align.attempt import Attempt, handling_signals, interruptible
+started = time.monotonic()
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+with handling_signals(), Attempt() as attempt, interruptible():
+    time.sleep(30)
+print(type(attempt.error).__name__, time.monotonic() - started < 10)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "Interrupted True\n"

@@ -1,0 +1,201 @@
+"""The demo's stages, small, through the real command: whole, killed everywhere, refused, with two workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALIGN = [str(Path(sys.executable).with_name("align"))]
+SMALL = {
+    "0_corpus.clips": "{train: 48, preference: 16, dev: 16, test: 16}",
+    "1_pretrain.model": "{d_model: 32, heads: 2, audio_layers: 1, text_layers: 1, mel_bins: 32, clip_s: 3}",
+    "1_pretrain.steps": 8,
+    "1_pretrain.batch_size": 4,
+    "1_pretrain.save_steps": 2,
+    "2_sft.steps": 8,
+    "2_sft.batch_size": 4,
+    "2_sft.save_steps": 2,
+    "3_sample.batch_size": 4,
+    "3_sample.max_new_tokens": 12,
+    "4_annotate.error_rate": 1.0,  # an untrained policy says nothing right: random choices still make pairs
+    "6_dpo.batch_size": 4,
+    "6_dpo.save_steps": 2,
+    "6_dpo.choose": "{questions: 8, max_new_tokens: 8}",
+    "6_chosen_only.batch_size": 4,
+    "6_chosen_only.save_steps": 2,
+    "6_chosen_only.choose": "{questions: 8, max_new_tokens: 8}",
+    "7_evaluate.max_new_tokens": 8,
+    "8_gate.thresholds.min_questions": 16,
+}
+OPEN_GATE = {
+    "8_gate.thresholds.factuality_gain": -2,
+    "8_gate.thresholds.behaviour_gain": -2,
+    "8_gate.thresholds.max_over_abstention": 1,
+    "8_gate.thresholds.max_asked_loss": 1,
+    "8_gate.thresholds.min_audio_effect": -1,
+    "8_gate.thresholds.max_length_ratio": 100,
+    "8_gate.thresholds.min_distinct_ratio": 0,
+}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def command(out: Path, **changes) -> list[str]:
+    settings = SMALL | OPEN_GATE | {k.replace("__", "."): v for k, v in changes.items()}
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return [*ALIGN, "run", str(ROOT / "recipes/demo"), "--out", str(out), *sets]
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+    return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def run(out: Path, **changes) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(out, **changes), env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("loop") / "runs" / "whole"
+    result = run(out)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return out
+
+
+def test_every_stage_finishes_and_the_summary_says_so(whole):
+    found = summary(whole)
+    names = sorted(path.stem for path in (ROOT / "recipes/demo").glob("*.yaml"))
+    assert sorted(found["stages"]) == names
+    for name, stage in found["stages"].items():
+        assert stage["status"] == "done", name
+        assert stage["seconds"] > 0
+        assert stage["metrics"], name
+    assert found["verdict"] == "pass"
+    for axis in ("factuality", "behaviour", "score"):
+        one = found["comparison"][axis]
+        assert one["n"] == 16
+        assert one["delta"] == pytest.approx(one["after"] - one["before"])
+        assert one["ci_low"] <= one["delta"] <= one["ci_high"]
+    assert (whole / "report.html").stat().st_size > 10_000
+
+
+def test_the_evaluation_set_is_in_air_bench_layout(whole):
+    meta = json.loads((whole / "0_corpus/test/Chat/Chat_meta.json").read_text())
+    assert len(meta) == 16
+    for item in meta:
+        clip = f"Chat/{item['task_name']}_{item['dataset_name']}/{item['path']}"
+        assert (whole / "0_corpus/test" / clip).is_file()
+    keys = {"meta_info", "question", "answer_gt", "path", "task_name", "dataset_name", "response", "uniq_id"}
+    answers = (whole / "7_evaluate/answers/6_dpo.jsonl").read_text().splitlines()
+    assert all(set(json.loads(line)) == keys for line in answers)
+
+
+def test_mlflow_holds_the_run_its_stages_and_the_champion(whole):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{whole.parent / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(children) == len(summary(whole)["stages"])
+    assert len(runs) == len(children) + 1
+    dpo = next(r for r in children if r.data.tags.get("stage", "").endswith("6_dpo"))
+    assert [m.step for m in client.get_metric_history(dpo.info.run_id, "loss")]
+    champion = client.get_model_version_by_alias("demo-qwen2-audio", "champion")
+    assert champion.tags["gate.verdict"] == "pass"
+
+
+def test_again_is_up_to_date_in_seconds(whole):
+    before = (whole / "6_dpo/manifest.json").read_bytes()
+    started = time.monotonic()
+    result = run(whole)
+    assert result.returncode == 0
+    assert time.monotonic() - started < 30
+    assert result.stdout.count("up to date") >= 11
+    assert (whole / "6_dpo/manifest.json").read_bytes() == before
+
+
+def wait_and_kill(out: Path, sign: str) -> bool:
+    """Start the run, kill -9 when `sign` appears below the run folder; False if it ended before."""
+    process = subprocess.Popen(
+        command(out),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None:
+            if list(out.glob(sign)):
+                return True
+            time.sleep(0.02)
+        return False
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+SIGNS = [
+    ".partial-0_corpus/audio/train/*",
+    ".partial-1_pretrain/checkpoints/checkpoint-4",
+    ".partial-2_sft/checkpoints/.partial-checkpoint",
+    ".partial-3_sample/batches/00001.json",
+    ".partial-6_dpo/checkpoints/checkpoint-4/manifest.json",
+    ".partial-6_dpo/dev/*.json",
+    ".partial-7_evaluate/texts/*.json",
+]
+
+
+def test_killed_in_every_stage_it_ends_with_identical_numbers(whole, tmp_path):
+    out = tmp_path / "runs" / "killed"
+    hit = [wait_and_kill(out, sign) for sign in SIGNS]
+    assert sum(hit) >= 5, hit
+    result = run(out)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    ours, theirs = summary(out)["stages"], summary(whole)["stages"]
+    for name in theirs:
+        if name != "9_promote":
+            assert ours[name]["metrics"] == theirs[name]["metrics"], name
+    manifests = [json.loads((root / "6_dpo/manifest.json").read_text()) for root in (out, whole)]
+    weights = [m["outputs"]["model/model.safetensors"] for m in manifests]
+    assert weights[0] == weights[1]
+
+
+def test_a_closed_gate_exits_3_and_nothing_is_promoted(whole, tmp_path):
+    result = run(whole, **{"8_gate__thresholds__min_questions": 500})
+    assert result.returncode == 3
+    found = summary(whole)
+    assert found["verdict"] == "fail"
+    assert "questions" in found["verdict_reasons"][0]
+    assert found["stages"]["9_promote"]["status"] != "running"
+    assert run(whole).returncode == 0  # and back again, for the other tests
+
+
+def test_ray_workers_make_the_same_completions(whole, tmp_path):
+    from align.artifacts import StageFolder
+    from align.config import SampleConfig
+    from align.stages import sample
+
+    made = []
+    for workers in (1, 2):
+        config = SampleConfig(
+            stage="sample", policy="2_sft", corpus="0_corpus", workers=workers, batch_size=4, max_new_tokens=8
+        )
+        out = StageFolder(tmp_path / str(workers), "3_sample", "x")
+        out.open()
+        sample.run(config, {"2_sft": whole / "2_sft", "0_corpus": whole / "0_corpus"}, out)
+        made.append((out.path / "completions.jsonl").read_text())
+    assert made[0] == made[1]
