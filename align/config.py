@@ -306,7 +306,7 @@ class Thresholds(Config):
     """Share of answerable questions answered with "there is no ..."."""
     max_asked_loss: float = Field(0.03, ge=0)
     """Most that asked-fact accuracy on answerable questions may fall (point estimate)."""
-    min_audio_effect: float = Field(0.05, ge=0)
+    min_audio_effect: float = Field(0.05, ge=-1, le=1)
     """Factuality must fall by at least this when clips are shuffled: proof that the audio is heard."""
     max_length_ratio: float = Field(1.5, gt=0)
     """Mean words of the candidate's answers over the champion's."""

@@ -240,7 +240,7 @@ class _Mirror:
     def _find_or_make(self, name: str, key: dict[str, str], more: dict[str, str]) -> str:
         """The run whose tags are `key`, else a new one."""
         experiment = self._experiment()
-        wanted = " and ".join(f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in key.items())
+        wanted = " and ".join(f"tags.`{tag}` = {_quoted(value)}" for tag, value in key.items())
         found = self.client.search_runs([experiment], filter_string=wanted, max_results=1)
         if found:
             return str(found[0].info.run_id)
@@ -319,7 +319,7 @@ class _Mirror:
         waiting = list(new.values())
         for start in range(0, len(waiting), 500):
             self.client.log_batch(run_id, metrics=waiting[start : start + 500])
-        logged |= new.keys()
+        logged.update(new)
 
     def _already_logged(self, run_id: str) -> set[tuple[str, int]]:
         names = self.client.get_run(run_id).data.metrics
@@ -341,4 +341,5 @@ def _params(config: dict[str, Any]) -> list[Any]:
 
 
 def _quoted(value: str) -> str:
-    return value.replace("'", "''")
+    """A value as MLflow's filters want it; they know both quotes and no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"

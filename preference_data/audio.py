@@ -4,8 +4,7 @@ Files are untrusted: headers are bounded before a sample is decoded, samples are
 decodes a whole corpus in processes that may crash or hang without harm.
 
 The decoder is always libsndfile: another one changes the samples (FFmpeg mixes stereo 1.41 times
-louder). It takes half a WAV or Ogg file for a whole one, so their ends are checked here. An MP3 that
-has no Xing header and was cut cannot be told from a shorter one; only the sha256 of its record can.
+louder). It takes half a WAV, Ogg or MP3 for a whole one, so what it is told of their length is checked.
 """
 
 from __future__ import annotations
@@ -38,14 +37,12 @@ _PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empt
 _HeaderReason = Literal["unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"]
 _LengthReason = Literal["unknown_length", "empty_audio", "too_long", "truncated", "too_large"]
 _SoundReason = Literal["corrupt", "non_finite", "bad_level", "decoder_crashed", "decoder_hung"]
-Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]
-"""Why a file was refused."""
+Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]  # why a file was refused
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
 _MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but not by that much
-_MAX_PATH, _MAX_NAME = 1024, 255
-_MAX_CHUNKS = 1000  # RIFF chunks looked at before the sound
+_MAX_PATH, _MAX_NAME, _MAX_CHUNKS = 1024, 255, 1000  # characters; characters; before a WAV's sound
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest one
 _UNKNOWN_FRAMES, _UNKNOWN_BYTES = 2**63 - 1, 2**32 - 1  # by libsndfile; by a WAV written to a pipe
 _GUARD = 'guard the calling script by `if __name__ == "__main__":`'
@@ -137,8 +134,7 @@ def load(path: Path, *, max_duration_s: float) -> np.ndarray:
         BadAudio: as `inspect`, and for samples that are damaged, too few, not finite or far too loud.
     """
     with _opened(path, max_duration_s) as (_, sound):
-        mono = _decode(path, sound).mean(axis=1)
-        return soxr.resample(mono, sound.samplerate, SAMPLE_RATE, quality="HQ")
+        return soxr.resample(_decode(path, sound).mean(axis=1), sound.samplerate, SAMPLE_RATE, quality="HQ")
 
 
 def audit(
@@ -150,8 +146,6 @@ def audit(
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, AudioInfo], list[Quarantined]]:
     """Decode every clip once, in worker processes, and say which are good and which are not.
-
-    Scripts that call this need multiprocessing's usual `if __name__ == "__main__":` guard.
 
     Args:
         root: Folder that the paths are relative to and may not leave.
@@ -165,6 +159,7 @@ def audit(
 
     Raises:
         ValueError: a record id comes twice.
+        RuntimeError: no process starts; the calling script must guard its `__main__`.
     """
     clips = list(clips)
     if twice := [record for record, n in Counter(record for record, _ in clips).items() if n > 1]:
@@ -210,7 +205,7 @@ def _opened(path: Path, max_duration_s: float) -> Iterator[tuple[FileIO, soundfi
 
 
 def _sound(path: Path, file: FileIO) -> soundfile.SoundFile:
-    if _size(file) == 0:
+    if not os.pread(file.fileno(), 1, 0):
         raise BadAudio(path, "empty_file", "has 0 bytes; fetch it again")
     try:  # by descriptor: given a name, libsndfile would take any bytes called *.vox for audio
         return soundfile.SoundFile(file.fileno(), closefd=False)
@@ -219,10 +214,6 @@ def _sound(path: Path, file: FileIO) -> soundfile.SoundFile:
         known = [meaning for offset, mark, meaning in _TELLTALES if start[offset:].startswith(mark)]
         problem = (known or ["is not audio, or its header is damaged; fetch it again"])[0]
         raise BadAudio(path, "unreadable", f"{problem} ({error.error_string})") from error
-
-
-def _size(file: FileIO) -> int:
-    return os.fstat(file.fileno()).st_size
 
 
 def _check_bounds(path: Path, sound: soundfile.SoundFile, max_duration_s: float) -> None:
@@ -242,18 +233,21 @@ def _check_bounds(path: Path, sound: soundfile.SoundFile, max_duration_s: float)
 
 
 def _check_end(path: Path, file: FileIO, sound: soundfile.SoundFile) -> None:
-    """Refuse files of unknown length, and cut-off WAV and Ogg files, which libsndfile would take."""
-    refuse = partial(BadAudio, path)
-    promised, there = _wav_bytes(path, file) if sound.format in ("WAV", "WAVEX") else (0, 0)
-    if sound.frames == _UNKNOWN_FRAMES or promised == _UNKNOWN_BYTES:
-        raise refuse("unknown_length", "its header says no length; write it to a file, not to a pipe")
+    """Refuse files of unknown length and cut-off WAV and Ogg files; libsndfile would take them."""
+    refuse, size = partial(BadAudio, path), os.fstat(file.fileno()).st_size
+    promised, there = _wav_bytes(path, file, size) if sound.format in ("WAV", "WAVEX") else (0, 0)
+    guessed = sound.format == "MP3" and not _has_xing_header(file)
+    if guessed or sound.frames == _UNKNOWN_FRAMES or promised == _UNKNOWN_BYTES:
+        raise refuse(
+            "unknown_length", "its header says no length; convert it again, to a file and not to a pipe"
+        )
     if promised > there:
         raise refuse("truncated", f"promises {promised} bytes of sound, has {there}; fetch it again")
-    if sound.format == "OGG" and not _ends_ogg_stream(file):
-        raise refuse("truncated", f"its {_size(file)} bytes stop before the stream ends; fetch it again")
+    if sound.format == "OGG" and not _ends_ogg_stream(file, size):
+        raise refuse("truncated", f"its {size} bytes stop before the stream ends; fetch it again")
 
 
-def _wav_bytes(path: Path, file: FileIO) -> tuple[int, int]:
+def _wav_bytes(path: Path, file: FileIO, size: int) -> tuple[int, int]:
     """How many bytes of sound the header of a WAV file promises, and how many there are."""
     order = {b"RIFF": "<", b"RIFX": ">"}.get(os.pread(file.fileno(), 4, 0))
     at = 12
@@ -263,19 +257,25 @@ def _wav_bytes(path: Path, file: FileIO) -> tuple[int, int]:
             break
         name, length = struct.unpack(f"{order}4sI", header)
         if name == b"data":
-            return length, _size(file) - at - 8
+            return length, size - at - 8
         at += 8 + length + length % 2
     raise BadAudio(path, "unreadable", f"no data in its first {_MAX_CHUNKS} RIFF chunks; write it again")
 
 
-def _ends_ogg_stream(file: FileIO) -> bool:
+def _ends_ogg_stream(file: FileIO, size: int) -> bool:
     """Whether the last page of an Ogg file is whole and marked as the last (RFC 3533, section 6)."""
-    tail = os.pread(file.fileno(), _OGG_PAGE, max(0, _size(file) - _OGG_PAGE))
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if len(page) < 27 or not page[5] & 4:
-        return False
+    tail = os.pread(file.fileno(), _OGG_PAGE, max(0, size - _OGG_PAGE))
+    page = tail[max(0, tail.rfind(b"OggS")) :].ljust(27, b"\0")
     lengths_end = 27 + page[26]
-    return len(page) >= lengths_end + sum(page[27:lengths_end])
+    return bool(page[5] & 4) and len(page) >= lengths_end + sum(page[27:lengths_end])
+
+
+def _has_xing_header(file: FileIO) -> bool:
+    """Whether an MP3 says its length; else libsndfile guesses it, and may drop half of the sound."""
+    tag = os.pread(file.fileno(), 10, 0)
+    skipped = sum(byte << 7 * n for n, byte in enumerate(tag[:5:-1])) if tag.startswith(b"ID3") else 0
+    start = os.pread(file.fileno(), 4096, skipped)
+    return b"Xing" in start or b"Info" in start
 
 
 def _describe(file: FileIO, sound: soundfile.SoundFile) -> AudioInfo:
@@ -289,7 +289,7 @@ def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
     """All samples, float32, shape (frames, channels): as many as promised, finite, of sane level."""
     refuse = partial(BadAudio, path)
     try:
-        samples: np.ndarray = sound.read(dtype="float32", always_2d=True)
+        samples: np.ndarray = sound.read(sound.frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise refuse("corrupt", f"cut off or damaged ({error.error_string}); fetch it again") from error
     except MemoryError as error:

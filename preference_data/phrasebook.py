@@ -157,12 +157,10 @@ class Phrasebook(BaseModel):
 
         Of a slot without that sentence nothing is sure: facts may just not tell.
         """
-        if self.slots[slot].absent is None:
-            return False
-        same = [s for s in self.slots.values() if s.absent == self.slots[slot].absent]
-        names = [name for name, s in self.slots.items() if s in same]
-        implied = any(facts.get(k) == v for s in same for k, v in s.present_if.items())
-        return not implied and not any(name in facts for name in names)
+        absent = self.slots[slot].absent
+        same = {name: s for name, s in self.slots.items() if s.absent == absent}
+        implied = any(facts.get(k) == v for s in same.values() for k, v in s.present_if.items())
+        return absent is not None and not implied and not any(name in facts for name in same)
 
     def askable(self, facts: Facts) -> dict[Kind, list[str]]:
         """Slots that can be asked about, by kind."""

@@ -45,15 +45,14 @@ def promote(
     if WEIGHTS not in tags:
         raise ValueError(f"promoting {policy} needs the tag {WEIGHTS}, which tells its version from others")
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    if not client.search_registered_models(filter_string=f"name = '{_quoted(model_name)}'"):
-        client.create_registered_model(model_name)
+    _ensure_model(client, model_name)
     version = _version_of(client, model_name, tags[WEIGHTS])
     if version is None:
         run_id = run_id or _run_for(client, tags[WEIGHTS])
-        client.log_artifacts(run_id, str(policy), "checkpoint")
-        made = client.create_model_version(
-            model_name, source=f"runs:/{run_id}/checkpoint", run_id=run_id, tags=tags
-        )
+        place = f"checkpoint-{tags[WEIGHTS][:12]}"  # a run may make other weights later: files never change
+        client.log_artifacts(run_id, str(policy), place)
+        source = f"runs:/{run_id}/{place}"
+        made = client.create_model_version(model_name, source=source, run_id=run_id, tags=tags)
         version = str(made.version)
     for key, value in tags.items():
         client.set_model_version_tag(model_name, version, key, value)
@@ -61,9 +60,19 @@ def promote(
     return int(version)
 
 
+def _ensure_model(client: MlflowClient, model_name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def _version_of(client: MlflowClient, model_name: str, weights: str) -> str | None:
     """The newest version made of these weights."""
-    wanted = f"name = '{_quoted(model_name)}' and tags.`{WEIGHTS}` = '{_quoted(weights)}'"
+    wanted = f"name = {_quoted(model_name)} and tags.`{WEIGHTS}` = {_quoted(weights)}"
     found = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
     return str(found[0].version) if found else None
 
@@ -72,7 +81,7 @@ def _run_for(client: MlflowClient, weights: str) -> str:
     """The run that holds these weights' files, where no training run is known."""
     experiment = client.get_experiment_by_name(_EXPERIMENT)
     where = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
-    found = client.search_runs([where], filter_string=f"tags.`{WEIGHTS}` = '{_quoted(weights)}'")
+    found = client.search_runs([where], filter_string=f"tags.`{WEIGHTS}` = {_quoted(weights)}")
     if found:
         return str(found[0].info.run_id)
     made = client.create_run(where, tags={WEIGHTS: weights}, run_name=weights[:12])
@@ -81,4 +90,5 @@ def _run_for(client: MlflowClient, weights: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    return value.replace("'", "''")
+    """A value as MLflow's filters want it; they know both quotes and no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"

@@ -21,6 +21,8 @@ from transformers import Trainer
 from align.artifacts import MANIFEST, commit_folder, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
+TOKENS = "tokens_seen.json"
+"""In a checkpoint: TRL's count of tokens, which its resume would start anew."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -75,6 +77,7 @@ class AtomicCheckpoints(Trainer):
 
     keep: int | None = 2
     _staging: Path | None = None
+    _total_train_tokens: float
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -88,6 +91,7 @@ class AtomicCheckpoints(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             staged, self._staging = self._staging, None
+        write_json(staged / name / TOKENS, self._total_train_tokens)
         seal(staged / name, folder / name)
         shutil.rmtree(staged)
         if self.keep is not None:

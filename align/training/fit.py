@@ -7,16 +7,15 @@ from typing import Any
 
 from transformers import (
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from align.artifacts import Interrupted, StageFolder, heeding_stop, stop_requested
+from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
 from align.progress import Progress
-from align.training.checkpoints import newest, step_of
+from align.training.checkpoints import TOKENS, AtomicCheckpoints, newest, step_of
 
 
 class Report(TrainerCallback):
@@ -44,7 +43,7 @@ class Report(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def fit(trainer: Trainer, out: StageFolder) -> dict[str, float]:
+def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
     """Train from the newest whole checkpoint to the end; returns the last logged metrics.
 
     Raises:
@@ -54,6 +53,7 @@ def fit(trainer: Trainer, out: StageFolder) -> dict[str, float]:
     checkpoint = newest(Path(trainer.args.output_dir))
     if checkpoint is not None:
         out.rewind(step_of(checkpoint))
+        trainer._total_train_tokens = read_json(checkpoint / TOKENS)
     with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Report(out, progress))

@@ -32,7 +32,7 @@ from preference_data.synth.sounds import Samples, add
 PHRASEBOOK = Path(__file__).parents[1] / "phrasebooks" / "spoken_digits.yaml"
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
 CLIP_S = 3.0
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PLACES = ("first", "second", "third")
 _LENGTHS = {1: 0.25, 2: 0.35, 3: 0.40}
 """How often a clip has so many digits."""
@@ -146,13 +146,13 @@ def _recording(path: Path) -> Recording:
     named = _NAME.fullmatch(path.name)
     if named is None:
         raise BadAudio(path, "bad_path", "is not named {digit}_{speaker}_{index}.wav; rename or remove it")
-    samples = _trimmed(audio.load(path, max_duration_s=CLIP_S))
+    samples = trimmed(audio.load(path, max_duration_s=CLIP_S))
     if samples is None:
         raise BadAudio(path, "bad_level", "is silent; record it again")
     return Recording(path.stem, int(named["digit"]), named["speaker"], int(named["take"]), samples)
 
 
-def _trimmed(samples: Samples) -> Samples | None:
+def trimmed(samples: Samples) -> Samples | None:
     """The audible part, at most 0.95 s, scaled to a peak of 1; None for silence."""
     block = SAMPLE_RATE // 100
     whole = samples[: len(samples) // block * block]
@@ -201,12 +201,13 @@ def _voices(recordings: Sequence[Recording]) -> Voices:
 # --------------------------------------------------------------------- clips
 
 
-def _facts(digits: Sequence[int]) -> Facts:
-    words = [_WORDS[digit] for digit in digits]
+def facts_of(digits: Sequence[int]) -> Facts:
+    """What is true of a clip in which these digits are said."""
+    words = [WORDS[digit] for digit in digits]
     return {
         **dict(zip(_PLACES, words, strict=False)),
         "last": words[-1],
-        "count": _WORDS[len(words)],
+        "count": WORDS[len(words)],
         "digits": " ".join(words),
         "said": list(dict.fromkeys(words)),
     }
@@ -219,7 +220,7 @@ def _single(writer: ClipWriter, split: Split, recording: Recording, seed: int) -
         f"spoken_digits-{split}-{recording.name}",
         split,
         _clean([recording.samples], rng),
-        _facts([recording.digit]),
+        facts_of([recording.digit]),
         speaker=recording.speaker,
         source="recording",
     )
@@ -233,7 +234,7 @@ def _sequence(writer: ClipWriter, split: Split, number: int, voices: Voices, rng
         f"spoken_digits-{split}-{number:05d}",
         split,
         render([recording.samples for recording in chosen], rng),
-        _facts([recording.digit for recording in chosen]),
+        facts_of([recording.digit for recording in chosen]),
         speaker=chosen[0].speaker,
         source="sequence",
     )
@@ -249,7 +250,7 @@ def _draw(voices: Voices, rng: Generator) -> list[Recording]:
 
 def _clean(spoken: Sequence[Samples], rng: Generator) -> Samples:
     """The recordings as they are, one after the other."""
-    return 0.5 * _laid_out(spoken, rng) + _hiss(rng)
+    return 0.5 * laid_out(spoken, rng) + _hiss(rng)
 
 
 def _varied(spoken: Sequence[Samples], rng: Generator) -> Samples:
@@ -259,7 +260,7 @@ def _varied(spoken: Sequence[Samples], rng: Generator) -> Samples:
         _faster(samples, pace * (1 + rng.uniform(-0.05, 0.05))) * 10 ** (rng.uniform(-4, 4) / 20)
         for samples in spoken
     ]
-    buffer = _laid_out(changed, rng)
+    buffer = laid_out(changed, rng)
     if rng.random() < 0.6:
         speech_rms = np.sqrt(np.mean(np.concatenate(changed) ** 2))
         buffer += speech_rms * 10 ** (-rng.uniform(8, 40) / 20) * _noise(len(buffer), rng)
@@ -271,7 +272,7 @@ def _faster(samples: Samples, factor: float) -> Samples:
     return np.interp(np.arange(0, len(samples) - 1, factor), np.arange(len(samples)), samples)
 
 
-def _laid_out(spoken: Sequence[Samples], rng: Generator) -> Samples:
+def laid_out(spoken: Sequence[Samples], rng: Generator) -> Samples:
     """One after the other with gaps of 0.1 to 0.3 s in a clip of 3 s; faster, if they would not fit."""
     buffer = np.zeros(int(CLIP_S * SAMPLE_RATE))
     gaps_s = rng.uniform(0.10, 0.30, len(spoken) - 1)

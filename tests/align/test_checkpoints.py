@@ -99,7 +99,7 @@ def test_a_killed_run_resumes_to_identical_weights_and_metrics(tiny, tmp_path, w
     fit(second, out)
     for name, value in weights(second).items():
         assert torch.equal(value, whole[0][name]), name
-    keep = ("step", "loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+    keep = ("step", "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "num_tokens")
     again = read_metrics(out.path / "metrics.jsonl")
     assert [[row[k] for k in keep] for row in again] == [[row[k] for k in keep] for row in whole[1]]
 

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 ALIGN = Path(sys.executable).with_name("align")
-TOYS = Path(__file__).parents[1] / "recipes" / "toy_stages.py"
 GOOD = {
     "1_corpus": "stage: corpus\ncorpus: folder\ndir: recordings\n",
-    "2_sft": "stage: sft\ncorpus: 1_corpus\npolicy: owner/base\nsteps: 5\nbatch_size: 2\nlearning_rate: 1e-3\n",
+    "2_sft": "stage: sft\ncorpus: 1_corpus\npolicy: owner/base\nsteps: 5\nbatch_size: 2\n"
+    "learning_rate: 1e-3\n",
 }
 
 
-def align(*arguments, cwd, script=None, **environment):
-    command = [str(ALIGN)] if script is None else [sys.executable, str(script)]
+def align(*arguments, cwd, **environment):
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [str(ALIGN), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -106,7 +105,6 @@ def test_status_before_anything_ran(recipe):
 
 
 def test_a_failing_stage_exits_1_with_the_next_command(recipe):
-    (recipe / "1_corpus.yaml").unlink()
     (recipe / "1_corpus.yaml").write_text("stage: corpus\ncorpus: folder\ndir: no_such_recordings\n")
     done = align("run", "toy", cwd=recipe.parent, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -116,23 +116,32 @@ def test_a_rule_over_several_keys_is_reported_where_the_block_is(write):
     assert problem.startswith("7_dpo.yaml:7: objective: factuality and behaviour are both 0")
 
 
+LATE = "does not come before '7_dpo'; only earlier stages can be used"
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ("4_sample", "pairs: '4_sample' produces completions, not pairs"),
-        ("8_late", "pairs: '8_late' does not come before '7_dpo'; only earlier stages can be used"),
-        ("7_chosen_only", "pairs: '7_chosen_only' does not come before '7_dpo'; only earlier stages can be used"),
-        ("6_pair", "pairs: there is no stage '6_pair' (did you mean '6_pairs'?); earlier stages producing pairs: 6_pairs"),
-        ("some/pairs", "pairs: 'some/pairs' is a path, but only a policy can come from outside the recipe"),
+        ("4_sample", "'4_sample' produces completions, not pairs"),
+        ("8_late", f"'8_late' {LATE}"),
+        ("7_chosen_only", f"'7_chosen_only' {LATE}"),
+        (
+            "6_pair",
+            "there is no stage '6_pair' (did you mean '6_pairs'?); earlier stages producing pairs: 6_pairs",
+        ),
+        ("some/pairs", "'some/pairs' is a path, but only a policy can come from outside the recipe"),
     ],
-)  # fmt: skip
+)
 def test_references_that_do_not_lead_to_an_earlier_stage_of_the_kind(write, pairs, message):
     folder = write(s7_dpo=DPO.replace("6_pairs", pairs), s8_late=PAIRS)
-    assert problems(folder) == [f"7_dpo.yaml:4: {message}"]
+    assert problems(folder) == [f"7_dpo.yaml:4: pairs: {message}"]
 
 
 def test_a_wrong_reference_inside_a_list_names_its_place(write):
-    evaluate = "stage: evaluate\ncorpus: 1_corpus\nbefore: 3_sft\nafter: 7_dpo\npolicies:\n  - 3_sft\n  - 7_dpo\n  - 6_pairs\n"
+    evaluate = (
+        "stage: evaluate\ncorpus: 1_corpus\nbefore: 3_sft\nafter: 7_dpo\n"
+        "policies:\n  - 3_sft\n  - 7_dpo\n  - 6_pairs\n"
+    )
     assert problems(write(s8_evaluate=evaluate)) == [
         "8_evaluate.yaml:8: policies[2]: '6_pairs' produces pairs, not policy"
     ]
@@ -226,9 +235,8 @@ def test_overrides_by_full_name_short_name_and_star(write):
 
 def test_wrong_overrides_are_reported_like_the_rest(write):
     folder = write(s8_dpo=DPO)
-    assert problems(
-        folder, "dpo.beta=1", "9_x.seed=1", "seed=1", "3_sft.steps=no", "7_dpo.lss=ipo", "*.nothing=1", "3_sft.seed.x=1"
-    ) == [
+    given = ["dpo.beta=1", "9_x.seed=1", "seed=1", "3_sft.steps=no", "7_dpo.lss=ipo", "*.nothing=1"]
+    assert problems(folder, *given, "3_sft.seed.x=1") == [
         "--set dpo.beta=1: 'dpo' could be 7_dpo or 8_dpo; give the full name",
         "--set 9_x.seed=1: there is no stage '9_x'; stages: " + ", ".join([*GOOD, "8_dpo"]),
         "--set seed=1: expected S.key=value, such as 6_dpo.beta=0.2 or '*.seed=1'",
@@ -236,7 +244,7 @@ def test_wrong_overrides_are_reported_like_the_rest(write):
         "--set 3_sft.seed.x=1: seed: expected a whole number, got {'x': 1}",
         "--set 3_sft.steps=no: steps: should be greater than or equal to 1, got False",
         "--set 7_dpo.lss=ipo: lss: unknown key (did you mean 'loss'?)",
-    ]  # fmt: skip
+    ]
 
 
 def test_checking_imports_neither_torch_nor_trl(write):

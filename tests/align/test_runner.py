@@ -22,7 +22,7 @@ def toys(monkeypatch):
     monkeypatch.syspath_prepend(str(TOYS))
     import toy_stages
 
-    for kind in ("corpus", "sft", "evaluate", "gate", "pairs"):
+    for kind in ("corpus", "sft", "evaluate", "gate"):
         monkeypatch.setitem(STAGES, kind, "toy_stages")
     return toy_stages
 
@@ -108,15 +108,11 @@ def test_a_closed_gate_stops_before_promotion_and_still_reports(
     assert not (tmp_path / "run" / "9_promote").exists()
 
 
-def test_a_failing_stage_is_told_and_the_rest_waits(toys, tmp_path, capsys):
+def test_a_failing_stage_is_told_and_the_rest_waits(toys, tmp_path, monkeypatch):
     sample = "stage: sample\npolicy: 2_sft\ncorpus: 1_corpus\n"
     recipe = load(toys.write_recipe(tmp_path / "toy", s3_sample=sample))
-    STAGES_BEFORE = dict(STAGES)
-    try:
-        STAGES["sample"] = "no_such_stage_module"
-        outcome = execute(recipe, tmp_path / "run")
-    finally:
-        STAGES.update(STAGES_BEFORE)
+    monkeypatch.setitem(STAGES, "sample", "no_such_stage_module")
+    outcome = execute(recipe, tmp_path / "run")
     assert outcome.exit_code == 1
     assert outcome.error == "3_sample: No module named 'no_such_stage_module'"
     statuses = {name: entry["status"] for name, entry in outcome.summary["stages"].items()}

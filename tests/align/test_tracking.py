@@ -81,7 +81,7 @@ def test_a_run_killed_and_resumed_is_tracked_without_duplicates(toys, tmp_path):
     artifacts = {item.path for item in client.list_artifacts(links["run_id"])}
     assert artifacts == {"report.html", "summary.json"}
     champion = client.get_model_version_by_alias("toy", "champion")
-    assert (champion.version, champion.tags["gate.verdict"]) == ("1", "pass")
+    assert (int(champion.version), champion.tags["gate.verdict"]) == (1, "pass")
     assert champion.run_id == links["runs"]["2_sft"]
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference_data.corpora import phrasebook_of
-from preference_data.corpora.spoken_digits import _facts as digit_facts
+from preference_data.corpora.spoken_digits import facts_of
 from preference_data.phrasebook import BadPhrasebook, Phrasebook
 
-DRAWS = 3000
+DRAWS = 2000
 BOOKS = {name: Phrasebook.load(phrasebook_of(name, None)) for name in ("made_world", "spoken_digits")}
 WORLD = BOOKS["made_world"]
 SPEECH = {"word": "seven", "gender": "woman"}
@@ -22,7 +22,7 @@ MUSIC = {"instrument": "piano", "direction": "rising", "tempo": "fast"}
 
 def draw_facts(name: str, rng: np.random.Generator) -> dict[str, str | list[str]]:
     if name == "spoken_digits":
-        return digit_facts([int(digit) for digit in rng.integers(0, 10, rng.integers(1, 4))])
+        return facts_of([int(digit) for digit in rng.integers(0, 10, rng.integers(1, 4))])
     forms = [
         ("word", "gender"),
         ("word", "gender", "background"),
@@ -76,8 +76,9 @@ def test_answers_that_ignore_the_clip_score_low(name):
     denial = " ".join(sorted({slot.absent for slot in book.slots.values() if slot.absent}))
     first = next(iter(book.slots.items()))
     constant = first[1].sentence.format(**{first[0]: first[1].values[0]})
+    asked = [(question, facts) for question, facts, _ in draws(name, seed=2)][:500]
     for answer in ("", "I do not know.", denial, denial.split(". ")[0], constant, everything):
-        scores = [book.assess(answer, question, facts).score for question, facts, _ in draws(name, seed=2)]
+        scores = [book.assess(answer, question, facts).score for question, facts in asked]
         assert np.mean(scores) < 3, answer
 
 
@@ -151,7 +152,7 @@ def test_abstentions_are_told_apart():
 
 
 def test_yes_no_and_lists():
-    book, facts = BOOKS["spoken_digits"], digit_facts([7, 2])
+    book, facts = BOOKS["spoken_digits"], facts_of([7, 2])
     said = book.question("Is the digit seven said?", facts)
     assert book.assess("Yes, seven is said.", said, facts).score == 10
     assert not book.assess("No, seven is not said.", said, facts).asked

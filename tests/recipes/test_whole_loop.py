@@ -18,6 +18,10 @@ SMALL = {
     "1_pretrain.steps": 8,
     "1_pretrain.batch_size": 4,
     "1_pretrain.save_steps": 2,
+    "1_pretrain.trl.logging_steps": 2,
+    "2_sft.trl.logging_steps": 2,
+    "6_dpo.trl.logging_steps": 2,
+    "6_chosen_only.trl.logging_steps": 2,
     "2_sft.steps": 8,
     "2_sft.batch_size": 4,
     "2_sft.save_steps": 2,
@@ -111,7 +115,7 @@ def test_mlflow_holds_the_run_its_stages_and_the_champion(whole):
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
     assert len(children) == len(summary(whole)["stages"])
     assert len(runs) == len(children) + 1
-    dpo = next(r for r in children if r.data.tags.get("stage", "").endswith("6_dpo"))
+    dpo = next(r for r in children if r.info.run_name == "6_dpo")
     assert [m.step for m in client.get_metric_history(dpo.info.run_id, "loss")]
     champion = client.get_model_version_by_alias("demo-qwen2-audio", "champion")
     assert champion.tags["gate.verdict"] == "pass"

@@ -16,7 +16,8 @@ from align.stages import STAGES
 
 RECIPE = {
     "1_corpus": "stage: corpus\ncorpus: folder\ndir: recordings\n",
-    "2_sft": "stage: sft\ncorpus: 1_corpus\npolicy: owner/base\nsteps: 6\nbatch_size: 2\nlearning_rate: 1e-3\n",
+    "2_sft": "stage: sft\ncorpus: 1_corpus\npolicy: owner/base\nsteps: 6\nbatch_size: 2\n"
+    "learning_rate: 1e-3\n",
     "7_evaluate": "stage: evaluate\ncorpus: 1_corpus\npolicies: [2_sft]\nbefore: 2_sft\nafter: 2_sft\n",
     "8_gate": "stage: gate\nevaluation: 7_evaluate\n",
 }
@@ -81,13 +82,9 @@ def _gate(config, inputs, out):
     return {}
 
 
-def _pairs(config, inputs, out):
-    raise ValueError("pair 'p7': chosen and rejected are the same text")
-
-
 if __name__ == "__main__":
     from align import cli
 
-    STAGES.update({kind: "toy_stages" for kind in ("corpus", "sft", "evaluate", "gate", "pairs")})
+    STAGES.update({kind: "toy_stages" for kind in ("corpus", "sft", "evaluate", "gate")})
     sys.path.insert(0, str(Path(__file__).parent))
     cli.main()
