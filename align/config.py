@@ -250,7 +250,6 @@ class DPOConfig(TrainingConfig):
     loss: Literal[
         "sigmoid",
         "ipo",
-        "hinge",
         "robust",
         "apo_zero",
         "apo_down",
@@ -262,7 +261,8 @@ class DPOConfig(TrainingConfig):
         "exo_pair",
         "sft",
     ] = "sigmoid"
-    """`sft` trains on the chosen answers only: the control that DPO must be compared with."""
+    """TRL's losses that weigh each pair alone (its hinge cannot be weighted: the gradient fails).
+    `sft` trains on the chosen answers only: the control that DPO must be compared with."""
     beta: float = Field(0.1, gt=0)
     """Strength of the leash to the reference."""
     epochs: float = Field(2, gt=0)
