@@ -67,7 +67,7 @@ class Progress:
 
     def _line(self, done: int, now: float) -> str:
         share = f"{100 * done // self.total}%" if self.total else ""
-        parts = [self.label, f"{done}/{self.total}", share]
+        parts = [self.label, f"{done}/{self.total}" if self.total else f"{done}", share]
         parts += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self._values.items()]
         ready = done - self._first
         if 0 < ready and done < self.total:

@@ -15,6 +15,7 @@ from transformers import (
 
 from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
 from align.progress import Progress
+from align.training.allocator import keep_freed_memory
 from align.training.checkpoints import TOKENS, AtomicCheckpoints, newest, step_of
 
 
@@ -50,6 +51,7 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
         Interrupted: a stop was requested; a checkpoint of this step is on disk.
         NonFiniteLoss: see `checkpoints`.
     """
+    keep_freed_memory()
     checkpoint = newest(Path(trainer.args.output_dir))
     if checkpoint is not None:
         out.rewind(step_of(checkpoint))
