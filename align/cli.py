@@ -26,6 +26,7 @@ _QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "TQDM_DISABLE": "1",  # we show our own progress
 }
 """Set before anything heavy is imported, unless the user has set them."""
 

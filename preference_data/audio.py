@@ -10,27 +10,22 @@ louder). It takes half a WAV, Ogg or MP3 for a whole one, so what it is told of 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import resource
-import signal
 import struct
-import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import FileIO
-from multiprocessing.connection import Connection, wait
 from pathlib import Path, PurePosixPath
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-T = TypeVar("T")
-_SPAWN = multiprocessing.get_context("spawn")  # not fork: the parent has threads and much memory
+from preference_data.isolation import Died, in_workers
+
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
 
 _PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
@@ -45,8 +40,6 @@ _MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but no
 _MAX_PATH, _MAX_NAME, _MAX_CHUNKS = 1024, 255, 1000  # characters; characters; before a WAV's sound
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest one
 _UNKNOWN_FRAMES, _UNKNOWN_BYTES = 2**63 - 1, 2**32 - 1  # by libsndfile; by a WAV written to a pipe
-_GUARD = 'guard the calling script by `if __name__ == "__main__":`'
-_WORKER_BYTES = 2 * 2**30  # memory that a worker of `audit` may take on top of what it starts with
 _TELLTALES = (  # offset, bytes and meaning of files that often stand where audio should
     (0, b"version https://git-lfs", "is a git-lfs pointer; run `git lfs pull`"),
     (0, b"<", "is a web page, so the download failed; fetch the file again"),
@@ -166,8 +159,8 @@ def audit(
         raise ValueError(f"record id {twice[0]!r} comes more than once; audit each clip once")
     verify = partial(_verify, root=root, max_duration_s=max_duration_s)
     outcomes: dict[int, AudioInfo | BadAudio] = {}
-    for index, outcome in _in_workers(verify, [relative for _, relative in clips], file_timeout_s):
-        outcomes[index] = _blame(clips[index][1], outcome) if isinstance(outcome, _Died) else outcome
+    for index, outcome in in_workers(verify, [relative for _, relative in clips], file_timeout_s):
+        outcomes[index] = _blame(clips[index][1], outcome) if isinstance(outcome, Died) else outcome
         if on_progress is not None:
             on_progress(len(outcomes))
 
@@ -305,95 +298,7 @@ def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
     return samples
 
 
-class _Died(NamedTuple):
-    exit_code: int | None  # of the worker that had the item; a negative one is a signal
-
-
-def _blame(path: str, death: _Died) -> BadAudio:
-    if death.exit_code == -signal.SIGALRM:
+def _blame(path: str, death: Died) -> BadAudio:
+    if death.of_timeout:
         return BadAudio(path, "decoder_hung", "took too long to decode; leave it out or convert it")
     return BadAudio(path, "decoder_crashed", f"killed two decoders (exit {death.exit_code}); leave it out")
-
-
-class _Worker(Generic[T]):
-    """A process that holds one item at a time, so that it is known what it died of."""
-
-    def __init__(self, work: Callable[[str], T], timeout_s: float) -> None:
-        self.index: int | None = None  # of its item; None until its first message: "I am up"
-        self.pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, work, timeout_s), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def give(self, index: int, item: str) -> None:
-        self.index = index
-        with suppress(BrokenPipeError):  # it died idle; `take` will say so
-            self.pipe.send(item)
-
-    def take(self) -> T | _Died:
-        try:
-            return self.pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            return _Died(self._process.exitcode)
-
-    def stop(self) -> None:
-        self.pipe.close()
-        self._process.kill()
-        self._process.join()
-
-
-def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None:
-    """A worker's life: one item in, one result out, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even inside a C decoder that loops
-    if sys.platform == "linux":  # elsewhere the limit is not enforced, or cannot be set
-        own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limit, hard = own + _WORKER_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
-        if hard == resource.RLIM_INFINITY or limit < hard:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    pipe.send(None)
-    with suppress(EOFError):
-        while True:
-            item = pipe.recv()
-            signal.setitimer(signal.ITIMER_REAL, timeout_s)
-            result = work(item)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send(result)
-
-
-def _in_workers(
-    work: Callable[[str], T], items: Sequence[str], timeout_s: float
-) -> Iterator[tuple[int, T | _Died]]:
-    """Yield (index, result) of every item as results come.
-
-    An item whose worker died gets a second one, as the first may have been killed for another's sake
-    (the system's memory ran out); one that took longer than `timeout_s` does not.
-    """
-    waiting = deque(enumerate(items))
-    suspects: set[int] = set()
-    workers = [_Worker(work, timeout_s) for _ in range(min(8, os.cpu_count() or 1, len(items)))]
-    try:
-        while workers:
-            ready = wait([worker.pipe for worker in workers])
-            for worker in [worker for worker in workers if worker.pipe in ready]:
-                index, result = worker.index, worker.take()
-                if not isinstance(result, _Died) and waiting:
-                    worker.give(*waiting.popleft())
-                else:
-                    worker.stop()
-                    workers.remove(worker)
-                if isinstance(result, _Died):
-                    if index is None:
-                        raise RuntimeError(f"a decoder process does not start: {result}; {_GUARD}")
-                    if index not in suspects and result.exit_code != -signal.SIGALRM:
-                        suspects.add(index)
-                        waiting.appendleft((index, items[index]))
-                        index = None
-                    if waiting:
-                        workers.append(_Worker(work, timeout_s))
-                if index is not None:
-                    yield index, result
-    finally:
-        for worker in workers:
-            worker.stop()

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import soxr
 
-from preference_data import audio
+from preference_data import audio, isolation
 from preference_data.audio import BadAudio
 
 SILENCE = np.zeros(16_000, "float32")
@@ -392,15 +392,15 @@ def decoders() -> list[psutil.Process]:
 
 def test_item_of_a_worker_killed_by_somebody_else_gets_another() -> None:
     items = ["__import__('os').getpid()"] * 40
-    found: dict[int, int | audio._Died] = {}
-    for index, worker in audio._in_workers(eval, items, timeout_s=20):
+    found: dict[int, int | isolation.Died] = {}
+    for index, worker in isolation.in_workers(eval, items, timeout_s=20):
         if not found:
             os.kill(worker, signal.SIGKILL)  # it already holds its next item
             killed = worker
         found[index] = worker
     assert sorted(found) == list(range(40))
     assert list(found.values()).count(killed) <= 2  # the second if it was faster than the signal
-    assert not any(isinstance(worker, audio._Died) for worker in found.values())
+    assert not any(isinstance(worker, isolation.Died) for worker in found.values())
     assert decoders() == []
 
 
@@ -494,7 +494,7 @@ def test_file_that_kills_two_decoders_is_given_up(tmp_path: Path, lease: Callabl
 def test_worker_is_blamed_by_how_it_died() -> None:
     items = ["1 + 1", "__import__('os').abort()", "__import__('time').sleep(60)", "2 + 2"]
     started = time.monotonic()
-    found = dict(audio._in_workers(eval, items, timeout_s=0.5))
+    found = dict(isolation.in_workers(eval, items, timeout_s=0.5))
     assert [found[0], found[3]] == [2, 4]
     assert found[1].exit_code == -signal.SIGABRT
     assert found[2].exit_code == -signal.SIGALRM
@@ -504,11 +504,11 @@ def test_worker_is_blamed_by_how_it_died() -> None:
 def test_workers_have_little_memory_and_no_torch() -> None:
     map_memory = "len(__import__('mmap').mmap(-1, {} << 30))"
     items = ["'torch' in __import__('sys').modules", map_memory.format(1), map_memory.format(3)]
-    found = dict(audio._in_workers(eval, items, timeout_s=20))
+    found = dict(isolation.in_workers(eval, items, timeout_s=20))
     assert found[0] is False
     assert found[1] == 1 << 30
     if sys.platform == "linux":
-        assert found[2] == audio._Died(exit_code=1)
+        assert found[2] == isolation.Died(exit_code=1)
 
 
 def test_file_too_large_for_a_worker_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Run untrusted work in processes that may crash or hang without harm, and know what they died of."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+_SPAWN = multiprocessing.get_context("spawn")  # not fork: the parent has threads and much memory
+_WORKER_BYTES = 2 * 2**30  # memory that a worker may take on top of what it starts with
+_GUARD = 'guard the calling script by `if __name__ == "__main__":`'
+
+
+class Died(NamedTuple):
+    """What is known of an item whose worker ended: the worker's exit code; a negative one is a signal."""
+
+    exit_code: int | None
+
+    @property
+    def of_timeout(self) -> bool:
+        """Whether the item took too long."""
+        return self.exit_code == -signal.SIGALRM
+
+
+class _Worker(Generic[T]):
+    """A process that holds one item at a time, so that it is known what it died of."""
+
+    def __init__(self, work: Callable[[str], T], timeout_s: float) -> None:
+        self.index: int | None = None  # of its item; None until its first message: "I am up"
+        self.pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, work, timeout_s), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def give(self, index: int, item: str) -> None:
+        self.index = index
+        with suppress(BrokenPipeError):  # it died idle; `take` will say so
+            self.pipe.send(item)
+
+    def take(self) -> T | Died:
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            return Died(self._process.exitcode)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None:
+    """A worker's life: one item in, one result out, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even inside a C decoder that loops
+    if sys.platform == "linux":  # elsewhere the limit is not enforced, or cannot be set
+        own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limit, hard = own + _WORKER_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    pipe.send(None)
+    with suppress(EOFError):
+        while True:
+            item = pipe.recv()
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)
+            result = work(item)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send(result)
+
+
+def in_workers(
+    work: Callable[[str], T], items: Sequence[str], timeout_s: float
+) -> Iterator[tuple[int, T | Died]]:
+    """Yield (index, result) of every item as results come.
+
+    An item whose worker died gets a second one, as the first may have been killed for another's sake
+    (the system's memory ran out); one that took longer than `timeout_s` does not.
+    """
+    waiting = deque(enumerate(items))
+    suspects: set[int] = set()
+    workers = [_Worker(work, timeout_s) for _ in range(min(8, os.cpu_count() or 1, len(items)))]
+    try:
+        while workers:
+            ready = wait([worker.pipe for worker in workers])
+            for worker in [worker for worker in workers if worker.pipe in ready]:
+                index, result = worker.index, worker.take()
+                if not isinstance(result, Died) and waiting:
+                    worker.give(*waiting.popleft())
+                else:
+                    worker.stop()
+                    workers.remove(worker)
+                if isinstance(result, Died):
+                    if index is None:
+                        raise RuntimeError(f"a decoder process does not start: {result}; {_GUARD}")
+                    if index not in suspects and not result.of_timeout:
+                        suspects.add(index)
+                        waiting.appendleft((index, items[index]))
+                        index = None
+                    if waiting:
+                        workers.append(_Worker(work, timeout_s))
+                if index is not None:
+                    yield index, result
+    finally:
+        for worker in workers:
+            worker.stop()
