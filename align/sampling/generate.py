@@ -71,7 +71,7 @@ class Sampler:
 
     def _batch(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         """Left-padded input_ids and attention_mask (B, T) with the features of all clips."""
-        clips = [self.features(request.audios) for request in requests]
+        clips = self.features.per_row([request.audios for request in requests])
         rows = [self._encode(request, own).ids for request, own in zip(requests, clips, strict=True)]
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.processor.tokenizer.pad_token_id)

@@ -46,8 +46,7 @@ class SFTCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []
-        for row in rows:
-            own = self.features(row["audios"])
+        for row, own in zip(rows, self.features.per_row([row["audios"] for row in rows]), strict=True):
             encoded = self._encode(row, own)
             ids.append(torch.tensor(encoded.ids))
             mask = torch.tensor(encoded.mask)
@@ -84,7 +83,7 @@ class PreferenceCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows, see the class."""
-        clips = [self.features(row["audios"]) for row in rows]
+        clips = self.features.per_row([row["audios"] for row in rows])
         prompts = [
             _expand(self.processor, encode_prompt(self.processor, [user(row["question"], len(own))]), own)
             for row, own in zip(rows, clips, strict=True)
