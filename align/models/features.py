@@ -55,7 +55,7 @@ class ClipFeatures:
         return [found[path] for path in paths]
 
     def per_row(self, rows: Sequence[Sequence[str]]) -> list[list[Clip]]:
-        """Features of each row's clips; new ones of all rows are computed together, which is twice as fast."""
+        """Features of each row's clips; new ones of all rows are computed together, in half the time."""
         found = iter(self([path for row in rows for path in row]))
         return [[next(found) for _ in row] for row in rows]
 
