@@ -203,3 +203,27 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
         sample.run(config, {"2_sft": whole / "2_sft", "0_corpus": whole / "0_corpus"}, out)
         made.append((out.path / "completions.jsonl").read_text())
     assert made[0] == made[1]
+
+
+def test_the_tag_dialect_is_one_key(whole, tmp_path):
+    from align.artifacts import StageFolder
+    from align.config import ModelShape, PretrainConfig
+    from align.models.qwen2_audio import load_processor
+    from align.stages import pretrain
+    from preference_data.prompts import TAGS
+
+    config = PretrainConfig(
+        stage="pretrain",
+        corpus="0_corpus",
+        dialect="tags",
+        model=ModelShape(d_model=32, heads=2, audio_layers=1, text_layers=1, mel_bins=32, clip_s=3),
+        steps=2,
+        batch_size=4,
+        learning_rate=1e-3,
+        trl={"logging_steps": 1},
+    )
+    out = StageFolder(tmp_path, "1_pretrain", "x")
+    out.open()
+    assert pretrain.run(config, {"0_corpus": whole / "0_corpus"}, out)["loss"] > 0
+    tokenizer = load_processor(out.path / "model").tokenizer
+    assert all(len(tokenizer(tag, add_special_tokens=False)["input_ids"]) == 1 for tag in TAGS)
