@@ -10,19 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
-from trl import SFTConfig
 
 from align.artifacts import StageFolder
 from align.config import Lesson, PretrainConfig
 from align.models import qwen2_audio
-from align.models.features import ClipFeatures
-from align.training.arguments import arguments
+from align.training import supervised
 from align.training.augment import Augmentation
-from align.training.collate import SFTCollator
-from align.training.fit import fit
+from align.training.collate import Row
 from align.training.order import passes
-from align.training.trainers import AudioSFTTrainer
 from preference_data import store
 from preference_data.phrasebook import Phrasebook
 from preference_data.prompts import TASKS, pretraining_prompt
@@ -42,27 +37,19 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         text_layers=shape.text_layers,
         seed=config.seed,
     )
-    trainer = AudioSFTTrainer(
-        model=model,
-        args=SFTConfig(
-            **arguments(
-                out.path,
-                steps=config.steps,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                save_steps=config.save_steps,
-                seed=config.seed,
-                passed_on={"train_sampling_strategy": "sequential", **config.trl},
-            )
-        ),
-        train_dataset=_dataset(config, corpus),
-        data_collator=SFTCollator(
-            processor, ClipFeatures(processor, corpus), Augmentation(**config.augment.model_dump())
-        ),
-        processing_class=processor,
+    metrics = supervised.train(
+        model,
+        processor,
+        _rows(config, corpus),
+        corpus,
+        out,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        save_steps=config.save_steps,
+        seed=config.seed,
+        augmentation=Augmentation(**config.augment.model_dump()),
+        passed_on=config.trl,
     )
-    metrics = fit(trainer, out)
-    qwen2_audio.save(trainer.model, processor, out.path / "model")
     return {"parameters": float(model.num_parameters()), **metrics}
 
 
@@ -78,16 +65,16 @@ def _processor(config: PretrainConfig, phrasebook: Phrasebook) -> qwen2_audio.Qw
     )
 
 
-def _dataset(config: PretrainConfig, corpus: Path) -> Dataset:
+def _rows(config: PretrainConfig, corpus: Path) -> list[Row]:
     examples = store.read(corpus / "pretrain.jsonl", Transcript)
     clips = store.stream(corpus / "clips.jsonl", AudioClip)
     facts = {clip.path: clip.facts for clip in clips if clip.split == "train"}
     rows = []
-    for draw, index in enumerate(_order(config, [facts[one.audios[0]] for one in examples])):
+    for index in _order(config, [facts[one.audios[0]] for one in examples]):
         one = examples[index]
         prompt = pretraining_prompt(one.task, len(one.audios), config.dialect)
-        rows.append({"prompt": prompt, "completion": one.text, "audios": list(one.audios), "draw": draw})
-    return Dataset.from_list(rows)
+        rows.append({"prompt": prompt, "completion": one.text, "audios": list(one.audios)})
+    return rows
 
 
 def _order(config: PretrainConfig, facts: list[Facts]) -> list[int]:
