@@ -25,7 +25,6 @@ INSTEAD = {
     "num_train_epochs": ("epochs", "steps"),
     "max_steps": ("steps", "epochs"),
     "per_device_train_batch_size": ("batch_size",),
-    "gradient_accumulation_steps": ("batch_size",),
     "auto_find_batch_size": ("batch_size",),
     "save_steps": ("save_steps",),
     "save_strategy": ("save_steps",),

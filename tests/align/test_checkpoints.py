@@ -33,16 +33,16 @@ def rows():
     ]
 
 
-def make(tiny, out, steps=STEPS, learning_rate=1e-2):
+def make(tiny, out, batch_size=2, **passed_on):
     processor = qwen2_audio.load_processor(tiny.policy)
     options = arguments(
         out.path,
-        steps=steps,
-        batch_size=2,
-        learning_rate=learning_rate,
+        steps=2 * STEPS // batch_size,
+        batch_size=batch_size,
+        learning_rate=1e-2,
         save_steps=2,
         seed=0,
-        passed_on={"train_sampling_strategy": "sequential", "logging_steps": 1},
+        passed_on={"train_sampling_strategy": "sequential", "logging_steps": 1, **passed_on},
     )
     return AudioSFTTrainer(
         model=qwen2_audio.load_model(tiny.policy),
@@ -178,3 +178,20 @@ def test_a_stop_request_saves_this_step_and_resumes_exactly(tiny, tmp_path, whol
     fit(again, out)
     for name, value in weights(again).items():
         assert torch.equal(value, whole[0][name]), name
+
+
+def test_accumulation_splits_the_batch_and_changes_nothing_else(tiny, tmp_path):
+    whole, split = folder(tmp_path / "whole"), folder(tmp_path / "split")
+    at_once = make(tiny, whole, batch_size=4, optim="sgd")
+    in_halves = make(tiny, split, batch_size=4, optim="sgd", gradient_accumulation_steps=2)
+    assert in_halves.args.per_device_train_batch_size == 2
+    fit(at_once, whole)
+    fit(in_halves, split)
+    assert at_once.state.global_step == in_halves.state.global_step == 4
+    for (name, a), b in zip(weights(at_once).items(), weights(in_halves).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_batch_that_cannot_be_split_evenly_is_an_error(tiny, tmp_path):
+    with pytest.raises(ValueError, match="batch_size 4 cannot be split evenly over 3"):
+        make(tiny, folder(tmp_path), batch_size=4, gradient_accumulation_steps=3)
