@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -174,6 +175,8 @@ def main() -> None:
     """Entry point: quiet libraries, clean messages for the user's mistakes."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # Deprecations inside the pinned libraries are theirs to act on, not the user's.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app()
     except RecipeError as error:
