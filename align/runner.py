@@ -277,7 +277,7 @@ def _entry(standing: Standing) -> dict[str, Any]:
     manifest = standing.manifest
     if standing.state == "done" and manifest:
         return {"status": "done", **{key: manifest[key] for key in ("seconds", "peak_memory_mb", "metrics")}}
-    return {"status": "interrupted" if standing.state == "partial" else "pending"}
+    return {"status": "interrupted" if standing.state == "partial" else standing.state}
 
 
 def _read_finished(run: Path, standings: list[Standing], produces: str, name: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ SMALL = {
     "3_sample.batch_size": 4,
     "3_sample.max_new_tokens": 12,
     "4_annotate.error_rate": 1.0,  # an untrained policy says nothing right: random choices still make pairs
+    "6_dpo.epochs": 2,
     "6_dpo.batch_size": 4,
     "6_dpo.save_steps": 2,
     "6_dpo.choose": "{questions: 8, max_new_tokens: 8}",
@@ -157,7 +158,7 @@ SIGNS = [
     ".partial-1_pretrain/checkpoints/checkpoint-4",
     ".partial-2_sft/checkpoints/.partial-checkpoint",
     ".partial-3_sample/batches/00001.json",
-    ".partial-6_dpo/checkpoints/checkpoint-4/manifest.json",
+    ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
     ".partial-6_dpo/dev/*.json",
     ".partial-7_evaluate/texts/*.json",
 ]
