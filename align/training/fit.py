@@ -12,6 +12,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
 from align.progress import Progress
@@ -56,10 +57,15 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
     if checkpoint is not None:
         out.rewind(step_of(checkpoint))
         trainer._total_train_tokens = read_json(checkpoint / TOKENS)
-    with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Report(out, progress))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
+        # The Trainer would take one step more than it was told before it notices
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    else:
+        with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(Report(out, progress))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted
     history = [row for row in trainer.state.log_history if "loss" in row]

@@ -195,3 +195,14 @@ def test_accumulation_splits_the_batch_and_changes_nothing_else(tiny, tmp_path):
 def test_a_batch_that_cannot_be_split_evenly_is_an_error(tiny, tmp_path):
     with pytest.raises(ValueError, match="batch_size 4 cannot be split evenly over 3"):
         make(tiny, folder(tmp_path), batch_size=4, gradient_accumulation_steps=3)
+
+
+def test_training_killed_after_its_last_step_takes_no_further_one(tiny, tmp_path):
+    out = folder(tmp_path / "finished")
+    first = make(tiny, out, max_steps=5)  # in the middle of a pass over the rows
+    metrics = fit(first, out)
+    again = make(tiny, out, max_steps=5)
+    assert fit(again, out) == metrics
+    assert again.state.global_step == 5
+    for name, value in weights(again).items():
+        assert torch.equal(value, weights(first)[name]), name
