@@ -99,10 +99,9 @@ def _texts(
         texts: dict[str, list[str]] = read_json(saved)
         return texts
     clips = [f"{config.split}/{item.audio}" for item in items]
-    other = np.roll(np.random.default_rng(config.seed).permutation(len(items)), 1)
     order = np.random.default_rng(config.seed).permutation(len(items))
     wrong = [""] * len(items)
-    for here, there in zip(order, other, strict=True):
+    for here, there in zip(order, np.roll(order, 1), strict=True):  # nobody keeps their own clip
         wrong[here] = clips[there]
     plain = {task: pretraining_prompt(task, 1, config.dialect) for task in {one.prompt for one in utterances}}
     groups = {
