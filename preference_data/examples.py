@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from preference_data.phrasebook import Phrasebook, Question
-from preference_data.schema import AudioClip, Chat, Prompt, Transcript, Turn, stable_id
+from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn, stable_id
 from preference_data.store import write_rows, write_text
 
 _DRAWS_PER_TURN = 20
@@ -67,10 +67,10 @@ def _turn(
     return Turn(question=question.text, answer=answer, defect=defect)
 
 
-def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[Transcript]:
+def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[TaskExample]:
     """Every pre-training target of every clip."""
     return [
-        Transcript(id=f"{clip.id}-{task}", audios=(clip.path,), task=task, text=text)
+        TaskExample(id=f"{clip.id}-{task}", audios=(clip.path,), task=task, text=text)
         for clip in clips
         for task, text in phrasebook.targets_of(clip.facts)
     ]

@@ -70,13 +70,35 @@ class Chat(Record):
     turns: tuple[Turn, ...] = Field(min_length=1)
 
 
-class Transcript(Record):
-    """A pre-training example: clip, task prompt, text (Qwen2-Audio, arXiv:2407.10759, section 2)."""
+class Word(BaseModel):
+    """A spoken word and when it was spoken, in seconds from the start of the clip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    start_s: float = Field(ge=0)
+    end_s: float = Field(ge=0)
+
+
+class TaskExample(Record):
+    """A pre-training example: clips, a task, and the text that is right for them.
+
+    How task, languages and question are put to the model is `prompts`' business, in either dialect
+    (Qwen-Audio, arXiv:2311.07919, section 2.2; Qwen2-Audio, arXiv:2407.10759, section 2).
+    """
 
     audios: tuple[str, ...]
     task: str
     """A key of `prompts.TASKS`, e.g. "transcribe"."""
     text: str
+    audio_language: str | None = None
+    """ISO 639-1 (yue: 639-3) of the speech, where the task does not say; None: as the task has it."""
+    text_language: str | None = None
+    """Of the text, likewise."""
+    question: str | None = None
+    """Of tasks that answer one."""
+    words: tuple[Word, ...] = ()
+    """Of tasks with word-level time stamps: the words of `text` in order."""
 
 
 class Prompt(Record):

@@ -21,7 +21,7 @@ from align.training.order import passes
 from preference_data import store
 from preference_data.phrasebook import Phrasebook
 from preference_data.prompts import TASKS, pretraining_prompt
-from preference_data.schema import AudioClip, Facts, Transcript
+from preference_data.schema import AudioClip, Facts, TaskExample
 
 
 def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -66,7 +66,7 @@ def _processor(config: PretrainConfig, phrasebook: Phrasebook) -> qwen2_audio.Qw
 
 
 def _rows(config: PretrainConfig, corpus: Path) -> list[Row]:
-    examples = store.read(corpus / "pretrain.jsonl", Transcript)
+    examples = store.read(corpus / "pretrain.jsonl", TaskExample)
     clips = store.stream(corpus / "clips.jsonl", AudioClip)
     facts = {clip.path: clip.facts for clip in clips if clip.split == "train"}
     rows = []

@@ -21,7 +21,7 @@ from align.training.collate import Row
 from align.training.order import mixed
 from preference_data import store
 from preference_data.prompts import Dialect, pretraining_prompt
-from preference_data.schema import Chat, Transcript
+from preference_data.schema import Chat, TaskExample
 
 
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -44,7 +44,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
 
 def _rows(config: SFTConfig, corpus: Path) -> list[Row]:
     chats = store.read(corpus / "sft.jsonl", Chat)
-    targets = store.read(corpus / "pretrain.jsonl", Transcript)
+    targets = store.read(corpus / "pretrain.jsonl", TaskExample)
     drawn = mixed(
         [len(chats), len(targets)],
         [1 - config.replay, config.replay],
@@ -64,6 +64,6 @@ def _chat_row(chat: Chat) -> Row:
     return {"messages": messages, "prompt": None, "completion": None, "audios": list(chat.audios)}
 
 
-def _target_row(target: Transcript, dialect: Dialect) -> Row:
+def _target_row(target: TaskExample, dialect: Dialect) -> Row:
     prompt = pretraining_prompt(target.task, len(target.audios), dialect)
     return {"messages": None, "prompt": prompt, "completion": target.text, "audios": list(target.audios)}
