@@ -96,7 +96,12 @@ def status(
         raise typer.Exit(0 if server else 1)
     from align.stages import annotate
 
-    with _at_desk(recipe, overrides, out) as (at, asked):
+    asked = _asked(recipe, overrides, out)
+    own = asked.run / "argilla"
+    if not asked.config.server and launch.running(own) is None:  # to look is not to start it
+        _say(f"No server runs for {own}. Start it: align annotate push {recipe}")
+        raise typer.Exit(1)
+    with annotate.desk(asked.config, asked.run) as at:
         found = annotate.progress(at, asked.config, asked.questions)
     _say(f"{at.url}  {found.done} of {found.wanted} judgements")
     for name, n in found.submitted.items():

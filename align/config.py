@@ -31,6 +31,11 @@ class Needs(NamedTuple):
     kind: OutputKind
 
 
+class Outside:
+    """Marks a field that names a folder outside the run, whose contents decide what the stage makes."""
+
+
+OutsideFolder = Annotated[str, Outside()]
 CorpusRef = Annotated[str, Needs("corpus")]
 PolicyRef = Annotated[str, Needs("policy")]
 CompletionsRef = Annotated[str, Needs("completions")]
@@ -72,7 +77,7 @@ class CorpusConfig(StageConfig):
     stage: Literal["corpus"]
     corpus: Literal["made_world", "spoken_digits", "folder"]
     """A file of `preference_data/corpora/`."""
-    dir: str | None = None
+    dir: OutsideFolder | None = None
     """Where the recordings are, for corpora of recordings."""
     clips: ClipCounts | None = None
     """How many clips to make, for corpora that make or compose them."""
@@ -318,15 +323,21 @@ class EvaluateConfig(StageConfig):
     stage: Literal["evaluate"]
     corpus: CorpusRef
     split: Literal["dev", "test"] = "test"
-    air_bench: str | None = None
+    air_bench: OutsideFolder | None = None
     """Folder of a downloaded AIR-Bench (it holds Chat/), asked instead of the corpus' own questions; clips
-    that cannot be used are counted as missing."""
+    that cannot be used are counted as missing. Of longer clips the model hears the beginning; they are
+    counted too."""
     policies: list[PolicyRef] = Field(min_length=1)
     """Every policy to score."""
     before: PolicyRef
     after: PolicyRef
     judge: Literal["facts"] | JudgeModel = "facts"
     """`facts`: the demo's, which knows what is true of every clip."""
+    annotations: AnnotationsRef | None = None
+    """Comparisons that annotators made: the judge scores the same answers, and told is how often it prefers
+    what most of them prefer."""
+    annotated_pairs: int = Field(200, ge=1)
+    """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
     dialect: Literal["sentences", "tags"] = "sentences"
     """Dialect of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
@@ -359,6 +370,9 @@ class JudgeLimits(Config):
     """Share of the benchmark's questions without a rating: clips that cannot be read, calls that failed."""
     max_missing_tasks: int = Field(0, ge=0)
     """Tasks of AIR-Bench chat without any question."""
+    min_agreement: float | None = Field(None, ge=0, le=1)
+    """Share of annotators' clear choices, on either axis, that the judge must prefer too (point estimate).
+    AIR-Bench reports above 0.7 for its own."""
     max_canary_uplift: float = 0.3
     """Points that known tricks gain a wrong answer on the mean; more, and the judge can be talked round."""
 

@@ -31,7 +31,8 @@ class Standing(NamedTuple):
 
 def input_digests(step: Step, digests: dict[str, str]) -> dict[str, str]:
     """The digest of everything a step reads, given those of the recipe's finished steps."""
-    return {name: digests[name] for name in step.needs} | {ref: foreign_digest(ref) for ref in step.foreign}
+    outside = [*step.foreign, *step.folders]
+    return {name: digests[name] for name in step.needs} | {ref: foreign_digest(ref) for ref in outside}
 
 
 def fingerprint(step: Step, inputs: dict[str, str]) -> str:
@@ -41,10 +42,10 @@ def fingerprint(step: Step, inputs: dict[str, str]) -> str:
 
 
 def foreign_digest(ref: str) -> str:
-    """Stands for the contents of a policy from outside the recipe, without reading gigabytes.
+    """Stands for the contents of a policy or of data from outside the recipe, without reading gigabytes.
 
     A stage folder has its digest in the manifest; another folder is told by names, sizes and times of
-    its files; a Hub id stands for itself.
+    its files; a Hub id, or a folder that is not there, stands for itself.
     """
     folder = Path(ref).expanduser()
     if not folder.is_dir():

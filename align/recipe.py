@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from align.config import CONFIGS, TRL_CONFIGS, Needs, StageConfig
+from align.config import CONFIGS, TRL_CONFIGS, Needs, Outside, StageConfig
 from align.stage_file import Loc, Problem, StageFile, dotted, read_files
 from align.trl_names import instead_of, known_names
 
@@ -48,6 +48,13 @@ class Step:
         """Policies from outside the recipe: paths and Hub ids."""
         refs = [ref for _, _, ref in _references(type(self.config), self.config.model_dump())]
         return sorted({ref for ref in refs if ref not in self.needs})
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of data from outside the run."""
+        fields = type(self.config).model_fields.items()
+        marked = [name for name, info in fields if any(isinstance(one, Outside) for one in _marks(info))]
+        return [value for name in marked if (value := getattr(self.config, name))]
 
 
 @dataclass(frozen=True)
@@ -242,7 +249,11 @@ def _parts(annotation: Any) -> list[Any]:
 
 def _needs(info: FieldInfo) -> Needs | None:
     """The mark of a field that names earlier stages."""
-    return next((m for m in [*info.metadata, *_parts(info.annotation)] if isinstance(m, Needs)), None)
+    return next((mark for mark in _marks(info) if isinstance(mark, Needs)), None)
+
+
+def _marks(info: FieldInfo) -> list[Any]:
+    return [*info.metadata, *_parts(info.annotation)]
 
 
 def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple[Loc, Needs, str]]:

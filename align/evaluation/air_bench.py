@@ -28,6 +28,9 @@ CATEGORIES = {
 }
 """The four columns of the published tables."""
 
+LONGEST_S = 600.0
+"""Longest clip of the benchmark in seconds; models that hear less are given its beginning."""
+
 _KEYS = ("path", "question", "answer_gt", "meta_info", "task_name", "dataset_name", "uniq_id")
 
 
@@ -92,7 +95,7 @@ def audit(
     root: Path,
     items: Sequence[_Question],
     *,
-    max_duration_s: float = 600.0,
+    max_duration_s: float = LONGEST_S,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[_Question], list[Missing]]:
     """Decode every clip once and part the items into those that can be asked and those that cannot.
@@ -100,7 +103,7 @@ def audit(
     Args:
         root: the folder that holds `Chat/` (or `Foundation/`).
         items: questions; several may ask about one clip.
-        max_duration_s: longest clip in seconds; models that hear less cut it themselves.
+        max_duration_s: longest clip in seconds.
         on_progress: called with the number of clips decoded so far.
 
     Returns:
@@ -118,6 +121,16 @@ def audit(
         if item.audio in why
     ]
     return usable, missing
+
+
+def longer_than(heard_s: float, root: Path, items: Sequence[_Question]) -> list[str]:
+    """The ids of items whose clip goes on after the first `heard_s` seconds; by the files' headers."""
+    clips = {item.audio for item in items}
+    seconds = {
+        clip: audio.inspect(audio.resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
+        for clip in clips
+    }
+    return [item.uniq_id for item in items if seconds[item.audio] > heard_s]
 
 
 def write_answers(path: Path, items: Sequence[Item], responses: Iterable[str]) -> None:

@@ -6,11 +6,23 @@ decisive choices that they match is told (above 70 % there).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
-from preference_data.schema import Annotation, Axis, Completion
+import numpy as np
+
+from align.evaluation.air_bench import Item
+from preference_data.schema import Annotation, Axis, Prompt, Shown
 from preference_data.statistics import Share, wilson
+
+
+class Margin(NamedTuple):
+    """Pairs whose scores differ by `low` to `high` points: how often people prefer the higher one."""
+
+    low: float
+    high: float
+    agreement: Share
 
 
 class JudgeAgreement(NamedTuple):
@@ -23,6 +35,39 @@ class JudgeAgreement(NamedTuple):
     """Pairs without a majority for one answer: ties, both bad, or annotators who disagree."""
     unscored: int
     """Decided pairs of which the judge has not scored both answers."""
+    calibration: tuple[Margin, ...]
+    """Pairs that the judge does not tie, in up to three parts from small to large difference: of a judge
+    that knows how sure it is, the agreement rises."""
+
+
+Points = Callable[[Sequence[Item], Sequence[str]], Mapping[Axis, Sequence[float | None]]]
+"""Questions and answers -> by axis, a judge's score of each answer; None where it gave none."""
+
+
+def measure(
+    points: Points,
+    shown: Sequence[Shown],
+    annotations: Iterable[Annotation],
+    prompts: Mapping[str, Prompt],
+) -> dict[str, dict[str, Any]]:
+    """Have a judge score the answers that annotators compared; axis -> `JudgeAgreement` as plain values.
+
+    Args:
+        points: the judge. Every answer is scored once, however often it was shown.
+        shown: the comparisons to judge.
+        annotations: what annotators made of these and of others, which are left out.
+        prompts: the questions behind `shown`, by id.
+    """
+    answers = sorted({(one.prompt_id, text) for one in shown for text in (one.text_a, one.text_b)})
+    items = [_as_item(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
+    scored = points(items, [text for _, text in answers])
+    ids = {one.id for one in shown}
+    judged = [one for one in annotations if one.shown in ids]
+    found: dict[str, dict[str, Any]] = {}
+    for axis, values in scored.items():
+        rated = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
+        found[axis] = _plain(judge_agreement(judged, scores_of(shown, rated), axis))
+    return found
 
 
 def judge_agreement(
@@ -46,13 +91,57 @@ def judge_agreement(
         sum(abs(margin) <= tie_margin for margin in margins),
         len(majorities) - len(decided),
         len(decided) - len(margins),
+        _calibration([margin for margin in margins if abs(margin) > tie_margin]),
     )
 
 
-def scores_of(completions: Sequence[Completion], rated: Mapping[tuple[str, str], float]) -> dict[str, float]:
+def scores_of(shown: Iterable[Shown], rated: Mapping[tuple[str, str], float]) -> dict[str, float]:
     """Scores by completion id, from scores by (prompt id, answer): equal answers have equal scores."""
+    answers = (
+        (completion, (one.prompt_id, text))
+        for one in shown
+        for completion, text in ((one.completion_a, one.text_a), (one.completion_b, one.text_b))
+    )
+    return {completion: rated[answer] for completion, answer in answers if answer in rated}
+
+
+def _calibration(margins: Sequence[float]) -> tuple[Margin, ...]:
+    sizes = np.abs(margins)
+    if not sizes.size:
+        return ()
+    part = np.searchsorted(np.unique(np.quantile(sizes, [1 / 3, 2 / 3])), sizes)
+    agrees = np.asarray(margins) > 0
+    return tuple(
+        Margin(
+            float(sizes[part == one].min()),
+            float(sizes[part == one].max()),
+            wilson(int(agrees[part == one].sum()), int((part == one).sum())),
+        )
+        for one in np.unique(part)
+    )
+
+
+def _as_item(prompt: Prompt, number: int) -> Item:
+    """A prompt as a benchmark's question; several answers to it are several items."""
+    name = PurePosixPath(prompt.audios[0]).name if prompt.audios else ""
+    return Item(
+        f"{prompt.id}-{number}",
+        name,
+        prompt.question,
+        prompt.answer_gt,
+        prompt.meta_info,
+        prompt.task_name,
+        "",
+    )
+
+
+def _plain(one: JudgeAgreement) -> dict[str, Any]:
     return {
-        one.id: rated[one.prompt_id, one.text] for one in completions if (one.prompt_id, one.text) in rated
+        **one._asdict(),
+        "agreement": one.agreement._asdict(),
+        "calibration": [
+            {**part._asdict(), "agreement": part.agreement._asdict()} for part in one.calibration
+        ],
     }
 
 

@@ -17,6 +17,7 @@ from align.evaluation.air_bench import Item
 from align.evaluation.judge import FactJudge, Judgement
 from align.evaluation.llm_judge import LLMJudge
 from align.evaluation.ratings import Rating
+from preference_data.schema import AXES, Axis
 from preference_data.statistics import Interval
 
 Found = Mapping[str, float]
@@ -54,6 +55,12 @@ class Marking(Protocol):
         """Paired differences: by metric over all questions, and by category and metric."""
         ...
 
+    def points(
+        self, items: Sequence[Item], responses: Sequence[str], label: str
+    ) -> dict[Axis, list[float | None]]:
+        """By axis, what tells which of two answers is better; None where an answer was not scored."""
+        ...
+
     def about(self, items: Sequence[Item]) -> dict[str, Any]:
         """What a reader must know of the judge."""
         ...
@@ -70,28 +77,43 @@ class ByFacts:
     def mark(self, items: Sequence[Item], responses: Sequence[str], label: str) -> Marked:
         """Judge one policy's answers."""
         judged = self.judge.judge(items, responses)
+        table = aggregation.as_scores(items, _ratings(items, judged))
         return Marked(
             responses,
             judged,
-            scores.summary(judged, responses),
-            scores.by_category(items, judged, responses),
+            {**scores.summary(judged, responses), "score": table["overall"]},
+            {
+                category: {**means, "score": table["categories"][category]}
+                for category, means in scores.by_category(items, judged, responses).items()
+            },
             [one._asdict() for one in judged],
         )
 
     def compare(
         self, items: Sequence[Item], before: Marked, after: Marked, seed: int
     ) -> tuple[dict[str, Found], dict[str, dict[str, Found]]]:
-        """Paired bootstrap over questions."""
+        """Marks: paired bootstrap over questions. The score: averaged as a model's is."""
         first: Sequence[Judgement] = before.judged
         second: Sequence[Judgement] = after.judged
-        by_category = scores.compare_by_category(items, first, second, seed)
-        return (
-            {name: one._asdict() for name, one in scores.compare(first, second, seed).items()},
-            {
-                category: {name: one._asdict() for name, one in found.items()}
-                for category, found in by_category.items()
-            },
-        )
+        overall: dict[str, Found] = {
+            name: one._asdict() for name, one in scores.compare(first, second, seed).items()
+        }
+        by_category: dict[str, dict[str, Found]] = {
+            category: {name: one._asdict() for name, one in found.items()}
+            for category, found in scores.compare_by_category(items, first, second, seed).items()
+        }
+        score = _score_differences(items, _ratings(items, first), _ratings(items, second), seed)
+        overall["score"] = score["overall"]
+        for category, found in by_category.items():
+            found["score"] = score[category]
+        return overall, by_category
+
+    def points(
+        self, items: Sequence[Item], responses: Sequence[str], label: str
+    ) -> dict[Axis, list[float | None]]:
+        """1 for an answer that has the axis' mark, 0 for one that has not."""
+        judged = self.judge.judge(items, responses)
+        return {axis: [float(getattr(one, field)) for one in judged] for axis, field in scores.MARKS.items()}
 
     def about(self, items: Sequence[Item]) -> dict[str, Any]:
         """Its name, and that it shares the annotators' ground truth."""
@@ -136,15 +158,16 @@ class ByRatings:
         self, items: Sequence[Item], before: Marked, after: Marked, seed: int
     ) -> tuple[dict[str, Found], dict[str, dict[str, Found]]]:
         """Stratified by task, clustered by clip, over questions scored for both."""
-        complete = comparison.pair(items, before.judged, after.judged)
-        if not complete.items:
-            return {}, {}
-        differences = comparison.differences(complete, seed=seed)
-        found = {
-            name: {field: getattr(one, field) for field in Interval._fields}
-            for name, one in differences.items()
-        }
-        return {"score": found.pop("overall")}, {name: {"score": one} for name, one in found.items()}
+        found = _score_differences(items, before.judged, after.judged, seed)
+        overall = found.pop("overall", None)
+        return {"score": overall} if overall else {}, {name: {"score": one} for name, one in found.items()}
+
+    def points(
+        self, items: Sequence[Item], responses: Sequence[str], label: str
+    ) -> dict[Axis, list[float | None]]:
+        """The score, for both axes: it weighs all of an answer's virtues."""
+        found = [rating.score for rating in self.judge.rate(items, responses, label)]
+        return {axis: found for axis in AXES}
 
     def about(self, items: Sequence[Item]) -> dict[str, Any]:
         """Its name, model, protocol and prompt, and how far known tricks sway it."""
@@ -160,6 +183,25 @@ class ByRatings:
             "canary_uplift": tried.uplift if tried else None,
             "canary_worst": {"trick": worst.name, "points": worst.points} if worst else None,
         }
+
+
+def _ratings(items: Sequence[Item], judged: Sequence[Judgement]) -> list[Rating]:
+    return [
+        Rating(item.uniq_id, "scored", one.score, None, ()) for item, one in zip(items, judged, strict=True)
+    ]
+
+
+def _score_differences(
+    items: Sequence[Item], before: Sequence[Rating], after: Sequence[Rating], seed: int
+) -> dict[str, Found]:
+    """By category and "overall", averaged as AIR-Bench does; empty where nothing was scored for both."""
+    complete = comparison.pair(items, before, after)
+    if not complete.items:
+        return {}
+    return {
+        name: {field: getattr(one, field) for field in Interval._fields}
+        for name, one in comparison.differences(complete, seed=seed).items()
+    }
 
 
 def _shape_of(responses: Sequence[str], ratings: Sequence[Rating]) -> dict[str, float]:

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from align.evaluation.wer import distance
+from preference_data.statistics import paired_bootstrap
+
 
 class Utterance(NamedTuple):
     """One clip (path relative to the corpus), the task asked of it, the reference, its group."""
@@ -41,19 +44,51 @@ def read(path: Path) -> list[Utterance]:
 
 def score(utterances: Sequence[Utterance], texts: Sequence[str]) -> dict[str, dict[str, float]]:
     """{source: {exact, wer, n}}."""
-    normal = BasicTextNormalizer()
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for utterance, text in zip(utterances, texts, strict=True):
-        pair = (normal(utterance.gt).strip(), normal(text).strip())
-        groups.setdefault(utterance.source, []).append(pair)
     return {
         source: {
             "exact": sum(gt == text for gt, text in pairs) / len(pairs),
             "wer": float(jiwer.wer([gt for gt, _ in pairs], [text for _, text in pairs])),
             "n": len(pairs),
         }
-        for source, pairs in groups.items()
+        for source, pairs in _normalised(utterances, texts).items()
     }
+
+
+def compare(
+    utterances: Sequence[Utterance], before: Sequence[str], after: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{source: {exact, wer: `Interval` as plain values}}: after minus before, paired by utterance.
+
+    An utterance's share of the error rate is its errors times utterances over words, so that their mean is
+    the corpus-level rate; the number of words counts as known.
+    """
+    first, second = _normalised(utterances, before), _normalised(utterances, after)
+    return {
+        source: {
+            metric: paired_bootstrap(of(first[source]), of(second[source]), seed=seed)._asdict()
+            for metric, of in (("exact", _exact), ("wer", _shares_of_wer))
+        }
+        for source in first
+    }
+
+
+def _normalised(utterances: Sequence[Utterance], texts: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """(reference, text) by source."""
+    normal = BasicTextNormalizer()
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for utterance, text in zip(utterances, texts, strict=True):
+        pair = (normal(utterance.gt).strip(), normal(text).strip())
+        groups.setdefault(utterance.source, []).append(pair)
+    return groups
+
+
+def _exact(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    return [float(gt == text) for gt, text in pairs]
+
+
+def _shares_of_wer(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    words = sum(len(gt.split()) for gt, _ in pairs)
+    return [distance([gt.split()], [text.split()]) * len(pairs) / words for gt, text in pairs]
 
 
 def _utterance(line: str, where: str) -> Utterance:

@@ -8,9 +8,10 @@ import numpy as np
 
 from align.evaluation.air_bench import Item
 from align.evaluation.judge import Judgement
+from preference_data.schema import Axis
 from preference_data.statistics import Interval, paired_bootstrap
 
-METRICS = {"factuality": "factual", "behaviour": "behaves", "score": "score"}
+MARKS: dict[Axis, str] = {"factuality": "factual", "behaviour": "behaves"}
 """Reported name -> field of a judgement."""
 
 
@@ -18,7 +19,8 @@ def summary(judgements: Sequence[Judgement], responses: Sequence[str]) -> dict[s
     """Means over questions; `asked` and `over_abstention` over the answerable ones only."""
     answerable = [one for one in judgements if one.answerable]
     return {
-        **{name: _mean([getattr(one, field) for one in judgements]) for name, field in METRICS.items()},
+        **{name: _mean([getattr(one, field) for one in judgements]) for name, field in MARKS.items()},
+        "score": _mean([one.score for one in judgements]),
         "asked": _mean([one.asked for one in answerable]),
         "over_abstention": _mean([one.abstains for one in answerable]),
         "words": _mean([len(text.split()) for text in responses]),
@@ -39,10 +41,10 @@ def by_category(
 
 
 def compare(before: Sequence[Judgement], after: Sequence[Judgement], seed: int = 0) -> dict[str, Interval]:
-    """Paired differences on the same questions; `asked` on the answerable ones."""
-    found = {
+    """Paired differences of the marks on the same questions; `asked` on the answerable ones."""
+    found: dict[str, Interval] = {
         name: paired_bootstrap(_column(before, field), _column(after, field), seed=seed)
-        for name, field in METRICS.items()
+        for name, field in MARKS.items()
     }
     rows = [i for i, one in enumerate(before) if one.answerable]
     if rows:

@@ -36,11 +36,23 @@ class Clip(NamedTuple):
 
 
 class ClipFeatures:
-    """Looks up features of clips under `root`; keeps up to `cache_bytes` of them."""
+    """Looks up features of clips under `root`; keeps up to `cache_bytes` of them.
 
-    def __init__(self, processor: Qwen2AudioProcessor, root: Path, cache_bytes: int = 1 << 30) -> None:
+    A clip longer than `longest_s` is refused; without it, one longer than the model hears. Of a clip in
+    between the model hears the beginning.
+    """
+
+    def __init__(
+        self,
+        processor: Qwen2AudioProcessor,
+        root: Path,
+        *,
+        longest_s: float | None = None,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
         self.extractor = processor.feature_extractor
         self.root = root
+        self.longest_s = longest_s or self.extractor.n_samples / SAMPLE_RATE
         self.cache_bytes = cache_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
         self._bytes = 0
@@ -62,8 +74,7 @@ class ClipFeatures:
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
         if not paths:
             return {}
-        longest_s = self.extractor.n_samples / SAMPLE_RATE
-        waves = [load(resolve_inside(self.root, path), max_duration_s=longest_s) for path in paths]
+        waves = [load(resolve_inside(self.root, path), max_duration_s=self.longest_s) for path in paths]
         waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
         batch = self.extractor(
             waves, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True

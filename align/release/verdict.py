@@ -237,6 +237,13 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
     lists = [tasks for tasks in missing if isinstance(tasks, list)]
     n_missing = float(max(map(len, lists))) if len(lists) == len(missing) else None
     yield at_most("missing tasks", n_missing, limits["max_missing_tasks"])
+    if (limit := limits["min_agreement"]) is not None:
+        shares = [
+            _number(_found(one, "agreement", "share")) for one in scores.get("judge_agreement", {}).values()
+        ]
+        known = [share for share in shares if share is not None]
+        worst = min(known) if known and len(known) == len(shares) else None
+        yield at_least("judge agrees with people", worst, limit)
     yield at_most("canary uplift", _number(judge.get("canary_uplift")), limits["max_canary_uplift"])
 
 

@@ -127,5 +127,5 @@ def _dev_metrics(choose: Choose, checkpoint: Path, reference: Sampler, corpus: P
     batch = SFTCollator(sampler.processor, reference.features)(rows)
     batch = {name: value.to(sampler.device) for name, value in batch.items()}
     kl = kl_per_answer(sampler.model, reference.model, batch)
-    names = ("factuality", "behaviour", "score", "asked", "over_abstention")
+    names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
     return {**{f"dev/{name}": overall[name] for name in names}, "dev/kl": float(kl.mean())}

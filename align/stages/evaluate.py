@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.artifacts import StageFolder, read_json, write_json
-from align.config import EvaluateConfig
-from align.evaluation import air_bench, recognition
+from align.config import EvaluateConfig, JudgeModel
+from align.evaluation import air_bench, judge_agreement, recognition
 from align.evaluation.air_bench import Item
-from align.evaluation.endpoint import Endpoint
 from align.evaluation.judge import FactJudge
 from align.evaluation.judge_prompt import Official, Strict
 from align.evaluation.llm_judge import ChatModel, LLMJudge
@@ -29,8 +28,10 @@ from align.models.features import ClipFeatures
 from align.models.qwen2_audio import load_processor, located
 from align.progress import Progress
 from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
+from preference_data import store
 from preference_data.audio import SAMPLE_RATE
 from preference_data.prompts import pretraining_prompt
+from preference_data.schema import Annotation, Prompt, Shown
 from preference_data.store import write_rows
 
 _CONSTANTS_TRIED = 20
@@ -40,15 +41,21 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Answer, judge and compare; returns the after-policy's headline numbers."""
     corpus = inputs[config.corpus]
     processor = load_processor(located(inputs[config.after]))
-    asked = _questions(config, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE)
+    asked = _questions(config, corpus)
     items = asked.usable
     utterances = recognition.read(corpus / config.split / "recognition.jsonl")
     marking = _marking(config, corpus, out.final.parent, asked.everything)
-    features = ClipFeatures(processor, corpus), ClipFeatures(processor, asked.root)
+    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    features = (
+        ClipFeatures(processor, corpus),
+        ClipFeatures(processor, asked.root, longest_s=air_bench.LONGEST_S if config.air_bench else None),
+    )
     found: dict[str, dict[str, Any]] = {}
     marked: dict[str, Marked] = {}
+    recognised: dict[str, list[str]] = {}
     for policy in config.policies:
         texts = _texts(config, policy, located(inputs[policy]), asked, utterances, features, out)
+        recognised[policy] = texts["recognised"]
         one = marked[policy] = marking.mark(items, texts["answers"], f"{out.name} {policy} judged")
         found[policy] = {
             "overall": one.overall,
@@ -70,18 +77,24 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "n": len(items),
         "audio_root": str(asked.root.resolve()) if config.air_bench else config.corpus,
         "unusable": [one._asdict() for one in asked.missing],
+        "cut": air_bench.longer_than(heard_s, asked.root, items) if config.air_bench else [],
         "judge": marking.about(items),
         "before": config.before,
         "after": config.after,
         "policies": found,
         "comparison": comparison,
         "by_category": by_category,
+        "recognition_comparison": recognition.compare(
+            utterances, recognised[config.before], recognised[config.after], config.seed
+        ),
         "against": {
             policy: marking.compare(items, one, after, config.seed)[0]
             for policy, one in marked.items()
             if policy not in (config.before, config.after)
         },
     }
+    if config.annotations:
+        report["judge_agreement"] = _agreement(config, marking, inputs[config.annotations], corpus, out.name)
     if marking.is_free:
         report["constant_answer"] = _best_constant(marking, items)
     write_json(out.path / "scores.json", report)
@@ -101,7 +114,7 @@ class _Questions(NamedTuple):
     missing: list[air_bench.Missing]
 
 
-def _questions(config: EvaluateConfig, corpus: Path, longest_s: float) -> _Questions:
+def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
     """The corpus' own questions, whose clips were checked when it was made, or those of AIR-Bench itself.
 
     Raises:
@@ -112,7 +125,7 @@ def _questions(config: EvaluateConfig, corpus: Path, longest_s: float) -> _Quest
         return _Questions(corpus, f"{config.split}/", items, items, [])
     root = Path(config.air_bench).expanduser()
     items = air_bench.read(root)
-    usable, missing = air_bench.audit(root, items, max_duration_s=longest_s)
+    usable, missing = air_bench.audit(root, items)
     if not usable:
         raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {missing[0].why}")
     return _Questions(root, "", items, usable, missing)
@@ -124,13 +137,31 @@ def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[It
         return ByFacts(FactJudge(corpus / "phrasebook.yaml"))
     asked = config.judge
     model: ChatModel = (
-        Endpoint(asked.url, asked.model, parameters=asked.parameters, concurrency=asked.concurrency)
-        if asked.url
-        else LocalModel(Path(asked.model).expanduser())
+        _endpoint(asked, asked.url) if asked.url else LocalModel(Path(asked.model).expanduser())
     )
     protocol = Official() if asked.protocol == "official" else Strict()
     judge = LLMJudge(model, run / "judge_replies.jsonl", protocol)
     return ByRatings(judge, benchmark, asked.canary_items)
+
+
+def _endpoint(asked: JudgeModel, url: str) -> ChatModel:
+    from align.evaluation.endpoint import Endpoint  # its client takes a second to import
+
+    return Endpoint(url, asked.model, parameters=asked.parameters, concurrency=asked.concurrency)
+
+
+def _agreement(
+    config: EvaluateConfig, marking: Marking, annotated: Path, corpus: Path, label: str
+) -> dict[str, dict[str, Any]]:
+    """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
+    shown = [one for one in store.read(annotated / "shown.jsonl", Shown) if one.purpose == "comparison"]
+    lot = np.random.default_rng(config.seed).permutation(len(shown))[: config.annotated_pairs]
+    return judge_agreement.measure(
+        partial(marking.points, label=f"{label} annotated answers judged"),
+        [shown[i] for i in sorted(lot)],
+        store.stream(annotated / "annotations.jsonl", Annotation),
+        {prompt.id: prompt for prompt in store.stream(corpus / "prompts.jsonl", Prompt)},
+    )
 
 
 def _texts(

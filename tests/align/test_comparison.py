@@ -8,9 +8,9 @@ import pytest
 
 from align.evaluation import comparison
 from align.evaluation.air_bench import CATEGORIES, Item
-from align.evaluation.judge_agreement import judge_agreement, scores_of
+from align.evaluation.judge_agreement import judge_agreement, measure, scores_of
 from align.evaluation.ratings import OrderReply, Rating
-from preference_data.schema import Annotation, Completion
+from preference_data.schema import Annotation, Prompt, Shown
 
 
 def items_of(*tasks, questions_per_clip=1):
@@ -164,7 +164,7 @@ def test_order_consistency_by_hand():
 def annotation(a, b, factuality, annotator="x", **more):
     return Annotation(
         id=f"{a}{b}{annotator}{more}",
-        shown="s",
+        shown=more.pop("shown", "s"),
         prompt_id="p",
         completion_a=a,
         completion_b=b,
@@ -172,6 +172,12 @@ def annotation(a, b, factuality, annotator="x", **more):
         factuality=factuality,
         behaviour="tie",
         **more,
+    )
+
+
+def shown(a, text_a, b, text_b):
+    return Shown(
+        id=a + b, prompt_id="p", completion_a=a, completion_b=b, text_a=text_a, text_b=text_b, everyone=True
     )
 
 
@@ -197,11 +203,49 @@ def test_the_judge_is_held_against_the_majority_of_people():
 
 
 def test_scores_join_completions_by_what_they_say():
-    completions = [
-        Completion(id=f"c{i}", prompt_id="p", index=i, text=text, policy="w")
-        for i, text in enumerate(["a dog", "a cat", "a dog"])
+    comparisons = [shown("c0", "a dog", "c1", "a cat"), shown("c2", "a dog", "c1", "a cat")]
+    assert scores_of(comparisons, {("p", "a dog"): 7.0, ("q", "a cat"): 1.0}) == {"c0": 7.0, "c2": 7.0}
+
+
+def test_a_judge_that_knows_how_sure_it_is_agrees_more_where_its_scores_differ_more():
+    # Nine pairs that people decided for the first: margins +-1 (1 of 3 agrees), +-2 (2 of 3), 4 (3 of 3).
+    margins = [1.0, -1.0, -1.0, 2.0, 2.0, -2.0, 4.0, 4.0, 4.0]
+    annotations = [annotation(f"a{i}", f"b{i}", "a") for i in range(9)]
+    scores = {f"a{i}": 5.0 + margin for i, margin in enumerate(margins)} | {f"b{i}": 5.0 for i in range(9)}
+    parts = judge_agreement(annotations, scores, "factuality").calibration
+    assert [(part.low, part.high) for part in parts] == [(1, 1), (2, 2), (4, 4)]
+    assert [part.agreement.share for part in parts] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert judge_agreement(annotations, {}, "factuality").calibration == ()
+
+
+def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements():
+    comparisons = [shown("c0", "a dog", "c1", "a cat"), shown("c2", "a cow", "c1", "a cat")]
+    prompt = Prompt(
+        id="p",
+        audios=("audio/x.wav",),
+        question="What?",
+        answer_gt="a dog",
+        meta_info="{}",
+        task_name="sound_QA",
+    )
+    asked = []
+
+    def points(items, responses):
+        asked.extend(zip([item.question for item in items], responses, strict=True))
+        length = [float(len(text)) if text != "a cow" else None for text in responses]
+        likes_dogs = [float("dog" in text) for text in responses]
+        return {"factuality": likes_dogs, "behaviour": length}
+
+    judged = [
+        annotation("c0", "c1", "a", shown="c0c1"),
+        annotation("c2", "c1", "a", shown="c2c1"),
+        annotation("c9", "c1", "b", shown="of another draw"),
     ]
-    assert scores_of(completions, {("p", "a dog"): 7.0, ("q", "a cat"): 1.0}) == {"c0": 7.0, "c2": 7.0}
+    found = measure(points, comparisons, judged, {"p": prompt})
+    assert asked == [("What?", "a cat"), ("What?", "a cow"), ("What?", "a dog")]
+    assert found["factuality"]["agreement"]["n"] == 2
+    assert found["factuality"]["agreement"]["share"] == 0.5  # the cow is no dog, nor is the cat
+    assert (found["factuality"]["judge_ties"], found["behaviour"]["undecided"]) == (1, 2)
 
 
 def test_a_league_by_hand_and_its_order():

@@ -8,6 +8,7 @@ import pytest
 import preference_data
 from align.evaluation import air_bench, recognition, scores
 from align.evaluation.judge import FactJudge, Judgement
+from align.evaluation.marking import ByFacts
 
 FACTS = json.dumps({"word": "seven", "gender": "man"})
 PHRASEBOOK = Path(preference_data.__file__).parent / "phrasebooks" / "made_world.yaml"
@@ -99,3 +100,30 @@ def test_air_bench_reads_what_it_ships_and_names_what_is_wrong(tmp_path):
         air_bench.read(tmp_path / "odd")
     with pytest.raises(air_bench.BadBenchmark, match="is missing"):
         air_bench.read(tmp_path / "nowhere")
+
+
+def test_recognition_is_compared_by_utterance_and_the_means_are_the_corpus_rates():
+    rows = [
+        recognition.Utterance(f"{i}.wav", "transcribe", gt, "digits")
+        for i, gt in enumerate(["one two three", "four", "five six"])
+    ]
+    before = ["one two", "four", "five five"]  # 1 + 0 + 1 errors of 6 words
+    after = ["one two three", "for four", "five six"]  # 0 + 1 + 0
+    found = recognition.compare(rows, before, after)["digits"]
+    assert found["wer"]["before"] == pytest.approx(recognition.score(rows, before)["digits"]["wer"])
+    assert found["wer"]["after"] == pytest.approx(1 / 6)
+    assert found["wer"]["ci_low"] < found["wer"]["delta"] < found["wer"]["ci_high"]
+    assert (found["exact"]["before"], found["exact"]["after"]) == pytest.approx((1 / 3, 2 / 3))
+    assert found["exact"]["n"] == 3
+
+
+def test_the_fact_judges_score_is_averaged_as_air_bench_averages():
+    responses = ["The speaker says seven.", "The piano plays.", "The speaker is a man."]
+    marking = ByFacts(FactJudge(PHRASEBOOK))
+    marked = marking.mark(ITEMS, responses, "")
+    speech, mixed = (10 + 1 + 9 * 0.75) / 2, 1.0
+    assert marked.overall["score"] == pytest.approx((speech + mixed) / 2)  # not the mean of three questions
+    assert marked.categories["speech"]["score"] == pytest.approx(speech)
+    overall, by_category = marking.compare(ITEMS, marked, marking.mark(ITEMS, [responses[0]] * 3, ""), 0)
+    assert overall["score"]["before"] == pytest.approx(marked.overall["score"])
+    assert by_category["mixed"]["score"]["before"] == mixed

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import pytest
@@ -360,11 +361,19 @@ def test_a_downloaded_benchmark_is_asked_and_its_broken_clips_are_counted(whole,
     shutil.copytree(whole / "0_corpus/test", bench)
     broken = sorted((bench / "Chat").rglob("*.wav"))[0]
     broken.write_bytes(b"")
+    long = sorted((bench / "Chat").rglob("*.wav"))[1]
+    with wave.open(str(long), "rb") as file:
+        params, frames = file.getparams(), file.readframes(file.getnframes())
+    with wave.open(str(long), "wb") as file:  # four times as long: more than the three seconds that are heard
+        file.setparams(params)
+        file.writeframes(frames * 4)
     asked = {"7_evaluate__air_bench": str(bench), "8_gate__thresholds__min_questions": 8}
     assert only(out, "7_evaluate", **asked).returncode == 0
     scores = json.loads((out / "7_evaluate/scores.json").read_text())
     assert [one["code"] for one in scores["unusable"]] == ["empty_file"] * len(scores["unusable"])
     assert 1 <= len(scores["unusable"]) == 16 - scores["n"]
+    items = [json.loads(line) for line in (out / "7_evaluate/items/6_dpo.jsonl").read_text().splitlines()]
+    assert scores["cut"] == [one["uniq_id"] for one in items if one["audio"].endswith(long.name)] != []
     gated = only(out, "8_gate", **asked)
     assert gated.returncode == 0, gated.stdout + gated.stderr
     verdict = json.loads((out / "8_gate/verdict.json").read_text())
