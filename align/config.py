@@ -32,7 +32,7 @@ class Needs(NamedTuple):
 
 
 class Outside:
-    """Marks a field that names a folder outside the run, whose contents decide what the stage makes."""
+    """Marks a field that names folders or files outside the run, whose contents decide what is made."""
 
 
 OutsideFolder = Annotated[str, Outside()]
@@ -333,6 +333,24 @@ class EvaluateConfig(StageConfig):
     after: PolicyRef
     judge: Literal["facts"] | JudgeModel = "facts"
     """`facts`: the demo's, which knows what is true of every clip."""
+    benchmarks: dict[
+        OutsideFolder,
+        Literal[
+            "asr_en",
+            "asr_zh",
+            "asr_yue",
+            "asr_other",
+            "translation",
+            "emotion",
+            "vocal_sound",
+            "scene",
+            "aqa",
+            "srwt",
+        ],
+    ] = {}
+    """The reports' other benchmarks: files of rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation
+    reads them, audio relative to the file, and how each is scored. Results stand per source beside the
+    corpus' own recognition, and the gate's `recognition_margins` may name them."""
     annotations: AnnotationsRef | None = None
     """Comparisons that annotators made: the judge scores the same answers, and told is how often it prefers
     what most of them prefer."""

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.artifacts import MANIFEST, read_json, read_manifest, sha256_json
+from align.artifacts import MANIFEST, read_json, read_manifest, sha256_file, sha256_json
 from align.config import (
     ClipCounts,
     CorpusConfig,
@@ -45,9 +45,11 @@ def foreign_digest(ref: str) -> str:
     """Stands for the contents of a policy or of data from outside the recipe, without reading gigabytes.
 
     A stage folder has its digest in the manifest; another folder is told by names, sizes and times of
-    its files; a Hub id, or a folder that is not there, stands for itself.
+    its files; a file by its contents; a Hub id, or what is not there, stands for itself.
     """
     folder = Path(ref).expanduser()
+    if folder.is_file():
+        return sha256_file(folder)
     if not folder.is_dir():
         return f"hub:{ref}"
     if (folder / MANIFEST).exists():

@@ -51,10 +51,11 @@ class Step:
 
     @property
     def folders(self) -> list[str]:
-        """Folders of data from outside the run."""
+        """Folders and files of data from outside the run."""
         fields = type(self.config).model_fields.items()
         marked = [name for name, info in fields if any(isinstance(one, Outside) for one in _marks(info))]
-        return [value for name in marked if (value := getattr(self.config, name))]
+        values = [getattr(self.config, name) for name in marked]
+        return [path for value in values if value for path in ([value] if isinstance(value, str) else value)]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sacrebleu
 
-from align.evaluation import srwt, wer
+from align.evaluation import recognition, srwt, wer
+from align.evaluation.air_bench import LONGEST_S
 from align.evaluation.recognition import BadRows, Utterance
+from preference_data import audio
+from preference_data.audio import Quarantined
+from preference_data.prompts import AUDIO
+from preference_data.statistics import paired_bootstrap
 
 Kind = Literal[
     "asr_en",
@@ -33,6 +38,34 @@ Kind = Literal[
 
 class CannotScore(ValueError):
     """Rows or the installation do not allow the benchmark to be scored as it should be."""
+
+
+class Rows(NamedTuple):
+    """A benchmark's rows. Their `audio` is relative to `root`; rows of unusable clips are apart."""
+
+    root: Path
+    usable: list[Utterance]
+    missing: list[Quarantined]
+
+
+def open_rows(path: Path) -> Rows:
+    """Rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation reads them, their clips decoded once.
+
+    Raises:
+        BadRows: naming file, line and key; or no clip is usable.
+    """
+    rows = recognition.read(path)
+    clips = sorted({row.audio for row in rows})
+    good, missing = audio.audit(path.parent, [(clip, clip) for clip in clips], max_duration_s=LONGEST_S)
+    usable = [row for row in rows if row.audio in good]
+    if not usable:
+        raise BadRows(f"{path}: none of {len(rows)} rows has a usable clip; first: {missing[0].detail}")
+    return Rows(path.parent, usable, missing)
+
+
+def prompt_of(row: Utterance) -> str:
+    """What a pre-trained policy is to continue: the clip, then the row's prompt."""
+    return row.prompt if AUDIO in row.prompt else AUDIO + row.prompt
 
 
 def read_answers(path: Path) -> tuple[list[Utterance], list[str]]:
@@ -76,6 +109,38 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
         source: {**scorer(source, references, answers), "n": len(references)}
         for source, (references, answers) in groups.items()
     }
+
+
+def compare(
+    kind: Kind, rows: Sequence[Utterance], before: Sequence[str], after: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{source: {metric: `Interval` as plain values}}: after minus before, paired by row.
+
+    Error rates and accuracies only: BLEU and SRWT's shift are no means over rows and have no interval here.
+    An utterance's share of the error rate is its errors times utterances over words.
+    """
+    if kind in ("translation", "srwt"):
+        return {}
+    found = {}
+    for source in dict.fromkeys(row.source for row in rows):
+        own = [i for i, row in enumerate(rows) if row.source == source]
+        references = [rows[i].gt for i in own]
+        sides = [_by_row(kind, references, [texts[i] for i in own]) for texts in (before, after)]
+        metric = "wer" if kind in _LANGUAGES else "accuracy"
+        found[source] = {metric: paired_bootstrap(*sides, seed=seed)._asdict()}
+    return found
+
+
+def _by_row(kind: Kind, references: Sequence[str], texts: Sequence[str]) -> list[float]:
+    if kind not in _LANGUAGES:
+        return [float(gt == text.lstrip()) for gt, text in zip(references, texts, strict=True)]
+    language = _LANGUAGES[kind]
+    pairs = [
+        (wer.tokens(gt, language), wer.tokens(text, language))
+        for gt, text in zip(references, texts, strict=True)
+    ]
+    length = sum(len(gt) for gt, _ in pairs)
+    return [wer.distance([gt], [text]) * len(pairs) / length for gt, text in pairs]
 
 
 def accuracy(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
@@ -130,11 +195,14 @@ def _recognised(language: wer.Language) -> Callable[[str, Sequence[str], Sequenc
     return lambda source, references, texts: wer.score(references, texts, language)
 
 
+_LANGUAGES: dict[Kind, wer.Language] = {
+    "asr_en": "en",
+    "asr_zh": "zh",
+    "asr_yue": "yue",
+    "asr_other": "other",
+}
 _SCORERS: dict[Kind, Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]] = {
-    "asr_en": _recognised("en"),
-    "asr_zh": _recognised("zh"),
-    "asr_yue": _recognised("yue"),
-    "asr_other": _recognised("other"),
+    **{kind: _recognised(language) for kind, language in _LANGUAGES.items()},
     "translation": bleu,
     "emotion": accuracy,
     "vocal_sound": accuracy,

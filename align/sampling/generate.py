@@ -65,9 +65,19 @@ class Sampler:
             **batch, **drawing, max_new_tokens=how.max_new_tokens, num_return_sequences=how.completions
         )
         answers = tokens[:, batch["input_ids"].shape[1] :]
-        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
         k = how.completions
-        return [[text.strip() for text in texts[i * k : (i + 1) * k]] for i in range(len(requests))]
+        return [
+            [self._decode(row, request) for row in answers[i * k : (i + 1) * k]]
+            for i, request in enumerate(requests)
+        ]
+
+    def _decode(self, tokens: Tensor, request: Request) -> str:
+        """The text of an answer. Of a plain text tags are part, such as Qwen-Audio's time stamps."""
+        tokenizer = self.processor.tokenizer
+        if request.plain:
+            ends = torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id], device=tokens.device)
+            tokens = tokens[~torch.isin(tokens, ends)]
+        return str(tokenizer.decode(tokens, skip_special_tokens=not request.plain)).strip()
 
     def _batch(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         """Left-padded input_ids and attention_mask (B, T) with the features of all clips."""

@@ -17,17 +17,18 @@ import numpy as np
 
 from align.artifacts import StageFolder, read_json, write_json
 from align.config import EvaluateConfig, JudgeModel
-from align.evaluation import air_bench, judge_agreement, recognition
+from align.evaluation import air_bench, benchmarks, judge_agreement, recognition
 from align.evaluation.air_bench import Item
 from align.evaluation.judge import FactJudge
 from align.evaluation.judge_prompt import Official, Strict
 from align.evaluation.llm_judge import ChatModel, LLMJudge
 from align.evaluation.local_model import LocalModel
 from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
+from align.evaluation.recognition import Utterance
 from align.models.features import ClipFeatures
-from align.models.qwen2_audio import load_processor, located
-from align.progress import Progress
-from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
+from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
+from align.sampling.generate import Decoding, Request
+from align.sampling.sheets import Sheet, answer
 from preference_data import store
 from preference_data.audio import SAMPLE_RATE
 from preference_data.prompts import pretraining_prompt
@@ -46,21 +47,17 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     utterances = recognition.read(corpus / config.split / "recognition.jsonl")
     marking = _marking(config, corpus, out.final.parent, asked.everything)
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    features = (
-        ClipFeatures(processor, corpus),
-        ClipFeatures(processor, asked.root, longest_s=air_bench.LONGEST_S if config.air_bench else None),
-    )
+    sheets = _sheets(config, asked, utterances, processor)
     found: dict[str, dict[str, Any]] = {}
     marked: dict[str, Marked] = {}
-    recognised: dict[str, list[str]] = {}
+    said: dict[str, dict[str, list[str]]] = {}
     for policy in config.policies:
-        texts = _texts(config, policy, located(inputs[policy]), asked, utterances, features, out)
-        recognised[policy] = texts["recognised"]
+        texts = said[policy] = _texts(config, policy, located(inputs[policy]), sheets, out)
         one = marked[policy] = marking.mark(items, texts["answers"], f"{out.name} {policy} judged")
         found[policy] = {
             "overall": one.overall,
             "categories": one.categories,
-            "recognition": recognition.score(utterances, texts["recognised"]),
+            "recognition": _recognition(config, asked, utterances, texts),
         }
         if one.ratings:
             found[policy]["ratings"] = one.ratings
@@ -77,6 +74,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "n": len(items),
         "audio_root": str(asked.root.resolve()) if config.air_bench else config.corpus,
         "unusable": [one._asdict() for one in asked.missing],
+        "unusable_rows": {path: [one._asdict() for one in rows.missing] for path, rows in asked.rows.items()},
         "cut": air_bench.longer_than(heard_s, asked.root, items) if config.air_bench else [],
         "judge": marking.about(items),
         "before": config.before,
@@ -84,8 +82,8 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "policies": found,
         "comparison": comparison,
         "by_category": by_category,
-        "recognition_comparison": recognition.compare(
-            utterances, recognised[config.before], recognised[config.after], config.seed
+        "recognition_comparison": _recognition_differences(
+            config, asked, utterances, said[config.before], said[config.after]
         ),
         "against": {
             policy: marking.compare(items, one, after, config.seed)[0]
@@ -107,11 +105,14 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
 class _Questions(NamedTuple):
     """What is asked. `root` / (`prefix` + an item's audio) is its clip."""
 
+    corpus: Path
     root: Path
     prefix: str
     everything: list[Item]
     usable: list[Item]
     missing: list[air_bench.Missing]
+    rows: dict[str, benchmarks.Rows]
+    """The reports' other benchmarks, by their file."""
 
 
 def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
@@ -120,15 +121,16 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
     Raises:
         ValueError: no clip of AIR-Bench can be used.
     """
+    rows = {path: benchmarks.open_rows(Path(path).expanduser()) for path in config.benchmarks}
     if config.air_bench is None:
         items = air_bench.read(corpus / config.split)
-        return _Questions(corpus, f"{config.split}/", items, items, [])
+        return _Questions(corpus, corpus, f"{config.split}/", items, items, [], rows)
     root = Path(config.air_bench).expanduser()
     items = air_bench.read(root)
     usable, missing = air_bench.audit(root, items)
     if not usable:
         raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {missing[0].why}")
-    return _Questions(root, "", items, usable, missing)
+    return _Questions(corpus, root, "", items, usable, missing, rows)
 
 
 def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[Item]) -> Marking:
@@ -164,20 +166,40 @@ def _agreement(
     )
 
 
-def _texts(
+def _recognition(
+    config: EvaluateConfig, asked: _Questions, utterances: list[Utterance], texts: dict[str, list[str]]
+) -> dict[str, dict[str, Any]]:
+    """Source -> metrics: of the corpus' own utterances, and of the reports' benchmarks."""
+    found: dict[str, dict[str, Any]] = {**recognition.score(utterances, texts["recognised"])}
+    for path, rows in asked.rows.items():
+        found |= benchmarks.score(config.benchmarks[path], rows.usable, texts[path])
+    return found
+
+
+def _recognition_differences(
     config: EvaluateConfig,
-    policy: str,
-    model: Path | str,
     asked: _Questions,
-    utterances: list[recognition.Utterance],
-    features: tuple[ClipFeatures, ClipFeatures],
-    out: StageFolder,
-) -> dict[str, list[str]]:
-    """A policy's answers, its answers with the clips shuffled, and what it recognises; saved once made."""
-    saved = out.path / "texts" / f"{policy.replace('/', '_')}.json"
-    if saved.exists():
-        texts: dict[str, list[str]] = read_json(saved)
-        return texts
+    utterances: list[Utterance],
+    before: dict[str, list[str]],
+    after: dict[str, list[str]],
+) -> dict[str, dict[str, Any]]:
+    """Source -> metric -> paired difference with its interval, where there is one."""
+    found = recognition.compare(utterances, before["recognised"], after["recognised"], config.seed)
+    for path, rows in asked.rows.items():
+        found |= benchmarks.compare(
+            config.benchmarks[path], rows.usable, before[path], after[path], config.seed
+        )
+    return found
+
+
+def _sheets(
+    config: EvaluateConfig, asked: _Questions, utterances: list[Utterance], processor: Qwen2AudioProcessor
+) -> list[Sheet]:
+    """The benchmark, the benchmark with its clips shuffled, what is recognised, and the reports' own rows."""
+    of_corpus = ClipFeatures(processor, asked.corpus)
+    of_benchmark = of_corpus
+    if config.air_bench:
+        of_benchmark = ClipFeatures(processor, asked.root, longest_s=air_bench.LONGEST_S)
     items, clips = asked.usable, [asked.prefix + item.audio for item in asked.usable]
     order = np.random.default_rng(config.seed).permutation(len(items))
     wrong = [""] * len(items)
@@ -185,34 +207,41 @@ def _texts(
         wrong[here] = clips[there]
     plain = {task: pretraining_prompt(task, 1, config.dialect) for task in {one.prompt for one in utterances}}
     groups = {
-        "answers": [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)],
-        "shuffled": [Request(item.question, (clip,)) for item, clip in zip(items, wrong, strict=True)],
-        "recognised": [Request(plain[one.prompt], (one.audio,), plain=True) for one in utterances],
+        "answers": (
+            of_benchmark,
+            [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)],
+        ),
+        "shuffled": (
+            of_benchmark,
+            [Request(item.question, (clip,)) for item, clip in zip(items, wrong, strict=True)],
+        ),
+        "recognised": (
+            of_corpus,
+            [Request(plain[one.prompt], (one.audio,), plain=True) for one in utterances],
+        ),
     }
-    of_corpus, of_benchmark = features
-    benchmark = Sampler(model, asked.root, features=of_benchmark)
-    sound = Sampler(model, of_corpus.root, model=benchmark.model, features=of_corpus)
-    how = Decoding(config.max_new_tokens)
-    texts = {}
-    with Progress(f"{out.name} {policy}", sum(map(len, groups.values()))) as progress:
-        done = 0
-        for name, requests in groups.items():
-            answered = complete_all(
-                sound if name == "recognised" else benchmark,
-                requests,
-                how,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                on_progress=partial(_advance, progress, done),
-            )
-            texts[name] = flatten(answered)
-            done += len(requests)
-    write_json(saved, texts)
-    return texts
+    return [Sheet(name, features, requests) for name, (features, requests) in groups.items()] + [
+        Sheet(
+            path,
+            ClipFeatures(processor, rows.root, longest_s=air_bench.LONGEST_S),
+            [Request(benchmarks.prompt_of(row), (row.audio,), plain=True) for row in rows.usable],
+        )
+        for path, rows in asked.rows.items()
+    ]
 
 
-def _advance(progress: Progress, before: int, n: int) -> None:
-    progress.update(before + n)
+def _texts(
+    config: EvaluateConfig, policy: str, model: Path | str, sheets: list[Sheet], out: StageFolder
+) -> dict[str, list[str]]:
+    """A policy's texts by sheet; saved once made."""
+    saved = out.path / "texts" / f"{policy.replace('/', '_')}.json"
+    if not saved.exists():
+        how = Decoding(config.max_new_tokens)
+        label = f"{out.name} {policy}"
+        texts = answer(model, sheets, how, seed=config.seed, batch_size=config.batch_size, label=label)
+        write_json(saved, texts)
+    found: dict[str, list[str]] = read_json(saved)
+    return found
 
 
 def _best_constant(marking: Marking, items: list[Item]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import json
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import sacrebleu
+import soundfile
 
 from align.evaluation import published, recognition, srwt, wer
-from align.evaluation.benchmarks import CannotScore, score
+from align.evaluation.benchmarks import CannotScore, compare, open_rows, prompt_of, score
 from align.evaluation.recognition import BadRows, Utterance
 
 
@@ -166,3 +168,37 @@ def test_published_rows_carry_source_and_warning():
     }
     assert test_other == {"qwen_audio": 0.042, "qwen2_audio": 0.036, "qwen2_audio_hf": 0.040}
     assert published.air_bench_foundation()[0]["average"] == 0.578
+
+
+def test_differences_are_paired_by_row_and_their_means_are_the_corpus_rates():
+    asked = rows(("one two three", ""), ("four", ""), ("五六", ""))[0]
+    before, after = ["one two", "four", "五五"], ["one two three", "for four", "五六"]
+    english = compare("asr_en", asked[:2], before[:2], after[:2])["s"]["wer"]
+    assert english["before"] == pytest.approx(score("asr_en", asked[:2], before[:2])["s"]["wer"])
+    assert english["after"] == pytest.approx(score("asr_en", asked[:2], after[:2])["s"]["wer"])
+    assert english["ci_low"] < english["ci_high"]
+    chinese = compare("asr_zh", asked[2:], before[2:], after[2:])["s"]["wer"]
+    assert (chinese["before"], chinese["after"]) == (0.5, 0)  # by character
+    found = compare("emotion", rows(("joy", ""), ("anger", ""))[0], ["joy", "joy"], [" joy", "anger"])
+    assert (found["s"]["accuracy"]["before"], found["s"]["accuracy"]["after"]) == (0.5, 1)
+    assert compare("translation", asked, before, after) == {}
+
+
+def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path):
+    soundfile.write(tmp_path / "good.flac", np.full(1600, 0.1, np.float32), 16000)
+    (tmp_path / "bad.wav").write_bytes(b"")
+    given = [
+        {"audio": name, "prompt": "Recognize the speech:", "gt": "x", "source": "s"}
+        for name in ("good.flac", "bad.wav", "../good.flac")
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    found = open_rows(path)
+    assert [row.audio for row in found.usable] == ["good.flac"]
+    assert {one.code for one in found.missing} == {"empty_file", "outside_root"}
+    bare = prompt_of(found.usable[0])
+    assert bare == "<|audio_bos|><|AUDIO|><|audio_eos|>Recognize the speech:"
+    assert prompt_of(found.usable[0]._replace(prompt=bare)) == bare
+    path.write_text(json.dumps(given[1]) + "\n")
+    with pytest.raises(BadRows, match="none of 1 rows has a usable clip"):
+        open_rows(path)

@@ -367,16 +367,35 @@ def test_a_downloaded_benchmark_is_asked_and_its_broken_clips_are_counted(whole,
     with wave.open(str(long), "wb") as file:  # four times as long: more than the three seconds that are heard
         file.setparams(params)
         file.writeframes(frames * 4)
-    asked = {"7_evaluate__air_bench": str(bench), "8_gate__thresholds__min_questions": 8}
+    rows = [json.loads(line) for line in (whole / "0_corpus/test/recognition.jsonl").read_text().splitlines()]
+    benchmark = bench / "ours.jsonl"
+    benchmark.write_text(
+        "".join(
+            json.dumps(
+                {**row, "audio": row["audio"].removeprefix("test/"), "prompt": "Say:", "source": "ours"}
+            )
+            + "\n"
+            for row in rows
+        )
+    )
+    asked = {
+        "7_evaluate__air_bench": str(bench),
+        "7_evaluate__benchmarks": {str(benchmark): "asr_en"},
+        "8_gate__thresholds__min_questions": 8,
+        "8_gate__thresholds__recognition_margins": {"ours": {"wer": 20.0}},
+    }
     assert only(out, "7_evaluate", **asked).returncode == 0
     scores = json.loads((out / "7_evaluate/scores.json").read_text())
     assert [one["code"] for one in scores["unusable"]] == ["empty_file"] * len(scores["unusable"])
     assert 1 <= len(scores["unusable"]) == 16 - scores["n"]
     items = [json.loads(line) for line in (out / "7_evaluate/items/6_dpo.jsonl").read_text().splitlines()]
     assert scores["cut"] == [one["uniq_id"] for one in items if one["audio"].endswith(long.name)] != []
+    assert scores["policies"]["6_dpo"]["recognition"]["ours"]["wer"] > 0
+    assert {one["code"] for one in scores["unusable_rows"][str(benchmark)]} == {"empty_file"}
     gated = only(out, "8_gate", **asked)
     assert gated.returncode == 0, gated.stdout + gated.stderr
     verdict = json.loads((out / "8_gate/verdict.json").read_text())
+    assert any(check["name"] == "ours wer" and "interval" in check["reason"] for check in verdict["checks"])
     assert any("0 of" in check["reason"] for check in verdict["checks"] if check["name"] == "contamination")
     page = tmp_path / "compare.html"
     compared = subprocess.run(
