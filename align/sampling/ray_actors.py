@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.data import ActorPoolStrategy
 
-from align.sampling.generate import Decoding, Request, Sampler, batch_seed, batches
+from align.sampling.generate import Decoding, Request, Sampler, batch_seed
 
 
 class _Completer:
@@ -30,17 +31,20 @@ class _Completer:
         return {"number": row["number"], "completions": texts}
 
 
-def complete_all(
+def complete(
     policy: Path | str,
     audio_root: Path,
-    requests: Sequence[Request],
+    numbered: Mapping[int, Sequence[Request]],
     how: Decoding,
     *,
     seed: int,
-    batch_size: int,
     workers: int,
-) -> list[list[str]]:
-    """As `generate.complete_all`, with identical completions for any number of workers."""
+) -> Iterator[tuple[int, list[list[str]]]]:
+    """Yield batches' numbers and completions as they are done, in any order.
+
+    Each actor has a GPU to itself where there are any. What a batch's completions are depends on its number
+    and `seed` alone, not on how many workers there are.
+    """
     # Ray would print a progress bar per operator and copy the working folder to every worker.
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.init(
@@ -56,20 +60,17 @@ def complete_all(
             "audios": [list(request.audios) for request in batch],
             "plain": [request.plain for request in batch],
         }
-        for number, batch in enumerate(batches(requests, batch_size))
+        for number, batch in numbered.items()
     ]
     try:
-        done = (
-            ray.data.from_items(rows)
-            .map(
-                _Completer,
-                fn_constructor_args=(str(policy), str(audio_root.resolve()), how, seed),
-                compute=ActorPoolStrategy(size=workers),
-                num_cpus=0.5,  # whole CPUs would leave none for Ray's own read tasks: it then hangs
-            )
-            .take_all()
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Completer,
+            fn_constructor_args=(str(policy), str(audio_root.resolve()), how, seed),
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=0.5,  # whole CPUs would leave none for Ray's own read tasks: it then hangs
+            num_gpus=1 if torch.cuda.is_available() else 0,
         )
+        for row in done.iter_rows():
+            yield int(row["number"]), [list(texts) for texts in row["completions"]]
     finally:
         ray.shutdown()
-    by_number = sorted(done, key=lambda row: int(row["number"]))
-    return [list(texts) for row in by_number for texts in row["completions"]]

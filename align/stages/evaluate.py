@@ -44,7 +44,8 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     processor = load_processor(located(inputs[config.after]))
     asked = _questions(config, corpus)
     items = asked.usable
-    utterances = recognition.read(corpus / config.split / "recognition.jsonl")
+    own = corpus / config.split / "recognition.jsonl"
+    utterances = recognition.read(own) if own.exists() else []
     marking = _marking(config, corpus, out.final.parent, asked.everything)
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     sheets = _sheets(config, asked, utterances, processor)

@@ -7,6 +7,7 @@ template-made pairs). Reads: policy, corpus. Writes: prompts.jsonl, completions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from align.artifacts import StageFolder, read_json, write_json
@@ -27,18 +28,7 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     how = Decoding(
         config.max_new_tokens, config.temperature, config.top_p, completions=config.completions_per_prompt
     )
-    if config.workers > 1:
-        texts = ray_actors.complete_all(
-            policy,
-            corpus,
-            requests,
-            how,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            workers=config.workers,
-        )
-    else:
-        texts = _in_this_process(config, policy, corpus, requests, how, out)
+    texts = _texts(config, policy, corpus, batches(requests, config.batch_size), how, out)
     sha = weights_sha256(policy)
     completions = [
         Completion(id=stable_id(prompt.id, sha, i, text), prompt_id=prompt.id, index=i, text=text, policy=sha)
@@ -55,22 +45,39 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     }
 
 
-def _in_this_process(
+def _texts(
     config: SampleConfig,
     policy: Path | str,
     corpus: Path,
-    requests: list[Request],
+    asked: list[Sequence[Request]],
     how: Decoding,
     out: StageFolder,
 ) -> list[list[str]]:
-    """Batch by batch, each saved when done, so that a killed run continues with the next."""
+    """Batch by batch, each saved when done, so that a killed run makes only what is missing."""
+    saved = [out.path / "batches" / f"{number:05d}.json" for number in range(len(asked))]
+    missing = {number: asked[number] for number, path in enumerate(saved) if not path.exists()}
+    done = sum(len(batch) for number, batch in enumerate(asked) if number not in missing)
+    with Progress(out.name, sum(map(len, asked))) as progress:
+        for number, texts in _completed(config, policy, corpus, missing, how):
+            write_json(saved[number], texts)
+            done += len(texts)
+            progress.update(done)
+    return [texts for path in saved for texts in read_json(path)]
+
+
+def _completed(
+    config: SampleConfig,
+    policy: Path | str,
+    corpus: Path,
+    missing: dict[int, Sequence[Request]],
+    how: Decoding,
+) -> Iterator[tuple[int, list[list[str]]]]:
+    """Numbers and completions of batches: in this process, or over several workers."""
+    if not missing:
+        return
+    if config.workers > 1:
+        yield from ray_actors.complete(policy, corpus, missing, how, seed=config.seed, workers=config.workers)
+        return
     sampler = Sampler(policy, corpus)
-    texts: list[list[str]] = []
-    with Progress(out.name, len(requests)) as progress:
-        for number, batch in enumerate(batches(requests, config.batch_size)):
-            saved = out.path / "batches" / f"{number:05d}.json"
-            if not saved.exists():
-                write_json(saved, sampler.complete(batch, how, batch_seed(config.seed, number)))
-            texts += read_json(saved)
-            progress.update(len(texts))
-    return texts
+    for number, batch in missing.items():
+        yield number, sampler.complete(batch, how, batch_seed(config.seed, number))
