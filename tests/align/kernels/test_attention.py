@@ -27,9 +27,7 @@ def states(length, heads=4, key_heads=4, seed=0, dtype=torch.float64):
     ]
 
 
-def slow_varlen(
-    query, key, value, query_bounds, key_bounds, max_q, max_k, *, scale, window_size, enable_gqa=False
-):
+def slow_varlen(query, key, value, query_bounds, key_bounds, max_q, max_k, *, scale, window_size, **_):
     """What torch's varlen_attn computes on CUDA, segment by segment and query by query."""
     group = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
