@@ -1,4 +1,4 @@
-"""A small Qwen2-Audio with weights of order 1, and an awkward batch for it, packed or as transformers wants it.
+"""A small Qwen2-Audio with weights of order 1, and an awkward batch for it, packed or as the stock wants it.
 
 Four pairs: one clip of odd length; another with answers that begin alike; text alone; two clips, one of
 which a pair before has heard. A common system prompt, ragged answers, one clip of the full length.
