@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2AudioProcessor
 
-from align.models.audio_tokens import n_audio_tokens
+from align.models.audio_tokens import HALO, n_audio_tokens
 from preference_data.audio import SAMPLE_RATE, load, resolve_inside
 
 _SHORTEST = SAMPLE_RATE // 10
@@ -24,15 +24,24 @@ _SHORTEST = SAMPLE_RATE // 10
 
 
 class Clip(NamedTuple):
-    """`mel` (M, F) padded to the model's fixed length, of which `n_frames` are the clip."""
+    """`mel` (M, F): `n_frames` frames of the clip, then silent ones; the stock model wants `n_padded` in all.
+
+    The last frame hears nothing of the clip any more, so that all further ones would equal it.
+    """
 
     mel: Tensor
     n_frames: int
+    n_padded: int
 
     @property
     def n_tokens(self) -> int:
         """Audio tokens the clip becomes."""
         return n_audio_tokens(self.n_frames)
+
+    def padded(self) -> Clip:
+        """The clip with the silence up to the stock model's fixed length."""
+        missing = self.n_padded - self.mel.shape[-1]
+        return self._replace(mel=torch.cat([self.mel, self.mel[:, -1:].expand(-1, missing)], dim=1))
 
 
 class ClipFeatures:
@@ -76,12 +85,27 @@ class ClipFeatures:
             return {}
         waves = [load(resolve_inside(self.root, path), max_duration_s=self.longest_s) for path in paths]
         waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
-        batch = self.extractor(
-            waves, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True
-        )
-        mels = torch.as_tensor(np.asarray(batch["input_features"], dtype=np.float32))
-        lengths = np.asarray(batch["attention_mask"]).sum(axis=-1)
-        return {path: Clip(mel.clone(), int(n)) for path, mel, n in zip(paths, mels, lengths, strict=True)}
+        n_frames = [-(-len(wave) // self.extractor.hop_length) for wave in waves]
+        lengths = [min(n + self._n_silent, self.extractor.nb_max_frames) for n in n_frames]
+        mels = self.extractor(
+            waves,
+            sampling_rate=SAMPLE_RATE,
+            padding="max_length",
+            max_length=max(lengths) * self.extractor.hop_length,
+        )["input_features"]
+        return {
+            path: Clip(torch.tensor(mel[:, :length]), n, self.extractor.nb_max_frames)
+            for path, mel, n, length in zip(paths, mels, n_frames, lengths, strict=True)
+        }
+
+    @property
+    def _n_silent(self) -> int:
+        """Frames after a clip up to the first that hears nothing of it; a window is centred on its frame.
+
+        With that much silence the transform mirrors nothing of the clip at its end: frames are those of a
+        clip padded to the model's length, which costs as much for 1 s as for 30 s.
+        """
+        return -(-(self.extractor.n_fft // 2) // self.extractor.hop_length) + 1
 
     def _keep(self, path: str, clip: Clip) -> None:
         self._clips[path] = clip
@@ -92,12 +116,24 @@ class ClipFeatures:
 
 
 def stack(clips: Sequence[Clip]) -> dict[str, Tensor]:
-    """Model inputs of C clips: input_features (C, M, F), feature_attention_mask (C, F)."""
+    """The stock model's inputs of C clips: input_features (C, M, F), feature_attention_mask (C, F)."""
     if not clips:
         return {}
-    frames = torch.arange(clips[0].mel.shape[-1])
+    frames = torch.arange(clips[0].n_padded)
     lengths = torch.tensor([clip.n_frames for clip in clips])
     return {
-        "input_features": torch.stack([clip.mel for clip in clips]),
+        "input_features": torch.stack([clip.padded().mel for clip in clips]),
         "feature_attention_mask": (frames[None] < lengths[:, None]).long(),
     }
+
+
+def stack_unpadded(clips: Sequence[Clip]) -> dict[str, Tensor]:
+    """The packed model's input of C clips: input_features (C, M, F), F no more than the longest needs."""
+    if not clips:
+        return {}
+    width = max(min(clip.n_frames + HALO, clip.n_padded) for clip in clips)
+    features = torch.zeros(len(clips), clips[0].mel.shape[0], width)
+    for row, clip in zip(features, clips, strict=True):
+        here = min(width, clip.mel.shape[-1])
+        row[:, :here] = clip.mel[:, :here]
+    return {"input_features": features}

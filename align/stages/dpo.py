@@ -22,6 +22,7 @@ from align.evaluation.judge import FactJudge
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
+from align.models.packed_qwen2_audio import pack
 from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
 from align.training.arguments import arguments
 from align.training.checkpoints import checkpoints, step_of
@@ -40,8 +41,9 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     processor = qwen2_audio.load_processor(policy)
     features = ClipFeatures(processor, corpus)
     dataset = _dataset(config, inputs[config.pairs])
+    model = qwen2_audio.load_model(policy)
     trainer = AudioDPOTrainer(
-        model=qwen2_audio.load_model(policy),
+        model=pack(model) if config.packed else model,
         args=TRLConfig(
             **arguments(
                 out.path,
@@ -56,7 +58,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
             beta=config.beta,
         ),
         train_dataset=dataset,
-        data_collator=PreferenceCollator(processor, features),
+        data_collator=PreferenceCollator(processor, features, config.packed),
         processing_class=processor,
     )
     metrics = fit(trainer, out)

@@ -14,6 +14,7 @@ import numpy as np
 from align.artifacts import StageFolder
 from align.config import Lesson, PretrainConfig
 from align.models import qwen2_audio
+from align.models.packed_qwen2_audio import pack
 from align.training import supervised
 from align.training.augment import Augmentation
 from align.training.collate import Row
@@ -38,7 +39,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         seed=config.seed,
     )
     metrics = supervised.train(
-        model,
+        pack(model) if config.packed else model,
         processor,
         _rows(config, corpus),
         corpus,

@@ -15,6 +15,7 @@ from align.artifacts import StageFolder
 from align.config import SFTConfig
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
+from align.models.packed_qwen2_audio import pack
 from align.training import supervised
 from align.training.augment import Augmentation
 from align.training.collate import Row
@@ -27,8 +28,9 @@ from preference_data.schema import Chat, TaskExample
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Fine-tune the policy on chats; returns the last logged metrics."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
+    model = qwen2_audio.load_model(policy)
     return supervised.train(
-        qwen2_audio.load_model(policy),
+        pack(model) if config.packed else model,
         qwen2_audio.load_processor(policy),
         _rows(config, corpus),
         corpus,

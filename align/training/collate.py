@@ -2,6 +2,9 @@
 
 Rows hold text and clip paths; tokens and features are made here, batch by batch. Shapes: B rows,
 T tokens, C clips, M mel bins, F frames.
+
+For a model with the packed backbone (`packed`) a batch holds each distinct clip once, no longer than it
+is, and how its rows are packed; else what the stock model wants: a clip per use, padded.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from align.models.chat import (
     join,
     user,
 )
-from align.models.features import Clip, ClipFeatures, stack
+from align.models.features import Clip, ClipFeatures, stack, stack_unpadded
+from align.models.packing import pack_rows
 from align.training.augment import Augmentation, augment
 
 Row = dict[str, Any]
@@ -35,15 +39,16 @@ Row = dict[str, Any]
 class SFTCollator:
     """Rows of chats (`messages`) or plain texts (`prompt`, `completion`), each with `audios`.
 
-    Gives input_ids, attention_mask, labels (B, T; -100 but on the answer), input_features (C, M, F) and
-    feature_attention_mask (C, F). A row's features are augmented by its `draw` number alone.
+    Gives input_ids, attention_mask, labels (B, T; -100 but on the answer) and the clips (see `_audio`).
+    A row's features are augmented by its `draw` number alone.
     """
 
     processor: Qwen2AudioProcessor
     features: ClipFeatures
     augmentation: Augmentation = field(default_factory=Augmentation)
+    packed: bool = False
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []
         for row, own in zip(rows, self.features.per_row([row["audios"] for row in rows]), strict=True):
@@ -51,8 +56,12 @@ class SFTCollator:
             ids.append(torch.tensor(encoded.ids))
             mask = torch.tensor(encoded.mask)
             labels.append(torch.where(mask == 1, ids[-1], -100))
-            clips += [self._augment(clip, row["draw"]) for clip in own]
-        return {**_pad(self.processor, ids), "labels": _right_pad(labels, -100), **stack(clips)}
+            clips.append([self._augment(clip, row["draw"]) for clip in own])
+        return {
+            **_pad(self.processor, ids),
+            "labels": _right_pad(labels, -100),
+            **_audio(self.processor, ids, clips, self.packed),
+        }
 
     def _encode(self, row: Row, clips: Sequence[Clip]) -> Encoded:
         if row.get("messages") is not None:
@@ -67,21 +76,23 @@ class SFTCollator:
     def _augment(self, clip: Clip, draw: int) -> Clip:
         if self.augmentation == Augmentation():
             return clip
-        return clip._replace(mel=augment(clip.mel, self.augmentation, draw))
+        padded = clip.padded()  # masks fall anywhere in it, whatever of it is used
+        return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
 
 
 @dataclass
 class PreferenceCollator:
     """Rows `question, chosen, rejected, audios, weight` -> the [chosen; rejected] batch that TRL's DPO reads.
 
-    Gives input_ids, attention_mask, completion_mask (2B, T), the clips' features once per side (2C, M, F),
-    pair_weight (B,), and the reference's log-probs (B,) where TRL has added them to the rows.
+    Gives input_ids, attention_mask, completion_mask (2B, T), the clips (see `_audio`), pair_weight (B,),
+    and the reference's log-probs (B,) where TRL has added them to the rows.
     """
 
     processor: Qwen2AudioProcessor
     features: ClipFeatures
+    packed: bool = False
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         clips = self.features.per_row([row["audios"] for row in rows])
         prompts = [
@@ -93,17 +104,38 @@ class PreferenceCollator:
             for side in ("chosen", "rejected")
             for prompt, row in zip(prompts, rows, strict=True)
         ]
-        flat = [clip for own in clips for clip in own]
+        ids = [torch.tensor(encoded.ids) for encoded in both]
         batch = {
-            **_pad(self.processor, [torch.tensor(encoded.ids) for encoded in both]),
+            **_pad(self.processor, ids),
             "completion_mask": _right_pad([torch.tensor(encoded.mask) for encoded in both], 0),
-            **stack(flat + flat),
+            **_audio(self.processor, ids, clips + clips, self.packed),
             "pair_weight": torch.tensor([row["weight"] for row in rows]),
         }
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         return batch
+
+
+def _audio(
+    processor: Qwen2AudioProcessor, ids: Sequence[Tensor], clips: Sequence[Sequence[Clip]], packed: bool
+) -> dict[str, Any]:
+    """Audio inputs of rows `ids`, each with its clips.
+
+    Stock: input_features (C, M, F), a clip per use, and feature_attention_mask (C, F). Packed: each distinct
+    clip once, and `packed`. Clips are the same where they are one object, as `ClipFeatures` hands them out.
+    """
+    used = [clip for own in clips for clip in own]
+    if not packed:
+        return dict(stack(used))
+    distinct = list({id(clip.mel): clip for clip in used}.values())
+    number = {id(clip.mel): i for i, clip in enumerate(distinct)}
+    row_clips = [[number[id(clip.mel)] for clip in own] for own in clips]
+    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    return {
+        **stack_unpadded(distinct),
+        "packed": pack_rows(ids, row_clips, [clip.n_frames for clip in distinct], audio_id),
+    }
 
 
 def _expand(processor: Qwen2AudioProcessor, encoded: Encoded, clips: Sequence[Clip]) -> Encoded:

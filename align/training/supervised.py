@@ -12,6 +12,7 @@ from trl import SFTConfig
 from align.artifacts import StageFolder
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.models.packed_qwen2_audio import is_packed
 from align.training.arguments import arguments
 from align.training.augment import Augmentation
 from align.training.collate import Row, SFTCollator
@@ -52,7 +53,7 @@ def train(
             )
         ),
         train_dataset=Dataset.from_list([{**row, "draw": draw} for draw, row in enumerate(rows)]),
-        data_collator=SFTCollator(processor, ClipFeatures(processor, corpus), augmentation),
+        data_collator=SFTCollator(processor, ClipFeatures(processor, corpus), augmentation, is_packed(model)),
         processing_class=processor,
     )
     metrics = fit(trainer, out)

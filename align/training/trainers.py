@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
 from trl import DPOTrainer, SFTTrainer
 
+from align.models.answer_head import score_answers_only
+from align.models.packed_qwen2_audio import is_packed, pack
 from align.training.checkpoints import AtomicCheckpoints
 
 
 class AudioSFTTrainer(AtomicCheckpoints, SFTTrainer):
     """TRL's SFTTrainer over rows for `SFTCollator`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if is_packed(self.model):
+            score_answers_only(_inner(self.model))
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -35,6 +43,10 @@ class AudioDPOTrainer(AtomicCheckpoints, DPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if is_packed(self.model):
+            score_answers_only(_inner(self.model))
+            if self.ref_model is not None:  # TRL made it by the stock class's name
+                score_answers_only(pack(self.accelerator.unwrap_model(self.ref_model)))
         self.use_weighting = any(weight != 1.0 for weight in self.train_dataset["weight"])
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -58,3 +70,9 @@ class AudioDPOTrainer(AtomicCheckpoints, DPOTrainer):
             return outputs
 
         return super()._compute_loss(weighted, inputs, return_outputs)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model that TRL bound its fused head to: the one inside PEFT's."""
+    inner: Any = model
+    return inner.get_base_model() if is_peft_model(model) else inner
