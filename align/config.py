@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from preference_data.prompts import Dialect
 from preference_data.schema import MIN_HEARD
 
 OutputKind = Literal[
@@ -160,12 +161,15 @@ class PretrainConfig(TrainingConfig):
     produces: ClassVar[OutputKind] = "policy"
     stage: Literal["pretrain"]
     model: ModelShape
-    dialect: Literal["sentences", "tags"] = "sentences"
-    """Prompts in natural language (Qwen2-Audio) or hierarchical tags (Qwen-Audio)."""
+    dialect: Dialect = "sentences"
+    """Prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its paper or its
+    release spells them."""
     steps: int = Field(ge=1)
     curriculum: list[Lesson] = []
     """Easier clips first; step counts add up from the start."""
-    augment: Augment = Augment()
+    augment: Augment | Literal["librispeech_basic"] = Augment()
+    """Strengths of our own, or a policy of SpecAugment (arXiv:1904.08779, table 1): LibriSpeech Basic, which
+    Qwen-Audio used (W 80, F 27, mF 1, T 100, p 1.0, mT 1; time warping, W, is left out)."""
 
 
 class SFTConfig(TrainingConfig):
@@ -177,9 +181,11 @@ class SFTConfig(TrainingConfig):
     steps: int = Field(ge=1)
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
-    dialect: Literal["sentences", "tags"] = "sentences"
+    dialect: Dialect = "sentences"
     """Dialect of the replayed pre-training prompts."""
-    augment: Augment = Augment()
+    augment: Augment | Literal["librispeech_basic"] = Augment()
+    """Strengths of our own, or a policy of SpecAugment (arXiv:1904.08779, table 1): LibriSpeech Basic, which
+    Qwen-Audio used (W 80, F 27, mF 1, T 100, p 1.0, mT 1; time warping, W, is left out)."""
 
 
 class SampleConfig(StageConfig):
@@ -356,7 +362,7 @@ class EvaluateConfig(StageConfig):
     what most of them prefer."""
     annotated_pairs: int = Field(200, ge=1)
     """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
-    dialect: Literal["sentences", "tags"] = "sentences"
+    dialect: Dialect = "sentences"
     """Dialect of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
     batch_size: int = Field(128, ge=1)

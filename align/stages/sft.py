@@ -14,13 +14,12 @@ import numpy as np
 from align.artifacts import StageFolder
 from align.config import SFTConfig
 from align.models import qwen2_audio
-from align.models.chat import assistant, user
 from align.training import supervised
-from align.training.augment import Augmentation
+from align.training.augment import chosen
 from align.training.collate import Row
 from align.training.order import mixed
+from align.training.rows import chat_row, task_row
 from preference_data import store
-from preference_data.prompts import Dialect, pretraining_prompt
 from preference_data.schema import Chat, TaskExample
 
 
@@ -37,7 +36,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         learning_rate=config.learning_rate,
         save_steps=config.save_steps,
         seed=config.seed,
-        augmentation=Augmentation(**config.augment.model_dump()),
+        augmentation=chosen(config.model_dump()["augment"]),
         passed_on=config.trl,
     )
 
@@ -52,18 +51,6 @@ def _rows(config: SFTConfig, corpus: Path) -> list[Row]:
         np.random.default_rng(config.seed),
     )
     return [
-        _chat_row(chats[index]) if source == 0 else _target_row(targets[index], config.dialect)
+        chat_row(chats[index]) if source == 0 else task_row(targets[index], config.dialect)
         for source, index in drawn
     ]
-
-
-def _chat_row(chat: Chat) -> Row:
-    messages = []
-    for number, turn in enumerate(chat.turns):
-        messages += [user(turn.question, len(chat.audios) if number == 0 else 0), assistant(turn.answer)]
-    return {"messages": messages, "prompt": None, "completion": None, "audios": list(chat.audios)}
-
-
-def _target_row(target: TaskExample, dialect: Dialect) -> Row:
-    prompt = pretraining_prompt(target.task, len(target.audios), dialect)
-    return {"messages": None, "prompt": prompt, "completion": target.text, "audios": list(target.audios)}

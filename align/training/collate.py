@@ -26,7 +26,7 @@ from align.models.chat import (
     user,
 )
 from align.models.features import Clip, ClipFeatures, stack
-from align.training.augment import Augmentation, augment
+from align.training.augment import Augmentation, SpecAugment, augment, mask
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ class SFTCollator:
 
     processor: Qwen2AudioProcessor
     features: ClipFeatures
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | SpecAugment = field(default_factory=Augmentation)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows, see the class."""
@@ -67,6 +67,8 @@ class SFTCollator:
     def _augment(self, clip: Clip, draw: int) -> Clip:
         if self.augmentation == Augmentation():
             return clip
+        if isinstance(self.augmentation, SpecAugment):
+            return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
         return clip._replace(mel=augment(clip.mel, self.augmentation, draw))
 
 

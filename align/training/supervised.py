@@ -13,7 +13,7 @@ from align.artifacts import StageFolder
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.training.arguments import arguments
-from align.training.augment import Augmentation
+from align.training.augment import Augmentation, SpecAugment
 from align.training.collate import Row, SFTCollator
 from align.training.fit import fit
 from align.training.trainers import AudioSFTTrainer
@@ -30,7 +30,7 @@ def train(
     learning_rate: float,
     save_steps: int,
     seed: int,
-    augmentation: Augmentation,
+    augmentation: Augmentation | SpecAugment,
     passed_on: dict[str, Any],
 ) -> dict[str, float]:
     """Train on `rows` (see `SFTCollator`) once, front to back, and save to `out/model`.
