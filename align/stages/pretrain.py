@@ -48,7 +48,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         learning_rate=config.learning_rate,
         save_steps=config.save_steps,
         seed=config.seed,
-        augmentation=chosen(config.model_dump()["augment"]),
+        augmentation=chosen(**config.augment.model_dump()),
         passed_on=config.trl,
     )
     return {"parameters": float(model.num_parameters()), **metrics}

@@ -7,8 +7,7 @@ was killed and resumed. Masks follow SpecAugment (arXiv:1904.08779); the vocal-t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +52,9 @@ POLICIES = {
 """By the name that a recipe gives: LibriSpeech Basic (LB), with which Qwen-Audio was trained."""
 
 
-def chosen(how: str | Mapping[str, float]) -> Augmentation | SpecAugment:
-    """A policy by its name, or an augmentation of these strengths."""
-    return POLICIES[how] if isinstance(how, str) else Augmentation(**how)  # type: ignore[arg-type]
+def chosen(policy: str | None = None, **strengths: Any) -> Augmentation | SpecAugment:
+    """A policy by its name, else an augmentation of these strengths."""
+    return POLICIES[policy] if policy else Augmentation(**strengths)
 
 
 def mask(mel: Tensor, n_frames: int, policy: SpecAugment, seed: int) -> Tensor:

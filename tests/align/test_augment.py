@@ -45,7 +45,7 @@ def test_a_larger_ratio_reads_from_higher_bins():
 def test_librispeech_basic_is_the_papers_policy():
     policy = chosen("librispeech_basic")
     assert policy == POLICIES["librispeech_basic"] == SpecAugment(27, 1, 100, 1, 1.0)
-    assert chosen({"gain": 0.2}) == Augmentation(gain=0.2)
+    assert chosen(policy=None, gain=0.2) == Augmentation(gain=0.2)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -65,10 +65,10 @@ def test_its_masks_are_one_band_and_one_stretch_within_the_clip(seed):
 
 
 def test_masks_reach_the_policys_width_and_both_ends():
-    blank = torch.zeros(80, 300)
+    blank = torch.zeros(80, 120)
     blank[0, 0] = 1  # so that the mean is not the masked value
     policy = POLICIES["librispeech_basic"]
-    changed = [mask(blank, 300, policy, seed) != blank for seed in range(600)]
+    changed = [mask(blank, 120, policy, seed) != blank for seed in range(600)]
     widths = {int(one.all(dim=0).sum()) for one in changed}
     assert min(widths) == 0
     assert 95 <= max(widths) <= 100
