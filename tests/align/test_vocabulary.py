@@ -27,10 +27,11 @@ def test_a_trained_tokenizer_learns_every_tag_and_forgets_nothing(policy, dialec
     before = tokenizer.get_vocab()
     tags = all_tags(dialect)
     new = add_tags(tokenizer, tags)
-    assert new == len({*tags.prompt, *tags.answer} - set(before)) > 3001
+    assert set(new) == {*tags.prompt, *tags.answer} - set(before)
+    assert len(new) > 3001
     assert all(len(ids(tokenizer, tag)) == 1 for tag in (*tags.prompt, *tags.answer))
     assert before.items() <= tokenizer.get_vocab().items()
-    assert add_tags(tokenizer, tags) == 0
+    assert add_tags(tokenizer, tags) == []
 
 
 def test_what_a_model_says_in_stamps_survives_decoding_and_saving(policy, tmp_path):
@@ -47,21 +48,35 @@ def test_embeddings_grow_and_what_was_learned_stays(policy):
     tokenizer, model = policy
     old_in = model.get_input_embeddings().weight.detach().clone()
     old_out = model.get_output_embeddings().weight.detach().clone()
-    add_tags(tokenizer, Tagset(("<|timestamps|>",), tuple(stamps_to(1))))
-    assert fit_embeddings(model, tokenizer) == 102
-    assert fit_embeddings(model, tokenizer) == 0
+    added = add_tags(tokenizer, Tagset(("<|timestamps|>",), tuple(stamps_to(1))))
+    assert fit_embeddings(model, tokenizer, added) == 102
+    assert fit_embeddings(model, tokenizer, []) == 0
     assert model.config.text_config.vocab_size == len(tokenizer)
     for new, old in ((model.get_input_embeddings(), old_in), (model.get_output_embeddings(), old_out)):
         assert new.weight.shape[0] == len(tokenizer)
         assert torch.equal(new.weight[: len(old)], old)
-        assert new.weight[len(old) :].abs().sum() > 0
+        assert len(new.weight[len(old) :].unique(dim=0)) == 102  # 0.45 is not 0.54
+
+
+def test_a_new_row_is_made_of_those_its_name_is_written_with(policy):
+    tokenizer, model = policy
+    spelled = ids(tokenizer, "0.54")
+    assert len(spelled) == 4
+    old = model.get_output_embeddings().weight.detach().clone()
+    fit_embeddings(model, tokenizer, add_tags(tokenizer, Tagset((), ("<|0.54|>",))))
+    row = model.get_output_embeddings().weight[tokenizer.convert_tokens_to_ids("<|0.54|>")]
+    zero, point, five, four = old[spelled]
+    torch.testing.assert_close(row, (12 * zero + 6 * point + 4 * five + 3 * four) / 25)
 
 
 def test_spare_rows_of_a_released_model_are_used_not_cut(policy):
     tokenizer, model = policy
     model.resize_token_embeddings(len(tokenizer) + 50)
-    add_tags(tokenizer, Tagset((), tuple(stamps_to(0.2))))
-    assert fit_embeddings(model, tokenizer) == 0
+    before = model.get_input_embeddings().weight.detach().clone()
+    added = add_tags(tokenizer, Tagset((), tuple(stamps_to(0.2))))
+    assert fit_embeddings(model, tokenizer, added) == 0
+    changed = (model.get_input_embeddings().weight != before).any(dim=1).nonzero().flatten().tolist()
+    assert changed == tokenizer.convert_tokens_to_ids(added)
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) + 50 - 21
 
 
