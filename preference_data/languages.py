@@ -12,46 +12,55 @@ class Language(NamedTuple):
     """`scripts` are first words of Unicode character names, e.g. "LATIN" of "LATIN SMALL LETTER A"."""
 
     name: str
-    scripts: tuple[str, ...] = ("LATIN",)
+    scripts: tuple[str, ...]
 
 
 UNKNOWN = "unknown"
 """Stands for the language of audio without speech, in Qwen-Audio's tags."""
 
-LANGUAGES: dict[str, Language] = {
-    # Qwen-Audio's eight (arXiv:2311.07919, section 3.2)
-    "en": Language("English"),
-    "zh": Language("Mandarin", ("CJK",)),  # so called by Qwen2-Audio's own prompts
-    "de": Language("German"),
-    "es": Language("Spanish"),
-    "ko": Language("Korean", ("HANGUL",)),
-    "fr": Language("French"),
-    "ja": Language("Japanese", ("CJK", "HIRAGANA", "KATAKANA")),
-    "it": Language("Italian"),
-    # more of Common Voice and CoVoST 2; tags of these are added to a released tokenizer
-    "yue": Language("Cantonese", ("CJK",)),
-    "ar": Language("Arabic", ("ARABIC",)),
-    "ca": Language("Catalan"),
-    "cs": Language("Czech"),
-    "cy": Language("Welsh"),
-    "et": Language("Estonian"),
-    "fa": Language("Persian", ("ARABIC",)),
-    "hi": Language("Hindi", ("DEVANAGARI",)),
-    "id": Language("Indonesian"),
-    "lv": Language("Latvian"),
-    "mn": Language("Mongolian", ("CYRILLIC",)),
-    "nl": Language("Dutch"),
-    "pl": Language("Polish"),
-    "pt": Language("Portuguese"),
-    "ru": Language("Russian", ("CYRILLIC",)),
-    "sl": Language("Slovenian"),
-    "sv": Language("Swedish"),
-    "ta": Language("Tamil", ("TAMIL",)),
-    "th": Language("Thai", ("THAI",)),
-    "tr": Language("Turkish"),
-    "uk": Language("Ukrainian", ("CYRILLIC",)),
-    "vi": Language("Vietnamese"),
+# fmt: off
+_NAMES = {
+    # Qwen-Audio's eight (arXiv:2311.07919, section 3.2), the only ones whose tags its released tokenizer has
+    "en": "English", "zh": "Mandarin", "de": "German", "es": "Spanish", "ko": "Korean", "fr": "French",
+    "ja": "Japanese", "it": "Italian",
+    # Whisper's other ones and some more of Common Voice
+    "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "az": "Azerbaijani",
+    "ba": "Bashkir", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bengali", "bo": "Tibetan",
+    "br": "Breton", "bs": "Bosnian", "ca": "Catalan", "cs": "Czech", "cy": "Welsh", "da": "Danish",
+    "el": "Greek", "eo": "Esperanto", "et": "Estonian", "eu": "Basque", "fa": "Persian", "fi": "Finnish",
+    "fo": "Faroese", "ga": "Irish", "gl": "Galician", "gu": "Gujarati", "ha": "Hausa", "he": "Hebrew",
+    "hi": "Hindi", "hr": "Croatian", "ht": "Haitian Creole", "hu": "Hungarian", "hy": "Armenian",
+    "id": "Indonesian", "is": "Icelandic", "jv": "Javanese", "ka": "Georgian", "kk": "Kazakh",
+    "km": "Khmer", "kn": "Kannada", "ky": "Kyrgyz", "la": "Latin", "lb": "Luxembourgish", "ln": "Lingala",
+    "lo": "Lao", "lt": "Lithuanian", "lv": "Latvian", "mg": "Malagasy", "mi": "Maori", "mk": "Macedonian",
+    "ml": "Malayalam", "mn": "Mongolian", "mr": "Marathi", "ms": "Malay", "mt": "Maltese", "my": "Burmese",
+    "ne": "Nepali", "nl": "Dutch", "nn": "Norwegian Nynorsk", "no": "Norwegian", "oc": "Occitan",
+    "pa": "Punjabi", "pl": "Polish", "ps": "Pashto", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian",
+    "rw": "Kinyarwanda", "sa": "Sanskrit", "sd": "Sindhi", "si": "Sinhala", "sk": "Slovak",
+    "sl": "Slovenian", "sn": "Shona", "so": "Somali", "sq": "Albanian", "sr": "Serbian", "su": "Sundanese",
+    "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "tg": "Tajik", "th": "Thai",
+    "tk": "Turkmen", "tl": "Tagalog", "tr": "Turkish", "tt": "Tatar", "ug": "Uyghur", "uk": "Ukrainian",
+    "ur": "Urdu", "uz": "Uzbek", "vi": "Vietnamese", "yi": "Yiddish", "yo": "Yoruba",
+    "ckb": "Central Kurdish", "haw": "Hawaiian", "kab": "Kabyle", "yue": "Cantonese",
 }
+_SCRIPTS = {  # of languages that are not written in Latin letters
+    "CJK": "zh yue ja", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko",
+    "ARABIC": "ar fa ur ps sd ug ckb", "HEBREW": "he yi",
+    "CYRILLIC": "ru uk be bg mk sr mn kk ky tg tt ba", "GREEK": "el", "ARMENIAN": "hy", "GEORGIAN": "ka",
+    "DEVANAGARI": "hi mr ne sa", "BENGALI": "bn as", "GUJARATI": "gu", "GURMUKHI": "pa", "KANNADA": "kn",
+    "MALAYALAM": "ml", "SINHALA": "si", "TAMIL": "ta", "TELUGU": "te",
+    "KHMER": "km", "LAO": "lo", "MYANMAR": "my", "THAI": "th", "TIBETAN": "bo", "ETHIOPIC": "am",
+}
+# fmt: on
+
+
+def _scripts(code: str) -> tuple[str, ...]:
+    found = tuple(script for script, codes in _SCRIPTS.items() if code in codes.split())
+    return found or ("LATIN",)
+
+
+LANGUAGES: dict[str, Language] = {code: Language(name, _scripts(code)) for code, name in _NAMES.items()}
+"""By ISO 639-1, where there is none by 639-3. Mandarin is so called by Qwen2-Audio's own prompts."""
 TEXT_LANGUAGES: dict[str, Language] = {**LANGUAGES, "zh_tr": Language("traditional Chinese", ("CJK",))}
 """Text has one more, as in the released tokenizer: Chinese in traditional characters."""
 
