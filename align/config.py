@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from preference_data.languages import TEXT_LANGUAGES
+from preference_data.prompts import Dialect
 from preference_data.schema import MIN_HEARD
 
 OutputKind = Literal[
@@ -119,6 +121,9 @@ class ModelShape(Config):
 class Augment(Config):
     """Random changes to the mel features of each training example. Zero switches a part off."""
 
+    policy: Literal["librispeech_basic"] | None = None
+    """In place of all below, a policy of SpecAugment (arXiv:1904.08779, table 1). Qwen-Audio's is LibriSpeech
+    Basic: W 80, F 27, mF 1, T 100, p 1.0, mT 1; time warping (W) is left out, it would move time stamps."""
     gain: float = Field(0.15, ge=0)
     """Half-width of a random offset on the log-mel."""
     time_mask: int = Field(8, ge=0)
@@ -131,6 +136,12 @@ class Augment(Config):
     """Half-width of a smooth random frequency response on the log-mel."""
     floor: float = Field(0.0, ge=0)
     """Largest rise of the noise floor on the log-mel."""
+
+    @model_validator(mode="after")
+    def _policy_stands_alone(self) -> Augment:
+        if self.policy and (others := sorted(self.model_fields_set - {"policy"})):
+            raise ValueError(f"policy {self.policy} replaces {', '.join(others)}: remove them, or policy")
+        return self
 
 
 class Lesson(Config):
@@ -163,12 +174,36 @@ class PretrainConfig(TrainingConfig):
     produces: ClassVar[OutputKind] = "policy"
     stage: Literal["pretrain"]
     model: ModelShape
-    dialect: Literal["sentences", "tags"] = "sentences"
-    """Prompts in natural language (Qwen2-Audio) or hierarchical tags (Qwen-Audio)."""
+    dialect: Dialect = "sentences"
+    """Prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its paper or its
+    release spells them."""
     steps: int = Field(ge=1)
     curriculum: list[Lesson] = []
     """Easier clips first; step counts add up from the start."""
     augment: Augment = Augment()
+
+
+class Filters(Config):
+    """Which chats are left out of SFT, counted by reason in the metrics, listed in `left_out.jsonl`."""
+
+    min_answer_chars: int = Field(0, ge=0)
+    """Chats with a shorter answer are left out."""
+    max_answer_chars: int | None = Field(None, ge=1)
+    """Chats with a longer answer are left out."""
+    max_similarity: float | None = Field(None, gt=0, le=1)
+    """Of chats about the same clips whose texts are more alike (Jaccard index of 5-character shingles) one
+    stays; 1 leaves out exact repetitions, but for case and punctuation, alone."""
+    languages: list[str] = []
+    """Answers must be written in the script of one of these, given by code: en, zh ..."""
+    min_audio_effect: float | None = None
+    """Nats per token by which the clips must raise the answers' log-probability over silence, by the policy
+    that SFT starts from: other answers could be given without listening. Costs two forward passes a chat."""
+
+    @model_validator(mode="after")
+    def _are_known(self) -> Filters:
+        if unknown := [code for code in self.languages if code not in TEXT_LANGUAGES]:
+            raise ValueError(f"languages: {unknown[0]!r} is not one of {', '.join(TEXT_LANGUAGES)}")
+        return self
 
 
 class SFTConfig(TrainingConfig):
@@ -178,9 +213,10 @@ class SFTConfig(TrainingConfig):
     stage: Literal["sft"]
     policy: PolicyRef
     steps: int = Field(ge=1)
+    filters: Filters = Filters()
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
-    dialect: Literal["sentences", "tags"] = "sentences"
+    dialect: Dialect = "sentences"
     """Dialect of the replayed pre-training prompts."""
     augment: Augment = Augment()
 
@@ -359,7 +395,7 @@ class EvaluateConfig(StageConfig):
     what most of them prefer."""
     annotated_pairs: int = Field(200, ge=1)
     """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
-    dialect: Literal["sentences", "tags"] = "sentences"
+    dialect: Dialect = "sentences"
     """Dialect of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
     batch_size: int = Field(128, ge=1)

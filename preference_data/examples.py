@@ -126,7 +126,7 @@ def write_air_bench(
 def write_recognition(path: Path, clips: Iterable[AudioClip], phrasebook: Phrasebook) -> None:
     """Write jsonl rows as the Qwen2-Audio evaluation reads them: {audio, prompt, gt, source}.
 
-    `prompt` is a key of `prompts.TASKS`; `source` groups the results, e.g. "transcribe/recording".
+    `prompt` is a key of `tasks.TASKS`; `source` groups the results, e.g. "transcribe/recording".
     """
     rows = [
         {"audio": clip.path, "prompt": task, "gt": text.strip(), "source": f"{task}/{clip.source}"}

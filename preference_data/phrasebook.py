@@ -18,8 +18,8 @@ import yaml
 from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from preference_data.prompts import TASKS
 from preference_data.schema import Facts
+from preference_data.tasks import TASKS
 from preference_data.wording import Kind, Slot, Target, TaskRule, slots_of
 
 

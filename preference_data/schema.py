@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Facts = dict[str, str | list[str]]
@@ -59,15 +59,39 @@ class Turn(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: str
+    """Empty where the clips do the asking: voice chat."""
     answer: str
     defect: str | None = None
+    audios: tuple[str, ...] = ()
+    """Clips that this turn brings; see `Chat.audios`."""
 
 
 class Chat(Record):
-    """A multi-turn chat about one or more clips; every answer is a training target."""
+    """A multi-turn chat about any number of clips; every answer is a training target.
+
+    Voice chat (spoken questions), audio analysis (written ones about clips) and plain text need no mark of
+    their own (Qwen2-Audio, arXiv:2407.10759, section 2: no system prompt switches modes).
+    """
 
     audios: tuple[str, ...]
+    """All clips in order of appearance. Where no turn says which are its own, all come with the first."""
     turns: tuple[Turn, ...] = Field(min_length=1)
+
+    @property
+    def audios_per_turn(self) -> tuple[tuple[str, ...], ...]:
+        """The clips that each turn brings."""
+        brought = tuple(turn.audios for turn in self.turns)
+        return brought if any(brought) else (self.audios, *brought[1:])
+
+    @model_validator(mode="after")
+    def _turns_ask_and_clips_add_up(self) -> Chat:
+        brought = [path for turn in self.audios_per_turn for path in turn]
+        if tuple(brought) != self.audios:
+            raise ValueError(f"audios {self.audios} are not those of the turns in order: {brought}")
+        for number, (turn, own) in enumerate(zip(self.turns, self.audios_per_turn, strict=True), 1):
+            if not turn.question.strip() and not own:
+                raise ValueError(f"turn {number} has neither a question nor a clip")
+        return self
 
 
 class Word(BaseModel):
@@ -89,7 +113,7 @@ class TaskExample(Record):
 
     audios: tuple[str, ...]
     task: str
-    """A key of `prompts.TASKS`, e.g. "transcribe"."""
+    """A key of `tasks.TASKS`, e.g. "transcribe"."""
     text: str
     audio_language: str | None = None
     """ISO 639-1 (yue: 639-3) of the speech, where the task does not say; None: as the task has it."""

@@ -96,5 +96,5 @@ class Target(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
-    """A key of `prompts.TASKS`."""
+    """A key of `tasks.TASKS`."""
     text: str

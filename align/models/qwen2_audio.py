@@ -23,8 +23,9 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from align.models.vocabulary import add_tags
 from preference_data.audio import SAMPLE_RATE
-from preference_data.prompts import TAGS
+from preference_data.prompts import Tagset
 
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = [
@@ -34,8 +35,22 @@ SPECIAL_TOKENS = [
     "<|audio_bos|>",
     "<|AUDIO|>",
     "<|audio_eos|>",
-    *TAGS,
 ]
+SMALL_TAGS = Tagset(
+    (
+        "<|caption_plain|>",
+        "<|caption|>",
+        "<|en|>",
+        "<|notimestamps|>",
+        "<|startofanalysis|>",
+        "<|startoftranscript|>",
+        "<|transcribe|>",
+        "<|unknown|>",
+        "<|wo_itn|>",
+    ),
+    (),
+)
+"""What every small model knows: English transcripts and captions, as the release tags them."""
 CHAT_TEMPLATE = (
     "{% set clips = namespace(n=0) %}"
     "{% for message in messages %}"
@@ -66,18 +81,26 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(
-    texts: Iterable[str], *, vocab_size: int, mel_bins: int, hop_length: int, clip_s: int
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    mel_bins: int,
+    hop_length: int,
+    clip_s: int,
+    tags: Tagset = SMALL_TAGS,
 ) -> Qwen2AudioProcessor:
     """A processor whose byte-level BPE is trained on `texts`; any text stays encodable.
 
-    `clip_s` whole seconds is the longest clip: the feature extractor pads to it and cuts beyond it.
+    `clip_s` whole seconds is the longest clip: the feature extractor pads to it and cuts beyond it. `tags`
+    beyond `SMALL_TAGS` are added to the `vocab_size` tokens.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    special = [*SPECIAL_TOKENS, *SMALL_TAGS.prompt]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -86,9 +109,10 @@ def build_processor(
         tokenizer_object=bpe,
         eos_token=END_OF_TURN,
         pad_token="<|endoftext|>",
-        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (END_OF_TURN, "<|endoftext|>")],
+        additional_special_tokens=[t for t in special if t not in (END_OF_TURN, "<|endoftext|>")],
         padding_side="left",
     )
+    add_tags(tokenizer, tags)
     features = WhisperFeatureExtractor(
         feature_size=mel_bins,
         hop_length=hop_length,

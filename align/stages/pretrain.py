@@ -16,19 +16,20 @@ from align.config import Lesson, PretrainConfig
 from align.models import qwen2_audio
 from align.models.packed_qwen2_audio import pack
 from align.training import supervised
-from align.training.augment import Augmentation
+from align.training.augment import chosen
 from align.training.collate import Row
 from align.training.order import passes
+from align.training.rows import task_row
 from preference_data import store
 from preference_data.phrasebook import Phrasebook
-from preference_data.prompts import TASKS, pretraining_prompt
+from preference_data.prompts import AUDIO, one_of_each_kind, pretraining_prompt, prompt_of, tags_needed
 from preference_data.schema import AudioClip, Facts, TaskExample
 
 
 def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Train from random weights; returns the last logged metrics."""
     corpus = inputs[config.corpus]
-    processor = _processor(config, Phrasebook.load(corpus / "phrasebook.yaml"))
+    processor = _processor(config, corpus)
     shape = config.model
     model = qwen2_audio.build_model(
         processor,
@@ -48,21 +49,26 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         learning_rate=config.learning_rate,
         save_steps=config.save_steps,
         seed=config.seed,
-        augmentation=Augmentation(**config.augment.model_dump()),
+        augmentation=chosen(**config.augment.model_dump()),
         passed_on=config.trl,
     )
     return {"parameters": float(model.num_parameters()), **metrics}
 
 
-def _processor(config: PretrainConfig, phrasebook: Phrasebook) -> qwen2_audio.Qwen2AudioProcessor:
+def _processor(config: PretrainConfig, corpus: Path) -> qwen2_audio.Qwen2AudioProcessor:
+    """A tokenizer trained on what phrasebook, chats and tasks of the corpus say, with the tags they need."""
     chat = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
-    texts = [*phrasebook.texts(), *chat, *(task.sentence for task in TASKS.values())]
+    always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
+    kinds = one_of_each_kind(store.stream(corpus / "pretrain.jsonl", TaskExample))
+    asked = {prompt_of(example, "sentences").replace(AUDIO, "") for example in kinds}
+    said = Phrasebook.load(corpus / "phrasebook.yaml").texts()
     return qwen2_audio.build_processor(
-        texts * 20,  # repeated so that BPE merges every word into one token
+        [*said, *chat, *always, *sorted(asked - {*always})] * 20,  # so that BPE makes every word one token
         vocab_size=config.model.vocab_size,
         mel_bins=config.model.mel_bins,
         hop_length=config.model.hop_length,
         clip_s=config.model.clip_s,
+        tags=tags_needed(kinds, config.dialect, config.model.clip_s),
     )
 
 
@@ -72,9 +78,7 @@ def _rows(config: PretrainConfig, corpus: Path) -> list[Row]:
     facts = {clip.path: clip.facts for clip in clips if clip.split == "train"}
     rows = []
     for index in _order(config, [facts[one.audios[0]] for one in examples]):
-        one = examples[index]
-        prompt = pretraining_prompt(one.task, len(one.audios), config.dialect)
-        rows.append({"prompt": prompt, "completion": one.text, "audios": list(one.audios)})
+        rows.append(task_row(examples[index], config.dialect))
     return rows
 
 

@@ -1,51 +1,86 @@
 """Supervised fine-tuning on multi-turn chats about clips; loss on the assistant's tokens only.
 
 Differs from Qwen2-Audio's stage 2 (arXiv:2407.10759): pre-training targets can be mixed in (`replay`),
-without which a small model forgets to transcribe. Reads: policy, corpus. Writes: model/, metrics.jsonl.
+without which a small model forgets to transcribe. Voice chat, audio analysis and plain text are mixed as
+they come, without a mode prompt. Reads: policy, corpus. Writes: model/, metrics.jsonl, left_out.jsonl.
     align run recipes/demo --only 2_sft
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from align.artifacts import StageFolder
-from align.config import SFTConfig
+from align.config import Filters, SFTConfig
 from align.models import qwen2_audio
-from align.models.chat import assistant, user
+from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import pack
+from align.progress import Progress
 from align.training import supervised
-from align.training.augment import Augmentation
-from align.training.collate import Row
+from align.training.audio_effect import saved_effects
+from align.training.augment import chosen
+from align.training.collate import Row, SFTCollator
+from align.training.filtering import keep
 from align.training.order import mixed
+from align.training.rows import chat_row, task_row
 from preference_data import store
-from preference_data.prompts import Dialect, pretraining_prompt
+from preference_data.filters import Limits
 from preference_data.schema import Chat, TaskExample
 
 
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Fine-tune the policy on chats; returns the last logged metrics."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
-    model = qwen2_audio.load_model(policy)
-    return supervised.train(
+    model, processor = qwen2_audio.load_model(policy), qwen2_audio.load_processor(policy)
+    chats = store.read(corpus / "sft.jsonl", Chat)
+    counts: dict[str, float] = {}
+    if config.filters != Filters():
+        collator = SFTCollator(processor, ClipFeatures(processor, corpus))
+        effects = partial(_effects, config, model, collator, out)
+        kept = keep(chats, _limits(config.filters), out, config.filters.min_audio_effect, effects)
+        chats, counts = [chats[i] for i in kept.numbers], kept.counts
+    metrics = supervised.train(
         pack(model) if config.packed else model,
-        qwen2_audio.load_processor(policy),
-        _rows(config, corpus),
+        processor,
+        _rows(config, corpus, chats),
         corpus,
         out,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         save_steps=config.save_steps,
         seed=config.seed,
-        augmentation=Augmentation(**config.augment.model_dump()),
+        augmentation=chosen(**config.augment.model_dump()),
         passed_on=config.trl,
+    )
+    return {**metrics, **counts}
+
+
+def _limits(filters: Filters) -> Limits:
+    return Limits(
+        filters.min_answer_chars, filters.max_answer_chars, filters.max_similarity, tuple(filters.languages)
     )
 
 
-def _rows(config: SFTConfig, corpus: Path) -> list[Row]:
-    chats = store.read(corpus / "sft.jsonl", Chat)
+def _effects(
+    config: SFTConfig,
+    model: qwen2_audio.Qwen2AudioForConditionalGeneration,
+    collator: SFTCollator,
+    out: StageFolder,
+    chats: Sequence[Chat],
+) -> list[float]:
+    """What its clips are worth to each chat, by the policy that training starts from."""
+    rows = [chat_row(chat) for chat in chats]
+    with Progress(f"{out.name} without the clips", len(rows)) as progress:
+        return saved_effects(
+            model, collator, rows, out.path / "audio_effect", config.batch_size, progress.update
+        )
+
+
+def _rows(config: SFTConfig, corpus: Path, chats: Sequence[Chat]) -> list[Row]:
     targets = store.read(corpus / "pretrain.jsonl", TaskExample)
     drawn = mixed(
         [len(chats), len(targets)],
@@ -54,18 +89,6 @@ def _rows(config: SFTConfig, corpus: Path) -> list[Row]:
         np.random.default_rng(config.seed),
     )
     return [
-        _chat_row(chats[index]) if source == 0 else _target_row(targets[index], config.dialect)
+        chat_row(chats[index]) if source == 0 else task_row(targets[index], config.dialect)
         for source, index in drawn
     ]
-
-
-def _chat_row(chat: Chat) -> Row:
-    messages = []
-    for number, turn in enumerate(chat.turns):
-        messages += [user(turn.question, len(chat.audios) if number == 0 else 0), assistant(turn.answer)]
-    return {"messages": messages, "prompt": None, "completion": None, "audios": list(chat.audios)}
-
-
-def _target_row(target: TaskExample, dialect: Dialect) -> Row:
-    prompt = pretraining_prompt(target.task, len(target.audios), dialect)
-    return {"messages": None, "prompt": prompt, "completion": target.text, "audios": list(target.audios)}

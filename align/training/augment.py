@@ -7,7 +7,7 @@ was killed and resumed. Masks follow SpecAugment (arXiv:1904.08779); the vocal-t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,57 @@ class Augmentation(NamedTuple):
     vocal_tract: float = 0.0
     channel: float = 0.0
     floor: float = 0.0
+
+
+class SpecAugment(NamedTuple):
+    """A policy of SpecAugment (arXiv:1904.08779, table 1): masks that lie within the clip, not its padding.
+
+    Time warping (W = 80) is left out: the paper finds that it matters least and should be dropped first, and
+    it would move words away from their time stamps.
+    """
+
+    frequency_mask: int
+    """F, the widest masked band, in mel bins."""
+    frequency_masks: int
+    """mF, how many bands."""
+    time_mask: int
+    """T, the longest masked stretch, in frames (10 ms each in released models)."""
+    time_masks: int
+    """mT, how many stretches."""
+    time_share: float
+    """p, the most of a clip that one stretch may cover."""
+
+
+POLICIES = {
+    "librispeech_basic": SpecAugment(
+        frequency_mask=27, frequency_masks=1, time_mask=100, time_masks=1, time_share=1.0
+    )
+}
+"""By the name that a recipe gives: LibriSpeech Basic (LB), with which Qwen-Audio was trained."""
+
+
+def chosen(policy: str | None = None, **strengths: Any) -> Augmentation | SpecAugment:
+    """A policy by its name, else an augmentation of these strengths."""
+    return POLICIES[policy] if policy else Augmentation(**strengths)
+
+
+def mask(mel: Tensor, n_frames: int, policy: SpecAugment, seed: int) -> Tensor:
+    """A copy of `mel` (M, F), of which `n_frames` are the clip, with bands and stretches set to its mean."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def stretch(longest: int, total: int) -> slice:
+        width = int(torch.randint(0, longest + 1, (), generator=draw))
+        start = int(torch.randint(0, total - width + 1, (), generator=draw))
+        return slice(start, start + width)
+
+    clip = mel[:, :n_frames].clone()
+    mean = clip.mean()
+    for _ in range(policy.frequency_masks):
+        clip[stretch(min(policy.frequency_mask, len(mel)), len(mel))] = mean
+    longest = min(policy.time_mask, int(policy.time_share * n_frames))
+    for _ in range(policy.time_masks):
+        clip[:, stretch(longest, n_frames)] = mean
+    return torch.cat([clip, mel[:, n_frames:]], dim=1)
 
 
 def augment(mel: Tensor, how: Augmentation, seed: int) -> Tensor:

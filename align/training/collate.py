@@ -30,7 +30,7 @@ from align.models.chat import (
 )
 from align.models.features import Clip, ClipFeatures, stack, stack_unpadded
 from align.models.packing import pack_rows
-from align.training.augment import Augmentation, augment
+from align.training.augment import Augmentation, SpecAugment, augment, mask
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ class SFTCollator:
 
     processor: Qwen2AudioProcessor
     features: ClipFeatures
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | SpecAugment = field(default_factory=Augmentation)
     packed: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -76,6 +76,8 @@ class SFTCollator:
     def _augment(self, clip: Clip, draw: int) -> Clip:
         if self.augmentation == Augmentation():
             return clip
+        if isinstance(self.augmentation, SpecAugment):
+            return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
         padded = clip.padded()  # masks fall anywhere in it, whatever of it is used
         return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
 

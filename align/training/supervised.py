@@ -14,7 +14,7 @@ from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import is_packed
 from align.training.arguments import arguments
-from align.training.augment import Augmentation
+from align.training.augment import Augmentation, SpecAugment
 from align.training.collate import Row, SFTCollator
 from align.training.fit import fit
 from align.training.trainers import AudioSFTTrainer
@@ -31,7 +31,7 @@ def train(
     learning_rate: float,
     save_steps: int,
     seed: int,
-    augmentation: Augmentation,
+    augmentation: Augmentation | SpecAugment,
     passed_on: dict[str, Any],
 ) -> dict[str, float]:
     """Train on `rows` (see `SFTCollator`) once, front to back, and save to `out/model`.

@@ -1,8 +1,9 @@
 """Augmentation is a pure function of its seed, and does what it says."""
 
+import pytest
 import torch
 
-from align.training.augment import Augmentation, augment, warp_frequency
+from align.training.augment import POLICIES, Augmentation, SpecAugment, augment, chosen, mask, warp_frequency
 
 FULL = Augmentation(gain=0.2, time_mask=10, frequency_mask=6, vocal_tract=0.1, channel=0.1, floor=0.3)
 
@@ -39,3 +40,45 @@ def test_a_ratio_of_one_warps_nothing():
 def test_a_larger_ratio_reads_from_higher_bins():
     ramp = torch.arange(64.0)[:, None].expand(64, 5)
     assert (warp_frequency(ramp, 1.1)[5:60] > ramp[5:60]).all()
+
+
+def test_librispeech_basic_is_the_papers_policy():
+    policy = chosen("librispeech_basic")
+    assert policy == POLICIES["librispeech_basic"] == SpecAugment(27, 1, 100, 1, 1.0)
+    assert chosen(policy=None, gain=0.2) == Augmentation(gain=0.2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_its_masks_are_one_band_and_one_stretch_within_the_clip(seed):
+    x = mel()
+    masked = mask(x, 120, POLICIES["librispeech_basic"], seed)
+    assert torch.equal(masked, mask(x, 120, POLICIES["librispeech_basic"], seed))
+    assert torch.equal(masked[:, 120:], x[:, 120:])  # padding stays padding
+    changed = masked[:, :120] != x[:, :120]
+    frames, bins = changed.all(dim=0), changed.all(dim=1)
+    assert frames.sum() <= 100
+    assert bins.sum() <= 27
+    assert not changed[~bins][:, ~frames].any()
+    for line in (frames, bins):
+        assert (line.int().diff().abs()).sum() <= 2  # in one piece
+    assert (masked[:, :120][changed] == x[:, :120].mean()).all()
+
+
+def test_masks_reach_the_policys_width_and_both_ends():
+    blank = torch.zeros(80, 120)
+    blank[0, 0] = 1  # so that the mean is not the masked value
+    policy = POLICIES["librispeech_basic"]
+    changed = [mask(blank, 120, policy, seed) != blank for seed in range(600)]
+    widths = {int(one.all(dim=0).sum()) for one in changed}
+    assert min(widths) == 0
+    assert 95 <= max(widths) <= 100
+    assert any(one[:, 0].all() for one in changed)
+    assert any(one[:, -1].all() for one in changed)
+
+
+def test_a_clip_shorter_than_the_mask_and_a_share_of_it():
+    x = mel()
+    assert torch.isfinite(mask(x, 1, POLICIES["librispeech_basic"], 0)).all()
+    half = SpecAugment(0, 0, 100, 1, 0.5)
+    widths = [int((mask(x, 40, half, seed) != x).all(dim=0).sum()) for seed in range(100)]
+    assert 15 <= max(widths) <= 20

@@ -425,17 +425,18 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
     assert made[0] == made[1]
 
 
-def test_the_tag_dialect_is_one_key(whole, tmp_path):
+@pytest.mark.parametrize("dialect", ["tags_paper", "tags_released"])
+def test_the_tag_dialect_is_one_key(whole, tmp_path, dialect):
     from align.artifacts import StageFolder
     from align.config import ModelShape, PretrainConfig
     from align.models.qwen2_audio import load_processor
     from align.stages import pretrain
-    from preference_data.prompts import TAGS
+    from preference_data.prompts import pretraining_prompt
 
     config = PretrainConfig(
         stage="pretrain",
         corpus="0_corpus",
-        dialect="tags",
+        dialect=dialect,
         model=ModelShape(d_model=32, heads=2, audio_layers=1, text_layers=1, mel_bins=32, clip_s=3),
         steps=2,
         batch_size=4,
@@ -446,4 +447,5 @@ def test_the_tag_dialect_is_one_key(whole, tmp_path):
     out.open()
     assert pretrain.run(config, {"0_corpus": whole / "0_corpus"}, out)["loss"] > 0
     tokenizer = load_processor(out.path / "model").tokenizer
-    assert all(len(tokenizer(tag, add_special_tokens=False)["input_ids"]) == 1 for tag in TAGS)
+    asked = pretraining_prompt("caption", 0, dialect)
+    assert len(tokenizer(asked, add_special_tokens=False)["input_ids"]) == 6

@@ -1,0 +1,109 @@
+"""Tags are read as strictly as they are written, in both dialects."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preference_data.languages import LANGUAGES, UNKNOWN
+from preference_data.prompts import AUDIO, pretraining_prompt
+from preference_data.tags import BadTags, Tags, parse, render
+from preference_data.tasks import TASKS
+
+DIALECTS = ("tags_paper", "tags_released")
+LANGUAGE = st.sampled_from(sorted(LANGUAGES))
+QUESTION = st.text(max_size=40).filter(lambda q: q.strip() and "<|" not in q and "|>" not in q)
+
+
+@st.composite
+def valid_tags(draw, dialect):
+    task = TASKS[draw(st.sampled_from(sorted(TASKS)))]
+    start, _, kind, _, timestamps, instruction = task.tags
+    audio = draw(LANGUAGE if start == "transcript" else st.one_of(LANGUAGE, st.just(UNKNOWN)))
+    text = draw(LANGUAGE)
+    if kind == "transcribe":
+        text = draw(st.sampled_from([audio, "zh_tr"])) if audio == "zh" else audio
+    if kind == "translate" and text == audio:
+        text = "zh" if audio == "en" else "en"
+    question = draw(QUESTION) if task.asks else None
+    if question is not None and dialect == "tags_released" and not instruction:
+        return Tags(start, audio, kind, None, None, (), question)
+    return Tags(start, audio, kind, text, timestamps, instruction, question)
+
+
+@given(st.data(), st.sampled_from(DIALECTS))
+def test_what_is_written_is_read_back(data, dialect):
+    tags = data.draw(valid_tags(dialect))
+    assert parse(render(tags, dialect), dialect) == tags
+
+
+@given(st.data(), st.sampled_from(DIALECTS))
+def test_the_order_is_the_format(data, dialect):
+    names = render(data.draw(valid_tags(dialect)), dialect)
+    pieces = [piece + "|>" for piece in names.split("|>") if piece]
+    at = data.draw(st.integers(0, len(pieces) - 1))
+    dropped = "".join(pieces[:at] + pieces[at + 1 :])
+    swapped = [*pieces]
+    swapped[at], swapped[at - 1] = swapped[at - 1], swapped[at]
+    for changed in (dropped, "".join(swapped), names + "x"):
+        if changed == names:
+            continue  # two equal neighbours swapped
+        try:
+            found = parse(changed, dialect)
+        except BadTags:
+            continue
+        assert render(found, dialect) == changed  # another valid prompt, and read as what it says
+
+
+@given(st.text(alphabet="<|>enot startofanalysiunkw"), st.sampled_from(DIALECTS))
+def test_any_text_is_read_or_refused(text, dialect):
+    try:
+        assert render(parse(text, dialect), dialect) == text
+    except BadTags:
+        pass
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_tasks_prompt_is_valid(task, dialect):
+    question = "What barks?" if TASKS[task].asks else None
+    prompt = pretraining_prompt(task, 1, dialect, question=question).removeprefix(AUDIO)
+    assert render(parse(prompt, dialect), dialect) == prompt
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_dialect_refuses_the_others_spelling(dialect):
+    other = DIALECTS[1 - DIALECTS.index(dialect)]
+    for task in ("transcribe", "scene", "question_answer"):
+        prompt = pretraining_prompt(task, 0, other, question="X" if TASKS[task].asks else None)
+        with pytest.raises(BadTags):
+            parse(prompt, dialect)
+
+
+ASR = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (ASR.replace("<|en|><|trans", "<|trans"), r"tag 2 is the audio language: .* found '<\|transcribe\|>"),
+        (ASR.replace("notimestamps", "timestamps"), "no task of tasks.yaml has 'transcribe', 'timestamps'"),
+        (
+            ASR.replace("startoftranscript", "startofanalysis"),
+            "'analysis' does not begin the task 'transcribe'",
+        ),
+        (ASR.replace("<|en|>", "<|unknown|>", 1), "'unknown' is no audio language of the task 'transcribe'"),
+        (ASR.replace("<|en|><|no", "<|de|><|no"), "a transcript of en in de is a translation"),
+        (ASR.replace("wo_itn", "scene"), "the output instruction 'scene'"),
+        (ASR + " hello", r"text after the tags: ' hello'"),
+        (ASR[:40], "tag 3 is the task"),
+        ("", "tag 1 is the transcription tag: .*; found 'the end'"),
+        (
+            "<|startofanalysis|><|en|><|question|>What?",
+            "tag 4 is the end of the question",
+        ),
+        ("<|startofanalysis|><|en|><|question|><|answer|>", "the question '' is empty"),
+    ],
+)
+def test_what_is_wrong_is_named(text, what):
+    with pytest.raises(BadTags, match=what):
+        parse(text, "tags_released")
