@@ -72,15 +72,28 @@ class ClipCounts(Config):
     test: int = Field(ge=1)
 
 
+class DataSetShare(Config):
+    """A prepared data set of a mixture."""
+
+    folder: str = Field(min_length=1)
+    """Holds `source.json` and records, as `align data prepare` writes them."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Of the training draws. Without one, by size among those that have none."""
+
+
 class CorpusConfig(StageConfig):
     """Prepare a corpus: audio files, records, and an evaluation set in AIR-Bench's layout."""
 
     produces: ClassVar[OutputKind] = "corpus"
     stage: Literal["corpus"]
-    corpus: Literal["made_world", "spoken_digits", "folder"]
-    """A file of `preference_data/corpora/`."""
+    corpus: Literal["made_world", "spoken_digits", "folder", "mixture"]
+    """A file of `preference_data/corpora/`. `mixture`: prepared data sets, whose audio stays where it is."""
     dir: OutsideFolder | None = None
     """Where the recordings are, for corpora of recordings."""
+    sources: Annotated[list[DataSetShare], Outside()] = []
+    """The data sets of a mixture."""
+    temperature: float = Field(1.0, ge=1)
+    """Of a mixture: data sets without a share are drawn from by size^(1/temperature)."""
     clips: ClipCounts | None = None
     """How many clips to make, for corpora that make or compose them."""
     held_out: dict[Literal["dev", "test"], list[str]] = {}
@@ -96,10 +109,22 @@ class CorpusConfig(StageConfig):
 
     @model_validator(mode="after")
     def _source_is_given(self) -> CorpusConfig:
+        if self.corpus == "mixture":
+            return self._mixes_something()
+        if self.sources:
+            raise ValueError(f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'")
         if self.corpus != "made_world" and self.dir is None:
             raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
         if self.corpus != "folder" and self.clips is None:
             raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")
+        return self
+
+    def _mixes_something(self) -> CorpusConfig:
+        if not self.sources or self.dir or self.clips or self.held_out:
+            raise ValueError("corpus 'mixture' needs sources, and has no dir, clips or held_out of its own")
+        given = [source.share for source in self.sources if source.share is not None]
+        if sum(given) > 1 + 1e-9 or (len(given) < len(self.sources) and sum(given) >= 1):
+            raise ValueError(f"the shares sum to {sum(given):g} and must leave some of 1 for the others")
         return self
 
 
@@ -181,6 +206,8 @@ class PretrainConfig(TrainingConfig):
     curriculum: list[Lesson] = []
     """Easier clips first; step counts add up from the start."""
     augment: Augment = Augment()
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
 
 
 class Filters(Config):
@@ -219,6 +246,8 @@ class SFTConfig(TrainingConfig):
     dialect: Dialect = "sentences"
     """Dialect of the replayed pre-training prompts."""
     augment: Augment = Augment()
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
 
 
 class SampleConfig(StageConfig):

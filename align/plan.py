@@ -17,6 +17,7 @@ from align.config import (
     SFTConfig,
 )
 from align.recipe import Recipe, Step
+from preference_data.sources import DESCRIPTION
 
 State = Literal["done", "outdated", "partial", "pending"]
 
@@ -45,7 +46,8 @@ def foreign_digest(ref: str) -> str:
     """Stands for the contents of a policy or of data from outside the recipe, without reading gigabytes.
 
     A stage folder has its digest in the manifest; another folder is told by names, sizes and times of
-    its files; a file by its contents; a Hub id, or what is not there, stands for itself.
+    its files (hidden ones are caches), a prepared data set by those of its records, which name each clip's
+    hash; a file by its contents; a Hub id, or what is not there, stands for itself.
     """
     folder = Path(ref).expanduser()
     if folder.is_file():
@@ -54,7 +56,8 @@ def foreign_digest(ref: str) -> str:
         return f"hub:{ref}"
     if (folder / MANIFEST).exists():
         return str(read_manifest(folder)["output_digest"])
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = folder.glob("*") if (folder / DESCRIPTION).exists() else folder.rglob("*")
+    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
     stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     return sha256_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 

@@ -6,7 +6,7 @@ Imports neither torch nor TRL: checking a recipe takes a blink and touches nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from align.config import CONFIGS, TRL_CONFIGS, Needs, Outside, StageConfig
+from align.config import CONFIGS, TRL_CONFIGS, DataSetShare, Needs, Outside, StageConfig
 from align.stage_file import Loc, Problem, StageFile, dotted, read_files
 from align.trl_names import instead_of, known_names
 
@@ -54,8 +54,8 @@ class Step:
         """Folders and files of data from outside the run."""
         fields = type(self.config).model_fields.items()
         marked = [name for name, info in fields if any(isinstance(one, Outside) for one in _marks(info))]
-        values = [getattr(self.config, name) for name in marked]
-        return [path for value in values if value for path in ([value] if isinstance(value, str) else value)]
+        values = [value for name in marked if (value := getattr(self.config, name))]
+        return [path for value in values for path in _paths(value)]
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,12 @@ def _parts(annotation: Any) -> list[Any]:
 def _needs(info: FieldInfo) -> Needs | None:
     """The mark of a field that names earlier stages."""
     return next((mark for mark in _marks(info) if isinstance(mark, Needs)), None)
+
+
+def _paths(value: str | Sequence[str | DataSetShare]) -> list[str]:
+    """What a marked field names: a path, several, or data sets."""
+    listed = [value] if isinstance(value, str) else value
+    return [one if isinstance(one, str) else one.folder for one in listed]
 
 
 def _marks(info: FieldInfo) -> list[Any]:

@@ -12,33 +12,33 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO, FileIO
-from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
 from preference_data import mp3
+from preference_data.clip_paths import BadAudio as BadAudio
+from preference_data.clip_paths import ClipFile, ClipRoot
+from preference_data.clip_paths import Reason as Reason
+from preference_data.clip_paths import resolve_inside as resolve_inside
 from preference_data.isolation import Died, in_workers
+from preference_data.tar_shards import BadShard
 
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
-
-_PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
-_HeaderReason = Literal["unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"]
-_LengthReason = Literal["unknown_length", "empty_audio", "too_long", "truncated", "too_large"]
-_SoundReason = Literal["corrupt", "non_finite", "bad_level", "decoder_crashed", "decoder_hung"]
-Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]  # why a file was refused
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
 _MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but not by that much
-_MAX_PATH, _MAX_NAME, _MAX_CHUNKS = 1024, 255, 1000  # characters; characters; before a WAV's sound
+_MAX_CHUNKS = 1000  # before a WAV's sound
 _MAX_COUNTED_BYTES = 100_000_000  # of an MP3 whose frames are counted in memory: 40 minutes at 320 kbit/s
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest one
 _UNKNOWN_FRAMES, _UNKNOWN_BYTES = 2**63 - 1, 2**32 - 1  # by libsndfile; by a WAV written to a pipe
@@ -49,17 +49,6 @@ _TELLTALES = (  # offset, bytes and meaning of files that often stand where audi
     (4, b"ftyp", "is MP4/M4A; convert it to WAV or FLAC, e.g. with ffmpeg"),
     (0, b"\x1a\x45\xdf\xa3", "is Matroska/WebM; convert it to WAV or FLAC, e.g. with ffmpeg"),
 )
-
-
-class BadAudio(ValueError):
-    """An audio file, or a path to one, that is refused; `code` says why, `detail` what to do."""
-
-    def __init__(self, path: Path | str, code: Reason, detail: str) -> None:
-        super().__init__(str(path), code, detail)
-        self.path, self.code, self.detail = str(path), code, detail
-
-    def __str__(self) -> str:
-        return f"{self.path!r}: {self.code}: {self.detail}"
 
 
 class AudioInfo(NamedTuple):
@@ -85,41 +74,17 @@ class Quarantined(NamedTuple):
     detail: str
 
 
-def resolve_inside(root: Path, relative: str) -> Path:
-    """The absolute path of a manifest's `relative` path, which must stay below `root`.
-
-    Raises:
-        BadAudio: `bad_path` (empty, a URL, over-long, a NUL, not Unicode, a loop of links) or
-            `outside_root` (absolute, "..", a link that leaves the root).
-    """
-    refuse = partial(BadAudio, relative[:_MAX_NAME])
-    if not PurePosixPath(relative).parts or "://" in relative:
-        raise refuse("bad_path", "is empty or a URL; fetch the file and name it by its path below the root")
-    if len(relative) > _MAX_PATH or max(map(len, relative.split("/"))) > _MAX_NAME:
-        limits = f"{_MAX_PATH}, {_MAX_NAME} in one name"
-        raise refuse("bad_path", f"has {len(relative)} characters, the limit is {limits}; shorten it")
-    if relative.startswith("/") or ".." in relative.split("/"):
-        raise refuse("outside_root", f"is absolute or holds '..'; make it relative to {root}")
-    try:
-        resolved = (root / relative).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, half a surrogate pair
-        raise refuse("bad_path", f"is no path ({error}); mend the manifest") from error
-    if not resolved.is_relative_to(root.resolve()):
-        raise refuse("outside_root", f"is a link that leaves {root}; copy the file into it")
-    return resolved
-
-
-def inspect(path: Path, *, max_duration_s: float) -> AudioInfo:
+def inspect(clip: ClipFile, *, max_duration_s: float) -> AudioInfo:
     """Check a file by its header, without decoding it, and hash it.
 
     Raises:
         BadAudio: the file is missing, unreadable, cut off, or outside the bounds.
     """
-    with _opened(path, max_duration_s) as (file, sound):
+    with _opened(clip, max_duration_s) as (file, sound):
         return _describe(file, sound)
 
 
-def load(path: Path, *, max_duration_s: float) -> np.ndarray:
+def load(clip: ClipFile, *, max_duration_s: float) -> np.ndarray:
     """Decode a file to 16 kHz mono: channels averaged, rate converted by soxr HQ (as `transformers` does).
 
     Returns:
@@ -128,8 +93,8 @@ def load(path: Path, *, max_duration_s: float) -> np.ndarray:
     Raises:
         BadAudio: as `inspect`, and for samples that are damaged, too few, not finite or far too loud.
     """
-    with _opened(path, max_duration_s) as (_, sound):
-        return soxr.resample(_decode(path, sound).mean(axis=1), sound.samplerate, SAMPLE_RATE, quality="HQ")
+    with _opened(clip, max_duration_s) as (_, sound):
+        return soxr.resample(_decode(clip, sound).mean(axis=1), sound.samplerate, SAMPLE_RATE, quality="HQ")
 
 
 def audit(
@@ -159,7 +124,7 @@ def audit(
     clips = list(clips)
     if twice := [record for record, n in Counter(record for record, _ in clips).items() if n > 1]:
         raise ValueError(f"record id {twice[0]!r} comes more than once; audit each clip once")
-    verify = partial(_verify, root=root, max_duration_s=max_duration_s)
+    verify = partial(_verify, root=ClipRoot(root), max_duration_s=max_duration_s)
     outcomes: dict[int, AudioInfo | BadAudio] = {}
     for index, outcome in in_workers(verify, [relative for _, relative in clips], file_timeout_s):
         outcomes[index] = _blame(clips[index][1], outcome) if isinstance(outcome, Died) else outcome
@@ -172,34 +137,49 @@ def audit(
     return good, refused
 
 
-def _verify(relative: str, root: Path, max_duration_s: float) -> AudioInfo | BadAudio:
+def _verify(relative: str, root: ClipRoot, max_duration_s: float) -> AudioInfo | BadAudio:
     """What a worker of `audit` does with one file."""
     try:
-        path = resolve_inside(root, relative)
-        with _opened(path, max_duration_s) as (file, sound):
-            _decode(path, sound)
+        clip = root.find(relative)
+        with _opened(clip, max_duration_s) as (file, sound):
+            _decode(clip, sound)
             return _describe(file, sound)
     except BadAudio as error:
         return error
 
 
 @contextmanager
-def _opened(path: Path, max_duration_s: float) -> Iterator[tuple[FileIO, soundfile.SoundFile]]:
-    """Open a file, once for its hash, header and samples, and refuse it if it is outside the bounds."""
+def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, soundfile.SoundFile]]:
+    """Open a clip, once for its hash, header and samples, and refuse it if it is outside the bounds."""
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise BadAudio(path, "not_a_file", "is a folder or a device; name an audio file")
-        with path.open("rb", buffering=0) as file, _sound(path, file) as sound:
-            _check_end(path, file, sound)
-            _check_bounds(path, sound, max_duration_s)
+        with _file(clip) as file, _sound(clip, file) as sound:
+            _check_end(clip, file, sound)
+            _check_bounds(clip, sound, max_duration_s)
             yield file, sound
     except FileNotFoundError:
-        raise BadAudio(path, "missing", "does not exist; check the manifest and the root") from None
+        raise BadAudio(clip, "missing", "does not exist; check the manifest and the root") from None
     except OSError as error:
-        raise BadAudio(path, "unreadable", f"{error.strerror}; check its rights and the disk") from error
+        raise BadAudio(clip, "unreadable", f"{error.strerror}; check its rights and the disk") from error
 
 
-def _sound(path: Path, file: FileIO) -> soundfile.SoundFile:
+def _file(clip: ClipFile) -> FileIO:
+    """A clip's bytes as a file; those of a shard's member as one in memory, so that all go the same way."""
+    if isinstance(clip, Path):
+        if clip.exists() and not clip.is_file():  # opening a pipe would wait for its writer
+            raise BadAudio(clip, "not_a_file", "is a folder or a device; name an audio file")
+        return clip.open("rb", buffering=0)
+    try:
+        data = clip.read()
+    except BadShard as error:
+        raise BadAudio(clip, "truncated", str(error)) from error
+    on_disk = tempfile.TemporaryFile(buffering=0) if not hasattr(os, "memfd_create") else None
+    file = on_disk or FileIO(os.memfd_create("clip"), "r+b")
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def _sound(path: ClipFile, file: FileIO) -> soundfile.SoundFile:
     if not os.pread(file.fileno(), 1, 0):
         raise BadAudio(path, "empty_file", "has 0 bytes; fetch it again")
     try:  # by descriptor: given a name, libsndfile would take any bytes called *.vox for audio
@@ -213,7 +193,7 @@ def _sound(path: Path, file: FileIO) -> soundfile.SoundFile:
     return _counted(path, file) if is_guess else sound
 
 
-def _counted(path: Path, file: FileIO) -> soundfile.SoundFile:
+def _counted(path: ClipFile, file: FileIO) -> soundfile.SoundFile:
     """An MP3 that does not say its length, with the header that does put before it."""
     whole = None
     if os.fstat(file.fileno()).st_size <= _MAX_COUNTED_BYTES:
@@ -225,7 +205,7 @@ def _counted(path: Path, file: FileIO) -> soundfile.SoundFile:
     return soundfile.SoundFile(BytesIO(whole))
 
 
-def _check_bounds(path: Path, sound: soundfile.SoundFile, max_duration_s: float) -> None:
+def _check_bounds(path: ClipFile, sound: soundfile.SoundFile, max_duration_s: float) -> None:
     """Refuse by the header, before memory for the samples is taken."""
     refuse = partial(BadAudio, path)
     rate, frames = sound.samplerate, sound.frames
@@ -241,7 +221,7 @@ def _check_bounds(path: Path, sound: soundfile.SoundFile, max_duration_s: float)
         raise refuse("too_long", f"{frames / rate:.1f} s, the limit is {max_duration_s:g} s; cut it")
 
 
-def _check_end(path: Path, file: FileIO, sound: soundfile.SoundFile) -> None:
+def _check_end(path: ClipFile, file: FileIO, sound: soundfile.SoundFile) -> None:
     """Refuse files of unknown length and cut-off WAV and Ogg files; libsndfile would take them."""
     refuse, size = partial(BadAudio, path), os.fstat(file.fileno()).st_size
     promised, there = _wav_bytes(path, file, size) if sound.format in ("WAV", "WAVEX") else (0, 0)
@@ -255,7 +235,7 @@ def _check_end(path: Path, file: FileIO, sound: soundfile.SoundFile) -> None:
         raise refuse("truncated", f"its {size} bytes stop before the stream ends; fetch it again")
 
 
-def _wav_bytes(path: Path, file: FileIO, size: int) -> tuple[int, int]:
+def _wav_bytes(path: ClipFile, file: FileIO, size: int) -> tuple[int, int]:
     """How many bytes of sound the header of a WAV file promises, and how many there are."""
     order = {b"RIFF": "<", b"RIFX": ">"}.get(os.pread(file.fileno(), 4, 0))
     at = 12
@@ -291,7 +271,7 @@ def _describe(file: FileIO, sound: soundfile.SoundFile) -> AudioInfo:
     return AudioInfo(frames / rate, rate, sound.channels, frames, f"{sound.format}/{sound.subtype}", digest)
 
 
-def _decode(path: Path, sound: soundfile.SoundFile) -> np.ndarray:
+def _decode(path: ClipFile, sound: soundfile.SoundFile) -> np.ndarray:
     """All samples, float32, shape (frames, channels): as many as promised, finite, of sane level."""
     refuse = partial(BadAudio, path)
     try:

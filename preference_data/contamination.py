@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from preference_data import audio
+from preference_data.clip_paths import ClipFile
 
 _MAX_DURATION_S = 24 * 3600.0
 """Only clips as long as one of the benchmark's are decoded, so this bounds no memory."""
@@ -43,8 +43,8 @@ class Contamination(NamedTuple):
 
 
 def find(
-    benchmark: Mapping[str, Path],
-    trained: Mapping[str, Path],
+    benchmark: Mapping[str, ClipFile],
+    trained: Mapping[str, ClipFile],
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> Contamination:
@@ -97,7 +97,7 @@ def _length(info: audio.AudioInfo) -> int:
     return round(info.frames * audio.SAMPLE_RATE / info.sample_rate_hz)
 
 
-def _sound(path: Path) -> str:
+def _sound(path: ClipFile) -> str:
     """Hex sha256 of the decoded samples, as 16 bit: what a lossless conversion rounds is not told apart."""
     samples = audio.load(path, max_duration_s=_MAX_DURATION_S)
     quantised = np.clip(np.round(samples * 32768.0), -32768, 32767).astype("<i2")

@@ -97,6 +97,11 @@ class Phrasebook(BaseModel):
         """
         try:
             return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise BadPhrasebook(
+                f"{path} does not exist: nothing is known of this corpus' clips to ask about or to judge by. "
+                "Without it, use `judge: {model: ...}`, `by: people` and no `choose`"
+            ) from error
         except yaml.YAMLError as error:
             raise BadPhrasebook(f"{path} is not YAML: {error}") from error
         except ValidationError as error:

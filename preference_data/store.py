@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,28 +19,52 @@ R = TypeVar("R", bound=Record)
 class BadRecord(ValueError):
     """A line of a record file that is not the record it should be."""
 
+    @classmethod
+    def of(cls, error: ValidationError, kind: type[Record], place: str) -> BadRecord:
+        """The first problem of a record that stands at `place`."""
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the line"
+        return cls(f"{place}: {kind.__name__}: {where}: {first['msg']} (got {str(first['input'])[:80]!r})")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write to that takes the place of `path` in one step, durable once the block has ended.
+
+    If the block fails, `path` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step, durable once this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write plain rows as JSON lines."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write plain rows as JSON lines, one at a time."""
+    with replacing(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines; returns how many."""
-    lines = [record.model_dump_json() for record in records]
-    write_text(path, "".join(line + "\n" for line in lines))
-    return len(lines)
+    """Write records as JSON lines, one at a time; returns how many."""
+    n = 0
+    with replacing(path) as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            n += 1
+    return n
 
 
 def stream(path: Path, kind: type[R]) -> Iterator[R]:
@@ -52,15 +77,19 @@ def stream(path: Path, kind: type[R]) -> Iterator[R]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "the line"
-                raise BadRecord(
-                    f"{path}:{number}: {kind.__name__}: {where}: {first['msg']} "
-                    f"(got {str(first['input'])[:80]!r})"
-                ) from error
+            yield parse(line, kind, f"{path}:{number}")
+
+
+def parse(line: str | bytes, kind: type[R], place: str) -> R:
+    """One record from its line.
+
+    Raises:
+        BadRecord: naming place, field and problem.
+    """
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        raise BadRecord.of(error, kind, place) from error
 
 
 def read(path: Path, kind: type[R]) -> list[R]:

@@ -18,7 +18,8 @@ import httpx
 import soundfile
 from argilla._exceptions import ArgillaError
 
-from preference_data import audio
+from preference_data import audio, clip_paths
+from preference_data.clip_paths import ClipFile
 from preference_data.schema import Prompt, Shown
 from ui_annotation import assignment, client, render
 from ui_annotation.settings import settings
@@ -173,20 +174,24 @@ def _upload(
 
 
 def _upload_one(argilla: rg.Argilla, workspace: str, corpus: Path, relative: str) -> _Clip:
-    path = audio.resolve_inside(corpus, relative)
-    info = audio.inspect(path, max_duration_s=_LONGEST_S)
+    clip = clip_paths.find(corpus, relative)
+    info = audio.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
-    content = None if playable else _flac(path)
+    content = None if playable else _flac(clip)
     sha256 = hashlib.sha256(content).hexdigest() if content else info.sha256
     url = f"/media/{workspace}/{sha256}.{playable or 'flac'}"
     if client.request(argilla, "HEAD", url, or_status=404).status_code == 404:
-        client.request(argilla, "PUT", url, content=content or path.read_bytes())
+        client.request(argilla, "PUT", url, content=content or _bytes(clip))
     return _Clip(url, info.duration_s)
 
 
-def _flac(path: Path) -> bytes:
+def _bytes(clip: ClipFile) -> bytes:
+    return clip.read_bytes() if isinstance(clip, Path) else clip.read()
+
+
+def _flac(clip: ClipFile) -> bytes:
     """A clip as what models hear of it, 16 kHz mono, in a format that every browser plays."""
     file = io.BytesIO()
-    samples = audio.load(path, max_duration_s=_LONGEST_S)
+    samples = audio.load(clip, max_duration_s=_LONGEST_S)
     soundfile.write(file, samples, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()

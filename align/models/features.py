@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import Qwen2AudioProcessor
 
 from align.models.audio_tokens import HALO, n_audio_tokens
-from preference_data.audio import SAMPLE_RATE, load, resolve_inside
+from preference_data.audio import SAMPLE_RATE, load
+from preference_data.clip_paths import ClipRoot
 
 _SHORTEST = SAMPLE_RATE // 10
 """Samples. Below ~70 ms a clip has one token at most; transformers then takes a legacy path that crashes."""
@@ -61,6 +62,7 @@ class ClipFeatures:
     ) -> None:
         self.extractor = processor.feature_extractor
         self.root = root
+        self._files = ClipRoot(root)
         self.longest_s = longest_s or self.extractor.n_samples / SAMPLE_RATE
         self.cache_bytes = cache_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
@@ -83,7 +85,7 @@ class ClipFeatures:
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
         if not paths:
             return {}
-        waves = [load(resolve_inside(self.root, path), max_duration_s=self.longest_s) for path in paths]
+        waves = [load(self._files.find(path), max_duration_s=self.longest_s) for path in paths]
         waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
         n_frames = [-(-len(wave) // self.extractor.hop_length) for wave in waves]
         lengths = [min(n + self._n_silent, self.extractor.nb_max_frames) for n in n_frames]
@@ -106,6 +108,10 @@ class ClipFeatures:
         clip padded to the model's length, which costs as much for 1 s as for 30 s.
         """
         return -(-(self.extractor.n_fft // 2) // self.extractor.hop_length) + 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process begins with an empty cache."""
+        return {**self.__dict__, "_clips": OrderedDict(), "_bytes": 0}
 
     def _keep(self, path: str, clip: Clip) -> None:
         self._clips[path] = clip

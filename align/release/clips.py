@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from preference_data import audio
-from preference_data.audio import BadAudio
+from preference_data.clip_paths import BadAudio, find
 
 Placing = Literal["packed", "linked"]
 """`packed`: clips are inside the page up to a budget, the rest is linked; `linked`: all are, by paths
@@ -32,8 +32,9 @@ _MAX_DURATION_S = 600.0
 class Clip(NamedTuple):
     """One clip of a page. What cannot be played has a `problem` and nothing else.
 
-    `link` is a URL relative to the page; `waveform` is the path of an SVG of `BARS` times 24 units, a bar's
-    half height being the loudest sample in it relative to the clip's loudest.
+    `link` is a URL relative to the page, empty for a clip inside a tar shard; `waveform` is the path of an
+    SVG of `BARS` times 24 units, a bar's half height being the loudest sample in it relative to the clip's
+    loudest.
     """
 
     name: str
@@ -56,11 +57,11 @@ def gather(corpus: Path, names: Iterable[str], page: Path) -> dict[str, Clip]:
 
 def _clip(corpus: Path, name: str, beside: Path) -> Clip:
     try:
-        path = audio.resolve_inside(corpus, name)
-        samples = audio.load(path, max_duration_s=_MAX_DURATION_S)
+        file = find(corpus, name)
+        samples = audio.load(file, max_duration_s=_MAX_DURATION_S)
     except BadAudio as error:
         return Clip(name, "", 0.0, "", f"{error.code}: {error.detail}")
-    link = quote(os.path.relpath(path, beside))
+    link = quote(os.path.relpath(file, beside)) if isinstance(file, Path) else ""
     return Clip(name, link, samples.size / audio.SAMPLE_RATE, waveform(samples), "")
 
 
@@ -79,7 +80,7 @@ def pack(corpus: Path, clips: Mapping[str, Clip], characters: int) -> dict[str, 
 def audio_url(corpus: Path, name: str) -> str | None:
     """One clip of a corpus folder as a data URL; None where it cannot be played."""
     try:
-        return data_url(audio.load(audio.resolve_inside(corpus, name), max_duration_s=_MAX_DURATION_S))
+        return data_url(audio.load(find(corpus, name), max_duration_s=_MAX_DURATION_S))
     except BadAudio:
         return None
 

@@ -2,7 +2,8 @@
 
 Every file is decoded once here. Bad ones are quarantined with a reason; too many stop the run before
 any training. Writes clips.jsonl, pretrain.jsonl, sft.jsonl, prompts.jsonl, quarantine.jsonl,
-phrasebook.yaml, and {dev,test}/Chat/ with {dev,test}/recognition.jsonl.
+phrasebook.yaml, and {dev,test}/Chat/ with {dev,test}/recognition.jsonl. A mixture of prepared data sets has
+no phrasebook and no Chat/, and sources.json in addition.
 """
 
 from __future__ import annotations
@@ -16,13 +17,36 @@ from align.artifacts import StageFolder
 from align.config import CorpusConfig
 from align.progress import Progress
 from preference_data import audio, examples, splits, store
-from preference_data.corpora import corpus_module, phrasebook_of
+from preference_data.corpora import corpus_module, mixture, phrasebook_of
 from preference_data.phrasebook import Phrasebook
 from preference_data.schema import AudioClip, Chat
 
 
 def run(config: CorpusConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Make, check and describe the clips; returns counts."""
+    return _mix(config, out.path) if config.corpus == "mixture" else _make(config, out)
+
+
+def _mix(config: CorpusConfig, out: Path) -> dict[str, float]:
+    mixed = mixture.mix(
+        out,
+        [mixture.DataSet(Path(one.folder).expanduser(), one.share) for one in config.sources],
+        temperature=config.temperature,
+        seed=config.seed,
+        max_duration_s=config.max_duration_s,
+        max_bad_fraction=config.max_bad_fraction,
+    )
+    return {
+        **{f"clips_{split}": float(n) for split, n in sorted(mixed.clips.items())},
+        **{f"rows_{table}": float(n) for table, n in mixed.rows.items()},
+        **{f"share_{name}": share for name, share in mixed.shares.items()},
+        "hours": mixed.hours,
+        "quarantined": float(mixed.quarantined),
+        "dropped": float(mixed.dropped),
+    }
+
+
+def _make(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     source = Path(config.dir).expanduser() if config.dir else None
     counts = config.clips.model_dump() if config.clips else None
     shutil.copyfile(phrasebook_of(config.corpus, source), out.path / "phrasebook.yaml")

@@ -21,6 +21,7 @@ from align.release.lineage import Lineage, lineage
 from align.release.registry import Holder, Registry
 from align.tracking import tracking_uri
 from preference_data import contamination, store
+from preference_data.clip_paths import BadAudio, ClipFile, ClipRoot
 from preference_data.contamination import Contamination
 from preference_data.schema import AudioClip
 
@@ -111,7 +112,7 @@ def _contamination(evaluation: Path, history: Lineage, name: str) -> Contaminati
         return contamination.find(benchmark, trained, on_progress=progress.update)
 
 
-def _benchmark(evaluation: Path) -> tuple[dict[str, Path], str]:
+def _benchmark(evaluation: Path) -> tuple[dict[str, ClipFile], str]:
     """The clips that an evaluation asked about, by their path in its corpus, and their split."""
     asked, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
     corpus, split = evaluation.parent / asked["corpus"], asked["split"]
@@ -119,18 +120,30 @@ def _benchmark(evaluation: Path) -> tuple[dict[str, Path], str]:
     prefix = "" if asked.get("air_bench") else f"{split}/"
     root = evaluation.parent / scores.get("audio_root", asked["corpus"])
     rows = corpus / split / "recognition.jsonl"
-    found = {clip: root / clip for clip in sorted({prefix + item.audio for item, _ in answered})}
+    asked_about, own = ClipRoot(root), ClipRoot(corpus)
+    found = {
+        clip: _place(asked_about, clip) for clip in sorted({prefix + item.audio for item, _ in answered})
+    }
     if rows.exists():
-        found |= {row.audio: corpus / row.audio for row in recognition.read(rows)}
+        found |= {row.audio: _place(own, row.audio) for row in recognition.read(rows)}
     return found, split
 
 
-def _trained(history: Lineage, split: str) -> dict[str, Path]:
+def _place(root: ClipRoot, clip: str) -> ClipFile:
+    """Where a clip is, or should be: what is not there is told as unreadable, not raised."""
+    try:
+        return root.find(clip)
+    except BadAudio:
+        return root.folder / clip
+
+
+def _trained(history: Lineage, split: str) -> dict[str, ClipFile]:
     """Every clip of a corpus behind the candidate that it was trained, sampled or chosen on."""
     held_out = {split, "test"}
     return {
-        f"{name}/{clip.path}": corpus / clip.path
+        f"{name}/{clip.path}": _place(root, clip.path)
         for name, corpus in history.of_kind("corpus").items()
+        for root in [ClipRoot(corpus)]
         for clip in store.stream(corpus / "clips.jsonl", AudioClip)
         if clip.split not in held_out
     }

@@ -7,23 +7,30 @@ a curriculum. Reads: corpus. Writes: model/ (safetensors, processor), metrics.js
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from align.artifacts import StageFolder
-from align.config import Lesson, PretrainConfig
+from align.config import Lesson as LessonConfig
+from align.config import PretrainConfig
 from align.models import qwen2_audio
 from align.models.packed_qwen2_audio import pack
 from align.training import supervised
 from align.training.augment import chosen
-from align.training.collate import Row
-from align.training.order import passes
+from align.training.order import Examples, Lesson, Part
 from align.training.rows import task_row
 from preference_data import store
 from preference_data.phrasebook import Phrasebook
 from preference_data.prompts import AUDIO, one_of_each_kind, pretraining_prompt, prompt_of, tags_needed
-from preference_data.schema import AudioClip, Facts, TaskExample
+from preference_data.schema import AudioClip, TaskExample
+from preference_data.sources import sources
+
+_TOKENIZER_TEXTS = 2000
+"""Of a corpus without a phrasebook, from which a small model's tokenizer is made."""
 
 
 def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -42,7 +49,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     metrics = supervised.train(
         pack(model) if config.packed else model,
         processor,
-        _rows(config, corpus),
+        _examples(config, corpus),
         corpus,
         out,
         batch_size=config.batch_size,
@@ -50,6 +57,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=chosen(**config.augment.model_dump()),
+        max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
     )
     return {"parameters": float(model.num_parameters()), **metrics}
@@ -61,7 +69,7 @@ def _processor(config: PretrainConfig, corpus: Path) -> qwen2_audio.Qwen2AudioPr
     always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
     kinds = one_of_each_kind(store.stream(corpus / "pretrain.jsonl", TaskExample))
     asked = {prompt_of(example, "sentences").replace(AUDIO, "") for example in kinds}
-    said = Phrasebook.load(corpus / "phrasebook.yaml").texts()
+    said = _said(corpus)
     return qwen2_audio.build_processor(
         [*said, *chat, *always, *sorted(asked - {*always})] * 20,  # so that BPE makes every word one token
         vocab_size=config.model.vocab_size,
@@ -72,25 +80,29 @@ def _processor(config: PretrainConfig, corpus: Path) -> qwen2_audio.Qwen2AudioPr
     )
 
 
-def _rows(config: PretrainConfig, corpus: Path) -> list[Row]:
-    examples = store.read(corpus / "pretrain.jsonl", TaskExample)
+def _said(corpus: Path) -> list[str]:
+    """What a tokenizer learns words from: all that can be said of made clips, else some of the targets."""
+    if (corpus / "phrasebook.yaml").exists():
+        return list(Phrasebook.load(corpus / "phrasebook.yaml").texts())
+    records = [source.records for source in sources(corpus, "pretrain", TaskExample)]
+    return [example.text for one in records for example in islice(one, _TOKENIZER_TEXTS // len(records))]
+
+
+def _examples(config: PretrainConfig, corpus: Path) -> Examples:
+    parts = [
+        Part(name, records, share, partial(task_row, dialect=config.dialect))
+        for name, records, share in sources(corpus, "pretrain", TaskExample)
+    ]
+    lessons = [
+        Lesson(lesson.steps * config.batch_size, [_matching(lesson, corpus, part.records) for part in parts])
+        for lesson in config.curriculum
+    ]
+    return Examples(parts, config.steps * config.batch_size, config.seed, lessons)
+
+
+def _matching(lesson: LessonConfig, corpus: Path, examples: Iterable[TaskExample]) -> np.ndarray:
+    """The numbers of the examples whose clip a lesson is about: 4 bytes each."""
     clips = store.stream(corpus / "clips.jsonl", AudioClip)
-    facts = {clip.path: clip.facts for clip in clips if clip.split == "train"}
-    rows = []
-    for index in _order(config, [facts[one.audios[0]] for one in examples]):
-        rows.append(task_row(examples[index], config.dialect))
-    return rows
-
-
-def _order(config: PretrainConfig, facts: list[Facts]) -> list[int]:
-    """Indices of examples for every step: the lessons' clips first, then all."""
-    rng = np.random.default_rng(config.seed)
-    order: list[int] = []
-    for lesson in config.curriculum:
-        order += passes(_matching(lesson, facts), lesson.steps * config.batch_size, rng)
-    rest = config.steps * config.batch_size - len(order)
-    return order[: config.steps * config.batch_size] + passes(range(len(facts)), max(0, rest), rng)
-
-
-def _matching(lesson: Lesson, facts: list[Facts]) -> list[int]:
-    return [i for i, known in enumerate(facts) if known.get(lesson.slot) in lesson.values]
+    chosen = {clip.path for clip in clips if clip.facts.get(lesson.slot) in lesson.values}
+    numbers = (number for number, one in enumerate(examples) if one.audios and one.audios[0] in chosen)
+    return np.fromiter(numbers, dtype=np.uint32)

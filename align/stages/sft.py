@@ -23,30 +23,31 @@ from align.progress import Progress
 from align.training import supervised
 from align.training.audio_effect import saved_effects
 from align.training.augment import chosen
-from align.training.collate import Row, SFTCollator
+from align.training.collate import SFTCollator
 from align.training.filtering import keep
-from align.training.order import mixed
+from align.training.order import Examples, Part
 from align.training.rows import chat_row, task_row
-from preference_data import store
 from preference_data.filters import Limits
+from preference_data.manifest import Selection
 from preference_data.schema import Chat, TaskExample
+from preference_data.sources import Source, sources, table
 
 
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Fine-tune the policy on chats; returns the last logged metrics."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     model, processor = qwen2_audio.load_model(policy), qwen2_audio.load_processor(policy)
-    chats = store.read(corpus / "sft.jsonl", Chat)
-    counts: dict[str, float] = {}
+    chats, counts = sources(corpus, "sft", Chat), dict[str, float]()
     if config.filters != Filters():
         collator = SFTCollator(processor, ClipFeatures(processor, corpus))
         effects = partial(_effects, config, model, collator, out)
-        kept = keep(chats, _limits(config.filters), out, config.filters.min_audio_effect, effects)
-        chats, counts = [chats[i] for i in kept.numbers], kept.counts
+        limits, least = _limits(config.filters), config.filters.min_audio_effect
+        kept = keep(table(corpus, "sft", Chat), limits, out, least, effects)
+        chats, counts = _chosen(chats, np.array(kept.numbers)), kept.counts
     metrics = supervised.train(
         pack(model) if config.packed else model,
         processor,
-        _rows(config, corpus, chats),
+        _examples(config, corpus, chats),
         corpus,
         out,
         batch_size=config.batch_size,
@@ -54,6 +55,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=chosen(**config.augment.model_dump()),
+        max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
     )
     return {**metrics, **counts}
@@ -80,15 +82,22 @@ def _effects(
         )
 
 
-def _rows(config: SFTConfig, corpus: Path, chats: Sequence[Chat]) -> list[Row]:
-    targets = store.read(corpus / "pretrain.jsonl", TaskExample)
-    drawn = mixed(
-        [len(chats), len(targets)],
-        [1 - config.replay, config.replay],
-        config.steps * config.batch_size,
-        np.random.default_rng(config.seed),
-    )
-    return [
-        chat_row(chats[index]) if source == 0 else task_row(targets[index], config.dialect)
-        for source, index in drawn
-    ]
+def _chosen(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[Chat]]:
+    """Of each data set only the chats of these numbers, which count through all of them."""
+    left, start = [], 0
+    for source in chats:
+        end = start + len(source.records)
+        own = numbers[(numbers >= start) & (numbers < end)] - start
+        left.append(source._replace(records=Selection(source.records, own)))
+        start = end
+    return left
+
+
+def _examples(config: SFTConfig, corpus: Path, chats: Sequence[Source[Chat]]) -> Examples:
+    parts = [Part(name, records, share * (1 - config.replay), chat_row) for name, records, share in chats]
+    if config.replay:
+        parts += [
+            Part(name, records, share * config.replay, partial(task_row, dialect=config.dialect))
+            for name, records, share in sources(corpus, "pretrain", TaskExample)
+        ]
+    return Examples(parts, config.steps * config.batch_size, config.seed)

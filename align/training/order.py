@@ -1,37 +1,89 @@
-"""Which example is trained on when: a list of indices, drawn once from a seed.
+"""What is trained on when: example n of a run is a pure function of the seed and n.
 
-Training reads the list front to back, so that a resumed run continues exactly where it was, and a
-curriculum is nothing but the list's order.
+So a run continues from the number of its step alone, in the middle of a pass and in another number of
+processes, as long as the examples per step are the same; and the rows are read when their turn comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch.utils.data import Dataset
+
+from align.training.collate import Row
+from preference_data.mixing import Mixture
+from preference_data.schema import TaskExample
 
 
-def passes(candidates: Sequence[int], n: int, rng: np.random.Generator) -> list[int]:
-    """`n` draws from `candidates`: whole shuffled passes, so that no example falls behind.
+class Part(NamedTuple):
+    """One source of examples: `row` makes of each of its records what collators read. Can be pickled."""
 
-    Raises:
-        ValueError: there is nothing to draw from.
+    name: str
+    records: Sequence[Any]
+    share: float
+    row: Callable[[Any], Row]
+
+
+class Lesson(NamedTuple):
+    """The next `draws` examples are drawn from `chosen` alone: per part, the numbers of its records."""
+
+    draws: int
+    chosen: Sequence[np.ndarray]
+
+
+class _Stretch(NamedTuple):
+    """A lesson, or all that comes after the last one; `chosen` None stands for all records."""
+
+    mixture: Mixture
+    chosen: Sequence[np.ndarray] | None
+
+
+class Examples(Dataset[Row]):
+    """The `n` examples of a training run in their order.
+
+    Rows have what their part's `row` gives, `draw` (their place in the run), `task` and `source`.
     """
-    if not candidates:
-        raise ValueError("no example to draw from: check the corpus and the curriculum's values")
-    drawn: list[int] = []
-    while len(drawn) < n:
-        drawn += rng.permutation(np.asarray(candidates)).tolist()
-    return drawn[:n]
 
+    def __init__(self, parts: Sequence[Part], n: int, seed: int, lessons: Sequence[Lesson] = ()) -> None:
+        """Examples 0 to `n` - 1; lessons come first.
 
-def mixed(
-    sizes: Sequence[int], shares: Sequence[float], n: int, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """`n` draws of (source, index) with each source's share of the draws fixed in expectation."""
-    sources = rng.choice(len(sizes), size=n, p=np.asarray(shares) / sum(shares))
-    queues = [
-        iter(passes(range(size), int((sources == s).sum()), rng)) if (sources == s).any() else iter(())
-        for s, size in enumerate(sizes)
-    ]
-    return [(int(s), next(queues[s])) for s in sources]
+        Raises:
+            ValueError: there is nothing to draw from, in all or in a lesson.
+        """
+        self.parts = list(parts)
+        self._n = n
+        self._starts = [0, *accumulate(lesson.draws for lesson in lessons)]
+        self._stretches = [
+            self._stretch(lesson.chosen, seed, number) for number, lesson in enumerate(lessons)
+        ]
+        self._stretches.append(self._stretch(None, seed, "all"))
+
+    def _stretch(self, chosen: Sequence[np.ndarray] | None, *key: object) -> _Stretch:
+        sizes = [len(part.records) for part in self.parts] if chosen is None else [len(c) for c in chosen]
+        shares = [part.share if size else 0.0 for part, size in zip(self.parts, sizes, strict=True)]
+        return _Stretch(Mixture(sizes, shares, *key), chosen)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, n: int) -> Row:
+        return self.instead_of(n, 0)
+
+    def instead_of(self, n: int, further: int) -> Row:
+        """Example `n`, or, should it be unusable, the one `further` places after it in its source."""
+        part, record = self.drawn(n)
+        records = self.parts[part].records
+        found = records[(record + further) % len(records)]
+        task = found.task if isinstance(found, TaskExample) else "chat"
+        return {**self.parts[part].row(found), "draw": n, "task": task, "source": self.parts[part].name}
+
+    def drawn(self, n: int) -> tuple[int, int]:
+        """Part and record of example `n`."""
+        number = bisect.bisect_right(self._starts, n) - 1
+        mixture, chosen = self._stretches[number]
+        part, record = mixture[n - self._starts[number]]
+        return part, record if chosen is None else int(chosen[part][record])

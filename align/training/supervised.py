@@ -1,12 +1,10 @@
-"""Next-token training on rows in their given order: what pre-training and SFT have in common."""
+"""Next-token training on examples in their given order: what pre-training and SFT have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from trl import SFTConfig
 
 from align.artifacts import StageFolder
@@ -15,15 +13,17 @@ from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import is_packed
 from align.training.arguments import arguments
 from align.training.augment import Augmentation, SpecAugment
-from align.training.collate import Row, SFTCollator
+from align.training.collate import SFTCollator
+from align.training.feeding import CACHE_BYTES, FeedingCollator, loader_settings
 from align.training.fit import fit
+from align.training.order import Examples
 from align.training.trainers import AudioSFTTrainer
 
 
 def train(
     model: qwen2_audio.Qwen2AudioForConditionalGeneration,
     processor: qwen2_audio.Qwen2AudioProcessor,
-    rows: Sequence[Row],
+    examples: Examples,
     corpus: Path,
     out: StageFolder,
     *,
@@ -32,30 +32,39 @@ def train(
     save_steps: int,
     seed: int,
     augmentation: Augmentation | SpecAugment,
+    max_bad_fraction: float,
     passed_on: dict[str, Any],
 ) -> dict[str, float]:
-    """Train on `rows` (see `SFTCollator`) once, front to back, and save to `out/model`.
+    """Train on `examples` (see `SFTCollator`) once, front to back, and save to `out/model`.
 
-    A row's place in the list decides its augmentation, so a resumed run sees what it would have seen.
+    An example's number decides its row and augmentation, so a resumed run sees what it would have seen.
     `passed_on` goes to TRL's SFTConfig. Returns the last logged metrics.
+
+    Raises:
+        TooManyBadClips: more than `max_bad_fraction` of the clips cannot be read.
     """
+    loading = loader_settings(passed_on)
+    cache_bytes = CACHE_BYTES // max(1, loading["dataloader_num_workers"])
+    features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
+    collator = SFTCollator(processor, features, augmentation, is_packed(model))
     trainer = AudioSFTTrainer(
         model=model,
         args=SFTConfig(
             **arguments(
                 out.path,
-                steps=len(rows) // batch_size,
+                steps=len(examples) // batch_size,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
                 save_steps=save_steps,
                 seed=seed,
-                passed_on={"train_sampling_strategy": "sequential", **passed_on},
+                passed_on={"train_sampling_strategy": "sequential", **loading, **passed_on},
             )
         ),
-        train_dataset=Dataset.from_list([{**row, "draw": draw} for draw, row in enumerate(rows)]),
-        data_collator=SFTCollator(processor, ClipFeatures(processor, corpus), augmentation, is_packed(model)),
+        train_dataset=examples,
+        data_collator=FeedingCollator(collator, examples),
         processing_class=processor,
     )
+    trainer.tally.max_bad_fraction = max_bad_fraction
     metrics = fit(trainer, out)
     qwen2_audio.save(trainer.model, processor, out.path / "model")
     return metrics

@@ -11,23 +11,47 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils import data
 from trl import DPOTrainer, SFTTrainer
 
 from align.models.answer_head import score_answers_only
 from align.models.packed_qwen2_audio import is_packed, pack
 from align.training.checkpoints import AtomicCheckpoints
+from align.training.collate import Row
+from align.training.feeding import ABOUT
+from align.training.tally import Tally
 
 
 class AudioSFTTrainer(AtomicCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer over rows for `SFTCollator`."""
+    """TRL's SFTTrainer over `Examples`; logs the loss of every task and source beside the whole."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, train_dataset: data.Dataset[Row], **kwargs: Any) -> None:
+        self.tally = Tally()
+        self._examples = train_dataset
+        # TRL takes a `datasets.Dataset` only, which would hold all rows, and looks at one of them
+        super().__init__(*args, train_dataset=Dataset.from_dict({"draw": [0]}), **kwargs)
         if is_packed(self.model):
             score_answers_only(_inner(self.model))
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> data.Dataset[Row]:
+        return self._examples
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; notes whose it is."""
+        inputs = dict(inputs)
+        about = inputs.pop(ABOUT, None)
+
+        def noting(**batch: Any) -> Any:
+            outputs = model(**batch)
+            if about is not None:
+                self.tally.add(about, outputs.log_probs, outputs.label_mask)
+            return outputs
+
+        return super().compute_loss(noting, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the tally to the lines of the log that tell the loss."""
+        super().log({**logs, **self.tally.take()} if "loss" in logs else logs, *args, **kwargs)
 
 
 class AudioDPOTrainer(AtomicCheckpoints, DPOTrainer):

@@ -18,10 +18,9 @@ import numpy as np
 from preference_data.audio import SAMPLE_RATE, Quarantined
 from preference_data.phrasebook import Phrasebook
 from preference_data.schema import AudioClip, Facts, Split
+from preference_data.splits import SPLITS as SPLITS
 from preference_data.store import write_text
 from preference_data.synth.sounds import Samples
-
-SPLITS: tuple[Split, ...] = ("train", "preference", "dev", "test")
 
 
 def folder_of(split: Split, task_name: str, dataset_name: str) -> str:

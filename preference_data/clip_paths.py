@@ -1,0 +1,113 @@
+"""From a clip's path in a record to where its bytes are, never outside the folders that were named.
+
+A corpus folder is the root of its clips' paths. If it has a `sources.json`, the first part of a path names
+one of the data sets that it lists, and the rest is a path in that one. A part that is a tar file is a shard,
+and the rest is the name of one of its members.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from preference_data import tar_shards
+from preference_data.tar_shards import BadShard, Member
+
+SOURCES = "sources.json"
+"""In a corpus folder: {"sources": [{"name": ..., "root": ...}, ...], ...}."""
+
+_PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
+_HeaderReason = Literal["unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"]
+_LengthReason = Literal["unknown_length", "empty_audio", "too_long", "truncated", "too_large"]
+_SoundReason = Literal["corrupt", "non_finite", "bad_level", "decoder_crashed", "decoder_hung"]
+Reason = Literal[_PathReason, _HeaderReason, _LengthReason, _SoundReason]  # why a clip was refused
+
+_MAX_PATH, _MAX_NAME = 1024, 255  # characters
+
+ClipFile = Path | Member
+"""A file of its own, or a member of a tar shard."""
+
+
+class BadAudio(ValueError):
+    """An audio file, or a path to one, that is refused; `code` says why, `detail` what to do."""
+
+    def __init__(self, path: ClipFile | str, code: Reason, detail: str) -> None:
+        super().__init__(str(path), code, detail)
+        self.path, self.code, self.detail = str(path), code, detail
+
+    def __str__(self) -> str:
+        return f"{self.path!r}: {self.code}: {self.detail}"
+
+
+class ClipRoot:
+    """Finds the clips of a corpus folder by the paths in its records."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `sources.json`, if the folder has one."""
+        self.folder = folder
+        listed = folder / SOURCES
+        sources = json.loads(listed.read_text(encoding="utf-8"))["sources"] if listed.exists() else []
+        self._roots = {source["name"]: Path(source["root"]) for source in sources}
+
+    def find(self, path: str) -> ClipFile:
+        """Where the clip's bytes are.
+
+        Raises:
+            BadAudio: as `resolve_inside`; `missing`, `unreadable` or `truncated` of a shard or its member.
+        """
+        root, inner = self.folder, path
+        if self._roots:
+            name, _, inner = path.partition("/")
+            if name not in self._roots:
+                raise BadAudio(path[:_MAX_NAME], "bad_path", f"names no source; known: {sorted(self._roots)}")
+            root = self._roots[name]
+        resolved = resolve_inside(root, inner)
+        return _member(resolved, root, inner) if ".tar/" in inner else resolved
+
+
+def find(folder: Path, path: str) -> ClipFile:
+    """One clip of a corpus folder, see `ClipRoot.find`."""
+    return ClipRoot(folder).find(path)
+
+
+def _member(resolved: Path, root: Path, inner: str) -> ClipFile:
+    """The member that a path through a tar file names; the path itself where that is a folder."""
+    before, _, name = inner.partition(".tar/")
+    shard = resolve_inside(root, before + ".tar")
+    if shard.is_dir():
+        return resolved
+    try:
+        return tar_shards.find(shard, name)
+    except FileNotFoundError:
+        raise BadAudio(shard, "missing", "does not exist; check the manifest and the root") from None
+    except OSError as error:
+        raise BadAudio(shard, "unreadable", f"{error.strerror}; check its rights and the disk") from error
+    except BadShard as error:
+        code: Reason = "missing" if "no member" in str(error) else "unreadable"
+        raise BadAudio(shard, code, str(error)) from error
+
+
+def resolve_inside(root: Path, relative: str) -> Path:
+    """The absolute path of a manifest's `relative` path, which must stay below `root`.
+
+    Raises:
+        BadAudio: `bad_path` (empty, a URL, over-long, a NUL, not Unicode, a loop of links) or
+            `outside_root` (absolute, "..", a link that leaves the root).
+    """
+    refuse = partial(BadAudio, relative[:_MAX_NAME])
+    if not PurePosixPath(relative).parts or "://" in relative:
+        raise refuse("bad_path", "is empty or a URL; fetch the file and name it by its path below the root")
+    if len(relative) > _MAX_PATH or max(map(len, relative.split("/"))) > _MAX_NAME:
+        limits = f"{_MAX_PATH}, {_MAX_NAME} in one name"
+        raise refuse("bad_path", f"has {len(relative)} characters, the limit is {limits}; shorten it")
+    if relative.startswith("/") or ".." in relative.split("/"):
+        raise refuse("outside_root", f"is absolute or holds '..'; make it relative to {root}")
+    try:
+        resolved = (root / relative).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, half a surrogate pair
+        raise refuse("bad_path", f"is no path ({error}); mend the manifest") from error
+    if not resolved.is_relative_to(root.resolve()):
+        raise refuse("outside_root", f"is a link that leaves {root}; copy the file into it")
+    return resolved
