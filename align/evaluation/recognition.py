@@ -20,12 +20,18 @@ from preference_data.statistics import paired_bootstrap
 
 
 class Utterance(NamedTuple):
-    """One clip (path relative to the corpus), the task asked of it, the reference, its group."""
+    """One clip (path relative to the corpus), the task asked of it, the reference, its group.
+
+    Languages and question are ours, for prompts that say them: see `TaskExample`.
+    """
 
     audio: str
     prompt: str
     gt: str
     source: str
+    audio_language: str | None = None
+    text_language: str | None = None
+    question: str | None = None
 
 
 class BadRows(ValueError):
@@ -98,6 +104,8 @@ def _utterance(line: str, where: str) -> Utterance:
         raise BadRows(f"{where}: is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise BadRows(f"{where}: is a {type(row).__name__}, not an object")
-    if wrong := [key for key in Utterance._fields if not isinstance(row.get(key), str)]:
+    ours = {key: row[key] for key in Utterance._field_defaults if row.get(key) is not None}
+    needed = [*(key for key in Utterance._fields if key not in Utterance._field_defaults), *ours]
+    if wrong := [key for key in needed if not isinstance(row.get(key), str)]:
         raise BadRows(f"{where}: no text under {', '.join(wrong)}")
-    return Utterance(row["audio"], row["prompt"], row["gt"], row["source"])
+    return Utterance(row["audio"], row["prompt"], row["gt"], row["source"], **ours)

@@ -31,7 +31,7 @@ from align.sampling.generate import Decoding, Request
 from align.sampling.sheets import Sheet, answer
 from preference_data import store
 from preference_data.audio import SAMPLE_RATE
-from preference_data.prompts import pretraining_prompt
+from preference_data.prompts import Dialect, pretraining_prompt
 from preference_data.schema import Annotation, Prompt, Shown
 from preference_data.store import write_rows
 
@@ -206,7 +206,6 @@ def _sheets(
     wrong = [""] * len(items)
     for here, there in zip(order, np.roll(order, 1), strict=True):  # nobody keeps their own clip
         wrong[here] = clips[there]
-    plain = {task: pretraining_prompt(task, 1, config.dialect) for task in {one.prompt for one in utterances}}
     groups = {
         "answers": (
             of_benchmark,
@@ -218,7 +217,7 @@ def _sheets(
         ),
         "recognised": (
             of_corpus,
-            [Request(plain[one.prompt], (one.audio,), plain=True) for one in utterances],
+            [Request(_plain(one, config.dialect), (one.audio,), plain=True) for one in utterances],
         ),
     }
     return [Sheet(name, features, requests) for name, (features, requests) in groups.items()] + [
@@ -229,6 +228,18 @@ def _sheets(
         )
         for path, rows in asked.rows.items()
     ]
+
+
+def _plain(one: Utterance, dialect: Dialect) -> str:
+    """What a policy is to continue, in the dialect that it was pre-trained in."""
+    return pretraining_prompt(
+        one.prompt,
+        1,
+        dialect,
+        audio_language=one.audio_language,
+        text_language=one.text_language,
+        question=one.question,
+    )
 
 
 def _texts(

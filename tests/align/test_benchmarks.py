@@ -143,6 +143,12 @@ def test_rows_are_read_and_bad_ones_named(tmp_path):
     good = {"audio": "a.wav", "prompt": "p", "gt": "g\u2028h", "source": "s"}
     path.write_text(json.dumps(good, ensure_ascii=False) + "\n\n", encoding="utf-8")
     assert recognition.read(path) == [Utterance("a.wav", "p", "g\u2028h", "s")]
+    ours = {"audio_language": "de", "text_language": "en", "question": "Why?"}
+    path.write_text(json.dumps(good | ours) + "\n", encoding="utf-8")
+    assert recognition.read(path) == [Utterance("a.wav", "p", "g\u2028h", "s", "de", "en", "Why?")]
+    path.write_text(json.dumps(good | {"question": 7}) + "\n", encoding="utf-8")
+    with pytest.raises(recognition.BadRows, match="rows.jsonl:1: no text under question"):
+        recognition.read(path)
     for line, said in (
         ("{", "is not JSON"),
         ("3", "is a int"),

@@ -1,0 +1,94 @@
+"""SFT through the stage itself: voice chat, analysis, later clips and plain text at once, no mode prompt."""
+
+import json
+
+import pytest
+
+from align.artifacts import StageFolder
+from align.config import SFTConfig
+from align.sampling.generate import Decoding, Request, Sampler
+from align.stages import sft
+from preference_data import store
+from preference_data.schema import Chat, TaskExample, Turn
+
+CHATS = [
+    Chat(
+        id="voice",
+        audios=("0.wav", "3.wav"),
+        turns=(
+            Turn(question="", answer="tone", audios=("0.wav",)),
+            Turn(question="", answer="system", audios=("3.wav",)),
+        ),
+    ),
+    Chat(id="voice1", audios=("1.wav",), turns=(Turn(question="", answer="low"),)),
+    Chat(
+        id="analysis",
+        audios=("1.wav", "2.wav"),
+        turns=(Turn(question="Is the tone high or low?", answer="The tone is low."),),
+    ),
+    Chat(id="text", audios=(), turns=(Turn(question="user?", answer="assistant"),)),
+]
+
+
+@pytest.fixture
+def corpus(tiny, tmp_path):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    for clip in tiny.audio.iterdir():
+        (root / clip.name).write_bytes(clip.read_bytes())
+    store.write(root / "sft.jsonl", [*CHATS, CHATS[0].model_copy(update={"id": "again"})])
+    target = TaskExample(id="t", audios=("2.wav",), task="caption", text=" A low tone.")
+    store.write(root / "pretrain.jsonl", [target])
+    return root
+
+
+def run(tiny, corpus, folder, **more):
+    settings = {
+        "steps": 60,
+        "batch_size": 5,
+        "learning_rate": 1e-2,
+        "replay": 0.2,
+        "trl": {"logging_steps": 1},
+    }
+    out = StageFolder(folder, "2_sft", "x")
+    out.open()
+    told = SFTConfig(stage="sft", corpus="0", policy="1", **(settings | more))
+    return sft.run(told, {"0": corpus, "1": tiny.policy}, out), out.path
+
+
+def test_every_mode_is_learned_at_once(tiny, corpus, tmp_path):
+    metrics, out = run(tiny, corpus, tmp_path / "run")
+    assert metrics["loss"] < 0.1
+    assert not {"chats", "chats_kept"} & set(metrics)  # nothing is filtered unless asked for
+    requests = [
+        Request("", ("0.wav",)),
+        Request("", ("1.wav",)),
+        Request("Is the tone high or low?", ("1.wav", "2.wav")),
+        Request("user?", ()),
+    ]
+    sampler = Sampler(out / "model", corpus)
+    assert sampler.complete(requests, Decoding(max_new_tokens=12), seed=0) == [
+        ["tone"],
+        ["low"],
+        ["The tone is low."],
+        ["assistant"],
+    ]
+
+
+def test_text_alone_trains(tiny, corpus, tmp_path):
+    store.write(corpus / "sft.jsonl", [CHATS[3]])
+    metrics, _ = run(tiny, corpus, tmp_path / "run", steps=2, replay=0.0, batch_size=2)
+    assert metrics["loss"] > 0
+
+
+def test_filters_count_in_the_metrics_and_do_not_touch_what_stays(tiny, corpus, tmp_path):
+    metrics, out = run(
+        tiny, corpus, tmp_path / "run", steps=1, filters={"max_similarity": 1, "min_audio_effect": -100.0}
+    )
+    assert metrics["chats"] == 5
+    assert metrics["chats_kept"] == 4
+    assert metrics["left_out_repetition"] == 1
+    assert [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()] == [
+        {"id": "again", "reason": "repetition"}
+    ]
+    assert len(json.loads((out / "audio_effect" / "000000.json").read_text())) == 3  # of the chats with clips
