@@ -219,8 +219,8 @@ def _write(
             placed = record.model_copy(update={"audios": tuple(clip.path for clip in clips)})
             name = "pairs.jsonl" if isinstance(record, PreferencePair) else "sft.jsonl"
             put(name, placed.model_dump_json())
-    pairs, chats, clips, n_refused = counts.values()
-    return Imported(pairs, chats, clips, n_refused, refused)
+    pairs, chats, n_clips, n_refused = counts.values()
+    return Imported(pairs, chats, n_clips, n_refused, refused)
 
 
 def _problem(
