@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -26,7 +27,6 @@ OnBytes = Callable[[str, int, int], object]
 
 _ATTEMPTS = 6  # in a row that bring nothing new
 _FIRST_WAIT_S = 1.0  # doubled with every attempt
-_CHUNK = 1 << 20
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -100,6 +100,7 @@ def fetch(
             raise DownloadFailed(f"{path}: another process is fetching it; wait for that one") from None
         _fill(file, part, output, client, on_bytes, wait_s)
         output.flush()
+        os.fsync(output.fileno())
         _check(file, part)
         part.rename(path)
     _state_of(part).unlink(missing_ok=True)
@@ -147,7 +148,7 @@ def _attempt(
         ):
             return True
         total = _begin(file, part, output, response)
-        for chunk in response.iter_raw(_CHUNK):
+        for chunk in response.iter_raw():  # as it comes: what is gathered is lost when the line breaks
             output.write(chunk)
             if output.tell() > file.max_gb * 1e9:
                 raise DownloadFailed(
@@ -224,6 +225,7 @@ def _check(file: RemoteFile, part: Path) -> None:
         found = hashlib.file_digest(content, algorithm).hexdigest()
     if found != wanted:
         part.unlink()
+        _state_of(part).unlink(missing_ok=True)
         raise DownloadFailed(
             f"{file.url}: {algorithm} is {found}, its publisher says {wanted}; it was damaged or replaced. "
             "Fetch it again; if that does not help, look at the corpus' home page"

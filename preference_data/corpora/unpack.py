@@ -5,10 +5,12 @@ Files are written below a hidden folder first. An archive with one bad member le
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +19,17 @@ from typing import IO, NamedTuple
 _MAX_FILES = 5_000_000
 _MAX_GROWTH, _SPARE_BYTES = 20, 1 << 30  # an archive may become so many times larger, plus this
 _MAX_PATH = 1024  # characters
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # a compression that Python does not know
+    FileExistsError,  # a name that is a file and a folder
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 class BadArchive(ValueError):
@@ -52,7 +65,7 @@ def unpack(archive: Path, folder: Path) -> int:
                     raise BadArchive(f"{archive}: unpacks to far more than it should; do not use it")
                 _write(archive, member, hidden)
         _merge(hidden, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotADirectoryError, IsADirectoryError) as error:
+    except _DAMAGE as error:
         raise BadArchive(f"{archive}: is damaged ({error}); delete it and fetch it again") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -71,7 +84,7 @@ def unpack_inner(folder: Path, pattern: str) -> None:
 
 
 def _tarred(archive: Path) -> Generator[_Member, None, None]:
-    with tarfile.open(archive, "r|*") as tar:
+    with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
         for member in tar:
             if member.isdir():
                 continue
@@ -79,6 +92,8 @@ def _tarred(archive: Path) -> Generator[_Member, None, None]:
             if content is None:
                 raise BadArchive(f"{archive}: {member.name!r} is a link or a device; do not use it")
             yield _Member(member.name, member.size, content)
+        while unzipped.read(1 << 20):  # to the end, where the checksum is (tarfile's own gzip ignores it)
+            pass
 
 
 def _zipped(archive: Path) -> Generator[_Member, None, None]:

@@ -12,6 +12,7 @@ corpora: `align data prepare clotho … --keep-out FOLDER`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from preference_data.audio import BadAudio, resolve_inside
 from preference_data.corpora.fetch import DownloadFailed, OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.found import BadCorpus, Card, Found, nothing_in
 
+_ENDPOINT = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 _REPO = "qyang1021/AIR-Bench-Dataset"
 _PARTS = ("Chat", "Foundation")
 _KEYS = ("path", "task_name", "dataset_name")
@@ -82,10 +84,10 @@ def _files(folder: Path, part: str) -> list[RemoteFile]:
     headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
     files = []
     try:
-        for entry in HfApi().list_repo_tree(_REPO, part, repo_type="dataset", recursive=True):
+        for entry in HfApi(_ENDPOINT).list_repo_tree(_REPO, part, repo_type="dataset", recursive=True):
             if isinstance(entry, RepoFile):
                 resolve_inside(folder, entry.path)
-                url = hf_hub_url(_REPO, entry.path, repo_type="dataset")
+                url = hf_hub_url(_REPO, entry.path, repo_type="dataset", endpoint=_ENDPOINT)
                 checksum = f"sha256:{entry.lfs.sha256}" if entry.lfs else None
                 bound_gb = entry.size * _SLACK / 1e9 + 1e-6
                 files.append(RemoteFile(url, entry.path, bound_gb, checksum, headers))
