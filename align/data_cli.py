@@ -60,14 +60,14 @@ def download(
 
     Example: align data download librispeech data/librispeech --part dev-clean --part test-clean
     """
-    from preference_data.corpora.fetch import DownloadFailed
+    from preference_data.corpora.fetch import DownloadFailed, UnknownPart
     from preference_data.corpora.published import BadCorpus, published_corpus
     from preference_data.corpora.unpack import BadArchive
 
     try:
         with _Bytes() as told:
             left_to_do = published_corpus(name).download(folder, parts or None, told)
-    except BadCorpus as error:
+    except (BadCorpus, UnknownPart) as error:
         raise typer.BadParameter(str(error)) from error
     except (DownloadFailed, BadArchive, OSError) as error:
         print(error, flush=True)
@@ -195,7 +195,8 @@ def import_rows(
     kept = f"{told.pairs:,} pairs, {told.chats:,} chats and {told.clips:,} clips"
     print(f"{kept} in {out}; {told.n_refused:,} rows left out")
     if told.pairs:
-        print(f"In a recipe, a dpo stage reads them by `pairs: ./{out}` and `corpus: ./{out}`")
+        named = out if "/" in str(out) else f"./{out}"
+        print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
 
 
 class _Checked:

@@ -243,7 +243,7 @@ class _Writer:
         return "preference" if is_drawn else found.split
 
     def _write(self, found: Found, split: Split, info: AudioInfo) -> None:
-        clip_id, facts = self._id(found), {**found.facts}
+        clip_id = self._id(found)
         self.clips[split] += 1
         self._hours[split] += info.duration_s / 3600
         self.seconds += info.duration_s
@@ -263,8 +263,7 @@ class _Writer:
             duration_s=info.duration_s,
             sha256=info.sha256,
             speaker=found.speaker,
-            facts=facts,
-            source=found.source or self.card.name,
+            source=found.source,
         )
         self._add("clips.jsonl", clip)
 
@@ -301,7 +300,7 @@ class _Writer:
                 audios=(found.path,),
                 question=asked.question,
                 answer_gt=asked.answer,
-                meta_info=json.dumps({**found.facts, **known}, ensure_ascii=False),
+                meta_info=json.dumps(known, ensure_ascii=False),
                 task_name=found.contents[0].task if found.contents else self.card.name,
             )
             self._add("prompts.jsonl", prompt)

@@ -34,6 +34,10 @@ class DownloadFailed(RuntimeError):
     """A file could not be fetched, or what came is not the file."""
 
 
+class UnknownPart(ValueError):
+    """A corpus has no part of this name."""
+
+
 class RemoteFile(NamedTuple):
     """A file at its publisher. `max_gb` bounds what is accepted; `checksum` is "md5:…" or "sha256:…"."""
 
@@ -56,11 +60,12 @@ def fetch_parts(
     An archive is deleted when it is unpacked; `.fetched/NAME` says that it was.
 
     Raises:
-        DownloadFailed: see `fetch`, or a part is unknown.
+        UnknownPart: a part is not there; nothing was fetched.
+        DownloadFailed: see `fetch`.
         BadArchive: see `unpack`.
     """
     if unknown := [name for name in wanted or () if name not in parts]:
-        raise DownloadFailed(f"no part {unknown[0]!r}; there are {', '.join(parts)}")
+        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(parts) or 'none'}")
     for part in wanted or parts:
         for file in parts[part]:
             done = folder / ".fetched" / file.name

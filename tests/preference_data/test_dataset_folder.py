@@ -175,7 +175,7 @@ def test_some_training_clips_with_questions_are_for_preferences_and_always_the_s
     assert len(examples) == 5 * len(chats)
     assert not {one.audios for one in prompts} & {one.audios for one in [*examples, *chats]}
     assert prompts[0].question == "Describe what can be heard in this recording."
-    assert json.loads(prompts[0].meta_info)["caption"][0] == prompts[0].answer_gt
+    assert json.loads(prompts[0].meta_info)["caption_clotho"][0] == prompts[0].answer_gt
 
     clotho(root, 61)  # one more clip moves no other
     prepare("clotho", root, tmp_path / "b", preference_share=0.25)
@@ -194,7 +194,7 @@ def test_a_recording_that_is_listed_twice_is_used_once_and_blank_text_is_counted
     (root / "clotho_captions_development.csv").write_text(
         "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n0.wav,One,Two, ,,\n"
     )
-    assert prepare("clotho", root, tmp_path / "a", preference_share=0)["tasks"] == {"caption": 2}
+    assert prepare("clotho", root, tmp_path / "a", preference_share=0)["tasks"] == {"caption_clotho": 2}
 
 
 def test_mp3_and_wav_are_read_as_they_are_published(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from preference_data.corpora import fetch
-from preference_data.corpora.fetch import DownloadFailed, RemoteFile, fetch_parts
+from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart, fetch_parts
 from preference_data.corpora.published import air_bench, audiocaps
 from preference_data.corpora.unpack import BadArchive, unpack, unpack_inner
 
@@ -253,7 +253,7 @@ def test_parts_are_fetched_unpacked_and_not_fetched_again(server, tmp_path):
     fetch_parts(tmp_path, parts, None)
     assert [path for path, _, _ in server.seen] == ["/x.tar.gz", "/y.zip", "/z.csv"]
     assert left_behind(tmp_path) == [".fetched"]
-    with pytest.raises(DownloadFailed, match="no part 'w'; there are x.tar.gz, y.zip, z.csv"):
+    with pytest.raises(UnknownPart, match="no part 'w'; there are x.tar.gz, y.zip, z.csv"):
         fetch_parts(tmp_path, parts, ["w"])
 
 
@@ -367,7 +367,7 @@ def test_air_bench_comes_from_the_hub_each_file_by_its_checksum(server, tmp_path
     hub(server, files)
     assert air_bench.download(tmp_path) == ""
     assert {path: (tmp_path / path).read_bytes() for path in files} == files
-    with pytest.raises(DownloadFailed, match="no part 'Music'; there are Chat, Foundation"):
+    with pytest.raises(UnknownPart, match="no part 'Music'; there are Chat, Foundation"):
         air_bench.download(tmp_path, ["Music"])
     hub(server, {"Chat/b.mp3": b"sound"}, sha256="0" * 64)
     with pytest.raises(DownloadFailed, match="its publisher says 0000"):

@@ -255,7 +255,7 @@ def test_clotho(tmp_path):
         "Rain, on tin",
         "Wet",
     ]
-    assert {content.task for content in found[1].contents} == {"caption"}
+    assert {content.task for content in found[1].contents} == {"caption_clotho"}
     assert len(found[1].asked) == 1
 
 
@@ -346,7 +346,7 @@ def test_nsynth(tmp_path):
         "instrument": "bass",
         "note_pitch": "22",
         "note_velocity": "50",
-        "keyword": "dark, fast decay",
+        "note_qualities": "dark, fast decay",
     }
     write(tmp_path / "nsynth-test/examples.json", '{"x": {"pitch": 1}}')
     with pytest.raises(BadCorpus, match="'x' has no velocity, instrument_str"):
@@ -376,8 +376,8 @@ def test_air_bench_is_test_only_and_each_clip_comes_once(tmp_path):
     ]
     write(tmp_path / "Chat/Chat_meta.json", json.dumps(items))
     assert read("air_bench", tmp_path) == [
-        Found("Chat/speech_QA_cv/a.mp3", "test", (), source="air_bench/speech_QA_cv"),
-        Found("Chat/speech_QA_iemocap/b.wav", "test", (), source="air_bench/speech_QA_iemocap"),
+        Found("Chat/speech_QA_cv/a.mp3", "test", "air_bench/speech_QA_cv", ()),
+        Found("Chat/speech_QA_iemocap/b.wav", "test", "air_bench/speech_QA_iemocap", ()),
     ]
     write(tmp_path / "Chat/Chat_meta.json", json.dumps([{"path": 3}]))
     with pytest.raises(BadCorpus, match="item 0: no text under path, task_name, dataset_name"):

@@ -50,8 +50,8 @@ class Published(Protocol):
             What the user must still do, empty if nothing.
 
         Raises:
+            UnknownPart: a part is none of the corpus'.
             DownloadFailed, BadArchive: naming the file and the next step.
-            BadCorpus: an unknown part.
         """
         ...
 

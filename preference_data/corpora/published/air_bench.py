@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from preference_data.audio import BadAudio, resolve_inside
-from preference_data.corpora.fetch import DownloadFailed, OnBytes, RemoteFile, fetch_parts
+from preference_data.corpora.fetch import DownloadFailed, OnBytes, RemoteFile, UnknownPart, fetch_parts
 from preference_data.corpora.published.found import BadCorpus, Card, Found, nothing_in
 
 _ENDPOINT = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -46,7 +46,7 @@ CARD = Card(
 def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
     """Fetch Chat (the gate's part) or the parts named, file by file, each checked by the Hub's sha256."""
     if unknown := [part for part in parts or () if part not in _PARTS]:
-        raise DownloadFailed(f"no part {unknown[0]!r}; there are {', '.join(_PARTS)}")
+        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(_PARTS)}")
     wanted = list(parts or ("Chat",))
     fetch_parts(folder, {part: _files(folder, part) for part in wanted}, wanted, on_bytes)
     return ""
@@ -66,7 +66,7 @@ def prepare(folder: Path) -> Iterator[Found]:
             path = f"{meta.parent.name}/{group}/{row['path']}"
             if path not in seen:
                 seen.add(path)
-                yield Found(path, "test", (), source=f"air_bench/{group}")
+                yield Found(path, "test", f"air_bench/{group}", ())
 
 
 def _rows(meta: Path) -> list[object]:

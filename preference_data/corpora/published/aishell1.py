@@ -75,9 +75,9 @@ def prepare(folder: Path) -> Iterator[Found]:
                 yield Found(
                     path.relative_to(folder).as_posix(),
                     split,
+                    f"aishell1_{split}",
                     tuple(contents),
                     speaker=speaker,
-                    source=f"aishell1_{split}",
                 )
 
 

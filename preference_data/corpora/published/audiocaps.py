@@ -70,11 +70,12 @@ def prepare(folder: Path) -> Iterator[Found]:
             yield Found(
                 next((files[name] for name in names if name in files), f"audio/{video}.wav"),
                 split,
+                "audiocaps",
                 tuple(
-                    Content("caption", text, text_language="en", benchmark="audiocaps") for text in captions
+                    Content("caption_audiocaps", text, text_language="en", benchmark="audiocaps")
+                    for text in captions
                 ),
                 tuple(Asked(DESCRIBE_SOUND, text) for text in captions[:1]),
-                source="audiocaps",
             )
 
 

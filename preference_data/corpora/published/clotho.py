@@ -75,7 +75,10 @@ def prepare(folder: Path) -> Iterator[Found]:
             yield Found(
                 f"{part}/{row['file_name']}",
                 split,
-                tuple(Content("caption", text, text_language="en", benchmark="clotho") for text in captions),
+                "clotho",
+                tuple(
+                    Content("caption_clotho", text, text_language="en", benchmark="clotho")
+                    for text in captions
+                ),
                 tuple(Asked(DESCRIBE_SOUND, text) for text in captions[:1]),
-                source="clotho",
             )

@@ -71,9 +71,9 @@ def prepare(folder: Path) -> Iterator[Found]:
             yield Found(
                 f"audio_files/{name}",
                 split,
+                "clothoaqa",
                 tuple(_content(one) for one in given),
                 tuple(agreed),
-                source="clothoaqa",
             )
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes
+from preference_data.corpora.fetch import OnBytes, fetch_parts
 from preference_data.corpora.published.found import (
     Card,
     Content,
@@ -41,6 +41,7 @@ CARD = Card(
 
 def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
     """Say what to do: the publisher asks for an account or an address."""
+    fetch_parts(folder, {}, parts, on_bytes)
     return (
         "Common Voice asks who you are, and to promise not to identify speakers; fetch it in a browser:\n"
         "  1. open https://commonvoice.mozilla.org/datasets, choose languages and version (the Qwen2-Audio\n"
@@ -88,7 +89,7 @@ def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> 
     return Found(
         (locale / "clips" / row["path"]).relative_to(folder).as_posix(),
         split,
+        locale.name,
         tuple(contents),
         speaker=stable_id(row["client_id"]),
-        source=locale.name,
     )

@@ -115,7 +115,7 @@ def _found(source: str, row: Mapping[str, str], translated: Mapping[str, tuple[S
     return Found(
         f"{source}/clips/{row['path']}",
         split,
+        f"covost2_{spoken}",
         tuple(contents),
         speaker=stable_id(row["client_id"]),
-        source=f"covost2_{spoken}",
     )

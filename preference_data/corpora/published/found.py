@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from preference_data.schema import Facts, Split, Word
+from preference_data.schema import Split, Word
 
 Access = Literal["open", "account", "links"]
 """How one gets the audio: by `download`; with an account at the publisher; from addresses of videos."""
@@ -64,13 +64,13 @@ class Found(NamedTuple):
 
     path: str
     split: Split
+    source: str
+    """Which part of the corpus it is of: results are also told per source."""
     contents: tuple[Content, ...]
     asked: tuple[Asked, ...] = ()
     """For chats (train) and prompts (preference)."""
     speaker: str | None = None
     """None also where the publisher's own splits share their speakers."""
-    source: str = ""
-    facts: Facts = {}
 
 
 def tab_separated(path: Path, columns: Sequence[str], escape: str | None = None) -> Iterator[dict[str, str]]:

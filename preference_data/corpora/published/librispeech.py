@@ -83,7 +83,7 @@ def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, s
         if speaker in genders:
             contents.append(Content("gender", genders[speaker], "en", "en"))
         path = (transcripts.parent / f"{utterance}.flac").relative_to(folder).as_posix()
-        yield Found(path, _PARTS[part][0], tuple(contents), speaker=speaker, source=part)
+        yield Found(path, _PARTS[part][0], part, tuple(contents), speaker=speaker)
 
 
 def _genders(table: Path) -> dict[str, str]:

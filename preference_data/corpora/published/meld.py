@@ -73,10 +73,10 @@ def prepare(folder: Path) -> Iterator[Found]:
             yield Found(
                 path.relative_to(folder).as_posix(),
                 split,
+                "meld",
                 (
                     Content("emotion", emotion, "en", "en", benchmark="meld"),
                     Content("transcribe", text, "en", "en"),
                 ),
                 (Asked(_QUESTION, emotion),),
-                source="meld",
             )

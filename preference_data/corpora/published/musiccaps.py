@@ -75,9 +75,9 @@ def _found(split: Split, row: Mapping[str, str], files: Mapping[str, str]) -> Fo
     return Found(
         next((files[name] for name in names if name in files), f"audio/{video}.wav"),
         split,
+        "musiccaps",
         tuple(contents),
         (Asked(DESCRIBE_MUSIC, row["caption"]),),
-        source="musiccaps",
     )
 
 

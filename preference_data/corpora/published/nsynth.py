@@ -74,12 +74,12 @@ def _found(part: str, name: str, note: dict[str, Any]) -> Found:
         Content("note_velocity", str(note["velocity"]), text_language="en"),
     ]
     if qualities := [str(one).replace("_", " ") for one in note.get("qualities_str", [])]:
-        contents.append(Content("keyword", ", ".join(qualities), text_language="en"))
+        contents.append(Content("note_qualities", ", ".join(qualities), text_language="en"))
     return Found(
         f"nsynth-{part}/audio/{name}.wav",
         _SPLITS[part],
+        f"nsynth_{note['instrument_source_str']}",
         tuple(contents),
-        source=f"nsynth_{note['instrument_source_str']}",
     )
 
 

@@ -73,10 +73,10 @@ def _found(folder: Path, path: Path, split: Split, speaker: str, sound: str, age
     return Found(
         path.relative_to(folder).as_posix(),
         split,
+        "vocalsound",
         tuple(contents),
         (Asked(_QUESTION, sound),),
         speaker=speaker,
-        source="vocalsound",
     )
 
 
