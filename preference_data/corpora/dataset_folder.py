@@ -4,7 +4,8 @@ clips.jsonl       AudioClip      every usable recording, all splits
 pretrain.jsonl    TaskExample    of train: what the publisher says about a recording, one task each
 sft.jsonl         Chat           of train: its questions and answers
 prompts.jsonl     Prompt         of preference: questions to sample answers to
-dev/, test/recognition.jsonl     held-out rows {audio, prompt, gt, source}, as the evaluation reads them
+dev/, test/recognition.jsonl     held-out rows {audio, prompt, gt, source} as the evaluation reads them, and
+                                 languages and question where the task needs them
 quarantine.jsonl                 recordings that were left out: id, path, code, detail
 source.json                      name, root (audio paths are relative to it), licence, counts, hours, digest
 
@@ -308,10 +309,16 @@ class _Writer:
     def _write_evaluation(self, found: Found, split: Split) -> None:
         for content in found.contents:
             if content.benchmark and content.text:
-                row: dict[str, str] = {"audio": found.path, "prompt": content.task, "gt": content.text}
-                row |= {"source": content.benchmark} | (
-                    {"question": content.question} if content.question else {}
-                )
+                row = {
+                    "audio": found.path,
+                    "prompt": content.task,
+                    "gt": content.text,
+                    "source": content.benchmark,
+                    "audio_language": content.audio_language,
+                    "text_language": content.text_language,
+                    "question": content.question,
+                }
+                row = {key: value for key, value in row.items() if value is not None}
                 name = f"{split}/recognition.jsonl"
                 self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
                 self._records[name] += 1

@@ -62,6 +62,8 @@ def test_records_refer_to_the_audio_where_it_lies(tmp_path):
         "prompt": "transcribe",
         "gt": "word 1",
         "source": "librispeech_test_clean",
+        "audio_language": "en",
+        "text_language": "en",
     }
     assert seen[-1][:2] == (6, 6)
     assert seen[-1][2] == pytest.approx(3 / 3600)
