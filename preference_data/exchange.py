@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -81,7 +82,7 @@ def write_rows(records: Path, form: Form, corpus: Path, out: Path) -> Exported:
 def root_of(corpus: Path) -> Path:
     """What the audio paths of a corpus folder are relative to."""
     if (corpus / SOURCE).is_file():
-        return Path(json.loads((corpus / SOURCE).read_text(encoding="utf-8"))["root"])
+        return corpus / json.loads((corpus / SOURCE).read_text(encoding="utf-8"))["root"]
     return corpus
 
 
@@ -127,8 +128,8 @@ def read_rows(
                 f"{rows}: none of its {told.n_refused} rows can be used: " + "; ".join(told.refused[:3])
             )
         about = {
-            "name": rows.stem,
-            "root": str(out.resolve()),
+            "name": re.sub(r"[^A-Za-z0-9_-]", "-", rows.stem).strip("-_")[:64] or "imported",
+            "root": ".",
             "records": {"pairs.jsonl": told.pairs, "sft.jsonl": told.chats, "clips.jsonl": told.clips},
             "quarantined": {"row": told.n_refused},
             "digest": digest_of(partial, ("clips.jsonl", "pairs.jsonl", "sft.jsonl")),
@@ -206,7 +207,9 @@ def _write(
         for number, _, record in records:
             problem = _problem(record, infos, seen)
             if isinstance(record, BadRow) or problem:
-                put("quarantine.jsonl", json.dumps({"row": number, "detail": problem}, ensure_ascii=False))
+                named = _audios_of(record)[:1]
+                bad = {"id": f"row-{number}", "path": "".join(named), "code": "bad_row", "detail": problem}
+                put("quarantine.jsonl", json.dumps(bad, ensure_ascii=False))
                 refused += [f"row {number}: {problem}"] if len(refused) < _KEPT else []
                 continue
             seen.add(record.id)

@@ -66,7 +66,7 @@ def prepare(
         out: the dataset folder; an earlier one is replaced.
         by: how far each file is looked at.
         preference_share: of the training recordings with questions, how many are for preferences instead;
-            which ones follows from their paths.
+            which ones follows from their bytes.
         keep_out: dataset folders of benchmarks; what has the bytes of one of their held-out recordings is
             not trained on.
         on_checked: told how far it is.
@@ -81,10 +81,10 @@ def prepare(
     corpus = published_corpus(name)
     check_out(out, source)
     total = sum(1 for _ in corpus.prepare(source))
-    held_out = {digest for folder in keep_out for digest in held_out_digests(folder)}
+    kept_out = {digest for folder in keep_out for digest in held_out_digests(folder)}
     with writing(out) as partial:
         with ExitStack() as files:
-            writer = _Writer(corpus.CARD, partial, files, preference_share, held_out)
+            writer = _Writer(corpus.CARD, partial, files, preference_share, kept_out)
             for found, outcome in _examined(corpus.prepare(source), source, writer, by, corpus.CARD):
                 writer.take(found, outcome)
                 if on_checked:
@@ -183,11 +183,12 @@ class _Writer:
         folder: Path,
         files: ExitStack,
         preference_share: float,
-        held_out: set[str],
+        kept_out: set[str],
     ) -> None:
         self.card, self.folder = card, folder
         self._preference_share = preference_share
-        self._held_out = held_out
+        self._kept_out = kept_out
+        self._held_out: dict[str, Split] = {}
         self._files = {name: files.enter_context(durable(folder / name)) for name in RECORDS}
         self.checked = 0
         self.seconds = 0.0
@@ -201,13 +202,13 @@ class _Writer:
     def take(self, found: Found, outcome: AudioInfo | BadAudio) -> None:
         """Write a recording's records, or why there are none."""
         self.checked += 1
-        split = self._split(found)
         if isinstance(outcome, BadAudio):
             self.quarantine(found, outcome.code, outcome.detail)
-        elif split not in HELD_OUT and outcome.sha256 in self._held_out:
-            self.quarantine(
-                found, "held_out", "is the same file as a recording that is held out for dev or test"
-            )
+            return
+        split = self._split(found, outcome.sha256)
+        is_elsewhere = self._held_out.get(outcome.sha256, split) != split
+        if is_elsewhere or (split not in HELD_OUT and outcome.sha256 in self._kept_out):
+            self.quarantine(found, "held_out", "is the same file as one that is held out for dev or test")
         else:
             self._write(found, split, outcome)
 
@@ -238,8 +239,9 @@ class _Writer:
     def _id(self, found: Found) -> str:
         return f"{self.card.name}-{stable_id(found.path)}"
 
-    def _split(self, found: Found) -> Split:
-        draw = int(stable_id("preference", found.path), 16) / 16**16
+    def _split(self, found: Found, sha256: str) -> Split:
+        """Drawn by content, so that the same recording under two names is on one side."""
+        draw = int(stable_id("preference", sha256), 16) / 16**16
         is_drawn = found.split == "train" and found.asked and draw < self._preference_share
         return "preference" if is_drawn else found.split
 
@@ -251,7 +253,7 @@ class _Writer:
         if found.speaker:
             self._speakers[split in HELD_OUT].add(found.speaker)
         if split in HELD_OUT:
-            self._held_out.add(info.sha256)
+            self._held_out[info.sha256] = split
             self._write_evaluation(found, split)
         elif split == "train":
             self._write_training(clip_id, found)

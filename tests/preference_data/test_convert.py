@@ -316,9 +316,8 @@ def test_files_go_out_and_come_back_with_their_audio(corpus, tmp_path, form):
     for path, original in zip(pairs[0].audios, ("a.wav", "b.wav"), strict=True):
         assert (tmp_path / "back" / path).read_bytes() == (corpus / original).read_bytes()
         assert clips[path].duration_s == 0.5
-    assert json.loads((tmp_path / "back/source.json").read_text())["root"] == str(
-        (tmp_path / "back").resolve()
-    )
+    moved = (tmp_path / "back").rename(tmp_path / "moved")
+    assert exchange.write_rows(moved / "pairs.jsonl", form, moved, tmp_path / "again").written == 2
 
 
 def test_llamafactory_gets_its_entry_and_keeps_others(corpus, tmp_path):
@@ -348,7 +347,7 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_number_and_reason(corp
     told = exchange.read_rows(corpus / "rows.json", "ms-swift", tmp_path / "out", audio_root=corpus)
     assert (told.pairs, told.chats, told.clips, told.n_refused) == (1, 1, 1, 6)
     reasons = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
-    assert [reason["row"] for reason in reasons] == [2, 3, 4, 5, 7, 8]
+    assert [reason["id"] for reason in reasons] == [f"row-{n}" for n in (2, 3, 4, 5, 7, 8)]
     wanted = [
         "missing",
         "outside_root",

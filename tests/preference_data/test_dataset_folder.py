@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data import store
+from preference_data import splits, store
 from preference_data.corpora import dataset_folder
 from preference_data.corpora.dataset_folder import RECORDS, SOURCE, prepare
 from preference_data.corpora.published import BadCorpus
@@ -179,6 +179,9 @@ def test_some_training_clips_with_questions_are_for_preferences_and_always_the_s
     assert prompts[0].question == "Describe what can be heard in this recording."
     assert json.loads(prompts[0].meta_info)["caption_clotho"][0] == prompts[0].answer_gt
 
+    clips = store.stream(tmp_path / "a/clips.jsonl", AudioClip)
+    drawn = {clip.id for clip in clips if clip.split == "preference"}
+    assert drawn == {one.id.removesuffix("-prompt-0") for one in prompts}
     clotho(root, 61)  # one more clip moves no other
     prepare("clotho", root, tmp_path / "b", preference_share=0.25)
     again = {one.audios for one in store.read(tmp_path / "b/prompts.jsonl", Prompt)}
@@ -197,6 +200,21 @@ def test_a_recording_that_is_listed_twice_is_used_once_and_blank_text_is_counted
         "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n0.wav,One,Two, ,,\n"
     )
     assert prepare("clotho", root, tmp_path / "a", preference_share=0)["tasks"] == {"caption_clotho": 2}
+
+
+def test_the_same_bytes_are_in_one_split_only(tmp_path):
+    root = clotho(tmp_path / "clotho", 20)
+    for number in range(1, 10):
+        (root / f"development/{number}.wav").write_bytes((root / "development/0.wav").read_bytes())
+    for part in ("validation", "evaluation"):
+        text = (root / "clotho_captions_development.csv").read_text().splitlines()[:2]
+        (root / f"clotho_captions_{part}.csv").write_text("\n".join(text) + "\n")
+        tone(root / part / "0.wav", 999)
+    told = prepare("clotho", root, tmp_path / "a", preference_share=0.5)
+    splits.check(store.read(tmp_path / "a/clips.jsonl", AudioClip))
+    assert told["quarantined"] == {"held_out": 1}  # of dev, as test has it
+    assert told["clips"]["test"] == 1
+    assert "dev" not in told["clips"]
 
 
 def test_mp3_and_wav_are_read_as_they_are_published(tmp_path):
