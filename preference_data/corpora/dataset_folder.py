@@ -256,7 +256,7 @@ class _Writer:
             self._held_out[info.sha256] = split
             self._write_evaluation(found, split)
         elif split == "train":
-            self._write_training(clip_id, found)
+            self._write_training(clip_id, found, info.duration_s)
         else:
             self._write_prompts(clip_id, found)
         clip = AudioClip(
@@ -270,10 +270,13 @@ class _Writer:
         )
         self._add("clips.jsonl", clip)
 
-    def _write_training(self, clip_id: str, found: Found) -> None:
+    def _write_training(self, clip_id: str, found: Found, duration_s: float) -> None:
         for number, content in enumerate(found.contents):
             if not content.text:
-                self._records["blank"] += 1
+                self._records["left_out_blank"] += 1
+                continue
+            if content.words and content.words[-1].end_s > duration_s:
+                self._records["left_out_words_past_end"] += 1
                 continue
             example = TaskExample(
                 id=f"{clip_id}-{content.task}-{number}",
@@ -297,7 +300,7 @@ class _Writer:
             known[content.task].append(
                 f"{content.question} {content.text}" if content.question else content.text
             )
-        for number, asked in enumerate(found.asked):
+        for number, asked in enumerate(one for one in found.asked if one.answer):
             prompt = Prompt(
                 id=f"{clip_id}-prompt-{number}",
                 audios=(found.path,),

@@ -199,7 +199,18 @@ def test_a_recording_that_is_listed_twice_is_used_once_and_blank_text_is_counted
     (root / "clotho_captions_development.csv").write_text(
         "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n0.wav,One,Two, ,,\n"
     )
-    assert prepare("clotho", root, tmp_path / "a", preference_share=0)["tasks"] == {"caption_clotho": 2}
+    told = prepare("clotho", root, tmp_path / "a", preference_share=0)
+    assert told["tasks"] == {"caption_clotho": 2}
+    assert told["records"]["left_out_blank"] == 3
+
+
+def test_word_times_beyond_the_recording_are_not_taught(tmp_path):
+    root = librispeech(tmp_path / "libri")
+    table = root / "LibriSpeech/train-clean-100/14/1/14-1.alignment.txt"
+    table.write_text('14-1-0000 ",WORD,0," "0.1,0.2,0.5,0.5"\n14-1-0001 ",WORD,1," "0.1,0.2,0.6,0.6"\n')
+    told = prepare("librispeech", root, tmp_path / "a")
+    assert told["tasks"] == {"transcribe": 3, "transcribe_words": 1}
+    assert told["records"]["left_out_words_past_end"] == 1
 
 
 def test_the_same_bytes_are_in_one_split_only(tmp_path):

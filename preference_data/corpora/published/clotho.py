@@ -71,7 +71,7 @@ def prepare(folder: Path) -> Iterator[Found]:
     for part, split in _SPLITS.items():
         table = folder / f"clotho_captions_{part}.csv"
         for row in comma_separated(table, ("file_name", *_CAPTIONS)) if table.is_file() else ():
-            captions = [row[name] for name in _CAPTIONS if row[name]]
+            captions = [row[name] for name in _CAPTIONS]
             yield Found(
                 f"{part}/{row['file_name']}",
                 split,
