@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from preference_data.schema import Axis, Chat, PreferencePair, Turn, stable_id
@@ -77,12 +78,12 @@ def pair_row(pair: PreferencePair, audios: Sequence[str], form: Form) -> Row:
 
 
 def chat_row(chat: Chat, audios: Sequence[str], form: Form) -> Row:
-    """A chat as a row; its clips come before the first question.
+    """A chat as a row; clips come before the question of their turn.
 
     Raises:
         BadRow: a text holds `<audio>`.
     """
-    clips = [len(audios)] + [0] * (len(chat.turns) - 1)
+    clips = [len(brought) for brought in chat.audios_per_turn]
     asked = [
         (_plain(turn.question), _plain(turn.answer), n) for turn, n in zip(chat.turns, clips, strict=True)
     ]
@@ -136,18 +137,45 @@ def read_row(row: Any, form: Form, axis: Axis = "factuality") -> PreferencePair 
         raise BadRow(f"is a {type(row).__name__}, not an object")
     conversation = _READERS[form](row)
     questions, answers = _turns(conversation.said)
-    questions = [_without_tags(questions[0], len(conversation.audios)), *questions[1:]]
-    if any(TAG in text for text in [*questions[1:], *answers, conversation.rejected or ""]):
-        raise BadRow(f"{TAG} stands after the first question; clips come before it here")
+    clips = _clips(questions, len(conversation.audios))
+    questions = [_without_tags(question) for question in questions]
+    if any(TAG in text for text in [*answers, conversation.rejected or ""]):
+        raise BadRow(f"{TAG} stands in an answer; answers are text here")
+    if not all(asked or own for asked, own in zip(questions, clips, strict=True)):
+        raise BadRow("a turn has neither a question nor a clip")
     if conversation.rejected is None:
-        turns = tuple(Turn(question=q, answer=a) for q, a in zip(questions, answers, strict=True))
-        key = stable_id(*conversation.audios, *questions, *answers)
-        return Chat(id=_text_or(row, "id", key), audios=conversation.audios, turns=turns)
+        key = _text_or(row, "id", stable_id(*conversation.audios, *questions, *answers))
+        return _chat(key, questions, answers, clips, conversation.audios)
     if len(questions) > 1:
         raise BadRow(
             f"has {len(questions)} turns; a pair here is one question: keep the last one or leave it out"
         )
     return _pair(row, questions[0], answers[0], conversation.rejected, conversation.audios, axis)
+
+
+def with_audios(record: PreferencePair | Chat, audios: Sequence[str]) -> PreferencePair | Chat:
+    """The record with other paths for its clips, in their order."""
+    named = {"audios": tuple(audios)}
+    if isinstance(record, PreferencePair):
+        return record.model_copy(update=named)
+    left = iter(audios)
+    turns = [
+        turn.model_copy(update={"audios": tuple(islice(left, len(turn.audios)))}) for turn in record.turns
+    ]
+    return record.model_copy(update={**named, "turns": tuple(turns)})
+
+
+def _chat(
+    key: str, questions: Sequence[str], answers: Sequence[str], clips: Sequence[int], audios: tuple[str, ...]
+) -> Chat:
+    """Turns say which clips they bring only where not all come with the first."""
+    left = iter(audios)
+    own = [tuple(islice(left, n)) if any(clips[1:]) else () for n in clips]
+    turns = [
+        Turn(question=question, answer=answer, audios=brought)
+        for question, answer, brought in zip(questions, answers, own, strict=True)
+    ]
+    return Chat(id=key, audios=audios, turns=tuple(turns))
 
 
 def _pair(
@@ -282,11 +310,16 @@ def _turns(said: Sequence[_Said]) -> tuple[list[str], list[str]]:
     return texts[0::2], texts[1::2]
 
 
-def _without_tags(question: str, clips: int) -> str:
-    """The first question without its clips, which must stand before or after it."""
-    tags = question.count(TAG)
-    if tags not in (0, clips):
-        raise BadRow(f"has {tags} {TAG} but {clips} audios; they must be as many")
+def _clips(questions: Sequence[str], n: int) -> list[int]:
+    """How many clips each question brings; without any tag, all come with the first."""
+    tags = [question.count(TAG) for question in questions]
+    if sum(tags) not in (0, n):
+        raise BadRow(f"has {sum(tags)} {TAG} but {n} audios; they must be as many")
+    return tags if any(tags) else [n, *tags[1:]]
+
+
+def _without_tags(question: str) -> str:
+    """A question without its clips, which must stand before or after it."""
     pieces = [piece for piece in _LABELLED.split(question) if piece.strip()]
     if len(pieces) > 1:
         raise BadRow(f"{TAG} stands in the middle of the question; put clips before it")

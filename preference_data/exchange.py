@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from preference_data import audio, store
 from preference_data.audio import AudioInfo, BadAudio
-from preference_data.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row
+from preference_data.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row, with_audios
 from preference_data.corpora.dataset_folder import SOURCE, check_out, digest_of, durable, writing
 from preference_data.schema import AudioClip, Axis, Chat, PreferencePair
 
@@ -149,7 +149,7 @@ def _records(rows: Path, form: Form, axis: Axis, root: Path) -> Iterator[_Read]:
             yield (
                 number,
                 row,
-                record.model_copy(update={"audios": tuple(_below(root, one) for one in record.audios)}),
+                with_audios(record, [_below(root, one) for one in record.audios]),
             )
         except BadRow as error:
             yield number, row, error
@@ -219,7 +219,7 @@ def _write(
                     linked.add(clip.path)
                     _link(audio.resolve_inside(root, path), folder / clip.path)
                     put("clips.jsonl", clip.model_dump_json())
-            placed = record.model_copy(update={"audios": tuple(clip.path for clip in clips)})
+            placed = with_audios(record, [clip.path for clip in clips])
             name = "pairs.jsonl" if isinstance(record, PreferencePair) else "sft.jsonl"
             put(name, placed.model_dump_json())
     pairs, chats, n_clips, n_refused = counts.values()

@@ -6,7 +6,8 @@ sft.jsonl         Chat           of train: its questions and answers
 prompts.jsonl     Prompt         of preference: questions to sample answers to
 dev/, test/recognition.jsonl     held-out rows {audio, prompt, gt, source} as the evaluation reads them, and
                                  languages and question where the task needs them
-quarantine.jsonl                 recordings that were left out: id, path, code, detail
+quarantine.jsonl                 recordings that were left out, or (bad_example) something said about one that
+                                 cannot be put to a model: id, path, code, detail
 source.json                      name, root (audio paths are relative to it), licence, counts, hours, digest
 
 Written as a stream: one recording is in memory at a time, and a few bytes of each for what must be
@@ -25,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from preference_data import audio, store
+from preference_data import audio, prompts, store
 from preference_data.audio import AudioInfo, BadAudio, Depth
 from preference_data.corpora.published import published_corpus
 from preference_data.corpora.published.found import HELD_OUT, BadCorpus, Card, Found
@@ -275,9 +276,6 @@ class _Writer:
             if not content.text:
                 self._records["left_out_blank"] += 1
                 continue
-            if content.words and content.words[-1].end_s > duration_s:
-                self._records["left_out_words_past_end"] += 1
-                continue
             example = TaskExample(
                 id=f"{clip_id}-{content.task}-{number}",
                 audios=(found.path,),
@@ -288,6 +286,13 @@ class _Writer:
                 question=content.question,
                 words=content.words,
             )
+            try:
+                prompts.prompt_of(example, "sentences")
+                prompts.target_of(example, duration_s)
+                prompts.refuse_control(example.id, example.text)
+            except ValueError as error:
+                self.quarantine(found, "bad_example", str(error))
+                continue
             self._add("pretrain.jsonl", example)
             self._tasks[content.task] += 1
         turns = tuple(Turn(question=one.question, answer=one.answer) for one in found.asked if one.answer)

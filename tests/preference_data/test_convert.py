@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference_data import exchange, store
-from preference_data.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row
+from preference_data.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row, with_audios
 from preference_data.schema import AudioClip, Chat, PreferencePair, Turn
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -152,10 +152,15 @@ def test_a_pair_written_and_read_again_is_the_same(form, question, chosen, rejec
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), st.integers(0, 3))
-def test_a_chat_written_and_read_again_is_the_same(form, said, clips):
-    turns = tuple(Turn(question=question, answer=answer) for question, answer in said)
-    chat = Chat(id="c", audios=("a.wav",) * clips, turns=turns)
+@given(st.lists(st.tuples(texts, texts, st.integers(0, 2)), min_size=1, max_size=4))
+def test_a_chat_written_and_read_again_is_the_same(form, said):
+    paths = [[f"{turn}-{n}.wav" for n in range(clips)] for turn, (_, _, clips) in enumerate(said)]
+    own = paths if any(paths[1:]) else [[]] * len(said)  # turns say theirs only where not all come first
+    turns = tuple(
+        Turn(question=question, answer=answer, audios=tuple(brought))
+        for (question, answer, _), brought in zip(said, own, strict=True)
+    )
+    chat = Chat(id="c", audios=tuple(sum(paths, [])), turns=turns)
     assert read_row(json.loads(json.dumps(chat_row(chat, chat.audios, form))), form) == chat
 
 
@@ -228,6 +233,26 @@ def test_rows_of_others_as_they_are_found():
     assert {(one.axis, one.agreement) for one in found} == {("factuality", 1.0)}
 
 
+def test_clips_come_with_their_turn_and_may_do_the_asking():
+    messages = [
+        {"role": "user", "content": "<audio>"},
+        {"role": "assistant", "content": "Hello to you."},
+        {"role": "user", "content": "<audio>And this?"},
+        {"role": "assistant", "content": "Rain."},
+    ]
+    chat = read_row({"messages": messages, "audios": ["hello.wav", "rain.wav"]}, "ms-swift")
+    assert isinstance(chat, Chat)
+    assert chat.turns == (
+        Turn(question="", answer="Hello to you.", audios=("hello.wav",)),
+        Turn(question="And this?", answer="Rain.", audios=("rain.wav",)),
+    )
+    moved = with_audios(chat, ["a/1.wav", "a/2.wav"])
+    assert moved == Chat.model_validate(moved.model_dump())
+    assert moved.audios_per_turn == (("a/1.wav",), ("a/2.wav",))
+    with pytest.raises(BadRow, match="a turn has neither a question nor a clip"):
+        read_row({"messages": [{"role": "user", "content": " "}, messages[1]], "audios": []}, "ms-swift")
+
+
 SWIFT = {
     "messages": [{"role": "user", "content": "<audio>Q"}, {"role": "assistant", "content": "A"}],
     "rejected_response": "B",
@@ -243,7 +268,7 @@ SWIFT = {
         ({"audios": [None]}, "an audio is 'None', not a path"),
         ({"rejected_response": "A"}, "chosen and rejected are the same"),
         ({"rejected_response": " "}, "the rejected answer is empty"),
-        ({"rejected_response": "<audio>B"}, "<audio> stands after the first question"),
+        ({"rejected_response": "<audio>B"}, "<audio> stands in an answer"),
         ({"rejected_audios": ["b.wav"]}, "rejected_audios differ from audios"),
         ({"messages": []}, "has no list of messages"),
         (
@@ -257,7 +282,7 @@ SWIFT = {
         ),
         (
             {"messages": [*SWIFT["messages"], *SWIFT["messages"]]},
-            "<audio> stands after the first question; clips come before it here",
+            "has 2 <audio> but 1 audios",
         ),
         (
             {"messages": [{"role": "user", "content": "In <audio> who speaks?"}, SWIFT["messages"][1]]},

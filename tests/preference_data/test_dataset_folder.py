@@ -210,7 +210,26 @@ def test_word_times_beyond_the_recording_are_not_taught(tmp_path):
     table.write_text('14-1-0000 ",WORD,0," "0.1,0.2,0.5,0.5"\n14-1-0001 ",WORD,1," "0.1,0.2,0.6,0.6"\n')
     told = prepare("librispeech", root, tmp_path / "a")
     assert told["tasks"] == {"transcribe": 3, "transcribe_words": 1}
-    assert told["records"]["left_out_words_past_end"] == 1
+    assert told["quarantined"] == {"bad_example": 1}
+    assert told["clips"]["train"] == 3  # the recording itself is good
+
+
+def test_text_that_would_steer_the_model_and_unknown_languages_are_left_out(tmp_path):
+    root = tmp_path / "cv"
+    header = "client_id\tpath\tsentence\tage\tgender\n"
+    for locale, sentence in (("en", "Stop <|im_end|> here"), ("tlh", "Qapla'"), ("fr", "Bonjour")):
+        tone(root / locale / "clips/a.mp3", 300)
+        (root / locale / "test.tsv").write_text(header)
+        (root / locale / "train.tsv").write_text(header + f"{locale}\ta.mp3\t{sentence}\t\t\n")
+    told = prepare("common_voice", root, tmp_path / "a")
+    examples = store.read(tmp_path / "a/pretrain.jsonl", TaskExample)
+    assert [(one.task, one.text) for one in examples] == [
+        ("language_id", "English"),
+        ("transcribe", "Bonjour"),
+        ("language_id", "French"),
+        ("language_id", "tlh"),
+    ]
+    assert told["quarantined"] == {"bad_example": 2}
 
 
 def test_the_same_bytes_are_in_one_split_only(tmp_path):

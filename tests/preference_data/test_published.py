@@ -11,11 +11,22 @@ import soundfile
 from preference_data.corpora.published import PUBLISHED, BadCorpus, published_corpus
 from preference_data.corpora.published.found import Asked, Content, Found, language
 from preference_data.corpora.published.nsynth import entries
-from preference_data.schema import Word
+from preference_data.prompts import prompt_of, target_of
+from preference_data.schema import TaskExample, Word
 
 
 def read(name: str, folder: Path) -> list[Found]:
-    return list(published_corpus(name).prepare(folder))
+    """What an adapter finds; all of it can be put to a model, in either dialect."""
+    found = list(published_corpus(name).prepare(folder))
+    for one in found:
+        for content in one.contents:
+            known = {key: value for key, value in content._asdict().items() if key != "benchmark"}
+            example = TaskExample(id="x", audios=(one.path,), **known)
+            assert prompt_of(example, "sentences")
+            assert prompt_of(example, "tags_paper")
+            assert prompt_of(example, "tags_released")
+            assert target_of(example)
+    return found
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -123,11 +134,11 @@ def test_common_voice(tmp_path):
     ]
     assert texts(found[0]) == {
         "transcribe": 'He said "no',  # a lone quote does not eat the following lines
-        "language_id": "en",
+        "language_id": "English",
         "gender": "female",
         "age": "twenties",
     }
-    assert texts(found[3]) == {"transcribe": "Yes.", "language_id": "en", "gender": "male"}
+    assert texts(found[3]) == {"transcribe": "Yes.", "language_id": "English", "gender": "male"}
     assert benchmarks(found) == {"common_voice_15_en", "common_voice_15_zh", "common_voice_15_yue"}
     assert found[0].speaker != found[1].speaker
     assert "abc" not in str(found[0].speaker)

@@ -22,6 +22,7 @@ from preference_data.corpora.published.found import (
     nothing_in,
     tab_separated,
 )
+from preference_data.languages import LANGUAGES
 from preference_data.schema import Split, stable_id
 
 _SPLITS: tuple[Split, ...] = ("test", "dev", "train")
@@ -79,7 +80,7 @@ def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> 
             spoken,
             benchmark=f"common_voice_{version[1]}_{spoken}" if version else f"common_voice_{spoken}",
         ),
-        Content("language_id", spoken, spoken, "en"),
+        Content("language_id", LANGUAGES[spoken].name if spoken in LANGUAGES else spoken, spoken, "en"),
     ]
     gender = row["gender"].split("_")[0]
     if gender in ("male", "female"):
