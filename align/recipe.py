@@ -23,6 +23,8 @@ from align.stage_file import Loc, Problem, StageFile, dotted, read_files
 from align.trl_names import instead_of, known_names
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
+"""What a folder from outside the recipe must hold, by what it stands for."""
 
 
 class RecipeError(ValueError):
@@ -45,7 +47,7 @@ class Step:
 
     @property
     def foreign(self) -> list[str]:
-        """Policies from outside the recipe: paths and Hub ids."""
+        """Policies, pairs and corpora from outside the recipe: paths and Hub ids."""
         refs = [ref for _, _, ref in _references(type(self.config), self.config.model_dump())]
         return sorted({ref for ref in refs if ref not in self.needs})
 
@@ -300,10 +302,15 @@ def _check_references(
 
 
 def _foreign_problem(ref: str, needs: Needs) -> str | None:
-    """What is wrong with a policy from outside the recipe, named by path or Hub id."""
+    """What is wrong with a policy, pairs or a corpus from outside the recipe, named by path or Hub id."""
+    folder = Path(ref).expanduser()
+    if wanted := _IMPORTED.get(needs.kind):
+        if (folder / wanted).is_file():
+            return None
+        return f"there is no folder {ref!r} with {wanted} in it, as `align data import` writes"
     if needs.kind != "policy":
-        return f"{ref!r} is a path, but only a policy can come from outside the recipe"
-    if Path(ref).expanduser().is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
+        return f"{ref!r} is a path, but only a policy, pairs or a corpus can come from outside the recipe"
+    if folder.is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
         return None
     return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"
 

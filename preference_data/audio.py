@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO, FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -34,6 +34,10 @@ from preference_data.isolation import Died, in_workers
 from preference_data.tar_shards import BadShard
 
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
+
+Depth = Literal["header", "samples"]
+"""How far a file is looked at. By its header alone is about ten times faster, and takes half a FLAC for a
+whole one; by its samples, nothing that a training run cannot read gets through."""
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
@@ -124,25 +128,65 @@ def audit(
     clips = list(clips)
     if twice := [record for record, n in Counter(record for record, _ in clips).items() if n > 1]:
         raise ValueError(f"record id {twice[0]!r} comes more than once; audit each clip once")
-    verify = partial(_verify, root=ClipRoot(root), max_duration_s=max_duration_s)
-    outcomes: dict[int, AudioInfo | BadAudio] = {}
-    for index, outcome in in_workers(verify, [relative for _, relative in clips], file_timeout_s):
-        outcomes[index] = _blame(clips[index][1], outcome) if isinstance(outcome, Died) else outcome
+    outcomes = examine(
+        root,
+        (relative for _, relative in clips),
+        by="samples",
+        max_duration_s=max_duration_s,
+        file_timeout_s=file_timeout_s,
+    )
+    good: dict[str, AudioInfo] = {}
+    refused: list[Quarantined] = []
+    for number, (clip, outcome) in enumerate(zip(clips, outcomes, strict=True), start=1):
+        if isinstance(outcome, BadAudio):
+            refused.append(Quarantined(*clip, outcome.code, outcome.detail))
+        else:
+            good[clip[0]] = outcome
         if on_progress is not None:
-            on_progress(len(outcomes))
-
-    checked = [(clip, outcomes[index]) for index, clip in enumerate(clips)]
-    good = {clip[0]: info for clip, info in checked if isinstance(info, AudioInfo)}
-    refused = [Quarantined(*clip, bad.code, bad.detail) for clip, bad in checked if isinstance(bad, BadAudio)]
+            on_progress(number)
     return good, refused
 
 
-def _verify(relative: str, root: ClipRoot, max_duration_s: float) -> AudioInfo | BadAudio:
-    """What a worker of `audit` does with one file."""
+def examine(
+    root: Path,
+    paths: Iterable[str],
+    *,
+    by: Depth,
+    max_duration_s: float,
+    file_timeout_s: float = 20.0,
+) -> Iterator[AudioInfo | BadAudio]:
+    """What each file is, or why it is refused, in the order of `paths`; in worker processes.
+
+    `paths` is read as files are finished, so it may be longer than memory; the rest is as in `audit`.
+
+    Raises:
+        RuntimeError: no process starts; the calling script must guard its `__main__`.
+    """
+    verify = partial(_verify, root=ClipRoot(root), max_duration_s=max_duration_s, by=by)
+    begun: dict[int, str] = {}
+
+    def beginning() -> Iterator[str]:
+        for index, path in enumerate(paths):
+            begun[index] = path
+            yield path
+
+    finished: dict[int, AudioInfo | BadAudio] = {}
+    told = 0
+    for index, outcome in in_workers(verify, beginning(), file_timeout_s):
+        path = begun.pop(index)
+        finished[index] = _blame(path, outcome) if isinstance(outcome, Died) else outcome
+        while told in finished:
+            yield finished.pop(told)
+            told += 1
+
+
+def _verify(relative: str, root: ClipRoot, max_duration_s: float, by: Depth) -> AudioInfo | BadAudio:
+    """What a worker does with one file."""
     try:
         clip = root.find(relative)
         with _opened(clip, max_duration_s) as (file, sound):
-            _decode(clip, sound)
+            if by == "samples":
+                _decode(clip, sound)
             return _describe(file, sound)
     except BadAudio as error:
         return error

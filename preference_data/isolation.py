@@ -8,8 +8,9 @@ import resource
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -36,13 +37,14 @@ class _Worker(Generic[T]):
 
     def __init__(self, work: Callable[[str], T], timeout_s: float) -> None:
         self.index: int | None = None  # of its item; None until its first message: "I am up"
+        self.item = ""
         self.pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, work, timeout_s), daemon=True)
         self._process.start()
         theirs.close()
 
     def give(self, index: int, item: str) -> None:
-        self.index = index
+        self.index, self.item = index, item
         with suppress(BrokenPipeError):  # it died idle; `take` will say so
             self.pipe.send(item)
 
@@ -79,23 +81,24 @@ def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None
 
 
 def in_workers(
-    work: Callable[[str], T], items: Sequence[str], timeout_s: float
+    work: Callable[[str], T], items: Iterable[str], timeout_s: float
 ) -> Iterator[tuple[int, T | Died]]:
     """Yield (index, result) of every item as results come.
 
-    An item whose worker died gets a second one, as the first may have been killed for another's sake
-    (the system's memory ran out); one that took longer than `timeout_s` does not.
+    An item is taken from `items` when a worker is free for it, so `items` may be longer than memory. One
+    whose worker died gets a second worker, as the first may have been killed for another's sake (the
+    system's memory ran out); one that took longer than `timeout_s` does not.
     """
-    waiting = deque(enumerate(items))
+    waiting = _Waiting(items)
     suspects: set[int] = set()
-    workers = [_Worker(work, timeout_s) for _ in range(min(8, os.cpu_count() or 1, len(items)))]
+    workers = [_Worker(work, timeout_s) for _ in range(waiting.at_most(min(8, os.cpu_count() or 1)))]
     try:
         while workers:
             ready = wait([worker.pipe for worker in workers])
             for worker in [worker for worker in workers if worker.pipe in ready]:
-                index, result = worker.index, worker.take()
-                if not isinstance(result, Died) and waiting:
-                    worker.give(*waiting.popleft())
+                index, item, result = worker.index, worker.item, worker.take()
+                if not isinstance(result, Died) and waiting.any_left():
+                    worker.give(*waiting.take())
                 else:
                     worker.stop()
                     workers.remove(worker)
@@ -104,12 +107,31 @@ def in_workers(
                         raise RuntimeError(f"a decoder process does not start: {result}; {_GUARD}")
                     if index not in suspects and not result.of_timeout:
                         suspects.add(index)
-                        waiting.appendleft((index, items[index]))
+                        waiting.again.append((index, item))
                         index = None
-                    if waiting:
+                    if waiting.any_left():
                         workers.append(_Worker(work, timeout_s))
                 if index is not None:
                     yield index, result
     finally:
         for worker in workers:
             worker.stop()
+
+
+class _Waiting:
+    """Items with their index, those to be tried again first."""
+
+    def __init__(self, items: Iterable[str]) -> None:
+        self._new = enumerate(items)
+        self.again: deque[tuple[int, str]] = deque()
+
+    def at_most(self, n: int) -> int:
+        """How many are left, looking no further than `n`."""
+        self.again.extend(islice(self._new, max(0, n - len(self.again))))
+        return min(n, len(self.again))
+
+    def any_left(self) -> bool:
+        return self.at_most(1) > 0
+
+    def take(self) -> tuple[int, str]:
+        return self.again.popleft()

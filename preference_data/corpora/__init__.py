@@ -1,6 +1,7 @@
 """One file per corpus, two verbs: `download(dir)` fetches it, `prepare(...)` turns it into records.
 
-A corpus that is made has nothing to download. Every `prepare` takes the same keywords; one that has no
+Corpora that others publish are in `published/`, with an interface of their own. A corpus that is made has
+nothing to download. Every `prepare` takes the same keywords; one that has no
 use for a keyword refuses a value.
 """
 

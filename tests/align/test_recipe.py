@@ -129,7 +129,10 @@ LATE = "does not come before '7_dpo'; only earlier stages can be used"
             "6_pair",
             "there is no stage '6_pair' (did you mean '6_pairs'?); earlier stages producing pairs: 6_pairs",
         ),
-        ("some/pairs", "'some/pairs' is a path, but only a policy can come from outside the recipe"),
+        (
+            "some/pairs",
+            "there is no folder 'some/pairs' with pairs.jsonl in it, as `align data import` writes",
+        ),
     ],
 )
 def test_references_that_do_not_lead_to_an_earlier_stage_of_the_kind(write, pairs, message):

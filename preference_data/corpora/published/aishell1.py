@@ -1,0 +1,87 @@
+"""AISHELL-1: read Mandarin with transcripts.
+
+Home: https://www.openslr.org/33. Licence: Apache 2.0. 178 h, 15 GB of WAV at 16 kHz.
+Layout: `data_aishell/wav/{train,dev,test}/{speaker}/{utterance}.wav` (the publisher packs each speaker
+once more), `data_aishell/transcript/aishell_transcript_v0.8.txt` (utterance, words with blanks between
+them), and `resource_aishell/speaker.info` (speaker number, M or F).
+The folders are its splits; no speaker is in two of them. Recordings without a transcript are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
+from preference_data.corpora.published.found import Card, Content, Found, lines, nothing_in
+from preference_data.corpora.unpack import unpack_inner
+from preference_data.schema import Split
+
+_URL = "https://www.openslr.org/resources/33"
+_FILES = {
+    "data": [
+        RemoteFile(f"{_URL}/data_aishell.tgz", "data_aishell.tgz", 17, "md5:2f494334227864a8a8fec932999db9d8")
+    ],
+    "resource": [
+        RemoteFile(
+            f"{_URL}/resource_aishell.tgz",
+            "resource_aishell.tgz",
+            0.1,
+            "md5:957d480a0fcac85fc18e550756f624e5",
+        )
+    ],
+}
+_SPLITS: tuple[Split, ...] = ("test", "dev", "train")
+_GENDERS = {"F": "female", "M": "male"}
+
+CARD = Card(
+    "aishell1",
+    "transcription, gender (zh)",
+    178,
+    15,
+    "Apache 2.0",
+    "https://www.openslr.org/33",
+    "open",
+    tuple(_FILES),
+)
+
+
+def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
+    """Fetch and unpack it, each speaker's archive too."""
+    fetch_parts(folder, _FILES, parts, on_bytes)
+    unpack_inner(folder, "data_aishell/wav/*.tar.gz")
+    return ""
+
+
+def prepare(folder: Path) -> Iterator[Found]:
+    """Every recording with a transcript."""
+    root = folder / "data_aishell" if (folder / "data_aishell").is_dir() else folder
+    if not (root / "wav").is_dir():
+        raise nothing_in(folder, "data_aishell/wav/", "aishell1")
+    texts = dict(
+        line.split(None, 1)
+        for _, line in lines(root / "transcript" / "aishell_transcript_v0.8.txt")
+        if len(line.split(None, 1)) == 2
+    )
+    genders = _genders(folder / "resource_aishell" / "speaker.info")
+    for split in _SPLITS:
+        for path in sorted((root / "wav" / split).glob("*/*.wav")):
+            if path.stem in texts:
+                speaker = path.parent.name
+                text = "".join(texts[path.stem].split())
+                contents = [Content("transcribe", text, "zh", "zh", benchmark=f"aishell1_{split}")]
+                if speaker in genders:
+                    contents.append(Content("gender", genders[speaker], "zh", "en"))
+                yield Found(
+                    path.relative_to(folder).as_posix(),
+                    split,
+                    f"aishell1_{split}",
+                    tuple(contents),
+                    speaker=speaker,
+                )
+
+
+def _genders(table: Path) -> dict[str, str]:
+    """Speaker -> gender, from lines `0002 F`."""
+    cells = [line.split() for _, line in lines(table)] if table.is_file() else []
+    return {f"S{row[0]}": _GENDERS[row[1]] for row in cells if len(row) == 2 and row[1] in _GENDERS}

@@ -1,0 +1,96 @@
+"""Common Voice: sentences read by volunteers in their own voice, in more than 100 languages.
+
+Home: https://commonvoice.mozilla.org/datasets (from 2025 on https://datacollective.mozillafoundation.org).
+Licence: CC0; whoever downloads it promises not to identify the speakers. Version 15: 19,160 h validated,
+MP3 at 32 or 48 kHz; English 3,300 h, 77 GB.
+Layout: `[cv-corpus-VERSION/]{locale}/{train,dev,test}.tsv` with client_id, path, sentence, age, gender …,
+audio in `{locale}/clips/`. The three tables are its splits; no client_id is in two of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from preference_data.corpora.fetch import OnBytes, fetch_parts
+from preference_data.corpora.published.found import (
+    Card,
+    Content,
+    Found,
+    language,
+    nothing_in,
+    tab_separated,
+)
+from preference_data.languages import LANGUAGES
+from preference_data.schema import Split, stable_id
+
+_SPLITS: tuple[Split, ...] = ("test", "dev", "train")
+_COLUMNS = ("client_id", "path", "sentence", "age", "gender")
+_VERSION = re.compile(r"cv-corpus-(\d+)")
+
+CARD = Card(
+    "common_voice",
+    "transcription, language, gender, age (100+ languages)",
+    19_160,
+    400,
+    "CC0",
+    "https://commonvoice.mozilla.org/datasets",
+    "account",
+)
+
+
+def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
+    """Say what to do: the publisher asks for an account or an address."""
+    fetch_parts(folder, {}, parts, on_bytes)
+    return (
+        "Common Voice asks who you are, and to promise not to identify speakers; fetch it in a browser:\n"
+        "  1. open https://commonvoice.mozilla.org/datasets, choose languages and version (the Qwen2-Audio\n"
+        "     report tests on Common Voice Corpus 15.0: en, zh-CN, yue, fr), accept, download\n"
+        f"  2. unpack each file: tar xzf cv-corpus-*-LOCALE.tar.gz -C {folder}\n"
+        f"  3. align data prepare common_voice --from {folder} --out FOLDER"
+    )
+
+
+def prepare(folder: Path) -> Iterator[Found]:
+    """Every validated sentence of the locales that are there."""
+    locales = sorted(
+        path.parent
+        for pattern in ("test.tsv", "*/test.tsv", "*/*/test.tsv")
+        for path in folder.glob(pattern)
+        if (path.parent / "clips").is_dir()
+    )
+    if not locales:
+        raise nothing_in(folder, "{locale}/test.tsv with {locale}/clips/", "common_voice")
+    for split in _SPLITS:
+        for locale in locales:
+            table = locale / f"{split}.tsv"
+            for row in tab_separated(table, _COLUMNS) if table.is_file() else ():
+                yield _found(folder, locale, split, row)
+
+
+def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> Found:
+    spoken = language(row.get("locale") or locale.name)
+    version = _VERSION.search(str(locale.resolve()))
+    contents = [
+        Content(
+            "transcribe",
+            row["sentence"],
+            spoken,
+            spoken,
+            benchmark=f"common_voice_{version[1]}_{spoken}" if version else f"common_voice_{spoken}",
+        ),
+        Content("language_id", LANGUAGES[spoken].name if spoken in LANGUAGES else spoken, spoken, "en"),
+    ]
+    gender = row["gender"].split("_")[0]
+    if gender in ("male", "female"):
+        contents.append(Content("gender", gender, spoken, "en"))
+    if row["age"]:
+        contents.append(Content("age", row["age"], spoken, "en"))
+    return Found(
+        (locale / "clips" / row["path"]).relative_to(folder).as_posix(),
+        split,
+        locale.name,
+        tuple(contents),
+        speaker=stable_id(row["client_id"]),
+    )

@@ -1,0 +1,120 @@
+"""LibriSpeech: read English audiobooks with transcripts.
+
+Home: https://www.openslr.org/12. Licence: CC BY 4.0. 982 h, 60 GB of FLAC at 16 kHz.
+Layout: `LibriSpeech/{part}/{speaker}/{chapter}/{utterance}.flac`, beside them
+`{speaker}-{chapter}.trans.txt` (utterance, text in capitals), and `LibriSpeech/SPEAKERS.TXT`.
+The parts train-*, dev-* and test-* are its splits; no speaker is in two of them.
+
+Word times, where `{speaker}-{chapter}.alignment.txt` lies beside the transcript: the condensed
+alignments of https://github.com/CorentinJ/librispeech-alignments (Montreal Forced Aligner, CC BY 4.0;
+unpack them over the corpus): utterance, words, and the second at which each ends; "" is silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
+from preference_data.corpora.published.found import BadCorpus, Card, Content, Found, lines, nothing_in
+from preference_data.schema import Split, Word
+
+_PARTS: dict[str, tuple[Split, float, str]] = {
+    "test-clean": ("test", 0.5, "32fa31d27d2e1cad72775fee3f4849a9"),
+    "test-other": ("test", 0.5, "fb5a50374b501bb3bac4815ee91d3135"),
+    "dev-clean": ("dev", 0.5, "42e2234ba48799c1f50f24a7926300a1"),
+    "dev-other": ("dev", 0.5, "c8d0bcc9cca99d4f8b62fcc847357931"),
+    "train-clean-100": ("train", 7, "2a93770f6d5c6c964bc36631d331a522"),
+    "train-clean-360": ("train", 25, "c0e676e450a7ff2f54aeade5171606fa"),
+    "train-other-500": ("train", 33, "d1a0fd59409feb2c614ce4d30c387708"),
+}
+"""Split, bound in GB, and md5 of https://www.openslr.org/resources/12/md5sum.txt; held-out parts first."""
+_FILES = {
+    part: [
+        RemoteFile(f"https://www.openslr.org/resources/12/{part}.tar.gz", f"{part}.tar.gz", gb, f"md5:{md5}")
+    ]
+    for part, (_, gb, md5) in _PARTS.items()
+}
+_GENDERS = {"F": "female", "M": "male"}
+
+CARD = Card(
+    "librispeech",
+    "transcription, word times, gender (en)",
+    982,
+    60,
+    "CC BY 4.0",
+    "https://www.openslr.org/12",
+    "open",
+    tuple(_PARTS),
+)
+
+
+def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
+    """Fetch and unpack the parts."""
+    fetch_parts(folder, _FILES, parts, on_bytes)
+    return ""
+
+
+def prepare(folder: Path) -> Iterator[Found]:
+    """Every utterance of the parts that are there."""
+    root = folder / "LibriSpeech" if (folder / "LibriSpeech").is_dir() else folder
+    there = [part for part in _PARTS if (root / part).is_dir()]
+    if not there:
+        raise nothing_in(folder, "LibriSpeech/{train,dev,test}-*", "librispeech")
+    genders = _genders(root / "SPEAKERS.TXT")
+    for part in there:
+        for transcripts in sorted((root / part).glob("*/*/*.trans.txt")):
+            yield from _chapter(folder, part, transcripts, genders)
+
+
+def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, str]) -> Iterator[Found]:
+    speaker = transcripts.parent.parent.name
+    stamped = _alignments(transcripts.with_name(transcripts.name.replace(".trans.", ".alignment.")))
+    for number, line in lines(transcripts):
+        utterance, _, text = line.partition(" ")
+        if not utterance.startswith(f"{speaker}-"):
+            raise BadCorpus(f"{transcripts}:{number}: {utterance[:40]!r} is no utterance of {speaker}")
+        benchmark = f"librispeech_{part.replace('-', '_')}"
+        contents = [Content("transcribe", text.strip().lower(), "en", "en", benchmark=benchmark)]
+        if words := stamped.get(utterance):
+            spoken = " ".join(word.text for word in words)
+            contents.append(Content("transcribe_words", spoken, "en", "en", words=words))
+        if speaker in genders:
+            contents.append(Content("gender", genders[speaker], "en", "en"))
+        path = (transcripts.parent / f"{utterance}.flac").relative_to(folder).as_posix()
+        yield Found(path, _PARTS[part][0], part, tuple(contents), speaker=speaker)
+
+
+def _genders(table: Path) -> dict[str, str]:
+    """Speaker -> gender; ` 14 | F | train-clean-360 | 25.03 | Name`, comments begin with `;`."""
+    if not table.is_file():
+        return {}
+    cells = [[cell.strip() for cell in line.split("|")] for _, line in lines(table) if line[0] != ";"]
+    return {row[0]: _GENDERS[row[1]] for row in cells if len(row) > 1 and row[1] in _GENDERS}
+
+
+def _alignments(path: Path) -> dict[str, tuple[Word, ...]]:
+    """Utterance -> its words, from lines `utterance ",A,,B," "0.5,0.9,1.2,1.4,2.0"`."""
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in lines(path):
+        parts = line.split(" ")
+        spoken, ends = (
+            (parts[1].strip('"').split(","), parts[2].strip('"').split(","))
+            if len(parts) == 3
+            else ([], [""])
+        )
+        if len(spoken) != len(ends):
+            raise BadCorpus(f"{path}:{number}: {len(spoken)} words, {len(ends)} times; fetch it again")
+        try:
+            times = [0.0, *map(float, ends)]
+        except ValueError as error:
+            raise BadCorpus(f"{path}:{number}: {error}; fetch it again") from error
+        found[parts[0]] = tuple(
+            Word(text=text.lower(), start_s=start, end_s=end)
+            for text, (start, end) in zip(spoken, pairwise(times), strict=True)
+            if text
+        )
+    return found

@@ -1,0 +1,96 @@
+"""MusicCaps: 10 s of music from YouTube videos, described by musicians.
+
+Home: https://huggingface.co/datasets/google/MusicCaps. Licence: CC BY-SA 4.0 for the descriptions; the
+audio belongs to those who uploaded it and is not distributed. 5,521 pieces, 15 h.
+Layout: `musiccaps-public.csv` (ytid, start_s, end_s, aspect_list, caption, is_audioset_eval …), audio
+anywhere below `audio/`, named by ytid. Pieces of AudioSet's evaluation set are test, the rest is train.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
+from preference_data.corpora.published.audiocaps import audio_files
+from preference_data.corpora.published.found import (
+    DESCRIBE_MUSIC,
+    Asked,
+    BadCorpus,
+    Card,
+    Content,
+    Found,
+    comma_separated,
+)
+from preference_data.schema import Split
+
+_TABLE = "musiccaps-public.csv"
+_COLUMNS = ("ytid", "start_s", "aspect_list", "caption", "is_audioset_eval")
+_FILES = {
+    "captions": [
+        RemoteFile(f"https://huggingface.co/datasets/google/MusicCaps/resolve/main/{_TABLE}", _TABLE, 0.1)
+    ]
+}
+
+CARD = Card(
+    "musiccaps",
+    "music descriptions and keywords (en)",
+    15,
+    5,
+    "captions: CC BY-SA 4.0; audio: none given",
+    "https://huggingface.co/datasets/google/MusicCaps",
+    "links",
+    tuple(_FILES),
+)
+
+
+def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
+    """Fetch the descriptions; the audio is on YouTube."""
+    fetch_parts(folder, _FILES, parts, on_bytes)
+    return (
+        "The descriptions are there; the audio is on YouTube, whose terms and the uploaders' rights are\n"
+        "yours to settle. Cut start_s to end_s (10 s) out of each video and put the pieces here:\n"
+        f"  {folder}/audio/{{ytid}}.wav   (or .flac, .mp3, .ogg; sub-folders are fine)\n"
+        f"What is missing is counted: align data prepare musiccaps --from {folder} --out FOLDER"
+    )
+
+
+def prepare(folder: Path) -> Iterator[Found]:
+    """Every described piece, there or not."""
+    files = audio_files(folder)
+    splits: tuple[Split, ...] = ("test", "train")
+    for split in splits:
+        for row in comma_separated(folder / _TABLE, _COLUMNS):
+            if _is_true(row["is_audioset_eval"]) == (split == "test"):
+                yield _found(split, row, files)
+
+
+def _found(split: Split, row: Mapping[str, str], files: Mapping[str, str]) -> Found:
+    video = row["ytid"]
+    names = (video, f"Y{video}", f"{video}_{row['start_s']}")
+    contents = [Content("describe_music", row["caption"], text_language="en", benchmark="musiccaps")]
+    if aspects := _aspects(video, row["aspect_list"]):
+        contents.append(Content("keyword", ", ".join(aspects), text_language="en"))
+    return Found(
+        next((files[name] for name in names if name in files), f"audio/{video}.wav"),
+        split,
+        "musiccaps",
+        tuple(contents),
+        (Asked(DESCRIBE_MUSIC, row["caption"]),),
+    )
+
+
+def _is_true(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise BadCorpus(f"{_TABLE}: is_audioset_eval is {text!r}, not True or False")
+    return text.lower() == "true"
+
+
+def _aspects(video: str, text: str) -> list[str]:
+    """The table spells its lists as Python does."""
+    try:
+        found = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise BadCorpus(f"{_TABLE}: aspect_list of {video!r} is no list: {text[:80]!r}") from error
+    return [str(one) for one in found] if isinstance(found, list) else []
