@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from align import annotate_cli, judge_cli, promote_cli, score_cli
+from align import annotate_cli, export_cli, judge_cli, promote_cli, score_cli
 from align.artifacts import RunIsBusy, holder, read_json
 from align.plan import Standing, arithmetic, survey
 from align.recipe import Recipe, RecipeError, load
@@ -166,6 +166,7 @@ def compare(
 app.command()(judge_cli.judge)
 app.command()(score_cli.score)
 app.command()(promote_cli.promote)
+app.command()(export_cli.export)
 
 
 @app.command()
