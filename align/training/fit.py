@@ -18,6 +18,7 @@ from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, s
 from align.progress import Progress
 from align.training.allocator import keep_freed_memory
 from align.training.checkpoints import TOKENS, AtomicCheckpoints, newest, step_of
+from align.training.preflight import Preflight
 
 
 class Report(TrainerCallback):
@@ -51,6 +52,7 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
     Raises:
         Interrupted: a stop was requested; a checkpoint of this step is on disk.
         NonFiniteLoss: see `checkpoints`.
+        NotReady: see `preflight`.
     """
     keep_freed_memory()
     checkpoint = newest(Path(trainer.args.output_dir))
@@ -64,6 +66,7 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
     else:
         with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
             trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(Preflight(trainer))
             trainer.add_callback(Report(out, progress))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:
