@@ -48,6 +48,7 @@ REPORT = "assembly.json"
 """In the assembled folder: where each tensor came from."""
 _AUDIO_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 """First of the new ones, so that they get the released checkpoint's ids where Qwen's tokenizer is grown."""
+_NO_TAGS = Tagset((), ())
 _ROWS_MULTIPLE = 64
 """Embeddings grow to a multiple of it: matrix units want whole tiles, and tensor parallelism equal parts."""
 _NOT_NEEDED = re.compile(r"(model\.)?decoder\..*|proj_out\.weight|.*\.rotary_emb\.inv_freq")
@@ -73,7 +74,7 @@ class Assembly(NamedTuple):
     """Of the embeddings, before and after."""
 
 
-def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset = Tagset((), ())) -> Assembly:
+def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset = _NO_TAGS) -> Assembly:
     """Write a Qwen2-Audio to the folder `to`, which appears whole or not at all.
 
     Args:

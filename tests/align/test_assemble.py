@@ -21,6 +21,7 @@ from transformers import (
 
 from align.models import qwen2_audio, shards
 from align.models.assemble import CannotAssemble, assemble, expected_tensors
+from preference_data.prompts import Tagset
 
 MELS, POSITIONS, VOCAB = 16, 50, 300
 
@@ -158,14 +159,22 @@ def test_embeddings_grow_to_a_multiple_of_64_only_when_the_new_tokens_need_it(wh
     assert roomy.rows == (512, 512)
     # 270 tokens and 4 new ones do not fit in 272 rows
     source = make_qwen(tmp_path / "b", rows=272)
-    tight = assemble(whisper, source, tmp_path / "tight", special_tokens=["<|im_end|>", "<|tag|>"])
-    assert tight.new_tokens == {"<|AUDIO|>": 270, "<|audio_bos|>": 271, "<|audio_eos|>": 272, "<|tag|>": 273}
+    tags = Tagset(("<|im_end|>",), ("<|tone|>",))
+    tight = assemble(whisper, source, tmp_path / "tight", tags=tags)
+    assert tight.new_tokens == {"<|AUDIO|>": 270, "<|audio_bos|>": 271, "<|audio_eos|>": 272, "<|tone|>": 273}
     assert tight.rows == (272, 320)
     old = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
     new = load_file(tmp_path / "tight" / "model.safetensors")["language_model.model.embed_tokens.weight"]
     assert new.shape == (320, 24)
     assert torch.equal(new[:270], old[:270])
-    torch.testing.assert_close(new[270:], old[:270].mean(0).expand(50, -1))
+    mean = old[:270].mean(0)
+    torch.testing.assert_close(new[270:273], mean.expand(3, -1))
+    torch.testing.assert_close(new[274:], mean.expand(46, -1))
+    tokenizer = qwen2_audio.load_processor(tmp_path / "tight").tokenizer
+    spelled = tokenizer("tone")["input_ids"]
+    weights = torch.tensor([1 / n for n in range(1, len(spelled) + 1)])
+    torch.testing.assert_close(new[273], weights @ old[spelled] / weights.sum())
+    assert tokenizer.decode([271, 273], skip_special_tokens=True) == "<|tone|>"  # part of what is said
 
 
 def test_the_processor_hears_and_speaks(made):
