@@ -127,11 +127,11 @@ def test_doctor_finds_what_the_tests_stand_on(tmp_path):
 def test_doctor_says_what_deepspeed_needs_to_compile(tmp_path, monkeypatch):
     from align.doctor import examine
 
-    found = {finding.thing: finding for finding in examine(tmp_path)}
-    assert found["ray"].status == "ok"
-    assert found["DeepSpeed"].found.split(",")[0].count(".") == 2
+    def found():
+        return next(finding for finding in examine(tmp_path) if finding.thing == "DeepSpeed")
+
+    assert found().found.split(",")[0].count(".") == 2
     monkeypatch.setenv("PATH", str(tmp_path))
-    without = {finding.thing: finding for finding in examine(tmp_path)}["DeepSpeed"]
-    assert without.status == "warn"
-    assert "no g++ and no ninja" in without.found
-    assert "apt-get install" in without.mend
+    assert found().status == "warn"
+    assert "no g++ and no ninja" in found().found
+    assert "apt-get install" in found().mend
