@@ -127,7 +127,8 @@ def _answer(
     made = processor.feature_extractor(
         wave, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
     )
-    clip = Clip(made["input_features"][0], int(made["attention_mask"].sum()))
+    mel = made["input_features"][0]
+    clip = Clip(mel, n_frames=int(made["attention_mask"].sum()), n_padded=mel.shape[-1])
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     encoded = expand_audio(encode_prompt(processor, [user(QUESTION, 1)]), [clip.n_tokens], audio_id)
     ids = torch.tensor([encoded.ids])

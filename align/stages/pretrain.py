@@ -25,6 +25,7 @@ from align.models.vocabulary import add_tags, fit_embeddings
 from align.training import supervised
 from align.training.augment import chosen
 from align.training.order import Examples, Lesson, Part
+from align.training.preflight import check_heard
 from align.training.rows import task_row
 from preference_data import store
 from preference_data.audio import SAMPLE_RATE
@@ -39,7 +40,7 @@ from preference_data.prompts import (
     tags_needed,
 )
 from preference_data.schema import AudioClip, TaskExample
-from preference_data.sources import sources
+from preference_data.sources import sources, table
 
 _TOKENIZER_TEXTS = 2000
 """Of a corpus without a phrasebook, from which a small model's tokenizer is made."""
@@ -49,6 +50,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
+    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     metrics = supervised.train(
         pack(model) if config.packed else model,
         processor,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
@@ -27,6 +28,7 @@ from transformers import (
 
 from align.models.qwen2_audio import END_OF_TURN
 from align.training.collate import Row
+from align.training.feeding import ABOUT
 from preference_data.audio import SAMPLE_RATE
 from preference_data.schema import AudioClip
 
@@ -63,8 +65,10 @@ class Preflight(TrainerCallback):
         check_frozen(model, self.trained)
         needed = checkpoint_bytes(model, in_deepspeed=self.trainer.is_deepspeed_enabled)
         check_disk(Path(args.output_dir), needed)
-        rows = [dataset[i] for i in range(min(_ROWS, len(dataset)))]
-        check_labels(collate(rows), rows, processor)
+        for row in map(dataset.__getitem__, range(min(_ROWS, len(dataset)))):
+            batch = collate([row])
+            if not batch.get(ABOUT, {}).get("replaced"):  # else the batch is of another row
+                check_labels(batch, [row], processor)
         heard = next((row for row in map(dataset.__getitem__, _first(dataset)) if row["audios"]), None)
         if heard is not None:
             check_audio(model, collate([heard]))
@@ -84,7 +88,7 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any]) -> None:
         NotReady: they do not, or no more than they do between two equal passes.
     """
     device = next(model.parameters()).device
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k in _INPUTS}
+    inputs = send_to_device({name: value for name, value in batch.items() if name in _INPUTS}, device)
     if "input_features" not in inputs:
         raise NotReady(
             "an example names clips, but its batch holds no input_features: the audio is lost between the "
@@ -198,19 +202,20 @@ def _some(names: set[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def check_heard(clips: Iterable[AudioClip], processor: Qwen2AudioProcessor) -> None:
-    """No clip to train on may be longer than the model hears: it would stop the run when its turn comes.
+def check_heard(clips: Iterable[AudioClip], processor: Qwen2AudioProcessor, max_bad_fraction: float) -> None:
+    """Of the clips to train on, no more than this share may be longer than the model hears: none of it is cut.
 
     Raises:
-        NotReady: naming the longest.
+        NotReady: with their number and the longest.
     """
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    used = (clip for clip in clips if clip.split in ("train", "preference"))
-    longest = max(used, key=lambda clip: clip.duration_s, default=None)
-    if longest is not None and longest.duration_s > heard_s:
+    used = [(clip.duration_s, clip.path) for clip in clips if clip.split in ("train", "preference")]
+    longer = [clip for clip in used if clip[0] > heard_s]
+    if len(longer) > max_bad_fraction * len(used):
         raise NotReady(
-            f"{longest.path} is {longest.duration_s:.1f} s long, the model hears {heard_s:g} s. Set the "
-            f"corpus' max_duration_s to {heard_s:g}, or start from a model that hears more"
+            f"{len(longer)} of {len(used)} clips are longer than the {heard_s:g} s that the model hears, such as "
+            f"{max(longer)[1]} with {max(longer)[0]:.1f} s. Set the corpus' max_duration_s to {heard_s:g}, or "
+            "start from a model that hears more"
         )
 
 

@@ -182,7 +182,7 @@ def told(loaded, run, gpu_gb=80.0):
 def test_a_full_size_recipe_gets_a_table_and_hours_at_an_assumed_speed(tmp_path):
     loaded = recipe(tmp_path / "big", "{audio: openai/whisper-large-v3, text: Qwen/Qwen1.5-7B}")
     text = told(loaded, tmp_path / "runs")
-    assert "1_pretrain: 8.36 B parameters, 8.36 B learn; up to 48,000 audio tokens a step" in text
+    assert "1_pretrain: 8.39 B parameters, 8.39 B learn; up to 48,000 audio tokens a step" in text
     assert "8 GPUs; sequences at a time: 4," in text  # 64 over 8 GPUs and 2 passes
     rows = {line.split()[0]: line for line in text.splitlines() if line.endswith("80 GB")}
     assert rows["ddp"].endswith("does not fit 80 GB")

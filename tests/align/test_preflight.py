@@ -11,6 +11,7 @@ from align.artifacts import StageFolder
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
+from align.models.packed_qwen2_audio import pack
 from align.training import preflight
 from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator, SFTCollator
@@ -101,7 +102,12 @@ def test_audio_that_reaches_the_model_passes_and_draws_nothing(model, collate):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_dead_projector_is_found_out(model, collate):
+@pytest.mark.parametrize("packed", [False, True], ids=["stock", "packed"])
+def test_a_dead_projector_is_found_out(model, collate, packed):
+    collate.packed = packed
+    if packed:
+        pack(model)
+    preflight.check_audio(model, collate([CHATS[0]]))
     with torch.no_grad():
         model.model.multi_modal_projector.linear.weight.zero_()
     with pytest.raises(NotReady, match="audio does not reach the model: with silence .* change by 0 "):
@@ -194,10 +200,13 @@ def clip(split, duration_s):
 
 
 def test_clips_longer_than_the_model_hears_are_found_out(processor):
-    preflight.check_heard([clip("train", 1.0), clip("test", 9.0)], processor)
-    preflight.check_heard([], processor)
-    with pytest.raises(NotReady, match=r"train\.wav is 1\.3 s long, the model hears 1 s"):
-        preflight.check_heard([clip("train", 1.3), clip("preference", 0.5)], processor)
+    preflight.check_heard([clip("train", 1.0), clip("test", 9.0)], processor, 0.0)
+    preflight.check_heard([], processor, 0.0)
+    clips = [clip("train", 1.3), clip("train", 1.2), *[clip("preference", 0.5)] * 8]
+    told = r"2 of 10 clips are longer than the 1 s that the model hears, such as train\.wav with 1\.3 s"
+    with pytest.raises(NotReady, match=told):
+        preflight.check_heard(clips, processor, 0.1)
+    preflight.check_heard(clips, processor, 0.2)
 
 
 def test_a_disk_too_small_for_two_checkpoints_is_found_out(tmp_path):
