@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ class Report(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
+def fit(trainer: AtomicCheckpoints, out: StageFolder, trained: Sequence[str] = ("",)) -> dict[str, float]:
     """Train from the newest whole checkpoint to the end; returns the last logged metrics.
+
+    `trained` are the modules that learn, see `preflight.check_frozen`; by default the whole model.
 
     Raises:
         Interrupted: a stop was requested; a checkpoint of this step is on disk.
@@ -69,7 +72,7 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
     else:
         with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(Preflight(trainer))
+            trainer.add_callback(Preflight(trainer, trained))
             trainer.add_callback(Alarms())  # before Report, which writes what they add
             trainer.add_callback(Report(out, progress))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

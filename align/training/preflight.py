@@ -52,7 +52,7 @@ class Preflight(TrainerCallback):
     `trained` are the modules that learn, as `model.multi_modal_projector`; empty text is the whole model.
     """
 
-    def __init__(self, trainer: Trainer, trained: Sequence[str] = ("",)) -> None:
+    def __init__(self, trainer: Trainer, trained: Sequence[str]) -> None:
         self.trainer = trainer
         self.trained = trained
 
@@ -203,19 +203,24 @@ def _some(names: set[str]) -> str:
 
 
 def check_heard(clips: Iterable[AudioClip], processor: Qwen2AudioProcessor, max_bad_fraction: float) -> None:
-    """Of the clips to train on, no more than this share may be longer than the model hears: none of it is cut.
+    """Of the clips to train on, at most this share may be longer than the model hears: they are not cut.
 
     Raises:
         NotReady: with their number and the longest.
     """
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    used = [(clip.duration_s, clip.path) for clip in clips if clip.split in ("train", "preference")]
-    longer = [clip for clip in used if clip[0] > heard_s]
-    if len(longer) > max_bad_fraction * len(used):
+    n = n_longer = 0
+    longest = (0.0, "")
+    for clip in clips:
+        if clip.split in ("train", "preference"):
+            n += 1
+            n_longer += clip.duration_s > heard_s
+            longest = max(longest, (clip.duration_s, clip.path))
+    if n_longer > max_bad_fraction * n:
         raise NotReady(
-            f"{len(longer)} of {len(used)} clips are longer than the {heard_s:g} s that the model hears, such as "
-            f"{max(longer)[1]} with {max(longer)[0]:.1f} s. Set the corpus' max_duration_s to {heard_s:g}, or "
-            "start from a model that hears more"
+            f"{n_longer} of {n} clips are longer than the {heard_s:g} s that the model hears, such as "
+            f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {heard_s:g}, or start "
+            "from a model that hears more"
         )
 
 

@@ -261,4 +261,4 @@ def test_text_alone_and_pairs_pass_too(tiny, tmp_path, model, processor):
         data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio)),
         processing_class=processor,
     )
-    Preflight(trainer).on_train_begin(trainer.args, trainer.state, trainer.control)
+    Preflight(trainer, [""]).on_train_begin(trainer.args, trainer.state, trainer.control)
