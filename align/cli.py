@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from align import annotate_cli, data_cli, judge_cli, promote_cli, score_cli
+from align import annotate_cli, data_cli, export_cli, judge_cli, promote_cli, score_cli
 from align.artifacts import RunIsBusy, holder, read_json
+from align.budget import lines
 from align.plan import Standing, arithmetic, survey
 from align.recipe import Recipe, RecipeError, load
 from ui_annotation import AnnotationError
@@ -55,8 +56,17 @@ Out = Annotated[
 
 
 @app.command()
-def check(recipe: RecipeFolder, overrides: Overrides = None) -> None:
-    """Check a recipe and print its plan. Trains nothing, writes nothing.
+def check(
+    recipe: RecipeFolder,
+    overrides: Overrides = None,
+    gpu_gb: Annotated[
+        float, typer.Option("--gpu-gb", metavar="GB", help="Memory of a GPU, 10^9 bytes.")
+    ] = 80.0,
+    out: Out = None,
+) -> None:
+    """Check a recipe and print its plan, with memory, disk and hours of training. Trains and writes nothing.
+
+    Hours are those of an earlier run in --out where there is one.
 
     Example: align check recipes/demo --set 6_dpo.beta=0.2
     """
@@ -66,6 +76,10 @@ def check(recipe: RecipeFolder, overrides: Overrides = None) -> None:
         for step in loaded.steps
     ]
     _table([["step", "stage", "reads", "work"], *rows])
+    run = out or _default_run(loaded)
+    budgets = [line for step in loaded.steps for line in lines(step, loaded, run, gpu_gb)]
+    if budgets:
+        print("\n" + "\n".join(budgets))
     print(f"\n{recipe}: {len(loaded.steps)} stages, no mistakes. Next: align run {recipe}")
 
 
@@ -167,6 +181,7 @@ def compare(
 app.command()(judge_cli.judge)
 app.command()(score_cli.score)
 app.command()(promote_cli.promote)
+app.command()(export_cli.export)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from preference_data.languages import TEXT_LANGUAGES
 from preference_data.prompts import Dialect
@@ -24,7 +24,9 @@ OutputKind = Literal[
     "evaluation",
     "verdict",
     "alias",
+    "checkpoint",
 ]
+"""What a stage leaves. No stage leaves a `checkpoint`: that is someone else's model."""
 
 
 class Needs(NamedTuple):
@@ -45,6 +47,7 @@ AnnotationsRef = Annotated[str, Needs("annotations")]
 PairsRef = Annotated[str, Needs("pairs")]
 EvaluationRef = Annotated[str, Needs("evaluation")]
 VerdictRef = Annotated[str, Needs("verdict")]
+CheckpointRef = Annotated[str, Needs("checkpoint")]
 
 
 class Config(BaseModel):
@@ -143,6 +146,31 @@ class ModelShape(Config):
     vocab_size: int = Field(640, ge=300)
 
 
+class Assemble(Config):
+    """A Qwen2-Audio of two models in transformers' format: folders, or ids on the Hub."""
+
+    audio: CheckpointRef
+    """A Whisper model; its encoder becomes the audio tower."""
+    text: CheckpointRef
+    """A Qwen2-family language model; a new projector joins the two."""
+
+
+def _kind_of_model(value: Any) -> str:
+    """Which way of saying what to start from is meant."""
+    if isinstance(value, str):
+        return "[PolicyRef]"
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "[Assemble]" if {"audio", "text"} & set(keys) else "[ModelShape]"
+
+
+StartingModel = Annotated[
+    Annotated[ModelShape, Tag("[ModelShape]")]
+    | Annotated[Assemble, Tag("[Assemble]")]
+    | Annotated[PolicyRef, Tag("[PolicyRef]")],
+    Discriminator(_kind_of_model),
+]
+
+
 class Augment(Config):
     """Random changes to the mel features of each training example. Zero switches a part off."""
 
@@ -198,7 +226,9 @@ class PretrainConfig(TrainingConfig):
 
     produces: ClassVar[OutputKind] = "policy"
     stage: Literal["pretrain"]
-    model: ModelShape
+    model: StartingModel
+    """What to start from: a small model from random weights, a Whisper and a Qwen2 put together, or a
+    Qwen2-Audio (an earlier stage, a folder, or an id on the Hub such as Qwen/Qwen2-Audio-7B)."""
     dialect: Dialect = "sentences"
     """Prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its paper or its
     release spells them."""

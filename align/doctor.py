@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 _ROOM_GB = {"fail": 1, "warn": 5}
+_INSTALL = "pip install -c constraints.txt -e ."
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -29,6 +30,8 @@ def examine(folder: Path) -> Iterator[Finding]:
     checks: list[Callable[[], Finding]] = [
         *(lambda name=name: _package(name) for name in ("torch", "transformers", "trl", "soundfile", "soxr")),
         _accelerator,
+        _deepspeed,
+        lambda: _package("ray"),
         _espeak,
         lambda: _disk(folder),
         _memory,
@@ -45,7 +48,7 @@ def _package(name: str) -> Finding:
     try:
         importlib.import_module(name)
     except (ImportError, OSError) as error:
-        return Finding("fail", name, str(error).partition("\n")[0], "pip install -c constraints.txt -e .")
+        return Finding("fail", name, str(error).partition("\n")[0], _INSTALL)
     return Finding("ok", name, metadata.version(name))
 
 
@@ -55,14 +58,29 @@ def _accelerator() -> Finding:
     except (ImportError, OSError):
         return Finding("warn", "GPU", "unknown without torch")
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        name = f"{torch.cuda.get_device_name(0)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
-        return Finding("ok", "GPU", f"{torch.cuda.device_count()} x {name}, CUDA {torch.version.cuda}")
+        n = torch.cuda.device_count()
+        free, total = map(min, zip(*(torch.cuda.mem_get_info(i) for i in range(n)), strict=True))
+        names = " and ".join(sorted({torch.cuda.get_device_name(i) for i in range(n)}))
+        memory = f"at least {free / 1e9:.0f} of {total / 1e9:.0f} GB free on each"
+        return Finding("ok", "GPU", f"{n} x {names}, {memory}, CUDA {torch.version.cuda}")
     if torch.version.cuda:
         return Finding(
             "warn", "GPU", "none visible to this CUDA build of torch", "check nvidia-smi and the driver"
         )
     return Finding("warn", "GPU", f"none; {os.cpu_count()} CPU cores do for recipes/demo, not for 7B models")
+
+
+def _deepspeed() -> Finding:
+    """DeepSpeed compiles what it needs when it is first used; importing it here would take seconds."""
+    try:
+        version = metadata.version("deepspeed")
+    except metadata.PackageNotFoundError:
+        return Finding("warn", "DeepSpeed", "not installed; strategy: ddp works without it", _INSTALL)
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    if missing:
+        found = f"{version}, but no {' and no '.join(missing)} to compile with; zero2 and zero3 would fail"
+        return Finding("warn", "DeepSpeed", found, "apt-get install g++ ninja-build")
+    return Finding("ok", "DeepSpeed", f"{version}, compiles with g++ and ninja on first use")
 
 
 def _espeak() -> Finding:

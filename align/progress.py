@@ -68,9 +68,14 @@ class Progress:
     def _line(self, done: int, now: float) -> str:
         share = f"{100 * done // self.total}%" if self.total else ""
         parts = [self.label, f"{done}/{self.total}" if self.total else f"{done}", share]
-        parts += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self._values.items()]
+        parts += [f"{name.replace('_', ' ')} {_short(value)}" for name, value in self._values.items()]
         ready = done - self._first
         if 0 < ready and done < self.total:
             seconds = round((now - self._started) / ready * (self.total - done))
             parts.append(f"ETA {seconds // 60:02d}:{seconds % 60:02d}")
         return "  ".join(part for part in parts if part)
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent for what is counted in thousands."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"

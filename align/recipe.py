@@ -198,11 +198,12 @@ _EXPECTED = MappingProxyType(
 
 def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> Problem:
     """A pydantic error in the recipe's words."""
-    loc = tuple(part for part in error["loc"] if part != "[key]")
+    tagged = tuple(part for part in error["loc"] if part != "[key]")
+    loc = _untagged(tagged)
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     what = kind.split("_")[0]
     if kind == "extra_forbidden":
-        message = "unknown key" + _unknown_key_hint(str(loc[-1]), _model_at(config, loc[:-1]), config)
+        message = "unknown key" + _unknown_key_hint(str(loc[-1]), _model_at(config, tagged[:-1]), config)
     elif kind == "missing":
         message = "required, missing"
     elif kind == "literal_error":
@@ -215,6 +216,11 @@ def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> P
     else:
         message = f"{error['msg'].removeprefix('Input ')}, got {value!r}"
     return file.problem(loc, message)
+
+
+def _untagged(loc: Loc) -> Loc:
+    """A place without pydantic's notes on which member of a union, such as `[Assemble]`, was meant."""
+    return tuple(part for part in loc if not (isinstance(part, str) and part.startswith("[")))
 
 
 def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[BaseModel]) -> str:
@@ -231,14 +237,15 @@ def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[Base
 def _model_at(config: type[BaseModel] | None, loc: Loc) -> type[BaseModel] | None:
     """The model that a place inside a config is validated by, if it is one."""
     annotation: Any = config
-    for part in loc:
-        if isinstance(part, str):
+    for place, part in enumerate(loc):
+        if isinstance(part, str) and not part.startswith("["):
             if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
                 return None
             info = annotation.model_fields.get(part)
             annotation = info.annotation if info else None
         models = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        annotation = models[0] if models else None
+        meant = [model for model in models if loc[place + 1 : place + 2] == (f"[{model.__name__}]",)]
+        annotation = next(iter([*meant, *models]), None)
     return annotation
 
 
@@ -273,6 +280,15 @@ def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple
             yield (key,), needs, value
         elif needs and isinstance(value, list):
             yield from (((key, i), needs, ref) for i, ref in enumerate(value) if isinstance(ref, str))
+        elif isinstance(value, dict):
+            for inner in _members(info, value):
+                yield from (((key, *loc), needs, ref) for loc, needs, ref in _references(inner, value))
+
+
+def _members(info: FieldInfo, value: dict[str, Any]) -> list[type[BaseModel]]:
+    """The models among a field's types that have one of these keys."""
+    models = [a for a in _parts(info.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return [model for model in models if model.model_fields.keys() & value.keys()]
 
 
 def _check_references(
@@ -291,6 +307,8 @@ def _check_references(
                 message = f"{ref!r} produces {kind.produces}, not {needs.kind}"
         elif ref in [other.name for other in files]:
             message = f"{ref!r} does not come before {file.name!r}; only earlier stages can be used"
+        elif needs.kind == "checkpoint":
+            message = f"{ref!r} is neither a folder (./{ref}) nor a Hub id (owner/name)"
         else:
             named = {n: CONFIGS.get(str(f.data.get("stage"))) for n, f in earlier.items()}
             fitting = [n for n, c in named.items() if c and c.produces == needs.kind]
@@ -302,14 +320,14 @@ def _check_references(
 
 
 def _foreign_problem(ref: str, needs: Needs) -> str | None:
-    """What is wrong with a policy, pairs or a corpus from outside the recipe, named by path or Hub id."""
+    """What is wrong with a model, pairs or a corpus from outside the recipe, named by path or Hub id."""
     folder = Path(ref).expanduser()
     if wanted := _IMPORTED.get(needs.kind):
         if (folder / wanted).is_file():
             return None
         return f"there is no folder {ref!r} with {wanted} in it, as `align data import` writes"
-    if needs.kind != "policy":
-        return f"{ref!r} is a path, but only a policy, pairs or a corpus can come from outside the recipe"
+    if needs.kind not in ("policy", "checkpoint"):
+        return f"{ref!r} is a path, but only a model, pairs or a corpus can come from outside the recipe"
     if folder.is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
         return None
     return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"

@@ -42,13 +42,14 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, a
     tables = {id(e.weight): e.weight for e in (model.get_input_embeddings(), model.get_output_embeddings())}
     for tag in added:
         row = tokenizer.convert_tokens_to_ids(tag)
-        spelled = tokenizer(tag.strip("<|>").replace("_", " "), add_special_tokens=False)["input_ids"]
         for weight in tables.values():
-            weight[row] = _blend(weight[spelled])
+            weight[row] = spelled_row(weight, tokenizer, tag)
     return max(0, len(tokenizer) - rows)
 
 
-def _blend(rows: Tensor) -> Tensor:
-    """Mean (d,) of rows (n, d) with weights 1, 1/2, 1/3 ..."""
+def spelled_row(table: Tensor, tokenizer: PreTrainedTokenizerBase, tag: str) -> Tensor:
+    """Mean (d,) of the rows of a table (V, d) that spell the tag's name, with weights 1, 1/2, 1/3 ..."""
+    spelled = tokenizer(tag.strip("<|>").replace("_", " "), add_special_tokens=False)["input_ids"]
+    rows = table[spelled]
     weights = 1 / torch.arange(1, len(rows) + 1, dtype=torch.float32, device=rows.device)
     return ((weights / weights.sum()) @ rows.float()).to(rows.dtype)

@@ -62,6 +62,26 @@ class Registry:
         with self._answering() as client:
             return self._holder(client, alias)
 
+    def fetch(self, alias: str, to: Path) -> tuple[Path, dict[str, str]]:
+        """Copy the files of the version that holds an alias below `to`; returns their folder and its tags.
+
+        Raises:
+            LookupError: nobody holds the alias, or the files are not those that were registered.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        from align.models.qwen2_audio import weights_sha256
+
+        with self._answering() as client:
+            version = self._holder(client, alias).version
+            if version is None:
+                raise LookupError(f"{self}: nobody is {alias}")
+            found = client.get_model_version(self.name, str(version))
+            folder = Path(download_artifacts(found.source, dst_path=str(to), tracking_uri=self.uri))
+        if weights_sha256(folder) != found.tags.get(WEIGHTS):
+            raise LookupError(f"{self}: the files of version {version} have changed since it was registered")
+        return folder, {**found.tags, "version": str(version)}
+
     # ---------------------------------------------------------------- versions
 
     def register(self, policy: Path, tags: Mapping[str, str], run_id: str | None) -> int:

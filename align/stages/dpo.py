@@ -29,16 +29,19 @@ from align.training.checkpoints import checkpoints, step_of
 from align.training.collate import PreferenceCollator, SFTCollator
 from align.training.divergence import kl_per_answer
 from align.training.fit import fit
+from align.training.preflight import check_heard
 from align.training.trainers import AudioDPOTrainer
 from preference_data import store
 from preference_data.pairs import weigh
-from preference_data.schema import Axis, PreferencePair
+from preference_data.schema import AudioClip, Axis, PreferencePair
+from preference_data.sources import table
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
+    check_heard(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
     features = ClipFeatures(processor, corpus)
     dataset = _dataset(config, inputs[config.pairs])
     model = qwen2_audio.load_model(policy)

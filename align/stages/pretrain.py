@@ -1,12 +1,14 @@
 """Multi-task pre-training: audio and a task prompt in, text out (Qwen2-Audio, arXiv:2407.10759, stage 1).
 
-Differs from the paper: starts from random weights instead of Whisper and Qwen, and can order clips by
-a curriculum. Reads: corpus. Writes: model/ (safetensors, processor), metrics.jsonl.
+Starts from a Whisper and a Qwen2 put together, as the papers do, from a Qwen2-Audio, or from a small model's
+random weights; can order clips by a curriculum. Reads: corpus. Writes: model/ (safetensors, processor),
+metrics.jsonl.
     align run recipes/demo --only 1_pretrain
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
@@ -15,37 +17,40 @@ from pathlib import Path
 import numpy as np
 
 from align.artifacts import StageFolder
+from align.config import Assemble, ModelShape, PretrainConfig
 from align.config import Lesson as LessonConfig
-from align.config import PretrainConfig
-from align.models import qwen2_audio
+from align.models import assemble, qwen2_audio
 from align.models.packed_qwen2_audio import pack
+from align.models.vocabulary import add_tags, fit_embeddings
 from align.training import supervised
 from align.training.augment import chosen
 from align.training.order import Examples, Lesson, Part
+from align.training.preflight import check_heard
 from align.training.rows import task_row
 from preference_data import store
+from preference_data.audio import SAMPLE_RATE
 from preference_data.phrasebook import Phrasebook
-from preference_data.prompts import AUDIO, one_of_each_kind, pretraining_prompt, prompt_of, tags_needed
+from preference_data.prompts import (
+    AUDIO,
+    Dialect,
+    all_tags,
+    one_of_each_kind,
+    pretraining_prompt,
+    prompt_of,
+    tags_needed,
+)
 from preference_data.schema import AudioClip, TaskExample
-from preference_data.sources import sources
+from preference_data.sources import sources, table
 
 _TOKENIZER_TEXTS = 2000
 """Of a corpus without a phrasebook, from which a small model's tokenizer is made."""
 
 
 def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
-    """Train from random weights; returns the last logged metrics."""
+    """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
-    processor = _processor(config, corpus)
-    shape = config.model
-    model = qwen2_audio.build_model(
-        processor,
-        d_model=shape.d_model,
-        heads=shape.heads,
-        audio_layers=shape.audio_layers,
-        text_layers=shape.text_layers,
-        seed=config.seed,
-    )
+    processor, model = _start(config, inputs, out.path / "assembled")
+    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     metrics = supervised.train(
         pack(model) if config.packed else model,
         processor,
@@ -60,10 +65,48 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
     )
+    shutil.rmtree(out.path / "assembled", ignore_errors=True)  # as large as the model, and soon made again
     return {"parameters": float(model.num_parameters()), **metrics}
 
 
-def _processor(config: PretrainConfig, corpus: Path) -> qwen2_audio.Qwen2AudioProcessor:
+def _start(
+    config: PretrainConfig, inputs: dict[str, Path], assembled: Path
+) -> tuple[qwen2_audio.Qwen2AudioProcessor, qwen2_audio.Qwen2AudioForConditionalGeneration]:
+    """What the recipe starts from. Two models are put together in the folder `assembled`, once."""
+    corpus = inputs[config.corpus]
+    match config.model:
+        case ModelShape() as shape:
+            processor = _processor(shape, corpus, config.dialect)
+            return processor, _from_random(shape, processor, config.seed)
+        case Assemble(audio=audio, text=text):
+            if not assembled.is_dir():
+                parts = assemble.fetched(inputs[audio]), assemble.fetched(inputs[text])
+                assemble.assemble(*parts, assembled, seed=config.seed, tags=all_tags(config.dialect))
+            shutil.copy(assembled / assemble.REPORT, assembled.parent)
+            path: Path | str = assembled
+        case policy:
+            path = qwen2_audio.located(inputs[policy])
+    processor, model = qwen2_audio.load_processor(path), qwen2_audio.load_model(path)
+    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.dialect, heard_s)
+    fit_embeddings(model, processor.tokenizer, add_tags(processor.tokenizer, tags))
+    return processor, model
+
+
+def _from_random(
+    shape: ModelShape, processor: qwen2_audio.Qwen2AudioProcessor, seed: int
+) -> qwen2_audio.Qwen2AudioForConditionalGeneration:
+    return qwen2_audio.build_model(
+        processor,
+        d_model=shape.d_model,
+        heads=shape.heads,
+        audio_layers=shape.audio_layers,
+        text_layers=shape.text_layers,
+        seed=seed,
+    )
+
+
+def _processor(shape: ModelShape, corpus: Path, dialect: Dialect) -> qwen2_audio.Qwen2AudioProcessor:
     """A tokenizer trained on what phrasebook, chats and tasks of the corpus say, with the tags they need."""
     chat = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
     always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
@@ -72,11 +115,11 @@ def _processor(config: PretrainConfig, corpus: Path) -> qwen2_audio.Qwen2AudioPr
     said = _said(corpus)
     return qwen2_audio.build_processor(
         [*said, *chat, *always, *sorted(asked - {*always})] * 20,  # so that BPE makes every word one token
-        vocab_size=config.model.vocab_size,
-        mel_bins=config.model.mel_bins,
-        hop_length=config.model.hop_length,
-        clip_s=config.model.clip_s,
-        tags=tags_needed(kinds, config.dialect, config.model.clip_s),
+        vocab_size=shape.vocab_size,
+        mel_bins=shape.mel_bins,
+        hop_length=shape.hop_length,
+        clip_s=shape.clip_s,
+        tags=tags_needed(kinds, dialect, shape.clip_s),
     )
 
 

@@ -26,10 +26,11 @@ from align.training.augment import chosen
 from align.training.collate import SFTCollator
 from align.training.filtering import keep
 from align.training.order import Examples, Part
+from align.training.preflight import check_heard
 from align.training.rows import chat_row, task_row
 from preference_data.filters import Limits
 from preference_data.manifest import Selection
-from preference_data.schema import Chat, TaskExample
+from preference_data.schema import AudioClip, Chat, TaskExample
 from preference_data.sources import Source, sources, table
 
 
@@ -37,6 +38,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     """Fine-tune the policy on chats; returns the last logged metrics."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     model, processor = qwen2_audio.load_model(policy), qwen2_audio.load_processor(policy)
+    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     chats, counts = sources(corpus, "sft", Chat), dict[str, float]()
     if config.filters != Filters():
         collator = SFTCollator(processor, ClipFeatures(processor, corpus))

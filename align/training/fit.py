@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
 from align.progress import Progress
+from align.training.alarms import Alarms
 from align.training.allocator import keep_freed_memory
 from align.training.checkpoints import TOKENS, AtomicCheckpoints, newest, step_of
+from align.training.preflight import Preflight
 
 
 class Report(TrainerCallback):
@@ -34,7 +37,9 @@ class Report(TrainerCallback):
         logs = {k: float(v) for k, v in kwargs["logs"].items() if isinstance(v, int | float)}
         if "loss" in logs:
             self.out.log(state.global_step, logs)
-            self.progress.update(state.global_step, loss=logs["loss"])
+            shown = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}
+            told = {label: logs[name] for name, label in shown.items() if name in logs}
+            self.progress.update(state.global_step, **told)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -45,12 +50,15 @@ class Report(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
+def fit(trainer: AtomicCheckpoints, out: StageFolder, trained: Sequence[str] = ("",)) -> dict[str, float]:
     """Train from the newest whole checkpoint to the end; returns the last logged metrics.
+
+    `trained` are the modules that learn, see `preflight.check_frozen`; by default the whole model.
 
     Raises:
         Interrupted: a stop was requested; a checkpoint of this step is on disk.
         NonFiniteLoss: see `checkpoints`.
+        NotReady: see `preflight`.
     """
     keep_freed_memory()
     checkpoint = newest(Path(trainer.args.output_dir))
@@ -64,6 +72,8 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder) -> dict[str, float]:
     else:
         with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
             trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(Preflight(trainer, trained))
+            trainer.add_callback(Alarms())  # before Report, which writes what they add
             trainer.add_callback(Report(out, progress))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:

@@ -20,9 +20,10 @@ from align.training.checkpoints import AtomicCheckpoints
 from align.training.collate import Row
 from align.training.feeding import ABOUT
 from align.training.tally import Tally
+from align.training.throughput import Throughput
 
 
-class AudioSFTTrainer(AtomicCheckpoints, SFTTrainer):
+class AudioSFTTrainer(Throughput, AtomicCheckpoints, SFTTrainer):
     """TRL's SFTTrainer over `Examples`; logs the loss of every task and source beside the whole."""
 
     def __init__(self, *args: Any, train_dataset: data.Dataset[Row], **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ class AudioSFTTrainer(AtomicCheckpoints, SFTTrainer):
         super().log({**logs, **self.tally.take()} if "loss" in logs else logs, *args, **kwargs)
 
 
-class AudioDPOTrainer(AtomicCheckpoints, DPOTrainer):
+class AudioDPOTrainer(Throughput, AtomicCheckpoints, DPOTrainer):
     """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
 
     With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair

@@ -122,3 +122,16 @@ def test_doctor_finds_what_the_tests_stand_on(tmp_path):
     assert {found[name] for name in ("Python", "torch", "trl", "soundfile", "mlflow", "espeak-ng")} == {"ok"}
     assert found["browser"] in ("ok", "warn")
     assert done.returncode == (1 if "fail" in found.values() else 0)
+
+
+def test_doctor_says_what_deepspeed_needs_to_compile(tmp_path, monkeypatch):
+    from align.doctor import examine
+
+    def found():
+        return next(finding for finding in examine(tmp_path) if finding.thing == "DeepSpeed")
+
+    assert found().found.split(",")[0].count(".") == 2
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert found().status == "warn"
+    assert "no g++ and no ninja" in found().found
+    assert "apt-get install" in found().mend

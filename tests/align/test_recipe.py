@@ -261,3 +261,41 @@ def test_checking_imports_neither_torch_nor_trl(write):
     )
     assert done.stdout == "[]\n"
     assert Path(folder).is_dir()
+
+
+ASSEMBLE = (
+    PRETRAIN.replace("{d_model: 64}", "{audio: openai/whisper-tiny, text: ./qwen}") + "learning_rate: 1\n"
+)
+
+
+def test_a_model_to_start_from_is_a_shape_two_models_or_one(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen").mkdir()
+    recipe = load(write(s2_pretrain=ASSEMBLE))
+    assert recipe.step("2_pretrain").foreign == ["./qwen", "openai/whisper-tiny"]
+    assert recipe.step("2_pretrain").config.model.audio == "openai/whisper-tiny"
+    again = load(write(), ["2_pretrain.model=owner/released"]).step("2_pretrain")
+    assert (again.config.model, again.foreign) == ("owner/released", ["owner/released"])
+    further = PRETRAIN.replace("{d_model: 64}", "2_pretrain") + "learning_rate: 1\n"
+    assert load(write(s3_further=further)).step("3_further").needs == ["1_corpus", "2_pretrain"]
+    assert load(write()).step("2_pretrain").foreign == []
+
+
+def test_mistakes_in_the_model_to_start_from_are_told_where_they_are(write):
+    def told(model):
+        return problems(write(s2_pretrain=PRETRAIN.replace("{d_model: 64}", model) + "learning_rate: 1\n"))
+
+    assert told("{d_modl: 64}") == ["2_pretrain.yaml:3: model.d_modl: unknown key (did you mean 'd_model'?)"]
+    assert told("{d_model: 1}") == [
+        "2_pretrain.yaml:3: model.d_model: should be greater than or equal to 16, got 1"
+    ]
+    assert told("{audio: o/w, txt: o/q}") == [
+        "2_pretrain.yaml:3: model.text: required, missing",
+        "2_pretrain.yaml:3: model.txt: unknown key (did you mean 'text'?)",
+    ]
+    assert told("{audio: whisper, text: ./nowhere}") == [
+        "2_pretrain.yaml:3: model.audio: 'whisper' is neither a folder (./whisper) nor a Hub id (owner/name)",
+        "2_pretrain.yaml:3: model.text: there is no folder './nowhere', and it is not a Hub id (owner/name)",
+    ]
+    assert told("9_none")[0].startswith("2_pretrain.yaml:3: model: there is no stage '9_none'")
+    assert told("1_corpus") == ["2_pretrain.yaml:3: model: '1_corpus' produces corpus, not policy"]

@@ -1,0 +1,288 @@
+"""What the training stages of a recipe will take: parameters, memory per GPU, disk, hours. For `align check`.
+
+Nothing is loaded: shapes come from the recipe, from config.json files on disk, or are well known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from align import estimate
+from align.artifacts import MANIFEST, read_json
+from align.config import (
+    Assemble,
+    CorpusConfig,
+    DPOConfig,
+    ModelShape,
+    PretrainConfig,
+    SFTConfig,
+    TrainingConfig,
+)
+from align.estimate import STRATEGIES, Job, Shape, Strategy
+from align.recipe import Recipe, Step
+from preference_data.prompts import all_tags
+
+TEXT_TOKENS = 256
+"""Of a sequence, prompt and answer: an assumption."""
+SMALL = 1e8
+"""Parameters up to which a model trains anywhere: no table for it."""
+_WORKERS = 8
+"""GPUs of the table where the recipe names none."""
+_RANK = 16
+"""Of the table's LoRA, where the recipe has none."""
+_QWEN2_AUDIO_7B = Shape()
+_PUBLISHED: dict[str, Shape] = {
+    "Qwen/Qwen2-Audio-7B": _QWEN2_AUDIO_7B,
+    "Qwen/Qwen2-Audio-7B-Instruct": _QWEN2_AUDIO_7B,
+    "openai/whisper-large-v2": Shape(mel_bins=80),
+    "openai/whisper-large-v3": Shape(),
+    "Qwen/Qwen1.5-7B": Shape(vocab=151_936),
+}
+"""Of models that are named by their Hub id and not downloaded yet."""
+_NEW_TOKENS = 3 + sum(map(len, all_tags("tags_released")))
+"""At most, around audio and for every task, where a model is assembled."""
+_TEXT_FIELDS = ("vocab", "width", "layers", "ffn", "heads", "kv_heads")
+
+
+class Spread(NamedTuple):
+    """Over what a stage is spread, and what of it learns."""
+
+    workers: int
+    strategy: Strategy | None
+    offload: str
+    parts: tuple[str, ...] | None
+    lora_rank: int | None
+    frozen_bytes: float
+
+
+def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]:
+    """What a training stage takes; nothing for other stages.
+
+    Args:
+        step: of the recipe.
+        recipe: gives corpus and policy.
+        run: an earlier run's folder, whose measured speed is used.
+        gpu_gb: memory of a GPU, 10^9 bytes.
+    """
+    config = step.config
+    if not isinstance(config, TrainingConfig):
+        return
+    shape = shape_of(step.name, recipe)
+    if shape is None:
+        yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
+        return
+    spread = _spread(config, alone=estimate.parameters(shape).total <= SMALL)
+    job, passes = _job(config, shape, spread, _seconds(config, recipe, shape))
+    count, learn = estimate.parameters(shape), estimate.trained(shape, job)
+    kind = spread.strategy or "ddp"
+    disk = estimate.checkpoint_bytes(shape, job, kind)
+    tokens = passes * spread.workers * job.clips * job.audio_tokens
+    yield (
+        f"{step.name}: {_count(count.total)} parameters, {_count(learn)} learn; up to {tokens:,} audio "
+        f"tokens a step; a checkpoint takes {_size(disk)}, {_kept(config)}"
+    )
+    if count.total > SMALL:
+        yield from _table(shape, job, spread, gpu_gb)
+    measured = _measured(step, run)
+    if measured:
+        yield f"  {measured}"
+    elif count.total > SMALL:
+        yield f"  {_assumed(step, spread, shape, job, passes)}"
+
+
+# -------------------------------------------------------------------------- what the recipe says
+
+
+def shape_of(name: str, recipe: Recipe) -> Shape | None:
+    """Of the model that a stage trains, or that a reference names; None if that cannot be known yet."""
+    step = next((step for step in recipe.steps if step.name == name), None)
+    if step is None:
+        return _outside(name)
+    config = step.config
+    if isinstance(config, SFTConfig | DPOConfig):
+        return shape_of(config.policy, recipe)
+    if not isinstance(config, PretrainConfig):
+        return None
+    match config.model:
+        case ModelShape() as small:
+            return _small(small)
+        case Assemble(audio=audio, text=text):
+            return _assembled(audio, text)
+        case policy:
+            return shape_of(policy, recipe)
+
+
+def _small(model: ModelShape) -> Shape:
+    d = model.d_model
+    return Shape(
+        mel_bins=model.mel_bins,
+        audio_width=d,
+        audio_layers=model.audio_layers,
+        audio_ffn=4 * d,
+        positions=model.clip_s * estimate.SAMPLE_RATE // model.hop_length // 2,
+        vocab=model.vocab_size,
+        width=d,
+        layers=model.text_layers,
+        ffn=8 * d // 3,
+        heads=model.heads,
+        kv_heads=model.heads,
+        hop_length=model.hop_length,
+    )
+
+
+def _outside(ref: str) -> Shape | None:
+    config = _config(ref)
+    return _PUBLISHED.get(ref) if config is None else estimate.shape_of_config(config)
+
+
+def _assembled(audio: str, text: str) -> Shape | None:
+    """Of a Whisper and a Qwen2; the embeddings at most as large as all new tokens make them."""
+    whisper, qwen = _config(audio), _config(text)
+    shapes = (
+        estimate.joined(whisper, {}) if whisper else _PUBLISHED.get(audio),
+        estimate.joined({}, qwen) if qwen else _PUBLISHED.get(text),
+    )
+    if shapes[0] is None or shapes[1] is None:
+        return None
+    language = {name: getattr(shapes[1], name) for name in _TEXT_FIELDS}
+    return shapes[0]._replace(**{**language, "vocab": language["vocab"] + _NEW_TOKENS})
+
+
+def _config(ref: str) -> dict[str, Any] | None:
+    folder = Path(ref).expanduser()
+    for path in (folder / "model" / "config.json", folder / "config.json"):
+        if path.exists():
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return config
+    return None
+
+
+def _spread(config: TrainingConfig, *, alone: bool) -> Spread:
+    """As the recipe has it; where it says nothing, one process for a small model, eight for a large one."""
+    told = config.model_dump()
+    hardware, lora, parts = told.get("hardware"), told.get("lora"), told.get("train")
+    return Spread(
+        workers=hardware["workers"] if hardware else 1 if alone else _WORKERS,
+        strategy=hardware["strategy"] if hardware else None,
+        offload=hardware["offload"] if hardware else "none",
+        parts=tuple(parts) if parts else None,
+        lora_rank=lora["r"] if lora else None,
+        frozen_bytes=0.6 if lora and lora["bits"] else 2,
+    )
+
+
+def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
+    """The longest clip: as the corpus allows, and as the model hears."""
+    heard = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
+    corpora = [other.config for other in recipe.steps if other.name == config.corpus]
+    return min([heard, *(corpus.max_duration_s for corpus in corpora if isinstance(corpus, CorpusConfig))])
+
+
+def _job(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -> tuple[Job, int]:
+    """One GPU's pass, and how many of them make an optimizer step."""
+    passes = int(config.trl.get("gradient_accumulation_steps", 1))
+    rows = max(1, config.batch_size // (spread.workers * passes))
+    is_dpo = isinstance(config, DPOConfig)
+    sequences = 2 * rows if is_dpo else rows
+    recompute = any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
+    with_reference = (
+        is_dpo and spread.lora_rank is None and not config.trl.get("precompute_ref_log_probs", True)
+    )
+    job = Job(
+        sequences=sequences,
+        clips=sequences,
+        audio_tokens=shape.audio_tokens(seconds),
+        text_tokens=TEXT_TOKENS,
+        parts=spread.parts,
+        lora_rank=spread.lora_rank,
+        frozen_bytes=spread.frozen_bytes,
+        with_reference=with_reference,
+        recompute=recompute,
+    )
+    return job, passes
+
+
+# -------------------------------------------------------------------------- in words
+
+
+def _table(shape: Shape, job: Job, spread: Spread, gpu_gb: float) -> Iterator[str]:
+    """Memory by strategy; what the recipe chose is marked, and told if it cannot fit."""
+    n = spread.workers
+    again = "computed again" if job.recompute else "kept (trl: {activation_checkpointing: true} keeps less)"
+    yield (
+        f"  GB per GPU on {n} GPUs; sequences at a time: {job.sequences}, with {TEXT_TOKENS} text tokens "
+        f"each (assumed); activations {again}:"
+    )
+    columns = ("weights", "gradients", "optimizer", "activations", "sum")
+    yield "    " + " " * 12 + "".join(f"{column:>13}" for column in columns)
+    options = [(strategy, job) for strategy in STRATEGIES]
+    if job.lora_rank is None:
+        options.append(("ddp", job._replace(lora_rank=_RANK, parts=None)))
+    for strategy, job_ in options:
+        chosen = strategy == spread.strategy and job_ is job
+        found = estimate.memory(shape, job_, strategy, n, spread.offload if chosen else "none")
+        name = strategy if job_ is job else f"LoRA r {_RANK}"
+        cells = "".join(f"{part / 1e9:>13.1f}" for part in (*found, found.total))
+        fits = found.total <= gpu_gb * 1e9
+        yield (
+            f"    {name:<12}{cells}  {'fits' if fits else 'does not fit'} {gpu_gb:g} GB"
+            + (" <- the recipe's" if chosen else "")
+        )
+        if chosen and not fits:
+            yield f"    WARNING: the recipe's {name} on {n} GPUs cannot fit. {_advice(found, strategy)}"
+
+
+def _advice(found: estimate.Memory, strategy: Strategy) -> str:
+    if found.activations > 0.5 * found.total:
+        return "Activations are most of it: raise gradient_accumulation_steps or compute them again"
+    if strategy in ("ddp", "zero2"):
+        return "Take strategy: zero3, more workers, or lora"
+    return "Take more workers, offload: optimizer, or lora"
+
+
+def _measured(step: Step, run: Path) -> str:
+    """Hours at the speed of the same stage of an earlier run, if there is one."""
+    path = run / step.name / MANIFEST
+    speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
+    if not speed:
+        return ""
+    config = step.config
+    if isinstance(config, PretrainConfig | SFTConfig):
+        return f"{_duration(config.steps * config.batch_size / speed / 3600)} at the speed measured in {path}"
+    return f"{_duration(1000 / speed / 3600)} per 1,000 pairs at the speed measured in {path}"
+
+
+def _assumed(step: Step, spread: Spread, shape: Shape, job: Job, passes: int) -> str:
+    """Hours at an assumed share of the GPUs' peak."""
+    config = step.config
+    speed = (
+        f"at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of "
+        f"{spread.workers} GPUs: assumed, not measured"
+    )
+    if isinstance(config, PretrainConfig | SFTConfig):
+        return f"{_duration(estimate.hours(config.steps, passes, shape, job))} {speed}"
+    pairs = spread.workers * job.sequences / 2
+    return f"{_duration(estimate.hours(1, 1, shape, job) * 1000 / pairs)} per 1,000 pairs {speed}"
+
+
+def _kept(config: TrainingConfig) -> str:
+    if isinstance(config, DPOConfig):
+        return f"one every {config.save_steps} steps, all kept"
+    return "3 at a time"  # two, and the new one until it is whole
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
+
+
+def _size(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"

@@ -1,0 +1,283 @@
+"""How much memory, disk and time training takes, by arithmetic on shapes. Imports no torch.
+
+Bytes per parameter follow ZeRO (arXiv:1910.02054, section 3): in bfloat16 training each learned parameter
+costs 2 (weight) + 2 (gradient) + 12 (float32 weight and Adam's two moments). Activations are those that
+autograd keeps of a layer with fused attention. What is not counted: CUDA's own memory and fragmentation,
+which `OVERHEAD` stands for. Good to about a fifth; a run that must fit tightly has to be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+Strategy = Literal["ddp", "zero2", "zero3", "fsdp2"]
+STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "fsdp2")
+OVERHEAD = 3e9
+"""Bytes per GPU: CUDA context, NCCL buffers, the vocabulary head's tiles, fragmentation. An assumption."""
+LIVE_PARAMETERS = 1e9
+"""That ZeRO-3 keeps gathered at a time (DeepSpeed's stage3_max_live_parameters)."""
+PEAK_FLOPS = 989e12
+"""Of an H100 or H200, dense bfloat16 (NVIDIA's data sheet)."""
+MFU = 0.35
+"""Share of the peak that training reaches: an assumption until it is measured."""
+SAMPLE_RATE = 16_000
+
+
+class Shape(NamedTuple):
+    """Of a Qwen2-Audio; the defaults are Qwen2-Audio-7B's."""
+
+    mel_bins: int = 128
+    audio_width: int = 1280
+    audio_layers: int = 32
+    audio_ffn: int = 5120
+    positions: int = 1500
+    """Of the audio tower, two mel frames each; every clip is padded to them."""
+    vocab: int = 156_032
+    width: int = 4096
+    layers: int = 32
+    ffn: int = 11_008
+    heads: int = 32
+    kv_heads: int = 32
+    hop_length: int = 160
+
+    @property
+    def head_width(self) -> int:
+        """Of one attention head."""
+        return self.width // self.heads
+
+    def audio_tokens(self, seconds: float) -> int:
+        """Of a clip: one per four mel frames."""
+        return min(self.positions // 2, int(seconds * SAMPLE_RATE / self.hop_length) // 4)
+
+
+class Parameters(NamedTuple):
+    """Counts by part; the language model's with its head."""
+
+    audio_tower: int
+    projector: int
+    language_model: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+    def of(self, parts: Sequence[str] | None) -> int:
+        """Of the named parts; None is all."""
+        return self.total if parts is None else sum(getattr(self, part) for part in parts)
+
+
+class Job(NamedTuple):
+    """What one GPU does in one forward and backward pass, and what learns.
+
+    `parts` are names of `Parameters`' fields, None for all; with `lora_rank` only low-rank updates of the
+    language model and the projector learn. `sequences` counts both answers of a preference pair.
+    """
+
+    sequences: int
+    clips: int
+    audio_tokens: int
+    """Per clip."""
+    text_tokens: int
+    """Per sequence."""
+    parts: tuple[str, ...] | None = None
+    lora_rank: int | None = None
+    frozen_bytes: float = 2
+    """Per frozen parameter: 2 in bfloat16, about 0.6 in 4 bits."""
+    with_reference: bool = False
+    """A second, frozen model beside the one that learns."""
+    recompute: bool = True
+    """Activation checkpointing: layers are computed again in the backward pass."""
+
+
+class Memory(NamedTuple):
+    """Bytes per GPU."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """With the overhead."""
+        return sum(self) + OVERHEAD
+
+
+# -------------------------------------------------------------------------- shapes
+
+
+def shape_of_config(config: Mapping[str, Any]) -> Shape:
+    """Of a Qwen2-Audio's config.json; what it leaves out is the default of transformers' classes."""
+    return joined(config.get("audio_config") or {}, config.get("text_config") or {})
+
+
+def joined(audio: Mapping[str, Any], text: Mapping[str, Any]) -> Shape:
+    """Of an audio tower (or a Whisper) and a language model, by their config.json."""
+    fields = {
+        "mel_bins": audio.get("num_mel_bins"),
+        "audio_width": audio.get("d_model"),
+        "audio_layers": audio.get("encoder_layers"),
+        "audio_ffn": audio.get("encoder_ffn_dim"),
+        "positions": audio.get("max_source_positions"),
+        "vocab": text.get("vocab_size"),
+        "width": text.get("hidden_size"),
+        "layers": text.get("num_hidden_layers"),
+        "ffn": text.get("intermediate_size"),
+        "heads": text.get("num_attention_heads"),
+        "kv_heads": text.get("num_key_value_heads", text.get("num_attention_heads")),
+    }
+    return Shape(**{name: value for name, value in fields.items() if value is not None})
+
+
+# -------------------------------------------------------------------------- parameters
+
+
+def parameters(shape: Shape) -> Parameters:
+    """How many a Qwen2-Audio of this shape has; 8,397,094,912 for the 7B."""
+    d, f, h = shape.audio_width, shape.audio_ffn, shape.width
+    attention = 4 * d * d + 3 * d  # the key has no bias
+    encoder_layer = attention + 2 * d * f + f + d + 4 * d
+    tower = 3 * shape.mel_bins * d + d + 3 * d * d + d + shape.positions * d
+    tower += shape.audio_layers * encoder_layer + 2 * d
+    decoder_layer = _linear(shape) + h + 2 * shape.kv_heads * shape.head_width + 2 * h  # biases, norms
+    language = 2 * shape.vocab * h + shape.layers * decoder_layer + h
+    return Parameters(tower, d * h + h, language)
+
+
+def _linear(shape: Shape) -> int:
+    """Weights of a decoder layer's linear maps."""
+    h, kv = shape.width, shape.kv_heads * shape.head_width
+    return 2 * h * h + 2 * h * kv + 3 * h * shape.ffn
+
+
+def lora_parameters(shape: Shape, rank: int) -> int:
+    """Of low-rank updates of every linear map in the language model's layers, and of the projector."""
+    h, kv, f = shape.width, shape.kv_heads * shape.head_width, shape.ffn
+    per_layer = 2 * (h + h) + 2 * (h + kv) + 3 * (h + f)
+    return rank * (shape.layers * per_layer + shape.audio_width + h)
+
+
+def trained(shape: Shape, job: Job) -> int:
+    """Parameters that learn. The tower's positions never do, but they are counted: they are few."""
+    if job.lora_rank is not None:
+        return lora_parameters(shape, job.lora_rank)
+    return parameters(shape).of(job.parts)
+
+
+def _learns(part: str, job: Job) -> bool:
+    """Whether a part's own weights do."""
+    return job.lora_rank is None and (job.parts is None or part in job.parts)
+
+
+# -------------------------------------------------------------------------- memory
+
+
+def memory(shape: Shape, job: Job, strategy: Strategy, gpus: int, offload: str = "none") -> Memory:
+    """Bytes per GPU.
+
+    Args:
+        shape: of the model.
+        job: what one GPU does.
+        strategy: ddp keeps everything everywhere, with float32 weights for what learns; zero2 spreads
+            optimizer and gradients over the GPUs, zero3 and fsdp2 the weights, too.
+        gpus: over which things are spread.
+        offload: `optimizer` moves its states to host memory, `all` the weights as well.
+    """
+    learn = trained(shape, job)
+    whole = parameters(shape).total
+    frozen = (whole if job.lora_rank is not None else whole - learn) * job.frozen_bytes
+    reference = 2 * whole if job.with_reference else 0
+    if strategy == "ddp":  # autocast keeps bfloat16 copies beside the float32 weights
+        weights, gradients, optimizer = 6 * learn + frozen + reference, 4.0 * learn, 8.0 * learn
+    elif strategy == "fsdp2":
+        weights = (4 * learn + frozen + reference) / gpus + _gathered(shape)
+        gradients, optimizer = 4 * learn / gpus, 8 * learn / gpus
+    else:
+        n = gpus if strategy == "zero3" else 1
+        weights = (2 * learn + frozen + reference) / n
+        if strategy == "zero3":
+            weights = (0 if offload == "all" else weights) + _gathered(shape)
+        gradients = 2 * learn / gpus
+        optimizer = 0 if offload != "none" else 12 * learn / gpus
+    return Memory(weights, gradients, optimizer, activations(shape, job))
+
+
+def _gathered(shape: Shape) -> float:
+    return 2 * min(LIVE_PARAMETERS, parameters(shape).total)
+
+
+def activations(shape: Shape, job: Job, element_bytes: int = 2) -> float:
+    """Bytes that autograd keeps between the forward and the backward pass."""
+    tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
+    kept = _kept(tokens, shape.layers, shape.width, decoder_elements(shape), recompute=job.recompute)
+    if _learns("audio_tower", job):
+        frames = job.clips * shape.positions
+        per_frame = encoder_elements(shape)
+        kept += _kept(frames, shape.audio_layers, shape.audio_width, per_frame, recompute=job.recompute)
+    return kept * element_bytes
+
+
+def _kept(tokens: int, layers: int, width: int, per_layer: int, *, recompute: bool) -> float:
+    """Elements: every layer's own; or only what goes into each, and the own ones of one layer at a time."""
+    return tokens * (layers * width + per_layer if recompute else layers * per_layer)
+
+
+def decoder_elements(shape: Shape) -> int:
+    """Kept per token of a decoder layer.
+
+    Into and out of each norm (4 h, and 2 h for its scaled input), queries and what attention gives (2 h,
+    rotated ones h more), keys and values (2 kv, rotated kv more), and of the gated MLP gate, up, their
+    activation and product (4 f).
+    """
+    kv = shape.kv_heads * shape.head_width
+    return 9 * shape.width + 3 * kv + 4 * shape.ffn
+
+
+def encoder_elements(shape: Shape) -> int:
+    """Kept per frame of an encoder layer: two norms in and out (4 d), q, k, v, their mix (4 d), MLP (2 f)."""
+    return 8 * shape.audio_width + 2 * shape.audio_ffn
+
+
+# -------------------------------------------------------------------------- disk and time
+
+
+def checkpoint_bytes(shape: Shape, job: Job, strategy: Strategy) -> float:
+    """One checkpoint: weights, and the optimizer's state of what learns."""
+    learn, whole = trained(shape, job), parameters(shape).total
+    if job.lora_rank is not None:
+        return 12.0 * learn  # the adapter alone, in float32
+    if strategy in ("zero2", "zero3"):
+        return 2.0 * whole + 12.0 * learn
+    return 2.0 * (whole - learn) + 12.0 * learn
+
+
+def flops(shape: Shape, job: Job) -> float:
+    """Of one forward and backward pass on one GPU: 2 per weight and token forward, as much for each gradient.
+
+    A frozen part still passes the gradient on to what lies before it, unless nothing there learns.
+    """
+    tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
+    length = tokens / job.sequences
+    maps = shape.layers * _linear(shape) * tokens
+    attention = shape.layers * length * shape.width * tokens  # causal: half of 2 x length x width
+    head = job.sequences * job.text_tokens * shape.vocab * shape.width
+    language = 2.0 * (maps + attention + head)
+    tower = 2.0 * parameters(shape).audio_tower * job.clips * shape.positions
+    trains = {
+        part: job.lora_rank is None and (job.parts is None or part in job.parts)
+        for part in Parameters._fields
+    }
+    backward = 2 if trains["language_model"] else 1
+    again = 1 if job.recompute else 0
+    total = language * (1 + again + backward)
+    total += tower * (3 + again if trains["audio_tower"] else 1)
+    if job.with_reference:
+        total += language + tower
+    return total
+
+
+def hours(steps: int, passes: int, shape: Shape, job: Job) -> float:
+    """Of `steps` optimizer steps of `passes` passes each, at the assumed share of the peak."""
+    return steps * passes * flops(shape, job) / (MFU * PEAK_FLOPS) / 3600

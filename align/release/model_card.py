@@ -1,0 +1,152 @@
+"""The README.md of an exported model: what it is, what it was made from, what its judge said, its limits.
+
+Everything in it is read from the run's manifests; what they do not say is said to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from align.artifacts import read_manifest
+from align.release import evaluations, provenance
+from align.release.evaluations import Evaluation
+from align.release.lineage import lineage
+from align.release.source import Source
+
+_HEAD = """---
+library_name: transformers
+pipeline_tag: audio-text-to-text
+tags: [qwen2_audio]
+---"""
+_LIMITS = """- Scores hold for the benchmark's questions, languages and recordings, and for nothing else.
+- The model answers fluently also where it has heard nothing; do not use it where a wrong answer harms."""
+_LICENCE = """The run does not record licences. The weights inherit the terms of the models they started from
+and of the data named above; whoever publishes them must look these up."""
+_USE = """```python
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(FOLDER)
+model = AutoModelForMultimodalLM.from_pretrained(FOLDER, dtype="auto")
+chat = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What do you hear?"}]}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True)
+inputs = processor(text=text, audio=[samples], sampling_rate=16000, return_tensors="pt")
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]))
+```"""
+_VLLM = """vLLM: it should serve this folder as Qwen2AudioForConditionalGeneration (`vllm serve FOLDER
+--limit-mm-per-prompt '{"audio": 2}'`; vLLM with its audio extra installed). That has not been tried with this
+export; compare a few answers with transformers' first, because a reader that drops the audio answers too."""
+
+
+def write(source: Source, heard_s: float, n_parameters: int, checked: str) -> str:
+    """The card's Markdown.
+
+    Args:
+        source: the exported policy.
+        heard_s: longest clip that the model hears, seconds.
+        n_parameters: of the merged model.
+        checked: what the check of the exported folder found, one sentence.
+    """
+    stage = source.stage
+    parts = [
+        _HEAD,
+        f"# {_line(source.name)}",
+        f"A Qwen2-Audio of {n_parameters:,} parameters: hears clips of up to {heard_s:g} s at 16 kHz and "
+        "answers in text.",
+        "## Use",
+        _USE,
+        f"Give the audio as `audio=`; another name fails or, in older versions, is ignored. {checked}",
+        _VLLM,
+        "## Made from",
+        *(_history(stage) if stage else _registered(source.tags)),
+        "## Evaluation",
+        *(_evaluation(stage) if stage else _decided(source.tags)),
+        "## Limits",
+        f"- The processor cuts clips longer than {heard_s:g} s without a word.\n{_LIMITS}",
+        "## Licence",
+        _LICENCE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _history(stage: Path) -> Iterator[str]:
+    """Stages and datasets with their digests."""
+    rows = [
+        [one.stage, one.kind or "from elsewhere", one.digest[:16], one.commit, one.seed]
+        for one in provenance.ancestors(stage)
+    ]
+    yield _table(["stage", "kind", "sha256", "commit", "seed"], rows)
+    known = lineage(stage)
+    data = [[name, digest[:16]] for name, digest in known.datasets().items()]
+    yield _table(["data", "sha256 as it was used"], data) if data else "Data: none is recorded."
+    if known.unknown:
+        yield f"Not made in this run, so their data is unknown: {', '.join(map(_line, known.unknown))}."
+    versions = read_manifest(stage).get("versions", {})
+    yield "Software: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+
+
+def _registered(tags: Mapping[str, str]) -> Iterator[str]:
+    if not tags:
+        yield "A folder without a manifest: what it was made from is unknown."
+        return
+    data = [[name.removeprefix("dataset."), digest] for name, digest in tags.items() if "dataset." in name]
+    yield f"Version {tags['version']} of the registry, weights sha256 {tags['weights.sha256']}."
+    yield _table(["data", "sha256"], data) if data else "Data: none is recorded."
+
+
+def _decided(tags: Mapping[str, str]) -> Iterator[str]:
+    if "gate.verdict" not in tags:
+        yield "None is known."
+        return
+    judge = tags.get("judge.model") or tags.get("judge.name", "unknown")
+    yield f"Gate: {tags['gate.verdict']}. Judge: {_line(judge)}. Scores are in the run that was promoted."
+
+
+def _evaluation(stage: Path) -> Iterator[str]:
+    """The judge, the verdict with its reasons, and the differences with their intervals."""
+    found = [one for one in evaluations.find(stage.parent) if stage.name in one.scores.get("policies", {})]
+    if not found:
+        yield "It has not been evaluated."
+        return
+    evaluation = found[0]
+    judge = evaluation.scores.get("judge", {})
+    yield f"Judge: {_line(judge.get('model') or judge.get('name', 'unknown'))}" + (
+        ", which knows the facts the benchmark was made from: nobody's opinion, and no human's."
+        if judge.get("shares_ground_truth")
+        else ". A judge model is no person; its scores compare only with those of the same judge and prompt."
+    )
+    yield f"Split: {evaluation.scores.get('split')}, {evaluation.scores.get('n')} questions."
+    if evaluation.scores.get("after") == stage.name:
+        yield _differences(evaluation)
+    gate = provenance.gate(stage, evaluation)
+    if gate is None:
+        yield "No gate has judged it."
+        return
+    yield f"Gate: **{gate.verdict}**" + ("." if gate.is_current else ", of an earlier evaluation.")
+    yield "\n".join(f"- {_line(reason)}" for reason in gate.reasons)
+
+
+def _differences(evaluation: Evaluation) -> str:
+    rows = [
+        [
+            name,
+            f"{found['before']:.3f}" if "before" in found else "",
+            f"{found['after']:.3f}" if "after" in found else "",
+            f"{found['ci_low']:+.3f} to {found['ci_high']:+.3f}",
+        ]
+        for name, found in evaluation.scores.get("comparison", {}).items()
+    ]
+    return _table(["", f"before ({evaluation.scores['before']})", "after", "difference, 95 % interval"], rows)
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [" | ".join(map(_line, head)), " | ".join(["---"] * len(head))]
+    lines += [" | ".join(map(_line, row)) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _line(value: Any) -> str:
+    """A value as one line that Markdown takes for text."""
+    text = " ".join(str("" if value is None else value).split())
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("](", "] (")

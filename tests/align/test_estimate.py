@@ -1,0 +1,225 @@
+"""Arithmetic on shapes against real models: counts exactly, activations against what autograd keeps."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2Config,
+)
+
+from align import budget, estimate
+from align.estimate import Job, Shape
+from align.models.audio_tokens import n_audio_tokens
+from align.recipe import load
+
+SMALL = Shape(16, 64, 3, 256, 100, 300, 128, 4, 344, 4, 2, 160)
+FULL = Shape()
+LORA = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj|model\.multi_modal_projector\.linear"
+
+
+def build(shape):
+    audio = Qwen2AudioEncoderConfig(
+        num_mel_bins=shape.mel_bins,
+        d_model=shape.audio_width,
+        encoder_layers=shape.audio_layers,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=shape.audio_ffn,
+        max_source_positions=shape.positions,
+    )
+    text = Qwen2Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+    )
+    return Qwen2AudioForConditionalGeneration(
+        Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=1)
+    )
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("shape", [SMALL, FULL], ids=["small", "full"])
+def test_parameters_are_those_of_the_model(shape):
+    with torch.device("meta"):
+        model = build(shape)
+    found = estimate.parameters(shape)
+    assert found.audio_tower == count(model.model.audio_tower)
+    assert found.projector == count(model.model.multi_modal_projector)
+    assert found.language_model == count(model.model.language_model) + count(model.lm_head)
+    assert found.total == count(model)
+    if shape == FULL:
+        assert found.total == 8_397_094_912
+        config = model.config.to_dict()
+        released = {"audio_config": {}, "text_config": {"intermediate_size": 11008, "vocab_size": 156032}}
+        assert estimate.shape_of_config(config) == estimate.shape_of_config(released) == FULL
+
+
+def test_lora_parameters_are_those_of_peft():
+    adapted = get_peft_model(build(SMALL), LoraConfig(r=3, target_modules=LORA))
+    learn = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert estimate.lora_parameters(SMALL, 3) == learn
+
+
+def kept_by_autograd(model, clips, text_tokens):
+    """Bytes of everything that autograd keeps of a forward pass, weights aside; each storage once."""
+    n_audio = SMALL.positions // 2
+    ids = torch.full((clips, n_audio + text_tokens), 5)
+    ids[:, :n_audio] = 1
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.model(  # held, so that no storage is freed and its address taken by another
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            input_features=torch.randn(clips, SMALL.mel_bins, 2 * SMALL.positions),
+            feature_attention_mask=torch.ones(clips, 2 * SMALL.positions, dtype=torch.long),
+            use_cache=False,
+        )
+    assert torch.isfinite(out.last_hidden_state).all()
+    return sum(kept.values())
+
+
+def test_activations_are_what_autograd_keeps():
+    model = build(SMALL)
+    job = Job(sequences=2, clips=2, audio_tokens=50, text_tokens=60, recompute=False)
+    assert kept_by_autograd(model, 2, 60) == pytest.approx(estimate.activations(SMALL, job, 4), rel=0.15)
+    model.requires_grad_(False)
+    model.model.language_model.requires_grad_(True)
+    frozen = job._replace(parts=("language_model",))
+    assert kept_by_autograd(model, 2, 60) == pytest.approx(estimate.activations(SMALL, frozen, 4), rel=0.15)
+
+
+def test_computing_again_keeps_less():
+    model = build(SMALL)
+    model.gradient_checkpointing_enable()
+    model.train()
+    job = Job(sequences=2, clips=2, audio_tokens=50, text_tokens=60)
+    one_layer = 2 * (50 + 60) * estimate.decoder_elements(SMALL) + 2 * 100 * estimate.encoder_elements(SMALL)
+    measured = kept_by_autograd(model, 2, 60) + 4 * one_layer  # in the backward pass one layer at a time
+    assert measured == pytest.approx(estimate.activations(SMALL, job, 4), rel=0.2)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 10.0, 29.99, 30.0, 45.0])
+def test_audio_tokens_are_the_processors(seconds):
+    exact = n_audio_tokens(int(min(seconds, 30) * 100))
+    assert abs(FULL.audio_tokens(seconds) - exact) <= 1
+    assert FULL.audio_tokens(30) == 750
+
+
+def test_memory_by_hand():
+    """Bytes per parameter as in the ZeRO paper's table, over four GPUs."""
+    shape = FULL
+    n = 8_397_094_912
+    job = Job(sequences=0, clips=0, audio_tokens=0, text_tokens=0)
+    ddp = estimate.memory(shape, job, "ddp", 4)
+    assert (ddp.weights, ddp.gradients, ddp.optimizer, ddp.activations) == (6 * n, 4 * n, 8 * n, 0)
+    zero2 = estimate.memory(shape, job, "zero2", 4)
+    assert (zero2.weights, zero2.gradients, zero2.optimizer) == (2 * n, n / 2, 3 * n)
+    zero3 = estimate.memory(shape, job, "zero3", 4)
+    assert (zero3.weights, zero3.gradients, zero3.optimizer) == (n / 2 + 2e9, n / 2, 3 * n)
+    assert estimate.memory(shape, job, "zero3", 4, "all").weights == 2e9
+    assert estimate.memory(shape, job, "zero2", 4, "optimizer").optimizer == 0
+    tower = estimate.memory(shape, job._replace(parts=("audio_tower",)), "zero2", 4)
+    assert tower.optimizer == 3 * 636_968_960
+    assert tower.weights == 2 * n
+    lora = estimate.memory(shape, job._replace(lora_rank=16), "ddp", 1)
+    assert lora.weights == 2 * n + 6 * estimate.lora_parameters(shape, 16)
+    with_reference = estimate.memory(shape, job._replace(with_reference=True), "zero2", 4)
+    assert with_reference.weights == 4 * n
+    assert estimate.checkpoint_bytes(shape, job, "zero3") == 14 * n  # float32 weights among the 12
+    assert estimate.checkpoint_bytes(shape, job, "ddp") == 12 * n
+
+
+def test_flops_are_six_per_weight_and_token_and_eight_with_recomputing():
+    shape = FULL._replace(audio_layers=0, positions=0)
+    job = Job(sequences=1, clips=0, audio_tokens=0, text_tokens=64, recompute=False)
+    embedding = shape.vocab * shape.width
+    maps = estimate.parameters(shape).language_model - embedding
+    assert estimate.flops(shape, job) == pytest.approx(6 * maps * 64, rel=0.01)
+    assert estimate.flops(shape, job._replace(recompute=True)) == pytest.approx(8 * maps * 64, rel=0.01)
+    assert estimate.flops(shape, job._replace(lora_rank=8)) == pytest.approx(4 * maps * 64, rel=0.01)
+
+
+# -------------------------------------------------------------------------- a recipe's
+
+
+CORPUS = "stage: corpus\ncorpus: folder\ndir: recordings\nmax_duration_s: 30\n"
+PRETRAIN = (
+    "stage: pretrain\ncorpus: 0_corpus\nsteps: 1000\nbatch_size: 64\nlearning_rate: 1e-4\n"
+    "trl: {gradient_accumulation_steps: 2, activation_checkpointing: true}\nmodel: "
+)
+
+
+def recipe(folder, model, **more):
+    folder.mkdir(parents=True)
+    files = {"0_corpus": CORPUS, "1_pretrain": PRETRAIN + model + "\n", **more}
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return load(folder)
+
+
+def told(loaded, run, gpu_gb=80.0):
+    return "\n".join(line for step in loaded.steps for line in budget.lines(step, loaded, run, gpu_gb))
+
+
+def test_a_full_size_recipe_gets_a_table_and_hours_at_an_assumed_speed(tmp_path):
+    loaded = recipe(tmp_path / "big", "{audio: openai/whisper-large-v3, text: Qwen/Qwen1.5-7B}")
+    text = told(loaded, tmp_path / "runs")
+    assert "1_pretrain: 8.39 B parameters, 8.39 B learn; up to 48,000 audio tokens a step" in text
+    assert "8 GPUs; sequences at a time: 4," in text  # 64 over 8 GPUs and 2 passes
+    rows = {line.split()[0]: line for line in text.splitlines() if line.endswith("80 GB")}
+    assert rows["ddp"].endswith("does not fit 80 GB")
+    assert rows["zero3"].endswith("  fits 80 GB")
+    assert rows["LoRA"].endswith("  fits 80 GB")
+    assert "assumed, not measured" in text
+    assert "does not fit 10 GB" in told(loaded, tmp_path / "runs", 10.0).splitlines()[5]
+
+
+def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
+    sft = "stage: sft\npolicy: 1_pretrain\ncorpus: 0_corpus\nsteps: 5\nbatch_size: 2\nlearning_rate: 1e-5\n"
+    (tmp_path / "policy").mkdir()
+    config = {"audio_config": {"encoder_layers": 2}, "text_config": {"num_hidden_layers": 1}}
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
+    loaded = recipe(tmp_path / "a", str(tmp_path / "policy"), **{"2_sft": sft})
+    expected = Shape(audio_layers=2, layers=1)
+    assert budget.shape_of("2_sft", loaded) == expected
+    assert f"2_sft: {estimate.parameters(expected).total / 1e9:.2f} B parameters" in told(loaded, tmp_path)
+    unknown = recipe(tmp_path / "b", "someone/their-model")
+    assert told(unknown, tmp_path).startswith("1_pretrain: the shape of its model is unknown")
+
+
+def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
+    loaded = recipe(tmp_path / "small", "{d_model: 64, heads: 2}")
+    text = told(loaded, tmp_path / "run")
+    assert len(text.splitlines()) == 1
+    assert "0." in text.partition(" M parameters")[0]
+    (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
+    manifest = {"metrics": {"examples_per_s": 8.0}}
+    (tmp_path / "run" / "1_pretrain" / "manifest.json").write_text(json.dumps(manifest))
+    assert "  2.2 h at the speed measured in" in told(loaded, tmp_path / "run")  # 64,000 examples
+
+
+def test_the_shape_of_a_small_model_is_that_of_the_one_which_is_built(tmp_path, tiny):
+    from align.models import qwen2_audio
+
+    size = len(qwen2_audio.load_processor(tiny.policy).tokenizer)
+    model = "{d_model: 32, heads: 2, audio_layers: 1, text_layers: 1, mel_bins: 32, clip_s: 1}"
+    shape = budget.shape_of("1_pretrain", recipe(tmp_path / "a", model))._replace(vocab=size)
+    assert estimate.parameters(shape).total == qwen2_audio.load_model(tiny.policy).num_parameters()
