@@ -14,6 +14,7 @@ import numpy as np
 from align.artifacts import StageFolder
 from align.config import Lesson, PretrainConfig
 from align.models import qwen2_audio
+from align.stages.tuning import tuning_of
 from align.training import supervised
 from align.training.augment import Augmentation
 from align.training.collate import Row
@@ -48,6 +49,8 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=Augmentation(**config.augment.model_dump()),
+        tuning=tuning_of(config),
+        base=None,
         passed_on=config.trl,
     )
     return {"parameters": float(model.num_parameters()), **metrics}

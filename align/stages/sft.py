@@ -15,6 +15,7 @@ from align.artifacts import StageFolder
 from align.config import SFTConfig
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
+from align.stages.tuning import tuning_of
 from align.training import supervised
 from align.training.augment import Augmentation
 from align.training.collate import Row
@@ -27,8 +28,9 @@ from preference_data.schema import Chat, TaskExample
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Fine-tune the policy on chats; returns the last logged metrics."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
+    tuning = tuning_of(config)
     return supervised.train(
-        qwen2_audio.load_model(policy),
+        tuning.load(policy),
         qwen2_audio.load_processor(policy),
         _rows(config, corpus),
         corpus,
@@ -38,6 +40,8 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=Augmentation(**config.augment.model_dump()),
+        tuning=tuning,
+        base=policy,
         passed_on=config.trl,
     )
 
