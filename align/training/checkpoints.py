@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Tr
 
 from align.artifacts import MANIFEST, commit_folder, fsync_tree, read_json, sha256_file, write_json
 from align.training import ranks
-from align.training.strategies import Strategy
+from align.training.strategies import Strategy, whole_models
 
 log = logging.getLogger(__name__)
 STAGING = ".partial-"
@@ -155,17 +155,18 @@ class AtomicCheckpoints(Trainer):
         of it that only borrows them renames them rightly, and complains if one is missing.
         """
         model = self.model
-        if state_dict and isinstance(model, PreTrainedModel) and self.args.should_save:
-            with torch.device("meta"):
-                twin = Qwen2AudioForConditionalGeneration(model.config)
-            twin.load_state_dict(state_dict, strict=True, assign=True)
-            state_dict = None
-            twin.generation_config = model.generation_config
-            self.model = twin
-        try:
+        if not (state_dict and isinstance(model, PreTrainedModel) and self.args.should_save):
             super()._save(output_dir, state_dict)
-        finally:
-            self.model = model
+            return
+        with whole_models(self.args.hf_deepspeed_config if self.is_deepspeed_enabled else None):
+            with torch.device("meta"):
+                self.model = Qwen2AudioForConditionalGeneration(model.config)
+            self.model.generation_config = model.generation_config
+            self.model.load_state_dict(state_dict, strict=True, assign=True)
+            try:
+                super()._save(output_dir)
+            finally:
+                self.model = model
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a README per checkpoint; a stage's manifest says more."""

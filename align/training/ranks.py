@@ -16,8 +16,17 @@ from torch import distributed
 T = TypeVar("T")
 
 
+_patience_s = 1800.0
+
+
 class MissingRanks(RuntimeError):
     """Some ranks did not come to where the others wait for them."""
+
+
+def wait_at_most(seconds: float) -> None:
+    """How long a rank waits for the others; to be said once, before anything else here."""
+    global _patience_s
+    _patience_s = seconds
 
 
 def world_size() -> int:
@@ -69,7 +78,7 @@ def any_says(flag: bool) -> bool:
 
 
 def roll_call(place: str) -> None:
-    """Wait for all ranks; those that do not come within the process group's timeout are named.
+    """Wait for all ranks; those that do not come in time (see `wait_at_most`) are named.
 
     Raises:
         MissingRanks: on rank 0, with their numbers and `place`, where they were waited for.
@@ -86,7 +95,5 @@ def roll_call(place: str) -> None:
 
 @cache
 def _control(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
-    """A gloo group of all ranks, with the timeout of the group they were started with."""
-    backend = world._get_backend(distributed.distributed_c10d._get_pg_default_device(world))
-    timeout: timedelta = backend.options._timeout
-    return distributed.new_group(backend="gloo", timeout=timeout)
+    """A gloo group of all ranks."""
+    return distributed.new_group(backend="gloo", timeout=timedelta(seconds=_patience_s))

@@ -6,11 +6,17 @@ weights, and the optimizer is the Trainer's own, so that every strategy takes th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import distributed
-from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]
@@ -74,6 +80,17 @@ def end() -> None:
     """From now on models are loaded whole again."""
     _partitioning.clear()
     unset_hf_deepspeed_config()
+
+
+@contextmanager
+def whole_models(config: HfDeepSpeedConfig | None) -> Iterator[None]:
+    """Within this block models are built whole although training goes on under DeepSpeed's `config`."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
 
 
 def _deepspeed(strategy: Strategy, offload: Offload) -> dict[str, Any]:

@@ -37,8 +37,7 @@ class Tuning:
         freeze_all_but(model, self.train)
         if self.lora is None and self.strategy in ("ddp", "fsdp2"):
             learn_in_full_precision(model)
-        if ranks.world_size() > 1:
-            hear_silence(model)
+        hear_silence(model)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of TRL's config classes.

@@ -22,7 +22,7 @@ TEXTS = [
 
 
 def make_world(root):
-    """A policy, tones, chats, pre-training targets and pairs. Every fourth batch has rows without audio."""
+    """A policy, tones, chats, pre-training targets and pairs. Two of three chats are without audio."""
     import numpy as np
     import soundfile
 
@@ -46,7 +46,7 @@ def make_world(root):
     answers = ("The tone is high.", "The tone is low.")
     chats, targets, pairs = [], [], []
     for i in range(24):
-        audios = (f"audio/{i % 8}.wav",) if i % 3 else ()
+        audios = (f"audio/{i % 8}.wav",) if i % 3 == 0 else ()
         question = "Is the tone high or low?" if audios else "Say something."
         turns = (Turn(question=question, answer=answers[i % 2]), Turn(question=f"{i}?", answer=f"low {i}"))
         chats.append(Chat(id=f"chat-{i}", audios=audios, turns=turns[: 1 + i % 2]))
@@ -74,7 +74,7 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=10, **changes):
-    """The config of a case `sft|dpo[-ddp|-zero2|-zero3][-lora]`; without a strategy it runs in this process."""
+    """The config of a case `sft|dpo[-ddp|-zero2|-zero3][-lora]`; without a strategy it is one process'."""
     from align.config import DPOConfig, SFTConfig
 
     kind, *options = case.split("-")
@@ -109,7 +109,6 @@ def run_here(config, world, folder):
 
 
 def main(world, out, *cases):
-    import torch
     from accelerate.state import AcceleratorState
     from torch import distributed
 
@@ -122,12 +121,13 @@ def main(world, out, *cases):
         run_here(config, world, Path(out) / case)
         distributed.barrier()
         AcceleratorState._reset_state(reset_partial_state=True)
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
         gc.collect()
         if distributed.get_rank() == 0:
             (Path(out) / case / "finished").touch()
     distributed.barrier()
     os._exit(0)  # DeepSpeed's threads now and then abort an orderly exit after everything is done
-    assert torch
 
 
 if __name__ == "__main__":
