@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from align import annotate_cli, judge_cli, promote_cli, score_cli
+from align import annotate_cli, cluster_cli, judge_cli, promote_cli, score_cli
 from align.artifacts import RunIsBusy, holder, read_json
 from align.plan import Standing, arithmetic, survey
 from align.recipe import Recipe, RecipeError, load
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 
 app.add_typer(annotate_cli.app, name="annotate")
+app.add_typer(cluster_cli.app, name="cluster")
 
 RecipeFolder = Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")]
 Overrides = Annotated[
