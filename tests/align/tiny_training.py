@@ -1,16 +1,22 @@
 """Real training stages on a Qwen2-Audio of a few thousand parameters, alone or as one of several ranks.
 
-    torchrun --nproc_per_node 2 tests/align/tiny_training.py WORLD OUT sft-ddp dpo-zero3-lora ...
+    torchrun --nproc_per_node 2 tests/align/tiny_training.py WORLD OUT sft-ddp dpo-zero3-lora sft-zero2@7 ...
 
-runs each case on two processes and leaves its stage folder in OUT/<case>.
+runs each case on two processes (without torchrun: in one) and leaves its stage folder in OUT/<case>; with
+@7 it is stopped in step 7 (OUT/<case>-stopped) and resumed (OUT/<case>-resumed).
 """
 
 import gc
+import hashlib
+import json
 import os
+import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 STEPS, BATCH = 20, 4
+SAVE_STEPS = int(os.environ.get("SAVE_STEPS", "10"))
 TEXTS = [
     "system\nYou are a helpful assistant.\n",
     "user\nAudio 1: \nAudio 2: \n",
@@ -73,7 +79,7 @@ def make_world(root):
     return root
 
 
-def make_config(case, *, steps=STEPS, save_steps=10, **changes):
+def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     """The config of a case `sft|dpo[-ddp|-zero2|-zero3][-lora]`; without a strategy it is one process'."""
     from align.config import DPOConfig, SFTConfig
 
@@ -108,25 +114,102 @@ def run_here(config, world, folder):
     return (sft if config.stage == "sft" else dpo).run(config, inputs, out)
 
 
-def main(world, out, *cases):
+def trace(path, stop_before=None):
+    """Log what every step of this process is trained on; optionally ask for a stop in the middle."""
+    import torch
+
+    from align.artifacts import stop_requested
+    from align.training.checkpoints import AtomicCheckpoints
+
+    def digest(tensor):
+        return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+    def logged(trainer, model, inputs, *args, **kwargs):
+        step = trainer.state.global_step + 1
+        rows = [
+            digest(ids[mask.bool()])
+            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        ]
+        clips = [digest(torch.round(clip, decimals=3)) for clip in inputs.get("input_features", ())]
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, "rows": rows, "clips": clips}) + "\n")
+        if step == stop_before:
+            stop_requested.set()
+        return stock(trainer, model, inputs, *args, **kwargs)
+
+    stock = getattr(AtomicCheckpoints.training_step, "stock", AtomicCheckpoints.training_step)
+    logged.stock = stock
+    AtomicCheckpoints.training_step = logged
+
+
+def read_trace_of(folder, rank):
+    """Step -> row of one rank's trace; the last attempt at a step counts."""
+    lines = (Path(folder) / f"trace-{rank}.jsonl").read_text().splitlines()
+    return {row["step"]: row for row in map(json.loads, lines)}
+
+
+def read_trace(folder, ranks):
+    """Step -> (rows, clips) of the whole batch, rank after rank."""
+    own = [read_trace_of(folder, rank) for rank in range(ranks)]
+    joined = {step: [one[step] for one in own] for step in own[0]}
+    return {
+        step: tuple([item for row in rows for item in row[key]] for key in ("rows", "clips"))
+        for step, rows in joined.items()
+    }
+
+
+def run_case(case, world, out, rank, stop_before=None):
+    """One case on this rank; leaves `finished` behind."""
+    from align.artifacts import Interrupted, stop_requested
+    from align.training import strategies
+
+    config, folder = make_config(case), out / case
+    strategy = config.hardware.strategy if config.hardware else "ddp"
+    folder.mkdir(parents=True, exist_ok=True)
+    if stop_before:
+        folder = out / f"{case}-resumed"
+        folder.mkdir(exist_ok=True)
+        trace(folder / f"trace-{rank}.jsonl", stop_before)
+        strategies.begin(strategy)
+        try:
+            run_here(config, world, folder)
+        except Interrupted:
+            stop_requested.clear()
+        forget_accelerate()
+        if rank == 0:
+            shutil.copytree(folder, out / f"{case}-stopped")
+    trace(folder / f"trace-{rank}.jsonl")
+    strategies.begin(strategy)
+    run_here(config, world, folder)
+    forget_accelerate()
+    if rank == 0:
+        (folder / "finished").touch()
+
+
+def forget_accelerate():
+    """Accelerate and DeepSpeed settle their state once per process; a stage has a process of its own."""
     from accelerate.state import AcceleratorState
     from torch import distributed
 
-    from align.training import strategies
-
-    distributed.init_process_group("gloo")
-    for case in cases:
-        config = make_config(case)
-        strategies.begin(config.hardware.strategy)
-        run_here(config, world, Path(out) / case)
+    if distributed.is_initialized():
         distributed.barrier()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-            del os.environ[name]
-        gc.collect()
-        if distributed.get_rank() == 0:
-            (Path(out) / case / "finished").touch()
-    distributed.barrier()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    gc.collect()
+
+
+def main(world, out, *cases):
+    from torch import distributed
+
+    rank = int(os.environ.get("RANK", "0"))
+    if "RANK" in os.environ:
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=240))
+    for case in cases:
+        name, _, stop = case.partition("@")
+        run_case(name, world, Path(out), rank, int(stop or 0))
+    if distributed.is_initialized():
+        distributed.barrier()
     os._exit(0)  # DeepSpeed's threads now and then abort an orderly exit after everything is done
 
 
