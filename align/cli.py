@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from align import annotate_cli, data_cli, export_cli, judge_cli, promote_cli, score_cli
+from align import annotate_cli, cluster_cli, data_cli, export_cli, judge_cli, promote_cli, score_cli
 from align.artifacts import RunIsBusy, holder, read_json
 from align.budget import lines
 from align.plan import Standing, arithmetic, survey
@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 
 app.add_typer(annotate_cli.app, name="annotate")
+app.add_typer(cluster_cli.app, name="cluster")
 app.add_typer(data_cli.app, name="data")
 
 RecipeFolder = Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")]

@@ -205,10 +205,72 @@ class Lesson(Config):
     values: list[str] = Field(min_length=1)
 
 
+class Hardware(Config):
+    """Where a training stage runs. It changes neither what is learned nor whether finished work counts."""
+
+    workers: int = Field(1, ge=1)
+    """Processes, one per GPU; Ray Train starts them and replaces those that die."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """`auto`: GPUs if the cluster has one per worker."""
+    strategy: Literal["ddp", "zero2", "zero3", "fsdp2"] = "ddp"
+    """What is spread over the workers: nothing; optimizer and gradients; the weights too. ZeRO is
+    DeepSpeed's (arXiv:1910.02054), fsdp2 PyTorch's, on GPUs only."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in host memory: optimizer states (zero2, zero3), or the weights as well (zero3)."""
+    address: str | None = None
+    """Of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
+    cluster of this machine alone is started, and ended with the stage."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """Logical CPUs that Ray sets aside for each worker."""
+    max_failures: int = Field(3, ge=0)
+    """How often dead or unreachable workers are replaced before the stage fails."""
+    timeout_s: int = Field(1800, ge=5)
+    """Workers that wait longer than this for one of them count as failed."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Hardware:
+        if self.offload != "none" and self.strategy not in ("zero2", "zero3"):
+            raise ValueError(f"offload: {self.offload} needs strategy: zero2 or zero3, not {self.strategy}")
+        if self.offload == "all" and self.strategy != "zero3":
+            raise ValueError("offload: all needs strategy: zero3; zero2 keeps the weights on every GPU")
+        if self.strategy == "fsdp2" and self.device == "cpu":
+            raise ValueError(
+                "strategy: fsdp2 needs GPUs: accelerate runs plain DDP on CPUs without saying so. "
+                "On CPUs use ddp, zero2 or zero3"
+            )
+        return self
+
+
+class LoRA(Config):
+    """Train low-rank updates of frozen weights (arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1)
+    """Rank of the updates."""
+    alpha: int = Field(32, ge=1)
+    """Updates are scaled by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target: str = (
+        r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+        r"|model\.multi_modal_projector\.linear"
+    )
+    """Regular expression over whole names of linear layers: the language model's and the projector.
+    A list of short names would also hit the audio tower, which has q_proj, k_proj and v_proj too."""
+    bits: Literal[4] | None = None
+    """4: QLoRA (arXiv:2305.14314), the frozen weights in 4-bit NF4; needs CUDA and bitsandbytes."""
+
+
+ModelPart = Literal["audio_tower", "projector", "language_model"]
+
+
 class TrainingConfig(StageConfig):
     """What the three training stages share."""
 
     corpus: CorpusRef
+    hardware: Hardware | None = None
+    """Without it, training runs in this process, on its GPU if it has one."""
+    train: list[ModelPart] | None = Field(None, min_length=1)
+    """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
+    sinusoidal positions never learn."""
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
@@ -219,6 +281,11 @@ class TrainingConfig(StageConfig):
     gradients for a fraction of the work (align/kernels/README.md). False: transformers' own way."""
     trl: dict[str, Any] = {}
     """Anything else TRL's config knows; names are checked before anything runs."""
+
+
+def _refuse_both(train: list[ModelPart] | None, lora: LoRA | None) -> None:
+    if train is not None and lora is not None:
+        raise ValueError("lora already freezes every part of the model: remove train, or lora")
 
 
 class PretrainConfig(TrainingConfig):
@@ -269,6 +336,8 @@ class SFTConfig(TrainingConfig):
     produces: ClassVar[OutputKind] = "policy"
     stage: Literal["sft"]
     policy: PolicyRef
+    lora: LoRA | None = None
+    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
     steps: int = Field(ge=1)
     filters: Filters = Filters()
     replay: float = Field(0.0, ge=0, lt=1)
@@ -278,6 +347,11 @@ class SFTConfig(TrainingConfig):
     augment: Augment = Augment()
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> SFTConfig:
+        _refuse_both(self.train, self.lora)
+        return self
 
 
 class SampleConfig(StageConfig):
@@ -372,6 +446,8 @@ class DPOConfig(TrainingConfig):
     produces: ClassVar[OutputKind] = "policy"
     stage: Literal["dpo"]
     policy: PolicyRef
+    lora: LoRA | None = None
+    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
     pairs: PairsRef
     objective: Objective = Objective()
     loss: Literal[
@@ -395,6 +471,11 @@ class DPOConfig(TrainingConfig):
     epochs: float = Field(2, gt=0)
     choose: Choose | None = None
     """How to choose among the checkpoints (one every `save_steps`); without it the last one is kept."""
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> DPOConfig:
+        _refuse_both(self.train, self.lora)
+        return self
 
 
 class JudgeModel(Config):

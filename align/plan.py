@@ -39,7 +39,8 @@ def input_digests(step: Step, digests: dict[str, str]) -> dict[str, str]:
 def fingerprint(step: Step, inputs: dict[str, str]) -> str:
     """What decides whether finished work still belongs: config, contents of the inputs, our version."""
     version = metadata.version("audio-align")
-    return sha256_json({"config": step.config.model_dump(mode="json"), "inputs": inputs, "version": version})
+    config = step.config.model_dump(mode="json", exclude={"hardware"})  # where work is done is not what it is
+    return sha256_json({"config": config, "inputs": inputs, "version": version})
 
 
 def foreign_digest(ref: str) -> str:

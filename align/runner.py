@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from align.artifacts import (
     write_json,
 )
 from align.attempt import Attempt, handling_signals, interruptible
+from align.cluster import run_stage
 from align.plan import Standing, fingerprint, input_digests, survey
 from align.recipe import Problem, Recipe, RecipeError, Step
-from align.stages import STAGES
 from align.tracking import StageRecord, Status, Tracker
 from preference_data.store import write_text
 
@@ -180,8 +179,7 @@ class _Execution:
         inputs = {name: self.run / name for name in step.needs}
         inputs |= {ref: Path(ref).expanduser() for ref in step.foreign}
         with interruptible():
-            module = importlib.import_module(STAGES[step.config.stage])
-            metrics = module.run(step.config, inputs, out)
+            metrics = run_stage(step.config, inputs, out)
         out.commit(
             {
                 "kind": step.config.stage,

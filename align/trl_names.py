@@ -41,6 +41,13 @@ INSTEAD = {
     "assistant_only_loss": ("nothing: the loss is on the answers only",),
     "completion_only_loss": ("nothing: the loss is on the answers only",),
     "remove_unused_columns": ("nothing: the collator needs every column",),
+    "deepspeed": ("hardware",),
+    "fsdp": ("hardware",),
+    "fsdp_config": ("hardware",),
+    "use_cpu": ("hardware",),
+    "ddp_backend": ("hardware",),
+    "ddp_timeout": ("hardware",),
+    "ddp_find_unused_parameters": ("hardware",),
     "report_to": ("MLFLOW_TRACKING_URI in the environment",),
 }
 """TRL's name -> our keys that set the same thing, best first. One way to set each thing."""

@@ -217,6 +217,11 @@ def save(model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcess
     processor.save_pretrained(path)
 
 
+def n_parameters(model: torch.nn.Module) -> int:
+    """Parameters of a model, whole ones, also where this process holds but its share (ZeRO-3)."""
+    return sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in model.parameters())
+
+
 def weights_sha256(path: Path | str) -> str:
     """One hash over all weight files of a saved model.
 

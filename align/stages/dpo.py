@@ -9,6 +9,7 @@ training loss says so. Reads: policy (also the reference), pairs, corpus. Writes
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,17 @@ from align.evaluation.judge import FactJudge
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import pack
 from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
+from align.stages.tuning import tuning_of
+from align.training import ranks
 from align.training.arguments import arguments
 from align.training.checkpoints import checkpoints, step_of
 from align.training.collate import PreferenceCollator, SFTCollator
 from align.training.divergence import kl_per_answer
 from align.training.fit import fit
 from align.training.preflight import check_heard
+from align.training.publish import as_policy, publish
+from align.training.shared import shared
 from align.training.trainers import AudioDPOTrainer
 from preference_data import store
 from preference_data.pairs import weigh
@@ -43,10 +47,12 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     processor = qwen2_audio.load_processor(policy)
     check_heard(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
     features = ClipFeatures(processor, corpus)
-    dataset = _dataset(config, inputs[config.pairs])
-    model = qwen2_audio.load_model(policy)
+    dataset = shared(_dataset(config, inputs[config.pairs]), out.path / ".pairs")
+    tuning = tuning_of(config)
+    model = tuning.load(policy)
+    tuning.prepare(model)
     trainer = AudioDPOTrainer(
-        model=pack(model) if config.packed else model,
+        model=model,
         args=TRLConfig(
             **arguments(
                 out.path,
@@ -55,6 +61,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
                 learning_rate=config.learning_rate,
                 save_steps=config.save_steps,
                 seed=config.seed,
+                tuning=tuning,
                 passed_on={"precompute_ref_log_probs": True, **config.trl},
             ),
             loss_type=[config.loss],
@@ -63,16 +70,20 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         train_dataset=dataset,
         data_collator=PreferenceCollator(processor, features, config.packed),
         processing_class=processor,
+        peft_config=tuning.peft_config,
     )
-    metrics = fit(trainer, out)
-    metrics["pairs"] = float(len(dataset))
+    trainer.strategy = tuning.strategy
+    metrics = {**fit(trainer, out, tuning.modules), "pairs": float(len(dataset))}
+    if not ranks.is_first():
+        return metrics
+    shutil.rmtree(out.path / ".pairs", ignore_errors=True)
+    saved = checkpoints(out.path / "checkpoints")
     if config.choose is None:
-        qwen2_audio.save(trainer.model, processor, out.path / "model")
+        publish(saved[-1], policy, processor, out.path)
         return metrics
     found = _score_checkpoints(config.choose, policy, corpus, features, out)
     best = max(found, key=lambda step: found[step]["dev/score"])
-    model = qwen2_audio.load_model(out.path / "checkpoints" / f"checkpoint-{best}")
-    qwen2_audio.save(model, processor, out.path / "model")
+    publish(out.path / "checkpoints" / f"checkpoint-{best}", policy, processor, out.path)
     return {**metrics, "chosen_step": float(best), **found[best]}
 
 
@@ -108,18 +119,19 @@ def _score_checkpoints(
     for checkpoint in checkpoints(out.path / "checkpoints"):
         saved = out.path / "dev" / f"{checkpoint.name}.json"
         if not saved.exists():
-            write_json(saved, _dev_metrics(choose, checkpoint, reference, corpus))
+            with as_policy(checkpoint, policy, reference.processor) as folder:
+                write_json(saved, _dev_metrics(choose, folder, reference, corpus))
         found[step_of(checkpoint)] = read_json(saved)
         out.log(step_of(checkpoint), found[step_of(checkpoint)])
     return found
 
 
-def _dev_metrics(choose: Choose, checkpoint: Path, reference: Sampler, corpus: Path) -> dict[str, float]:
+def _dev_metrics(choose: Choose, candidate: Path, reference: Sampler, corpus: Path) -> dict[str, float]:
     everything = air_bench.read(corpus / "dev")
     drawn = np.random.default_rng(0).permutation(len(everything))[: choose.questions]
     items = [everything[i] for i in sorted(drawn)]
     clips = [f"dev/{item.audio}" for item in items]
-    sampler = Sampler(checkpoint, corpus, features=reference.features)
+    sampler = Sampler(candidate, corpus, features=reference.features)
     requests = [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)]
     how = Decoding(choose.max_new_tokens)
     answers = flatten(complete_all(sampler, requests, how, seed=0, batch_size=128))

@@ -20,9 +20,9 @@ from align.artifacts import StageFolder
 from align.config import Assemble, ModelShape, PretrainConfig
 from align.config import Lesson as LessonConfig
 from align.models import assemble, qwen2_audio
-from align.models.packed_qwen2_audio import pack
 from align.models.vocabulary import add_tags, fit_embeddings
-from align.training import supervised
+from align.stages.tuning import tuning_of
+from align.training import ranks, supervised
 from align.training.augment import chosen
 from align.training.order import Examples, Lesson, Part
 from align.training.preflight import check_heard
@@ -51,8 +51,9 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
     check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
+    n_parameters = qwen2_audio.n_parameters(model)
     metrics = supervised.train(
-        pack(model) if config.packed else model,
+        model,
         processor,
         _examples(config, corpus),
         corpus,
@@ -62,11 +63,14 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=chosen(**config.augment.model_dump()),
+        tuning=tuning_of(config),
+        base=None,
         max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
     )
-    shutil.rmtree(out.path / "assembled", ignore_errors=True)  # as large as the model, and soon made again
-    return {"parameters": float(model.num_parameters()), **metrics}
+    if ranks.is_first():
+        shutil.rmtree(out.path / "assembled", ignore_errors=True)  # as large as the model, soon made again
+    return {"parameters": float(n_parameters), **metrics}
 
 
 def _start(
@@ -79,10 +83,12 @@ def _start(
             processor = _processor(shape, corpus, config.dialect)
             return processor, _from_random(shape, processor, config.seed)
         case Assemble(audio=audio, text=text):
-            if not assembled.is_dir():
-                parts = assemble.fetched(inputs[audio]), assemble.fetched(inputs[text])
-                assemble.assemble(*parts, assembled, seed=config.seed, tags=all_tags(config.dialect))
-            shutil.copy(assembled / assemble.REPORT, assembled.parent)
+            if ranks.is_first():
+                if not assembled.is_dir():
+                    parts = assemble.fetched(inputs[audio]), assemble.fetched(inputs[text])
+                    assemble.assemble(*parts, assembled, seed=config.seed, tags=all_tags(config.dialect))
+                shutil.copy(assembled / assemble.REPORT, assembled.parent)
+            ranks.barrier()
             path: Path | str = assembled
         case policy:
             path = qwen2_audio.located(inputs[policy])

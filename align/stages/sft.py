@@ -18,8 +18,8 @@ from align.artifacts import StageFolder
 from align.config import Filters, SFTConfig
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import pack
 from align.progress import Progress
+from align.stages.tuning import tuning_of
 from align.training import supervised
 from align.training.audio_effect import saved_effects
 from align.training.augment import chosen
@@ -37,7 +37,8 @@ from preference_data.sources import Source, sources, table
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Fine-tune the policy on chats; returns the last logged metrics."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
-    model, processor = qwen2_audio.load_model(policy), qwen2_audio.load_processor(policy)
+    tuning = tuning_of(config)
+    model, processor = tuning.load(policy), qwen2_audio.load_processor(policy)
     check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     chats, counts = sources(corpus, "sft", Chat), dict[str, float]()
     if config.filters != Filters():
@@ -47,7 +48,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         kept = keep(table(corpus, "sft", Chat), limits, out, least, effects)
         chats, counts = _chosen(chats, np.array(kept.numbers)), kept.counts
     metrics = supervised.train(
-        pack(model) if config.packed else model,
+        model,
         processor,
         _examples(config, corpus, chats),
         corpus,
@@ -57,6 +58,8 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=chosen(**config.augment.model_dump()),
+        tuning=tuning,
+        base=policy,
         max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from align.training import ranks
+from align.training.tuning import Tuning
+
+_HERE = Tuning()
 
 
 def arguments(
@@ -17,6 +21,7 @@ def arguments(
     learning_rate: float,
     save_steps: int,
     seed: int,
+    tuning: Tuning = _HERE,
     passed_on: dict[str, Any],
 ) -> dict[str, Any]:
     """Keyword arguments for TRL's config classes; `passed_on` is the recipe's `trl:` mapping.
@@ -24,7 +29,7 @@ def arguments(
     Raises:
         ValueError: the batch cannot be divided evenly over devices and accumulation steps.
     """
-    parts = int(os.environ.get("WORLD_SIZE", "1")) * int(passed_on.get("gradient_accumulation_steps", 1))
+    parts = ranks.world_size() * int(passed_on.get("gradient_accumulation_steps", 1))
     if batch_size % parts:
         raise ValueError(
             f"batch_size {batch_size} cannot be split evenly over {parts} (devices x accumulation steps)"
@@ -46,5 +51,6 @@ def arguments(
         "remove_unused_columns": False,
         "report_to": "none",
         "max_length": None,
+        **tuning.arguments(),
         **passed_on,
     }

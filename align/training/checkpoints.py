@@ -1,8 +1,13 @@
 """Checkpoints that are whole or absent, and a resume that really loads the weights.
 
-Mends three things of transformers 5.23's Trainer: it writes a checkpoint in place, so a kill leaves
+Mends four things of transformers 5.23's Trainer: it writes a checkpoint in place, so a kill leaves
 half of one that `resume` then picks; its resume loads no weights at all for models whose saved names
-differ from their module names (Qwen2-Audio), with only a log line; and a NaN loss is logged as 0.
+differ from their module names (Qwen2-Audio), with only a log line; under ZeRO-3 it saves names that no
+other program knows (`language_model.model.model.*`); and a NaN loss is logged as 0.
+
+With several processes all write into one staged folder; when the last is done, each hashes its share of
+the files, and rank 0 seals and renames. A checkpoint of DeepSpeed's is pickles: only folders that we
+sealed are ever loaded, and its `latest` file is one of the sealed.
 """
 
 from __future__ import annotations
@@ -13,14 +18,19 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Trainer, set_seed
 
-from align.artifacts import MANIFEST, commit_folder, read_json, sha256_file, write_json
+from align.artifacts import MANIFEST, commit_folder, fsync_tree, read_json, sha256_file, write_json
+from align.training import ranks
+from align.training.strategies import Strategy, whole_models
 
 log = logging.getLogger(__name__)
+STAGING = ".partial-"
+"""How names of folders begin that checkpoints are written in before they are sealed."""
 TOKENS = "tokens_seen.json"
 """In a checkpoint: TRL's count of tokens, which its resume would start anew."""
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -30,11 +40,25 @@ class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing was stepped with it."""
 
 
-def seal(partial: Path, final: Path) -> None:
-    """List a finished checkpoint's files with their hashes, then move it into place."""
-    files = {path.name: sha256_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
-    write_json(partial / MANIFEST, {"files": files})
-    commit_folder(partial, final)
+class CannotResume(RuntimeError):
+    """A checkpoint was written in a way that this training cannot take up."""
+
+
+def seal(partial: Path, final: Path, written: dict[str, Any]) -> None:
+    """List a finished checkpoint's files with their hashes, then move it into place.
+
+    Called by all ranks, each with what it `written` so far durable by the time the folder is renamed.
+    """
+    ranks.barrier()
+    fsync_tree(partial)
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    mine = files[ranks.rank() :: ranks.world_size()]
+    hashes = ranks.gather({str(path.relative_to(partial)): sha256_file(path) for path in mine})
+    if ranks.is_first():
+        merged = {name: digest for part in hashes for name, digest in part.items()}
+        write_json(partial / MANIFEST, {**written, "files": dict(sorted(merged.items()))})
+        commit_folder(partial, final)
+    ranks.barrier()
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -72,10 +96,33 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
+    """Refuse a checkpoint whose parts do not fit these processes.
+
+    Raises:
+        CannotResume: it was written under another strategy, or in parts by another number of processes.
+    """
+    written = read_json(checkpoint / MANIFEST)
+    before, then, now = written["strategy"], written["workers"], ranks.world_size()
+    if before != strategy and (then > 1 or now > 1):
+        raise CannotResume(
+            f"{checkpoint} was written under hardware.strategy {before}, which {strategy} cannot read; "
+            f"set it back to {before}, or delete {checkpoint.parent} to start this stage anew"
+        )
+    if before != "ddp" and then != now:
+        raise CannotResume(
+            f"{checkpoint} holds one part of the optimizer for each of {then} workers, and DeepSpeed cannot "
+            f"hand them to {now}; set hardware.workers back to {then}, or delete {checkpoint.parent} to "
+            "start this stage anew (ddp resumes with any number of workers)"
+        )
+
+
 class AtomicCheckpoints(Trainer):
     """Mixin for a Trainer. `keep` checkpoints are kept, all of them when it is None."""
 
     keep: int | None = 2
+    strategy: Strategy = "ddp"
+    model: Any
     _staging: Path | None = None
     _total_train_tokens: float
 
@@ -85,18 +132,41 @@ class AtomicCheckpoints(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        self._staging = folder / ".partial-checkpoint"
-        shutil.rmtree(self._staging, ignore_errors=True)
+        # A name of its own: a straggler of a killed attempt may still be writing into another
+        staged = folder / ranks.first_says(f"{STAGING}{name}-{uuid4().hex[:8]}")
+        self._staging = staged
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            staged, self._staging = self._staging, None
-        write_json(staged / name / TOKENS, self._total_train_tokens)
-        seal(staged / name, folder / name)
-        shutil.rmtree(staged)
-        if self.keep is not None:
-            for old in checkpoints(folder)[: -self.keep]:
-                shutil.rmtree(old)
+            self._staging = None
+        if ranks.is_first():
+            write_json(staged / name / TOKENS, self._total_train_tokens)
+        seal(staged / name, folder / name, {"strategy": self.strategy, "workers": ranks.world_size()})
+        if ranks.is_first():
+            shutil.rmtree(staged)
+            if self.keep is not None:
+                for old in checkpoints(folder)[: -self.keep]:
+                    shutil.rmtree(old)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write weights under the Hub's names, also those that DeepSpeed has gathered in `state_dict`.
+
+        transformers 5.23 renames the weights of a model loaded in parts (ZeRO-3) wrongly; a whole twin
+        of it that only borrows them renames them rightly, and complains if one is missing.
+        """
+        model = self.model
+        if not (state_dict and isinstance(model, PreTrainedModel) and self.args.should_save):
+            super()._save(output_dir, state_dict)
+            return
+        with whole_models(self.args.hf_deepspeed_config if self.is_deepspeed_enabled else None):
+            with torch.device("meta"):
+                self.model = Qwen2AudioForConditionalGeneration(model.config)
+            self.model.generation_config = model.generation_config
+            self.model.load_state_dict(state_dict, strict=True, assign=True)
+            try:
+                super()._save(output_dir)
+            finally:
+                self.model = model
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a README per checkpoint; a stage's manifest says more."""
@@ -108,6 +178,18 @@ class AtomicCheckpoints(Trainer):
             return
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict(), strict=True)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random states are those of each rank; with other ranks than before, they follow from the step."""
+        if checkpoint and read_json(Path(checkpoint) / MANIFEST)["workers"] != ranks.world_size():
+            set_seed(self.args.seed + step_of(Path(checkpoint)))
+        else:
+            super()._load_rng_state(checkpoint)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The first thing done with a step's batches: here all ranks have theirs, or are missed."""
+        ranks.roll_call(f"before step {self.state.global_step + 1}")
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward; stops the run before a non-finite loss can be stepped with."""

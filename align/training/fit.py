@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
 from align.progress import Progress
+from align.training import ranks, strategies
 from align.training.alarms import Alarms
 from align.training.allocator import keep_freed_memory
-from align.training.checkpoints import TOKENS, AtomicCheckpoints, newest, step_of
+from align.training.checkpoints import STAGING, TOKENS, AtomicCheckpoints, check_resumable, newest, step_of
 from align.training.preflight import Preflight
 
 
@@ -35,7 +37,7 @@ class Report(TrainerCallback):
     ) -> None:
         """Write one row of metrics."""
         logs = {k: float(v) for k, v in kwargs["logs"].items() if isinstance(v, int | float)}
-        if "loss" in logs:
+        if "loss" in logs and ranks.is_first():
             self.out.log(state.global_step, logs)
             shown = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}
             told = {label: logs[name] for name, label in shown.items() if name in logs}
@@ -45,8 +47,9 @@ class Report(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Advance the progress; honour a stop request at this step."""
-        self.progress.update(state.global_step)
-        if stop_requested.is_set():
+        if ranks.is_first():
+            self.progress.update(state.global_step)
+        if ranks.any_says(stop_requested.is_set()):
             control.should_save = control.should_training_stop = True
 
 
@@ -57,17 +60,21 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder, trained: Sequence[str] = (
 
     Raises:
         Interrupted: a stop was requested; a checkpoint of this step is on disk.
+        CannotResume: the checkpoint does not fit these processes.
         NonFiniteLoss: see `checkpoints`.
         NotReady: see `preflight`.
     """
     keep_freed_memory()
-    checkpoint = newest(Path(trainer.args.output_dir))
+    checkpoint = _resumed_from(Path(trainer.args.output_dir))
     if checkpoint is not None:
-        out.rewind(step_of(checkpoint))
+        check_resumable(checkpoint, trainer.strategy)
+        if ranks.is_first():
+            out.rewind(step_of(checkpoint))
         trainer._total_train_tokens = read_json(checkpoint / TOKENS)
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
         # The Trainer would take one step more than it was told before it notices
-        trainer._load_from_checkpoint(str(checkpoint))
+        if not trainer.is_deepspeed_enabled:  # whose engine is not built yet: the checkpoint is what counts
+            trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     else:
         with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
@@ -76,7 +83,18 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder, trained: Sequence[str] = (
             trainer.add_callback(Alarms())  # before Report, which writes what they add
             trainer.add_callback(Report(out, progress))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if stop_requested.is_set() and trainer.state.global_step < trainer.state.max_steps:
+    strategies.end()
+    if ranks.any_says(stop_requested.is_set()) and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted
     history = [row for row in trainer.state.log_history if "loss" in row]
     return {k: float(v) for k, v in history[-1].items() if isinstance(v, int | float)} if history else {}
+
+
+def _resumed_from(folder: Path) -> Path | None:
+    """The newest whole checkpoint, the same for all ranks; what killed attempts left half is removed."""
+    found = None
+    if ranks.is_first():
+        for staged in folder.glob(f"{STAGING}*"):
+            shutil.rmtree(staged, ignore_errors=True)
+        found = newest(folder)
+    return ranks.first_says(found)

@@ -11,13 +11,17 @@ from align.artifacts import StageFolder
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import is_packed
+from align.training import ranks
 from align.training.arguments import arguments
 from align.training.augment import Augmentation, SpecAugment
+from align.training.checkpoints import checkpoints
 from align.training.collate import SFTCollator
 from align.training.feeding import CACHE_BYTES, FeedingCollator, loader_settings
 from align.training.fit import fit
 from align.training.order import Examples
+from align.training.publish import publish
 from align.training.trainers import AudioSFTTrainer
+from align.training.tuning import Tuning
 
 
 def train(
@@ -32,17 +36,21 @@ def train(
     save_steps: int,
     seed: int,
     augmentation: Augmentation | SpecAugment,
+    tuning: Tuning,
+    base: Path | str | None,
     max_bad_fraction: float,
     passed_on: dict[str, Any],
 ) -> dict[str, float]:
     """Train on `examples` (see `SFTCollator`) once, front to back, and save to `out/model`.
 
     An example's number decides its row and augmentation, so a resumed run sees what it would have seen.
-    `passed_on` goes to TRL's SFTConfig. Returns the last logged metrics.
+    `base` is where `model` comes from, if it was trained before; `passed_on` goes to TRL's SFTConfig.
+    Returns the last logged metrics.
 
     Raises:
         TooManyBadClips: more than `max_bad_fraction` of the clips cannot be read.
     """
+    tuning.prepare(model)
     loading = loader_settings(passed_on)
     cache_bytes = CACHE_BYTES // max(1, loading["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
@@ -57,14 +65,18 @@ def train(
                 learning_rate=learning_rate,
                 save_steps=save_steps,
                 seed=seed,
+                tuning=tuning,
                 passed_on={"train_sampling_strategy": "sequential", **loading, **passed_on},
             )
         ),
         train_dataset=examples,
         data_collator=FeedingCollator(collator, examples),
         processing_class=processor,
+        peft_config=tuning.peft_config,
     )
+    trainer.strategy = tuning.strategy
     trainer.tally.max_bad_fraction = max_bad_fraction
-    metrics = fit(trainer, out)
-    qwen2_audio.save(trainer.model, processor, out.path / "model")
+    metrics = fit(trainer, out, tuning.modules)
+    if ranks.is_first():
+        publish(checkpoints(out.path / "checkpoints")[-1], base, processor, out.path)
     return metrics

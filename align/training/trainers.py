@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
@@ -76,6 +77,22 @@ class AudioDPOTrainer(Throughput, AtomicCheckpoints, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        """Whole shuffled passes, one after the other: a pass need not be a multiple of the batch.
+
+        The Trainer would fill up each pass' last batch, or shorten it, by how many processes share it.
+        """
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(dataset)
+        rows = self.args.max_steps * self.args.train_batch_size
+        rows *= self.args.world_size * self.args.gradient_accumulation_steps
+        order: list[int] = []
+        while len(order) < rows:
+            draw = torch.Generator().manual_seed(self.args.seed + len(order) // len(dataset))
+            order += torch.randperm(len(dataset), generator=draw).tolist()
+        return order[:rows]
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Reference log-probs (B,) of chosen and rejected; the weight is not the model's business."""

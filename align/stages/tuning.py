@@ -1,0 +1,20 @@
+"""From what a training stage is told to what its libraries take."""
+
+from __future__ import annotations
+
+from align.config import DPOConfig, Hardware, SFTConfig, TrainingConfig
+from align.training.lora import LoRA
+from align.training.tuning import Tuning
+
+
+def tuning_of(config: TrainingConfig) -> Tuning:
+    """What learns, and over which processes."""
+    hardware = config.hardware or Hardware()
+    lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
+    return Tuning(
+        train=None if config.train is None else tuple(config.train),
+        lora=None if lora is None else LoRA(**lora.model_dump()),
+        strategy=hardware.strategy,
+        offload=hardware.offload,
+        packed=config.packed,
+    )

@@ -1,0 +1,219 @@
+"""Two processes train as one does: same losses, same data, same files; stopped and resumed, bit for bit.
+
+All cases run in one group of two gloo processes, started once (DeepSpeed compiles an op on first use).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2AudioForConditionalGeneration
+
+from align.artifacts import read_json, read_metrics
+from align.training.checkpoints import CannotResume, checkpoints, is_whole, step_of
+from tests.align import tiny_training
+
+KINDS = ("sft", "dpo", "sft-lora", "dpo-lora")
+STRATEGIES = ("ddp", "zero2", "zero3")
+RESUMED = ("sft-ddp", "sft-zero2", "sft-zero3", "dpo-zero3-lora", "dpo-ddp-lora")
+STOPPED_IN = 7
+CAN_COMPILE = shutil.which("g++") is not None
+
+
+def case_of(kind, strategy):
+    name, *lora = kind.split("-")
+    return "-".join([name, strategy, *lora])
+
+
+CASES = [case_of(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def world(root):
+    return tiny_training.make_world(root / "world")
+
+
+@pytest.fixture(scope="module")
+def alone(root, world):
+    """Each kind in one process: folder per kind."""
+    for kind in KINDS:
+        (root / "alone" / kind).mkdir(parents=True)
+        tiny_training.trace(root / "alone" / kind / "trace-0.jsonl")
+        tiny_training.run_here(tiny_training.make_config(kind), world, root / "alone" / kind)
+    return root / "alone"
+
+
+@pytest.fixture(scope="module")
+def together(root, world):
+    """Every case on two processes, and some of them stopped and resumed."""
+    possible = []
+    for strategy in STRATEGIES if CAN_COMPILE else ("ddp",):  # zero3 last: it patches torch's linear layers
+        possible += [case for case in CASES if strategy in case]
+        possible += [f"{case}@{STOPPED_IN}" for case in RESUMED if strategy in case]
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*program, tiny_training.__file__, str(world), str(root / "two"), *possible]
+    with (root / "log.txt").open("w") as log:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=env, timeout=540, check=False
+        )
+    assert done.returncode == 0, (root / "log.txt").read_text()[-4000:]
+    return root / "two"
+
+
+def finished(together, case):
+    if "zero" in case and not CAN_COMPILE:
+        message = "DeepSpeed compiles an op on a CPU and there is no g++: apt-get install g++"
+        assert os.environ.get("CI") != "true", message
+        pytest.skip(message)
+    assert (together / case / "finished").exists()
+    return together / case
+
+
+def stage(folder):
+    return folder / ".partial-stage"
+
+
+def weights(folder):
+    return load_file(stage(folder) / "model" / "model.safetensors")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, strategy):
+    case = case_of(kind, strategy)
+    one, two = alone / kind, finished(together, case)
+    a, b = (read_metrics(stage(folder) / "metrics.jsonl") for folder in (one, two))
+    assert [row["step"] for row in a] == [row["step"] for row in b] == list(range(1, 21))
+    for x, y in zip(a, b, strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-5), x["step"]
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-5), x["step"]
+    assert a[0]["loss"] > 1.02 * a[-1]["loss"]  # they did learn
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_processes_share_the_rows_of_one_and_sometimes_one_has_no_audio(alone, together, kind):
+    two = finished(together, case_of(kind, "ddp"))
+    a, b = tiny_training.read_trace(alone / kind, 1), tiny_training.read_trace(two, 2)
+    if kind.startswith("sft"):
+        assert a == b
+    else:  # a preference batch is [chosen; rejected]: the sides of two halves are not those of the whole
+        assert {step: sorted(rows) for step, (rows, _) in a.items()} == {
+            step: sorted(rows) for step, (rows, _) in b.items()
+        }
+    per_rank = [tiny_training.read_trace_of(two, rank) for rank in range(2)]
+    silent = [[not per_rank[rank][step]["clips"] for rank in range(2)] for step in range(1, 21)]
+    assert [True, False] in silent
+    assert [False, True] in silent
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_stopped_and_resumed_is_bit_equal(together, case):
+    undisturbed, resumed = finished(together, case), finished(together, f"{case}-resumed")
+    for name, value in weights(undisturbed).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    a, b = (read_metrics(stage(folder) / "metrics.jsonl") for folder in (undisturbed, resumed))
+    keep = ("step", "loss", "grad_norm", "learning_rate", "num_tokens")
+    assert [[row[k] for k in keep] for row in a] == [[row[k] for k in keep] for row in b]
+    assert tiny_training.read_trace(undisturbed, 2) == tiny_training.read_trace(resumed, 2)
+
+
+@pytest.mark.parametrize("case", ["sft-ddp", "dpo-ddp-lora"])
+def test_a_run_of_two_processes_resumes_in_one_with_the_same_rows(root, world, together, case):
+    kind = case.replace("-ddp", "")
+    folder = root / f"{case}-two-to-one"
+    shutil.copytree(finished(together, f"{case}-resumed").parent / f"{case}-stopped", folder)
+    before = step_of(checkpoints(stage(folder) / "checkpoints")[-1])
+    assert before == STOPPED_IN
+    (folder / "trace-1.jsonl").unlink()
+    tiny_training.trace(folder / "trace-0.jsonl")
+    tiny_training.run_here(tiny_training.make_config(kind), world, folder)
+    undisturbed = tiny_training.read_trace(together / case, 2)
+    here = tiny_training.read_trace(folder, 1)
+    for step in range(before + 1, tiny_training.STEPS + 1):
+        assert sorted(here[step][0]) == sorted(undisturbed[step][0]), step
+    for name, value in weights(together / case).items():
+        torch.testing.assert_close(weights(folder)[name], value, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_parts_of_an_optimizer_are_not_handed_to_another_number_of_processes(root, world, together):
+    folder = root / "zero2-to-one"
+    shutil.copytree(finished(together, "sft-zero2-resumed").parent / "sft-zero2-stopped", folder)
+    with pytest.raises(CannotResume, match=r"set .*strategy|set it back to zero2"):
+        tiny_training.run_here(tiny_training.make_config("sft"), world, folder)
+
+
+def test_a_zero3_run_ends_as_a_plain_checkpoint_with_equal_logits(world, together):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    folder = stage(finished(together, "sft-zero3"))
+    names = set(load_file(folder / "model" / "model.safetensors"))
+    assert names == set(load_file(world / "policy" / "model" / "model.safetensors"))
+    assert {"language_model.lm_head.weight", "language_model.model.norm.weight"} <= names
+    assert all(n.startswith(("audio_tower.", "language_model.", "multi_modal_projector.")) for n in names)
+    assert not any("model.model" in name for name in names)
+    plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
+    # DeepSpeed's own way to put its parts together, by module names
+    theirs = Qwen2AudioForConditionalGeneration(plain.config)
+    theirs.load_state_dict(
+        get_fp32_state_dict_from_zero_checkpoint(checkpoints(folder / "checkpoints")[-1]), strict=True
+    )
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(input_ids=ids).logits, theirs.eval()(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("case", ["sft-ddp", "sft-zero2", "sft-zero3", "dpo-zero3-lora"])
+def test_checkpoints_are_whole_down_to_each_ranks_part(together, tmp_path, case):
+    last = checkpoints(stage(finished(together, case)) / "checkpoints")[-1]
+    assert is_whole(last)
+    manifest = read_json(last / "manifest.json")
+    assert manifest["workers"] == 2
+    listed = set(manifest["files"])
+    present = {str(path.relative_to(last)) for path in last.rglob("*") if path.is_file()}
+    assert listed == present - {"manifest.json"}
+    if "zero" in case:
+        parts = [name for name in listed if name.startswith("global_step20/")]
+        assert len([name for name in parts if "optim_states" in name]) == 2
+        copy = tmp_path / last.name
+        shutil.copytree(last, copy)
+        with (copy / parts[-1]).open("r+b") as file:
+            file.seek(100)
+            file.write(b"\xff\xff\xff")
+        assert not is_whole(copy)
+    assert not list(last.parent.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("case", ["sft-ddp-lora", "dpo-zero3-lora"])
+def test_low_rank_updates_are_saved_alone_and_merged(world, together, case):
+    from peft import PeftModel
+
+    folder = stage(finished(together, case))
+    base = Qwen2AudioForConditionalGeneration.from_pretrained(world / "policy" / "model", dtype=torch.float32)
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        before = base.eval()(input_ids=ids).logits
+        adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()(input_ids=ids).logits
+        plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
+        torch.testing.assert_close(plain.eval()(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(adapted, before, atol=1e-4)
+    old, new = (
+        load_file(world / "policy" / "model" / "model.safetensors"),
+        load_file(folder / "model" / "model.safetensors"),
+    )
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert all(name.startswith(("language_model.model.layers", "multi_modal_projector")) for name in changed)
+    assert any(name.startswith("multi_modal_projector") for name in changed)
