@@ -269,7 +269,7 @@ def _assumed(step: Step, spread: Spread, shape: Shape, job: Job, passes: int) ->
 
 
 def _kept(config: TrainingConfig) -> str:
-    if isinstance(config, DPOConfig):
+    if isinstance(config, DPOConfig) and config.choose:
         return f"one every {config.save_steps} steps, all kept"
     return "3 at a time"  # two, and the new one until it is whole
 

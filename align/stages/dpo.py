@@ -27,7 +27,7 @@ from align.sampling.generate import Decoding, Request, Sampler, complete_all, fl
 from align.stages.tuning import tuning_of
 from align.training import ranks
 from align.training.arguments import arguments
-from align.training.checkpoints import checkpoints, step_of
+from align.training.checkpoints import AtomicCheckpoints, checkpoints, step_of
 from align.training.collate import PreferenceCollator, SFTCollator
 from align.training.divergence import kl_per_answer
 from align.training.fit import fit
@@ -73,6 +73,8 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         peft_config=tuning.peft_config,
     )
     trainer.strategy = tuning.strategy
+    if config.choose is None:
+        trainer.keep = AtomicCheckpoints.keep  # the last one is taken
     metrics = {**fit(trainer, out, tuning.modules), "pairs": float(len(dataset))}
     if not ranks.is_first():
         return metrics

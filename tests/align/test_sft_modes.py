@@ -1,5 +1,6 @@
 """SFT through the stage itself: voice chat, analysis, later clips and plain text at once, no mode prompt."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from align.config import SFTConfig
 from align.sampling.generate import Decoding, Request, Sampler
 from align.stages import sft
 from preference_data import store
-from preference_data.schema import Chat, TaskExample, Turn
+from preference_data.schema import AudioClip, Chat, TaskExample, Turn
 
 CHATS = [
     Chat(
@@ -34,8 +35,12 @@ CHATS = [
 def corpus(tiny, tmp_path):
     root = tmp_path / "corpus"
     root.mkdir()
-    for clip in tiny.audio.iterdir():
+    clips = []
+    for clip in sorted(tiny.audio.iterdir()):
         (root / clip.name).write_bytes(clip.read_bytes())
+        sha = hashlib.sha256(clip.read_bytes()).hexdigest()
+        clips.append(AudioClip(id=clip.stem, path=clip.name, split="train", duration_s=1.0, sha256=sha))
+    store.write(root / "clips.jsonl", clips)
     store.write(root / "sft.jsonl", [*CHATS, CHATS[0].model_copy(update={"id": "again"})])
     target = TaskExample(id="t", audios=("2.wav",), task="caption", text=" A low tone.")
     store.write(root / "pretrain.jsonl", [target])
