@@ -86,7 +86,7 @@ class _Job:
 
 
 class _Board:
-    """The files by which driver and workers talk: `stop`, `outcome.json`, `group-N/rank-K.txt`."""
+    """The files by which driver and workers talk: `stop`, `outcome.json`, a folder per group of workers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,13 +118,16 @@ class _Board:
         return folder
 
     def last_words(self, group: Path, workers: int) -> str:
-        """What each rank of a group that failed said last."""
-        told = {rank: group / f"rank-{rank}.txt" for rank in range(workers)}
-        words = {rank: path.read_text("utf-8").strip() for rank, path in told.items() if path.exists()}
-        silent = [str(rank) for rank in told if rank not in words]
-        parts = [f"rank {rank}: {text.splitlines()[-1]}" for rank, text in words.items() if text]
-        if silent:
-            parts.insert(0, f"rank {', '.join(silent)} said nothing: killed, hung or out of memory")
+        """What each rank of a group that failed said last; those first that said nothing."""
+        parts = []
+        for rank in range(workers):
+            place = group / f"rank-{rank}.place"
+            name = f"rank {rank} ({place.read_text('utf-8')})" if place.exists() else f"rank {rank}"
+            told = group / f"rank-{rank}.txt"
+            if told.exists():
+                parts.append(f"{name}: {told.read_text('utf-8').splitlines()[-1]}")
+            else:
+                parts.insert(0, f"{name} said nothing: killed, hung, or out of memory")
         return "; ".join(parts)
 
 
@@ -292,6 +295,7 @@ def _work(told: dict[str, Any]) -> None:
         return  # a replaced group: the stage had ended, its process had not
     ranks.wait_at_most(job.timeout_s)
     group = ranks.first_says(job.board.open_group() if ranks.is_first() else Path())
+    write_text(group / f"rank-{ranks.rank()}.place", f"process {os.getpid()} on {os.uname().nodename}")
     hardware: Hardware = getattr(job.config, "hardware")  # noqa: B009 - of training stages only
     threading.Thread(target=_heed, args=(job.board.stop,), daemon=True).start()
     metrics: dict[str, float] = {}

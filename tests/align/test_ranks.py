@@ -1,0 +1,78 @@
+"""What ranks agree on, in real processes; the one that does not come is named."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PROGRAM = """
+import sys, time
+from datetime import timedelta
+from torch import distributed
+from align.training import ranks
+rank = int(sys.argv[1])
+store = distributed.FileStore(sys.argv[2], 3)
+distributed.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=timedelta(seconds=40))
+ranks.wait_at_most(4)
+"""
+
+
+def run(tmp_path, body):
+    """Three processes run `body`; their outputs."""
+    program = PROGRAM + textwrap.dedent(body)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    return [process.communicate(timeout=90)[0] for process in started]
+
+
+@pytest.mark.timeout(120)
+def test_they_agree(tmp_path):
+    outputs = run(
+        tmp_path,
+        """
+        told = ranks.first_says({"from": rank}), ranks.gather(rank * 10)
+        print(*told, ranks.any_says(rank == 2), ranks.any_says(False), ranks.is_first())
+        ranks.roll_call("here")
+        """,
+    )
+    assert [text.splitlines()[-1] for text in outputs] == [
+        f"{{'from': 0}} [0, 10, 20] True False {rank == 0}" for rank in range(3)
+    ]
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_does_not_come_is_named(tmp_path):
+    outputs = run(
+        tmp_path,
+        """
+        ranks.barrier()
+        if rank == 1:
+            time.sleep(8)
+        else:
+            started = time.monotonic()
+            try:
+                ranks.roll_call("before step 7")
+            except RuntimeError as error:
+                print(type(error).__name__, error, time.monotonic() - started < 7.5)
+        """,
+    )
+    assert "MissingRanks before step 7" in outputs[0]
+    assert "Ranks 1 failed to pass monitoredBarrier in 4000 ms" in outputs[0]
+    assert outputs[0].strip().endswith("True")
+
+
+def test_alone_everything_is_free():
+    from align.training import ranks
+
+    ranks.barrier()
+    ranks.roll_call("anywhere")
+    assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
+    assert (ranks.first_says(3), ranks.gather(3), ranks.any_says(True)) == (3, [3], True)
