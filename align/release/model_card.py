@@ -23,8 +23,8 @@ tags: [qwen2_audio]
 ---"""
 _LIMITS = """- Scores hold for the benchmark's questions, languages and recordings, and for nothing else.
 - The model answers fluently also where it has heard nothing; do not use it where a wrong answer harms."""
-_LICENCE = """The weights inherit the terms of the models they started from and of the data named above. The run
-records no models' licences; whoever publishes the weights must look up what is not said here."""
+_LICENCE = """The weights inherit the terms of the models they started from and of the data named above. The
+run records no models' licences; whoever publishes the weights must look up what is not said here."""
 _USE = """```python
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 

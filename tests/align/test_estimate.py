@@ -218,7 +218,8 @@ def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
 
 
 def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
-    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\nlearning_rate: 1e-6\nbatch_size: 32\n"
+    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\n"
+    dpo += "learning_rate: 1e-6\nbatch_size: 32\n"
     shape = "{d_model: 64, heads: 2, clip_s: 3, hop_length: 320}"  # 37 tokens in 3 s
     loaded = recipe(tmp_path / "a", shape)
     for packed, tokens in ((True, 32 * 37), (False, 64 * 37)):
