@@ -193,7 +193,7 @@ def _job(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -
     )
     job = Job(
         sequences=sequences,
-        clips=sequences,
+        clips=rows if config.packed else sequences,  # packed, both answers of a pair share their clip
         audio_tokens=shape.audio_tokens(seconds),
         text_tokens=TEXT_TOKENS,
         parts=spread.parts,
@@ -201,6 +201,7 @@ def _job(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -
         frozen_bytes=spread.frozen_bytes,
         with_reference=with_reference,
         recompute=recompute,
+        packed=config.packed,
     )
     return job, passes
 

@@ -89,6 +89,8 @@ class Job(NamedTuple):
     """A second, frozen model beside the one that learns."""
     recompute: bool = True
     """Activation checkpointing: layers are computed again in the backward pass."""
+    packed: bool = False
+    """Clips are encoded as long as they are, not padded to what the model hears."""
 
 
 class Memory(NamedTuple):
@@ -213,10 +215,15 @@ def activations(shape: Shape, job: Job, element_bytes: int = 2) -> float:
     tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
     kept = _kept(tokens, shape.layers, shape.width, decoder_elements(shape), recompute=job.recompute)
     if _learns("audio_tower", job):
-        frames = job.clips * shape.positions
+        frames = job.clips * _frames(shape, job)
         per_frame = encoder_elements(shape)
         kept += _kept(frames, shape.audio_layers, shape.audio_width, per_frame, recompute=job.recompute)
     return kept * element_bytes
+
+
+def _frames(shape: Shape, job: Job) -> int:
+    """Of a clip in the audio tower; two become one token."""
+    return 2 * job.audio_tokens if job.packed else shape.positions
 
 
 def _kept(tokens: int, layers: int, width: int, per_layer: int, *, recompute: bool) -> float:
@@ -264,7 +271,7 @@ def flops(shape: Shape, job: Job) -> float:
     attention = shape.layers * length * shape.width * tokens  # causal: half of 2 x length x width
     head = job.sequences * job.text_tokens * shape.vocab * shape.width
     language = 2.0 * (maps + attention + head)
-    tower = 2.0 * parameters(shape).audio_tower * job.clips * shape.positions
+    tower = 2.0 * parameters(shape).audio_tower * job.clips * _frames(shape, job)
     trains = {
         part: job.lora_rank is None and (job.parts is None or part in job.parts)
         for part in Parameters._fields

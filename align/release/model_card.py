@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.artifacts import read_manifest
+from align.artifacts import read_json, read_manifest
 from align.release import evaluations, provenance
 from align.release.evaluations import Evaluation
 from align.release.lineage import lineage
 from align.release.source import Source
+from preference_data.sources import DESCRIPTION
 
 _HEAD = """---
 library_name: transformers
@@ -22,8 +23,8 @@ tags: [qwen2_audio]
 ---"""
 _LIMITS = """- Scores hold for the benchmark's questions, languages and recordings, and for nothing else.
 - The model answers fluently also where it has heard nothing; do not use it where a wrong answer harms."""
-_LICENCE = """The run does not record licences. The weights inherit the terms of the models they started from
-and of the data named above; whoever publishes them must look these up."""
+_LICENCE = """The weights inherit the terms of the models they started from and of the data named above. The
+run records no models' licences; whoever publishes the weights must look up what is not said here."""
 _USE = """```python
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
@@ -66,6 +67,7 @@ def write(source: Source, heard_s: float, n_parameters: int, checked: str) -> st
         f"- The processor cuts clips longer than {heard_s:g} s without a word.\n{_LIMITS}",
         "## Licence",
         _LICENCE,
+        *(_licences(stage) if stage else ()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -84,6 +86,18 @@ def _history(stage: Path) -> Iterator[str]:
         yield f"Not made in this run, so their data is unknown: {', '.join(map(_line, known.unknown))}."
     versions = read_manifest(stage).get("versions", {})
     yield "Software: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+
+
+def _licences(stage: Path) -> Iterator[str]:
+    """What the prepared data sets of the corpora say of themselves, as far as they are still on disk."""
+    rows = []
+    for corpus in lineage(stage).of_kind("corpus").values():
+        for source in read_manifest(corpus)["config"].get("sources", []):
+            path = Path(source["folder"]).expanduser() / DESCRIPTION
+            told = read_json(path) if path.exists() else {}
+            rows.append([told.get("name", source["folder"]), told.get("licence", "unknown")])
+    if rows:
+        yield _table(["data set", "licence"], rows)
 
 
 def _registered(tags: Mapping[str, str]) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """Arithmetic on shapes against real models: counts exactly, activations against what autograd keeps."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import (
     Qwen2AudioConfig,
@@ -13,6 +15,7 @@ from transformers import (
 )
 
 from align import budget, estimate
+from align.config import DPOConfig
 from align.estimate import Job, Shape
 from align.models.audio_tokens import n_audio_tokens
 from align.recipe import load
@@ -147,6 +150,15 @@ def test_memory_by_hand():
     assert estimate.checkpoint_bytes(shape, job, "ddp") == 12 * n
 
 
+def test_packed_clips_cost_what_they_last():
+    whole = Job(sequences=2, clips=2, audio_tokens=250, text_tokens=0, recompute=False)
+    packed = whole._replace(packed=True)  # 10 s: 500 frames of 1,500
+    saved = 2 * 1000 * 32 * estimate.encoder_elements(FULL) * 2
+    assert estimate.activations(FULL, whole) - estimate.activations(FULL, packed) == saved
+    tower = estimate.parameters(FULL).audio_tower
+    assert estimate.flops(FULL, whole) - estimate.flops(FULL, packed) == pytest.approx(6 * tower * 2 * 1000)
+
+
 def test_flops_are_six_per_weight_and_token_and_eight_with_recomputing():
     shape = FULL._replace(audio_layers=0, positions=0)
     job = Job(sequences=1, clips=0, audio_tokens=0, text_tokens=64, recompute=False)
@@ -203,6 +215,18 @@ def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
     assert f"2_sft: {estimate.parameters(expected).total / 1e9:.2f} B parameters" in told(loaded, tmp_path)
     unknown = recipe(tmp_path / "b", "someone/their-model")
     assert told(unknown, tmp_path).startswith("1_pretrain: the shape of its model is unknown")
+
+
+def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
+    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\n"
+    dpo += "learning_rate: 1e-6\nbatch_size: 32\n"
+    shape = "{d_model: 64, heads: 2, clip_s: 3, hop_length: 320}"  # 37 tokens in 3 s
+    loaded = recipe(tmp_path / "a", shape)
+    for packed, tokens in ((True, 32 * 37), (False, 64 * 37)):
+        step = loaded.steps[1]
+        config = DPOConfig.model_validate({**yaml.safe_load(dpo), "packed": packed})
+        told_ = list(budget.lines(dataclasses.replace(step, config=config), loaded, tmp_path, 80.0))
+        assert f"up to {tokens:,} audio tokens a step" in told_[0]
 
 
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):

@@ -213,6 +213,20 @@ def test_the_card_tells_verdict_intervals_data_and_neutralises_text(runs, tmp_pa
     assert "judge\\|&lt;script>" in card
 
 
+def test_the_card_tells_the_licences_of_the_data_sets(runs, tmp_path):
+    from align.release import model_card
+
+    (tmp_path / "libri").mkdir()
+    (tmp_path / "libri" / "source.json").write_text('{"name": "librispeech", "licence": "CC BY 4.0"}')
+    folders = [{"folder": str(tmp_path / "libri"), "share": None}, {"folder": "gone", "share": None}]
+    run = tmp_path / "toy"
+    runs.stage(run, "0_corpus", "corpus", [], runs.text("clips.jsonl", ""), sources=folders)
+    runs.stage(run, "1_pretrain", "pretrain", ["0_corpus"], runs.weights(1.0))
+    card = model_card.write(find(str(run), "unused", tmp_path), 30.0, 1, "Checked.")
+    assert "| librispeech | CC BY 4.0 |" in card
+    assert "| gone | unknown |" in card
+
+
 def test_what_is_no_policy_is_refused_with_the_next_step(runs, tiny, tmp_path):
     out = ["--to", str(tmp_path / "out")]
     nowhere = CliRunner().invoke(app, ["nowhere", *out])
