@@ -67,7 +67,7 @@ def measure(task: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
             peak_mb = torch.cuda.max_memory_allocated() / 2**20
         size = trainer.args.per_device_train_batch_size
         rows = [trainer.train_dataset[i] for i in range(size)]
-        flops = _counted(trainer, rows)
+        flops = counted_flops(trainer, rows)
         useful = _useful(trainer, rows) if how.packed else None
     steps = clock.steps[1:]  # the first one warms up
     n_pairs = size * (given.steps + 1)
@@ -93,7 +93,7 @@ def _be_quiet() -> None:
     os.environ["TQDM_DISABLE"] = "1"
 
 
-def _counted(trainer: Any, rows: list[dict[str, Any]]) -> float:
+def counted_flops(trainer: Any, rows: list[dict[str, Any]]) -> float:
     """FLOPs of one forward and backward as torch counts them."""
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
     trainer.model.train()
