@@ -1,23 +1,22 @@
 """Score answer positions only, through TRL's own fused head, on every device.
 
-TRL's trainers bind a fused head to `model.forward` (`trl.trainer.utils.add_fused_lm_head`): it runs the
-backbone and turns hidden states into log-probs in tiles. On a GPU it drops the positions without a label
-first; on a CPU it multiplies every position with the vocabulary. It also takes labels that are already
-aligned (`shift_labels`). So we hand it one row with nothing but the answers' positions, and put what comes
-back where it belongs. Losses and metrics stay TRL's.
+TRL gives a model a fused head (`trl.trainer.utils.add_fused_lm_head`): it runs the backbone and turns
+hidden states into log-probs in tiles, without the logits of all positions at once. On a GPU it drops the
+positions without a label first; on a CPU it multiplies every position with the vocabulary. It also takes
+labels that are already aligned (`shift_labels`). So it is handed one row with nothing but the answers'
+positions, and what comes back is put where it belongs. Losses and metrics stay TRL's.
 
-What we rely on beyond TRL's documented interface, held by tests/align/test_trl_contract.py: the arguments
-`fused_lm_head`, `labels`, `shift_labels` of the bound forward, that others reach the backbone, and the
-fields of its output named in `PER_TOKEN`.
+What this relies on beyond TRL's documented interface, held by tests/align/test_packed_trl.py: that its
+trainers call the model they are given with `fused_lm_head` and `labels`, that the fused forward takes
+`shift_labels` and passes other arguments on to the backbone, and the fields of its output in `PER_TOKEN`.
 """
 
 from __future__ import annotations
 
-import functools
-import types
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from align.models.packing import PackedBatch
 
@@ -25,32 +24,20 @@ PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1
 """Fields (N, T - 1) of TRL's `FusedCausalLMOutput`."""
 
 
-def score_answers_only(model: nn.Module) -> None:
-    """Wrap the fused head that TRL bound to `model`, for batches that carry `packed`."""
-    fused = model.forward
+def answers_only(model: Callable[..., Any]) -> Callable[..., Any]:
+    """`model`, but of batches that carry `packed` only positions with a label reach the head."""
 
-    @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
-    def forward(
-        self: nn.Module,
-        *args: Any,
-        fused_lm_head: bool = False,
-        labels: Tensor | None = None,
-        packed: PackedBatch | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not fused_lm_head or packed is None or labels is None:
-            given = {"labels": labels, "packed": packed, "fused_lm_head": fused_lm_head or None}
-            kwargs |= {name: value for name, value in given.items() if value is not None}
-            return fused(*args, **kwargs)
+    def forward(*, packed: PackedBatch | None = None, labels: Tensor | None = None, **batch: Any) -> Any:
+        if packed is None or labels is None:
+            given = {"packed": packed, "labels": labels}
+            return model(**batch, **{name: value for name, value in given.items() if value is not None})
         answers = labels[:, 1:] != -100
         rows, columns = answers.nonzero(as_tuple=True)
-        outputs = fused(
-            *args,
-            fused_lm_head=True,
+        outputs = model(
             shift_labels=labels[rows, columns + 1][None],
             packed=packed,
             scored=rows * labels.shape[1] + columns,
-            **kwargs,
+            **batch,
         )
         for name in PER_TOKEN:
             scores = getattr(outputs, name)
@@ -59,4 +46,4 @@ def score_answers_only(model: nn.Module) -> None:
         outputs.label_mask = answers
         return outputs
 
-    model.forward = types.MethodType(forward, model)
+    return forward

@@ -9,22 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils import data
 from trl import DPOTrainer, SFTTrainer
 
-from align.models.answer_head import score_answers_only
+from align.models.answer_head import answers_only
 from align.models.packed_qwen2_audio import is_packed, pack
 from align.training.checkpoints import AtomicCheckpoints
 from align.training.collate import Row
 from align.training.feeding import ABOUT
 from align.training.tally import Tally
 from align.training.throughput import Throughput
+from align.training.work import CountsWork
 
 
-class AudioSFTTrainer(Throughput, AtomicCheckpoints, SFTTrainer):
+class AudioSFTTrainer(CountsWork, Throughput, AtomicCheckpoints, SFTTrainer):
     """TRL's SFTTrainer over `Examples`; logs the loss of every task and source beside the whole."""
 
     def __init__(self, *args: Any, train_dataset: data.Dataset[Row], **kwargs: Any) -> None:
@@ -32,8 +32,6 @@ class AudioSFTTrainer(Throughput, AtomicCheckpoints, SFTTrainer):
         self._examples = train_dataset
         # TRL takes a `datasets.Dataset` only, which would hold all rows, and looks at one of them
         super().__init__(*args, train_dataset=Dataset.from_dict({"draw": [0]}), **kwargs)
-        if is_packed(self.model):
-            score_answers_only(_inner(self.model))
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> data.Dataset[Row]:
         return self._examples
@@ -44,7 +42,7 @@ class AudioSFTTrainer(Throughput, AtomicCheckpoints, SFTTrainer):
         about = inputs.pop(ABOUT, None)
 
         def noting(**batch: Any) -> Any:
-            outputs = model(**batch)
+            outputs = answers_only(model)(**batch)
             if about is not None:
                 self.tally.add(about, outputs.log_probs, outputs.label_mask)
             return outputs
@@ -56,7 +54,7 @@ class AudioSFTTrainer(Throughput, AtomicCheckpoints, SFTTrainer):
         super().log({**logs, **self.tally.take()} if "loss" in logs else logs, *args, **kwargs)
 
 
-class AudioDPOTrainer(Throughput, AtomicCheckpoints, DPOTrainer):
+class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
     """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
 
     With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair
@@ -69,10 +67,7 @@ class AudioDPOTrainer(Throughput, AtomicCheckpoints, DPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if is_packed(self.model):
-            score_answers_only(_inner(self.model))
-            if self.ref_model is not None:  # TRL made it by the stock class's name
-                score_answers_only(pack(self.accelerator.unwrap_model(self.ref_model)))
+        self._pack_reference()
         self.use_weighting = any(weight != 1.0 for weight in self.train_dataset["weight"])
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -94,10 +89,16 @@ class AudioDPOTrainer(Throughput, AtomicCheckpoints, DPOTrainer):
             order += torch.randperm(len(dataset), generator=draw).tolist()
         return order[:rows]
 
+    def _pack_reference(self) -> None:
+        """TRL may have loaded a reference of its own; it reads the same batches as the policy."""
+        if self.ref_model is not None and is_packed(self.model) and not is_packed(self.ref_model):
+            pack(self.accelerator.unwrap_model(self.ref_model))
+
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Reference log-probs (B,) of chosen and rejected; the weight is not the model's business."""
+        self._pack_reference()
         inputs = {name: value for name, value in inputs.items() if name != "pair_weight"}
-        chosen, rejected = super().compute_ref_log_probs(model, inputs)
+        chosen, rejected = super().compute_ref_log_probs(answers_only(model), inputs)
         return chosen, rejected
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
@@ -105,16 +106,10 @@ class AudioDPOTrainer(Throughput, AtomicCheckpoints, DPOTrainer):
         weight = inputs.pop("pair_weight")
 
         def weighted(**batch: Any) -> Any:
-            outputs = model(**batch)
+            outputs = answers_only(model)(**batch)
             if self.use_weighting:
                 half = weight.log().div(2).repeat(2)[:, None]
                 outputs.log_sum_sq_probs = outputs.log_probs.detach() - half
             return outputs
 
         return super()._compute_loss(weighted, inputs, return_outputs)
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The model that TRL bound its fused head to: the one inside PEFT's."""
-    inner: Any = model
-    return inner.get_base_model() if is_peft_model(model) else inner

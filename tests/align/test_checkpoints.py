@@ -11,6 +11,7 @@ from align.artifacts import Interrupted, StageFolder, read_metrics, stop_request
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
+from align.models.packed_qwen2_audio import pack
 from align.training.arguments import arguments
 from align.training.augment import Augmentation
 from align.training.checkpoints import NonFiniteLoss, checkpoints, is_whole, newest, step_of
@@ -33,8 +34,9 @@ def rows():
     ]
 
 
-def make(tiny, out, batch_size=2, **passed_on):
+def make(tiny, out, batch_size=2, packed=False, **passed_on):
     processor = qwen2_audio.load_processor(tiny.policy)
+    model = qwen2_audio.load_model(tiny.policy)
     options = arguments(
         out.path,
         steps=2 * STEPS // batch_size,
@@ -45,11 +47,11 @@ def make(tiny, out, batch_size=2, **passed_on):
         passed_on={"train_sampling_strategy": "sequential", "logging_steps": 1, **passed_on},
     )
     return AudioSFTTrainer(
-        model=qwen2_audio.load_model(tiny.policy),
+        model=pack(model) if packed else model,
         args=SFTConfig(**options),
         train_dataset=Dataset.from_list(rows()),
         data_collator=SFTCollator(
-            processor, ClipFeatures(processor, tiny.audio), Augmentation(gain=0.2, time_mask=4)
+            processor, ClipFeatures(processor, tiny.audio), Augmentation(gain=0.2, time_mask=4), packed
         ),
         processing_class=processor,
     )
@@ -206,3 +208,20 @@ def test_training_killed_after_its_last_step_takes_no_further_one(tiny, tmp_path
     assert again.state.global_step == 5
     for name, value in weights(again).items():
         assert torch.equal(value, weights(first)[name]), name
+
+
+def test_a_packed_run_has_the_stock_curve_and_resumes_to_identical_weights(tiny, tmp_path, whole):
+    out = folder(tmp_path / "packed")
+    unbroken = make(tiny, out, packed=True)
+    fit(unbroken, out)
+    losses = [row["loss"] for row in read_metrics(out.path / "metrics.jsonl")]
+    assert losses == pytest.approx([row["loss"] for row in whole[1]], rel=1e-4)
+    out = folder(tmp_path / "killed")
+    first = make(tiny, out, packed=True)
+    kill_at(first, 5)
+    with pytest.raises(Killed):
+        fit(first, out)
+    second = make(tiny, out, packed=True)
+    fit(second, out)
+    for name, value in weights(second).items():
+        assert torch.equal(value, weights(unbroken)[name]), name

@@ -10,6 +10,7 @@ from trl import DPOConfig
 from align.models import qwen2_audio
 from align.models.chat import encode_completion, encode_prompt, expand_audio, join, user
 from align.models.features import ClipFeatures, stack
+from align.models.packed_qwen2_audio import PackedQwen2AudioModel, is_packed, pack
 from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator
 from align.training.trainers import AudioDPOTrainer
@@ -23,18 +24,19 @@ ROWS = [
 ]
 
 
-def make_trainer(tiny, tmp_path, weights, loss="sigmoid", **passed_on):
+def make_trainer(tiny, tmp_path, weights, loss="sigmoid", packed=False, **passed_on):
     processor = qwen2_audio.load_processor(tiny.policy)
+    model = qwen2_audio.load_model(tiny.policy)
     options = arguments(
         tmp_path, steps=2, batch_size=3, learning_rate=1e-3, save_steps=1, seed=0, passed_on=passed_on
     )
     rows = [{**row, "weight": weight} for row, weight in zip(ROWS, weights, strict=True)]
     return AudioDPOTrainer(
-        model=qwen2_audio.load_model(tiny.policy),
+        model=pack(model) if packed else model,
         ref_model=qwen2_audio.load_model(tiny.policy),
         args=DPOConfig(**options, loss_type=[loss], beta=BETA),
         train_dataset=Dataset.from_list(rows),
-        data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio)),
+        data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio), packed),
         processing_class=processor,
     )
 
@@ -72,9 +74,10 @@ def perturb(model):
             p.add_(0.05 * torch.randn(p.shape, generator=draw))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.5, 0.5, 1.0)])
-def test_loss_and_gradients_equal_hand_arithmetic(tiny, tmp_path, weights):
-    trainer = make_trainer(tiny, tmp_path, weights)
+def test_loss_and_gradients_equal_hand_arithmetic(tiny, tmp_path, weights, packed):
+    trainer = make_trainer(tiny, tmp_path, weights, packed=packed)
     perturb(trainer.model)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     loss = trainer.compute_loss(trainer.model, batch)
@@ -94,8 +97,9 @@ def test_loss_and_gradients_equal_hand_arithmetic(tiny, tmp_path, weights):
             torch.testing.assert_close(ours[name], p.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_policy_equal_to_reference_gives_log_two(tiny, tmp_path):
-    trainer = make_trainer(tiny, tmp_path, (1.0, 1.0, 1.0))
+@pytest.mark.parametrize("packed", [False, True])
+def test_policy_equal_to_reference_gives_log_two(tiny, tmp_path, packed):
+    trainer = make_trainer(tiny, tmp_path, (1.0, 1.0, 1.0), packed=packed)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=1e-6)
 
@@ -118,9 +122,10 @@ def test_a_weighted_loss_is_the_weighted_mean_of_single_pair_losses(tiny, tmp_pa
     assert together == pytest.approx(sum(w * x for w, x in zip(weights, alone, strict=True)) / 3, rel=1e-4)
 
 
-def test_precomputed_reference_gives_the_same_loss(tiny, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_precomputed_reference_gives_the_same_loss(tiny, tmp_path, packed):
     live = make_trainer(tiny, tmp_path, (1.5, 0.5, 1.0))
-    stored = make_trainer(tiny, tmp_path, (1.5, 0.5, 1.0), precompute_ref_log_probs=True)
+    stored = make_trainer(tiny, tmp_path, (1.5, 0.5, 1.0), packed=packed, precompute_ref_log_probs=True)
     for trainer in (live, stored):
         perturb(trainer.model)
     losses = [
@@ -139,3 +144,38 @@ def test_other_audio_gives_another_loss(tiny, tmp_path):
         row["audios"] = ["3.wav"]
     wrong = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
     assert wrong != pytest.approx(right, abs=1e-6)
+
+
+def test_training_curves_are_those_of_the_stock_model(tiny, tmp_path, monkeypatch):
+    """The reference, which TRL loads by the stock class's name, is packed too."""
+    runs = []
+    packed_path = PackedQwen2AudioModel._hidden
+    monkeypatch.setattr(
+        PackedQwen2AudioModel, "_hidden", lambda self, *a: runs.append(1) or packed_path(self, *a)
+    )
+    curves = []
+    for packed in (False, True):
+        trainer = make_trainer(
+            tiny, tmp_path / str(packed), (1.5, 0.5, 1.0), packed=packed, max_steps=6, logging_steps=1
+        )
+        assert is_packed(trainer.model) == is_packed(trainer.ref_model) == packed
+        trainer.train()
+        curves.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert len(runs) == 12  # policy and reference
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    assert curves[0][-1] < curves[0][0] - 0.01
+
+
+def test_both_sides_of_a_pair_share_their_clips(tiny, tmp_path):
+    stock, packed = (
+        make_trainer(tiny, tmp_path, (1.0, 1.0, 1.0), packed=packed).data_collator(
+            [{**row, "weight": 1.0} for row in ROWS]
+        )
+        for packed in (False, True)
+    )
+    assert stock["input_features"].shape[0] == 8  # 1 + 1 + 2, for chosen and for rejected
+    assert packed["input_features"].shape[0] == 3
+    assert packed["input_features"].shape[-1] < stock["input_features"].shape[-1]
+    assert torch.equal(stock["input_ids"], packed["input_ids"])
+    real = int(stock["attention_mask"].sum())
+    assert len(packed["packed"].tokens) < 0.75 * real

@@ -1,0 +1,100 @@
+"""Useful work of a training step: FLOPs of the model on each distinct token and clip, nothing twice.
+
+Recomputed activations, padding, shared prefixes computed again: all of that is work, none of it useful.
+A product with a weight costs 2 FLOPs per weight and row forward, the same again backward where its input
+needs a gradient, and once more where the weight learns. Attention costs 4 per head dimension and pair of
+query and key forward, twice that backward. Norms, activations and the optimizer are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import Qwen2AudioForConditionalGeneration
+
+from align.models.packing import PackedBatch
+
+
+class Cost(NamedTuple):
+    """FLOPs forward and backward per unit of a packed batch."""
+
+    token: float
+    """A packed token through the language model."""
+    seen: float
+    """A pair of tokens of which one sees the other, over all layers."""
+    frame: float
+    """An encoder frame (20 ms) through convolutions and tower."""
+    seen_frame: float
+    """A pair of frames of one clip."""
+    vector: float
+    """An audio vector through the projector."""
+    scored: float
+    """An answer position through the head."""
+
+    def of(self, batch: PackedBatch) -> float:
+        """FLOPs of a batch but for its head."""
+        total = self.token * len(batch.tokens) + self.seen * batch.sees.n_seen()
+        if batch.clips is not None:
+            total += self.frame * len(batch.clips.position) + self.seen_frame * batch.clips.sees.n_seen()
+            total += self.vector * len(batch.clips.pooled) / 2
+        return total
+
+
+def cost_of(model: Qwen2AudioForConditionalGeneration) -> Cost:
+    """What a step of training `model` costs, with whatever of it learns; LoRA's own products included."""
+    audio, text = model.config.audio_config, model.config.text_config
+    tower, projector, language = (
+        model.model.audio_tower,
+        model.model.multi_modal_projector,
+        model.model.language_model,
+    )
+    tower_learns, projector_learns = _learns(tower), _learns(projector)
+    before_language = tower_learns or projector_learns or _learns(model.get_input_embeddings())
+    through_language = before_language or _learns(language)
+    text_width = language.layers[0].self_attn.head_dim * text.num_attention_heads
+    return Cost(
+        token=_products(language.layers, through_language),
+        seen=4 * text_width * text.num_hidden_layers * (3 if through_language else 1),
+        frame=_products(tower.layers, tower_learns) + _convolutions(tower, tower_learns),
+        seen_frame=4 * audio.d_model * audio.encoder_layers * (3 if tower_learns else 1),
+        vector=_products([projector], tower_learns),
+        scored=_products([model.lm_head], through_language),
+    )
+
+
+def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on this GPU, measured: what a step can be compared with."""
+    rows, inner, columns = 8192, 4096, 11008
+    a = torch.randn(rows, inner, device=device, dtype=dtype)
+    b = torch.randn(inner, columns, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.mm(a, b)
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return 2 * rows * inner * columns / sorted(seconds)[len(seconds) // 2]
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in part.parameters())
+
+
+def _products(parts: Iterable[nn.Module], input_gradient: bool) -> float:
+    linears = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear)]
+    return sum(
+        2 * linear.in_features * linear.out_features * (1 + input_gradient + linear.weight.requires_grad)
+        for linear in linears
+    )
+
+
+def _convolutions(tower: Any, tower_learns: bool) -> float:
+    """Per encoder frame: two mel frames through the first convolution, which needs no input gradient."""
+    first = 2 * 2 * tower.conv1.weight.numel() * (1 + tower_learns)
+    second = 2 * tower.conv2.weight.numel() * (1 + 2 * tower_learns)
+    return float(first + second)

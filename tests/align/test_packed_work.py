@@ -1,0 +1,32 @@
+"""The work saved, counted: deterministic, on a model with the released one's proportions of FLOPs."""
+
+import pytest
+from trl.trainer import utils
+
+from tests.benchmarks.dpo import counted_flops
+from tests.benchmarks.trl_steps import CONTENDERS, WORKLOADS, Clock, make_trainer, trainer_arguments
+
+
+def flops(workload, contender, folder):
+    how = CONTENDERS[workload.kind][contender]
+    arguments = trainer_arguments(workload, how, size="prop", steps=1, lora=False, folder=folder)
+    trainer = make_trainer(workload, arguments, Clock())
+    rows = [trainer.train_dataset[i] for i in range(how.batch_size or workload.batch_size)]
+    return counted_flops(trainer, rows)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "5s/32",
+        pytest.param("30s/128", marks=pytest.mark.slow),
+        pytest.param("sft mixed", marks=pytest.mark.slow),
+    ],
+)
+def test_steps_cost_a_fraction_of_trls(tmp_path, monkeypatch, name):
+    """TRL scores answer positions only here too, as it does on a GPU."""
+    monkeypatch.setattr(utils, "_use_triton", lambda device: True)
+    workload = WORKLOADS[name]
+    ours = flops(workload, "ours", tmp_path)
+    for contender, (least, _) in workload.required.items():
+        assert flops(workload, contender, tmp_path) / ours >= least
