@@ -17,7 +17,7 @@ from align.config import (
     SFTConfig,
 )
 from align.recipe import Recipe, Step
-from preference_data.sources import DESCRIPTION
+from preference_data.clip_paths import SOURCE
 
 State = Literal["done", "outdated", "partial", "pending"]
 
@@ -57,7 +57,7 @@ def foreign_digest(ref: str) -> str:
         return f"hub:{ref}"
     if (folder / MANIFEST).exists():
         return str(read_manifest(folder)["output_digest"])
-    found = folder.glob("*") if (folder / DESCRIPTION).exists() else folder.rglob("*")
+    found = folder.glob("*") if (folder / SOURCE).exists() else folder.rglob("*")
     files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
     stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     return sha256_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

@@ -1,8 +1,9 @@
 """From a clip's path in a record to where its bytes are, never outside the folders that were named.
 
-A corpus folder is the root of its clips' paths. If it has a `sources.json`, the first part of a path names
-one of the data sets that it lists, and the rest is a path in that one. A part that is a tar file is a shard,
-and the rest is the name of one of its members.
+A corpus folder is the root of its clips' paths, unless it is a prepared data set, whose `source.json` names
+the root. If it is a mixture, which has a `sources.json`, the first part of a path names one of its data sets
+and the rest is a path in that one. A part that is a tar file is a shard, and the rest is the name of one of
+its members.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from preference_data import tar_shards
 from preference_data.tar_shards import BadShard, Member
 
 SOURCES = "sources.json"
-"""In a corpus folder: {"sources": [{"name": ..., "root": ...}, ...], ...}."""
+"""In a mixture: {"sources": [{"name": ..., "root": ...}, ...], ...}."""
+SOURCE = "source.json"
+"""What marks a folder as a prepared data set: {"name": ..., "root": folder of its audio, ...}."""
 
 _PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
 _HeaderReason = Literal["unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"]
@@ -45,11 +48,14 @@ class ClipRoot:
     """Finds the clips of a corpus folder by the paths in its records."""
 
     def __init__(self, folder: Path) -> None:
-        """Read `sources.json`, if the folder has one."""
+        """Read what the folder says of where its clips are."""
         self.folder = folder
-        listed = folder / SOURCES
-        sources = json.loads(listed.read_text(encoding="utf-8"))["sources"] if listed.exists() else []
-        self._roots = {source["name"]: Path(source["root"]) for source in sources}
+        self._root, self._roots = folder, dict[str, Path]()
+        if (folder / SOURCES).exists():
+            listed = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["sources"]
+            self._roots = {source["name"]: Path(source["root"]) for source in listed}
+        elif (folder / SOURCE).exists():
+            self._root = folder / json.loads((folder / SOURCE).read_text(encoding="utf-8"))["root"]
 
     def find(self, path: str) -> ClipFile:
         """Where the clip's bytes are.
@@ -57,7 +63,7 @@ class ClipRoot:
         Raises:
             BadAudio: as `resolve_inside`; `missing`, `unreadable` or `truncated` of a shard or its member.
         """
-        root, inner = self.folder, path
+        root, inner = self._root, path
         if self._roots:
             name, _, inner = path.partition("/")
             if name not in self._roots:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from preference_data import audio, store
 from preference_data.audio import AudioInfo, BadAudio
+from preference_data.clip_paths import ClipRoot
 from preference_data.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row, with_audios
 from preference_data.corpora.dataset_folder import SOURCE, check_out, digest_of, writing
 from preference_data.schema import AudioClip, Axis, Chat, PreferencePair
@@ -54,7 +55,7 @@ def write_rows(records: Path, form: Form, corpus: Path, out: Path) -> Exported:
     """
     with records.open(encoding="utf-8") as file:
         is_pairs = '"rejected"' in file.readline()
-    root = root_of(corpus)
+    root = ClipRoot(corpus)
     rows = out / f"{records.stem}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -75,13 +76,6 @@ def write_rows(records: Path, form: Form, corpus: Path, out: Path) -> Exported:
         entries = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
         store.write_text(known, json.dumps({**entries, **entry}, indent=2) + "\n")
     return Exported(rows, kind, written)
-
-
-def root_of(corpus: Path) -> Path:
-    """What the audio paths of a corpus folder are relative to."""
-    if (corpus / SOURCE).is_file():
-        return corpus / json.loads((corpus / SOURCE).read_text(encoding="utf-8"))["root"]
-    return corpus
 
 
 def read_rows(
@@ -255,11 +249,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _found(root: Path, path: str, record_id: str) -> str:
+def _found(root: ClipRoot, path: str, record_id: str) -> str:
     try:
-        found = audio.resolve_inside(root, path)
+        found = root.find(path)
     except BadAudio as error:
         raise BadRow(f"record {record_id!r}: {error}") from error
+    if not isinstance(found, Path):
+        raise BadRow(f"record {record_id!r}: {found} is inside a tar; others read files only, so unpack it")
     if not found.is_file():
-        raise BadRow(f"record {record_id!r}: no file {found}; is {root} the folder of its corpus?")
+        raise BadRow(f"record {record_id!r}: no file {found}; is {root.folder} the folder of its corpus?")
     return str(found)

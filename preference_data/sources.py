@@ -19,8 +19,6 @@ from preference_data.manifest import Manifest, open_manifest
 from preference_data.mixing import mixing_shares
 from preference_data.schema import Record
 
-DESCRIPTION = "source.json"
-"""What marks a folder as a prepared data set: {"name": ..., "root": folder of its audio, ...}."""
 R = TypeVar("R", bound=Record)
 Table = Literal["clips", "pretrain", "sft", "prompts"]
 TABLES: tuple[Table, ...] = ("clips", "pretrain", "sft", "prompts")

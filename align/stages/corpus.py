@@ -43,6 +43,7 @@ def _mix(config: CorpusConfig, out: Path) -> dict[str, float]:
         "hours": mixed.hours,
         "quarantined": float(mixed.quarantined),
         "dropped": float(mixed.dropped),
+        "speakers_on_both_sides": float(mixed.speakers_on_both_sides),
     }
 
 

@@ -27,11 +27,11 @@ from typing import Any
 
 from preference_data import audio, prompts, store
 from preference_data.audio import AudioInfo, BadAudio, Depth
+from preference_data.clip_paths import SOURCE as SOURCE
 from preference_data.corpora.published import published_corpus
 from preference_data.corpora.published.found import HELD_OUT, BadCorpus, Card, Found
 from preference_data.schema import AudioClip, Chat, Prompt, Record, Split, TaskExample, Turn, stable_id
 
-SOURCE = "source.json"
 RECORDS = (
     "clips.jsonl",
     "pretrain.jsonl",

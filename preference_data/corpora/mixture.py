@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 from preference_data import audio, splits, store
 from preference_data.audio import Quarantined
-from preference_data.clip_paths import SOURCES, BadAudio, ClipRoot
+from preference_data.clip_paths import SOURCE, SOURCES, BadAudio, ClipRoot
 from preference_data.fingerprints import Fingerprints, Labels, fingerprint
 from preference_data.manifest import Manifest, open_manifest
 from preference_data.mixing import Permutation, mixing_shares
 from preference_data.schema import AudioClip, Chat, Prompt, Record, TaskExample
-from preference_data.sources import DESCRIPTION, TABLES, Table, table_path
+from preference_data.sources import TABLES, Table, table_path
 from preference_data.splits import SPLITS
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ _KINDS: dict[Table, type[Record]] = {"pretrain": TaskExample, "sft": Chat, "prom
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _HELD_OUT = ("dev", "test")
 _DECODED = 100
-"""Clips of a data set that are decoded here; all were when it was prepared."""
+"""Clips of a data set that are decoded here; of all the header was read when it was prepared."""
 
 
 class BadMixture(ValueError):
@@ -59,6 +59,8 @@ class Mixed(NamedTuple):
     """Records that speak of a quarantined clip."""
     quarantined: int
     hours: float
+    speakers_on_both_sides: int
+    """Heard in training and in dev or test: as their publishers have it, so it is told, not refused."""
     shares: dict[str, float]
     """Of the pre-training draws, per data set."""
 
@@ -96,12 +98,12 @@ def mix(
     Raises:
         BadMixture: a folder is no data set, a record or clip comes twice, a record speaks of an unknown or a
             held-out clip, a clip has changed since it was prepared, or too many are bad.
-        Leak: a clip or a speaker is on both sides of a split.
+        Leak: the same audio is in two splits.
         BadRecord: a row is not as it should be.
     """
     sources = [_described(one) for one in data_sets]
     if twice := [name for name, n in Counter(source.name for source in sources).items() if n > 1]:
-        raise BadMixture(f"two data sets are called {twice[0]!r}; change the name in one's {DESCRIPTION}")
+        raise BadMixture(f"two data sets are called {twice[0]!r}; change the name in one's {SOURCE}")
     mixing = _Mixing(out, sources, max_duration_s, max_bad_fraction)
     mixing.write_sources(temperature)
     mixing.decode_some(seed)
@@ -119,14 +121,15 @@ def mix(
         mixing.dropped,
         len(mixing.bad),
         mixing.seconds / 3600,
+        mixing.speakers_on_both_sides,
         {one.name: share for one, share in zip(sources, shares, strict=True)},
     )
 
 
 def _described(data: DataSet) -> _Source:
-    path = data.folder / DESCRIPTION
+    path = data.folder / SOURCE
     if not path.is_file():
-        raise BadMixture(f"{data.folder} is no prepared data set: it has no {DESCRIPTION}; prepare it first")
+        raise BadMixture(f"{data.folder} is no prepared data set: it has no {SOURCE}; prepare it first")
     about: Any = json.loads(path.read_text(encoding="utf-8"))
     name, root = (about.get(key) if isinstance(about, dict) else None for key in ("name", "root"))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -146,7 +149,7 @@ class _Mixing:
         self.max_duration_s, self.max_bad_fraction = max_duration_s, max_bad_fraction
         self.rows: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
         self.clips: Counter[str] = Counter()
-        self.seconds, self.dropped = 0.0, 0
+        self.seconds, self.dropped, self.speakers_on_both_sides = 0.0, 0, 0
         self.bad: dict[str, Quarantined] = {}
         self._ids, self._paths = Fingerprints(), Fingerprints()
 
@@ -192,7 +195,14 @@ class _Mixing:
         store.write_rows(path, chain.from_iterable(map(self._clips, self.sources)))
         _refuse_repeated(path, "id", self._ids)
         _refuse_repeated(path, "path", self._paths)
-        splits.check(open_manifest(path, AudioClip))
+        written = open_manifest(path, AudioClip)
+        try:
+            splits.check_audio(written)
+        except splits.Leak as leak:
+            raise splits.Leak(
+                f"{leak}, e.g. by `align data prepare --keep-out` of the other data set"
+            ) from leak
+        self.speakers_on_both_sides = splits.speakers_on_both_sides(written)
 
     def _clips(self, source: _Source) -> Iterator[Row]:
         clips, root, n_bad = _clips_of(source), ClipRoot(self.out), 0

@@ -1,6 +1,7 @@
 """Bad audio is found before any training: quarantined with a reason, or the run stops."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import soundfile
 
 from align.artifacts import StageFolder
-from align.config import CorpusConfig
-from align.stages import corpus
+from align.config import CorpusConfig, PretrainConfig
+from align.stages import corpus, pretrain
 from preference_data import store
-from preference_data.schema import AudioClip
+from preference_data.phrasebook import BadPhrasebook, Phrasebook
+from preference_data.schema import AudioClip, TaskExample
 from preference_data.store import read
 
 PHRASEBOOK = """
@@ -118,3 +120,73 @@ def test_records_name_the_bad_line(source, tmp_path):
     clips.write_text(clips.read_text() + '{"id": "x", "path": "y.wav", "split": "sideways"}\n')
     with pytest.raises(store.BadRecord, match=r"clips\.jsonl:25: AudioClip: split"):
         read(clips, AudioClip)
+
+
+# -------------------------------------------------------------------------- a mixture
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Two prepared data sets of 6 and 3 tones, transcribed."""
+    folders = []
+    for name, n in (("first", 6), ("second", 3)):
+        folder = tmp_path / name
+        (folder / "audio").mkdir(parents=True)
+        (folder / "source.json").write_text(json.dumps({"name": name, "root": "audio"}))
+        clips, examples = [], []
+        for i in range(n):
+            tone(folder / "audio" / f"{10 * n + i}.wav", high=i % 2 == 0, seconds=0.2 + 0.01 * (n + i))
+            path = f"{10 * n + i}.wav"
+            digest = hashlib.sha256((folder / "audio" / path).read_bytes()).hexdigest()
+            clips.append(AudioClip(id=path, path=path, split="train", duration_s=0.3, sha256=digest))
+            examples.append(TaskExample(id=path, audios=(path,), task="transcribe", text=f"tone {i}"))
+        store.write(folder / "clips.jsonl", clips)
+        store.write(folder / "pretrain.jsonl", examples)
+        folders.append(folder)
+    return folders
+
+
+def test_a_mixture_is_trained_on_where_its_audio_lies(prepared, tmp_path):
+    sources = [{"folder": str(prepared[0])}, {"folder": str(prepared[1]), "share": 0.5}]
+    mixture = CorpusConfig(stage="corpus", corpus="mixture", sources=sources, temperature=2.0)
+    made = StageFolder(tmp_path / "run", "0_corpus", "x")
+    made.open()
+    metrics = corpus.run(mixture, {}, made)
+    assert metrics["rows_pretrain"] == 9
+    assert metrics["share_first"] == metrics["share_second"] == 0.5
+    shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "clip_s": 1, "vocab_size": 400}
+    config = PretrainConfig(
+        stage="pretrain", corpus="0_corpus", model=shape, steps=10, batch_size=4, learning_rate=1e-3
+    )
+    out = StageFolder(tmp_path / "run", "1_pretrain", "x")
+    out.open()
+    metrics = pretrain.run(config, {"0_corpus": made.path}, out)
+    assert {"loss/source/first", "loss/source/second", "loss/task/transcribe"} <= metrics.keys()
+    assert (out.path / "model" / "model.safetensors").is_file()
+
+
+def test_without_a_phrasebook_it_is_said_what_needs_one(prepared, tmp_path):
+    with pytest.raises(BadPhrasebook, match=r"phrasebook\.yaml does not exist.*judge: \{model"):
+        Phrasebook.load(prepared[0] / "phrasebook.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corpus": "mixture"}, "needs sources"),
+        ({"corpus": "mixture", "sources": [{"folder": "a"}], "dir": "b"}, "has no dir"),
+        ({"corpus": "folder", "dir": "b", "sources": [{"folder": "a"}]}, "'folder' has no sources"),
+        (
+            {"corpus": "mixture", "sources": [{"folder": "a", "share": 1.0}, {"folder": "b"}]},
+            "leave some of 1",
+        ),
+        (
+            {"corpus": "mixture", "sources": [{"folder": "a", "share": 0.7}, {"folder": "b", "share": 0.7}]},
+            "1.4",
+        ),
+        ({"corpus": "mixture", "sources": [{"folder": "a"}], "temperature": 0.5}, "temperature"),
+    ],
+)
+def test_mixtures_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CorpusConfig(stage="corpus", **settings)

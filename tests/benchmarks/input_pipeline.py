@@ -29,8 +29,8 @@ import soundfile
 
 from preference_data.tar_shards import write_shards
 
-H200_CLIPS_PER_S = {"LoRA DPO, 30 s": 14, "LoRA DPO, 5 s": 64, "LoRA SFT, 5 s": 90}
-"""Estimates."""
+H200_CLIPS_PER_S = {30: 14, 5: 90}
+"""By seconds of a clip: estimates for LoRA DPO of long clips and LoRA SFT of short ones."""
 FORMATS = {  # container, coding, sampling rate in Hz, channels
     "WAV 16 kHz mono": ("WAV", "PCM_16", 16_000, 1),
     "FLAC 16 kHz mono": ("FLAC", "PCM_16", 16_000, 1),
