@@ -63,7 +63,7 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
     Filling `log_sum_sq_probs` so that each factor is sqrt(w_i) makes that product w_i.
     """
 
-    keep = None  # the stage chooses among all of them on the dev split
+    keep: int | None = None  # the stage chooses among all of them on the dev split
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
