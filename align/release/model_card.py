@@ -14,7 +14,7 @@ from align.release import evaluations, provenance
 from align.release.evaluations import Evaluation
 from align.release.lineage import lineage
 from align.release.source import Source
-from preference_data.sources import DESCRIPTION
+from preference_data.clip_paths import SOURCE
 
 _HEAD = """---
 library_name: transformers
@@ -93,7 +93,7 @@ def _licences(stage: Path) -> Iterator[str]:
     rows = []
     for corpus in lineage(stage).of_kind("corpus").values():
         for source in read_manifest(corpus)["config"].get("sources", []):
-            path = Path(source["folder"]).expanduser() / DESCRIPTION
+            path = Path(source["folder"]).expanduser() / SOURCE
             told = read_json(path) if path.exists() else {}
             rows.append([told.get("name", source["folder"]), told.get("licence", "unknown")])
     if rows:
