@@ -122,6 +122,28 @@ def prepare(
     _print_summary(told, out)
 
 
+@app.command()
+def shard(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared data set.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The same one in tar shards.")],
+    megabytes: Annotated[int, typer.Option("--megabytes", min=1, help="Size of a shard.")] = 256,
+) -> None:
+    """Put a prepared data set's audio into tar shards, for file systems that are slow with many files.
+
+    Example: align data shard data/ready/librispeech --out data/sharded/librispeech
+    """
+    from preference_data.corpora.sharding import shard as write
+
+    if not (folder / "source.json").is_file():
+        raise typer.BadParameter(f"{folder} is no prepared data set: it has no source.json")
+    try:
+        told = write(folder, out, max_bytes=megabytes << 20)
+    except ValueError as error:  # BadCorpus, BadAudio and BadRecord among them
+        raise typer.BadParameter(str(error)) from error
+    shards = len(list((out / "shards").glob("*.tar")))
+    print(f"{out}  {told['name']}: {shards} shards. Name it in a mixture: sources: [{{folder: {out}}}]")
+
+
 def _print_summary(told: dict[str, Any], out: Path) -> None:
     for split, clips in told["clips"].items():
         print(f"{split:<10} {clips:>9,} clips  {told['hours'][split]:>10,.2f} h")

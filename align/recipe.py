@@ -98,6 +98,7 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
         earlier = {other.name: other for other in files if other.number < file.number}
         found += _check_references(file, earlier, files)
         found += _check_trl(file)
+        found += _check_facts(file, earlier)
         problems += sorted(found, key=lambda problem: problem.line)
         if config is not None and not found:
             refs = [ref for _, _, ref in _references(type(config), file.data)]
@@ -348,6 +349,22 @@ def _check_trl(file: StageFile) -> list[Problem]:
             hint = _suggestion(name, known)
             problems.append(file.problem(("trl", name), f"trl.{TRL_CONFIGS[stage]} has no such name{hint}"))
     return problems
+
+
+def _check_facts(file: StageFile, earlier: dict[str, StageFile]) -> list[Problem]:
+    """What asks about a clip's facts, of a corpus that knows none: a mixture, or a folder from outside."""
+    stage, corpus = file.data.get("stage"), str(file.data.get("corpus"))
+    if "/" not in corpus and (corpus not in earlier or earlier[corpus].data.get("corpus") != "mixture"):
+        return []
+    asks = {
+        "evaluate": ("judge", file.data.get("judge", "facts") == "facts", "judge: {model: ...}"),
+        "annotate": ("by", file.data.get("by", "simulated") == "simulated", "by: people"),
+        "dpo": ("choose", file.data.get("choose") is not None, "no choose"),
+    }
+    key, is_asked, instead = asks.get(str(stage), ("", False, ""))
+    if not is_asked or (Path(corpus).expanduser() / "phrasebook.yaml").exists():
+        return []
+    return [file.problem((key,), f"needs the facts of every clip, and {corpus!r} has none: use `{instead}`")]
 
 
 def _suggestion(wrong: str, known: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from align.plan import input_digests
 from align.recipe import RecipeError, load
 from align.trl_names import INSTEAD, known_names
 
@@ -299,3 +300,37 @@ def test_mistakes_in_the_model_to_start_from_are_told_where_they_are(write):
     ]
     assert told("9_none")[0].startswith("2_pretrain.yaml:3: model: there is no stage '9_none'")
     assert told("1_corpus") == ["2_pretrain.yaml:3: model: '1_corpus' produces corpus, not policy"]
+
+
+# -------------------------------------------------------------------------- mixtures
+
+
+MIXTURE = "stage: corpus\ncorpus: mixture\nsources: [{folder: data/a}, {folder: data/b, share: 0.3}]\n"
+
+
+def test_what_asks_for_facts_is_refused_on_a_mixture_which_has_none(write):
+    with pytest.raises(RecipeError) as caught:
+        load(write(s1_corpus=MIXTURE, s7_dpo=DPO + "choose: {questions: 5}\n"))
+    told = str(caught.value)
+    assert "5_annotate.yaml" in told
+    assert "use `by: people`" in told
+    assert "7_dpo.yaml:9: choose: needs the facts of every clip, and '1_corpus' has none" in told
+    load(write(s1_corpus=MIXTURE, s5_annotate=ANNOTATE + "by: people\n", s7_dpo=DPO))
+
+
+def test_a_mixture_is_made_again_when_records_change_but_not_for_an_index_beside_a_shard(write, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "source.json").write_text("{}")
+        (tmp_path / name / "clips.jsonl").write_text("{}\n")
+    mixture = MIXTURE.replace("data/", f"{tmp_path}/")
+    recipe = load(write(s1_corpus=mixture, s5_annotate=ANNOTATE + "by: people\n", s7_dpo=DPO))
+    corpus = recipe.step("1_corpus")
+    assert corpus.folders == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    before = input_digests(corpus, {})
+    (tmp_path / "a" / ".shard-00000.tar.0123.npy").write_bytes(b"x")
+    assert input_digests(corpus, {}) == before
+    (tmp_path / "a" / "clips.jsonl").write_text("{}\n{}\n")
+    after = input_digests(corpus, {})
+    assert after != before
+    assert after[f"{tmp_path}/b"] == before[f"{tmp_path}/b"]

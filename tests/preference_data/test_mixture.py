@@ -12,6 +12,8 @@ import soundfile
 from preference_data import store
 from preference_data.clip_paths import BadAudio, ClipRoot
 from preference_data.corpora.mixture import BadMixture, DataSet, mix
+from preference_data.corpora.published import BadCorpus
+from preference_data.corpora.sharding import shard
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn
 from preference_data.sources import sources
 from preference_data.splits import Leak
@@ -237,3 +239,34 @@ def test_a_torn_row_is_named(two, tmp_path):
     with pytest.raises(BadRecord, match=r"other/pretrain\.jsonl:2: TaskExample"):
         mixed(tmp_path, *two)
     assert not (tmp_path / "0_corpus/pretrain.jsonl").exists()
+
+
+# -------------------------------------------------------------------------- sharded
+
+
+def test_a_sharded_data_set_is_the_same_data_set_and_can_move(two, tmp_path):
+    out = tmp_path / "sharded"
+    told = shard(two[0], out, max_bytes=20_000)
+    assert told["root"] == "shards"
+    assert told["licence"] == "CC0"
+    assert len(list((out / "shards").glob("*.tar"))) == 3
+    moved = out.rename(tmp_path / "moved")
+    plain, in_tar = ClipRoot(two[0]), ClipRoot(moved)
+    for before, after in zip(
+        store.read(two[0] / "clips.jsonl", AudioClip),
+        store.read(moved / "clips.jsonl", AudioClip),
+        strict=True,
+    ):
+        assert before.model_copy(update={"path": after.path}) == after
+        assert in_tar.find(after.path).read() == plain.find(before.path).read_bytes()
+    one, first = mixed(tmp_path, two[0])
+    texts = [(r.id, r.text) for r in store.read(one / "pretrain.jsonl", TaskExample)]
+    other, second = mixed(tmp_path, moved)
+    assert [(r.id, r.text) for r in store.read(other / "pretrain.jsonl", TaskExample)] == texts
+    assert first == second
+    with pytest.raises(BadCorpus, match="no dataset folder"):
+        shard(two[0], two[1] / "audio")
+    (two[0] / "audio/c3.wav").unlink()
+    with pytest.raises(BadAudio, match=r"c3\.wav.*missing"):
+        shard(two[0], out)
+    assert not out.exists()
