@@ -9,7 +9,7 @@ loses it, so they are not used.) The driver and its workers exchange a few small
 from __future__ import annotations
 
 import importlib
-import json
+import logging
 import os
 import shutil
 import threading
@@ -17,13 +17,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.artifacts import (
-    METRICS,
     Interrupted,
     StageFolder,
     heeding_stop,
@@ -33,7 +32,6 @@ from align.artifacts import (
 )
 from align.attempt import Attempt
 from align.config import Hardware, StageConfig
-from align.progress import Progress
 from align.stages import STAGES
 from preference_data.store import write_text
 
@@ -41,7 +39,6 @@ WORKERS = ".workers"
 """In a stage's unfinished folder: what its driver and workers tell each other."""
 _LOOK_EVERY_S = 0.5
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's smallest: nothing large goes through it
-_TAIL_BYTES = 1 << 14
 _LOST_PEER = ("connection", "timed out", "gloo", "nccl", "socket", "monitoredbarrier", "heartbeat")
 """In messages of torch.distributed's plain RuntimeErrors: another rank is gone, this one is well."""
 
@@ -95,6 +92,11 @@ class _Board:
     def stop(self) -> Path:
         """Made by the driver when it is told to stop."""
         return self.folder / "stop"
+
+    @property
+    def said(self) -> Path:
+        """What rank 0 has printed, and its warnings, for the driver's terminal."""
+        return self.folder / "said.txt"
 
     @property
     def outcome(self) -> dict[str, Any] | None:
@@ -248,34 +250,32 @@ def _uses_gpus(hardware: Hardware, gpus: float) -> bool:
 
 
 def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None:
-    """Wait for the workers; show how far they are, tell of replaced ones, pass on a request to stop."""
-    board, seen = job.board, 0
-    steps = getattr(job.config, "steps", 0)
-    with Progress(job.out.name, steps) as progress, ThreadPoolExecutor(1) as pool, heeding_stop() as stop:
+    """Wait for the workers; pass on what they say and, to them, a request to stop; tell of replaced ones."""
+    import ray
+
+    board, seen, heard = job.board, 0, 0
+    with ThreadPoolExecutor(1) as pool, heeding_stop() as stop:
         # Not in the main thread: there Ray Train would take SIGINT for itself, and lose the work
         running: Future[Any] = pool.submit(trainer.fit)
-        while not wait([running], _LOOK_EVERY_S).done:
-            if stop.is_set():
-                board.stop.touch()
-            if row := _last_row(job.out.path / METRICS):
-                progress.update(int(row["step"]), loss=row["loss"])
-            groups = board.groups
-            if len(groups) > max(1, seen):
-                words = board.last_words(groups[-2], hardware.workers)
-                print(f"workers replaced ({len(groups) - 1} of {hardware.max_failures}): {words}", flush=True)
-            seen = len(groups)
-        return running.exception()
-
-
-def _last_row(metrics: Path) -> dict[str, float] | None:
-    """The last whole row of metrics that has a loss; looks at the end of the file only."""
-    if not metrics.exists():
-        return None
-    with metrics.open("rb") as file:
-        file.seek(max(0, metrics.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", "ignore").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
-    return next((row for row in reversed(rows) if "loss" in row), None)
+        try:
+            while True:
+                is_over = wait([running], _LOOK_EVERY_S).done
+                said = board.said.read_text("utf-8") if board.said.exists() else ""
+                print(said[heard:], end="", flush=True)
+                heard = len(said)
+                if is_over:
+                    return running.exception()
+                if stop.is_set():
+                    board.stop.touch()
+                groups = board.groups
+                if len(groups) > max(1, seen):
+                    words = board.last_words(groups[-2], hardware.workers)
+                    told = f"workers replaced ({len(groups) - 1} of {hardware.max_failures})"
+                    print(f"{told}: {words}", flush=True)
+                seen = len(groups)
+        except Interrupted:
+            ray.shutdown()  # the second signal: end now, or the thread would wait for the workers
+            raise
 
 
 # -------------------------------------------------------------------------- a worker
@@ -299,7 +299,7 @@ def _work(told: dict[str, Any]) -> None:
     hardware: Hardware = getattr(job.config, "hardware")  # noqa: B009 - of training stages only
     threading.Thread(target=_heed, args=(job.board.stop,), daemon=True).start()
     metrics: dict[str, float] = {}
-    with Attempt() as attempt:
+    with Attempt() as attempt, _heard(job.board.said, ranks.is_first()):
         strategies.begin(hardware.strategy)
         metrics = importlib.import_module(STAGES[job.config.stage]).run(job.config, job.inputs, job.out)
     if isinstance(attempt.error, Interrupted):
@@ -310,6 +310,21 @@ def _work(told: dict[str, Any]) -> None:
         raise attempt.error
     elif ranks.is_first():
         job.board.settle(metrics=metrics)
+
+
+@contextmanager
+def _heard(said: Path, is_first: bool) -> Iterator[None]:
+    """Keep what this rank prints and its warnings for the driver, if it is the one that speaks for all."""
+    if not is_first:
+        yield
+        return
+    with said.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file):
+        handler = logging.StreamHandler(file)
+        logging.getLogger("align").addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger("align").removeHandler(handler)
 
 
 def _heed(stop: Path) -> None:

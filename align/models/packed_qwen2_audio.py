@@ -92,8 +92,9 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         if packed.clips is not None and features is not None:
             vectors = self._encode(features, packed.clips).to(embedded.dtype)
             embedded = embedded.index_copy(0, packed.audio_at, vectors[packed.audio_from])
-        elif torch.distributed.is_initialized():
-            # Other ranks may have audio, and ZeRO-3 and DDP wait for everyone's share of the tower.
+        else:
+            # Other ranks may have audio, and ZeRO-3 and DDP wait for everyone's share of the tower. Alone
+            # as well, so that the optimizer sees the same gradients: see `align.training.silence`.
             embedded = embedded + 0 * self._encode_silence(embedded).sum()
         states: Tensor = self.language_model(
             inputs_embeds=embedded[None],

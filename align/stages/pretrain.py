@@ -80,7 +80,9 @@ def _start(
     corpus = inputs[config.corpus]
     match config.model:
         case ModelShape() as shape:
-            processor = _processor(shape, corpus, config.dialect)
+            # Made once: were two processes to learn other tokens, they would train on each other's nonsense
+            made = _processor(shape, corpus, config.dialect) if ranks.is_first() else None
+            processor = ranks.first_says(made)
             return processor, _from_random(shape, processor, config.seed)
         case Assemble(audio=audio, text=text):
             if ranks.is_first():

@@ -104,7 +104,7 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     """
     written = read_json(checkpoint / MANIFEST)
     before, then, now = written["strategy"], written["workers"], ranks.world_size()
-    if before != strategy and (then > 1 or now > 1):
+    if before != strategy:
         raise CannotResume(
             f"{checkpoint} was written under hardware.strategy {before}, which {strategy} cannot read; "
             f"set it back to {before}, or delete {checkpoint.parent} to start this stage anew"

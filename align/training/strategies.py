@@ -6,8 +6,12 @@ weights, and the optimizer is the Trainer's own, so that every strategy takes th
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,9 +24,6 @@ from transformers.integrations.deepspeed import (
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp2"]
 Offload = Literal["none", "optimizer", "all"]
-
-_partitioning: list[HfDeepSpeedConfig] = []
-"""transformers itself keeps but a weak reference to it."""
 
 
 class UnsupportedStrategy(RuntimeError):
@@ -60,25 +61,27 @@ def trainer_arguments(strategy: Strategy, offload: Offload) -> dict[str, Any]:
 def begin(strategy: Strategy) -> None:
     """Prepare this process before any model is built; its peers are connected already.
 
-    Under ZeRO-3, models loaded from now on hold only this rank's part of each weight.
+    Models are loaded whole, under ZeRO-3 too, and divided when training begins: until then stages look at
+    them, resize and pack them. That takes host memory for one copy per worker, 17 GB for Qwen2-Audio.
+
+    Raises:
+        UnsupportedStrategy: DeepSpeed has no compiler for what it needs on a CPU.
     """
     if strategy not in ("zero2", "zero3"):
         return
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where pip puts ninja
+    if not torch.cuda.is_available() and not (shutil.which("g++") and shutil.which("ninja")):
+        raise UnsupportedStrategy(
+            f"{strategy} on a CPU compiles an op of DeepSpeed's on first use and needs g++ and ninja: "
+            "`apt-get install g++ ninja-build`, or use ddp"
+        )
     import deepspeed  # patches what it finds loaded: only where it is asked for
 
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
-    if strategy == "zero3":
-        early = {
-            "zero_optimization": {"stage": 3},
-            "train_micro_batch_size_per_gpu": 1,
-            "bf16": {"enabled": torch.cuda.is_available()},
-        }
-        _partitioning.append(HfDeepSpeedConfig(early))
 
 
 def end() -> None:
-    """From now on models are loaded whole again."""
-    _partitioning.clear()
+    """From now on models are loaded whole, whatever a trainer's arguments have said."""
     unset_hf_deepspeed_config()
 
 

@@ -44,7 +44,7 @@ class Tuning:
             learn_in_full_precision(model)
         if self.packed:
             pack(model)
-        elif ranks.world_size() > 1:
+        else:
             hear_silence(model)
 
     @property

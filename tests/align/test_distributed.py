@@ -32,6 +32,7 @@ def case_of(kind, strategy):
 PAIRS = [
     (kind, strategy) for strategy in STRATEGIES for kind in KINDS if (kind[4:], strategy) != ("lora", "zero2")
 ]
+PAIRS.append(("pretrain", "ddp"))
 CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
 
 
@@ -48,7 +49,7 @@ def world(root):
 @pytest.fixture(scope="module")
 def alone(root, world):
     """Each kind in one process: folder per kind."""
-    for kind in KINDS:
+    for kind in (*KINDS, "pretrain"):
         (root / "alone" / kind).mkdir(parents=True)
         tiny_training.trace(root / "alone" / kind / "trace-0.jsonl")
         tiny_training.run_here(tiny_training.make_config(kind), world, root / "alone" / kind)

@@ -8,6 +8,7 @@ runs each case on two processes (without torchrun: in one) and leaves its stage 
 
 import gc
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -80,8 +81,8 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `sft|dpo[-ddp|-zero2|-zero3][-lora]`; without a strategy it is one process'."""
-    from align.config import DPOConfig, SFTConfig
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora]`, without a strategy of one process."""
+    from align.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     shared = {
@@ -99,6 +100,10 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         augment = {"gain": 0.2, "time_mask": 4}
         own = {"steps": steps, "replay": 0.25, "augment": augment}
         return SFTConfig.model_validate({**shared, **own, **changes})
+    if kind == "pretrain":
+        del shared["policy"], shared["lora"]
+        shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "mel_bins": 32, "clip_s": 1}
+        return PretrainConfig.model_validate({**shared, "steps": steps, "model": shape, **changes})
     own = {"pairs": "pairs", "epochs": steps * BATCH / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
 
@@ -106,12 +111,12 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
 def run_here(config, world, folder):
     """Run the stage in this process; returns its metrics."""
     from align.artifacts import StageFolder
-    from align.stages import dpo, sft
+    from align.stages import STAGES
 
     out = StageFolder(Path(folder), "stage", "fingerprint")
     out.path.mkdir(parents=True, exist_ok=True)
     inputs = {name: Path(world) / name for name in ("corpus", "policy", "pairs")}
-    return (sft if config.stage == "sft" else dpo).run(config, inputs, out)
+    return importlib.import_module(STAGES[config.stage]).run(config, inputs, out)
 
 
 def trace(path, stop_before=None):
