@@ -9,7 +9,7 @@ DIGITS ?= data/free-spoken-digit-dataset
 export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-seeds digits test check clean
+.PHONY: demo demo-seeds digits bench-dpo test check clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -32,6 +32,9 @@ demo-seeds: $(ANNOTATION)  ## the demo once per seed, then one table
 
 digits: $(ANNOTATION)  ## the same stages on recorded human speech; DIGITS= its folder
 	$(BIN)/align run recipes/spoken_digits --set corpus.dir=$(DIGITS)
+
+bench-dpo: $(READY)  ## FLOPs, time and memory of DPO and SFT steps: TRL, TRL tuned, ours; runs/bench/dpo.json
+	$(BIN)/python -m tests.benchmarks.dpo
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -87,8 +87,9 @@ class ClipFeatures:
             return {}
         waves = [load(self._files.find(path), max_duration_s=self.longest_s) for path in paths]
         waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
-        n_frames = [-(-len(wave) // self.extractor.hop_length) for wave in waves]
-        lengths = [min(n + self._n_silent, self.extractor.nb_max_frames) for n in n_frames]
+        most = self.extractor.nb_max_frames
+        n_frames = [min(-(-len(wave) // self.extractor.hop_length), most) for wave in waves]
+        lengths = [min(n + self._n_silent, most) for n in n_frames]
         mels = self.extractor(
             waves,
             sampling_rate=SAMPLE_RATE,
@@ -96,7 +97,7 @@ class ClipFeatures:
             max_length=max(lengths) * self.extractor.hop_length,
         )["input_features"]
         return {
-            path: Clip(torch.tensor(mel[:, :length]), n, self.extractor.nb_max_frames)
+            path: Clip(torch.tensor(mel[:, :length]), n, most)
             for path, mel, n, length in zip(paths, mels, n_frames, lengths, strict=True)
         }
 

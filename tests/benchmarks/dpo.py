@@ -115,7 +115,13 @@ def _useful(trainer: Any, rows: list[dict[str, Any]]) -> float:
 def in_own_process(tasks: Sequence[tuple[str, str, argparse.Namespace]]) -> Iterator[dict[str, Any]]:
     """One after the other, each in a fresh process, so that memory and caches are its own."""
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        yield from pool.imap(measure, tasks, chunksize=1)
+        for row in pool.imap(measure, tasks, chunksize=1):
+            print(
+                f"  {row['workload']} {row['contender']}, batch {row['batch_size']}: "
+                f"{row['flops_per_pair'] / 1e9:.1f} GFLOP, {row['process_s_per_pair']:.3f} process s per pair",
+                flush=True,
+            )
+            yield row
 
 
 def tune(name: str, given: argparse.Namespace) -> None:
