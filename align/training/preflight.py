@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from trl import DPOTrainer
 
 from align.models.qwen2_audio import END_OF_TURN
 from align.training.collate import Row
@@ -40,6 +41,9 @@ _ADAM_BYTES = {False: 8, True: 12}
 """Per trained parameter in a checkpoint: two moments in float32; DeepSpeed's also holds float32 weights."""
 _INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
 _NEVER_TRAINED = "audio_tower.embed_positions"
+
+
+Predictions = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
 class NotReady(ValueError):
@@ -71,7 +75,17 @@ class Preflight(TrainerCallback):
                 check_labels(batch, [row], processor)
         heard = next((row for row in map(dataset.__getitem__, _first(dataset)) if row["audios"]), None)
         if heard is not None:
-            check_audio(model, collate([heard]))
+            check_audio(model, collate([heard]), self._predictions())
+
+    def _predictions(self) -> Predictions:
+        """What a preference trainer does itself before training, so that DeepSpeed meets nothing new.
+
+        Under ZeRO-3 its hooks expect modules in the order of the first pass, the reference's log-probs.
+        """
+        if isinstance(self.trainer, DPOTrainer):
+            trainer = self.trainer
+            return lambda model, batch: torch.cat(trainer.compute_ref_log_probs(model, dict(batch)))
+        return _logits
 
 
 def _first(dataset: Any) -> range:
@@ -81,39 +95,44 @@ def _first(dataset: Any) -> range:
 # -------------------------------------------------------------------------- audio
 
 
-def check_audio(model: nn.Module, batch: Mapping[str, Any]) -> None:
-    """The answers' logits must change when the clip does: for silence, and for its spectrum upside down.
+def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predictions | None = None) -> None:
+    """What is predicted of answers must change when the clip does: for silence, and for it upside down.
+
+    Args:
+        model: what is trained.
+        batch: of a collator.
+        predictions: numbers that depend on what the model predicts; by default the answers' logits.
 
     Raises:
         NotReady: they do not, or no more than they do between two equal passes.
     """
-    device = next(model.parameters()).device
-    inputs = send_to_device({name: value for name, value in batch.items() if name in _INPUTS}, device)
+    predict = predictions or _logits
+    inputs = send_to_device(dict(batch), next(model.parameters()).device)
     if "input_features" not in inputs:
         raise NotReady(
             "an example names clips, but its batch holds no input_features: the audio is lost between the "
             "data and the model. Look at what the collator makes of `audios`"
         )
     mel = inputs["input_features"]
-    answers = _labelled(batch)[:, 1:].to(device)
-    as_it_is = _logits(model, inputs, answers)
-    noise = (as_it_is - _logits(model, inputs, answers)).abs().max().item()
+    as_it_is = predict(model, inputs)
+    noise = (as_it_is - predict(model, inputs)).abs().max().item()
     for other, name in ((torch.full_like(mel, mel.min().item()), "silence"), (mel.flip(-2), "another sound")):
-        change = (as_it_is - _logits(model, {**inputs, "input_features": other}, answers)).abs().max().item()
+        change = (as_it_is - predict(model, {**inputs, "input_features": other})).abs().max().item()
         if not change > 2 * noise:
             raise NotReady(
-                f"the audio does not reach the model: with {name} instead of the clip, the answer's logits "
-                f"change by {change:.3g} (two equal passes: {noise:.3g}). Look at <|AUDIO|> in the prompt "
+                f"the audio does not reach the model: with {name} instead of the clip, what it predicts "
+                f"of the answer changes by {change:.3g} (two equal passes: {noise:.3g}). Look at <|AUDIO|> in the prompt "
                 "and at the policy's audio_token_index and weights"
             )
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, inputs: Mapping[str, Any], answers: Tensor) -> Tensor:
+def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Logits that predict the answers (S, V), without dropout."""
     was_training = model.training
     model.eval()
-    logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][answers].float()
+    inputs = {name: value for name, value in batch.items() if name in _INPUTS}
+    logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][_labelled(batch)[:, 1:]].float()
     model.train(was_training)
     return logits
 

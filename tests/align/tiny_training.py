@@ -81,7 +81,7 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora]`, without a strategy of one process."""
+    """The config of `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora]`; without a strategy, of one process."""
     from align.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")

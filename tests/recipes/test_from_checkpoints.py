@@ -23,8 +23,7 @@ RECIPE = {
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.fixture
-def place(tmp_path):
+def make_whisper(folder):
     config = WhisperConfig(
         num_mel_bins=16,
         d_model=32,
@@ -41,8 +40,13 @@ def place(tmp_path):
         eos_token_id=2,
         decoder_start_token_id=1,
     )
-    WhisperForConditionalGeneration(config).save_pretrained(tmp_path / "whisper")
-    WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(tmp_path / "whisper")
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(folder)
+
+
+@pytest.fixture
+def place(tmp_path):
+    make_whisper(tmp_path / "whisper")
     make_qwen(tmp_path / "qwen")
     (tmp_path / "work" / "toy").mkdir(parents=True)
     for name, text in RECIPE.items():

@@ -1,0 +1,171 @@
+"""recipes/qwen2_audio_7b as it is, but for sizes: two CPU processes, tiny checkpoints, published layouts.
+
+Data sets are prepared from the layouts that their publishers ship, mixed, and trained on by two workers
+under ZeRO-2 and ZeRO-3; people's judgements come as imported pairs, the judge over its real protocol.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from align.artifacts import read_json, read_metrics
+from tests.align.openai_server import judge, serving
+from tests.align.test_assemble import make_qwen
+from tests.recipes.test_from_checkpoints import make_whisper
+
+ROOT = Path(__file__).parents[2]
+ALIGN = [sys.executable, "-c", "from align.cli import main; main()"]
+TWO = "{workers: 2, device: cpu, strategy: %s}"
+TRL = "{gradient_accumulation_steps: 2, logging_steps: 1}"
+SMALL = {
+    "0_corpus.sources": "[{folder: ready/librispeech}, {folder: ready/clothoaqa}]",
+    "0_corpus.max_duration_s": 3,
+    "1_pretrain.model": "{audio: ./whisper, text: ./qwen}",
+    "1_pretrain.steps": 4,
+    "1_pretrain.batch_size": 8,
+    "1_pretrain.save_steps": 2,
+    "1_pretrain.hardware": TWO % "zero2",
+    "1_pretrain.trl": TRL,
+    "2_sft.steps": 3,
+    "2_sft.batch_size": 8,
+    "2_sft.hardware": TWO % "zero3",
+    "2_sft.trl": TRL,
+    "3_sample.workers": 1,
+    "3_sample.max_new_tokens": 4,
+    "6_dpo.batch_size": 4,
+    "6_dpo.learning_rate": 1e-3,
+    "6_dpo.hardware": TWO % "zero3",
+    "6_dpo.trl": "{logging_steps: 1}",
+    "7_evaluate.air_bench": "./AIR-Bench",
+    "7_evaluate.benchmarks": "{}",
+    "7_evaluate.annotations": "null",
+    "7_evaluate.max_new_tokens": 4,
+}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def tone(path: Path, hertz: float, seconds: float = 1.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(int(16000 * seconds)) / 16000
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * time), 16000)
+
+
+def librispeech(root: Path) -> None:
+    root = root / "LibriSpeech"
+    (root / "train-clean-100/14/208").mkdir(parents=True)
+    (root / "SPEAKERS.TXT").write_text(";ID |SEX| SUBSET\n14 | F | train-clean-100 | 25.0 | A B\n")
+    lines = [f"14-208-{number:04} THE TONE IS {word}\n" for number, word in enumerate(["LOW", "HIGH"] * 4)]
+    (root / "train-clean-100/14/208/14-208.trans.txt").write_text("".join(lines))
+    for number in range(8):
+        tone(root / f"train-clean-100/14/208/14-208-{number:04}.flac", 300 + 100 * number)
+
+
+def clothoaqa(root: Path) -> None:
+    root.mkdir()
+    rows = ["file_name,QuestionText,answer,confidence\n"]
+    for number in range(24):
+        rows += [f"{number}.wav,Is the tone high?,{'yes' if number % 2 else 'no'},yes\n"] * 3
+        tone(root / "audio_files" / f"{number}.wav", 310 + 90 * number, 0.5)
+    (root / "clotho_aqa_train.csv").write_text("".join(rows))
+
+
+def air_bench(root: Path) -> None:
+    """Two questions of every task, in the layout of the download."""
+    tasks = ["speech_QA", "speech_dialogue_QA", "sound_QA", "sound_generation_QA", "music_QA"]
+    tasks += ["music_generation_analysis_QA", "speech_and_sound_QA", "speech_and_music_QA"]
+    rows = []
+    for number, task in enumerate(tasks * 2):
+        tone(root / "Chat" / f"{task}_made" / f"{number}.wav", 1500 + 50 * number, 0.7)
+        asked = {"question": "What is heard?", "answer_gt": "A tone.", "meta_info": "a tone"}
+        where = {"path": f"{number}.wav", "task_name": task, "dataset_name": "made", "uniq_id": number}
+        rows.append({**asked, **where})
+    (root / "Chat/Chat_meta.json").write_text(json.dumps(rows))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("full_size")
+    make_whisper(place / "whisper")
+    make_qwen(place / "qwen")
+    librispeech(place / "librispeech")
+    clothoaqa(place / "clothoaqa")
+    air_bench(place / "AIR-Bench")
+    shutil.copytree(ROOT / "recipes/qwen2_audio_7b", place / "qwen2_audio_7b")
+    return place
+
+
+def align(place, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": ""}
+    done = subprocess.run(
+        [*ALIGN, *arguments], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    return done
+
+
+def run(place, only, **more):
+    small = {**SMALL, **{name.replace("__", "."): value for name, value in more.items()}}
+    changes = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    done = align(place, "run", "qwen2_audio_7b", "--only", only, *changes)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return place / "runs/qwen2_audio_7b" / only
+
+
+def test_the_recipe_runs_on_two_processes_from_published_layouts_to_scores(place):
+    for name in ("librispeech", "clothoaqa"):
+        prepared = align(place, "data", "prepare", name, "--from", name, "--out", f"ready/{name}")
+        assert prepared.returncode == 0, prepared.stdout + prepared.stderr
+
+    corpus = run(place, "0_corpus")
+    assert read_json(corpus / "manifest.json")["metrics"]["clips_train"] >= 24
+
+    pretrained = run(place, "1_pretrain")
+    rows = [row for row in read_metrics(pretrained / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    manifest = read_json(pretrained / "manifest.json")
+    assert (manifest["metrics"]["workers"], manifest["metrics"]["workers_replaced"]) == (2, 0)
+    assert any(name.startswith("loss/task/transcribe") for name in rows[-1] | rows[0] | rows[1])
+
+    finetuned = run(place, "2_sft")
+    assert (finetuned / "model/model.safetensors").exists()
+
+    sampled = run(place, "3_sample")
+    completions = [json.loads(line) for line in (sampled / "completions.jsonl").read_text().splitlines()]
+    assert len(completions) % 4 == 0
+    assert completions
+
+    prompts = [json.loads(line) for line in (sampled / "prompts.jsonl").read_text().splitlines()]
+    (place / "imported").mkdir()
+    pairs = [
+        {
+            "id": f"pair{number}",
+            "prompt_id": prompt["id"],
+            "audios": prompt["audios"],
+            "question": prompt["question"],
+            "chosen": "yes",
+            "rejected": "no",
+            "axis": "factuality",
+            "agreement": 1.0,
+        }
+        for number, prompt in enumerate(prompts * 8)
+    ]
+    (place / "imported/pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    imported = {"6_dpo__pairs": "./imported"}
+    preferred = run(place, "6_dpo", **imported)
+    first, *_, last = [row for row in read_metrics(preferred / "metrics.jsonl") if "loss" in row]
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-3)
+    assert last["rewards/margins"] > 0
+
+    with serving(judge(lambda text: 1 + text.count("e") % 9)) as served:
+        told = f"{{model: m, url: '{served.url}', protocol: official, canary_items: 0}}"
+        scores = read_json(
+            run(place, "7_evaluate", **imported, **{"7_evaluate__judge": told}) / "scores.json"
+        )
+    assert scores["n"] == 16
+    assert scores["policies"]["6_dpo"]["ratings"]["states"]["scored"] == 16
