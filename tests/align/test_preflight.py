@@ -110,7 +110,7 @@ def test_a_dead_projector_is_found_out(model, collate, packed):
     preflight.check_audio(model, collate([CHATS[0]]))
     with torch.no_grad():
         model.model.multi_modal_projector.linear.weight.zero_()
-    with pytest.raises(NotReady, match="audio does not reach the model: with silence .* change by 0 "):
+    with pytest.raises(NotReady, match="audio does not reach the model: with silence .* changes by 0 "):
         preflight.check_audio(model, collate([CHATS[0]]))
 
 
