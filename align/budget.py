@@ -162,15 +162,15 @@ def _config(ref: str) -> dict[str, Any] | None:
 
 def _spread(config: TrainingConfig, *, alone: bool) -> Spread:
     """As the recipe has it; where it says nothing, one process for a small model, eight for a large one."""
-    told = config.model_dump()
-    hardware, lora, parts = told.get("hardware"), told.get("lora"), told.get("train")
+    hardware = config.hardware
+    lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
     return Spread(
-        workers=hardware["workers"] if hardware else 1 if alone else _WORKERS,
-        strategy=hardware["strategy"] if hardware else None,
-        offload=hardware["offload"] if hardware else "none",
-        parts=tuple(parts) if parts else None,
-        lora_rank=lora["r"] if lora else None,
-        frozen_bytes=0.6 if lora and lora["bits"] else 2,
+        workers=hardware.workers if hardware else 1 if alone else _WORKERS,
+        strategy=hardware.strategy if hardware else None,
+        offload=hardware.offload if hardware else "none",
+        parts=None if config.train is None else tuple(config.train),
+        lora_rank=None if lora is None else lora.r,
+        frozen_bytes=0.6 if lora is not None and lora.bits else 2,
     )
 
 

@@ -204,6 +204,23 @@ def test_a_full_size_recipe_gets_a_table_and_hours_at_an_assumed_speed(tmp_path)
     assert "does not fit 10 GB" in told(loaded, tmp_path / "runs", 10.0).splitlines()[5]
 
 
+def test_what_the_recipe_chose_is_marked_and_warned_of_where_it_cannot_fit(tmp_path):
+    spread = "\nhardware: {workers: 4, strategy: ddp}\ntrain: [audio_tower, projector]"
+    loaded = recipe(tmp_path / "a", "Qwen/Qwen2-Audio-7B" + spread)
+    text = told(loaded, tmp_path)
+    tower = estimate.parameters(FULL)
+    assert f"{(tower.audio_tower + tower.projector) / 1e6:.2f} M learn" in text
+    assert "on 4 GPUs; sequences at a time: 8," in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("<- the recipe's")] == ["ddp"]
+    assert "WARNING" not in text
+    tight = told(loaded, tmp_path, 20.0)
+    assert "WARNING: the recipe's ddp on 4 GPUs cannot fit. Take strategy: zero3" in tight
+    spread = "\nhardware: {workers: 4, strategy: zero3, offload: optimizer}"
+    offloaded = told(recipe(tmp_path / "b", "Qwen/Qwen2-Audio-7B" + spread), tmp_path)
+    chosen = next(line for line in offloaded.splitlines() if line.endswith("<- the recipe's"))
+    assert chosen.split()[3] == "0.0"  # the optimizer is in host memory
+
+
 def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
     sft = "stage: sft\npolicy: 1_pretrain\ncorpus: 0_corpus\nsteps: 5\nbatch_size: 2\nlearning_rate: 1e-5\n"
     (tmp_path / "policy").mkdir()
