@@ -121,8 +121,8 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predict
         if not change > 2 * noise:
             raise NotReady(
                 f"the audio does not reach the model: with {name} instead of the clip, what it predicts "
-                f"of the answer changes by {change:.3g} (two equal passes: {noise:.3g}). Look at <|AUDIO|> in "
-                "the prompt and at the policy's audio_token_index and weights"
+                f"of the answer changes by {change:.3g} (two equal passes: {noise:.3g}). Look at <|AUDIO|> "
+                "in the prompt and at the policy's audio_token_index and weights"
             )
 
 

@@ -17,21 +17,20 @@ from align.artifacts import read_json, read_metrics
 from align.training.checkpoints import CannotResume, checkpoints, is_whole, step_of
 from tests.align import tiny_training
 
-KINDS = ("sft", "dpo", "sft-lora", "dpo-lora")
+KINDS = ("sft", "dpo", "sft-lora", "dpo-lora", "sft-stock", "dpo-stock")  # packed, but for the last two
 STRATEGIES = ("ddp", "zero2", "zero3")
-RESUMED = ("sft-ddp", "sft-zero2", "sft-zero3", "dpo-zero3-lora", "dpo-ddp-lora")
+RESUMED = ("sft-ddp", "sft-zero2", "sft-zero3-stock", "dpo-zero3-lora", "dpo-ddp-lora")
 STOPPED_IN = 7
 CAN_COMPILE = shutil.which("g++") is not None
 
 
 def case_of(kind, strategy):
-    name, *lora = kind.split("-")
-    return "-".join([name, strategy, *lora])
+    name, *option = kind.split("-")
+    return "-".join([name, strategy, *option])
 
 
-PAIRS = [
-    (kind, strategy) for strategy in STRATEGIES for kind in KINDS if (kind[4:], strategy) != ("lora", "zero2")
-]
+PAIRS = [(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
+PAIRS = [(kind, strategy) for kind, strategy in PAIRS if strategy != "zero2" or "-" not in kind]
 PAIRS.append(("pretrain", "ddp"))
 CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
 
@@ -103,7 +102,7 @@ def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, 
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-5), x["step"]
     assert a[0]["loss"] > 1.02 * a[-1]["loss"]  # they did learn
     for name, value in weights(one).items():
-        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +147,7 @@ def test_a_run_of_two_processes_resumes_in_one_with_the_same_rows(root, world, t
     for step in range(before + 1, tiny_training.STEPS + 1):
         assert sorted(here[step][0]) == sorted(undisturbed[step][0]), step
     for name, value in weights(together / case).items():
-        torch.testing.assert_close(weights(folder)[name], value, rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(weights(folder)[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_parts_of_an_optimizer_are_not_handed_to_another_number_of_processes(root, world, together):

@@ -16,6 +16,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+STRATEGIES = {"ddp", "zero2", "zero3"}
 STEPS, BATCH = int(os.environ.get("STEPS", "20")), 4
 SAVE_STEPS = int(os.environ.get("SAVE_STEPS", "10"))
 TEXTS = [
@@ -81,7 +82,7 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora]`; without a strategy, of one process."""
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora|-stock]`; no strategy: one process."""
     from align.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
@@ -92,8 +93,9 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         "learning_rate": 1e-3,
         "batch_size": BATCH,
         "save_steps": save_steps,
-        "hardware": {"workers": 2, "strategy": options[0]} if options and options[0] != "lora" else None,
+        "hardware": {"workers": 2, "strategy": options[0]} if {*options} & STRATEGIES else None,
         "lora": {"r": 4, "alpha": 8} if "lora" in options else None,
+        "packed": "stock" not in options,
         "trl": {"logging_steps": 1, "max_grad_norm": 1.0},
     }
     if kind == "sft":
@@ -135,7 +137,8 @@ def trace(path, stop_before=None):
             digest(ids[mask.bool()])
             for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]
-        clips = [digest(torch.round(clip, decimals=3)) for clip in inputs.get("input_features", ())]
+        # What the shortest clip has: a packed batch is as wide as its longest clip needs
+        clips = [digest(torch.round(clip[:, :14], decimals=3)) for clip in inputs.get("input_features", ())]
         with path.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "clips": clips}) + "\n")
         if step == stop_before:
