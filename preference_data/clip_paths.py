@@ -9,7 +9,7 @@ its members.
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -69,8 +69,11 @@ class ClipRoot:
             if name not in self._roots:
                 raise BadAudio(path[:_MAX_NAME], "bad_path", f"names no source; known: {sorted(self._roots)}")
             root = self._roots[name]
-        resolved = resolve_inside(root, inner)
-        return _member(resolved, root, inner) if ".tar/" in inner else resolved
+        before, is_inside, name = inner.partition(".tar/")
+        if is_inside and (shard := _shard(root, f"{before}.tar")):
+            _refuse_unsafe(root, inner)
+            return _member(shard, name)
+        return resolve_inside(root, inner)
 
 
 def find(folder: Path, path: str) -> ClipFile:
@@ -78,12 +81,14 @@ def find(folder: Path, path: str) -> ClipFile:
     return ClipRoot(folder).find(path)
 
 
-def _member(resolved: Path, root: Path, inner: str) -> ClipFile:
-    """The member that a path through a tar file names; the path itself where that is a folder."""
-    before, _, name = inner.partition(".tar/")
-    shard = resolve_inside(root, before + ".tar")
-    if shard.is_dir():
-        return resolved
+@lru_cache(maxsize=4096)
+def _shard(root: Path, relative: str) -> Path | None:
+    """The shard of this path below `root`; None where it is a folder. Remembered: it holds many clips."""
+    shard = resolve_inside(root, relative)
+    return None if shard.is_dir() else shard
+
+
+def _member(shard: Path, name: str) -> ClipFile:
     try:
         return tar_shards.find(shard, name)
     except FileNotFoundError:
@@ -102,6 +107,19 @@ def resolve_inside(root: Path, relative: str) -> Path:
         BadAudio: `bad_path` (empty, a URL, over-long, a NUL, not Unicode, a loop of links) or
             `outside_root` (absolute, "..", a link that leaves the root).
     """
+    _refuse_unsafe(root, relative)
+    refuse = partial(BadAudio, relative[:_MAX_NAME])
+    try:
+        resolved = (root / relative).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, half a surrogate pair
+        raise refuse("bad_path", f"is no path ({error}); mend the manifest") from error
+    if not resolved.is_relative_to(_real(root.absolute())):
+        raise refuse("outside_root", f"is a link that leaves {root}; copy the file into it")
+    return resolved
+
+
+def _refuse_unsafe(root: Path, relative: str) -> None:
+    """What is wrong with a path whatever lies there."""
     refuse = partial(BadAudio, relative[:_MAX_NAME])
     if not PurePosixPath(relative).parts or "://" in relative:
         raise refuse("bad_path", "is empty or a URL; fetch the file and name it by its path below the root")
@@ -110,10 +128,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
         raise refuse("bad_path", f"has {len(relative)} characters, the limit is {limits}; shorten it")
     if relative.startswith("/") or ".." in relative.split("/"):
         raise refuse("outside_root", f"is absolute or holds '..'; make it relative to {root}")
-    try:
-        resolved = (root / relative).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, half a surrogate pair
-        raise refuse("bad_path", f"is no path ({error}); mend the manifest") from error
-    if not resolved.is_relative_to(root.resolve()):
-        raise refuse("outside_root", f"is a link that leaves {root}; copy the file into it")
-    return resolved
+
+
+@lru_cache(maxsize=64)
+def _real(root: Path) -> Path:
+    return root.resolve()
