@@ -85,7 +85,7 @@ def test_the_oracle_sees_a_row_as_it_would_alone():
 
 
 def test_autocast_decides_the_type_of_varlen():
-    """torch's kernel is no operation that autocast knows; RoPE leaves queries in float32 and values are not."""
+    """torch's kernel is not known to autocast; RoPE leaves queries and keys in float32, values are not."""
     sees = tree()
     query, key, value = states(sees.segments[-1].end, dtype=torch.float32)
     got = []
