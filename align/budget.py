@@ -201,7 +201,7 @@ def _job(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -
         frozen_bytes=spread.frozen_bytes,
         with_reference=with_reference,
         recompute=recompute,
-        packed=config.packed,
+        packed=bool(config.packed),
     )
     return job, passes
 

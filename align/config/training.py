@@ -156,7 +156,7 @@ class TrainingConfig(StageConfig):
     """Examples (pairs for DPO) per optimizer step, over all devices."""
     save_steps: int = Field(100, ge=1)
     """Optimizer steps between checkpoints; a killed run loses at most this many."""
-    packed: bool = True
+    packed: bool | Literal["split", "varlen", "dense"] = True
     """Compute every clip and every shared prompt of a batch once, without padding: the same loss and
     gradients for a fraction of the work (align/kernels/README.md). False: transformers' own way."""
     trl: dict[str, Any] = {}

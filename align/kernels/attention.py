@@ -111,7 +111,8 @@ def varlen(
 
     Where queries are fewer than keys its causal window is aligned to the last query, as a tree needs.
     """
-    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    dtype = compute_dtype(query)  # under autocast RoPE leaves queries and keys in float32
+    queries, keys, values = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     output: Tensor = kernel(
         queries.contiguous(),
         keys[sees.key_index],
@@ -132,6 +133,12 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
     "split": split,
     "varlen": varlen,
 }
+
+
+def compute_dtype(states: Tensor) -> torch.dtype:
+    """The type in which products of `states` are computed, under autocast or not."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def _take(states: Tensor, segment: Segment) -> Tensor:

@@ -94,7 +94,8 @@ def _products(parts: Iterable[nn.Module], input_gradient: bool) -> float:
 
 
 def _convolutions(tower: Any, tower_learns: bool) -> float:
-    """Per encoder frame: two mel frames through the first convolution, which needs no input gradient."""
-    first = 2 * 2 * tower.conv1.weight.numel() * (1 + tower_learns)
-    second = 2 * tower.conv2.weight.numel() * (1 + 2 * tower_learns)
+    """Per encoder frame; two mel frames go through the first, which needs no gradient of its input."""
+    bins, width = tower.conv1.in_channels, tower.conv1.out_channels
+    first = 2 * 2 * 3 * bins * width * (1 + tower_learns)
+    second = 2 * 3 * width * width * (1 + 2 * tower_learns)
     return float(first + second)

@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioModelOutputWithPast
 
-from align.kernels.attention import BACKENDS, Ragged
+from align.kernels.attention import BACKENDS, Ragged, compute_dtype
 from align.kernels.choice import choose
 from align.models.audio_tokens import HALO
 from align.models.packing import PackedBatch, PackedClips
@@ -130,12 +130,17 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
 
     def _attend(self, sees: Ragged, states: Tensor, config: Any) -> Callable[..., Tensor]:
         heads = config.num_attention_heads
-        name = self.attention or choose(states.device, states.dtype, heads, states.shape[-1] // heads)
+        dtype, width = compute_dtype(states), states.shape[-1] // heads
+        name = self.attention or choose(states.device, dtype, heads, width)
         return partial(BACKENDS[name], sees=sees)
 
 
-def pack(model: Qwen2AudioForConditionalGeneration) -> Qwen2AudioForConditionalGeneration:
+def pack(
+    model: Qwen2AudioForConditionalGeneration, attention: str | None = None
+) -> Qwen2AudioForConditionalGeneration:
     """Give a loaded model the packed backbone, in place; before PEFT or a trainer wraps it.
+
+    `attention` names a back end; without it the one that is fastest on the device is taken.
 
     Raises:
         ValueError: the model has something that the packed path does not compute.
@@ -154,6 +159,7 @@ def pack(model: Qwen2AudioForConditionalGeneration) -> Qwen2AudioForConditionalG
     stock_names = get_checkpoint_conversion_mapping("Qwen2AudioModel")
     register_checkpoint_conversion_mapping("PackedQwen2AudioModel", stock_names, overwrite=True)
     model.model.__class__ = PackedQwen2AudioModel
+    model.model.attention = attention
     model.set_attn_implementation(ATTENTION)  # lasting, not per call: checkpointing recomputes later
     return model
 

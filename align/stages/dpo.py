@@ -68,7 +68,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
             beta=config.beta,
         ),
         train_dataset=dataset,
-        data_collator=PreferenceCollator(processor, features, config.packed),
+        data_collator=PreferenceCollator(processor, features, tuning.packed),
         processing_class=processor,
         peft_config=tuning.peft_config,
     )

@@ -16,5 +16,6 @@ def tuning_of(config: TrainingConfig) -> Tuning:
         lora=None if lora is None else LoRA(**lora.model_dump()),
         strategy=hardware.strategy,
         offload=hardware.offload,
-        packed=config.packed,
+        packed=bool(config.packed),
+        attention=config.packed if isinstance(config.packed, str) else None,
     )

@@ -22,7 +22,7 @@ from align.training.strategies import Offload, Strategy
 class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
-    `packed` is how batches are computed, see `packed_qwen2_audio`.
+    `packed` is how batches are computed and `attention` by which back end, see `packed_qwen2_audio`.
     """
 
     train: tuple[Part, ...] | None = None
@@ -30,6 +30,7 @@ class Tuning:
     strategy: Strategy = "ddp"
     offload: Offload = "none"
     packed: bool = False
+    attention: str | None = None
 
     def load(self, path: Path | str) -> Qwen2AudioForConditionalGeneration:
         """A policy to train, in the precision it is trained in."""
@@ -43,7 +44,7 @@ class Tuning:
         if self.lora is None and self.strategy in ("ddp", "fsdp2"):
             learn_in_full_precision(model)
         if self.packed:
-            pack(model)
+            pack(model, self.attention)
         else:
             hear_silence(model)
 

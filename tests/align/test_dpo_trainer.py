@@ -10,6 +10,7 @@ from trl import DPOConfig
 from align.models import qwen2_audio
 from align.models.chat import encode_completion, encode_prompt, expand_audio, join, user
 from align.models.features import ClipFeatures, stack
+from align.models.flops import cost_of
 from align.models.packed_qwen2_audio import PackedQwen2AudioModel, is_packed, pack
 from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator
@@ -179,3 +180,19 @@ def test_both_sides_of_a_pair_share_their_clips(tiny, tmp_path):
     assert torch.equal(stock["input_ids"], packed["input_ids"])
     real = int(stock["attention_mask"].sum())
     assert len(packed["packed"].tokens) < 0.75 * real
+
+
+def test_useful_work_is_in_every_logged_row(tiny, tmp_path):
+    """All three pairs are in every step, so that each costs the same; the stock path counts nothing."""
+    packed, stock = (
+        make_trainer(tiny, tmp_path / str(p), (1.0, 1.0, 1.0), packed=p, logging_steps=1)
+        for p in (True, False)
+    )
+    batch = packed.data_collator([packed.train_dataset[i] for i in range(3)])
+    cost = cost_of(packed.model)
+    expected = cost.of(batch["packed"]) + cost.scored * int(batch["completion_mask"].sum())
+    for trainer in (packed, stock):
+        trainer.train()
+    rows = [row for row in packed.state.log_history if "loss" in row]
+    assert [row["flops"] for row in rows] == pytest.approx([expected, expected])
+    assert not any("flops" in row for row in stock.state.log_history)

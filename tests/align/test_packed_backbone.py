@@ -85,8 +85,7 @@ def test_logps_and_every_gradient_are_exact(all_float64, min_shared):
 def test_back_ends_give_the_same(all_float64, attention):
     model = small_model(torch.float64)
     plain = step(model, Rows(None)(pairs()))
-    packed = pack(copy.deepcopy(model))
-    packed.model.attention = attention
+    packed = pack(copy.deepcopy(model), attention)
     assert worst(step(packed, Rows()(pairs()))[2], plain[2]) < 1e-11
 
 

@@ -117,9 +117,8 @@ def in_own_process(tasks: Sequence[tuple[str, str, argparse.Namespace]]) -> Iter
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         for row in pool.imap(measure, tasks, chunksize=1):
             print(
-                f"  {row['workload']} {row['contender']}, batch {row['batch_size']}: "
-                f"{row['flops_per_pair'] / 1e9:.1f} GFLOP, "
-                f"{row['process_s_per_pair']:.3f} process s per pair",
+                f"  {row['workload']} {row['contender']}, batch {row['batch_size']}: per pair "
+                f"{row['flops_per_pair'] / 1e9:.1f} GFLOP, {row['process_s_per_pair']:.3f} s of process time",
                 flush=True,
             )
             yield row

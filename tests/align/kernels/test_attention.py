@@ -84,6 +84,21 @@ def test_the_oracle_sees_a_row_as_it_would_alone():
     torch.testing.assert_close(out[:, :, row], alone)
 
 
+def test_autocast_decides_the_type_of_varlen():
+    """torch's kernel is not known to autocast; RoPE leaves queries and keys in float32, values are not."""
+    sees = tree()
+    query, key, value = states(sees.segments[-1].end, dtype=torch.float32)
+    got = []
+
+    def kernel(*args, **kwargs):
+        got.extend(x.dtype for x in args[:3])
+        return slow_varlen(*args, **kwargs)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        varlen(query, key, value.bfloat16(), sees, 0.3, kernel=kernel)
+    assert got == [torch.bfloat16] * 3
+
+
 def test_dropping_the_tree_changes_the_result():
     """Negative control: plain causal attention over the packed row is something else."""
     sees = tree()
