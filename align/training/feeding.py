@@ -56,16 +56,17 @@ class FeedingCollator:
         return {**batch, ABOUT: about}
 
     def _usable(self, row: Row, replaced: list[str]) -> Row:
-        for further in range(1, _TRIES + 1):
+        further = 0
+        while True:
             try:
                 self.collate.features(row["audios"])
                 return row
             except BadAudio as error:
-                if further == _TRIES:
+                further += 1
+                if further > _TRIES:
                     raise
                 replaced.append(str(error))
                 row = self.examples.instead_of(row["draw"], further)
-        raise AssertionError("unreachable")
 
 
 def loader_settings(passed_on: dict[str, Any]) -> dict[str, Any]:

@@ -212,13 +212,12 @@ def main() -> None:
     if asked.part:
         print(json.dumps(run_part(asked.part[0], Path(asked.part[1]))))
         return
-    found = speeds(asked.clips)
-    print(
-        "clips/s of one core" + " " * 24 + "decode   decode + mel   cores for an H200 at 14 / 64 / 90 clips/s"
-    )
+    found = speeds(asked.clips) if asked.clips else {}
+    print(f"{'clips/s of one core':40}   decode   decode + mel   an H200 takes (estimate)")
     for name, one in found.items():
-        cores = " / ".join(f"{wanted / one['decode + mel']:.1f}" for wanted in H200_CLIPS_PER_S.values())
-        print(f"{name:40} {one['decode']:8.0f} {one['decode + mel']:14.0f}   {cores}")
+        wanted = next((n for s, n in H200_CLIPS_PER_S.items() if name.endswith(f", {s} s")), None)
+        told = f"{wanted:3} = {wanted / one['decode + mel']:.1f} cores" if wanted else ""
+        print(f"{name:40} {one['decode']:8.0f} {one['decode + mel']:14.0f}   {told}", flush=True)
     manifest = dict(large_manifest(asked.rows))
     for part, one in manifest.items():
         print(
