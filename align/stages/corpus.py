@@ -24,18 +24,20 @@ from preference_data.schema import AudioClip, Chat
 
 def run(config: CorpusConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Make, check and describe the clips; returns counts."""
-    return _mix(config, out.path) if config.corpus == "mixture" else _make(config, out)
+    return _mix(config, out) if config.corpus == "mixture" else _make(config, out)
 
 
-def _mix(config: CorpusConfig, out: Path) -> dict[str, float]:
-    mixed = mixture.mix(
-        out,
-        [mixture.DataSet(Path(one.folder).expanduser(), one.share) for one in config.sources],
-        temperature=config.temperature,
-        seed=config.seed,
-        max_duration_s=config.max_duration_s,
-        max_bad_fraction=config.max_bad_fraction,
-    )
+def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
+    with Progress(f"{out.name} records", 0) as progress:
+        mixed = mixture.mix(
+            out.path,
+            [mixture.DataSet(Path(one.folder).expanduser(), one.share) for one in config.sources],
+            temperature=config.temperature,
+            seed=config.seed,
+            max_duration_s=config.max_duration_s,
+            max_bad_fraction=config.max_bad_fraction,
+            on_progress=progress.update,
+        )
     return {
         **{f"clips_{split}": float(n) for split, n in sorted(mixed.clips.items())},
         **{f"rows_{table}": float(n) for table, n in mixed.rows.items()},

@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from preference_data import audio, splits, store
 from preference_data.audio import Quarantined
@@ -33,8 +33,12 @@ Row = dict[str, Any]
 _KINDS: dict[Table, type[Record]] = {"pretrain": TaskExample, "sft": Chat, "prompts": Prompt}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _HELD_OUT = ("dev", "test")
+_TOLD_EVERY = 1000
 _DECODED = 100
 """Clips of a data set that are decoded here; of all the header was read when it was prepared."""
+
+
+R = TypeVar("R", bound=Record)
 
 
 class BadMixture(ValueError):
@@ -84,6 +88,7 @@ def mix(
     seed: int,
     max_duration_s: float,
     max_bad_fraction: float,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Mixed:
     """Write the mixed tables, `sources.json` and `quarantine.jsonl` into `out`.
 
@@ -94,6 +99,7 @@ def mix(
         seed: draws which clips are decoded.
         max_duration_s: longer clips are quarantined.
         max_bad_fraction: of a data set's clips may be missing, too long or unreadable.
+        on_progress: called with the number of records read so far, now and then.
 
     Raises:
         BadMixture: a folder is no data set, a record or clip comes twice, a record speaks of an unknown or a
@@ -104,7 +110,7 @@ def mix(
     sources = [_described(one) for one in data_sets]
     if twice := [name for name, n in Counter(source.name for source in sources).items() if n > 1]:
         raise BadMixture(f"two data sets are called {twice[0]!r}; change the name in one's {SOURCE}")
-    mixing = _Mixing(out, sources, max_duration_s, max_bad_fraction)
+    mixing = _Mixing(out, sources, max_duration_s, max_bad_fraction, on_progress or (lambda done: None))
     mixing.write_sources(temperature)
     mixing.decode_some(seed)
     mixing.write_clips()
@@ -143,9 +149,15 @@ class _Mixing:
     """What is known of all clips while records go by."""
 
     def __init__(
-        self, out: Path, sources: Sequence[_Source], max_duration_s: float, max_bad_fraction: float
+        self,
+        out: Path,
+        sources: Sequence[_Source],
+        max_duration_s: float,
+        max_bad_fraction: float,
+        on_progress: Callable[[int], object],
     ) -> None:
         self.out, self.sources = out, sources
+        self._on_progress, self._read = on_progress, 0
         self.max_duration_s, self.max_bad_fraction = max_duration_s, max_bad_fraction
         self.rows: dict[str, Counter[str]] = {source.name: Counter() for source in sources}
         self.clips: Counter[str] = Counter()
@@ -206,7 +218,7 @@ class _Mixing:
 
     def _clips(self, source: _Source) -> Iterator[Row]:
         clips, root, n_bad = _clips_of(source), ClipRoot(self.out), 0
-        for clip in clips:
+        for clip in self._told(clips):
             row = _renamed(clip.model_dump(mode="json"), source)
             problem = self.bad.get(row["path"]) or self._problem(
                 root, clip.duration_s, row["id"], row["path"]
@@ -256,7 +268,7 @@ class _Mixing:
         self, source: _Source, table: Table, kind: type[Record], splits_of: Labels, ids: Fingerprints
     ) -> Iterator[Row]:
         path = table_path(source.folder, table)
-        for record in open_manifest(path, kind) if path else ():
+        for record in self._told(open_manifest(path, kind)) if path else ():
             row = _renamed(record.model_dump(mode="json", exclude_defaults=True), source)
             for clip in row["audios"]:
                 split = splits_of.get(clip)
@@ -270,6 +282,14 @@ class _Mixing:
             ids.add(row["id"])
             self.rows[source.name][table] += 1
             yield row
+
+    def _told(self, records: Iterable[R]) -> Iterator[R]:
+        """The same records, with the progress told."""
+        for record in records:
+            if self._read % _TOLD_EVERY == 0:
+                self._on_progress(self._read)
+            self._read += 1
+            yield record
 
     def write_recognition(self) -> None:
         """Held-out utterances; their groups get the data set's name too."""
