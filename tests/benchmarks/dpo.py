@@ -76,9 +76,10 @@ def _measured(name: str, contender: str, given: argparse.Namespace) -> dict[str,
         if ON_GPU:
             peak_mb = torch.cuda.max_memory_allocated() / 2**20
         size = trainer.args.per_device_train_batch_size
-        rows = [trainer.train_dataset[i] for i in range(size)]
-        flops = counted_flops(trainer, rows)
-        useful = _useful(trainer, rows) if how.packed else None
+        n_counted = given.steps + 1 if workload.kind == "sft" else 1  # pairs are all of a size
+        batches = [[trainer.train_dataset[i * size + j] for j in range(size)] for i in range(n_counted)]
+        flops = sum(counted_flops(trainer, rows) for rows in batches) / n_counted
+        useful = sum(_useful(trainer, rows) for rows in batches) / n_counted if how.packed else None
     steps = clock.steps[1:]  # the first one warms up
     n_pairs = size * (given.steps + 1)
     precompute_s = getattr(trainer, "precompute_s", (0.0, 0.0))
