@@ -20,7 +20,7 @@ def flops(workload, contender, folder):
     [
         "5s/32",
         pytest.param("30s/128", marks=pytest.mark.slow),
-        pytest.param("sft mixed", marks=pytest.mark.slow),
+        pytest.param("sft captions", marks=pytest.mark.slow),
     ],
 )
 def test_steps_cost_a_fraction_of_trls(tmp_path, monkeypatch, name):

@@ -7,6 +7,7 @@ Every contender runs in a process of its own, one after the other, round by roun
 same random weights, the same rows in the same order, the same optimizer and data type. On a CPU, TRL's head
 is switched to what it does on a GPU (score answer positions only), because ours does so everywhere.
 FLOPs are those torch counts in one forward and backward; it counts none for attention on a CPU, on any side.
+"All in" is the reference's precompute, reading clips, mel features and training, over one epoch, per pair.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # process time per pair, not how well cores are shared
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it: we fork
 
 import torch
 import trl
@@ -39,15 +41,24 @@ from tests.benchmarks.trl_steps import (
     SHAPES,
     WORKLOADS,
     Clock,
-    Contender,
     make_trainer,
     trainer_arguments,
 )
 
+ON_GPU = torch.cuda.is_available()
+TIME = "wall_s_per_pair" if ON_GPU else "process_s_per_pair"
+"""What counts: a GPU works while the process waits; on a CPU others may have the cores."""
 
-def measure(task: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
-    """One contender on one workload, in this process."""
-    name, contender, given = task
+
+def measure(task: tuple[str, str, argparse.Namespace]) -> dict[str, Any] | None:
+    """One contender on one workload, in this process; None where it does not fit the GPU's memory."""
+    try:
+        return _measured(*task)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _measured(name: str, contender: str, given: argparse.Namespace) -> dict[str, Any]:
     workload, how = WORKLOADS[name], given.contenders[name][contender]
     _be_quiet()
     trl_utils._use_triton = lambda device: True  # answer positions only, as on a GPU
@@ -57,20 +68,21 @@ def measure(task: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
             workload, how, size=given.size, steps=given.steps + 1, lora=given.lora, folder=Path(folder)
         )
         before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        started = clock.now()
         trainer = make_trainer(workload, arguments, clock)
-        constructed = clock.now()
+        started = clock.now()
         trainer.train()
         ended = clock.now()
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mb
-        if torch.cuda.is_available():
+        if ON_GPU:
             peak_mb = torch.cuda.max_memory_allocated() / 2**20
         size = trainer.args.per_device_train_batch_size
-        rows = [trainer.train_dataset[i] for i in range(size)]
-        flops = counted_flops(trainer, rows)
-        useful = _useful(trainer, rows) if how.packed else None
+        n_counted = given.steps + 1 if workload.kind == "sft" else 1  # pairs are all of a size
+        batches = [[trainer.train_dataset[i * size + j] for j in range(size)] for i in range(n_counted)]
+        flops = sum(counted_flops(trainer, rows) for rows in batches) / n_counted
+        useful = sum(_useful(trainer, rows) for rows in batches) / n_counted if how.packed else None
     steps = clock.steps[1:]  # the first one warms up
     n_pairs = size * (given.steps + 1)
+    precompute_s = getattr(trainer, "precompute_s", (0.0, 0.0))
     return {
         "workload": name,
         "contender": contender,
@@ -79,10 +91,12 @@ def measure(task: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
         "useful_flops_per_pair": None if useful is None else useful / size,
         "process_s_per_pair": statistics.median(process for process, _ in steps) / size,
         "wall_s_per_pair": statistics.median(wall for _, wall in steps) / size,
-        "end_to_end_process_s_per_pair": (ended[0] - started[0]) / n_pairs,
-        "construction_process_s": constructed[0] - started[0],
+        "end_to_end_process_s_per_pair": (precompute_s[0] + ended[0] - started[0]) / n_pairs,
+        "end_to_end_wall_s_per_pair": (precompute_s[1] + ended[1] - started[1]) / n_pairs,
         "peak_memory": int(peak_mb * 2**20),
         "first_loss": trainer.state.log_history[0]["loss"],
+        "hardware": torch.cuda.get_device_name() if ON_GPU else f"{platform.machine()} CPU",
+        "gemm_peak": gemm_peak(torch.device("cuda"), torch.bfloat16) if ON_GPU else None,
     }
 
 
@@ -115,7 +129,7 @@ def _useful(trainer: Any, rows: list[dict[str, Any]]) -> float:
 def in_own_process(tasks: Sequence[tuple[str, str, argparse.Namespace]]) -> Iterator[dict[str, Any]]:
     """One after the other, each in a fresh process, so that memory and caches are its own."""
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for row in pool.imap(measure, tasks, chunksize=1):
+        for row in filter(None, pool.imap(measure, tasks, chunksize=1)):
             print(
                 f"  {row['workload']} {row['contender']}, batch {row['batch_size']}: per pair "
                 f"{row['flops_per_pair'] / 1e9:.1f} GFLOP, {row['process_s_per_pair']:.3f} s of process time",
@@ -125,26 +139,24 @@ def in_own_process(tasks: Sequence[tuple[str, str, argparse.Namespace]]) -> Iter
 
 
 def tune(name: str, given: argparse.Namespace) -> None:
-    """TRL at its best: the batch size at which a precomputed, unchecked step takes least per pair."""
-    if WORKLOADS[name].kind != "dpo":
+    """Every contender at its best batch size: TRL's tuned one, and on a GPU also its default and ours."""
+    workload, contenders = WORKLOADS[name], given.contenders[name]
+    if workload.kind != "dpo":
         return
-    sizes = (1, 2, 4)
-    trials = argparse.Namespace(**{**vars(given), "steps": 1})
-    trials.contenders = {name: {str(n): Contender(precomputed=True, batch_size=n) for n in sizes}}
-    found = list(in_own_process([(name, str(n), trials) for n in sizes]))
-    best = min(
-        found, key=lambda row: row["wall_s_per_pair" if torch.cuda.is_available() else "process_s_per_pair"]
-    )
-    told = ", ".join(f"{row['batch_size']}: {row['process_s_per_pair']:.2f} s" for row in found)
-    print(f"{name}: TRL's batch sizes, process seconds per pair: {told}", flush=True)
-    contenders = given.contenders[name]
-    tuned = contenders["trl tuned"]._replace(batch_size=best["batch_size"])
-    given.contenders[name] = contenders | {"trl tuned": tuned}
+    tuned, sizes = ("trl default", "trl tuned", "ours") if ON_GPU else ("trl tuned",), (1, 2, 4, 8, 16)
+    for contender in tuned:
+        trials = argparse.Namespace(**{**vars(given), "steps": 1})
+        trials.contenders = {name: {str(n): contenders[contender]._replace(batch_size=n) for n in sizes}}
+        found = list(in_own_process([(name, str(n), trials) for n in sizes[: 5 if ON_GPU else 3]]))
+        best = min(found, key=lambda row: row[TIME])["batch_size"]
+        contenders = contenders | {contender: contenders[contender]._replace(batch_size=best)}
+        print(f"{name}: {contender} takes {best} pairs at once from now on", flush=True)
+    given.contenders[name] = contenders
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds, and the spread of the process time."""
-    numbers = ("process_s_per_pair", "wall_s_per_pair", "end_to_end_process_s_per_pair", "peak_memory")
+    numbers = [name for name in runs[0] if name.endswith("_s_per_pair") or name == "peak_memory"]
     row = dict(runs[0])
     for name in numbers:
         row[name] = statistics.median(run[name] for run in runs)
@@ -161,14 +173,19 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         ours = next(r for r in rows if (r["workload"], r["contender"]) == (row["workload"], "ours"))
         work = row["flops_per_pair"] / ours["flops_per_pair"]
-        took = row["process_s_per_pair"] / ours["process_s_per_pair"]
-        whole = row["end_to_end_process_s_per_pair"] / ours["end_to_end_process_s_per_pair"]
+        took = row[TIME] / ours[TIME]
+        whole = row[f"end_to_end_{TIME}"] / ours[f"end_to_end_{TIME}"]
         yield (
             f"{row['workload']:<10} {row['contender']:<12} {row['flops_per_pair'] / 1e9:11.1f} {work:7.2f} "
             f"{row['process_s_per_pair']:10.3f} {took:7.2f} {row['wall_s_per_pair']:8.3f} "
-            f"{row['end_to_end_process_s_per_pair']:10.3f} {whole:7.2f} {row['peak_memory'] / 2**20:8.0f}  "
-            f"{_verdict(WORKLOADS[row['workload']].required.get(row['contender']), work, took)}"
+            f"{row[f'end_to_end_{TIME}']:10.3f} {whole:7.2f} {row['peak_memory'] / 2**20:8.0f}  "
+            f"{_verdict(_required(row), work, took)}"
         )
+
+
+def _required(row: dict[str, Any]) -> tuple[float | None, float | None] | None:
+    workload = WORKLOADS[row["workload"]]
+    return (workload.required_gpu if ON_GPU else workload.required).get(row["contender"])
 
 
 def _verdict(required: tuple[float | None, float | None] | None, work: float, took: float) -> str:
@@ -196,26 +213,22 @@ def main() -> None:
     given = parser.parse_args()
     names = given.workload or list(WORKLOADS)
     given.contenders = {name: CONTENDERS[WORKLOADS[name].kind] for name in names}
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    print(f"{hardware}; torch {torch.__version__}, trl {trl.__version__}; load {os.getloadavg()[0]:.1f}\n")
     rows = []
     for name in names:
         tune(name, given)
         tasks = [(name, c, given) for _ in range(given.rounds) for c in given.contenders[name]]
         runs = list(in_own_process(tasks))
         rows += [summarise([r for r in runs if r["contender"] == c]) for c in given.contenders[name]]
+    print(f"\n{rows[0]['hardware']}; torch {torch.__version__}, trl {trl.__version__}\n")
     print("\n".join(table(rows)))
-    told: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, "trl": trl.__version__}
-    told |= {"size": given.size, "lora": given.lora, "load": os.getloadavg()[0], "rows": rows}
-    if torch.cuda.is_available():
-        peak = gemm_peak(torch.device("cuda"), torch.bfloat16)
-        told["gemm_peak"] = peak
-        for row in rows:
-            if row["useful_flops_per_pair"]:
-                row["mfu"] = row["useful_flops_per_pair"] / row["wall_s_per_pair"] / peak
-                print(
-                    f"{row['workload']} {row['contender']}: MFU {row['mfu']:.1%} of {peak / 1e12:.0f} TFLOP/s"
-                )
+    for row in rows:
+        if row["gemm_peak"] and row["useful_flops_per_pair"]:
+            row["mfu"] = row["useful_flops_per_pair"] / row["wall_s_per_pair"] / row["gemm_peak"]
+            print(
+                f"{row['workload']} {row['contender']}: MFU {row['mfu']:.1%} of a large matrix product's rate"
+            )
+    told = {"torch": torch.__version__, "trl": trl.__version__, "size": given.size, "lora": given.lora}
+    told |= {"load": os.getloadavg()[0], "rows": rows}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(told, indent=1))
     print(f"\nwritten to {given.out}")

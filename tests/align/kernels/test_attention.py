@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from align.kernels.attention import BACKENDS, Ragged, dense, split, varlen
-from align.kernels.choice import choose, measure
+from align.kernels.choice import agrees, choose, measure
 from align.kernels.prefix_tree import clips_apart, prefix_tree
 
 
@@ -112,6 +112,24 @@ def test_dropping_the_tree_changes_the_result():
 def test_a_cpu_always_takes_split():
     """A choice by the clock would make a resumed run differ from an unbroken one in its last bits."""
     assert choose(torch.device("cpu"), torch.float32, 4, 8) == "split"
+
+
+def test_a_back_end_with_other_results_is_found_out(monkeypatch):
+    """Queries aligned to the first key instead of the last: what a kernel may do without saying so."""
+
+    def upper_left(query, key, value, sees, scale):
+        outputs = []
+        for segment in sees.segments:
+            keys, values = (torch.cat([x[:, :, a:b] for a, b in segment.keys], 2) for x in (key, value))
+            queries = query[:, :, segment.start : segment.end]
+            mask = torch.ones(segment.n_queries, segment.n_keys, dtype=torch.bool).tril()
+            outputs.append(torch.nn.functional.scaled_dot_product_attention(queries, keys, values, mask))
+        return torch.cat(outputs, dim=2)
+
+    here = (torch.device("cpu"), torch.float32, 1, 8)
+    assert agrees("split", *here)
+    monkeypatch.setitem(BACKENDS, "varlen", upper_left)
+    assert not agrees("varlen", *here)
 
 
 def test_a_back_end_that_the_device_lacks_fails_its_measurement():
