@@ -189,10 +189,9 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
     """Be connected to the Ray cluster that `hardware` names, or to one of this machine alone."""
     import ray
 
-    quiet = {
-        name: os.environ[name] for name in ("TOKENIZERS_PARALLELISM", "TQDM_DISABLE") if name in os.environ
-    }
-    env: dict[str, Any] = {"env_vars": {"RAY_DEDUP_LOGS": "1", **quiet}}
+    passed_on = [name for name in ("TOKENIZERS_PARALLELISM", "TQDM_DISABLE") if name in os.environ]
+    env = {"env_vars": {name: os.environ[name] for name in passed_on}}
+    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if hardware.address is None:
         ray.init(
             address="local",
@@ -200,11 +199,11 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
             num_cpus=hardware.workers * hardware.cpus_per_worker + 1,
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            log_to_driver=False,
             runtime_env=env,
+            **quietly,
         )
     else:
-        ray.init(address=hardware.address, log_to_driver=False, runtime_env=env)
+        ray.init(address=hardware.address, runtime_env=env, **quietly)
     try:
         _wait_for_room(hardware)
         yield
