@@ -74,18 +74,16 @@ class Preflight(TrainerCallback):
             if not batch.get(ABOUT, {}).get("replaced"):  # else the batch is of another row
                 check_labels(batch, [row], processor)
         heard = next((row for row in map(dataset.__getitem__, _first(dataset)) if row["audios"]), None)
-        if heard is not None:
-            check_audio(model, collate([heard]), self._predictions())
+        if heard is not None and not self._meets_two_engines():
+            check_audio(model, collate([heard]))
 
-    def _predictions(self) -> Predictions:
-        """What a preference trainer does itself before training, so that DeepSpeed meets nothing new.
+    def _meets_two_engines(self) -> bool:
+        """Whether DeepSpeed has wrapped the model twice: TRL does so to compute a reference under it.
 
-        Under ZeRO-3 its hooks expect modules in the order of the first pass, the reference's log-probs.
+        The hooks of the first engine then know the modules of the reference's pass only, and a pass of
+        another order breaks them (`pop from an empty deque`) or waits for ever.
         """
-        if isinstance(self.trainer, DPOTrainer):
-            trainer = self.trainer
-            return lambda model, batch: torch.cat(trainer.compute_ref_log_probs(model, dict(batch)))
-        return _logits
+        return self.trainer.is_deepspeed_enabled and isinstance(self.trainer, DPOTrainer)
 
 
 def _first(dataset: Any) -> range:
