@@ -1,5 +1,6 @@
 """What ranks agree on, in real processes; the one that does not come is named."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -76,3 +77,30 @@ def test_alone_everything_is_free():
     ranks.roll_call("anywhere")
     assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
     assert (ranks.first_says(3), ranks.gather(3), ranks.any_says(True)) == (3, [3], True)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles an op: apt-get install g++")
+def test_a_build_that_was_killed_does_not_stop_later_ones():
+    """torch's mark of a build in progress, left by a killed process, would be waited for for ever."""
+    program = """
+    import os
+    from pathlib import Path
+    from torch import distributed
+    from torch.utils import cpp_extension
+    from align.training import strategies
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    mark = Path(cpp_extension._get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
+    mark.touch()
+    strategies.begin("zero2")
+    print("ready", mark.exists(), flush=True)
+    os._exit(0)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=390,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "ready False", done.stderr[-2000:]
