@@ -149,7 +149,7 @@ def test_the_recipe_runs_on_two_processes_from_published_layouts_to_scores(place
             "audios": prompt["audios"],
             "question": prompt["question"],
             "chosen": "yes",
-            "rejected": "no",
+            "rejected": f"no {number}",
             "axis": "factuality",
             "agreement": 1.0,
         }
