@@ -30,6 +30,10 @@ _SLURM = """\
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 
+# SLURM sends USR1 {grace_s} s before the time is up: training saves and ends with 75.
+warned="" run=""
+trap 'warned=yes; [ -z "$run" ] || kill -TERM "$run"' USR1 TERM
+
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{{print $1}}')
 export RAY_ADDRESS="$ip:$((20000 + SLURM_JOB_ID % 20000))"
@@ -47,16 +51,15 @@ if [ "$others" -gt 0 ]; then
     ray start --address="$RAY_ADDRESS" --disable-usage-stats --block &
 fi
 
-# SLURM sends USR1 {grace_s} s before the time is up: training saves and ends with 75.
 {command} &
 run=$!
-trap 'kill -TERM "$run"' USR1 TERM
+[ -z "$warned" ] || kill -TERM "$run"
 code=0
 while kill -0 "$run" 2>/dev/null; do
   code=0
   wait "$run" || code=$? # a signal ends the wait, not the run
 done
-if [ "$code" -eq 75 ]; then
+if [ "$code" -eq 75 ] || [ "$warned $code" = "yes 143" ]; then # 143: it had hardly begun
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
