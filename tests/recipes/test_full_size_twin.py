@@ -41,7 +41,7 @@ SMALL = {
     "3_sample.max_new_tokens": 4,
     "6_dpo.batch_size": 4,
     "6_dpo.learning_rate": 1e-3,
-    "6_dpo.hardware": TWO % "zero2",
+    "6_dpo.hardware": TWO % "zero3",
     "6_dpo.trl": "{logging_steps: 1}",
     "7_evaluate.air_bench": "./AIR-Bench",
     "7_evaluate.benchmarks": "{}",
