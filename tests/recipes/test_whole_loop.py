@@ -166,7 +166,7 @@ def wait_and_kill(out: Path, sign: str) -> bool:
 SIGNS = [
     ".partial-0_corpus/audio/train/*",
     ".partial-1_pretrain/checkpoints/checkpoint-4",
-    ".partial-2_sft/checkpoints/.partial-checkpoint",
+    ".partial-2_sft/checkpoints/.partial-checkpoint-*",
     ".partial-3_sample/batches/00001.json",
     ".partial-4_annotate/shown.jsonl",
     "argilla/server.json",
