@@ -1,7 +1,7 @@
 """recipes/qwen2_audio_7b as it is, but for sizes: two CPU processes, tiny checkpoints, published layouts.
 
 Data sets are prepared from the layouts that their publishers ship, mixed, and trained on by two workers
-under ZeRO-2 and ZeRO-3; people's judgements come as imported pairs, the judge over its real protocol.
+under ZeRO-2 and ZeRO-3; people's judgements come as imported pairs. Evaluation and gate: `test_whole_loop`.
 """
 
 import json
@@ -16,7 +16,6 @@ import pytest
 import soundfile
 
 from align.artifacts import read_json, read_metrics
-from tests.align.openai_server import judge, serving
 from tests.align.test_assemble import make_qwen
 from tests.recipes.test_from_checkpoints import make_whisper
 
@@ -43,10 +42,6 @@ SMALL = {
     "6_dpo.learning_rate": 1e-3,
     "6_dpo.hardware": TWO % "zero3",
     "6_dpo.trl": "{logging_steps: 1}",
-    "7_evaluate.air_bench": "./AIR-Bench",
-    "7_evaluate.benchmarks": "{}",
-    "7_evaluate.annotations": "null",
-    "7_evaluate.max_new_tokens": 4,
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -76,19 +71,6 @@ def clothoaqa(root: Path) -> None:
     (root / "clotho_aqa_train.csv").write_text("".join(rows))
 
 
-def air_bench(root: Path) -> None:
-    """Two questions of every task, in the layout of the download."""
-    tasks = ["speech_QA", "speech_dialogue_QA", "sound_QA", "sound_generation_QA", "music_QA"]
-    tasks += ["music_generation_analysis_QA", "speech_and_sound_QA", "speech_and_music_QA"]
-    rows = []
-    for number, task in enumerate(tasks * 2):
-        tone(root / "Chat" / f"{task}_made" / f"{number}.wav", 1500 + 50 * number, 0.7)
-        asked = {"question": "What is heard?", "answer_gt": "A tone.", "meta_info": "a tone"}
-        where = {"path": f"{number}.wav", "task_name": task, "dataset_name": "made", "uniq_id": number}
-        rows.append({**asked, **where})
-    (root / "Chat/Chat_meta.json").write_text(json.dumps(rows))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("full_size")
@@ -96,7 +78,6 @@ def place(tmp_path_factory):
     make_qwen(place / "qwen")
     librispeech(place / "librispeech")
     clothoaqa(place / "clothoaqa")
-    air_bench(place / "AIR-Bench")
     shutil.copytree(ROOT / "recipes/qwen2_audio_7b", place / "qwen2_audio_7b")
     return place
 
@@ -117,7 +98,7 @@ def run(place, only, **more):
     return place / "runs/qwen2_audio_7b" / only
 
 
-def test_the_recipe_runs_on_two_processes_from_published_layouts_to_scores(place):
+def test_the_recipe_runs_on_two_processes_from_published_layouts_to_dpo(place):
     for name in ("librispeech", "clothoaqa"):
         prepared = align(place, "data", "prepare", name, "--from", name, "--out", f"ready/{name}")
         assert prepared.returncode == 0, prepared.stdout + prepared.stderr
@@ -161,11 +142,3 @@ def test_the_recipe_runs_on_two_processes_from_published_layouts_to_scores(place
     first, *_, last = [row for row in read_metrics(preferred / "metrics.jsonl") if "loss" in row]
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-3)
     assert last["rewards/margins"] > 0
-
-    with serving(judge(lambda text: 1 + text.count("e") % 9)) as served:
-        told = f"{{model: m, url: '{served.url}', protocol: official, canary_items: 0}}"
-        scores = read_json(
-            run(place, "7_evaluate", **imported, **{"7_evaluate__judge": told}) / "scores.json"
-        )
-    assert scores["n"] == 16
-    assert scores["policies"]["6_dpo"]["ratings"]["states"]["scored"] == 16
