@@ -12,7 +12,7 @@ import typer
 
 from align.artifacts import MANIFEST, read_manifest
 from align.config import AnnotateConfig
-from align.plan import fingerprint, input_digests
+from align.plan import fingerprint, reads
 from align.recipe import Problem, RecipeError, load
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Aske
         raise RecipeError([Problem(str(step.file), "", message)])
     inputs = {name: run / name for name in step.needs}
     digests = {name: read_manifest(folder)["output_digest"] for name, folder in inputs.items()}
-    mark = fingerprint(step, input_digests(step, digests))
+    mark = fingerprint(step, reads(step, digests))
     assert isinstance(step.config, AnnotateConfig)
     return _Asked(step.config, annotate.questionnaire(step.config, inputs, step.name, mark), run)
 

@@ -30,17 +30,29 @@ class Standing(NamedTuple):
     manifest: dict[str, Any] | None
 
 
-def input_digests(step: Step, digests: dict[str, str]) -> dict[str, str]:
-    """The digest of everything a step reads, given those of the recipe's finished steps."""
-    outside = [*step.foreign, *step.folders]
-    return {name: digests[name] for name in step.needs} | {ref: foreign_digest(ref) for ref in outside}
+class Reads(NamedTuple):
+    """Digests of everything a step reads.
+
+    `inputs`: stages of the run, and policies, pairs and corpora from elsewhere, whose making a manifest
+    tells; `data`: folders and files that no stage made.
+    """
+
+    inputs: dict[str, str]
+    data: dict[str, str]
 
 
-def fingerprint(step: Step, inputs: dict[str, str]) -> str:
-    """What decides whether finished work still belongs: config, contents of the inputs, our version."""
+def reads(step: Step, digests: dict[str, str]) -> Reads:
+    """What a step reads, given the digests of the recipe's finished steps."""
+    made = {name: digests[name] for name in step.needs}
+    foreign = {ref: foreign_digest(ref) for ref in step.foreign}
+    return Reads(inputs=made | foreign, data={path: foreign_digest(path) for path in step.folders})
+
+
+def fingerprint(step: Step, read: Reads) -> str:
+    """What decides whether finished work still belongs: config, contents of what it read, our version."""
     version = metadata.version("audio-align")
     config = step.config.model_dump(mode="json", exclude={"hardware"})  # where work is done is not what it is
-    return sha256_json({"config": config, "inputs": inputs, "version": version})
+    return sha256_json({"config": config, **read._asdict(), "version": version})
 
 
 def foreign_digest(ref: str) -> str:
@@ -72,7 +84,7 @@ def survey(recipe: Recipe, run: Path) -> list[Standing]:
         manifest = read_json(path) if path.exists() else None
         state: State = "pending"
         is_fed = all(name in digests for name in step.needs)
-        if manifest and is_fed and manifest["fingerprint"] == fingerprint(step, input_digests(step, digests)):
+        if manifest and is_fed and manifest["fingerprint"] == fingerprint(step, reads(step, digests)):
             state = "done"
             digests[step.name] = manifest["output_digest"]
         elif (run / f".partial-{step.name}").exists():

@@ -21,7 +21,7 @@ from align.artifacts import (
 )
 from align.attempt import Attempt, handling_signals, interruptible
 from align.cluster import run_stage
-from align.plan import Standing, fingerprint, input_digests, survey
+from align.plan import Reads, Standing, fingerprint, reads, survey
 from align.recipe import Problem, Recipe, RecipeError, Step
 from align.tracking import StageRecord, Status, Tracker
 from preference_data.store import write_text
@@ -150,9 +150,9 @@ class _Execution:
     def _step(self, step: Step) -> int:
         """Bring one step up to date; returns the exit code so far."""
         finished = {name: read_manifest(self.run / name)["output_digest"] for name in step.needs}
-        digests = input_digests(step, finished)
-        out = StageFolder(self.run, step.name, fingerprint(step, digests))
-        record = self._record(step, out, digests)
+        read = reads(step, finished)
+        out = StageFolder(self.run, step.name, fingerprint(step, read))
+        record = self._record(step, out, read)
         if out.is_done():
             _say(f"{step.name}  up to date")
             if self.tracker:
@@ -168,14 +168,14 @@ class _Execution:
             if step.config.produces == "alias":
                 self.tracker.catch_up()
         with Attempt(out.path / SECONDS) as attempt:
-            self._run_stage(step, out, attempt, digests)
+            self._run_stage(step, out, attempt, read)
         code = self._settle(step, attempt)
         if self.tracker:
             self.tracker.follow(record, _STAGE_STATUS[code])
         self._write_summary(None if code == DONE else code)
         return code
 
-    def _run_stage(self, step: Step, out: StageFolder, attempt: Attempt, digests: dict[str, str]) -> None:
+    def _run_stage(self, step: Step, out: StageFolder, attempt: Attempt, read: Reads) -> None:
         inputs = {name: self.run / name for name in step.needs}
         inputs |= {ref: Path(ref).expanduser() for ref in step.foreign}
         with interruptible():
@@ -185,7 +185,7 @@ class _Execution:
                 "kind": step.config.stage,
                 "status": "done",
                 "config": step.config.model_dump(mode="json"),
-                "inputs": digests,
+                **read._asdict(),
                 "git_commit": self.git_commit,
                 "versions": self.versions,
                 "seed": step.config.seed,
@@ -220,7 +220,7 @@ class _Execution:
         self.unfinished = {step.name: {"status": "failed", **entry, "error": self.error}}
         return FAILED
 
-    def _record(self, step: Step, out: StageFolder, digests: dict[str, str]) -> StageRecord:
+    def _record(self, step: Step, out: StageFolder, read: Reads) -> StageRecord:
         produces = {other.name: other.config.produces for other in self.recipe.steps}
         return StageRecord(
             name=step.name,
@@ -228,7 +228,8 @@ class _Execution:
             produces=step.config.produces,
             fingerprint=out.fingerprint,
             config=step.config.model_dump(mode="json"),
-            inputs={name: (produces.get(name, "policy"), digest) for name, digest in digests.items()},
+            inputs={name: (produces.get(name, "policy"), digest) for name, digest in read.inputs.items()},
+            data=read.data,
             partial=out.path,
             final=out.final,
         )

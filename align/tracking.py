@@ -47,7 +47,10 @@ def tracking_uri(run: Path) -> str:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What MLflow is told of a stage. `inputs`: name -> (kind of output, digest)."""
+    """What MLflow is told of a stage.
+
+    `inputs`: name -> (kind of output, digest); `data`: path -> digest, of what no stage made.
+    """
 
     name: str
     kind: str
@@ -55,6 +58,7 @@ class StageRecord:
     fingerprint: str
     config: dict[str, Any]
     inputs: dict[str, tuple[str, str]]
+    data: dict[str, str]
     partial: Path
     final: Path
     status: Status = "running"
@@ -263,14 +267,18 @@ class _Mirror:
     def _send_inputs(self, record: StageRecord, run_id: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
 
-        datasets, models = [], []
+        read = {path: (Path(path).expanduser(), digest) for path, digest in record.data.items()}
+        models = []
         for name, (kind, digest) in record.inputs.items():
             if kind in ("corpus", "annotations", "pairs"):
-                source = json.dumps({"uri": (self.run / name).resolve().as_uri()})
-                dataset = Dataset(name, digest[:36], source_type="local", source=source)
-                datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", record.kind)]))
+                read[name] = (self.run / name, digest)
             elif kind == "policy" and name in self.links["models"]:
                 models.append(LoggedModelInput(self.links["models"][name]))
+        datasets = []
+        for name, (path, digest) in read.items():
+            source = json.dumps({"uri": path.resolve().as_uri()})
+            dataset = Dataset(name, digest[:36], source_type="local", source=source)
+            datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", record.kind)]))
         if datasets or models:
             self.client.log_inputs(run_id, datasets=datasets, models=models)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from align.plan import input_digests
+from align.plan import reads
 from align.recipe import RecipeError, load
 from align.trl_names import INSTEAD, known_names
 
@@ -327,10 +327,10 @@ def test_a_mixture_is_made_again_when_records_change_but_not_for_an_index_beside
     recipe = load(write(s1_corpus=mixture, s5_annotate=ANNOTATE + "by: people\n", s7_dpo=DPO))
     corpus = recipe.step("1_corpus")
     assert corpus.folders == [f"{tmp_path}/a", f"{tmp_path}/b"]
-    before = input_digests(corpus, {})
+    before = reads(corpus, {}).data
     (tmp_path / "a" / ".shard-00000.tar.0123.npy").write_bytes(b"x")
-    assert input_digests(corpus, {}) == before
+    assert reads(corpus, {}).data == before
     (tmp_path / "a" / "clips.jsonl").write_text("{}\n{}\n")
-    after = input_digests(corpus, {})
+    after = reads(corpus, {}).data
     assert after != before
     assert after[f"{tmp_path}/b"] == before[f"{tmp_path}/b"]

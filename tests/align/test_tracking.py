@@ -73,6 +73,8 @@ def test_a_run_killed_and_resumed_is_tracked_without_duplicates(toys, tmp_path):
     assert sft.data.params["trl.weight_decay"] == "0.1"
     assert sft.data.tags["stage"] == "sft"
     assert [one.dataset.name for one in sft.inputs.dataset_inputs] == ["1_corpus"]
+    corpus = client.get_run(links["runs"]["1_corpus"])
+    assert [one.dataset.name for one in corpus.inputs.dataset_inputs] == ["recordings"]
     model = links["models"]["2_sft"]
     assert [one.model_id for one in sft.outputs.model_outputs] == [model]
     evaluated = client.get_run(links["runs"]["7_evaluate"])
@@ -98,6 +100,7 @@ def test_an_absent_mlflow_is_told_once_and_never_waited_for(tmp_path, monkeypatc
         fingerprint="f" * 64,
         config={"steps": 3},
         inputs={},
+        data={},
         partial=run / ".partial-2_sft",
         final=run / "2_sft",
     )

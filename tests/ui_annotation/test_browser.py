@@ -210,7 +210,7 @@ def test_hostile_text_is_shown_literally_and_does_nothing(server, page, tmp_path
     page.get_by_text("Filters", exact=True).first.click()
     page.get_by_text("Metadata", exact=True).first.click()
     page.get_by_text("Task", exact=True).first.click()
-    page.get_by_text(HOSTILE[0], exact=True).wait_for()  # the menu lists the tasks' names
+    page.locator("label").get_by_text(HOSTILE[0], exact=True).wait_for()  # the menu lists the tasks' names
     kept(page, "hostile-filters")
     assert page.evaluate("() => window.__ran") is None
     assert (elsewhere, dialogs) == ([], [])
