@@ -79,7 +79,7 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder, trained: Sequence[str] = (
     else:
         with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(Preflight(trainer, trained))
+            trainer.add_callback(Preflight(trainer, trained, out.name))
             trainer.add_callback(Alarms())  # before Report, which writes what they add
             trainer.add_callback(Report(out, progress))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -1,8 +1,9 @@
 """Looked at before the first step: what would otherwise spoil a run of days without an error.
 
 That the audio reaches the model and changes its answers; that the loss is on the assistant's words and on
-all of them; that what should be frozen is, and nothing else; that two checkpoints fit on the disk. Costs a
-few forward passes over one example and draws no random number, so that the run itself stays what it was.
+all of them; that what should be frozen is, and nothing else; that two checkpoints fit on the disk; that the
+packed path computes what transformers' own does. Costs a few forward passes and draws no random number, so
+that the run itself stays what it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from transformers import (
 )
 from trl import DPOTrainer
 
+from align.models.packed_qwen2_audio import is_packed
 from align.models.qwen2_audio import END_OF_TURN
+from align.training.both_ways import compare
 from align.training.collate import Row
 from align.training.feeding import ABOUT
 from preference_data.audio import SAMPLE_RATE
@@ -54,11 +57,13 @@ class Preflight(TrainerCallback):
     """Runs all checks when training begins, with the model as the trainer has prepared it.
 
     `trained` are the modules that learn, as `model.multi_modal_projector`; empty text is the whole model.
+    `stage` is named where something is told.
     """
 
-    def __init__(self, trainer: Trainer, trained: Sequence[str]) -> None:
+    def __init__(self, trainer: Trainer, trained: Sequence[str], stage: str) -> None:
         self.trainer = trainer
         self.trained = trained
+        self.stage = stage
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -76,6 +81,12 @@ class Preflight(TrainerCallback):
         heard = next((row for row in map(dataset.__getitem__, _first(dataset)) if row["audios"]), None)
         if heard is not None and not self._meets_two_engines():
             check_audio(model, collate([heard]))
+            if is_packed(model):
+                rows = [dataset[i] for i in range(min(args.per_device_train_batch_size, len(dataset)))]
+                precision = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
+                found = compare(model, collate, rows, precision)
+                if state.is_world_process_zero:
+                    print(f"{self.stage}  {found}", flush=True)
 
     def _meets_two_engines(self) -> bool:
         """Whether DeepSpeed has wrapped the model twice: TRL does so to compute a reference under it.

@@ -1,19 +1,24 @@
 """Every check before training: passes what is right, and finds out what is wrong."""
 
+import re
+
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, SFTConfig
 
 from align.artifacts import StageFolder
+from align.kernels.attention import BACKENDS
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import pack
 from align.training import preflight
 from align.training.arguments import arguments
+from align.training.both_ways import PackingIsWrong, compare
 from align.training.collate import PreferenceCollator, SFTCollator
 from align.training.fit import fit
 from align.training.preflight import NotReady, Preflight
@@ -245,20 +250,48 @@ def test_a_trainer_that_is_not_ready_takes_no_step(tiny, tmp_path, model, proces
     assert not (out.path / "metrics.jsonl").exists()
 
 
+def dpo_trainer(tiny, folder, model, processor, *, packed):
+    options = arguments(folder, steps=1, batch_size=2, learning_rate=1e-3, save_steps=1, seed=0, passed_on={})
+    return AudioDPOTrainer(
+        model=pack(model) if packed else model,
+        ref_model=qwen2_audio.load_model(tiny.policy),
+        args=DPOConfig(**options),
+        train_dataset=Dataset.from_list(PAIRS),
+        data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio), packed),
+        processing_class=processor,
+    )
+
+
 def test_text_alone_and_pairs_pass_too(tiny, tmp_path, model, processor):
     fit(
         sft_trainer(tiny, out_folder(tmp_path / "text"), model, processor, [CHATS[2]] * 2),
         out_folder(tmp_path),
     )
-    options = arguments(
-        tmp_path / "pairs", steps=1, batch_size=2, learning_rate=1e-3, save_steps=1, seed=0, passed_on={}
-    )
-    trainer = AudioDPOTrainer(
-        model=model,
-        ref_model=qwen2_audio.load_model(tiny.policy),
-        args=DPOConfig(**options),
-        train_dataset=Dataset.from_list(PAIRS),
-        data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio)),
-        processing_class=processor,
-    )
-    Preflight(trainer, [""]).on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer = dpo_trainer(tiny, tmp_path / "pairs", model, processor, packed=False)
+    Preflight(trainer, [""], "6_dpo").on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+# -------------------------------------------------------------------------- packed and padded
+
+
+def test_the_first_batch_is_computed_both_ways(tiny, tmp_path, model, processor, capsys):
+    trainer = dpo_trainer(tiny, tmp_path, model, processor, packed=True)
+    before = torch.get_rng_state()
+    Preflight(trainer, [""], "6_dpo").on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    told = re.search(r"6_dpo  a forward pass takes .* log-probs differ by (.*)\n", capsys.readouterr().out)
+    assert 0 < float(told[1]) < 1e-5  # not the same computation twice
+
+
+def test_a_packed_path_that_is_wrong_is_found_out(tiny, tmp_path, model, processor, monkeypatch):
+    """Every segment sees all that lies before it in the packed row."""
+    trainer = dpo_trainer(tiny, tmp_path, model, processor, packed=True)
+    compare(trainer.model, trainer.data_collator, PAIRS, torch.float32)
+
+    def without_the_tree(query, key, value, sees, scale=None):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=sees.causal, scale=scale)
+
+    monkeypatch.setitem(BACKENDS, "split", without_the_tree)
+    with pytest.raises(PackingIsWrong, match="log-probs differ by .* Set packed: false"):
+        compare(trainer.model, trainer.data_collator, PAIRS, torch.float32)
