@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ANNOTATION := .venv/.annotation-ready
 SEEDS ?= 0 1 2
+WORKERS ?= 2
 DIGITS ?= data/free-spoken-digit-dataset
 
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -42,8 +43,8 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check $(ANNOTATION)
-	$(BIN)/pytest
+test: check $(ANNOTATION)  ## a file's tests run in one worker, the longest files begin
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 clean:  ## what can be made again; runs/ stays, people's annotations may be in it
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -126,6 +126,7 @@ CONTENDERS = {
         "ours": Contender(packed=True, precomputed=True),
     },
     "sft": {
+        "trl default": Contender(checkpointing=True),
         "trl": Contender(),
         "ours": Contender(packed=True),
     },
