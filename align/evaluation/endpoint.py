@@ -31,6 +31,8 @@ _PASSING = {408, 409, 425, 429}
 _PROBE: Message = {"role": "user", "content": "Reply with the word yes."}
 _PROBES = 3
 _LONGEST_BACKOFF_S = 60.0
+_FIRST_ATTEMPTS = 3
+"""To connect to where nothing has ever answered: the URL is wrong, or the server has not started."""
 
 
 class JudgeFailed(RuntimeError):
@@ -91,6 +93,8 @@ class Endpoint:
         self._key = _key_for(parts.hostname)
         self._failures: list[JudgeFailed] = []
         self._stopping = asyncio.Event()
+        self._is_known = False
+        """Whether a server has ever answered there, if only with an error."""
 
     def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
         """Ask every prompt; `on_reply(index, reply)` is called as each is answered or given up.
@@ -138,6 +142,7 @@ class Endpoint:
             try:
                 return await self._call(client, prompt)
             except APIStatusError as error:
+                self._is_known = True
                 if not _passes(error):
                     return self._turned_away(error)
                 problem, retry_after = self._said(error), _retry_after(error)
@@ -145,15 +150,14 @@ class Endpoint:
                 problem = f"no reply within {self._timeout_s:g} s"
             except APIConnectionError as error:
                 problem = f"no connection: {self._redacted(str(error.__cause__ or error))}"
+                if not self._is_known and attempt + 1 == _FIRST_ATTEMPTS:
+                    raise self._away(attempt + 1, problem) from None
             except _Malformed as error:
                 problem = str(error)
             if attempt + 1 < self._attempts:
                 await self._wait(self._pause(attempt, retry_after))
         if not await self._is_up(client):
-            raise JudgeUnavailable(
-                f"{self._where()} does not answer ({self._attempts} attempts; last: {problem}). Check that "
-                "it is up, then run the same command again: what is answered is kept"
-            )
+            raise self._away(self._attempts, problem)
         return Reply(f"no reply after {self._attempts} attempts; last: {problem}", NO_REPLY)
 
     async def _call(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
@@ -162,6 +166,7 @@ class Endpoint:
         raw = await client.chat.completions.with_raw_response.create(
             model=self.name, messages=messages, extra_body=self.parameters
         )
+        self._is_known = True
         return _completion(raw.content)
 
     async def _wait(self, seconds: float) -> None:
@@ -208,6 +213,12 @@ class Endpoint:
             429: "the account is out of credit: add some or use another key",
         }.get(status, "change what the server complains of, then run the same command again")
         raise JudgeMisconfigured(f"{self._where()} refused: {text}. Next: {step}")
+
+    def _away(self, attempts: int, problem: str) -> JudgeUnavailable:
+        return JudgeUnavailable(
+            f"{self._where()} does not answer ({attempts} attempts; last: {problem}). Check that it is up, "
+            "then run the same command again: what is answered is kept"
+        )
 
     def _where(self) -> str:
         return f"judge model {self.name!r} at {_shown(self.url)}"

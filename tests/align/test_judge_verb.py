@@ -86,4 +86,5 @@ def test_a_judge_that_is_not_there_is_named(tmp_path):
     words = ["--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m", "--out", str(tmp_path / "out")]
     gone = run(str(path), *words)
     assert gone.returncode == 1
+    assert "does not answer (3 attempts" in gone.stdout + gone.stderr
     assert "http://127.0.0.1:9/v1" in gone.stdout + gone.stderr
