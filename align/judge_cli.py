@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from align.evaluation.air_bench import Item
     from align.evaluation.llm_judge import LLMJudge
+    from align.evaluation.local_model import LocalModel
 
 
 def judge(
@@ -49,15 +50,12 @@ def judge(
     from align.evaluation import aggregation, air_bench, ratings
     from align.evaluation.endpoint import Endpoint, JudgeFailed
     from align.evaluation.judge_prompt import Official, Strict
-    from align.evaluation.llm_judge import ChatModel, LLMJudge
-    from align.evaluation.local_model import LocalModel
+    from align.evaluation.llm_judge import LLMJudge
 
     try:
         read = air_bench.read_answers(answers)
         items, responses = [item for item, _ in read], [response for _, response in read]
-        asked: ChatModel = (
-            Endpoint(url, model, concurrency=concurrency) if url else LocalModel(Path(model).expanduser())
-        )
+        asked = Endpoint(url, model, concurrency=concurrency) if url else _local(model)
         rater = LLMJudge(
             asked, out / "judge_replies.jsonl", Official() if protocol == "official" else Strict()
         )
@@ -78,6 +76,12 @@ def judge(
     ratings.write_replies(out / "replies.jsonl", rated)
     _print(scores)
     print(f"{out / 'scores.json'}, {out / 'replies.jsonl'}")
+
+
+def _local(model: str) -> LocalModel:
+    from align.evaluation.local_model import LocalModel  # with torch: an endpoint's user need not wait for it
+
+    return LocalModel(Path(model).expanduser())
 
 
 def _uplift(rater: LLMJudge, items: Sequence[Item]) -> float | None:
