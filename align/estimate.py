@@ -245,12 +245,14 @@ def activations(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
     tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
     into = _stream_bytes("language_model", job, strategy) * shape.width
     own = decoder_bytes(shape, job, strategy)
-    kept = tokens * (again * into + max(shape.layers - again, 1) * own)
+    last_norm = shape.width * 4 + _learns("language_model", job) * into
+    kept = tokens * (again * into + max(shape.layers - again, 1) * own + last_norm)
     if _learns("audio_tower", job):
         into = _stream_bytes("audio_tower", job, strategy) * shape.audio_width
         own = encoder_bytes(shape, job, strategy)
         frames = job.clips * _frames(shape, job)
-        kept += frames * (again_tower * into + (shape.audio_layers - again_tower) * own)
+        convolutions = 5 * shape.audio_width * job.element_bytes  # at twice the frames, then at as many
+        kept += frames * (again_tower * into + (shape.audio_layers - again_tower) * own + convolutions)
     return kept
 
 
@@ -326,7 +328,7 @@ def flops(shape: Shape, job: Job) -> float:
     again_tower, again = recomputed(shape, job)
     backward = 2 if _learns("language_model", job) else 1
     total = language * (1 + again / shape.layers + backward)
-    total += tower * (3 + again_tower / shape.audio_layers if _learns("audio_tower", job) else 1)
+    total += tower * (3 + again_tower / max(1, shape.audio_layers) if _learns("audio_tower", job) else 1)
     if job.with_reference:
         total += language + tower
     return total
