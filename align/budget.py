@@ -66,7 +66,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         step: of the recipe.
         recipe: gives corpus and policy.
         run: an earlier run's folder, whose measured speed is used.
-        gpu_gb: memory of a GPU, 10^9 bytes.
+        gpu_gb: memory of a GPU, 10^9 bytes, where the recipe does not say it.
     """
     config = step.config
     if not isinstance(config, TrainingConfig):
@@ -75,6 +75,8 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     if shape is None:
         yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
         return
+    if config.hardware and config.hardware.memory_gb:
+        gpu_gb = config.hardware.memory_gb
     spread = _spread(config, alone=estimate.parameters(shape).total <= SMALL)
     example = _example(config, shape, spread, _seconds(config, recipe, shape))
     plan = _plan(config, shape, spread, example, gpu_gb)
@@ -208,7 +210,6 @@ def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gp
     """What the stage will choose by itself; None where the recipe has chosen."""
     if by_hand(config.trl):
         return None
-    given = config.hardware.memory_gb if config.hardware else None
     return memory_plan.plan(
         shape,
         example,
@@ -216,7 +217,7 @@ def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gp
         spread.workers,
         spread.offload,
         examples=max(1, config.batch_size // spread.workers),
-        available=(given or gpu_gb) * 1e9,
+        available=gpu_gb * 1e9,
     )
 
 

@@ -206,7 +206,9 @@ def memory(shape: Shape, job: Job, strategy: Strategy, gpus: int, offload: str =
     reference = job.element_bytes * whole if job.with_reference else 0
     if strategy == "ddp":  # autocast keeps bfloat16 copies beside the float32 weights
         own = 6 if _autocast(job, strategy) else 4
-        weights, gradients, optimizer = own * learn + frozen + reference, 4.0 * learn, 8.0 * learn
+        copies = 2 if gpus > 1 else 1  # gradients wait in buckets of their size
+        weights, gradients = own * learn + frozen + reference, 4.0 * learn * copies
+        optimizer = 8.0 * learn
     elif strategy == "fsdp2":
         weights = (4 * learn + frozen + reference) / gpus + _gathered(shape, job)
         gradients, optimizer = 4 * learn / gpus, 8 * learn / gpus

@@ -21,7 +21,8 @@ def deal(costs: Sequence[float], parts: int) -> list[int]:
 
     The longest goes first, each to the stretch that costs least so far and is not full (Graham 1969, "Bounds
     on multiprocessing timing anomalies"). Stretches stand by their cost, so that those of one pass, which
-    are neighbours, are most alike. A single one keeps its order.
+    are neighbours, are most alike; in some steps up and in others down, so that no process has the light
+    end of all steps. A single one keeps its order.
 
     Raises:
         ValueError: the examples cannot be divided evenly.
@@ -32,12 +33,14 @@ def deal(costs: Sequence[float], parts: int) -> list[int]:
     hands: list[list[int]] = [[] for _ in range(parts)]
     open_ = [(0.0, part) for part in range(parts)]
     closed: list[tuple[float, int]] = []
-    for example in sorted(range(len(costs)), key=lambda n: -costs[n]):
+    longest_first = sorted(range(len(costs)), key=lambda n: -costs[n])
+    for example in longest_first:
         cost, part = heapq.heappop(open_)
         hands[part].append(example)
         full = len(hands[part]) == size
         heapq.heappush(closed if full else open_, (cost + costs[example], part))
-    return [example for _, part in sorted(closed) for example in sorted(hands[part])]
+    stretches = sorted(closed, reverse=longest_first[0] % 2 == 1)
+    return [example for _, part in stretches for example in sorted(hands[part])]
 
 
 def dealt_steps(order: Sequence[int], costs: Sequence[float], batch_size: int, parts: int) -> list[int]:

@@ -18,8 +18,12 @@ STEP, STEPS = 12, 10
 
 
 def test_dealt_by_hand():
-    """9 | 7 | 6, then 5 to the 6 (11), 4 to the 7 (11), 1 to the 9 (10): stretches 10, 11, 11."""
-    assert deal([4, 9, 1, 6, 7, 5], 3) == [1, 2, 0, 4, 3, 5]
+    """9 | 7 | 6, then 5 to the 6 (11), 4 to the 7 (11), 1 to the 9 (10): stretches of 10, 11, 11.
+
+    They stand upwards where the longest has an even place, else downwards.
+    """
+    assert deal([4, 9, 1, 6, 7, 5], 3) == [3, 5, 0, 4, 1, 2]
+    assert deal([9, 4, 1, 6, 7, 5], 3) == [0, 2, 1, 4, 3, 5]
     assert deal([4, 9, 1, 6], 1) == [0, 1, 2, 3]
     assert deal([3, 3, 3, 3], 2) == [0, 2, 1, 3]
     with pytest.raises(ValueError, match="7 examples cannot be dealt evenly into 2 parts"):
@@ -141,4 +145,4 @@ def test_nothing_is_read_before_its_turn(examples):
 def test_steps_of_rows_in_any_order_keep_their_rows():
     costs = [1.0, 9.0, 2.0, 8.0, 3.0, 7.0]
     # 8 | 8, 7 to the first (full), 1 to the second: 9 and 15; 9 | 7, 3 to the 7 (full), 2 to the 9: 10, 11
-    assert dealt_steps([5, 3, 3, 0, 1, 2, 4, 5], costs, 4, 2) == [3, 0, 5, 3, 4, 5, 1, 2]
+    assert dealt_steps([5, 3, 3, 0, 1, 2, 4, 5], costs, 4, 2) == [5, 3, 3, 0, 4, 5, 1, 2]

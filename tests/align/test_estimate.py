@@ -223,7 +223,9 @@ def test_memory_by_hand():
     n = 8_397_094_912
     job = Job(sequences=0, clips=0, audio_tokens=0, text_tokens=0)
     ddp = estimate.memory(shape, job, "ddp", 4)
-    assert (ddp.weights, ddp.gradients, ddp.optimizer, ddp.activations) == (6 * n, 4 * n, 8 * n, 0)
+    assert (ddp.weights, ddp.gradients, ddp.optimizer, ddp.activations) == (6 * n, 8 * n, 8 * n, 0)
+    assert estimate.memory(shape, job, "ddp", 1).gradients == 4 * n  # no buckets
+    assert estimate.memory(shape, job._replace(element_bytes=4), "ddp", 1).weights == 4 * n  # no copies
     zero2 = estimate.memory(shape, job, "zero2", 4)
     assert (zero2.weights, zero2.gradients, zero2.optimizer) == (2 * n, n / 2, 3 * n)
     zero3 = estimate.memory(shape, job, "zero3", 4)
@@ -337,6 +339,30 @@ def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
         config = DPOConfig.model_validate({**yaml.safe_load(dpo), "packed": packed})
         told_ = list(budget.lines(dataclasses.replace(step, config=config), loaded, tmp_path, 80.0))
         assert f"up to {tokens:,} audio tokens a step" in told_[0]
+
+
+def test_a_recipe_that_does_not_plan_is_planned_for_its_memory(tmp_path):
+    """By hand: a token keeps 32 x 219,136 + 24,576 bytes; a pair has 750 + 2 x 256 tokens: 8.88 GB."""
+    loaded = recipe(tmp_path / "a", "Qwen/Qwen2-Audio-7B")
+    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\nlearning_rate: 1e-6\n"
+    dpo += "batch_size: 64\ntrain: [projector, language_model]\n"
+
+    def lines(gpu_gb, **more):
+        config = {**yaml.safe_load(dpo), "hardware": {"workers": 8, "strategy": "zero3"}, **more}
+        step = dataclasses.replace(loaded.steps[1], config=DPOConfig.model_validate(config))
+        return "\n".join(budget.lines(step, loaded, tmp_path, gpu_gb))
+
+    plan = (
+        "plan for zero3 on 8 GPUs: {} of {}: 8 would keep 71.0 GB of activations, {} GB may be used for them"
+    )
+    assert plan.format("2 passes", "4 pairs", "49.4") in lines(80.0)
+    assert "sequences at a time: 8," in lines(80.0)
+    assert "1 pass of 8 pairs" in lines(141.0)
+    tight = lines(80.0, hardware={"workers": 8, "strategy": "zero3", "memory_gb": 30})
+    assert "8 passes of 1 pair, 5 of 32 layers are computed again" in tight
+    assert "of 5 layers computed again" in tight
+    assert "does not fit 22.0 GB" in lines(22.0)
+    assert "plan for" not in lines(80.0, trl={"gradient_accumulation_steps": 2})
 
 
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
