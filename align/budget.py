@@ -92,7 +92,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     if count.total > SMALL:
         yield from _table(shape, job, spread, gpu_gb)
     if plan is not None and (count.total > SMALL or (config.hardware and config.hardware.memory_gb)):
-        yield f"  plan for {kind} on {_gpus(spread.workers)}: {plan.why}"
+        yield f"  plan for {kind} on {_gpus(_workers(config))}: {plan.why}"
     measured = _measured(step, run)
     if measured:
         yield f"  {measured}"
@@ -181,6 +181,11 @@ def _spread(config: TrainingConfig, *, alone: bool) -> Spread:
     )
 
 
+def _workers(config: TrainingConfig) -> int:
+    """Processes that the stage will start."""
+    return config.hardware.workers if config.hardware else 1
+
+
 def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
     """The longest clip: as the corpus allows, and as the model hears."""
     heard = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
@@ -207,16 +212,16 @@ def _example(config: TrainingConfig, shape: Shape, spread: Spread, seconds: floa
 
 
 def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gpu_gb: float) -> Plan | None:
-    """What the stage will choose by itself; None where the recipe has chosen."""
+    """What the stage will choose by itself, on one GPU unless told more; None where the recipe has chosen."""
     if by_hand(config.trl):
         return None
     return memory_plan.plan(
         shape,
         example,
         spread.strategy or "ddp",
-        spread.workers,
+        _workers(config),
         spread.offload,
-        examples=max(1, config.batch_size // spread.workers),
+        examples=max(1, config.batch_size // _workers(config)),
         available=gpu_gb * 1e9,
     )
 
@@ -226,7 +231,8 @@ def _job(
 ) -> tuple[Job, int]:
     """One GPU's pass, and how many of them make an optimizer step."""
     if plan is not None:
-        passes, rows, again = plan.passes, plan.examples, plan.recomputed
+        rows = min(plan.examples, max(1, config.batch_size // spread.workers))
+        passes, again = max(1, config.batch_size // (spread.workers * rows)), plan.recomputed
     else:
         passes = int(config.trl.get("gradient_accumulation_steps", 1))
         rows = max(1, config.batch_size // (spread.workers * passes))
