@@ -119,7 +119,10 @@ def _noun(example: Job) -> str:
 def advice(found: Memory, strategy: Strategy) -> str:
     """What to change where `found` does not fit."""
     if found.activations > 0.5 * found.total:
-        return "Activations are most of it: fewer examples at a time, layers computed again, or shorter clips"
+        return (
+            "Activations are most of it: leave out the longest examples (the corpus' max_duration_s) or, "
+            "where trl: divides the steps by hand, let the stage plan"
+        )
     if strategy in ("ddp", "zero2"):
         return "Take strategy: zero3, more workers, or lora"
     return "Take more workers, offload: optimizer, or lora"
