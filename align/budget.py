@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align import estimate
+from align import estimate, memory_plan
 from align.artifacts import MANIFEST, read_json
 from align.config import (
     Assemble,
@@ -22,6 +22,7 @@ from align.config import (
     TrainingConfig,
 )
 from align.estimate import STRATEGIES, Job, Shape, Strategy
+from align.memory_plan import Plan, by_hand
 from align.recipe import Recipe, Step
 from preference_data.prompts import all_tags
 
@@ -65,7 +66,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         step: of the recipe.
         recipe: gives corpus and policy.
         run: an earlier run's folder, whose measured speed is used.
-        gpu_gb: memory of a GPU, 10^9 bytes.
+        gpu_gb: memory of a GPU, 10^9 bytes, where the recipe does not say it.
     """
     config = step.config
     if not isinstance(config, TrainingConfig):
@@ -74,8 +75,12 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     if shape is None:
         yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
         return
+    if config.hardware and config.hardware.memory_gb:
+        gpu_gb = config.hardware.memory_gb
     spread = _spread(config, alone=estimate.parameters(shape).total <= SMALL)
-    job, passes = _job(config, shape, spread, _seconds(config, recipe, shape))
+    example = _example(config, shape, spread, _seconds(config, recipe, shape))
+    plan = _plan(config, shape, spread, example, gpu_gb)
+    job, passes = _job(config, shape, spread, example, plan)
     count, learn = estimate.parameters(shape), estimate.trained(shape, job)
     kind = spread.strategy or "ddp"
     disk = estimate.checkpoint_bytes(shape, job, kind)
@@ -86,6 +91,8 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     )
     if count.total > SMALL:
         yield from _table(shape, job, spread, gpu_gb)
+    if plan is not None and (count.total > SMALL or (config.hardware and config.hardware.memory_gb)):
+        yield f"  plan for {kind} on {_gpus(_workers(config))}: {plan.why}"
     measured = _measured(step, run)
     if measured:
         yield f"  {measured}"
@@ -174,6 +181,11 @@ def _spread(config: TrainingConfig, *, alone: bool) -> Spread:
     )
 
 
+def _workers(config: TrainingConfig) -> int:
+    """Processes that the stage will start."""
+    return config.hardware.workers if config.hardware else 1
+
+
 def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
     """The longest clip: as the corpus allows, and as the model hears."""
     heard = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
@@ -181,28 +193,52 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
     return min([heard, *(corpus.max_duration_s for corpus in corpora if isinstance(corpus, CorpusConfig))])
 
 
-def _job(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -> tuple[Job, int]:
-    """One GPU's pass, and how many of them make an optimizer step."""
-    passes = int(config.trl.get("gradient_accumulation_steps", 1))
-    rows = max(1, config.batch_size // (spread.workers * passes))
-    is_dpo = isinstance(config, DPOConfig)
-    sequences = 2 * rows if is_dpo else rows
-    recompute = any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
-    with_reference = (
-        is_dpo and spread.lora_rank is None and not config.trl.get("precompute_ref_log_probs", True)
-    )
-    job = Job(
+def _example(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -> Job:
+    """A pass of one example, or pair, with the longest clip."""
+    is_dpo, live = isinstance(config, DPOConfig), not config.trl.get("precompute_ref_log_probs", True)
+    sequences = 2 if is_dpo else 1
+    return Job(
         sequences=sequences,
-        clips=rows if config.packed else sequences,  # packed, both answers of a pair share their clip
+        clips=1 if config.packed else sequences,  # packed, both answers of a pair share their clip
         audio_tokens=shape.audio_tokens(seconds),
         text_tokens=TEXT_TOKENS,
         parts=spread.parts,
         lora_rank=spread.lora_rank,
         frozen_bytes=spread.frozen_bytes,
-        with_reference=with_reference,
-        recompute=recompute,
+        with_reference=is_dpo and spread.lora_rank is None and live,
         packed=bool(config.packed),
+        answers=sequences if config.packed else 1,
     )
+
+
+def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gpu_gb: float) -> Plan | None:
+    """What the stage will choose by itself, on one GPU unless told more; None where the recipe has chosen."""
+    if by_hand(config.trl):
+        return None
+    return memory_plan.plan(
+        shape,
+        example,
+        spread.strategy or "ddp",
+        _workers(config),
+        spread.offload,
+        examples=max(1, config.batch_size // _workers(config)),
+        available=gpu_gb * 1e9,
+    )
+
+
+def _job(
+    config: TrainingConfig, shape: Shape, spread: Spread, example: Job, plan: Plan | None
+) -> tuple[Job, int]:
+    """One GPU's pass, and how many of them make an optimizer step."""
+    if plan is not None:
+        rows = min(plan.examples, max(1, config.batch_size // spread.workers))
+        passes, again = max(1, config.batch_size // (spread.workers * rows)), plan.recomputed
+    else:
+        passes = int(config.trl.get("gradient_accumulation_steps", 1))
+        rows = max(1, config.batch_size // (spread.workers * passes))
+        asked = any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
+        again = estimate.layers(shape, example) if asked else 0
+    job = example._replace(sequences=rows * example.sequences, clips=rows * example.clips, recomputed=again)
     return job, passes
 
 
@@ -212,7 +248,7 @@ def _job(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -
 def _table(shape: Shape, job: Job, spread: Spread, gpu_gb: float) -> Iterator[str]:
     """Memory by strategy; what the recipe chose is marked, and told if it cannot fit."""
     n = spread.workers
-    again = "computed again" if job.recompute else "kept (trl: {activation_checkpointing: true} keeps less)"
+    again = f"of {job.recomputed} layers computed again" if job.recomputed else "kept"
     yield (
         f"  GB per GPU on {n} GPUs; sequences at a time: {job.sequences}, with {TEXT_TOKENS} text tokens "
         f"each (assumed); activations {again}:"
@@ -221,7 +257,8 @@ def _table(shape: Shape, job: Job, spread: Spread, gpu_gb: float) -> Iterator[st
     yield "    " + " " * 12 + "".join(f"{column:>13}" for column in columns)
     options = [(strategy, job) for strategy in STRATEGIES]
     if job.lora_rank is None:
-        options.append(("ddp", job._replace(lora_rank=_RANK, parts=None)))
+        fewer = min(job.recomputed, shape.layers)  # the tower does not learn then
+        options.append(("ddp", job._replace(lora_rank=_RANK, parts=None, recomputed=fewer)))
     for strategy, job_ in options:
         chosen = strategy == spread.strategy and job_ is job
         found = estimate.memory(shape, job_, strategy, n, spread.offload if chosen else "none")
@@ -233,15 +270,8 @@ def _table(shape: Shape, job: Job, spread: Spread, gpu_gb: float) -> Iterator[st
             + (" <- the recipe's" if chosen else "")
         )
         if chosen and not fits:
-            yield f"    WARNING: the recipe's {name} on {n} GPUs cannot fit. {_advice(found, strategy)}"
-
-
-def _advice(found: estimate.Memory, strategy: Strategy) -> str:
-    if found.activations > 0.5 * found.total:
-        return "Activations are most of it: raise gradient_accumulation_steps or compute them again"
-    if strategy in ("ddp", "zero2"):
-        return "Take strategy: zero3, more workers, or lora"
-    return "Take more workers, offload: optimizer, or lora"
+            advice = memory_plan.advice(found, strategy)
+            yield f"    WARNING: the recipe's {name} on {n} GPUs cannot fit. {advice}"
 
 
 def _measured(step: Step, run: Path) -> str:
@@ -273,6 +303,10 @@ def _kept(config: TrainingConfig) -> str:
     if isinstance(config, DPOConfig) and config.choose:
         return f"one every {config.save_steps} steps, all kept"
     return "3 at a time"  # two, and the new one until it is whole
+
+
+def _gpus(n: int) -> str:
+    return "1 GPU" if n == 1 else f"{n} GPUs"
 
 
 def _count(n: float) -> str:

@@ -2,8 +2,9 @@
 
 Bytes per parameter follow ZeRO (arXiv:1910.02054, section 3): in bfloat16 training each learned parameter
 costs 2 (weight) + 2 (gradient) + 12 (float32 weight and Adam's two moments). Activations are those that
-autograd keeps of a layer with fused attention. What is not counted: CUDA's own memory and fragmentation,
-which `OVERHEAD` stands for. Good to about a fifth; a run that must fit tightly has to be tried.
+autograd keeps of a layer with fused attention, in the precision that a strategy trains in; within a tenth
+of what it does keep (tests/align/test_estimate.py). What is not counted: CUDA's own memory and
+fragmentation, which `OVERHEAD` stands for. A run that must fit tightly has to be tried.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "fsdp2")
 OVERHEAD = 3e9
-"""Bytes per GPU: CUDA context, NCCL buffers, the vocabulary head's tiles, fragmentation. An assumption."""
+"""Bytes per process: CUDA context, NCCL buffers, the vocabulary head's tiles, fragmentation; on a CPU the
+interpreter and its libraries. An assumption."""
 LIVE_PARAMETERS = 1e9
 """That ZeRO-3 keeps gathered at a time (DeepSpeed's stage3_max_live_parameters)."""
 PEAK_FLOPS = 989e12
@@ -85,12 +87,18 @@ class Job(NamedTuple):
     lora_rank: int | None = None
     frozen_bytes: float = 2
     """Per frozen parameter: 2 in bfloat16, about 0.6 in 4 bits."""
+    element_bytes: int = 2
+    """Of a number in a matrix product: 2 in bfloat16, 4 in float32, as on a CPU."""
     with_reference: bool = False
     """A second, frozen model beside the one that learns."""
-    recompute: bool = True
-    """Activation checkpointing: layers are computed again in the backward pass."""
+    recomputed: int = 0
+    """Activation checkpointing: so many layers are computed again in the backward pass. They are the first
+    in the order of the forward pass (the audio tower's if it learns, then the language model's): what they
+    need while they are computed again is free by then."""
     packed: bool = False
     """Clips are encoded as long as they are, not padded to what the model hears."""
+    answers: int = 1
+    """To a prompt that is computed once: 2 for packed pairs. Attention copies its keys for each."""
 
 
 class Memory(NamedTuple):
@@ -105,6 +113,11 @@ class Memory(NamedTuple):
     def total(self) -> float:
         """With the overhead."""
         return sum(self) + OVERHEAD
+
+    @property
+    def standing(self) -> float:
+        """All but the activations: what is there before the first example."""
+        return self.total - self.activations
 
 
 # -------------------------------------------------------------------------- shapes
@@ -190,35 +203,59 @@ def memory(shape: Shape, job: Job, strategy: Strategy, gpus: int, offload: str =
     learn = trained(shape, job)
     whole = parameters(shape).total
     frozen = (whole if job.lora_rank is not None else whole - learn) * job.frozen_bytes
-    reference = 2 * whole if job.with_reference else 0
+    reference = job.element_bytes * whole if job.with_reference else 0
     if strategy == "ddp":  # autocast keeps bfloat16 copies beside the float32 weights
-        weights, gradients, optimizer = 6 * learn + frozen + reference, 4.0 * learn, 8.0 * learn
+        own = 6 if _autocast(job, strategy) else 4
+        copies = 2 if gpus > 1 else 1  # gradients wait in buckets of their size
+        weights, gradients = own * learn + frozen + reference, 4.0 * learn * copies
+        optimizer = 8.0 * learn
     elif strategy == "fsdp2":
-        weights = (4 * learn + frozen + reference) / gpus + _gathered(shape)
+        weights = (4 * learn + frozen + reference) / gpus + _gathered(shape, job)
         gradients, optimizer = 4 * learn / gpus, 8 * learn / gpus
     else:
         n = gpus if strategy == "zero3" else 1
-        weights = (2 * learn + frozen + reference) / n
+        weights = (job.element_bytes * learn + frozen + reference) / n
         if strategy == "zero3":
-            weights = (0 if offload == "all" else weights) + _gathered(shape)
-        gradients = 2 * learn / gpus
+            weights = (0 if offload == "all" else weights) + _gathered(shape, job)
+        gradients = job.element_bytes * learn / gpus
         optimizer = 0 if offload != "none" else 12 * learn / gpus
-    return Memory(weights, gradients, optimizer, activations(shape, job))
+    return Memory(weights, gradients, optimizer, activations(shape, job, strategy))
 
 
-def _gathered(shape: Shape) -> float:
-    return 2 * min(LIVE_PARAMETERS, parameters(shape).total)
+def _gathered(shape: Shape, job: Job) -> float:
+    return job.element_bytes * min(LIVE_PARAMETERS, parameters(shape).total)
 
 
-def activations(shape: Shape, job: Job, element_bytes: int = 2) -> float:
-    """Bytes that autograd keeps between the forward and the backward pass."""
+def layers(shape: Shape, job: Job) -> int:
+    """Those that keep activations: the language model's, and the audio tower's if it learns."""
+    return shape.layers + (shape.audio_layers if _learns("audio_tower", job) else 0)
+
+
+def recomputed(shape: Shape, job: Job) -> tuple[int, int]:
+    """How many layers of the audio tower, and of the language model, are computed again."""
+    of_tower = min(job.recomputed, layers(shape, job) - shape.layers)
+    return of_tower, job.recomputed - of_tower
+
+
+def activations(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
+    """Bytes that autograd keeps between the forward and the backward pass.
+
+    Of a layer that is computed again that is what goes into it. The last one of all would be computed
+    again at once, with its own activations beside its input: nothing is saved there.
+    """
+    again_tower, again = recomputed(shape, job)
     tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
-    kept = _kept(tokens, shape.layers, shape.width, decoder_elements(shape), recompute=job.recompute)
+    into = _stream_bytes("language_model", job, strategy) * shape.width
+    own = decoder_bytes(shape, job, strategy)
+    last_norm = shape.width * 4 + _learns("language_model", job) * into
+    kept = tokens * (again * into + max(shape.layers - again, 1) * own + last_norm)
     if _learns("audio_tower", job):
+        into = _stream_bytes("audio_tower", job, strategy) * shape.audio_width
+        own = encoder_bytes(shape, job, strategy)
         frames = job.clips * _frames(shape, job)
-        per_frame = encoder_elements(shape)
-        kept += _kept(frames, shape.audio_layers, shape.audio_width, per_frame, recompute=job.recompute)
-    return kept * element_bytes
+        convolutions = 5 * shape.audio_width * job.element_bytes  # at twice the frames, then at as many
+        kept += frames * (again_tower * into + (shape.audio_layers - again_tower) * own + convolutions)
+    return kept
 
 
 def _frames(shape: Shape, job: Job) -> int:
@@ -226,25 +263,43 @@ def _frames(shape: Shape, job: Job) -> int:
     return 2 * job.audio_tokens if job.packed else shape.positions
 
 
-def _kept(tokens: int, layers: int, width: int, per_layer: int, *, recompute: bool) -> float:
-    """Elements: every layer's own; or only what goes into each, and the own ones of one layer at a time."""
-    return tokens * (layers * width + per_layer if recompute else layers * per_layer)
+def _autocast(job: Job, strategy: Strategy) -> bool:
+    """Whether weights that learn are float32 and every product casts what it reads; ZeRO's are bfloat16."""
+    return job.element_bytes == 2 and strategy in ("ddp", "fsdp2")
 
 
-def decoder_elements(shape: Shape) -> int:
+def _stream_bytes(part: str, job: Job, strategy: Strategy) -> int:
+    """Of a number between two layers of a part."""
+    return 4 if _autocast(job, strategy) and _learns(part, job) else job.element_bytes
+
+
+def decoder_bytes(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
     """Kept per token of a decoder layer.
 
-    Into and out of each norm (4 h, and 2 h for its scaled input), queries and what attention gives (2 h,
-    rotated ones h more), keys and values (2 kv, rotated kv more), and of the gated MLP gate, up, their
-    activation and product (4 f).
+    Of two norms the input in float32 (they compute in it) and, where their weights learn, it scaled (h
+    each). Of each linear map that learns, or has a low-rank update, its input: one for q, k and v and one
+    for gate and up (h each), but a copy for each of them under autocast; the output's is what attention
+    gives. Of attention queries and result (h each), keys and values (kv each, as often as they are copied).
+    Of the gated MLP gate, up, their activation (f each) and the input of its last map (f).
     """
-    kv = shape.kv_heads * shape.head_width
-    return 9 * shape.width + 3 * kv + 4 * shape.ffn
+    h, kv, size = shape.width, shape.kv_heads * shape.head_width, job.element_bytes
+    learns, lora = _learns("language_model", job), job.lora_rank is not None
+    norms = 2 * h * (4 + learns * _stream_bytes("language_model", job, strategy))
+    inputs = h * (5 + lora if _autocast(job, strategy) else 2) * (learns or lora)
+    copies = 1 + job.answers if job.answers > 1 else 1
+    attention = 2 * h + 2 * kv * copies
+    return norms + size * (inputs + attention + shape.ffn * (3 + (learns or lora)))
 
 
-def encoder_elements(shape: Shape) -> int:
-    """Kept per frame of an encoder layer: two norms in and out (4 d), q, k, v, their mix (4 d), MLP (2 f)."""
-    return 8 * shape.audio_width + 2 * shape.audio_ffn
+def encoder_bytes(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
+    """Kept per frame of an encoder layer that learns: as `decoder_bytes`, with layer norms and a plain MLP.
+
+    Norms keep their input alone (d each), attention q, k, v and result (4 d), the MLP two (f each).
+    """
+    d, size = shape.audio_width, job.element_bytes
+    norms = 2 * d * _stream_bytes("audio_tower", job, strategy)
+    inputs = d * (4 if _autocast(job, strategy) else 2)
+    return norms + size * (inputs + 4 * d + 2 * shape.audio_ffn)
 
 
 # -------------------------------------------------------------------------- disk and time
@@ -272,14 +327,10 @@ def flops(shape: Shape, job: Job) -> float:
     head = job.sequences * job.text_tokens * shape.vocab * shape.width
     language = 2.0 * (maps + attention + head)
     tower = 2.0 * parameters(shape).audio_tower * job.clips * _frames(shape, job)
-    trains = {
-        part: job.lora_rank is None and (job.parts is None or part in job.parts)
-        for part in Parameters._fields
-    }
-    backward = 2 if trains["language_model"] else 1
-    again = 1 if job.recompute else 0
-    total = language * (1 + again + backward)
-    total += tower * (3 + again if trains["audio_tower"] else 1)
+    again_tower, again = recomputed(shape, job)
+    backward = 2 if _learns("language_model", job) else 1
+    total = language * (1 + again / shape.layers + backward)
+    total += tower * (3 + again_tower / max(1, shape.audio_layers) if _learns("audio_tower", job) else 1)
     if job.with_reference:
         total += language + tower
     return total

@@ -97,6 +97,9 @@ class Hardware(Config):
     DeepSpeed's (arXiv:1910.02054), fsdp2 PyTorch's, on GPUs only."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: optimizer states (zero2, zero3), or the weights as well (zero3)."""
+    memory_gb: float | None = Field(None, gt=0)
+    """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its passes
+    by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned without it."""
     address: str | None = None
     """Of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
     cluster of this machine alone is started, and ended with the stage."""

@@ -31,6 +31,8 @@ from align.training.checkpoints import AtomicCheckpoints, checkpoints, step_of
 from align.training.collate import PreferenceCollator, SFTCollator
 from align.training.divergence import kl_per_answer
 from align.training.fit import fit
+from align.training.lengths import Lengths
+from align.training.memory import job_of, plan_passes, told
 from align.training.preflight import check_heard
 from align.training.publish import as_policy, publish
 from align.training.shared import shared
@@ -51,6 +53,18 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     tuning = tuning_of(config)
     model = tuning.load(policy)
     tuning.prepare(model)
+    lengths = Lengths(corpus, processor)
+    settings = {"precompute_ref_log_probs": True, **config.trl}
+    second = tuning.lora is None and not settings["precompute_ref_log_probs"]
+    plan = plan_passes(
+        model,
+        tuning,
+        config.trl,
+        name=out.name,
+        batch_size=config.batch_size,
+        job=job_of(tuning, pairs=True, with_reference=second),
+        longest=lambda job, shape: lengths.longest_pair(dataset, job, shape, tuning.strategy),
+    )
     trainer = AudioDPOTrainer(
         model=model,
         args=TRLConfig(
@@ -62,7 +76,8 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
                 save_steps=config.save_steps,
                 seed=config.seed,
                 tuning=tuning,
-                passed_on={"precompute_ref_log_probs": True, **config.trl},
+                plan=plan,
+                passed_on=settings,
             ),
             loss_type=[config.loss],
             beta=config.beta,
@@ -71,11 +86,12 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         data_collator=PreferenceCollator(processor, features, tuning.packed),
         processing_class=processor,
         peft_config=tuning.peft_config,
+        cost=lengths.cost,
     )
     trainer.strategy = tuning.strategy
     if config.choose is None:
         trainer.keep = AtomicCheckpoints.keep  # the last one is taken
-    metrics = {**fit(trainer, out, tuning.modules), "pairs": float(len(dataset))}
+    metrics = {**fit(trainer, out, tuning.modules), **told(plan), "pairs": float(len(dataset))}
     if not ranks.is_first():
         return metrics
     shutil.rmtree(out.path / ".pairs", ignore_errors=True)

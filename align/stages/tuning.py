@@ -16,6 +16,7 @@ def tuning_of(config: TrainingConfig) -> Tuning:
         lora=None if lora is None else LoRA(**lora.model_dump()),
         strategy=hardware.strategy,
         offload=hardware.offload,
+        memory_gb=hardware.memory_gb,
         packed=bool(config.packed),
         attention=config.packed if isinstance(config.packed, str) else None,
     )

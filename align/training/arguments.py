@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from align.memory_plan import Plan
 from align.training import ranks
 from align.training.tuning import Tuning
 
@@ -22,14 +23,18 @@ def arguments(
     save_steps: int,
     seed: int,
     tuning: Tuning = _HERE,
+    plan: Plan | None = None,
     passed_on: dict[str, Any],
 ) -> dict[str, Any]:
     """Keyword arguments for TRL's config classes; `passed_on` is the recipe's `trl:` mapping.
 
+    It says into how many passes a step is divided, unless there is a `plan`.
+
     Raises:
         ValueError: the batch cannot be divided evenly over devices and accumulation steps.
     """
-    parts = ranks.world_size() * int(passed_on.get("gradient_accumulation_steps", 1))
+    passes = int(passed_on.get("gradient_accumulation_steps", 1)) if plan is None else plan.passes
+    parts = ranks.world_size() * passes
     if batch_size % parts:
         raise ValueError(
             f"batch_size {batch_size} cannot be split evenly over {parts} (devices x accumulation steps)"
@@ -39,6 +44,7 @@ def arguments(
         "output_dir": str(folder / "checkpoints"),
         "max_steps": steps,
         "per_device_train_batch_size": batch_size // parts,
+        "gradient_accumulation_steps": passes,
         "learning_rate": learning_rate,
         "save_steps": save_steps,
         "seed": seed,

@@ -52,7 +52,7 @@ class SFTCollator:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []
         for row, own in zip(rows, self.features.per_row([row["audios"] for row in rows]), strict=True):
-            encoded = self._encode(row, own)
+            encoded = _expand(self.processor, encode_row(self.processor, row), own)
             ids.append(torch.tensor(encoded.ids))
             mask = torch.tensor(encoded.mask)
             labels.append(torch.where(mask == 1, ids[-1], -100))
@@ -63,16 +63,6 @@ class SFTCollator:
             **_audio(self.processor, ids, clips, self.packed),
         }
 
-    def _encode(self, row: Row, clips: Sequence[Clip]) -> Encoded:
-        if row.get("messages") is not None:
-            encoded = encode_chat(self.processor, row["messages"])
-        else:
-            encoded = join(
-                encode_text(self.processor, row["prompt"]),
-                encode_completion(self.processor, row["completion"]),
-            )
-        return _expand(self.processor, encoded, clips)
-
     def _augment(self, clip: Clip, draw: int) -> Clip:
         if self.augmentation == Augmentation():
             return clip
@@ -80,6 +70,13 @@ class SFTCollator:
             return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
         padded = clip.padded()  # masks fall anywhere in it, whatever of it is used
         return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
+
+
+def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
+    """A chat or a plain text with its completion; each clip is one token still."""
+    if row.get("messages") is not None:
+        return encode_chat(processor, row["messages"])
+    return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
 
 
 @dataclass

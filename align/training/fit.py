@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     PrinterCallback,
     TrainerCallback,
@@ -37,6 +38,8 @@ class Report(TrainerCallback):
     ) -> None:
         """Write one row of metrics."""
         logs = {k: float(v) for k, v in kwargs["logs"].items() if isinstance(v, int | float)}
+        if "loss" in logs and torch.cuda.is_available():
+            logs["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9  # beside the stage's `planned_gb`
         if "loss" in logs and ranks.is_first():
             self.out.log(state.global_step, logs)
             shown = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}

@@ -16,8 +16,11 @@ from align.training.arguments import arguments
 from align.training.augment import Augmentation, SpecAugment
 from align.training.checkpoints import checkpoints
 from align.training.collate import SFTCollator
+from align.training.dealing import dealt
 from align.training.feeding import CACHE_BYTES, FeedingCollator, loader_settings
 from align.training.fit import fit
+from align.training.lengths import Lengths
+from align.training.memory import job_of, plan_passes, told
 from align.training.order import Examples
 from align.training.publish import publish
 from align.training.trainers import AudioSFTTrainer
@@ -51,32 +54,45 @@ def train(
         TooManyBadClips: more than `max_bad_fraction` of the clips cannot be read.
     """
     tuning.prepare(model)
+    lengths = Lengths(corpus, processor)
+    plan = plan_passes(
+        model,
+        tuning,
+        passed_on,
+        name=out.name,
+        batch_size=batch_size,
+        job=job_of(tuning, pairs=False),
+        longest=lambda job, _: lengths.longest_example(examples, job),
+    )
     loading = loader_settings(passed_on)
     cache_bytes = CACHE_BYTES // max(1, loading["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
     collator = SFTCollator(processor, features, augmentation, is_packed(model))
+    settings = SFTConfig(
+        **arguments(
+            out.path,
+            steps=len(examples) // batch_size,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            save_steps=save_steps,
+            seed=seed,
+            tuning=tuning,
+            plan=plan,
+            passed_on={"train_sampling_strategy": "sequential", **loading, **passed_on},
+        )
+    )
+    parts = batch_size // settings.per_device_train_batch_size
     trainer = AudioSFTTrainer(
         model=model,
-        args=SFTConfig(
-            **arguments(
-                out.path,
-                steps=len(examples) // batch_size,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                save_steps=save_steps,
-                seed=seed,
-                tuning=tuning,
-                passed_on={"train_sampling_strategy": "sequential", **loading, **passed_on},
-            )
-        ),
-        train_dataset=examples,
+        args=settings,
+        train_dataset=dealt(examples, lengths.cost, batch_size, parts),
         data_collator=FeedingCollator(collator, examples),
         processing_class=processor,
         peft_config=tuning.peft_config,
     )
     trainer.strategy = tuning.strategy
     trainer.tally.max_bad_fraction = max_bad_fraction
-    metrics = fit(trainer, out, tuning.modules)
+    metrics = {**fit(trainer, out, tuning.modules), **told(plan)}
     if ranks.is_first():
         publish(checkpoints(out.path / "checkpoints")[-1], base, processor, out.path)
     return metrics

@@ -6,6 +6,7 @@ has to give way; losses, metrics, reference handling and scheduling stay TRL's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from align.models.answer_head import answers_only
 from align.models.packed_qwen2_audio import is_packed, pack
 from align.training.checkpoints import AtomicCheckpoints
 from align.training.collate import Row
+from align.training.dealing import dealt_steps
 from align.training.feeding import ABOUT
 from align.training.tally import Tally
 from align.training.throughput import Throughput
@@ -65,7 +67,9 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
 
     keep: int | None = None  # the stage chooses among all of them on the dev split
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, cost: Callable[[Row], float] | None = None, **kwargs: Any) -> None:
+        """`cost` of a row, by which each step's are dealt to processes and passes, see `dealing`."""
+        self._cost_of_row = cost
         super().__init__(*args, **kwargs)
         self._pack_reference()
         self.use_weighting = any(weight != 1.0 for weight in self.train_dataset["weight"])
@@ -81,13 +85,16 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(dataset)
-        rows = self.args.max_steps * self.args.train_batch_size
-        rows *= self.args.world_size * self.args.gradient_accumulation_steps
+        parts = self.args.world_size * self.args.gradient_accumulation_steps
+        rows = self.args.max_steps * self.args.train_batch_size * parts
         order: list[int] = []
         while len(order) < rows:
             draw = torch.Generator().manual_seed(self.args.seed + len(order) // len(dataset))
             order += torch.randperm(len(dataset), generator=draw).tolist()
-        return order[:rows]
+        if self._cost_of_row is None or parts == 1:
+            return order[:rows]
+        costs = [self._cost_of_row(row) for row in dataset]
+        return dealt_steps(order[:rows], costs, self.args.train_batch_size * parts, parts)
 
     def _pack_reference(self) -> None:
         """TRL may have loaded a reference of its own; it reads the same batches as the policy."""

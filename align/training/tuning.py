@@ -22,13 +22,15 @@ from align.training.strategies import Offload, Strategy
 class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
-    `packed` is how batches are computed and `attention` by which back end, see `packed_qwen2_audio`.
+    `packed` is how batches are computed and `attention` by which back end, see `packed_qwen2_audio`;
+    `memory_gb` what one process may use, in 10^9 bytes, by default its GPU's.
     """
 
     train: tuple[Part, ...] | None = None
     lora: LoRA | None = None
     strategy: Strategy = "ddp"
     offload: Offload = "none"
+    memory_gb: float | None = None
     packed: bool = False
     attention: str | None = None
 

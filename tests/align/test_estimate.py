@@ -18,7 +18,11 @@ from align import budget, estimate
 from align.config import DPOConfig
 from align.estimate import Job, Shape
 from align.models.audio_tokens import n_audio_tokens
+from align.models.packed_qwen2_audio import pack
+from align.models.packing import pack_rows
 from align.recipe import load
+from align.training.freeze import PARTS
+from align.training.recompute import compute_again
 
 SMALL = Shape(16, 64, 3, 256, 100, 300, 128, 4, 344, 4, 2, 160)
 FULL = Shape()
@@ -73,50 +77,137 @@ def test_lora_parameters_are_those_of_peft():
     assert estimate.lora_parameters(SMALL, 3) == learn
 
 
-def kept_by_autograd(model, clips, text_tokens):
-    """Bytes of everything that autograd keeps of a forward pass, weights aside; each storage once."""
-    n_audio = SMALL.positions // 2
-    ids = torch.full((clips, n_audio + text_tokens), 5)
-    ids[:, :n_audio] = 1
+def kept_by_autograd(model, batch, autocast=False):
+    """Bytes of everything that autograd keeps of a forward pass, weights and casts of them aside.
+
+    Each storage once; with what goes into layers that are computed again, which checkpointing holds itself.
+    """
     weights = {parameter.data_ptr() for parameter in model.parameters()}
+    maps = {tuple(p.shape) for p in model.parameters() if p.ndim > 1}
+    maps |= {(columns, rows) for rows, columns in (shape for shape in maps if len(shape) == 2)}
     kept = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in weights and tuple(tensor.shape) not in maps:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model.model(  # held, so that no storage is freed and its address taken by another
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            input_features=torch.randn(clips, SMALL.mel_bins, 2 * SMALL.positions),
-            feature_attention_mask=torch.ones(clips, 2 * SMALL.positions, dtype=torch.long),
-            use_cache=False,
-        )
+    def keep_input(_, args):
+        keep(args[0])
+
+    again = [module for module in model.modules() if "forward" in module.__dict__]
+    hooks = [module.register_forward_pre_hook(keep_input) for module in again]
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        out = model.model(
+            **batch, use_cache=False
+        )  # held, so that no storage is freed and its address reused
     assert torch.isfinite(out.last_hidden_state).all()
+    for hook in hooks:
+        hook.remove()
     return sum(kept.values())
 
 
-def test_activations_are_what_autograd_keeps():
-    model = build(SMALL)
-    job = Job(sequences=2, clips=2, audio_tokens=50, text_tokens=60, recompute=False)
-    assert kept_by_autograd(model, 2, 60) == pytest.approx(estimate.activations(SMALL, job, 4), rel=0.15)
-    model.requires_grad_(False)
-    model.model.language_model.requires_grad_(True)
+def stock_batch(clips, text_tokens):
+    """Rows of a whole clip and a text each."""
+    ids = torch.full((clips, SMALL.positions // 2 + text_tokens), 5)
+    ids[:, : SMALL.positions // 2] = 1
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "input_features": torch.randn(clips, SMALL.mel_bins, 2 * SMALL.positions),
+        "feature_attention_mask": torch.ones(clips, 2 * SMALL.positions, dtype=torch.long),
+    }
+
+
+def packed_pairs(pairs, audio_tokens, prompt, answer):
+    """Each pair with a clip of its own; prompts and answers of so many tokens."""
+    draw = torch.Generator().manual_seed(0)
+
+    def words(n):
+        return torch.randint(10, SMALL.vocab, (n,), generator=draw)
+
+    prompts = [torch.cat([torch.full((audio_tokens,), 1), words(prompt)]) for _ in range(pairs)]
+    rows = [torch.cat([own, words(answer)]) for _ in range(2) for own in prompts]
+    heard = [[pair] for _ in range(2) for pair in range(pairs)]
+    return {
+        "input_ids": torch.stack(rows),
+        "input_features": torch.randn(pairs, SMALL.mel_bins, 4 * audio_tokens + 2),
+        "packed": pack_rows(rows, heard, [4 * audio_tokens] * pairs, audio_token_id=1),
+    }
+
+
+def of_pairs(pairs, audio_tokens, prompt, answer, **more):
+    """The job of `packed_pairs`."""
+    job = Job(2 * pairs, pairs, audio_tokens, (prompt + 2 * answer) / 2, packed=True, answers=2)
+    return job._replace(**more)
+
+
+def learning(parts, dtype=torch.float32):
+    """A small model of which these parts learn."""
+    model = build(SMALL).to(dtype)
+    for part, names in PARTS.items():
+        for name in names:
+            model.get_submodule(name).requires_grad_(parts is None or part in parts)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    return model.train()
+
+
+def test_activations_are_what_autograd_keeps_of_stock_batches():
+    job = Job(sequences=2, clips=2, audio_tokens=50, text_tokens=60, element_bytes=4)
+    measured = kept_by_autograd(learning(None), stock_batch(2, 60))
+    assert measured == pytest.approx(estimate.activations(SMALL, job), rel=0.1)
     frozen = job._replace(parts=("language_model",))
-    assert kept_by_autograd(model, 2, 60) == pytest.approx(estimate.activations(SMALL, frozen, 4), rel=0.15)
+    measured = kept_by_autograd(learning(frozen.parts), stock_batch(2, 60))
+    assert measured == pytest.approx(estimate.activations(SMALL, frozen), rel=0.1)
 
 
-def test_computing_again_keeps_less():
-    model = build(SMALL)
-    model.gradient_checkpointing_enable()
-    model.train()
-    job = Job(sequences=2, clips=2, audio_tokens=50, text_tokens=60)
-    one_layer = 2 * (50 + 60) * estimate.decoder_elements(SMALL) + 2 * 100 * estimate.encoder_elements(SMALL)
-    measured = kept_by_autograd(model, 2, 60) + 4 * one_layer  # in the backward pass one layer at a time
-    assert measured == pytest.approx(estimate.activations(SMALL, job, 4), rel=0.2)
+@pytest.mark.parametrize(
+    ("strategy", "dtype", "parts"),
+    [
+        ("ddp", torch.float32, None),
+        ("ddp", torch.float32, ("projector", "language_model")),
+        ("zero3", torch.bfloat16, None),
+        ("zero3", torch.bfloat16, ("projector", "language_model")),
+        ("zero3", torch.bfloat16, ("audio_tower", "projector")),
+    ],
+)
+def test_activations_are_what_autograd_keeps_in_mixed_precision(strategy, dtype, parts):
+    """DDP casts float32 weights in autocast; under ZeRO everything is bfloat16."""
+    model = pack(learning(parts, dtype), "split")
+    job = of_pairs(2, 40, 30, 20, parts=parts)
+    measured = kept_by_autograd(model, packed_pairs(2, 40, 30, 20), autocast=strategy == "ddp")
+    assert measured == pytest.approx(estimate.activations(SMALL, job, strategy), rel=0.1)
+
+
+def test_activations_are_what_autograd_keeps_with_low_rank_updates():
+    model = pack(build(SMALL).to(torch.bfloat16), "split")
+    adapted = get_peft_model(model, LoraConfig(r=1, target_modules=LORA)).train()
+    job = of_pairs(2, 40, 30, 20, lora_rank=1)
+    measured = kept_by_autograd(adapted.get_base_model(), packed_pairs(2, 40, 30, 20), autocast=True)
+    assert measured == pytest.approx(estimate.activations(SMALL, job, "ddp"), rel=0.1)
+
+
+@pytest.mark.parametrize("parts", [None, ("projector", "language_model")])
+def test_layers_computed_again_keep_what_goes_into_them(parts):
+    full = of_pairs(2, 40, 30, 20, parts=parts, element_bytes=4)
+    last = float("inf")
+    for n in range(estimate.layers(SMALL, full)):
+        job = full._replace(recomputed=n)
+        model = pack(learning(parts), "split")
+        of_tower, of_language = estimate.recomputed(SMALL, job)
+        assert of_tower + of_language == n
+        compute_again(model.model.audio_tower.layers[:of_tower])
+        compute_again(model.model.language_model.layers[:of_language])
+        measured = kept_by_autograd(model, packed_pairs(2, 40, 30, 20))
+        assert measured == pytest.approx(estimate.activations(SMALL, job), rel=0.1), n
+        assert measured < last
+        last = measured
+    everything = full._replace(recomputed=estimate.layers(SMALL, full))
+    assert estimate.activations(SMALL, everything) > estimate.activations(SMALL, job)  # not worth it
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 10.0, 29.99, 30.0, 45.0])
@@ -132,7 +223,9 @@ def test_memory_by_hand():
     n = 8_397_094_912
     job = Job(sequences=0, clips=0, audio_tokens=0, text_tokens=0)
     ddp = estimate.memory(shape, job, "ddp", 4)
-    assert (ddp.weights, ddp.gradients, ddp.optimizer, ddp.activations) == (6 * n, 4 * n, 8 * n, 0)
+    assert (ddp.weights, ddp.gradients, ddp.optimizer, ddp.activations) == (6 * n, 8 * n, 8 * n, 0)
+    assert estimate.memory(shape, job, "ddp", 1).gradients == 4 * n  # no buckets
+    assert estimate.memory(shape, job._replace(element_bytes=4), "ddp", 1).weights == 4 * n  # no copies
     zero2 = estimate.memory(shape, job, "zero2", 4)
     assert (zero2.weights, zero2.gradients, zero2.optimizer) == (2 * n, n / 2, 3 * n)
     zero3 = estimate.memory(shape, job, "zero3", 4)
@@ -151,9 +244,9 @@ def test_memory_by_hand():
 
 
 def test_packed_clips_cost_what_they_last():
-    whole = Job(sequences=2, clips=2, audio_tokens=250, text_tokens=0, recompute=False)
+    whole = Job(sequences=2, clips=2, audio_tokens=250, text_tokens=0)
     packed = whole._replace(packed=True)  # 10 s: 500 frames of 1,500
-    saved = 2 * 1000 * 32 * estimate.encoder_elements(FULL) * 2
+    saved = 2 * 1000 * (32 * estimate.encoder_bytes(FULL, whole) + 5 * 1280 * 2)
     assert estimate.activations(FULL, whole) - estimate.activations(FULL, packed) == saved
     tower = estimate.parameters(FULL).audio_tower
     assert estimate.flops(FULL, whole) - estimate.flops(FULL, packed) == pytest.approx(6 * tower * 2 * 1000)
@@ -161,11 +254,13 @@ def test_packed_clips_cost_what_they_last():
 
 def test_flops_are_six_per_weight_and_token_and_eight_with_recomputing():
     shape = FULL._replace(audio_layers=0, positions=0)
-    job = Job(sequences=1, clips=0, audio_tokens=0, text_tokens=64, recompute=False)
+    job = Job(sequences=1, clips=0, audio_tokens=0, text_tokens=64)
     embedding = shape.vocab * shape.width
     maps = estimate.parameters(shape).language_model - embedding
     assert estimate.flops(shape, job) == pytest.approx(6 * maps * 64, rel=0.01)
-    assert estimate.flops(shape, job._replace(recompute=True)) == pytest.approx(8 * maps * 64, rel=0.01)
+    assert estimate.flops(shape, job._replace(recomputed=shape.layers)) == pytest.approx(
+        8 * maps * 64, rel=0.01
+    )
     assert estimate.flops(shape, job._replace(lora_rank=8)) == pytest.approx(4 * maps * 64, rel=0.01)
 
 
@@ -244,6 +339,30 @@ def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
         config = DPOConfig.model_validate({**yaml.safe_load(dpo), "packed": packed})
         told_ = list(budget.lines(dataclasses.replace(step, config=config), loaded, tmp_path, 80.0))
         assert f"up to {tokens:,} audio tokens a step" in told_[0]
+
+
+def test_a_recipe_that_does_not_plan_is_planned_for_its_memory(tmp_path):
+    """By hand: a token keeps 32 x 219,136 + 24,576 bytes; a pair has 750 + 2 x 256 tokens: 8.88 GB."""
+    loaded = recipe(tmp_path / "a", "Qwen/Qwen2-Audio-7B")
+    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\nlearning_rate: 1e-6\n"
+    dpo += "batch_size: 64\ntrain: [projector, language_model]\n"
+
+    def lines(gpu_gb, **more):
+        config = {**yaml.safe_load(dpo), "hardware": {"workers": 8, "strategy": "zero3"}, **more}
+        step = dataclasses.replace(loaded.steps[1], config=DPOConfig.model_validate(config))
+        return "\n".join(budget.lines(step, loaded, tmp_path, gpu_gb))
+
+    plan = (
+        "plan for zero3 on 8 GPUs: {} of {}: 8 would keep 71.0 GB of activations, {} GB may be used for them"
+    )
+    assert plan.format("2 passes", "4 pairs", "49.4") in lines(80.0)
+    assert "sequences at a time: 8," in lines(80.0)
+    assert "1 pass of 8 pairs" in lines(141.0)
+    tight = lines(80.0, hardware={"workers": 8, "strategy": "zero3", "memory_gb": 30})
+    assert "8 passes of 1 pair, 5 of 32 layers are computed again" in tight
+    assert "of 5 layers computed again" in tight
+    assert "does not fit 21.0 GB: weights" in lines(21.0)
+    assert "plan for" not in lines(80.0, trl={"gradient_accumulation_steps": 2})
 
 
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):

@@ -82,10 +82,14 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora|-stock]`; no strategy: one process."""
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight][-lora|-stock]`.
+
+    No strategy: one process. `tight`: in memory for nothing at all, so with the thriftiest of all plans.
+    """
     from align.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
+    tight = {"memory_gb": 3.0} if "tight" in options else {}
     shared = {
         "stage": kind,
         "corpus": "corpus",
@@ -93,7 +97,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         "learning_rate": 1e-3,
         "batch_size": BATCH,
         "save_steps": save_steps,
-        "hardware": {"workers": 2, "strategy": options[0]} if {*options} & STRATEGIES else None,
+        "hardware": {"workers": 2, "strategy": options[0], **tight} if {*options} & STRATEGIES else None,
         "lora": {"r": 4, "alpha": 8} if "lora" in options else None,
         "packed": "stock" not in options,
         "trl": {"logging_steps": 1, "max_grad_norm": 1.0},
