@@ -31,7 +31,7 @@ def case_of(kind, strategy):
 
 PAIRS = [(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
 PAIRS = [(kind, strategy) for kind, strategy in PAIRS if strategy != "zero2" or "-" not in kind]
-PAIRS.append(("pretrain", "ddp"))
+PAIRS += [("dpo-once", "zero3"), ("pretrain", "ddp")]
 CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
 
 
@@ -48,7 +48,7 @@ def world(root):
 @pytest.fixture(scope="module")
 def alone(root, world):
     """Each kind in one process: folder per kind."""
-    for kind in (*KINDS, "pretrain"):
+    for kind in (*KINDS, "dpo-once", "pretrain"):
         (root / "alone" / kind).mkdir(parents=True)
         tiny_training.trace(root / "alone" / kind / "trace-0.jsonl")
         tiny_training.run_here(tiny_training.make_config(kind), world, root / "alone" / kind)
@@ -103,6 +103,18 @@ def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, 
     assert a[0]["loss"] > 1.02 * a[-1]["loss"]  # they did learn
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "strategy"), [pair for pair in PAIRS if pair[0].startswith("dpo")])
+def test_every_strategy_has_the_reference_of_one_process(alone, together, kind, strategy):
+    """Each process computes its share, before the model is divided; what was known is not asked again."""
+    two = finished(together, case_of(kind, strategy))
+    (one,), (both,) = (list((folder / ".reference").iterdir()) for folder in (alone / kind, two))
+    assert one.name == both.name  # weights, rows, clips, template and dtype are the same
+    for name, logps in read_json(one).items():
+        assert read_json(both)[name] == pytest.approx(logps, rel=1e-6), name
+    if case_of(kind, strategy) in RESUMED:
+        assert len(list((together / f"{two.name}-resumed" / ".reference").iterdir())) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

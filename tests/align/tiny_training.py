@@ -82,16 +82,20 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora|-stock]`; no strategy: one process."""
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora|-stock|-once]`.
+
+    Without a strategy in one process; with `once` all rows are one batch.
+    """
     from align.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
+    batch = 24 if "once" in options else BATCH
     shared = {
         "stage": kind,
         "corpus": "corpus",
         "policy": "policy",
         "learning_rate": 1e-3,
-        "batch_size": BATCH,
+        "batch_size": batch,
         "save_steps": save_steps,
         "hardware": {"workers": 2, "strategy": options[0]} if {*options} & STRATEGIES else None,
         "lora": {"r": 4, "alpha": 8} if "lora" in options else None,
@@ -106,7 +110,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         del shared["policy"], shared["lora"]
         shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "mel_bins": 32, "clip_s": 1}
         return PretrainConfig.model_validate({**shared, "steps": steps, "model": shape, **changes})
-    own = {"pairs": "pairs", "epochs": steps * BATCH / 24}
+    own = {"pairs": "pairs", "epochs": steps * batch / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
 
 
