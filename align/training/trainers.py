@@ -6,8 +6,6 @@ has to give way; losses, metrics, reference handling and scheduling stay TRL's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from align.models.packed_qwen2_audio import is_packed, pack
 from align.training import ranks
 from align.training.checkpoints import AtomicCheckpoints
 from align.training.collate import Row
+from align.training.device import listening
 from align.training.feeding import ABOUT
 from align.training.reference import Logps, ReferenceStore, batches_of, put_together, reading
 from align.training.strategies import whole_models
@@ -124,7 +123,7 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
         if self.ref_model is not None:
             return self._score_by(self.ref_model, dataset, batch_size)
         deepspeed = self.args.hf_deepspeed_config if self.is_deepspeed_enabled else None
-        with whole_models(deepspeed), _placed(self.model, self.accelerator.device):
+        with whole_models(deepspeed), listening(self.model, self.accelerator.device):
             return self._score_by(self.model, dataset, batch_size)
 
     def _score_by(self, model: nn.Module, dataset: Dataset, batch_size: int) -> Logps:
@@ -162,18 +161,3 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
             return outputs
 
         return super()._compute_loss(weighted, inputs, return_outputs)
-
-
-@contextmanager
-def _placed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on `device`, not training, while the block runs: DeepSpeed moves it there only later."""
-    before, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    if before != device:
-        model.to(device)
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        if before != device:
-            model.to(before)

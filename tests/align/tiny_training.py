@@ -29,8 +29,8 @@ TEXTS = [
 ]
 
 
-def make_world(root):
-    """A policy, tones, chats, pre-training targets and pairs. Two of three chats are without audio."""
+def make_world(root, n=24):
+    """A policy, tones, `n` chats, pre-training targets and pairs. Two of three chats are without audio."""
     import numpy as np
     import soundfile
 
@@ -53,7 +53,7 @@ def make_world(root):
         clips.append(AudioClip(id=f"clip-{i}", duration_s=len(t) / 16_000, **known))
     answers = ("The tone is high.", "The tone is low.")
     chats, targets, pairs = [], [], []
-    for i in range(24):
+    for i in range(n):
         audios = (f"audio/{i % 8}.wav",) if i % 3 == 0 else ()
         question = "Is the tone high or low?" if audios else "Say something."
         turns = (Turn(question=question, answer=answers[i % 2]), Turn(question=f"{i}?", answer=f"low {i}"))
@@ -82,9 +82,10 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora|-stock|-once]`.
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-lora|-stock|-once|-filtered]`.
 
-    Without a strategy in one process; with `once` all rows are one batch.
+    Without a strategy in one process; with `once` all rows are one batch; `filtered` leaves out chats that
+    need no audio.
     """
     from align.config import DPOConfig, PretrainConfig, SFTConfig
 
@@ -105,6 +106,8 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     if kind == "sft":
         augment = {"gain": 0.2, "time_mask": 4}
         own = {"steps": steps, "replay": 0.25, "augment": augment}
+        if "filtered" in options:
+            own["filters"] = {"min_audio_effect": 0.0}
         return SFTConfig.model_validate({**shared, **own, **changes})
     if kind == "pretrain":
         del shared["policy"], shared["lora"]
