@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from align.artifacts import MANIFEST, read_manifest
-from align.config import AnnotateConfig
-from align.plan import fingerprint, reads
-from align.recipe import Problem, RecipeError, load
-
 if TYPE_CHECKING:
+    from align.config import AnnotateConfig
     from align.stages.annotate import Desk, Questionnaire
 
 app = typer.Typer(
@@ -190,6 +186,10 @@ def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Aske
     Raises:
         RecipeError: there is no such stage, or what it reads has not finished.
     """
+    from align.artifacts import MANIFEST, read_manifest
+    from align.config import AnnotateConfig
+    from align.plan import fingerprint, reads
+    from align.recipe import Problem, RecipeError, load
     from align.stages import annotate
 
     loaded = load(recipe, overrides)

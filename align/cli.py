@@ -1,5 +1,7 @@
 """The command `align`. Verbs only wire: they parse, call, print, and turn outcomes into exit codes.
 
+What a verb needs is imported when it runs, here and in the other `*_cli` files: `--help` should not wait.
+
 Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 gate refused, 4 waiting for people,
 5 gate inconclusive, 75 interrupted and resumable.
 """
@@ -7,32 +9,19 @@ Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 gate refused, 4 waiting f
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from align import annotate_cli, cluster_cli, data_cli, export_cli, judge_cli, promote_cli, score_cli
-from align.artifacts import RunIsBusy, holder, read_json
-from align.budget import lines
-from align.plan import Standing, arithmetic, survey
-from align.recipe import Recipe, RecipeError, load
-from ui_annotation import AnnotationError
+from align.quiet import quieten
 
-_QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "TQDM_DISABLE": "1",  # we show our own progress
-}
-"""Set before anything heavy is imported, unless the user has set them."""
+if TYPE_CHECKING:
+    from align.plan import Standing
+    from align.recipe import Recipe, RecipeError
 
 app = typer.Typer(
     add_completion=False,
@@ -71,6 +60,10 @@ def check(
 
     Example: align check recipes/demo --set 6_dpo.beta=0.2
     """
+    from align.budget import lines
+    from align.plan import arithmetic
+    from align.recipe import load
+
     loaded = load(recipe, overrides)
     rows = [
         [step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), arithmetic(step, loaded)]
@@ -104,9 +97,11 @@ def run(
     """
     if only and start_at:
         raise typer.BadParameter("give --only or --from, not both")
+    from align.recipe import load
+
     loaded = load(recipe, overrides)
     folder = out or _default_run(loaded)
-    from align.runner import execute
+    from align.runner import execute  # takes seconds: not before the recipe is known to be one
     from align.tracking import Tracker
 
     tracker = Tracker(folder, loaded.name, _warn)
@@ -124,6 +119,10 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
 
     Example: align status recipes/demo
     """
+    from align.artifacts import holder, read_json
+    from align.plan import survey
+    from align.recipe import load
+
     loaded = load(recipe, overrides)
     folder = out or _default_run(loaded)
     path = folder / "summary.json"
@@ -203,21 +202,32 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: quiet libraries, clean messages for the user's mistakes."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    # Deprecations inside the pinned libraries are theirs to act on, not the user's.
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    quieten()
     try:
         app()
-    except RecipeError as error:
-        n = len(error.problems)
-        _fail(f"{error}\n{n} {'mistake' if n == 1 else 'mistakes'}; nothing was run", 2)
-    except RunIsBusy as error:
-        _fail(str(error), 1)
-    except AnnotationError as error:
-        _fail(str(error), 1)
+    except SystemExit:
+        raise
     except KeyboardInterrupt:
         _fail("interrupted", 75)
+    except _recipe_error() as error:  # looked up only now that something was raised
+        n = len(error.problems)
+        _fail(f"{error}\n{n} {'mistake' if n == 1 else 'mistakes'}; nothing was run", 2)
+    except _told_errors() as error:
+        _fail(str(error), 1)
+
+
+def _recipe_error() -> type[RecipeError]:
+    from align.recipe import RecipeError
+
+    return RecipeError
+
+
+def _told_errors() -> tuple[type[Exception], ...]:
+    """Whose messages say all that a user needs."""
+    from align.artifacts import RunIsBusy
+    from ui_annotation import AnnotationError
+
+    return RunIsBusy, AnnotationError
 
 
 # -------------------------------------------------------------------------- printing
@@ -275,6 +285,8 @@ def _status_row(standing: Standing, told: dict[str, Any], process: str | None) -
 
 def _seed_rows(runs: list[Path]) -> list[list[str]]:
     """Per run: after minus before with its interval, and the verdict."""
+    from align.artifacts import read_json
+
     rows: list[list[str]] = []
     for folder in runs:
         path = folder / "summary.json"

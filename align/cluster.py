@@ -32,6 +32,7 @@ from align.artifacts import (
 )
 from align.attempt import Attempt
 from align.config import Hardware, StageConfig
+from align.quiet import quieten
 from align.stages import STAGES
 from preference_data.store import write_text
 
@@ -282,6 +283,7 @@ def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None
 
 def _work(told: dict[str, Any]) -> None:
     """What every worker runs; torch.distributed connects them already."""
+    quieten()
     from align.training import ranks, strategies
 
     job: _Job = told["job"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from align import cluster_files
-from align.config import Hardware, TrainingConfig
-from align.recipe import Problem, Recipe, RecipeError, load
-from preference_data.store import write_text
+if TYPE_CHECKING:
+    from align.cluster_files import Wanted
+    from align.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Run a recipe on a cluster of machines.")
 
@@ -46,6 +45,10 @@ def render(
 
     Example: align cluster render recipes/qwen2_audio_7b --to slurm --out train.sbatch && sbatch train.sbatch
     """
+    from align import cluster_files
+    from align.recipe import load
+    from preference_data.store import write_text
+
     loaded = load(recipe, overrides)
     folder = run or (f"{mount}/{loaded.name}" if to == "kuberay" else f"runs/{loaded.name}")
     wanted = _wanted(loaded, str(recipe), folder, per_node, overrides or [])
@@ -60,15 +63,17 @@ def render(
         print(f"{out}: {wanted.nodes} machines, {wanted.workers} workers for {', '.join(wanted.stages)}")
 
 
-def _wanted(
-    loaded: Recipe, recipe: str, run: str, per_node: int, overrides: list[str]
-) -> cluster_files.Wanted:
+def _wanted(loaded: Recipe, recipe: str, run: str, per_node: int, overrides: list[str]) -> Wanted:
     """What the most demanding of the recipe's stages needs.
 
     Raises:
         RecipeError: no stage says that it wants more than one process.
     """
-    asked: dict[str, Hardware] = {
+    from align.cluster_files import Wanted
+    from align.config import TrainingConfig
+    from align.recipe import Problem, RecipeError
+
+    asked = {
         step.name: step.config.hardware
         for step in loaded.steps
         if isinstance(step.config, TrainingConfig) and step.config.hardware is not None
@@ -76,7 +81,7 @@ def _wanted(
     if not asked:
         message = "no stage has hardware: nothing to spread over a cluster; add `hardware: {workers: 8}`"
         raise RecipeError([Problem(recipe, "", message)])
-    return cluster_files.Wanted(
+    return Wanted(
         recipe=recipe,
         run=run,
         stages=tuple(asked),

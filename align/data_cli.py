@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from align.progress import Progress
+if TYPE_CHECKING:
+    from align.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +35,9 @@ def list_corpora() -> None:
 
     Example: align data list
     """
+    from rich.console import Console
+    from rich.table import Table
+
     from preference_data.corpora.published import PUBLISHED, published_corpus
 
     table = Table("name", "what for", "hours", "GB", "licence", "needs", "parts", box=None, pad_edge=False)
@@ -233,6 +235,8 @@ class _Checked:
         return self
 
     def __call__(self, done: int, total: int, **values: float) -> None:
+        from align.progress import Progress
+
         if self._line is None:
             self._line = self._open.enter_context(Progress(self._label, total))
         self._line.update(done, **values)
@@ -253,6 +257,8 @@ class _Bytes:
         return self
 
     def __call__(self, name: str, done: int, total: int) -> None:
+        from align.progress import Progress
+
         if name != self._name:
             self._open.close()
             self._name = name

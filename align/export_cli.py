@@ -8,8 +8,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from align.tracking import tracking_uri
-
 
 def export(
     run: Annotated[
@@ -31,6 +29,7 @@ def export(
     from align.release.export import export as write
     from align.release.registry import RegistryDown
     from align.release.source import NoPolicy
+    from align.tracking import tracking_uri
 
     try:
         done = write(run, to, tracking_uri(Path(run) if Path(run).is_dir() else Path("runs") / "x"))

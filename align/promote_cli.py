@@ -8,9 +8,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from align.artifacts import MANIFEST, exclusive, read_json, read_manifest
-from align.tracking import tracking_uri
-
 _CODES = {"fail": 3, "inconclusive": 5}
 
 
@@ -33,9 +30,11 @@ def promote(
 
     Example: align promote runs/demo --to champion
     """
+    from align.artifacts import exclusive, read_json
     from align.release.alias_lock import NotPromoted
     from align.release.registry import Registry, RegistryDown
     from align.stages import promote as stage
+    from align.tracking import tracking_uri
 
     gate = _gate(run)
     decided = read_json(gate / "verdict.json")
@@ -60,6 +59,8 @@ def promote(
 
 def _gate(run: Path) -> Path:
     """The run's finished gate."""
+    from align.artifacts import MANIFEST, read_manifest
+
     folders = [path.parent for path in sorted(run.glob(f"*/{MANIFEST}"))]
     gates = [folder for folder in folders if read_manifest(folder)["kind"] == "gate"]
     if not gates:
@@ -72,6 +73,8 @@ def _gate(run: Path) -> Path:
 
 def _model_name(run: Path, decided: dict[str, Any]) -> str:
     """The registered model that the gate, or else the run's promotion, names."""
+    from align.artifacts import MANIFEST, read_manifest
+
     named = decided.get("registry", {}).get("model_name")
     for path in () if named else sorted(run.glob(f"*/{MANIFEST}")):
         manifest = read_manifest(path.parent)

@@ -41,7 +41,8 @@ def score(
     except (BadBenchmark, BadRows, benchmarks.CannotScore, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     print(json.dumps(found, indent=2, ensure_ascii=False))
-    beside = [row for row in published.benchmarks() if row.benchmark in found]
+    sources = {} if kind == "foundation" else found
+    beside = [row for source, numbers in sources.items() for row in published.beside(source, numbers)]
     for row in beside:
         print(f"published: {row.benchmark}  {row.policy}  {row.metric} {row.value:g}  ({row.source})")
     if beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ class BenchmarkRow(NamedTuple):
     policy: str
     source: str
     value: float
+    unit: str
+    """Of which errors are counted: word or character."""
 
 
 def air_bench_chat() -> list[ChatRow]:
@@ -55,10 +58,34 @@ def benchmarks() -> list[BenchmarkRow]:
     """The other benchmarks of both reports."""
     sources = _load()["sources"]
     return [
-        BenchmarkRow(row["benchmark"], row["metric"], policy, sources[policy], row[policy])
+        BenchmarkRow(
+            row["benchmark"], row["metric"], policy, sources[policy], row[policy], row.get("unit", "word")
+        )
         for row in _load()["benchmarks"]
         for policy in ("qwen_audio", "qwen2_audio", "qwen2_audio_hf")
         if policy in row
+    ]
+
+
+def beside(source: str, numbers: Mapping[str, Any], split: str = "test") -> list[BenchmarkRow]:
+    """The published rows of what `source` is, in the metrics that `numbers` has.
+
+    Args:
+        source: of the reports' rows (`covost2_en_de_test`), or of a corpus' own, where a mixture has put
+            the data set's name before it (`librispeech/librispeech_test_clean`).
+        numbers: as `benchmarks.score` or `recognition.score` gives them for it.
+        split: of a corpus' own rows. Only a name that says dev is published for dev.
+    """
+    name = source.rpartition("/")[2]
+    if split != "test" and split not in name.split("_"):
+        return []
+    unit = numbers.get("unit", "word")
+    return [
+        row
+        for row in benchmarks()
+        if row.benchmark in (name, name.removesuffix("_test"))
+        and row.metric in numbers
+        and (row.metric != "wer" or row.unit == unit)
     ]
 
 

@@ -38,7 +38,7 @@ VERDICTS = {
     "inconclusive": ("The gate is inconclusive", "open"),
 }
 """A gate's verdict -> what to say, and a class of the style sheet."""
-_SHARES = ("factuality", "behaviour", "asked", "over_abstention", "exact", "rate")
+_SHARES = ("factuality", "behaviour", "asked", "over_abstention", "exact", "wer", "accuracy", "rate")
 
 
 def render(template: str, **values: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from align.artifacts import MANIFEST, METRICS, read_json, read_metrics
+from align.evaluation import published
 from align.release import charts, clips, evaluations, page
 from align.release.evaluations import Evaluation, Item
 from preference_data.statistics import Interval
@@ -58,6 +59,7 @@ def write(run: Path) -> Path:
             summary=summary,
             stages=stages,
             verdict=_verdict(stages, summary),
+            orientation=published.warnings()[0],
             evaluations=[_evaluation_view(found, stages) for found in evaluations.find(run)],
             training=[view for stage in stages if (view := _training_view(stage))],
             corpora=[stage for stage in stages if stage.kind == "corpus" and stage.metrics],
@@ -163,13 +165,14 @@ def _recognition(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Recognition sets with the score of every policy that was tried on them."""
     policies = scores["policies"]
     sets = sorted({name for policy in policies.values() for name in policy.get("recognition", {})})
-    return [
-        {
-            "set": name,
-            "by_policy": {key: policy.get("recognition", {}).get(name) for key, policy in policies.items()},
-        }
-        for name in sets
-    ]
+    rows = []
+    for name in sets:
+        found = {key: policy.get("recognition", {}).get(name) for key, policy in policies.items()}
+        measured = next(numbers for numbers in found.values() if numbers)
+        # A corpus' own rows are of one split; a benchmark's file is not, and its rows say no more than test
+        split = scores["split"] if "/" in name else "test"
+        rows.append({"set": name, "by_policy": found, "published": published.beside(name, measured, split)})
+    return rows
 
 
 def _samples(evaluation: Evaluation) -> dict[str, Any] | None:

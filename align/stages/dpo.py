@@ -9,7 +9,6 @@ training loss says so. Reads: policy (also the reference), pairs, corpus. Writes
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ from align.training.lengths import Lengths
 from align.training.memory import job_of, plan_passes, told
 from align.training.preflight import check_heard
 from align.training.publish import as_policy, publish
-from align.training.shared import shared
+from align.training.reference import ReferenceStore
 from align.training.trainers import AudioDPOTrainer
 from preference_data import store
 from preference_data.pairs import weigh
@@ -49,7 +48,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     processor = qwen2_audio.load_processor(policy)
     check_heard(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
     features = ClipFeatures(processor, corpus)
-    dataset = shared(_dataset(config, inputs[config.pairs]), out.path / ".pairs")
+    dataset = _dataset(config, inputs[config.pairs])
     tuning = tuning_of(config)
     model = tuning.load(policy)
     tuning.prepare(model)
@@ -87,6 +86,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         processing_class=processor,
         peft_config=tuning.peft_config,
         cost=lengths.cost,
+        reference=_reference(dataset, corpus, out),
     )
     trainer.strategy = tuning.strategy
     if config.choose is None:
@@ -94,7 +94,6 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     metrics = {**fit(trainer, out, tuning.modules), **told(plan), "pairs": float(len(dataset))}
     if not ranks.is_first():
         return metrics
-    shutil.rmtree(out.path / ".pairs", ignore_errors=True)
     saved = checkpoints(out.path / "checkpoints")
     if config.choose is None:
         publish(saved[-1], policy, processor, out.path)
@@ -126,6 +125,13 @@ def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
             for pair, weight in weighted
         ]
     )
+
+
+def _reference(dataset: Dataset, corpus: Path, out: StageFolder) -> ReferenceStore:
+    """The run's store: what the reference said stays known when only `beta` or a rate is changed."""
+    used = {path for audios in dataset["audios"] for path in audios}
+    clips = {clip.path: clip.sha256 for clip in table(corpus, "clips", AudioClip) if clip.path in used}
+    return ReferenceStore(out.path.parent / ".reference", clips)
 
 
 def _score_checkpoints(

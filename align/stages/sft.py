@@ -20,7 +20,7 @@ from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.progress import Progress
 from align.stages.tuning import tuning_of
-from align.training import supervised
+from align.training import ranks, supervised
 from align.training.audio_effect import saved_effects
 from align.training.augment import chosen
 from align.training.collate import SFTCollator
@@ -82,9 +82,8 @@ def _effects(
     """What its clips are worth to each chat, by the policy that training starts from."""
     rows = [chat_row(chat) for chat in chats]
     with Progress(f"{out.name} without the clips", len(rows)) as progress:
-        return saved_effects(
-            model, collator, rows, out.path / "audio_effect", config.batch_size, progress.update
-        )
+        tell = progress.update if ranks.is_first() else None
+        return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, tell)
 
 
 def _chosen(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[Chat]]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
-from align.artifacts import read_json, write_json
+from align.artifacts import Interrupted, read_json, stop_requested, write_json
+from align.training import ranks
 from align.training.collate import Row, SFTCollator
+from align.training.device import listening, own_device
 
 CHUNK = 64
 """Rows whose effects are saved together."""
@@ -71,20 +73,24 @@ def saved_effects(
 ) -> list[float]:
     """`audio_effects` of many rows, kept in `folder` chunk by chunk: a killed run goes on where it was.
 
-    Several processes (torch.distributed) share the work and must share the folder.
+    Several ranks share the chunks and the folder; each needs the whole model, so before DeepSpeed divides it.
+
+    Raises:
+        Interrupted: a stop was requested; whole chunks are kept.
     """
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    is_shared = torch.distributed.is_initialized()
-    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if is_shared else (0, 1)
     starts = range(0, len(rows), CHUNK)
-    for number, start in enumerate(starts):
-        path = folder / f"{number:06}.json"
-        if number % ranks == rank and not path.exists():
-            chunk = rows[start : start + CHUNK]
-            parts = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-            write_json(path, [effect for part in parts for effect in audio_effects(model, collator, part)])
-        if on_progress:
-            on_progress(min(start + CHUNK, len(rows)))
-    if is_shared:
-        torch.distributed.barrier()
-    return [effect for number in range(len(starts)) for effect in read_json(folder / f"{number:06}.json")]
+    paths = [folder / f"{number:06}.json" for number in range(len(starts))]
+    with listening(model, own_device()):
+        for first in range(0, len(starts), ranks.world_size()):
+            if ranks.any_says(stop_requested.is_set()):
+                raise Interrupted
+            number = first + ranks.rank()
+            if number < len(starts) and not paths[number].exists():
+                chunk = rows[starts[number] : starts[number] + CHUNK]
+                parts = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+                found = [effect for part in parts for effect in audio_effects(model, collator, part)]
+                write_json(paths[number], found)
+            if on_progress:
+                on_progress(min((first + ranks.world_size()) * CHUNK, len(rows)))
+    ranks.barrier()
+    return [effect for path in paths for effect in read_json(path)]

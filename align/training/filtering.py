@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from align.artifacts import StageFolder
+from align.training import ranks
 from preference_data.filters import Limits, review
 from preference_data.schema import Chat
 from preference_data.store import write_rows
@@ -29,7 +30,7 @@ def keep(
     min_audio_effect: float | None = None,
     effects: Effects | None = None,
 ) -> Kept:
-    """Review all chats; those left out are listed in `left_out.jsonl`.
+    """Review all chats; those left out are listed in `left_out.jsonl`. All ranks find the same.
 
     With `min_audio_effect`, `effects` is asked about the chats with clips that pass the rest.
 
@@ -43,7 +44,8 @@ def keep(
             if effect < min_audio_effect:
                 reasons[i] = "needs_no_audio"
     left_out = [(chat.id, reason) for chat, reason in zip(chats, reasons, strict=True) if reason]
-    write_rows(out.path / "left_out.jsonl", [{"id": name, "reason": reason} for name, reason in left_out])
+    if ranks.is_first():
+        write_rows(out.path / "left_out.jsonl", [{"id": name, "reason": reason} for name, reason in left_out])
     by_reason = Counter(reason for _, reason in left_out)
     if len(left_out) == len(chats):
         raise ValueError(f"filters leave none of {len(chats)} chats: {dict(by_reason)}; loosen them")

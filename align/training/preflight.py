@@ -26,7 +26,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import DPOTrainer
 
 from align.models.packed_qwen2_audio import is_packed
 from align.models.qwen2_audio import END_OF_TURN
@@ -79,7 +78,7 @@ class Preflight(TrainerCallback):
             if not batch.get(ABOUT, {}).get("replaced"):  # else the batch is of another row
                 check_labels(batch, [row], processor)
         heard = next((row for row in map(dataset.__getitem__, _first(dataset)) if row["audios"]), None)
-        if heard is not None and not self._meets_two_engines():
+        if heard is not None:
             check_audio(model, collate([heard]))
             if is_packed(model):
                 rows = [dataset[i] for i in range(min(args.per_device_train_batch_size, len(dataset)))]
@@ -87,14 +86,6 @@ class Preflight(TrainerCallback):
                 found = compare(model, collate, rows, precision)
                 if state.is_world_process_zero:
                     print(f"{self.stage}  {found}", flush=True)
-
-    def _meets_two_engines(self) -> bool:
-        """Whether DeepSpeed has wrapped the model twice: TRL does so to compute a reference under it.
-
-        The hooks of the first engine then know the modules of the reference's pass only, and a pass of
-        another order breaks them (`pop from an empty deque`) or waits for ever.
-        """
-        return self.trainer.is_deepspeed_enabled and isinstance(self.trainer, DPOTrainer)
 
 
 def _first(dataset: Any) -> range:

@@ -10,17 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import Dataset
+from accelerate.utils import send_to_device
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from torch.utils import data
 from trl import DPOTrainer, SFTTrainer
 
 from align.models.answer_head import answers_only
 from align.models.packed_qwen2_audio import is_packed, pack
+from align.training import ranks
 from align.training.checkpoints import AtomicCheckpoints
 from align.training.collate import Row
 from align.training.dealing import dealt_steps
+from align.training.device import listening
 from align.training.feeding import ABOUT
+from align.training.reference import Logps, ReferenceStore, batches_of, put_together, reading
+from align.training.strategies import whole_models
 from align.training.tally import Tally
 from align.training.throughput import Throughput
 from align.training.work import CountsWork
@@ -67,9 +72,20 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
 
     keep: int | None = None  # the stage chooses among all of them on the dev split
 
-    def __init__(self, *args: Any, cost: Callable[[Row], float] | None = None, **kwargs: Any) -> None:
-        """`cost` of a row, by which each step's are dealt to processes and passes, see `dealing`."""
+    def __init__(
+        self,
+        *args: Any,
+        cost: Callable[[Row], float] | None = None,
+        reference: ReferenceStore | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """TRL's arguments, and more.
+
+        By the `cost` of its row a step's pairs are dealt to processes and passes, see `dealing`; `reference`
+        keeps what `precompute_ref_log_probs` computes.
+        """
         self._cost_of_row = cost
+        self.reference = reference
         super().__init__(*args, **kwargs)
         self._pack_reference()
         self.use_weighting = any(weight != 1.0 for weight in self.train_dataset["weight"])
@@ -101,9 +117,50 @@ class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
         if self.ref_model is not None and is_packed(self.model) and not is_packed(self.ref_model):
             pack(self.accelerator.unwrap_model(self.ref_model))
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The dataset with the columns `reference.NAMES`; TRL calls it while the model is still whole."""
+        self._pack_reference()
+        if self.reference is None:
+            logps = self._score(dataset, batch_size)
+        else:
+            model = self.ref_model or self.model
+            key = {
+                "weights": self._precompute_model_hash,
+                "dtype": str(torch.bfloat16 if self.args.bf16 else model.dtype),
+                "packed": is_packed(model),
+                "reading": reading(self.processing_class),
+                "ld_alpha": self.ld_alpha,
+            }
+            logps = self.reference.get(key, dataset, lambda: self._score(dataset, batch_size))
+        return concatenate_datasets([dataset, Dataset.from_dict(logps)], axis=1)
+
+    def _score(self, dataset: Dataset, batch_size: int) -> Logps:
+        """Reference log-probs of all rows; this process computes its share of them."""
+        if self.ref_model is not None:
+            return self._score_by(self.ref_model, dataset, batch_size)
+        deepspeed = self.args.hf_deepspeed_config if self.is_deepspeed_enabled else None
+        with whole_models(deepspeed), listening(self.model, self.accelerator.device):
+            return self._score_by(self.model, dataset, batch_size)
+
+    def _score_by(self, model: nn.Module, dataset: Dataset, batch_size: int) -> Logps:
+        mine = batches_of(ranks.rank(), ranks.world_size(), len(dataset), batch_size)
+        workers = self.args.dataloader_num_workers
+        batches = data.DataLoader(
+            dataset,
+            batch_sampler=[list(rows) for rows in mine],
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
+        )
+        scored = []
+        for rows, batch in zip(mine, batches, strict=True):
+            batch = send_to_device(batch, self.accelerator.device)
+            chosen, rejected = self.compute_ref_log_probs(model, batch)
+            scored.append((rows, chosen.tolist(), rejected.tolist()))
+        return put_together(scored, len(dataset))
+
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Reference log-probs (B,) of chosen and rejected; the weight is not the model's business."""
-        self._pack_reference()
         inputs = {name: value for name, value in inputs.items() if name != "pair_weight"}
         chosen, rejected = super().compute_ref_log_probs(answers_only(model), inputs)
         return chosen, rejected

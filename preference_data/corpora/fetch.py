@@ -2,6 +2,7 @@
 
 A file grows in `.NAME.part` and gets its name once its length and checksum are right. A part is
 continued (RFC 9110, Range) only if the server says that the file is still the same, or a checksum will.
+A server that asks to wait (Retry-After) is left alone for as long, by all that fetch from it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ OnBytes = Callable[[str, int, int], object]
 
 _ATTEMPTS = 6  # in a row that bring nothing new
 _FIRST_WAIT_S = 1.0  # doubled with every attempt
+_LONGEST_WAIT_S = 600.0  # that a server may ask for
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -47,6 +50,62 @@ class RemoteFile(NamedTuple):
     checksum: str | None = None
     headers: Mapping[str, str] = {}
     """Sent with the request, e.g. to authorise it."""
+    size: int = 0
+    """In bytes, where its publisher has told; 0 is unknown."""
+
+
+class Stopped(DownloadFailed):
+    """Another file's failure, or the user, has ended this one; what came is kept."""
+
+
+class Publisher:
+    """The connections to a server, at most `at_once`, kept open between files; for several threads."""
+
+    def __init__(self, at_once: int = 1) -> None:
+        limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+        # Who waits for a connection waits for another file, which may be large
+        timeout = httpx.Timeout(60.0, pool=None)
+        self.client = httpx.Client(follow_redirects=True, timeout=timeout, limits=limits)
+        self._open_from = 0.0
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.close()
+
+    def pause(self, seconds: float) -> None:
+        """Nobody asks for anything before that."""
+        self._open_from = max(self._open_from, time.monotonic() + seconds)
+
+    def wait(self) -> None:
+        """Until the server may be asked.
+
+        Raises:
+            Stopped: `stop` was called.
+        """
+        while (left := self._open_from - time.monotonic()) > 0:
+            self.sleep(left)
+        self.go_on()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but for `stop`.
+
+        Raises:
+            Stopped: see `wait`.
+        """
+        self._stopped.wait(seconds)
+        self.go_on()
+
+    def stop(self) -> None:
+        """End what is being fetched."""
+        self._stopped.set()
+
+    def go_on(self) -> None:
+        """Raise `Stopped` if that was asked for."""
+        if self._stopped.is_set():
+            raise Stopped("stopped; what came is kept: run the same command again to go on")
 
 
 def fetch_parts(
@@ -79,7 +138,12 @@ def fetch_parts(
 
 
 def fetch(
-    file: RemoteFile, folder: Path, on_bytes: OnBytes | None = None, *, wait_s: float = _FIRST_WAIT_S
+    file: RemoteFile,
+    folder: Path,
+    on_bytes: OnBytes | None = None,
+    *,
+    wait_s: float = _FIRST_WAIT_S,
+    publisher: Publisher | None = None,
 ) -> Path:
     """Fetch one file into `folder`, unless it is there; returns its path.
 
@@ -88,22 +152,26 @@ def fetch(
         folder: where to; made if missing.
         on_bytes: told how far it is.
         wait_s: before the second attempt; doubled with every further one that brings nothing.
+        publisher: open connections; by default one for this file.
 
     Raises:
         DownloadFailed: the server refuses or keeps failing, the file is too large for its bound or the disk,
             is a web page instead, or has another checksum; naming the address and the next step.
     """
+    if publisher is None:
+        with Publisher() as own:
+            return fetch(file, folder, on_bytes, wait_s=wait_s, publisher=own)
     path = folder / file.name
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with part.open("ab") as output, httpx.Client(follow_redirects=True, timeout=60.0) as client:
+    with part.open("ab") as output:
         try:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DownloadFailed(f"{path}: another process is fetching it; wait for that one") from None
-        _fill(file, part, output, client, on_bytes, wait_s)
+        _fill(file, part, output, publisher, on_bytes, wait_s)
         output.flush()
         os.fsync(output.fileno())
         _check(file, part)
@@ -116,18 +184,21 @@ def _fill(
     file: RemoteFile,
     part: Path,
     output: IO[bytes],
-    client: httpx.Client,
+    publisher: Publisher,
     on_bytes: OnBytes | None,
     wait_s: float,
 ) -> None:
     """Ask until the part is whole."""
     failures = 0
     while True:
-        before = output.tell()
+        before, asked_s = output.tell(), 0.0
+        publisher.wait()
         try:
-            if _attempt(file, part, output, client, on_bytes):
+            if _attempt(file, part, output, publisher, on_bytes):
                 return
             problem = f"the connection closed after {output.tell()} bytes"
+        except httpx.HTTPStatusError as error:
+            problem, asked_s = str(error), _retry_after_s(error.response)
         except httpx.HTTPError as error:
             problem = f"{type(error).__name__}: {error}"
         failures = 0 if output.tell() > before else failures + 1
@@ -136,15 +207,22 @@ def _fill(
                 f"{file.url}: {problem}; gave up after {failures} attempts. What came is kept: run the same "
                 f"command again to go on, or fetch it by other means and put it at {part.parent / file.name}"
             )
-        time.sleep(wait_s * 2 ** max(0, failures - 1))
+        publisher.pause(asked_s)
+        publisher.sleep(wait_s * 2 ** max(0, failures - 1))
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """For how long a server that is busy wants to be left alone; 0 if it does not say, in seconds."""
+    said = response.headers.get("Retry-After", "")
+    return min(float(said), _LONGEST_WAIT_S) if said.isascii() and said.isdigit() else 0.0
 
 
 def _attempt(
-    file: RemoteFile, part: Path, output: IO[bytes], client: httpx.Client, on_bytes: OnBytes | None
+    file: RemoteFile, part: Path, output: IO[bytes], publisher: Publisher, on_bytes: OnBytes | None
 ) -> bool:
     """One request; whether the part is whole now."""
     headers = {"Accept-Encoding": "identity", **file.headers, **_resuming(file, part, output)}
-    with client.stream("GET", file.url, headers=headers) as response:
+    with publisher.client.stream("GET", file.url, headers=headers) as response:
         if response.status_code in (408, 429) or response.status_code >= 500:
             response.raise_for_status()
         if (
@@ -154,6 +232,7 @@ def _attempt(
             return True
         total = _begin(file, part, output, response)
         for chunk in response.iter_raw():  # as it comes: what is gathered is lost when the line breaks
+            publisher.go_on()
             output.write(chunk)
             if output.tell() > file.max_gb * 1e9:
                 raise DownloadFailed(

@@ -208,3 +208,24 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
     path.write_text(json.dumps(given[1]) + "\n")
     with pytest.raises(BadRows, match="none of 1 rows has a usable clip"):
         open_rows(path)
+
+
+def test_published_numbers_stand_beside_what_they_are_of():
+    def beside(source, split="test", **numbers):
+        return {row.policy: row.value for row in published.beside(source, numbers, split)}
+
+    clean = {"qwen_audio": 0.020, "qwen2_audio": 0.016, "qwen2_audio_hf": 0.017}
+    assert beside("librispeech_test_clean", wer=0.1, unit="word") == clean
+    assert beside("librispeech/librispeech_test_clean", wer=0.1, exact=0.2) == clean  # of a mixture
+    assert beside("copy_2/librispeech_dev_clean", "dev", wer=0.1)["qwen2_audio"] == 0.013
+    assert beside("covost2/covost2_en_de_test", bleu=20.0)["qwen2_audio"] == 29.9
+    assert beside("meld/meld", accuracy=0.5)["qwen_audio"] == 0.557
+    # Not of another split, metric, unit or name
+    assert beside("meld/meld", "dev", accuracy=0.5) == {}
+    assert beside("covost2/covost2_en_de_dev", "dev", bleu=20.0) == {}
+    assert beside("covost2/covost2_en_de_test", wer=0.1) == {}
+    assert beside("aishell1/aishell1_test", wer=0.1) == {}
+    assert beside("aishell1_test", wer=0.1, unit="character") == {"qwen_audio": 0.013}
+    assert beside("librispeech_test_clean", wer=0.1, unit="character") == {}
+    assert beside("my_librispeech_test_clean", wer=0.1) == {}
+    assert beside("librispeech_test_clean/mine", wer=0.1) == {}

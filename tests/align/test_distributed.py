@@ -31,8 +31,8 @@ def case_of(kind, strategy):
 
 PAIRS = [(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
 PAIRS = [(kind, strategy) for kind, strategy in PAIRS if strategy != "zero2" or "-" not in kind]
-PAIRS.append(("pretrain", "ddp"))
 PAIRS += [("sft-tight", "ddp"), ("sft-tight", "zero3"), ("dpo-tight-lora", "zero3")]
+PAIRS += [("dpo-once", "zero3"), ("pretrain", "ddp")]
 CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
 
 
@@ -49,7 +49,7 @@ def world(root):
 @pytest.fixture(scope="module")
 def alone(root, world):
     """Each kind in one process: folder per kind."""
-    for kind in (*KINDS, "pretrain"):
+    for kind in (*KINDS, "dpo-once", "pretrain"):
         (root / "alone" / kind).mkdir(parents=True)
         tiny_training.trace(root / "alone" / kind / "trace-0.jsonl")
         tiny_training.run_here(tiny_training.make_config(kind), world, root / "alone" / kind)
@@ -112,6 +112,20 @@ def test_two_processes_without_memory_took_their_steps_in_two_passes_each(togeth
     assert log.count("stage: does not fit 3.0 GB") == (3 if CAN_COMPILE else 1)
     assert "2 of 3 layers are computed again" in log
     assert len((together / "sft-ddp-tight" / "trace-1.jsonl").read_text().splitlines()) == 2 * 20
+
+
+@pytest.mark.parametrize(("kind", "strategy"), [pair for pair in PAIRS if pair[0].startswith("dpo")])
+def test_every_strategy_has_the_reference_of_one_process(alone, together, kind, strategy):
+    """Each process computes its share, before the model is divided; what was known is not asked again."""
+    two = finished(together, case_of(kind, strategy))
+    (one,), (both,) = (
+        list((folder / ".reference").iterdir()) for folder in (alone / kind.replace("-tight", ""), two)
+    )
+    assert one.name == both.name  # weights, rows, clips, template and dtype are the same
+    for name, logps in read_json(one).items():
+        assert read_json(both)[name] == pytest.approx(logps, rel=1e-6), name
+    if case_of(kind, strategy) in RESUMED:
+        assert len(list((together / f"{two.name}-resumed" / ".reference").iterdir())) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

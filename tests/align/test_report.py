@@ -403,6 +403,19 @@ def test_missing_parts_of_an_evaluation_leave_their_sections_out(run):
     assert 'class="card"' not in html
 
 
+def test_published_numbers_stand_beside_a_mixtures_recognition(run):
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
+    for policy in scores["policies"].values():
+        policy["recognition"]["librispeech/librispeech_test_clean"] = {"exact": 0.5, "wer": 0.05, "n": 9}
+    write_json(run / "7_evaluate/scores.json", scores)
+    html = report.write(run).read_text(encoding="utf-8")
+    assert "librispeech/librispeech_test_clean, published: qwen_audio WER 2.0 %" in html
+    assert "read these rows as orientation" in html
+    scores["split"] = "dev"
+    write_json(run / "7_evaluate/scores.json", scores)
+    assert "published" not in report.write(run).read_text(encoding="utf-8")
+
+
 def test_no_run_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a run folder"):
         report.write(tmp_path / "nowhere")

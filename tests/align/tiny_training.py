@@ -29,8 +29,8 @@ TEXTS = [
 ]
 
 
-def make_world(root):
-    """A policy, tones, chats, pre-training targets and pairs. Two of three chats are without audio."""
+def make_world(root, n=24):
+    """A policy, tones, `n` chats, pre-training targets and pairs. Two of three chats are without audio."""
     import numpy as np
     import soundfile
 
@@ -53,7 +53,7 @@ def make_world(root):
         clips.append(AudioClip(id=f"clip-{i}", duration_s=len(t) / 16_000, **known))
     answers = ("The tone is high.", "The tone is low.")
     chats, targets, pairs = [], [], []
-    for i in range(24):
+    for i in range(n):
         audios = (f"audio/{i % 8}.wav",) if i % 3 == 0 else ()
         question = "Is the tone high or low?" if audios else "Say something."
         turns = (Turn(question=question, answer=answers[i % 2]), Turn(question=f"{i}?", answer=f"low {i}"))
@@ -82,20 +82,22 @@ def make_world(root):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight][-lora|-stock]`.
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight][-lora|-stock|-once|-filtered]`.
 
-    No strategy: one process. `tight`: in memory for nothing at all, so with the thriftiest of all plans.
+    Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
+    plans; `once`: all rows are one batch; `filtered`: without chats that need no audio.
     """
     from align.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     tight = {"memory_gb": 3.0} if "tight" in options else {}
+    batch = 24 if "once" in options else BATCH
     shared = {
         "stage": kind,
         "corpus": "corpus",
         "policy": "policy",
         "learning_rate": 1e-3,
-        "batch_size": BATCH,
+        "batch_size": batch,
         "save_steps": save_steps,
         "hardware": {"workers": 2, "strategy": options[0], **tight} if {*options} & STRATEGIES else None,
         "lora": {"r": 4, "alpha": 8} if "lora" in options else None,
@@ -105,12 +107,14 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     if kind == "sft":
         augment = {"gain": 0.2, "time_mask": 4}
         own = {"steps": steps, "replay": 0.25, "augment": augment}
+        if "filtered" in options:
+            own["filters"] = {"min_audio_effect": 0.0}
         return SFTConfig.model_validate({**shared, **own, **changes})
     if kind == "pretrain":
         del shared["policy"], shared["lora"]
         shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "mel_bins": 32, "clip_s": 1}
         return PretrainConfig.model_validate({**shared, "steps": steps, "model": shape, **changes})
-    own = {"pairs": "pairs", "epochs": steps * BATCH / 24}
+    own = {"pairs": "pairs", "epochs": steps * batch / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
 
 
