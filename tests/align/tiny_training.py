@@ -82,7 +82,7 @@ def make_world(root, n=24):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight][-lora|-stock|-once|-filtered|-tags]`.
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight|-lora|-stock|-once|-filtered|-tags]`.
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `once`: all rows are one batch; `filtered`: without chats that need no audio.
