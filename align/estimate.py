@@ -178,7 +178,11 @@ def trained(shape: Shape, job: Job) -> int:
     """Parameters that learn. The tower's positions never do, but they are counted: they are few."""
     if job.lora_rank is not None:
         return lora_parameters(shape, job.lora_rank)
-    return parameters(shape).of(job.parts)
+    if job.parts is None or "new_tokens" not in job.parts:
+        return parameters(shape).of(job.parts)
+    # A few rows do, but gradients and optimizer states are those of both tables
+    others = [part for part in job.parts if part != "new_tokens"]
+    return parameters(shape).of(others) + 2 * shape.vocab * shape.width
 
 
 def _learns(part: str, job: Job) -> bool:

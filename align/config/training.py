@@ -142,7 +142,7 @@ class LoRA(Config):
     """4: QLoRA (arXiv:2305.14314), the frozen weights in 4-bit NF4; needs CUDA and bitsandbytes."""
 
 
-ModelPart = Literal["audio_tower", "projector", "language_model"]
+ModelPart = Literal["audio_tower", "projector", "language_model", "new_tokens"]
 
 
 class TrainingConfig(StageConfig):
@@ -153,7 +153,8 @@ class TrainingConfig(StageConfig):
     """Without it, training runs in this process, on its GPU if it has one."""
     train: list[ModelPart] | None = Field(None, min_length=1)
     """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
-    sinusoidal positions never learn."""
+    sinusoidal positions never learn. `new_tokens`, in pretrain with the language model frozen: of its
+    embeddings and head the rows of the dialect's tags and of the marks around audio."""
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
@@ -167,6 +168,8 @@ class TrainingConfig(StageConfig):
 
 
 def _refuse_both(train: list[ModelPart] | None, lora: LoRA | None) -> None:
+    if "new_tokens" in (train or ()):
+        raise ValueError("train: new_tokens are learned in pretrain only: here language_model learns them")
     if train is not None and lora is not None:
         raise ValueError("lora already freezes every part of the model: remove train, or lora")
 
@@ -188,6 +191,17 @@ class PretrainConfig(TrainingConfig):
     augment: Augment = Augment()
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
+
+    @model_validator(mode="after")
+    def _new_tokens_alone(self) -> PretrainConfig:
+        if "new_tokens" in (self.train or ()):
+            if "language_model" in (self.train or ()):
+                raise ValueError("train: language_model holds new_tokens already; remove one of the two")
+            if self.hardware is not None and self.hardware.strategy == "fsdp2":
+                raise ValueError(
+                    "train: new_tokens does not work with strategy: fsdp2; take ddp, zero2 or zero3"
+                )
+        return self
 
 
 class Filters(Config):

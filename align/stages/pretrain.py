@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -63,7 +64,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=chosen(**config.augment.model_dump()),
-        tuning=tuning_of(config),
+        tuning=replace(tuning_of(config), new_rows=_new_rows(processor, config.dialect)),
         base=None,
         max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
@@ -99,6 +100,13 @@ def _start(
     tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.dialect, heard_s)
     fit_embeddings(model, processor.tokenizer, add_tags(processor.tokenizer, tags))
     return processor, model
+
+
+def _new_rows(processor: qwen2_audio.Qwen2AudioProcessor, dialect: Dialect) -> tuple[int, ...]:
+    """Where the embeddings hold what a text model does not know: the dialect's tags, marks around audio."""
+    known, tags = processor.tokenizer.get_vocab(), all_tags(dialect)
+    names = {"<|audio_bos|>", "<|audio_eos|>", *tags.prompt, *tags.answer}
+    return tuple(sorted(known[name] for name in names & known.keys()))
 
 
 def _from_random(

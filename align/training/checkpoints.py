@@ -122,9 +122,15 @@ class AtomicCheckpoints(Trainer):
 
     keep: int | None = 2
     strategy: Strategy = "ddp"
+    undecayed: frozenset[str] = frozenset()
+    """Weights that weight decay leaves alone, beside biases and norms."""
     model: Any
     _staging: Path | None = None
     _total_train_tokens: float
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the weights that decay."""
+        return [name for name in super().get_decay_parameter_names(model) if name not in self.undecayed]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))

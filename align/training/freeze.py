@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from transformers import Qwen2AudioForConditionalGeneration
 
-Part = Literal["audio_tower", "projector", "language_model"]
+Part = Literal["audio_tower", "projector", "language_model", "new_tokens"]
 PARTS: MappingProxyType[Part, tuple[str, ...]] = MappingProxyType(
     {
         "audio_tower": ("model.audio_tower",),
         "projector": ("model.multi_modal_projector",),
         "language_model": ("model.language_model", "lm_head"),
+        "new_tokens": ("model.language_model.embed_tokens", "lm_head"),
     }
 )
-"""Part -> its modules."""
+"""Part -> its modules; of the new tokens' only some rows, see `learn_rows`."""
 
 
 def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Part] | None) -> None:
@@ -26,10 +27,30 @@ def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Pa
 
     The audio tower's positions are sinusoids and never learn; `from_pretrained` silently un-freezes them.
     """
-    for part, names in PARTS.items():
-        for name in names:
+    for part in ("audio_tower", "projector", "language_model"):
+        for name in PARTS[part]:
             model.get_submodule(name).requires_grad_(train is None or part in train)
+    if train is not None and "new_tokens" in train:
+        for name in PARTS["new_tokens"]:
+            model.get_submodule(name).requires_grad_(True)
     model.model.audio_tower.embed_positions.requires_grad_(False)
+
+
+def learn_rows(model: Qwen2AudioForConditionalGeneration, rows: Sequence[int]) -> None:
+    """Of the embeddings and the head let only these rows learn.
+
+    The gradient of the others is zero, and so are Adam's moments and its steps: they stay bit for bit, as
+    long as weight decay leaves the tables alone (`AtomicCheckpoints.undecayed`). A hook on the weight comes
+    before DDP and DeepSpeed see its gradient.
+    """
+    kept = torch.tensor(rows, dtype=torch.long)
+
+    def of_rows(grad: torch.Tensor) -> torch.Tensor:
+        index = kept.to(grad.device)
+        return torch.zeros_like(grad).index_copy_(0, index, grad[index])
+
+    for name in PARTS["new_tokens"]:
+        model.get_submodule(name).weight.register_hook(of_rows)
 
 
 def learn_in_full_precision(model: nn.Module) -> None:

@@ -90,7 +90,7 @@ def train(
         processing_class=processor,
         peft_config=tuning.peft_config,
     )
-    trainer.strategy = tuning.strategy
+    trainer.strategy, trainer.undecayed = tuning.strategy, tuning.undecayed
     trainer.tally.max_bad_fraction = max_bad_fraction
     metrics = {**fit(trainer, out, tuning.modules), **told(plan)}
     if ranks.is_first():

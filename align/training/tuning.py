@@ -12,7 +12,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 from align.models import qwen2_audio
 from align.models.packed_qwen2_audio import pack
 from align.training import ranks, strategies
-from align.training.freeze import PARTS, Part, freeze_all_but, learn_in_full_precision
+from align.training.freeze import PARTS, Part, freeze_all_but, learn_in_full_precision, learn_rows
 from align.training.lora import LoRA, load_quantised
 from align.training.silence import hear_silence
 from align.training.strategies import Offload, Strategy
@@ -33,6 +33,8 @@ class Tuning:
     memory_gb: float | None = None
     packed: bool = False
     attention: str | None = None
+    new_rows: tuple[int, ...] = ()
+    """Of the embeddings and the head; they learn if `train` has `new_tokens`."""
 
     def load(self, path: Path | str) -> Qwen2AudioForConditionalGeneration:
         """A policy to train, in the precision it is trained in."""
@@ -45,10 +47,21 @@ class Tuning:
         freeze_all_but(model, self.train)
         if self.lora is None and self.strategy in ("ddp", "fsdp2"):
             learn_in_full_precision(model)
+        if self._rows_alone:
+            learn_rows(model, self.new_rows)
         if self.packed:
             pack(model, self.attention)
         else:
             hear_silence(model)
+
+    @property
+    def _rows_alone(self) -> bool:
+        return self.train is not None and "new_tokens" in self.train
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Names of weights of which some rows learn and the others stay: no weight decay may touch them."""
+        return frozenset(f"{name}.weight" for name in PARTS["new_tokens"] if self._rows_alone)
 
     @property
     def modules(self) -> tuple[str, ...]:

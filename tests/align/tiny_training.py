@@ -82,7 +82,7 @@ def make_world(root, n=24):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight][-lora|-stock|-once|-filtered]`.
+    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight|-lora|-stock|-once|-filtered|-tags]`.
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `once`: all rows are one batch; `filtered`: without chats that need no audio.
@@ -113,7 +113,11 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     if kind == "pretrain":
         del shared["policy"], shared["lora"]
         shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "mel_bins": 32, "clip_s": 1}
-        return PretrainConfig.model_validate({**shared, "steps": steps, "model": shape, **changes})
+        own = {"steps": steps, "model": shape}
+        if "tags" in options:
+            own |= {"model": "policy", "dialect": "tags_released", "train": ["projector", "new_tokens"]}
+            own["trl"] = {**shared["trl"], "weight_decay": 0.1}
+        return PretrainConfig.model_validate({**shared, **own, **changes})
     own = {"pairs": "pairs", "epochs": steps * batch / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
 
