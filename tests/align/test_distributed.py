@@ -128,6 +128,14 @@ def test_every_strategy_has_the_reference_of_one_process(alone, together, kind, 
         assert len(list((together / f"{two.name}-resumed" / ".reference").iterdir())) == 1
 
 
+def test_the_preflight_listens_under_every_strategy(root, together):
+    """Also in DPO under DeepSpeed, whose engine is the only one. A stopped and resumed run looks twice."""
+    started = [case for case in CASES if CAN_COMPILE or "zero" not in case]
+    started += 2 * [case for case in RESUMED if CAN_COMPILE or "zero" not in case]
+    compared = (root / "log.txt").read_text().count("a forward pass takes")
+    assert compared == len([case for case in started if "stock" not in case])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_processes_share_the_rows_of_one_and_sometimes_one_has_no_audio(alone, together, kind):
     two = finished(together, case_of(kind, "ddp"))
