@@ -43,8 +43,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check $(ANNOTATION)  ## a file's tests run in one worker, the longest files begin
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: check $(ANNOTATION)  ## a file's tests run in one worker, the longest files begin; then those that want the machine
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone
 
 clean:  ## what can be made again; runs/ stays, people's annotations may be in it
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -18,7 +18,7 @@ from align.cluster import ClusterTooSmall, WorkersFailed, run_stage
 from align.training.checkpoints import newest, step_of
 from tests.align import tiny_training
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 STEPS, SAVE_STEPS = 60, 10
 
 
@@ -87,7 +87,7 @@ def test_a_hung_and_a_killed_worker_are_named_and_replaced(world, alone, tmp_pat
     hung = driver.at(13, group=1)[1]
     hung.suspend()
     driver.at(35, group=2)[0].kill()
-    assert driver.process.wait(timeout=300) == 0, driver.log.read_text()[-3000:]
+    assert driver.process.wait(timeout=600) == 0, driver.log.read_text()[-3000:]
     said = driver.log.read_text()
     assert (
         f"workers replaced (1 of 3): rank 1 (process {hung.pid} on {os.uname().nodename}) said nothing"
@@ -104,7 +104,7 @@ def test_a_stopped_run_saves_exits_with_75_and_resumes_in_one_process(world, alo
     driver = Driver(world, tmp_path / "run")
     driver.at(5, group=1)
     os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    assert driver.process.wait(timeout=120) == 75, driver.log.read_text()[-3000:]
+    assert driver.process.wait(timeout=300) == 75, driver.log.read_text()[-3000:]
     saved = newest(driver.stage / "checkpoints")
     assert step_of(saved) >= 5
     assert step_of(saved) == read_metrics(driver.stage / "metrics.jsonl")[-1]["step"]

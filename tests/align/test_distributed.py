@@ -17,9 +17,10 @@ from align.artifacts import read_json, read_metrics
 from align.training.checkpoints import CannotResume, checkpoints, is_whole, step_of
 from tests.align import tiny_training
 
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(1500)]
 KINDS = ("sft", "dpo", "sft-lora", "dpo-lora", "sft-stock", "dpo-stock")  # packed, but for the last two
 STRATEGIES = ("ddp", "zero2", "zero3")
-RESUMED = ("sft-ddp", "sft-zero2", "sft-zero3-stock", "dpo-zero3-lora", "dpo-ddp-lora")
+RESUMED = ("sft-ddp", "sft-zero2", "sft-zero3", "dpo-zero3-lora", "dpo-ddp-lora")
 STOPPED_IN = 7
 CAN_COMPILE = shutil.which("g++") is not None
 
@@ -31,6 +32,7 @@ def case_of(kind, strategy):
 
 PAIRS = [(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
 PAIRS = [(kind, strategy) for kind, strategy in PAIRS if strategy != "zero2" or "-" not in kind]
+PAIRS.remove(("dpo-stock", "zero3"))
 PAIRS += [("sft-tight", "ddp"), ("sft-tight", "zero3"), ("dpo-tight-lora", "zero3")]
 PAIRS += [("dpo-once", "zero3"), ("pretrain", "ddp")]
 CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
@@ -68,7 +70,7 @@ def together(root, world):
     with (root / "log.txt").open("w") as log:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=env, timeout=540, check=False
+            command, stdout=log, stderr=subprocess.STDOUT, env=env, timeout=1400, check=False
         )
     assert done.returncode == 0, (root / "log.txt").read_text()[-4000:]
     return root / "two"
@@ -91,7 +93,6 @@ def weights(folder):
     return load_file(stage(folder) / "model" / "model.safetensors")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "strategy"), PAIRS)
 def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, strategy):
     case = case_of(kind, strategy)

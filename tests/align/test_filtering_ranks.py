@@ -11,6 +11,7 @@ import pytest
 from align.artifacts import read_json, read_metrics
 from tests.align import tiny_training
 
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 CASES = ["sft-ddp-filtered"] + ["sft-zero3-filtered"] * (shutil.which("g++") is not None)
 CHATS = 300
 """Of which 100 have a clip: two chunks, one for each process."""
@@ -26,12 +27,11 @@ def root(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [tiny_training.__file__, str(world), str(root), *CASES]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "STEPS": "2"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=480, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return root
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", CASES)
 def test_every_rank_leaves_out_what_one_process_does(root, case):
     one, two = root / "alone" / ".partial-stage", root / case / ".partial-stage"

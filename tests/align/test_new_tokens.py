@@ -15,6 +15,7 @@ from align.artifacts import read_metrics
 from preference_data.prompts import all_tags
 from tests.align import tiny_training
 
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 STRATEGIES = ["ddp"] + ["zero2", "zero3"] * (shutil.which("g++") is not None)
 CASES = [f"pretrain-{strategy}-tags" for strategy in STRATEGIES]
@@ -31,7 +32,7 @@ def root(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [tiny_training.__file__, str(world), str(root), *CASES]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "STEPS": "6", "SAVE_STEPS": "3"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return root
 
@@ -47,7 +48,6 @@ def token_rows(tokenizer):
     return sorted(vocabulary[name] for name in names)
 
 
-@pytest.mark.timeout(320)
 @pytest.mark.parametrize("case", BOTH)
 def test_the_new_rows_learn_and_nothing_else_of_the_language_model_moves(root, case):
     out, policy = root / case / ".partial-stage", root / "world" / "policy" / "model"

@@ -11,6 +11,7 @@ import torch
 
 from tests.align.ragged_batch import small_model
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.alone
 PROGRAM = """
 import sys, time
 from datetime import timedelta
