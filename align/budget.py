@@ -31,7 +31,7 @@ TEXT_TOKENS = 256
 SMALL = 1e8
 """Parameters up to which a model trains anywhere: no table for it."""
 _WORKERS = 8
-"""GPUs of the table where the recipe names none."""
+"""GPUs over which the table spreads what the recipe has in one process."""
 _RANK = 16
 """Of the table's LoRA, where the recipe has none."""
 _QWEN2_AUDIO_7B = Shape()
@@ -80,11 +80,11 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     spread = _spread(config, alone=estimate.parameters(shape).total <= SMALL)
     example = _example(config, shape, spread, _seconds(config, recipe, shape))
     plan = _plan(config, shape, spread, example, gpu_gb)
-    job, passes = _job(config, shape, spread, example, plan)
+    job, passes = _job(config, shape, example, plan)
     count, learn = estimate.parameters(shape), estimate.trained(shape, job)
     kind = spread.strategy or "ddp"
     disk = estimate.checkpoint_bytes(shape, job, kind)
-    tokens = passes * spread.workers * job.clips * job.audio_tokens
+    tokens = passes * _workers(config) * job.clips * job.audio_tokens
     yield (
         f"{step.name}: {_count(count.total)} parameters, {_count(learn)} learn; up to {tokens:,} audio "
         f"tokens a step; a checkpoint takes {_size(disk)}, {_kept(config)}"
@@ -97,7 +97,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     if measured:
         yield f"  {measured}"
     elif count.total > SMALL:
-        yield f"  {_assumed(step, spread, shape, job, passes)}"
+        yield f"  {_assumed(step, _workers(config), shape, job, passes)}"
 
 
 # -------------------------------------------------------------------------- what the recipe says
@@ -226,16 +226,13 @@ def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gp
     )
 
 
-def _job(
-    config: TrainingConfig, shape: Shape, spread: Spread, example: Job, plan: Plan | None
-) -> tuple[Job, int]:
+def _job(config: TrainingConfig, shape: Shape, example: Job, plan: Plan | None) -> tuple[Job, int]:
     """One GPU's pass, and how many of them make an optimizer step."""
     if plan is not None:
-        rows = min(plan.examples, max(1, config.batch_size // spread.workers))
-        passes, again = max(1, config.batch_size // (spread.workers * rows)), plan.recomputed
+        rows, passes, again = plan.examples, plan.passes, plan.recomputed
     else:
         passes = int(config.trl.get("gradient_accumulation_steps", 1))
-        rows = max(1, config.batch_size // (spread.workers * passes))
+        rows = max(1, config.batch_size // (_workers(config) * passes))
         asked = any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
         again = estimate.layers(shape, example) if asked else 0
     job = example._replace(sequences=rows * example.sequences, clips=rows * example.clips, recomputed=again)
@@ -286,16 +283,16 @@ def _measured(step: Step, run: Path) -> str:
     return f"{_duration(1000 / speed / 3600)} per 1,000 pairs at the speed measured in {path}"
 
 
-def _assumed(step: Step, spread: Spread, shape: Shape, job: Job, passes: int) -> str:
+def _assumed(step: Step, workers: int, shape: Shape, job: Job, passes: int) -> str:
     """Hours at an assumed share of the GPUs' peak."""
     config = step.config
     speed = (
         f"at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of "
-        f"{spread.workers} GPUs: assumed, not measured"
+        f"{_gpus(workers)}: assumed, not measured"
     )
     if isinstance(config, PretrainConfig | SFTConfig):
         return f"{_duration(estimate.hours(config.steps, passes, shape, job))} {speed}"
-    pairs = spread.workers * job.sequences / 2
+    pairs = workers * job.sequences / 2
     return f"{_duration(estimate.hours(1, 1, shape, job) * 1000 / pairs)} per 1,000 pairs {speed}"
 
 

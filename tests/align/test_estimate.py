@@ -290,7 +290,8 @@ def test_a_full_size_recipe_gets_a_table_and_hours_at_an_assumed_speed(tmp_path)
     loaded = recipe(tmp_path / "big", "{audio: openai/whisper-large-v3, text: Qwen/Qwen1.5-7B}")
     text = told(loaded, tmp_path / "runs")
     assert "1_pretrain: 8.39 B parameters, 8.39 B learn; up to 48,000 audio tokens a step" in text
-    assert "8 GPUs; sequences at a time: 4," in text  # 64 over 8 GPUs and 2 passes
+    assert "8 GPUs; sequences at a time: 32," in text  # 64 in 2 passes of the one process there is
+    assert "(H100) on each of 1 GPU: assumed" in text
     rows = {line.split()[0]: line for line in text.splitlines() if line.endswith("80 GB")}
     assert rows["ddp"].endswith("does not fit 80 GB")
     assert rows["zero3"].endswith("  fits 80 GB")
