@@ -1,4 +1,7 @@
-"""What libraries need not tell: progress beside ours, telemetry, deprecations that are theirs to mend."""
+"""How libraries behave below us: no progress beside ours, no telemetry, threads that share their cores.
+
+Deprecations are theirs to mend, so nobody is told.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin for long starve everyone else on a shared machine
+    "GOMP_SPINCOUNT": "10000",  # but none at all halves the speed of small models: some 10 us, then sleep
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TQDM_DISABLE": "1",  # we show our own progress
