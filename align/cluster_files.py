@@ -54,8 +54,9 @@ fi
 {command} &
 run=$!
 [ -z "$warned" ] || kill -TERM "$run"
-code=0
-while kill -0 "$run" 2>/dev/null; do
+alive=yes
+while [ -n "$alive" ]; do
+  kill -0 "$run" 2>/dev/null || alive="" # before the wait: only of a run that is gone it tells the code
   code=0
   wait "$run" || code=$? # a signal ends the wait, not the run
 done

@@ -203,8 +203,8 @@ def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status)
     assert int((run / "2_sft" / "resumed_from.txt").read_text()) >= 8
     rows = read_metrics(run / "2_sft" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 41))
-    # 40 steps of 0.05 s over both attempts
-    assert read_manifest(run / "2_sft")["seconds"] >= 1.7
+    # 40 steps of 0.05 s over both attempts; kill -9 may come before the first has written how long it took
+    assert read_manifest(run / "2_sft")["seconds"] >= (1.7 if code == 75 else 1.5)
     assert (run / "1_corpus" / "attempts.txt").read_text() == "x"
 
 
