@@ -77,14 +77,14 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         return
     if config.hardware and config.hardware.memory_gb:
         gpu_gb = config.hardware.memory_gb
-    spread = _spread(config, alone=estimate.parameters(shape).total <= SMALL)
+    spread = _spread(config)
     example = _example(config, shape, spread, _seconds(config, recipe, shape))
     plan = _plan(config, shape, spread, example, gpu_gb)
-    job, passes = _job(config, shape, example, plan)
+    job, passes = _job(config, shape, spread, example, plan)
     count, learn = estimate.parameters(shape), estimate.trained(shape, job)
     kind = spread.strategy or "ddp"
     disk = estimate.checkpoint_bytes(shape, job, kind)
-    tokens = passes * _workers(config) * job.clips * job.audio_tokens
+    tokens = passes * spread.workers * job.clips * job.audio_tokens
     yield (
         f"{step.name}: {_count(count.total)} parameters, {_count(learn)} learn; up to {tokens:,} audio "
         f"tokens a step; a checkpoint takes {_size(disk)}, {_kept(config)}"
@@ -92,12 +92,12 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     if count.total > SMALL:
         yield from _table(shape, job, spread, gpu_gb)
     if plan is not None and (count.total > SMALL or (config.hardware and config.hardware.memory_gb)):
-        yield f"  plan for {kind} on {_gpus(_workers(config))}: {plan.why}"
+        yield f"  plan for {kind} on {_gpus(spread.workers)}: {plan.why}"
     measured = _measured(step, run)
     if measured:
         yield f"  {measured}"
     elif count.total > SMALL:
-        yield f"  {_assumed(step, _workers(config), shape, job, passes)}"
+        yield f"  {_assumed(step, spread.workers, shape, job, passes)}"
 
 
 # -------------------------------------------------------------------------- what the recipe says
@@ -167,23 +167,18 @@ def _config(ref: str) -> dict[str, Any] | None:
     return None
 
 
-def _spread(config: TrainingConfig, *, alone: bool) -> Spread:
-    """As the recipe has it; where it says nothing, one process for a small model, eight for a large one."""
+def _spread(config: TrainingConfig) -> Spread:
+    """As the recipe has it."""
     hardware = config.hardware
     lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
     return Spread(
-        workers=hardware.workers if hardware else 1 if alone else _WORKERS,
+        workers=hardware.workers if hardware else 1,
         strategy=hardware.strategy if hardware else None,
         offload=hardware.offload if hardware else "none",
         parts=None if config.train is None else tuple(config.train),
         lora_rank=None if lora is None else lora.r,
         frozen_bytes=0.6 if lora is not None and lora.bits else 2,
     )
-
-
-def _workers(config: TrainingConfig) -> int:
-    """Processes that the stage will start."""
-    return config.hardware.workers if config.hardware else 1
 
 
 def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
@@ -196,10 +191,9 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 def _example(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -> Job:
     """A pass of one example, or pair, with the longest clip."""
     is_dpo, live = isinstance(config, DPOConfig), not config.trl.get("precompute_ref_log_probs", True)
-    sequences = 2 if is_dpo else 1
-    return Job(
-        sequences=sequences,
-        clips=1 if config.packed else sequences,  # packed, both answers of a pair share their clip
+    example = Job(
+        sequences=1,
+        clips=1,
         audio_tokens=shape.audio_tokens(seconds),
         text_tokens=TEXT_TOKENS,
         parts=spread.parts,
@@ -207,8 +201,8 @@ def _example(config: TrainingConfig, shape: Shape, spread: Spread, seconds: floa
         frozen_bytes=spread.frozen_bytes,
         with_reference=is_dpo and spread.lora_rank is None and live,
         packed=bool(config.packed),
-        answers=sequences if config.packed else 1,
     )
+    return example.as_pair() if is_dpo else example
 
 
 def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gpu_gb: float) -> Plan | None:
@@ -219,24 +213,25 @@ def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gp
         shape,
         example,
         spread.strategy or "ddp",
-        _workers(config),
+        spread.workers,
         spread.offload,
-        examples=max(1, config.batch_size // _workers(config)),
+        examples=max(1, config.batch_size // spread.workers),
         available=gpu_gb * 1e9,
     )
 
 
-def _job(config: TrainingConfig, shape: Shape, example: Job, plan: Plan | None) -> tuple[Job, int]:
+def _job(
+    config: TrainingConfig, shape: Shape, spread: Spread, example: Job, plan: Plan | None
+) -> tuple[Job, int]:
     """One GPU's pass, and how many of them make an optimizer step."""
     if plan is not None:
         rows, passes, again = plan.examples, plan.passes, plan.recomputed
     else:
         passes = int(config.trl.get("gradient_accumulation_steps", 1))
-        rows = max(1, config.batch_size // (_workers(config) * passes))
+        rows = max(1, config.batch_size // (spread.workers * passes))
         asked = any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
         again = estimate.layers(shape, example) if asked else 0
-    job = example._replace(sequences=rows * example.sequences, clips=rows * example.clips, recomputed=again)
-    return job, passes
+    return example.times(rows)._replace(recomputed=again), passes
 
 
 # -------------------------------------------------------------------------- in words
@@ -244,7 +239,7 @@ def _job(config: TrainingConfig, shape: Shape, example: Job, plan: Plan | None) 
 
 def _table(shape: Shape, job: Job, spread: Spread, gpu_gb: float) -> Iterator[str]:
     """Memory by strategy; what the recipe chose is marked, and told if it cannot fit."""
-    n = spread.workers
+    n = spread.workers if spread.strategy else _WORKERS
     again = f"of {job.recomputed} layers computed again" if job.recomputed else "kept"
     yield (
         f"  GB per GPU on {n} GPUs; sequences at a time: {job.sequences}, with {TEXT_TOKENS} text tokens "

@@ -100,6 +100,16 @@ class Job(NamedTuple):
     answers: int = 1
     """To a prompt that is computed once: 2 for packed pairs. Attention copies its keys for each."""
 
+    def as_pair(self) -> Job:
+        """Of one example: two answers to its prompt; packed, they share prompt and clips."""
+        if self.packed:
+            return self._replace(sequences=2, answers=2)
+        return self._replace(sequences=2, clips=2 * self.clips)
+
+    def times(self, n: int) -> Job:
+        """`n` such examples at once."""
+        return self._replace(sequences=n * self.sequences, clips=n * self.clips)
+
 
 class Memory(NamedTuple):
     """Bytes per GPU."""

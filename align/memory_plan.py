@@ -83,7 +83,7 @@ def _chosen(shape: Shape, example: Job, strategy: Strategy, examples: int, room:
     The last layer of all is never worth it (see `estimate.activations`). If nothing fits, the thriftiest.
     """
     sizes = [n for n in range(examples, 0, -1) if examples % n == 0]
-    jobs = [_times(example, n) for n in sizes]
+    jobs = [example.times(n) for n in sizes]
     jobs += [example._replace(recomputed=n) for n in range(1, estimate.layers(shape, example))]
     return next((job for job in jobs if estimate.activations(shape, job, strategy) <= room), jobs[-1])
 
@@ -104,7 +104,7 @@ def _why(made: Plan, shape: Shape, example: Job, strategy: Strategy) -> str:
         return f"{told}: activations of {_size(made.memory.activations)}, {may}; nothing is computed again"
     examples = n * made.passes
     larger = next(size for size in range(n + 1, examples + 1) if examples % size == 0)
-    would = _size(estimate.activations(shape, _times(example, larger), strategy))
+    would = _size(estimate.activations(shape, example.times(larger), strategy))
     return f"{told}: {larger} would keep {would} of activations, {may}; nothing is computed again"
 
 
@@ -126,10 +126,6 @@ def advice(found: Memory, strategy: Strategy) -> str:
     if strategy in ("ddp", "zero2"):
         return "Take strategy: zero3, more workers, or lora"
     return "Take more workers, offload: optimizer, or lora"
-
-
-def _times(example: Job, n: int) -> Job:
-    return example._replace(sequences=n * example.sequences, clips=n * example.clips)
 
 
 def _size(n: float) -> str:

@@ -45,11 +45,11 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, heads: int, hea
     sees, states = _example(device, dtype, heads, head_dim)
     times = []
     for _ in range(5):
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         query, key, value = states
         BACKENDS[name](query, key, value, sees, None).sum().backward()
-        _wait(device)
+        wait_for(device)
         times.append(time.perf_counter() - started)
     return min(times[2:])
 
@@ -86,6 +86,7 @@ def _pairs() -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

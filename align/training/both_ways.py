@@ -15,11 +15,12 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from align.kernels.choice import wait_for
 from align.models.answer_head import answers_only
-from align.training.collate import PreferenceCollator, Row, SFTCollator
+from align.training.collate import MODEL_INPUTS, PreferenceCollator, Row, SFTCollator, labelled
+from align.training.device import listening
 from align.training.feeding import FeedingCollator
 
-_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Mean difference of log-probs in nats that rounding explains; a wrong mask makes more than one nat."""
 
@@ -83,21 +84,15 @@ def _padded(collate: Any) -> Callable[..., dict[str, Any]]:
 @torch.no_grad()
 def _timed(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
     """Log-probs of all answers' tokens (S,), without dropout, and the seconds of the second of two passes."""
-    was_training = model.training
-    model.eval()
-    inputs = {name: value for name, value in batch.items() if name in _INPUTS}
-    ids = batch["input_ids"]
-    labels = batch["labels"] if "labels" in batch else ids.masked_fill(batch["completion_mask"] == 0, -100)
-    for _ in range(2):
-        _wait(ids.device)
-        started = time.perf_counter()
-        outputs = answers_only(model)(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-        scores: Tensor = outputs.log_probs[labels[:, 1:] != -100].float()
-        _wait(ids.device)
-    model.train(was_training)
-    return scores, time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
+    ids, answers = batch["input_ids"], labelled(batch)
+    labels = ids.masked_fill(~answers, -100)
+    with listening(model, ids.device):
+        for _ in range(2):
+            wait_for(ids.device)
+            started = time.perf_counter()
+            outputs = answers_only(model)(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+            scores: Tensor = outputs.log_probs[answers[:, 1:]].float()
+            wait_for(ids.device)
+            seconds = time.perf_counter() - started
+    return scores, seconds

@@ -9,7 +9,7 @@ is, and how its rows are packed; else what the stock model wants: a clip per use
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ from align.models.packing import pack_rows
 from align.training.augment import Augmentation, SpecAugment, augment, mask
 
 Row = dict[str, Any]
+MODEL_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
+"""What of a batch a model reads; the rest is for losses and logs."""
 
 
 @dataclass
@@ -70,6 +72,12 @@ class SFTCollator:
             return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
         padded = clip.padded()  # masks fall anywhere in it, whatever of it is used
         return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
+
+
+def labelled(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens (B, T) of a batch, of either collator, the loss is on."""
+    mask: Tensor = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
+    return mask
 
 
 def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:

@@ -62,9 +62,8 @@ def plan_passes(
 def job_of(tuning: Tuning, *, pairs: bool, with_reference: bool = False) -> Job:
     """A pass of one example, or one pair, of no length yet."""
     size = 2 if torch.cuda.is_available() else 4
-    sequences = 2 if pairs else 1
-    return Job(
-        sequences=sequences,
+    example = Job(
+        sequences=1,
         clips=0,
         audio_tokens=0,
         text_tokens=0,
@@ -74,8 +73,8 @@ def job_of(tuning: Tuning, *, pairs: bool, with_reference: bool = False) -> Job:
         element_bytes=size,
         with_reference=with_reference,
         packed=tuning.packed,
-        answers=sequences if tuning.packed else 1,
     )
+    return example.as_pair() if pairs else example
 
 
 def told(made: Plan | None) -> dict[str, float]:

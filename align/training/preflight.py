@@ -30,7 +30,8 @@ from transformers import (
 from align.models.packed_qwen2_audio import is_packed
 from align.models.qwen2_audio import END_OF_TURN
 from align.training.both_ways import compare
-from align.training.collate import Row
+from align.training.collate import MODEL_INPUTS, Row, labelled
+from align.training.device import listening
 from align.training.feeding import ABOUT
 from preference_data.audio import SAMPLE_RATE
 from preference_data.schema import AudioClip
@@ -41,7 +42,6 @@ _LOOKED_THROUGH = 64
 """Examples among which one with audio is sought."""
 _ADAM_BYTES = {False: 8, True: 12}
 """Per trained parameter in a checkpoint: two moments in float32; DeepSpeed's also holds float32 weights."""
-_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
 _NEVER_TRAINED = "audio_tower.embed_positions"
 
 
@@ -129,11 +129,9 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predict
 @torch.no_grad()
 def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Logits that predict the answers (S, V), without dropout."""
-    was_training = model.training
-    model.eval()
-    inputs = {name: value for name, value in batch.items() if name in _INPUTS}
-    logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][_labelled(batch)[:, 1:]].float()
-    model.train(was_training)
+    inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
+    with listening(model, batch["input_ids"].device):
+        logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][labelled(batch)[:, 1:]].float()
     return logits
 
 
@@ -147,7 +145,7 @@ def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2
         NotReady: naming the row, what is learned and what should be.
     """
     for number, (ids, mask, wanted) in enumerate(
-        zip(batch["input_ids"], _labelled(batch), _wanted(rows), strict=True)
+        zip(batch["input_ids"], labelled(batch), _wanted(rows), strict=True)
     ):
         row = rows[number % len(rows)]
         if not mask.any():
@@ -160,12 +158,6 @@ def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2
                 f"example {number}: the loss is on {learned!r}, the assistant's words are {wanted!r}. The "
                 "chat template's generation marks or the collator's mask do not fit this tokenizer"
             )
-
-
-def _labelled(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens (B, T) the loss is on."""
-    mask: Tensor = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
-    return mask
 
 
 def _wanted(rows: Sequence[Row]) -> list[str]:

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from align.models.flops import Cost, cost_of, gemm_peak
 from align.models.packing import PackedBatch
+from align.training.collate import labelled
 
 
 class CountsWork(Trainer):
@@ -39,9 +40,9 @@ class CountsWork(Trainer):
         packed = inputs.get("packed")
         if isinstance(packed, PackedBatch):
             self._since = self._since or (self.state.global_step, time.monotonic())
-            mask = inputs["labels"] != -100 if "labels" in inputs else inputs["completion_mask"]
             # A tensor, so that a GPU is not waited for before the next log
-            self._flops = self._flops + self._cost.of(packed) + self._cost.scored * mask[:, 1:].sum().double()
+            scored = labelled(inputs)[:, 1:].sum().double()
+            self._flops = self._flops + self._cost.of(packed) + self._cost.scored * scored
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
