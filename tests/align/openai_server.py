@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from tests.http_servers import running
+
 
 class Request(NamedTuple):
     """`attempt` counts requests with this very body, from 0; `at` is in seconds."""
@@ -180,11 +182,5 @@ def serving(behave: Behaviour) -> Iterator[Served]:
     served = Served("", [], [])
     attempts: Counter[str] = Counter()
     server = _Server(("127.0.0.1", 0), _handler(behave, served, attempts, threading.Lock()))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield served._replace(url=f"http://127.0.0.1:{server.server_address[1]}/v1")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.align.ragged_batch import small_model
+from tests.compiler import need_compiler
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,8 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ddp", "2", "3"])
 def test_two_processes_learn_what_one_does(tmp_path, alone, stage):
+    if stage != "ddp":
+        need_compiler()
     found = losses(tmp_path / "run", stage, 2)
     assert found == pytest.approx(alone, abs=1e-4)
     assert abs(alone[0] - alone[-1]) > 1e-3

@@ -1,11 +1,12 @@
 """What ranks agree on, in real processes; the one that does not come is named."""
 
-import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from tests.compiler import need_compiler
 
 pytestmark = pytest.mark.alone
 PROGRAM = """
@@ -81,9 +82,9 @@ def test_alone_everything_is_free():
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles an op: apt-get install g++")
 def test_a_build_that_was_killed_does_not_stop_later_ones():
     """torch's mark of a build in progress, left by a killed process, would be waited for for ever."""
+    need_compiler()
     program = """
     import os
     from pathlib import Path

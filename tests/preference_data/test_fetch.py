@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from preference_data.corpora import fetch
 from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart, fetch_parts
 from preference_data.corpora.published import air_bench, audiocaps
 from preference_data.corpora.unpack import BadArchive, unpack, unpack_inner
+from tests.http_servers import running
 
 CONTENT = bytes(range(256)) * 8_000  # 2 MB
 
@@ -90,12 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server()) as one:
+        yield one
 
 
 def remote(server: Server, **more: object) -> RemoteFile:

@@ -14,6 +14,7 @@ import pytest
 
 from preference_data.corpora.fetch import DownloadFailed, RemoteFile
 from preference_data.corpora.fetch_many import fetch_many
+from tests.http_servers import running
 
 N, SIZE, AT_ONCE = 40, 100_000, 4
 FILES = {f"/{n}.bin": random.Random(n).randbytes(SIZE) for n in range(N)}
@@ -101,12 +102,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server()) as one:
+        yield one
 
 
 def remote(server, names=FILES, **more):

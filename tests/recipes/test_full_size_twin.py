@@ -17,6 +17,7 @@ import soundfile
 
 from align.artifacts import read_json, read_metrics
 from tests.align.test_assemble import make_qwen
+from tests.compiler import need_compiler
 from tests.recipes.test_from_checkpoints import make_whisper
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,7 @@ def run(place, only, **more):
 
 
 def test_the_recipe_runs_on_two_processes_from_published_layouts_to_dpo(place):
+    need_compiler()
     for name in ("librispeech", "clothoaqa"):
         prepared = align(place, "data", "prepare", name, "--from", name, "--out", f"ready/{name}")
         assert prepared.returncode == 0, prepared.stdout + prepared.stderr
