@@ -43,7 +43,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check $(ANNOTATION)  ## a file's tests run in one worker, the longest files begin; then those that want the machine
+test: check $(ANNOTATION)  ## the longest files begin, each in one worker; then the tests that want to be alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone
 
