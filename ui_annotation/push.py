@@ -18,8 +18,8 @@ import httpx
 import soundfile
 from argilla._exceptions import ArgillaError
 
-from preference_data import audio, clip_paths
-from preference_data.clip_paths import ClipFile
+from preference_data.audio import clip_paths, decode
+from preference_data.audio.clip_paths import ClipFile
 from preference_data.schema import Prompt, Shown
 from ui_annotation import assignment, client, render
 from ui_annotation.settings import settings
@@ -175,7 +175,7 @@ def _upload(
 
 def _upload_one(argilla: rg.Argilla, workspace: str, corpus: Path, relative: str) -> _Clip:
     clip = clip_paths.find(corpus, relative)
-    info = audio.inspect(clip, max_duration_s=_LONGEST_S)
+    info = decode.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
     content = None if playable else _flac(clip)
     sha256 = hashlib.sha256(content).hexdigest() if content else info.sha256
@@ -192,6 +192,6 @@ def _bytes(clip: ClipFile) -> bytes:
 def _flac(clip: ClipFile) -> bytes:
     """A clip as what models hear of it, 16 kHz mono, in a format that every browser plays."""
     file = io.BytesIO()
-    samples = audio.load(clip, max_duration_s=_LONGEST_S)
-    soundfile.write(file, samples, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    samples = decode.load(clip, max_duration_s=_LONGEST_S)
+    soundfile.write(file, samples, decode.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()

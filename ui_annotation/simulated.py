@@ -17,8 +17,8 @@ import argilla as rg
 import numpy as np
 from numpy.random import Generator
 
-from preference_data.phrasebook import Claim, Phrasebook, Question
 from preference_data.schema import Choice, ErrorType, Facts, Prompt, stable_id
+from preference_data.toy_world.phrasebook import Claim, Phrasebook, Question
 from ui_annotation import client, render
 
 _CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")

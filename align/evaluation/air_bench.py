@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from preference_data import audio
+from preference_data.audio import decode
 from preference_data.store import write_rows
 
 CATEGORIES = {
@@ -110,7 +110,7 @@ def audit(
         The usable items and the missing ones, both in the order given.
     """
     clips = sorted({item.audio for item in items})
-    refused = audio.audit(
+    refused = decode.audit(
         root, [(clip, clip) for clip in clips], max_duration_s=max_duration_s, on_progress=on_progress
     )[1]
     why = {one.id: one for one in refused}
@@ -127,7 +127,7 @@ def longer_than(heard_s: float, root: Path, items: Sequence[_Question]) -> list[
     """The ids of items whose clip goes on after the first `heard_s` seconds; by the files' headers."""
     clips = {item.audio for item in items}
     seconds = {
-        clip: audio.inspect(audio.resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
+        clip: decode.inspect(decode.resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
         for clip in clips
     }
     return [item.uniq_id for item in items if seconds[item.audio] > heard_s]

@@ -16,10 +16,10 @@ import sacrebleu
 from align.evaluation import recognition, srwt, wer
 from align.evaluation.air_bench import LONGEST_S
 from align.evaluation.recognition import BadRows, Utterance
-from preference_data import audio
-from preference_data.audio import Quarantined
-from preference_data.prompts import AUDIO
-from preference_data.statistics import paired_bootstrap
+from align.evaluation.statistics import paired_bootstrap
+from preference_data.audio import decode
+from preference_data.audio.decode import Quarantined
+from preference_data.prompts.prompts import AUDIO
 
 Kind = Literal[
     "asr_en",
@@ -56,7 +56,7 @@ def open_rows(path: Path) -> Rows:
     """
     rows = recognition.read(path)
     clips = sorted({row.audio for row in rows})
-    good, missing = audio.audit(path.parent, [(clip, clip) for clip in clips], max_duration_s=LONGEST_S)
+    good, missing = decode.audit(path.parent, [(clip, clip) for clip in clips], max_duration_s=LONGEST_S)
     usable = [row for row in rows if row.audio in good]
     if not usable:
         raise BadRows(f"{path}: none of {len(rows)} rows has a usable clip; first: {missing[0].detail}")

@@ -15,7 +15,7 @@ import numpy as np
 from align.evaluation.aggregation import SCALE_MINIMUM, by_item, cell, weights
 from align.evaluation.air_bench import Item
 from align.evaluation.ratings import Order, OrderReply, Rating
-from preference_data.statistics import (
+from align.evaluation.statistics import (
     Difference,
     Share,
     bradley_terry,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from align.evaluation.air_bench import Item
-from preference_data.phrasebook import Phrasebook
+from preference_data.toy_world.phrasebook import Phrasebook
 
 
 class Judgement(NamedTuple):

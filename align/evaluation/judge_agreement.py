@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.evaluation.air_bench import Item
+from align.evaluation.statistics import Share, wilson
 from preference_data.schema import Annotation, Axis, Prompt, Shown
-from preference_data.statistics import Share, wilson
 
 
 class Margin(NamedTuple):

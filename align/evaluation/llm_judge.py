@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
-from align.artifacts import sha256_json
 from align.evaluation.air_bench import Item
 from align.evaluation.judge_prompt import Asked, JudgeProtocol, Message, Strict
 from align.evaluation.ratings import Order, OrderReply, Rating
 from align.evaluation.reply_cache import UNANSWERED, Reply, ReplyCache
-from align.progress import Progress
+from align.run_folder.artifacts import sha256_json
+from align.run_folder.progress import Progress
 
 ORDERS: tuple[Order, Order] = ("reference_first", "response_first")
 _BYTES_PER_TOKEN = 4

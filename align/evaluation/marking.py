@@ -17,8 +17,8 @@ from align.evaluation.air_bench import Item
 from align.evaluation.judge import FactJudge, Judgement
 from align.evaluation.llm_judge import LLMJudge
 from align.evaluation.ratings import Rating
+from align.evaluation.statistics import Interval
 from preference_data.schema import AXES, Axis
-from preference_data.statistics import Interval
 
 Found = Mapping[str, float]
 """An `Interval` as plain values: before, after, delta, ci_low, ci_high, n."""

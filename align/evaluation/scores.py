@@ -8,8 +8,8 @@ import numpy as np
 
 from align.evaluation.air_bench import Item
 from align.evaluation.judge import Judgement
+from align.evaluation.statistics import Interval, paired_bootstrap
 from preference_data.schema import Axis
-from preference_data.statistics import Interval, paired_bootstrap
 
 MARKS: dict[Axis, str] = {"factuality": "factual", "behaviour": "behaves"}
 """Reported name -> field of a judgement."""

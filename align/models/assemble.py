@@ -36,13 +36,13 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from align.artifacts import commit_folder, write_json
 from align.models import shards
 from align.models.hub_names import hub_name
 from align.models.qwen2_audio import CHAT_TEMPLATE, END_OF_TURN, SPECIAL_TOKENS
 from align.models.shards import SavedTensors
 from align.models.vocabulary import add_tags, spelled_row
-from preference_data.prompts import Tagset
+from align.run_folder.artifacts import commit_folder, write_json
+from preference_data.prompts.prompts import Tagset
 
 REPORT = "assembly.json"
 """In the assembled folder: where each tensor came from."""

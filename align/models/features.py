@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import Qwen2AudioProcessor
 
 from align.models.audio_tokens import HALO, n_audio_tokens
-from preference_data.audio import SAMPLE_RATE, load
-from preference_data.clip_paths import ClipRoot
+from preference_data.audio.clip_paths import ClipRoot
+from preference_data.audio.decode import SAMPLE_RATE, load
 
 _SHORTEST = SAMPLE_RATE // 10
 """Samples. Below ~70 ms a clip has one token at most; transformers then takes a legacy path that crashes."""

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from align.artifacts import read_json, write_json
 from align.models import shards
 from align.models.chat import encode_prompt, expand_audio, user
 from align.models.features import Clip, stack
 from align.models.hub_names import hub_name
-from preference_data.audio import SAMPLE_RATE
+from align.run_folder.artifacts import read_json, write_json
+from preference_data.audio.decode import SAMPLE_RATE
 
 QUESTION = "What do you hear?"
 _ALONE = Path(__file__).with_name("loads_alone.py")

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from align.models.vocabulary import add_tags
-from preference_data.audio import SAMPLE_RATE
-from preference_data.prompts import Tagset
+from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.prompts.prompts import Tagset
 
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = [

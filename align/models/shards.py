@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.artifacts import read_json, write_json
+from align.run_folder.artifacts import read_json, write_json
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000

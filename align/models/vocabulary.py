@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preference_data.prompts import Tagset
+from preference_data.prompts.prompts import Tagset
 
 
 def add_tags(tokenizer: PreTrainedTokenizerBase, tags: Tagset) -> list[str]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from align.release import page
 from align.release.page import Bounds
-from preference_data import quality as limits
-from preference_data.agreement import SECONDS_EDGES
-from preference_data.quality import Quality
+from preference_data.preferences import quality as limits
+from preference_data.preferences.agreement import SECONDS_EDGES
+from preference_data.preferences.quality import Quality
 from preference_data.schema import AXES, Annotation, Prompt, Shown
 from preference_data.store import write_text
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from preference_data.statistics import Interval
+from align.evaluation.statistics import Interval
 
 INK, MUTED, LINE = "#1d2327", "#626b73", "#dfe2e1"
 BEFORE, AFTER, THIRD = "#a3adb6", "#2c6e9b", "#b7812f"

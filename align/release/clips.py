@@ -17,8 +17,8 @@ from urllib.parse import quote
 import numpy as np
 import soundfile
 
-from preference_data import audio
-from preference_data.clip_paths import BadAudio, find
+from preference_data.audio import decode
+from preference_data.audio.clip_paths import BadAudio, find
 
 Placing = Literal["packed", "linked"]
 """`packed`: clips are inside the page up to a budget, the rest is linked; `linked`: all are, by paths
@@ -58,11 +58,11 @@ def gather(corpus: Path, names: Iterable[str], page: Path) -> dict[str, Clip]:
 def _clip(corpus: Path, name: str, beside: Path) -> Clip:
     try:
         file = find(corpus, name)
-        samples = audio.load(file, max_duration_s=_MAX_DURATION_S)
+        samples = decode.load(file, max_duration_s=_MAX_DURATION_S)
     except BadAudio as error:
         return Clip(name, "", 0.0, "", f"{error.code}: {error.detail}")
     link = quote(os.path.relpath(file, beside)) if isinstance(file, Path) else ""
-    return Clip(name, link, samples.size / audio.SAMPLE_RATE, waveform(samples), "")
+    return Clip(name, link, samples.size / decode.SAMPLE_RATE, waveform(samples), "")
 
 
 def pack(corpus: Path, clips: Mapping[str, Clip], characters: int) -> dict[str, str]:
@@ -80,7 +80,7 @@ def pack(corpus: Path, clips: Mapping[str, Clip], characters: int) -> dict[str, 
 def audio_url(corpus: Path, name: str) -> str | None:
     """One clip of a corpus folder as a data URL; None where it cannot be played."""
     try:
-        return data_url(audio.load(find(corpus, name), max_duration_s=_MAX_DURATION_S))
+        return data_url(decode.load(find(corpus, name), max_duration_s=_MAX_DURATION_S))
     except BadAudio:
         return None
 
@@ -88,7 +88,7 @@ def audio_url(corpus: Path, name: str) -> str | None:
 def data_url(samples: np.ndarray) -> str:
     """16 kHz mono samples as an MP3 that every browser plays."""
     encoded = io.BytesIO()
-    soundfile.write(encoded, samples, audio.SAMPLE_RATE, format="MP3")
+    soundfile.write(encoded, samples, decode.SAMPLE_RATE, format="MP3")
     return f"data:audio/mpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 

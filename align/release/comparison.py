@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.artifacts import MANIFEST
 from align.evaluation.comparison import League, OrderConsistency, WinRate
+from align.evaluation.statistics import Difference, Interval, Share
 from align.release import evaluations, paired, provenance
 from align.release.evaluations import Evaluation, Item
 from align.release.provenance import Gate
-from preference_data.statistics import Difference, Interval, Share
+from align.run_folder.artifacts import MANIFEST
 
 Outcome = Literal["regressed", "improved", "unchanged", "unscored"]
 OUTCOMES: tuple[Outcome, ...] = ("regressed", "improved", "unchanged", "unscored")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from align.artifacts import read_json, read_manifest
+from align.run_folder.artifacts import read_json, read_manifest
 from preference_data.store import BadRecord
 
 SCORES = "scores.json"

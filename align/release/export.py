@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from align.artifacts import commit_folder
 from align.models import portable, qwen2_audio
 from align.models.portable import Loaded
 from align.release import model_card
 from align.release.source import Source, find
-from preference_data.audio import SAMPLE_RATE
+from align.run_folder.artifacts import commit_folder
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.store import write_text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.artifacts import MANIFEST, read_manifest
+from align.run_folder.artifacts import MANIFEST, read_manifest
 
 _DATASETS = ("corpus", "annotate", "pairs")
 """Kinds of stages that leave data rather than a model or numbers."""

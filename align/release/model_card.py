@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.artifacts import read_json, read_manifest
 from align.release import evaluations, provenance
 from align.release.evaluations import Evaluation
 from align.release.lineage import lineage
 from align.release.source import Source
-from preference_data.clip_paths import SOURCE
+from align.run_folder.artifacts import read_json, read_manifest
+from preference_data.audio.clip_paths import SOURCE
 
 _HEAD = """---
 library_name: transformers

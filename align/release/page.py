@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from preference_data.statistics import Difference, Interval
+from align.evaluation.statistics import Difference, Interval
 
 _GIGABYTE_MB = 1024.0
 

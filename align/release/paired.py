@@ -14,8 +14,8 @@ from align.evaluation import comparison
 from align.evaluation.aggregation import COLUMNS, SCALE_MINIMUM, cell, weights
 from align.evaluation.comparison import League, OrderConsistency, Paired, WinRate
 from align.evaluation.ratings import Rating
+from align.evaluation.statistics import Difference, Interval, Share, paired_bootstrap
 from align.release.evaluations import Item
-from preference_data.statistics import Difference, Interval, Share, paired_bootstrap
 
 ALL = "overall"
 MARKS = ("factuality", "behaviour", "asked")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.artifacts import MANIFEST, METRICS, read_json, read_metrics
 from align.release.evaluations import Evaluation, stage_order
+from align.run_folder.artifacts import MANIFEST, METRICS, read_json, read_metrics
 
 VERDICT = "verdict.json"
 

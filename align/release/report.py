@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from align.artifacts import MANIFEST, METRICS, read_json, read_metrics
 from align.evaluation import published
+from align.evaluation.statistics import Interval
 from align.release import charts, clips, evaluations, page
 from align.release.evaluations import Evaluation, Item
-from preference_data.statistics import Interval
+from align.run_folder.artifacts import MANIFEST, METRICS, read_json, read_metrics
 from preference_data.store import write_text
 
 _TRAINING_KINDS = ("pretrain", "sft", "dpo")

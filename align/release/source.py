@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from align.artifacts import MANIFEST, read_json, read_manifest
 from align.release.evaluations import stage_order
 from align.release.provenance import VERDICT
 from align.release.registry import Registry
+from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
 _REGISTERED = re.compile(r"models:/(?P<name>.+)@(?P<alias>[^@/]+)")
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from preference_data.contamination import Contamination
+from preference_data.audio.contamination import Contamination
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Scores = Mapping[str, Any]

@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import argilla as rg
 
-from align.artifacts import StageFolder, Waiting, write_json
-from align.config import AnnotateConfig
-from align.progress import Progress
+from align.recipe.config import AnnotateConfig
 from align.release import annotators as page
-from preference_data import quality, store
-from preference_data.phrasebook import Phrasebook
+from align.run_folder.artifacts import StageFolder, Waiting, write_json
+from align.run_folder.progress import Progress
+from preference_data import store
+from preference_data.preferences import quality
 from preference_data.schema import MIN_HEARD, Annotation, AudioClip, Completion, Prompt, Shown
+from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import assignment, client, environment, launch, pull, push, simulated
 
 API_KEY = "ALIGN_ARGILLA_API_KEY"

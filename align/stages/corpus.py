@@ -13,13 +13,16 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from align.artifacts import StageFolder
-from align.config import CorpusConfig
-from align.progress import Progress
-from preference_data import audio, examples, splits, store
-from preference_data.corpora import corpus_module, mixture, phrasebook_of
-from preference_data.phrasebook import Phrasebook
+from align.recipe.config import CorpusConfig
+from align.run_folder.artifacts import StageFolder
+from align.run_folder.progress import Progress
+from preference_data import store
+from preference_data.audio import decode
+from preference_data.corpora import corpus_module, phrasebook_of
+from preference_data.dataset import mixture, splits
 from preference_data.schema import AudioClip, Chat
+from preference_data.toy_world import examples
+from preference_data.toy_world.phrasebook import Phrasebook
 
 
 def run(config: CorpusConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -85,7 +88,7 @@ def _without_bad_audio(
 ) -> tuple[list[AudioClip], int]:
     already = root / "quarantine.jsonl"
     before = already.read_text(encoding="utf-8").splitlines() if already.exists() else []
-    found, bad = audio.audit(
+    found, bad = decode.audit(
         root, [(clip.id, clip.path) for clip in clips], max_duration_s=config.max_duration_s
     )
     rows = before + [json.dumps(one._asdict(), ensure_ascii=False) for one in bad]

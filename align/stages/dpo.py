@@ -15,14 +15,14 @@ import numpy as np
 from datasets import Dataset
 from trl import DPOConfig as TRLConfig
 
-from align.artifacts import StageFolder, read_json, write_json
-from align.config import Choose, DPOConfig
 from align.evaluation import air_bench, scores
 from align.evaluation.judge import FactJudge
+from align.generation.generate import Decoding, Request, Sampler, complete_all, flatten
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
-from align.sampling.generate import Decoding, Request, Sampler, complete_all, flatten
+from align.recipe.config import Choose, DPOConfig
+from align.run_folder.artifacts import StageFolder, read_json, write_json
 from align.stages.tuning import tuning_of
 from align.training import ranks
 from align.training.arguments import arguments
@@ -37,9 +37,9 @@ from align.training.publish import as_policy, publish
 from align.training.reference import ReferenceStore
 from align.training.trainers import AudioDPOTrainer
 from preference_data import store
-from preference_data.pairs import weigh
+from preference_data.dataset.sources import table
+from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
-from preference_data.sources import table
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.artifacts import StageFolder, read_json, write_json
-from align.config import EvaluateConfig, JudgeModel
 from align.evaluation import air_bench, benchmarks, judge_agreement, recognition
 from align.evaluation.air_bench import Item
 from align.evaluation.judge import FactJudge
@@ -25,13 +23,15 @@ from align.evaluation.llm_judge import ChatModel, LLMJudge
 from align.evaluation.local_model import LocalModel
 from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
 from align.evaluation.recognition import Utterance
+from align.generation.generate import Decoding, Request
+from align.generation.sheets import Sheet, answer
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
-from align.sampling.generate import Decoding, Request
-from align.sampling.sheets import Sheet, answer
+from align.recipe.config import EvaluateConfig, JudgeModel
+from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
-from preference_data.audio import SAMPLE_RATE
-from preference_data.prompts import Dialect, pretraining_prompt
+from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.prompts.prompts import Dialect, pretraining_prompt
 from preference_data.schema import Annotation, Prompt, Shown
 from preference_data.store import write_rows
 

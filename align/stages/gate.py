@@ -10,19 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.artifacts import StageFolder, read_json, read_manifest, sha256_json, write_json
-from align.config import GateConfig
 from align.evaluation import air_bench, recognition
 from align.evaluation.fragments import unfinished
 from align.models.qwen2_audio import located, weights_sha256
-from align.progress import Progress
+from align.recipe.config import GateConfig
 from align.release import verdict
 from align.release.lineage import Lineage, lineage
 from align.release.registry import Holder, Registry
-from align.tracking import tracking_uri
-from preference_data import contamination, store
-from preference_data.clip_paths import BadAudio, ClipFile, ClipRoot
-from preference_data.contamination import Contamination
+from align.run_folder.artifacts import StageFolder, read_json, read_manifest, sha256_json, write_json
+from align.run_folder.progress import Progress
+from align.run_folder.tracking import tracking_uri
+from preference_data import store
+from preference_data.audio import contamination
+from preference_data.audio.clip_paths import BadAudio, ClipFile, ClipRoot
+from preference_data.audio.contamination import Contamination
 from preference_data.schema import AudioClip
 
 _TOLD = 20

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.artifacts import StageFolder
-from align.config import PairsConfig
-from preference_data import pairs, store
+from align.recipe.config import PairsConfig
+from align.run_folder.artifacts import StageFolder
+from preference_data import store
+from preference_data.preferences import pairs
 from preference_data.schema import Annotation, Completion, Prompt
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from align.artifacts import StageFolder
-from align.config import Assemble, ModelShape, PretrainConfig
-from align.config import Lesson as LessonConfig
 from align.models import assemble, qwen2_audio
 from align.models.vocabulary import add_tags, fit_embeddings
+from align.recipe.config import Assemble, ModelShape, PretrainConfig
+from align.recipe.config import Lesson as LessonConfig
+from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import tuning_of
 from align.training import ranks, supervised
 from align.training.augment import chosen
@@ -29,9 +29,9 @@ from align.training.order import Examples, Lesson, Part
 from align.training.preflight import check_heard
 from align.training.rows import task_row
 from preference_data import store
-from preference_data.audio import SAMPLE_RATE
-from preference_data.phrasebook import Phrasebook
-from preference_data.prompts import (
+from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.dataset.sources import sources, table
+from preference_data.prompts.prompts import (
     AUDIO,
     Dialect,
     all_tags,
@@ -41,7 +41,7 @@ from preference_data.prompts import (
     tags_needed,
 )
 from preference_data.schema import AudioClip, TaskExample
-from preference_data.sources import sources, table
+from preference_data.toy_world.phrasebook import Phrasebook
 
 _TOKENIZER_TEXTS = 2000
 """Of a corpus without a phrasebook, from which a small model's tokenizer is made."""

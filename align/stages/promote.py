@@ -11,14 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.artifacts import MANIFEST, StageFolder, read_json, read_manifest, sha256_file, write_json
-from align.config import PromoteConfig
 from align.models.qwen2_audio import located, weights_sha256
-from align.plan import foreign_digest
+from align.recipe.config import PromoteConfig
 from align.release.alias_lock import NotPromoted
 from align.release.lineage import lineage
 from align.release.registry import CANDIDATE, WEIGHTS, Holder, Registry
-from align.tracking import LINKS, tracking_uri
+from align.run_folder.artifacts import (
+    MANIFEST,
+    StageFolder,
+    foreign_digest,
+    read_json,
+    read_manifest,
+    sha256_file,
+    write_json,
+)
+from align.run_folder.tracking import LINKS, tracking_uri
 
 
 class GateClosed(NotPromoted):

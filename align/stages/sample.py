@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from align.artifacts import StageFolder, read_json, write_json
-from align.config import SampleConfig
+from align.generation import ray_actors
+from align.generation.generate import Decoding, Request, Sampler, batch_seed, batches
 from align.models.qwen2_audio import located, weights_sha256
-from align.progress import Progress
-from align.sampling import ray_actors
-from align.sampling.generate import Decoding, Request, Sampler, batch_seed, batches
+from align.recipe.config import SampleConfig
+from align.run_folder.artifacts import StageFolder, read_json, write_json
+from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.schema import Completion, Prompt, stable_id
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from align.artifacts import StageFolder
-from align.config import Filters, SFTConfig
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
-from align.progress import Progress
+from align.recipe.config import Filters, SFTConfig
+from align.run_folder.artifacts import StageFolder
+from align.run_folder.progress import Progress
 from align.stages.tuning import tuning_of
 from align.training import ranks, supervised
 from align.training.audio_effect import saved_effects
@@ -28,10 +28,10 @@ from align.training.filtering import keep
 from align.training.order import Examples, Part
 from align.training.preflight import check_heard
 from align.training.rows import chat_row, task_row
-from preference_data.filters import Limits
-from preference_data.manifest import Selection
+from preference_data.dataset.filters import Limits
+from preference_data.dataset.manifest import Selection
+from preference_data.dataset.sources import Source, sources, table
 from preference_data.schema import AudioClip, Chat, TaskExample
-from preference_data.sources import Source, sources, table
 
 
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from align.memory_plan import Plan
+from align.planning.memory_plan import Plan
 from align.training import ranks
 from align.training.tuning import Tuning
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
-from align.artifacts import Interrupted, read_json, stop_requested, write_json
+from align.run_folder.artifacts import Interrupted, read_json, stop_requested, write_json
 from align.training import ranks
 from align.training.collate import Row, SFTCollator
 from align.training.device import listening, own_device

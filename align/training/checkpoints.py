@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Trainer, set_seed
 
-from align.artifacts import MANIFEST, commit_folder, fsync_tree, read_json, sha256_file, write_json
+from align.run_folder.artifacts import MANIFEST, commit_folder, fsync_tree, read_json, sha256_file, write_json
 from align.training import ranks
 from align.training.strategies import Strategy, whole_models
 

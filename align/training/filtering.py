@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from align.artifacts import StageFolder
+from align.run_folder.artifacts import StageFolder
 from align.training import ranks
-from preference_data.filters import Limits, review
+from preference_data.dataset.filters import Limits, review
 from preference_data.schema import Chat
 from preference_data.store import write_rows
 

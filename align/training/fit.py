@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from align.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
-from align.progress import Progress
+from align.run_folder.artifacts import Interrupted, StageFolder, heeding_stop, read_json, stop_requested
+from align.run_folder.progress import Progress
 from align.training import ranks, strategies
 from align.training.alarms import Alarms
 from align.training.allocator import keep_freed_memory

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from transformers import Qwen2AudioProcessor
 
-from align import estimate
-from align.estimate import Job, Shape, Strategy
 from align.models.audio_tokens import n_audio_tokens
 from align.models.chat import encode_completion, encode_prompt, user
+from align.planning import estimate
+from align.planning.estimate import Job, Shape, Strategy
 from align.training.collate import Row, encode_row
 from align.training.order import Examples
-from preference_data.audio import SAMPLE_RATE
+from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.dataset.sources import table
 from preference_data.schema import AudioClip
-from preference_data.sources import table
 
 _BYTES_PER_TOKEN = 4
 """Of text: about right for all scripts. For comparing examples only."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import Qwen2AudioForConditionalGeneration
 
-from align import estimate
-from align.estimate import Job, Shape
-from align.memory_plan import Plan, by_hand, plan
+from align.planning import estimate
+from align.planning.estimate import Job, Shape
+from align.planning.memory_plan import Plan, by_hand, plan
 from align.training import ranks
 from align.training.recompute import compute_again
 from align.training.tuning import Tuning

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from align.training.collate import Row
-from preference_data.mixing import Mixture
+from preference_data.dataset.mixing import Mixture
 from preference_data.schema import TaskExample
 
 

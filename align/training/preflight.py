@@ -33,7 +33,7 @@ from align.training.both_ways import compare
 from align.training.collate import MODEL_INPUTS, Row, labelled
 from align.training.device import listening
 from align.training.feeding import ABOUT
-from preference_data.audio import SAMPLE_RATE
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.schema import AudioClip
 
 _ROWS = 8

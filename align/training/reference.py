@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import Qwen2AudioProcessor
 
-from align.artifacts import read_json, sha256_json
+from align.run_folder.artifacts import read_json, sha256_json
 from align.training import ranks
 from align.training.collate import Row
 from preference_data.store import write_text

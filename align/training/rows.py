@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align.models.chat import assistant, user
 from align.training.collate import Row
-from preference_data.prompts import Dialect, prompt_of, refuse_control, target_of
+from preference_data.prompts.prompts import Dialect, prompt_of, refuse_control, target_of
 from preference_data.schema import Chat, TaskExample
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from trl import SFTConfig
 
-from align.artifacts import StageFolder
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import is_packed
+from align.run_folder.artifacts import StageFolder
 from align.training import ranks
 from align.training.arguments import arguments
 from align.training.augment import Augmentation, SpecAugment

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from preference_data.audio import SAMPLE_RATE
+from preference_data.audio.decode import SAMPLE_RATE
 
 _FRAMES_PER_TOKEN = 4
 """Convolution by 2, then pooling by 2."""

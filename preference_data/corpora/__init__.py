@@ -18,11 +18,13 @@ HeldOut = Mapping[Literal["dev", "test"], Sequence[str]]
 """Speakers kept out of training, per split."""
 
 CORPORA: dict[str, str] = {
-    "made_world": "preference_data.corpora.made_world",
-    "spoken_digits": "preference_data.corpora.spoken_digits",
+    "made_world": "preference_data.toy_world.made_world",
+    "spoken_digits": "preference_data.toy_world.spoken_digits",
     "folder": "preference_data.corpora.folder",
 }
 """Imported when used: making audio needs the speech synthesiser, reading a folder does not."""
+
+_PHRASEBOOKS = Path(__file__).parents[1] / "toy_world" / "phrasebooks"
 
 
 class Corpus(Protocol):
@@ -65,10 +67,10 @@ def phrasebook_of(corpus: str, source: Path | None) -> Path:
     if corpus not in CORPORA:
         raise ValueError(f"unknown corpus {corpus!r}; known: {', '.join(CORPORA)}")
     if corpus != "folder":
-        return Path(__file__).parents[1] / "phrasebooks" / f"{corpus}.yaml"
+        return _PHRASEBOOKS / f"{corpus}.yaml"
     if source is None or not (source / "phrasebook.yaml").is_file():
         raise ValueError(
             f"corpus 'folder' needs {source or 'its folder'}/phrasebook.yaml, which says what can be asked "
-            f"about its clips; start from a copy in {Path(__file__).parents[1] / 'phrasebooks'}"
+            f"about its clips; start from a copy in {_PHRASEBOOKS}"
         )
     return source / "phrasebook.yaml"

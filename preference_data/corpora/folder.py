@@ -18,13 +18,13 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from preference_data import audio
-from preference_data.audio import BadAudio
+from preference_data.audio import decode
+from preference_data.audio.decode import BadAudio
 from preference_data.corpora import HeldOut, phrasebook_of
-from preference_data.corpora.clip_files import SPLITS, ClipWriter, write_quarantine
-from preference_data.phrasebook import Phrasebook
 from preference_data.schema import AudioClip, Facts, Split, stable_id
-from preference_data.wording import Slot
+from preference_data.toy_world.clip_files import SPLITS, ClipWriter, write_quarantine
+from preference_data.toy_world.phrasebook import Phrasebook
+from preference_data.toy_world.wording import Slot
 
 _OURS = ("path", "speaker", "split")
 _PREFERENCE_SHARE = 0.2
@@ -77,7 +77,7 @@ def prepare(
         )
     phrasebook = Phrasebook.load(phrasebook_of("folder", source))
     rows = {row.id: row for row in _read(source, phrasebook, held_out or {}, seed)}
-    good, bad = audio.audit(source, [(row.id, row.path) for row in rows.values()], max_duration_s=_LONGEST_S)
+    good, bad = decode.audit(source, [(row.id, row.path) for row in rows.values()], max_duration_s=_LONGEST_S)
     write_quarantine(out, bad)
     if not good:
         raise ValueError(
@@ -87,7 +87,7 @@ def prepare(
     writer = ClipWriter(out, phrasebook, "folder")
     clips = []
     for number, row in enumerate((rows[clip_id] for clip_id in good), start=1):
-        samples = audio.load(audio.resolve_inside(source, row.path), max_duration_s=_LONGEST_S)
+        samples = decode.load(decode.resolve_inside(source, row.path), max_duration_s=_LONGEST_S)
         clips.append(
             writer.write(row.id, row.split, samples, row.facts, speaker=row.speaker, source="recording")
         )
@@ -157,7 +157,7 @@ def _row(
     cells = {column: (text or "").strip() for column, text in line.items() if column is not None}
     path, speaker = cells["path"], cells["speaker"] or None
     try:
-        audio.resolve_inside(source, path)
+        decode.resolve_inside(source, path)
     except BadAudio as error:
         problems.append(f"column 'path': {path!r} {error.detail}")
     split, problem = _split(cells, speaker, held_out, np.random.default_rng(_number(seed, path)).random())

@@ -7,12 +7,13 @@ import numpy as np
 import soundfile
 from safetensors.numpy import save_file
 
-from align.artifacts import StageFolder, read_manifest
-from align.config import GateConfig
 from align.evaluation import air_bench
 from align.evaluation.air_bench import Item
+from align.recipe.config import GateConfig
+from align.run_folder.artifacts import StageFolder, read_manifest
 from align.stages import gate as gate_stage
-from preference_data import audio, store
+from preference_data import store
+from preference_data.audio import decode
 from preference_data.schema import AudioClip
 
 MODEL = "toy-audio"
@@ -76,7 +77,7 @@ def corpus(folder):
     records = []
     for i, (path, split) in enumerate(clips.items()):
         tone(folder / path, 200 + 50 * i)
-        sha256 = audio.inspect(folder / path, max_duration_s=9).sha256
+        sha256 = decode.inspect(folder / path, max_duration_s=9).sha256
         records.append(AudioClip(id=f"c{i}", path=path, split=split, duration_s=0.2, sha256=sha256))
     store.write(folder / "clips.jsonl", records)
     (folder / "test/Chat/Chat_meta.json").write_text(json.dumps(ITEMS))

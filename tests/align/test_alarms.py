@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig
 
-from align.artifacts import StageFolder, read_metrics
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
+from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.alarms import Alarms
 from align.training.arguments import arguments
 from align.training.collate import SFTCollator

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from align.release import annotators
-from preference_data.quality import assess
+from preference_data.preferences.quality import assess
 from preference_data.schema import Annotation, Prompt, Shown
 
 HOSTILE = "</p></article><script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^$&{{ 7*7 }}"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from align.artifacts import (
+from align.run_folder.artifacts import (
     RunIsBusy,
     StageFolder,
     exclusive,
@@ -96,7 +96,7 @@ def test_an_unfinished_stage_has_no_manifest(tmp_path):
 
 def test_the_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
     code = (
-        "import sys, time, pathlib; from align.artifacts import exclusive\n"
+        "import sys, time, pathlib; from align.run_folder.artifacts import exclusive\n"
         "with exclusive(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -114,7 +114,7 @@ def test_the_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
 
 
 def test_seconds_of_earlier_attempts_count(tmp_path):
-    from align.attempt import Attempt
+    from align.execution.attempt import Attempt
 
     clock = tmp_path / ".seconds"
     clock.write_text("100.0")

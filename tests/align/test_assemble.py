@@ -21,7 +21,7 @@ from transformers import (
 
 from align.models import qwen2_audio, shards
 from align.models.assemble import CannotAssemble, assemble, expected_tensors
-from preference_data.prompts import Tagset
+from preference_data.prompts.prompts import Tagset
 
 MELS, POSITIONS, VOCAB = 16, 50, 300
 

@@ -125,7 +125,7 @@ def test_doctor_finds_what_the_tests_stand_on(tmp_path):
 
 
 def test_doctor_says_what_deepspeed_needs_to_compile(tmp_path, monkeypatch):
-    from align.doctor import examine
+    from align.cli.doctor import examine
 
     def found():
         return next(finding for finding in examine(tmp_path) if finding.thing == "DeepSpeed")
@@ -153,7 +153,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "ray", "mlflow"}
 def test_a_verb_imports_what_it_needs(recipe, arguments, not_needed):
     """`--help` in 0.15 s of process time, `check` in 0.7 (2 cores, 21 November 2026)."""
     program = (
-        "import sys, atexit; from align.cli import main; sys.argv[0] = 'align'; "
+        "import sys, atexit; from align.cli.main import main; sys.argv[0] = 'align'; "
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
     )
     command = [sys.executable, "-c", program, *arguments]
@@ -168,7 +168,7 @@ def test_a_verb_imports_what_it_needs(recipe, arguments, not_needed):
 def test_training_alone_on_a_cpu_prints_its_progress_only(tmp_path):
     """DeepSpeed, which accelerate imports whenever there is one, would tell on stdout that it sees no GPU."""
     program = (
-        "from align.quiet import quieten; quieten(); "
+        "from align.run_folder.quiet import quieten; quieten(); "
         "import sys; from pathlib import Path; from tests.align import tiny_training as tiny; "
         "world = tiny.make_world(Path(sys.argv[1])); "
         "tiny.run_here(tiny.make_config('sft', steps=1), world, Path(sys.argv[1]) / 'run'); "

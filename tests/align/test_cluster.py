@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from align.artifacts import StageFolder, read_metrics
-from align.cluster import ClusterTooSmall, WorkersFailed, run_stage
+from align.execution.workers import ClusterTooSmall, WorkersFailed, run_stage
+from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.checkpoints import newest, step_of
 from tests.align import tiny_training
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from align import cluster_files
-from align.cli import app
-from align.recipe import RecipeError
+from align.cli.main import app
+from align.execution import cluster_files
+from align.recipe.recipe import RecipeError
 
 GOLDEN = Path(__file__).parent / "cluster_files"
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"

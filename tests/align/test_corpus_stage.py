@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from align.artifacts import StageFolder
-from align.config import CorpusConfig, PretrainConfig
+from align.recipe.config import CorpusConfig, PretrainConfig
+from align.run_folder.artifacts import StageFolder
 from align.stages import corpus, pretrain
 from preference_data import store
-from preference_data.phrasebook import BadPhrasebook, Phrasebook
 from preference_data.schema import AudioClip, TaskExample
 from preference_data.store import read
+from preference_data.toy_world.phrasebook import BadPhrasebook, Phrasebook
 
 PHRASEBOOK = """
 slots:

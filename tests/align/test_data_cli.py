@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from align.cli import app
-from align.recipe import load
+from align.cli.main import app
+from align.recipe.recipe import load
 from preference_data import store
 from preference_data.corpora.published import PUBLISHED, vocalsound
 from preference_data.schema import PreferencePair, TaskExample

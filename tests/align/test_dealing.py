@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from align.training.dealing import Dealt, deal, dealt, dealt_steps
 from align.training.order import Examples, Part
 from preference_data import store
-from preference_data.manifest import open_manifest
+from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
 
 STEP, STEPS = 12, 10

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2AudioForConditionalGeneration
 
-from align.artifacts import read_json, read_metrics
+from align.run_folder.artifacts import read_json, read_metrics
 from align.training.checkpoints import CannotResume, checkpoints, is_whole, step_of
 from tests.align import tiny_training
 from tests.compiler import CAN_COMPILE, need_compiler, possible

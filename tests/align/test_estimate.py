@@ -14,13 +14,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from align import budget, estimate
-from align.config import DPOConfig
-from align.estimate import Job, Shape
 from align.models.audio_tokens import n_audio_tokens
 from align.models.packed_qwen2_audio import pack
 from align.models.packing import pack_rows
-from align.recipe import load
+from align.planning import budget, estimate
+from align.planning.estimate import Job, Shape
+from align.recipe.config import DPOConfig
+from align.recipe.recipe import load
 from align.training.freeze import PARTS
 from align.training.recompute import compute_again
 

@@ -11,14 +11,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from align import export_cli
+from align.cli import export
 from align.models import portable, qwen2_audio
 from align.models.hub_names import hub_name
 from align.release.registry import Registry
 from align.release.source import NoPolicy, find
 
 app = typer.Typer()
-app.command()(export_cli.export)
+app.command()(export.export)
 RANK, ALPHA = 2, 6
 TARGET = r"model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj|model\.multi_modal_projector\.linear"
 

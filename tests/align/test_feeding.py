@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 from trl import SFTConfig
 
-from align.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
 from align.training.arguments import arguments
 from align.training.augment import Augmentation
 from align.training.collate import SFTCollator
@@ -22,8 +22,8 @@ from align.training.order import Examples, Part
 from align.training.tally import Tally, TooManyBadClips
 from align.training.trainers import AudioSFTTrainer
 from preference_data import store
-from preference_data.audio import BadAudio
-from preference_data.manifest import open_manifest
+from preference_data.audio.decode import BadAudio
+from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
 
 

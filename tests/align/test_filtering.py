@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from align.artifacts import StageFolder
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.run_folder.artifacts import StageFolder
 from align.training.audio_effect import answer_logps, audio_effects, saved_effects
 from align.training.collate import SFTCollator
 from align.training.filtering import keep
 from align.training.rows import chat_row
-from preference_data.filters import Limits
+from preference_data.dataset.filters import Limits
 from preference_data.schema import Chat, Turn
 
 

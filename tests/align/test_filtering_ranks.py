@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from align.artifacts import read_json, read_metrics
+from align.run_folder.artifacts import read_json, read_metrics
 from tests.align import tiny_training
 from tests.compiler import need_compiler, possible
 

@@ -8,20 +8,21 @@ import pytest
 import soundfile
 
 import preference_data
-from align.artifacts import read_manifest
-from align.config import Thresholds
 from align.evaluation import scores as scoring
 from align.evaluation.air_bench import Item
 from align.evaluation.fragments import unfinished
 from align.evaluation.judge import FactJudge
+from align.recipe.config import Thresholds
 from align.release.registry import RegistryDown
 from align.release.verdict import Evidence, checks, decide
-from preference_data import contamination, store
-from preference_data.contamination import Contamination
-from preference_data.phrasebook import Phrasebook
+from align.run_folder.artifacts import read_manifest
+from preference_data import store
+from preference_data.audio import contamination
+from preference_data.audio.contamination import Contamination
 from preference_data.schema import AudioClip
+from preference_data.toy_world.phrasebook import Phrasebook
 
-PHRASEBOOK = Path(preference_data.__file__).parent / "phrasebooks" / "made_world.yaml"
+PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "made_world.yaml"
 
 
 @pytest.fixture

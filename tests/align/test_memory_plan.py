@@ -6,13 +6,13 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from align import estimate, memory_plan
-from align.artifacts import read_metrics
-from align.estimate import Job, Shape
-from align.memory_plan import MARGIN, plan
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import pack
+from align.planning import estimate, memory_plan
+from align.planning.estimate import Job, Shape
+from align.planning.memory_plan import MARGIN, plan
+from align.run_folder.artifacts import read_metrics
 from align.stages.tuning import tuning_of
 from align.training.collate import PreferenceCollator
 from align.training.lengths import ClipTokens, Lengths
@@ -23,8 +23,8 @@ from align.training.recompute import compute_again
 from align.training.rows import chat_row
 from align.training.tuning import Tuning
 from preference_data import store
+from preference_data.dataset.sources import sources, table
 from preference_data.schema import AudioClip, Chat, PreferencePair
-from preference_data.sources import sources, table
 from tests.align import tiny_training
 from tests.align.ragged_batch import Rows, gradients, pairs, small_model, worst
 from tests.align.test_estimate import SMALL, kept_by_autograd, learning, of_pairs, packed_pairs

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from align.artifacts import read_metrics
-from preference_data.prompts import all_tags
+from align.run_folder.artifacts import read_metrics
+from preference_data.prompts.prompts import all_tags
 from tests.align import tiny_training
 from tests.compiler import need_compiler, possible
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from align.training.order import Examples, Lesson, Part
 from preference_data import store
-from preference_data.manifest import open_manifest
+from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
 
 BATCH = 12

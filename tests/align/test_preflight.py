@@ -10,12 +10,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, SFTConfig
 
-from align.artifacts import StageFolder
 from align.kernels.attention import BACKENDS
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import pack
+from align.run_folder.artifacts import StageFolder
 from align.training import preflight
 from align.training.arguments import arguments
 from align.training.both_ways import PackingIsWrong, compare

@@ -14,15 +14,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from align import promote_cli
-from align.artifacts import StageFolder, read_manifest
-from align.config import PromoteConfig
+from align.cli import promote
+from align.recipe.config import PromoteConfig
 from align.release.alias_lock import NotPromoted
 from align.release.registry import Registry, RegistryDown
+from align.run_folder.artifacts import StageFolder, read_manifest
 from align.stages import promote as stage
 
 app = typer.Typer()
-app.command()(promote_cli.promote)
+app.command()(promote.promote)
 
 
 @pytest.fixture(scope="module")

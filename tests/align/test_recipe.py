@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from align.plan import reads
-from align.recipe import RecipeError, load
-from align.trl_names import INSTEAD, known_names
+from align.execution.plan import reads
+from align.recipe.recipe import RecipeError, load
+from align.recipe.trl_names import INSTEAD, known_names
 
 CORPUS = "stage: corpus\ncorpus: folder\ndir: recordings\n"
 PRETRAIN = "stage: pretrain\ncorpus: 1_corpus\nmodel: {d_model: 64}\nsteps: 5\nbatch_size: 2\n"
@@ -254,7 +254,7 @@ def test_wrong_overrides_are_reported_like_the_rest(write):
 def test_checking_imports_neither_torch_nor_trl(write):
     folder = write(s7_dpo=DPO + "trl: {weight_decay: 0.1}\n")
     code = (
-        "import sys, pathlib; from align.recipe import load; load(pathlib.Path(sys.argv[1])); "
+        "import sys, pathlib; from align.recipe.recipe import load; load(pathlib.Path(sys.argv[1])); "
         "print([m for m in ('torch', 'trl', 'transformers', 'mlflow') if m in sys.modules])"
     )
     done = subprocess.run(

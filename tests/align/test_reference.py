@@ -8,10 +8,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import DPOConfig
 
-from align.artifacts import sha256_file
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.models.packed_qwen2_audio import pack
+from align.run_folder.artifacts import sha256_file
 from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator
 from align.training.reference import NAMES, ReferenceStore, batches_of, reading

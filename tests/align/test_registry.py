@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from align.artifacts import sha256_file
 from align.release import alias_lock
 from align.release.alias_lock import Lock, NotPromoted
 from align.release.registry import Holder, Registry, RegistryDown
+from align.run_folder.artifacts import sha256_file
 
 NAME = "it's a toy"
 NOBODY = Holder(None, None, None)

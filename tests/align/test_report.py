@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from align.evaluation.statistics import paired_bootstrap
 from align.release import report
 from align.release.page import value
-from preference_data.statistics import paired_bootstrap
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^$&{{ 7*7 }}"
 CATEGORIES = ("speech", "sound", "music", "mixed")

@@ -9,7 +9,7 @@ from align.models import qwen2_audio
 from align.models.features import ClipFeatures
 from align.training.collate import SFTCollator
 from align.training.rows import chat_row, task_row
-from preference_data.prompts import BadExample
+from preference_data.prompts.prompts import BadExample
 from preference_data.schema import Chat, TaskExample, Turn
 
 CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from align.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
-from align.recipe import RecipeError, load
-from align.runner import execute
+from align.execution.runner import execute
+from align.recipe.recipe import RecipeError, load
+from align.run_folder.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
 from align.stages import STAGES
 
 TOYS = Path(__file__).parents[1] / "recipes"
@@ -159,7 +159,8 @@ def start(folder, run, log):
     """The toy pipeline without MLflow in a process of its own."""
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[3]); import toy_stages\n"
-        "from align.recipe import load; from align.runner import execute; from align.stages import STAGES\n"
+        "from align.execution.runner import execute\n"
+        "from align.recipe.recipe import load; from align.stages import STAGES\n"
         "STAGES.update({kind: 'toy_stages' for kind in ('corpus', 'sft', 'evaluate', 'gate')})\n"
         "sys.exit(execute(load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2])).exit_code)"
     )
@@ -211,7 +212,7 @@ def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status)
 def test_a_stage_that_does_not_heed_a_stop_is_interrupted_at_once(tmp_path):
     code = """
 import os, signal, threading, time
-from align.attempt import Attempt, handling_signals, interruptible
+from align.execution.attempt import Attempt, handling_signals, interruptible
 started = time.monotonic()
 threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 with handling_signals(), Attempt() as attempt, interruptible():

@@ -1,6 +1,6 @@
 """Completions depend on the seed and the request, not on what ran before or how it was batched in time."""
 
-from align.sampling.generate import Decoding, Request, Sampler, batch_seed, complete_all, flatten
+from align.generation.generate import Decoding, Request, Sampler, batch_seed, complete_all, flatten
 
 REQUESTS = [Request("Is the tone high or low?", (f"{i % 4}.wav",)) for i in range(6)]
 DRAWN = Decoding(max_new_tokens=8, temperature=1.0, completions=3)

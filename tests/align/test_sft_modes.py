@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from align.artifacts import StageFolder
-from align.config import SFTConfig
-from align.sampling.generate import Decoding, Request, Sampler
+from align.generation.generate import Decoding, Request, Sampler
+from align.recipe.config import SFTConfig
+from align.run_folder.artifacts import StageFolder
 from align.stages import sft
 from preference_data import store
 from preference_data.schema import AudioClip, Chat, TaskExample, Turn

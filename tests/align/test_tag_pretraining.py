@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from align.artifacts import StageFolder
-from align.config import ModelShape, PretrainConfig
+from align.generation.generate import Decoding, Request, Sampler
 from align.models.qwen2_audio import load_processor
-from align.sampling.generate import Decoding, Request, Sampler
+from align.recipe.config import ModelShape, PretrainConfig
+from align.run_folder.artifacts import StageFolder
 from align.stages import pretrain
 from preference_data import store
 from preference_data.corpora import phrasebook_of
-from preference_data.prompts import BadExample, prompt_of, target_of
+from preference_data.prompts.prompts import BadExample, prompt_of, target_of
+from preference_data.prompts.time_stamps import parse_words
 from preference_data.schema import AudioClip, TaskExample, Word
-from preference_data.time_stamps import parse_words
 
 SHAPE = ModelShape(d_model=32, heads=2, audio_layers=1, text_layers=1, mel_bins=32, clip_s=1, vocab_size=400)
 STARTS_S = (0.2, 0.6)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align.artifacts import read_json, read_metrics
-from align.tracking import StageRecord, Tracker, tracking_uri
+from align.run_folder.artifacts import read_json, read_metrics
+from align.run_folder.tracking import StageRecord, Tracker, tracking_uri
 
 TOYS = Path(__file__).parents[1] / "recipes"
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from align.config import GateConfig, Thresholds
+from align.recipe.config import GateConfig, Thresholds
 from align.release.verdict import Champion, Evidence, checks, decide, gain
-from preference_data.contamination import Contamination, Overlap
+from preference_data.audio.contamination import Contamination, Overlap
 
 COLLAPSED = Path(__file__).parent / "collapsed"
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -5,8 +5,8 @@ import torch
 
 from align.models import qwen2_audio
 from align.models.vocabulary import add_tags, fit_embeddings
-from preference_data.prompts import Tagset, all_tags, pretraining_prompt
-from preference_data.time_stamps import stamps_to
+from preference_data.prompts.prompts import Tagset, all_tags, pretraining_prompt
+from preference_data.prompts.time_stamps import stamps_to
 from tests.conftest import TEXTS
 
 LINE = "<|0.00|><|sil|><|0.54|>hello<|0.86|><|30.00|>"

@@ -34,8 +34,8 @@ def make_world(root, n=24):
     import numpy as np
     import soundfile
 
-    from align.artifacts import sha256_file
     from align.models import qwen2_audio
+    from align.run_folder.artifacts import sha256_file
     from preference_data import store
     from preference_data.schema import AudioClip, Chat, PreferencePair, TaskExample, Turn
 
@@ -87,7 +87,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `once`: all rows are one batch; `filtered`: without chats that need no audio.
     """
-    from align.config import DPOConfig, PretrainConfig, SFTConfig
+    from align.recipe.config import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     tight = {"memory_gb": 3.0} if "tight" in options else {}
@@ -124,7 +124,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
 
 def run_here(config, world, folder):
     """Run the stage in this process; returns its metrics."""
-    from align.artifacts import StageFolder
+    from align.run_folder.artifacts import StageFolder
     from align.stages import STAGES
 
     out = StageFolder(Path(folder), "stage", "fingerprint")
@@ -137,7 +137,7 @@ def trace(path, stop_before=None):
     """Log what every step of this process is trained on; optionally ask for a stop in the middle."""
     import torch
 
-    from align.artifacts import stop_requested
+    from align.run_folder.artifacts import stop_requested
     from align.training.checkpoints import AtomicCheckpoints
 
     def digest(tensor):
@@ -180,7 +180,7 @@ def read_trace(folder, ranks):
 
 def run_case(case, world, out, rank, stop_before=None):
     """One case on this rank; leaves `finished` behind."""
-    from align.artifacts import Interrupted, stop_requested
+    from align.run_folder.artifacts import Interrupted, stop_requested
     from align.training import strategies
 
     config, folder = make_config(case), out / case

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from preference_data.tar_shards import write_shards
+from preference_data.audio.tar_shards import write_shards
 
 H200_CLIPS_PER_S = {30: 14, 5: 90}
 """By seconds of a clip: estimates for LoRA DPO of long clips and LoRA SFT of short ones."""
@@ -74,14 +74,14 @@ def in_shards(folder: Path, names: list[str]) -> list[str]:
 
 def speed(features: Any, paths: list[str]) -> dict[str, float]:
     """Clips per second of process time: decoding alone, and with mel features in batches of 8."""
-    from preference_data import audio
-    from preference_data.clip_paths import ClipRoot
+    from preference_data.audio import decode
+    from preference_data.audio.clip_paths import ClipRoot
 
     root = ClipRoot(features.root)
     features(paths[:2])
     begun = time.process_time()
     for path in paths:
-        audio.load(root.find(path), max_duration_s=30)
+        decode.load(root.find(path), max_duration_s=30)
     decoded = time.process_time() - begun
     begun = time.process_time()
     for start in range(0, len(paths), 8):
@@ -136,7 +136,7 @@ def make_data_set(folder: Path, name: str, n: int) -> None:
 
 def mix_part(folder: Path) -> dict[str, Any]:
     """Check and mix two data sets."""
-    from preference_data.corpora.mixture import DataSet, mix
+    from preference_data.dataset.mixture import DataSet, mix
 
     mixed = mix(
         folder / "corpus",
@@ -152,8 +152,8 @@ def mix_part(folder: Path) -> dict[str, Any]:
 def order_part(folder: Path) -> dict[str, Any]:
     """Draw 100,000 examples of the mixture as training does, and read their rows."""
     from align.training.order import Examples, Part
+    from preference_data.dataset.sources import sources
     from preference_data.schema import TaskExample
-    from preference_data.sources import sources
 
     begun = time.process_time()
     parts = [Part(*one, _row) for one in sources(folder / "corpus", "pretrain", TaskExample)]

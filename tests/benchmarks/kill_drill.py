@@ -29,7 +29,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from align.artifacts import read_metrics
+from align.run_folder.artifacts import read_metrics
 from align.training.checkpoints import checkpoints, is_whole, step_of
 from tests.align import tiny_training
 
@@ -207,9 +207,9 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 def drive(world: str, out: str) -> None:
     """A driver with two Ray workers, in a process of its own."""
-    from align.artifacts import Interrupted, StageFolder, write_json
-    from align.attempt import handling_signals, interruptible
-    from align.cluster import run_stage
+    from align.execution.attempt import handling_signals, interruptible
+    from align.execution.workers import run_stage
+    from align.run_folder.artifacts import Interrupted, StageFolder, write_json
 
     folder = StageFolder(Path(out) / "sft-ddp", "stage", "fingerprint")
     folder.path.mkdir(parents=True, exist_ok=True)

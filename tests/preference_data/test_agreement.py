@@ -4,8 +4,15 @@ import krippendorff
 import numpy as np
 import pytest
 
-from preference_data import agreement
-from preference_data.agreement import alpha, gold_accuracy, rise_without, seconds, self_consistency, side_a
+from preference_data.preferences import agreement
+from preference_data.preferences.agreement import (
+    alpha,
+    gold_accuracy,
+    rise_without,
+    seconds,
+    self_consistency,
+    side_a,
+)
 from preference_data.schema import Annotation
 
 CHOICES = ("a", "b", "tie", "both_bad")

@@ -16,8 +16,8 @@ import pytest
 import soundfile
 import soxr
 
-from preference_data import audio, isolation
-from preference_data.audio import BadAudio
+from preference_data.audio import decode, isolation
+from preference_data.audio.decode import BadAudio
 
 SILENCE = np.zeros(16_000, "float32")
 
@@ -58,7 +58,7 @@ def two_hours_of_silence(path: Path) -> None:
 def refusal(path: Path) -> BadAudio:
     """Why `load` refuses a file."""
     with pytest.raises(BadAudio) as caught:
-        audio.load(path, max_duration_s=30)
+        decode.load(path, max_duration_s=30)
     return caught.value
 
 
@@ -180,7 +180,7 @@ def test_header_is_enough_to_refuse(tmp_path: Path, name: str) -> None:
     code, write = REFUSED_BY_HEADER[name]
     write(tmp_path / name)
     with pytest.raises(BadAudio) as caught:
-        audio.inspect(tmp_path / name, max_duration_s=30)
+        decode.inspect(tmp_path / name, max_duration_s=30)
     assert caught.value.code == code
 
 
@@ -206,7 +206,7 @@ def test_unreadable_by_rights_or_by_disk(tmp_path: Path) -> None:
     loop = tmp_path / "loop.wav"
     loop.symlink_to(loop)
     with pytest.raises(BadAudio) as caught:
-        audio.inspect(loop, max_duration_s=30)
+        decode.inspect(loop, max_duration_s=30)
     assert caught.value.code == "unreadable"
 
 
@@ -265,13 +265,13 @@ def test_valid_file_loads_as_soxr_reference(
         decoded = sound.read(sound.frames, dtype="float32", always_2d=True)
     expected = soxr.resample(decoded.mean(axis=1), rate, 16_000, quality="HQ")
 
-    samples = audio.load(path, max_duration_s=1.6)
+    samples = decode.load(path, max_duration_s=1.6)
     assert samples.dtype == np.float32
     assert samples.ndim == 1
     assert 0 <= len(samples) - 24_000 <= 1_000  # block codecs fill their last block
     np.testing.assert_allclose(samples, expected, atol=1e-6)
 
-    info = audio.inspect(path, max_duration_s=1.6)
+    info = decode.inspect(path, max_duration_s=1.6)
     assert (info.sample_rate_hz, info.channels) == (rate, channels)
     assert info.frames == len(decoded)
     assert info.duration_s == pytest.approx(len(samples) / 16_000, abs=1e-3)
@@ -281,31 +281,31 @@ def test_valid_file_loads_as_soxr_reference(
 def test_channels_are_averaged_and_16_khz_is_left_alone(tmp_path: Path) -> None:
     left, right = np.float32([0.5, -0.25, 1]), np.float32([0.25, 0.25, -1])
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, "FLOAT")
-    assert audio.load(tmp_path / "a.wav", max_duration_s=1).tolist() == [0.375, 0.0, 0.0]
+    assert decode.load(tmp_path / "a.wav", max_duration_s=1).tolist() == [0.375, 0.0, 0.0]
 
 
 def test_format_is_what_the_bytes_say(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", SILENCE, 16_000, format="FLAC")
-    assert audio.inspect(tmp_path / "a.wav", max_duration_s=1).format == "FLAC/PCM_16"
+    assert decode.inspect(tmp_path / "a.wav", max_duration_s=1).format == "FLAC/PCM_16"
 
 
 def test_chunks_around_the_sound_are_skipped(tmp_path: Path) -> None:
     wav = encoded(tmp_path, ".wav")
     odd_chunk = b"LIST" + struct.pack("<I", 5) + b"INFOx\0"
     (tmp_path / "a.wav").write_bytes(wav[:36] + odd_chunk + wav[36:] + odd_chunk)
-    assert audio.inspect(tmp_path / "a.wav", max_duration_s=3).frames == 32_000
+    assert decode.inspect(tmp_path / "a.wav", max_duration_s=3).frames == 32_000
 
 
 def test_mp3_behind_a_large_tag_is_read(tmp_path: Path) -> None:
     picture = bytes(20_000)
     size = bytes([0, 20_000 >> 14, 20_000 >> 7 & 127, 20_000 & 127])
     (tmp_path / "a.mp3").write_bytes(b"ID3\4\0\0" + size + picture + encoded(tmp_path, ".mp3"))
-    assert audio.inspect(tmp_path / "a.mp3", max_duration_s=3).frames == 32_000
+    assert decode.inspect(tmp_path / "a.mp3", max_duration_s=3).frames == 32_000
 
 
 def test_limit_is_inclusive(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", SILENCE, 16_000)
-    assert audio.inspect(tmp_path / "a.wav", max_duration_s=1).duration_s == 1
+    assert decode.inspect(tmp_path / "a.wav", max_duration_s=1).duration_s == 1
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ def test_path_that_leaves_the_root_is_refused(tmp_path: Path, relative: str, cod
     (root / "link_to_folder").symlink_to(tmp_path)
     (root / "loop.wav").symlink_to(root / "loop.wav")
     with pytest.raises(BadAudio) as caught:
-        audio.resolve_inside(root, relative)
+        decode.resolve_inside(root, relative)
     assert caught.value.code == code
     assert ";" in caught.value.detail
     assert len(str(caught.value)) < 600
 
-    good, refused = audio.audit(root, [("r1", relative)], max_duration_s=1)
+    good, refused = decode.audit(root, [("r1", relative)], max_duration_s=1)
     assert good == {}
     assert [(one.id, one.path, one.code) for one in refused] == [("r1", relative, code)]
 
@@ -354,7 +354,7 @@ def test_links_and_odd_names_inside_the_root_are_followed(tmp_path: Path) -> Non
     soundfile.write(root / name, SILENCE, 16_000)
     (root / "link.wav").symlink_to(root / name)
     expected = (tmp_path / "corpus" / name).resolve()
-    assert audio.resolve_inside(root, name) == audio.resolve_inside(root, "./link.wav") == expected
+    assert decode.resolve_inside(root, name) == decode.resolve_inside(root, "./link.wav") == expected
 
 
 def test_audit_names_the_records_and_keeps_the_order(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_audit_names_the_records_and_keeps_the_order(tmp_path: Path) -> None:
     clips.append(("outside", "../x.wav"))
     progress: list[int] = []
 
-    good, refused = audio.audit(tmp_path, clips, max_duration_s=30, on_progress=progress.append)
+    good, refused = decode.audit(tmp_path, clips, max_duration_s=30, on_progress=progress.append)
 
     assert list(good) == [f"good {name}" for name in REFUSED]
     assert {info.duration_s for info in good.values()} == {0.5}
@@ -376,12 +376,12 @@ def test_audit_names_the_records_and_keeps_the_order(tmp_path: Path) -> None:
 
 
 def test_audit_of_nothing(tmp_path: Path) -> None:
-    assert audio.audit(tmp_path, [], max_duration_s=1) == ({}, [])
+    assert decode.audit(tmp_path, [], max_duration_s=1) == ({}, [])
 
 
 def test_audit_refuses_an_id_that_comes_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="record id 'a' comes more than once"):
-        audio.audit(tmp_path, [("a", "1.wav"), ("b", "2.wav"), ("a", "3.wav")], max_duration_s=1)
+        decode.audit(tmp_path, [("a", "1.wav"), ("b", "2.wav"), ("a", "3.wav")], max_duration_s=1)
 
 
 def decoders() -> list[psutil.Process]:
@@ -411,7 +411,7 @@ def test_audit_leaves_no_process_when_it_is_stopped(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        audio.audit(tmp_path, clips, max_duration_s=1, on_progress=stop)
+        decode.audit(tmp_path, clips, max_duration_s=1, on_progress=stop)
     assert decoders() == []
 
 
@@ -462,7 +462,7 @@ def test_file_that_hangs_its_decoder_is_given_up(tmp_path: Path, lease: Callable
     for _, path in clips:
         soundfile.write(tmp_path / path, SILENCE, 16_000)
     lease(tmp_path / "3.wav")
-    good, refused = audio.audit(tmp_path, clips, max_duration_s=1, file_timeout_s=0.5)
+    good, refused = decode.audit(tmp_path, clips, max_duration_s=1, file_timeout_s=0.5)
     assert [(one.id, one.path, one.code) for one in refused] == [("r3", "3.wav", "decoder_hung")]
     assert len(good) == 7
 
@@ -482,7 +482,7 @@ def test_file_that_kills_two_decoders_is_given_up(tmp_path: Path, lease: Callabl
 
     killer = threading.Thread(target=kill_decoders_that_open_the_file)
     killer.start()
-    good, refused = audio.audit(tmp_path, [("r", "a.wav")], max_duration_s=1)
+    good, refused = decode.audit(tmp_path, [("r", "a.wav")], max_duration_s=1)
     done.set()
     killer.join()
     assert [(one.id, one.code) for one in refused] == [("r", "decoder_crashed")]
@@ -514,5 +514,5 @@ def test_workers_have_little_memory_and_no_torch() -> None:
 def test_file_too_large_for_a_worker_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     path.write_bytes(with_flac_length(encoded(tmp_path, ".flac"), 2**30))
-    _, refused = audio.audit(tmp_path, [("r", "a.flac")], max_duration_s=1e9)
+    _, refused = decode.audit(tmp_path, [("r", "a.flac")], max_duration_s=1e9)
     assert [(one.id, one.code) for one in refused] == [("r", "too_large")]

@@ -12,8 +12,17 @@ from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preference_data import exchange, store
-from preference_data.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row, with_audios
+from preference_data import store
+from preference_data.interchange import exchange
+from preference_data.interchange.convert import (
+    BadRow,
+    Form,
+    chat_row,
+    dataset_info,
+    pair_row,
+    read_row,
+    with_audios,
+)
 from preference_data.schema import AudioClip, Chat, PreferencePair, Turn
 
 FORMS: tuple[Form, ...] = get_args(Form)

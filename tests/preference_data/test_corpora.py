@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data import audio, splits
-from preference_data.corpora import CORPORA, corpus_module, folder, made_world, phrasebook_of, spoken_digits
-from preference_data.corpora.spoken_digits import facts_of, laid_out, trimmed
-from preference_data.phrasebook import Phrasebook
+from preference_data.audio import decode
+from preference_data.corpora import CORPORA, corpus_module, folder, phrasebook_of
+from preference_data.dataset import splits
 from preference_data.schema import AudioClip
+from preference_data.toy_world import made_world, spoken_digits
+from preference_data.toy_world.phrasebook import Phrasebook
+from preference_data.toy_world.spoken_digits import facts_of, laid_out, trimmed
 
-RATE = audio.SAMPLE_RATE
+RATE = decode.SAMPLE_RATE
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
 
 
@@ -27,7 +29,7 @@ def check_files(out: Path, clips: list[AudioClip], corpus: str, book: Phrasebook
     assert len({clip.id for clip in clips}) == len({clip.path for clip in clips}) == len(clips)
     splits.check(clips)
     for clip in clips:
-        info = audio.inspect(out / clip.path, max_duration_s=30)
+        info = decode.inspect(out / clip.path, max_duration_s=30)
         assert (info.sha256, info.format, info.sample_rate_hz) == (clip.sha256, "WAV/PCM_16", RATE)
         assert info.duration_s == clip.duration_s
         parent = f"audio/{clip.split}"
@@ -93,7 +95,7 @@ def test_a_clip_holds_as_many_sounds_as_its_facts_say(world):
     for clip in clips:
         if clip.facts.get("event") not in ("beep", "clap", "knock"):
             continue
-        samples = audio.load(out / clip.path, max_duration_s=3)
+        samples = decode.load(out / clip.path, max_duration_s=3)
         blocks = np.abs(samples[: len(samples) // 160 * 160]).reshape(-1, 160).max(axis=1) > 0.03
         onsets = [t for t in np.flatnonzero(blocks) if not blocks[max(0, t - 15) : t].any()]
         assert len(onsets) == ["one", "two", "three", "four"].index(clip.facts["count"]) + 1, clip
@@ -159,7 +161,7 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
 def test_a_single_recording_is_heard_as_it_is(recordings, tmp_path):
     clips = spoken_digits.prepare(tmp_path, source=recordings, counts={"test": 1}, held_out=HELD_OUT)
     clip = next(clip for clip in clips if clip.id == "spoken_digits-test-7_kim_6")
-    samples = audio.load(tmp_path / clip.path, max_duration_s=3)
+    samples = decode.load(tmp_path / clip.path, max_duration_s=3)
     spectrum = np.abs(np.fft.rfft(samples))
     assert np.argmax(spectrum) * RATE / len(samples) == pytest.approx(300 + 700 + 15 + 6, abs=3)
 
@@ -282,7 +284,7 @@ def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
     learnt = {clip.speaker for clip in clips if clip.split in ("train", "preference")}
     assert learnt <= {"jackson", "lucas", "nicolas", "yweweler"}
     for clip in clips[:80]:
-        assert np.abs(audio.load(tmp_path / clip.path, max_duration_s=3)).max() > 0.05
+        assert np.abs(decode.load(tmp_path / clip.path, max_duration_s=3)).max() > 0.05
 
 
 # ---------------------------------------------------------------- your folder
@@ -327,7 +329,7 @@ def test_a_folder_of_your_own(mine, tmp_path):
     assert by_speaker["eve", "six"].split == "test"
     assert by_speaker["ann", "two one"].facts["said"] == ["two", "one"]
     assert by_speaker["ann", "one"].duration_s == pytest.approx(0.5, abs=0.001)
-    mixed = audio.load(out / by_speaker["eve", "six"].path, max_duration_s=3)
+    mixed = decode.load(out / by_speaker["eve", "six"].path, max_duration_s=3)
     assert np.allclose(mixed, 0.25, atol=1e-3)  # two channels, one of them silent
     assert folder.prepare(tmp_path / "again", source=mine, held_out=held_out) == clips
 

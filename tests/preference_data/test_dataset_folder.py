@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data import splits, store
-from preference_data.corpora import dataset_folder
-from preference_data.corpora.dataset_folder import RECORDS, SOURCE, prepare
+from preference_data import store
 from preference_data.corpora.published import BadCorpus
+from preference_data.dataset import dataset_folder, splits
+from preference_data.dataset.dataset_folder import RECORDS, SOURCE, prepare
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample
 
 RATE = 16_000

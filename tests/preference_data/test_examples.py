@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from preference_data import examples
 from preference_data.corpora import phrasebook_of
-from preference_data.phrasebook import Phrasebook
 from preference_data.schema import AudioClip
+from preference_data.toy_world import examples
+from preference_data.toy_world.phrasebook import Phrasebook
 
 WORLD = Phrasebook.load(phrasebook_of("made_world", None))
 DIGITS = Phrasebook.load(phrasebook_of("spoken_digits", None))

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from preference_data.filters import Limits, band_width, normalised, review
-from preference_data.languages import share_in_scripts
+from preference_data.dataset.filters import Limits, band_width, normalised, review
+from preference_data.prompts.languages import share_in_scripts
 from preference_data.schema import Chat, Turn
 
 
@@ -95,7 +95,7 @@ def jaccard(one, other):
 
 
 def test_the_estimate_is_the_jaccard_index_of_what_is_compared():
-    from preference_data.filters import _Seen
+    from preference_data.dataset.filters import _Seen
 
     seen = _Seen(0.5)
     other = LONG.replace("dog barking", "cat crying").replace("roof", "tent")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preference_data.manifest import open_manifest
+from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import AudioClip, TaskExample
 from preference_data.store import BadRecord, write
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preference_data.mixing import Mixture, Permutation, mixing_shares
+from preference_data.dataset.mixing import Mixture, Permutation, mixing_shares
 
 
 @given(st.integers(1, 3000), st.integers(0, 1 << 64))

@@ -10,15 +10,15 @@ import pytest
 import soundfile
 
 from preference_data import store
-from preference_data.clip_paths import BadAudio, ClipRoot
-from preference_data.corpora.mixture import BadMixture, DataSet, mix
+from preference_data.audio.clip_paths import BadAudio, ClipRoot
+from preference_data.audio.tar_shards import write_shards
 from preference_data.corpora.published import BadCorpus
-from preference_data.corpora.sharding import shard
+from preference_data.dataset.mixture import BadMixture, DataSet, mix
+from preference_data.dataset.sharding import shard
+from preference_data.dataset.sources import sources
+from preference_data.dataset.splits import Leak
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn
-from preference_data.sources import sources
-from preference_data.splits import Leak
 from preference_data.store import BadRecord
-from preference_data.tar_shards import write_shards
 
 
 def clip(root, name, number, split="train", speaker=None):

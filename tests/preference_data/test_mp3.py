@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data import audio
+from preference_data.audio import decode
 
 
 def frames_only(tmp_path, rate, mode, channels=1):
@@ -25,8 +25,8 @@ def test_read_whole(tmp_path, rate, mode, channels):
     bare = tmp_path / "bare.mp3"
     for tag in (b"", b"TAG" + bytes(125)):
         bare.write_bytes(body + tag)
-        with audio._opened(bare, 60) as (f, s):
-            got = audio._decode(bare, s)
+        with decode._opened(bare, 60) as (f, s):
+            got = decode._decode(bare, s)
         want, _ = soundfile.read(path, always_2d=True, dtype="float32")
         delay = len(got) - len(want)
         assert 0 <= delay < 2400
@@ -46,5 +46,5 @@ def test_read_whole(tmp_path, rate, mode, channels):
         assert m >= len(want) - 1
         assert np.abs(got[d : d + m][3000:-1] - want[:m][3000:-1]).max() < 1e-5
     bare.write_bytes(body[:-10])
-    with pytest.raises(audio.BadAudio, match="unknown_length"):
-        audio.inspect(bare, max_duration_s=60)
+    with pytest.raises(decode.BadAudio, match="unknown_length"):
+        decode.inspect(bare, max_duration_s=60)

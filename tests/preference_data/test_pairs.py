@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from preference_data.pairs import LowAgreement, Tally, build, weigh
+from preference_data.preferences.pairs import LowAgreement, Tally, build, weigh
 from preference_data.schema import Annotation, Completion, PreferencePair, Prompt
 
 PROMPT = Prompt(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference_data.corpora import phrasebook_of
-from preference_data.corpora.spoken_digits import facts_of
-from preference_data.phrasebook import BadPhrasebook, Phrasebook
+from preference_data.toy_world.phrasebook import BadPhrasebook, Phrasebook
+from preference_data.toy_world.spoken_digits import facts_of
 
 DRAWS = 2000
 BOOKS = {name: Phrasebook.load(phrasebook_of(name, None)) for name in ("made_world", "spoken_digits")}

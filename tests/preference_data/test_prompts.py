@@ -2,7 +2,7 @@
 
 import pytest
 
-from preference_data.prompts import (
+from preference_data.prompts.prompts import (
     AUDIO,
     BadExample,
     all_tags,
@@ -11,8 +11,8 @@ from preference_data.prompts import (
     tags_needed,
     target_of,
 )
+from preference_data.prompts.tasks import TASKS
 from preference_data.schema import TaskExample, Word
-from preference_data.tasks import TASKS
 
 DEMO = {
     "transcribe": "Detect the language and recognize the speech: <|en|>",

@@ -11,7 +11,7 @@ import soundfile
 from preference_data.corpora.published import PUBLISHED, BadCorpus, published_corpus
 from preference_data.corpora.published.found import Asked, Content, Found, language
 from preference_data.corpora.published.nsynth import entries
-from preference_data.prompts import prompt_of, target_of
+from preference_data.prompts.prompts import prompt_of, target_of
 from preference_data.schema import TaskExample, Word
 
 

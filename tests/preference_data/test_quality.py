@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from preference_data.quality import Quality, assess, metrics
+from preference_data.preferences.quality import Quality, assess, metrics
 from preference_data.schema import Annotation
 
 CHOICES = ("a", "b", "tie", "both_bad")

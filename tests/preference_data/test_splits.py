@@ -2,8 +2,8 @@
 
 import pytest
 
+from preference_data.dataset.splits import Leak, check
 from preference_data.schema import AudioClip
-from preference_data.splits import Leak, check
 
 
 def clip(name: str, split: str, *, speaker: str | None = None, audio: str = "") -> AudioClip:

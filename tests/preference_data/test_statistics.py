@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from preference_data.statistics import (
+from align.evaluation.statistics import (
     Difference,
     Interval,
     bradley_terry,

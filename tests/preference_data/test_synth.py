@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from preference_data.audio import SAMPLE_RATE
-from preference_data.corpora.made_world import VOICES
-from preference_data.synth import espeak, sounds
+from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.toy_world import espeak, sounds
+from preference_data.toy_world.made_world import VOICES
 
 CAST = sorted({(voice, gender) for by in VOICES.values() for gender, names in by.items() for voice in names})
 

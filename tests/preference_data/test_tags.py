@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preference_data.languages import LANGUAGES, UNKNOWN
-from preference_data.prompts import AUDIO, pretraining_prompt
-from preference_data.tags import BadTags, Tags, parse, render
-from preference_data.tasks import TASKS
+from preference_data.prompts.languages import LANGUAGES, UNKNOWN
+from preference_data.prompts.prompts import AUDIO, pretraining_prompt
+from preference_data.prompts.tags import BadTags, Tags, parse, render
+from preference_data.prompts.tasks import TASKS
 
 DIALECTS = ("tags_paper", "tags_released")
 LANGUAGE = st.sampled_from(sorted(LANGUAGES))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data import audio, tar_shards
-from preference_data.audio import BadAudio
-from preference_data.clip_paths import ClipRoot
-from preference_data.tar_shards import BadShard, write_shards
+from preference_data.audio import decode, tar_shards
+from preference_data.audio.clip_paths import ClipRoot
+from preference_data.audio.decode import BadAudio
+from preference_data.audio.tar_shards import BadShard, write_shards
 
 
 def flac(i, subtype="PCM_16", format="FLAC"):
@@ -89,8 +89,8 @@ def test_clips_in_a_shard_are_clips_like_any_other(tmp_path):
     root = ClipRoot(tmp_path)
     for name in ("x.flac", "x.wav"):
         alone, member = root.find(name), root.find(f"s.tar/{name}")
-        assert np.array_equal(*(audio.load(clip, max_duration_s=1) for clip in (alone, member)))
-        assert audio.inspect(alone, max_duration_s=1) == audio.inspect(member, max_duration_s=1)
+        assert np.array_equal(*(decode.load(clip, max_duration_s=1) for clip in (alone, member)))
+        assert decode.inspect(alone, max_duration_s=1) == decode.inspect(member, max_duration_s=1)
 
 
 def test_refusals_of_members_bear_the_usual_codes(tmp_path):
@@ -107,7 +107,7 @@ def test_refusals_of_members_bear_the_usual_codes(tmp_path):
     codes = {}
     for name in ("page.flac", "none.flac", "half.wav", "absent.flac"):
         with pytest.raises(BadAudio) as caught:
-            audio.load(root.find(f"s.tar/{name}"), max_duration_s=1)
+            decode.load(root.find(f"s.tar/{name}"), max_duration_s=1)
         codes[name] = caught.value.code
         assert "s.tar" in str(caught.value)
     assert codes == {
@@ -117,12 +117,12 @@ def test_refusals_of_members_bear_the_usual_codes(tmp_path):
         "absent.flac": "missing",
     }
     with pytest.raises(BadAudio, match="too_long"):
-        audio.load(ClipRoot(tmp_path).find("s.tar/whole.wav"), max_duration_s=0.1)
+        decode.load(ClipRoot(tmp_path).find("s.tar/whole.wav"), max_duration_s=0.1)
 
 
 def test_an_audit_looks_into_shards(tmp_path):
     tar_of(tmp_path / "s.tar", [("a.flac", flac(1)), ("b.flac", b"<html>")])
-    good, bad = audio.audit(tmp_path, [("a", "s.tar/a.flac"), ("b", "s.tar/b.flac")], max_duration_s=1)
+    good, bad = decode.audit(tmp_path, [("a", "s.tar/a.flac"), ("b", "s.tar/b.flac")], max_duration_s=1)
     assert list(good) == ["a"]
     assert [(one.id, one.code) for one in bad] == [("b", "unreadable")]
 
@@ -181,7 +181,7 @@ def test_what_is_no_tar(tmp_path):
 def test_a_folder_called_tar_is_a_folder(tmp_path):
     (tmp_path / "x.tar").mkdir()
     (tmp_path / "x.tar/a.flac").write_bytes(flac(1))
-    assert len(audio.load(ClipRoot(tmp_path).find("x.tar/a.flac"), max_duration_s=1)) == 8000
+    assert len(decode.load(ClipRoot(tmp_path).find("x.tar/a.flac"), max_duration_s=1)) == 8000
 
 
 def with_checksum(header):

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.evaluation import srwt
-from preference_data.schema import Word
-from preference_data.time_stamps import (
+from preference_data.prompts.time_stamps import (
     BadStamps,
     parse_spans,
     parse_words,
@@ -15,6 +14,7 @@ from preference_data.time_stamps import (
     stamp,
     stamps_to,
 )
+from preference_data.schema import Word
 
 GOLDEN = "<|0.00|><|sil|><|0.54|>面<|0.86|>条<|1.17|>机<|1.46|><|sil|><|2.01|>"
 """The example line of the release's evaluation (EVALUATION.md)."""

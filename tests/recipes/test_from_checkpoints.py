@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from align.artifacts import read_json, read_metrics
+from align.run_folder.artifacts import read_json, read_metrics
 from tests.align.test_assemble import make_qwen
 
 ROOT = Path(__file__).parents[2]
-ALIGN = [sys.executable, "-c", "from align.cli import main; main()"]
+ALIGN = [sys.executable, "-c", "from align.cli.main import main; main()"]
 RECIPE = {
     "0_corpus": "stage: corpus\ncorpus: made_world\nclips: {train: 12, preference: 2, dev: 2, test: 2}\n",
     "1_pretrain": "stage: pretrain\ncorpus: 0_corpus\nmodel: {audio: ../whisper, text: ../qwen}\nsteps: 4\n"

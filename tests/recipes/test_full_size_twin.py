@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from align.artifacts import read_json, read_metrics
+from align.run_folder.artifacts import read_json, read_metrics
 from tests.align.test_assemble import make_qwen
 from tests.compiler import need_compiler
 from tests.recipes.test_from_checkpoints import make_whisper
 
 ROOT = Path(__file__).parents[2]
-ALIGN = [sys.executable, "-c", "from align.cli import main; main()"]
+ALIGN = [sys.executable, "-c", "from align.cli.main import main; main()"]
 TWO = "{workers: 2, device: cpu, strategy: %s}"
 TRL = "{gradient_accumulation_steps: 2, logging_steps: 1}"
 SMALL = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from align.cli import app
-from align.recipe import RecipeError, load
+from align.cli.main import app
+from align.recipe.recipe import RecipeError, load
 from preference_data.corpora.published import PUBLISHED
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from align.recipe import load
+from align.recipe.recipe import load
 
 RECIPES = sorted({path.parent for path in (Path(__file__).parents[2] / "recipes").glob("*/[0-9]*_*.yaml")})
 

@@ -410,8 +410,8 @@ def test_a_downloaded_benchmark_is_asked_and_its_broken_clips_are_counted(whole,
 
 
 def test_ray_workers_make_the_same_completions(whole, tmp_path):
-    from align.artifacts import StageFolder
-    from align.config import SampleConfig
+    from align.recipe.config import SampleConfig
+    from align.run_folder.artifacts import StageFolder
     from align.stages import sample
 
     made = []
@@ -428,11 +428,11 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
 
 @pytest.mark.parametrize("dialect", ["tags_paper", "tags_released"])
 def test_the_tag_dialect_is_one_key(whole, tmp_path, dialect):
-    from align.artifacts import StageFolder
-    from align.config import ModelShape, PretrainConfig
     from align.models.qwen2_audio import load_processor
+    from align.recipe.config import ModelShape, PretrainConfig
+    from align.run_folder.artifacts import StageFolder
     from align.stages import pretrain
-    from preference_data.prompts import pretraining_prompt
+    from preference_data.prompts.prompts import pretraining_prompt
 
     config = PretrainConfig(
         stage="pretrain",

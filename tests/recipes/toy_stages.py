@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from align.artifacts import Interrupted, heeding_stop, read_metrics, write_json
+from align.run_folder.artifacts import Interrupted, heeding_stop, read_metrics, write_json
 from align.stages import STAGES
 
 RECIPE = {
@@ -83,8 +83,8 @@ def _gate(config, inputs, out):
 
 
 if __name__ == "__main__":
-    from align import cli
+    from align.cli import main
 
     STAGES.update({kind: "toy_stages" for kind in ("corpus", "sft", "evaluate", "gate")})
     sys.path.insert(0, str(Path(__file__).parent))
-    cli.main()
+    main.main()

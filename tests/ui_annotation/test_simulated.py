@@ -9,11 +9,13 @@ import pytest
 import soundfile
 
 import preference_data
-from preference_data.phrasebook import Phrasebook
 from preference_data.schema import Completion, Prompt, stable_id
+from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import assignment, client, pull, push, simulated
 
-PHRASEBOOK = Phrasebook.load(Path(preference_data.__file__).parent / "phrasebooks" / "made_world.yaml")
+PHRASEBOOK = Phrasebook.load(
+    Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "made_world.yaml"
+)
 RIGHT, WRONG, LONG = (
     "The speaker says seven.",
     "The speaker says tiger.",

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
-from preference_data.audio import BadAudio, resolve_inside
+from preference_data.audio.decode import BadAudio, resolve_inside
 from preference_data.corpora.fetch import DownloadFailed, OnBytes, RemoteFile, UnknownPart
 from preference_data.corpora.fetch_many import fetch_many
 from preference_data.corpora.published.found import BadCorpus, Card, Found, nothing_in

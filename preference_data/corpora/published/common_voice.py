@@ -22,7 +22,7 @@ from preference_data.corpora.published.found import (
     nothing_in,
     tab_separated,
 )
-from preference_data.languages import LANGUAGES
+from preference_data.prompts.languages import LANGUAGES
 from preference_data.schema import Split, stable_id
 
 _SPLITS: tuple[Split, ...] = ("test", "dev", "train")

@@ -1,0 +1,212 @@
+"""The verbs of `align annotate`: the annotation server, its users, and what goes in and comes out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from align.recipe.config import AnnotateConfig
+    from align.stages.annotate import Desk, Questionnaire
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Annotators judge in the browser. Start with: align annotate up",
+    rich_markup_mode=None,
+)
+users = typer.Typer(no_args_is_help=True, help="Who may sign in.", rich_markup_mode=None)
+app.add_typer(users, name="users")
+
+Home = Annotated[
+    Path, typer.Option("--home", metavar="DIR", help="The server's data: database, clips, credentials.")
+]
+HOME = Path("runs/argilla")
+RecipeFolder = Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="S.key=value", help="As given to `align run`.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<recipe> by default.")
+]
+
+
+@app.command()
+def install() -> None:
+    """Make the server's own Python environment (it cannot share ours); once, about a minute.
+
+    Example: align annotate install
+    """
+    from ui_annotation import environment
+
+    python = environment.install(_say)
+    _say(f"Ready: {python.parent.parent}")
+
+
+@app.command()
+def up(
+    home: Home = HOME,
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 6900,
+) -> None:
+    """Run the annotation server until Ctrl-C or `align annotate down`.
+
+    Example: align annotate up --home runs/argilla --port 6900
+    """
+    from ui_annotation import environment, launch
+
+    environment.install(_say)
+    launch.serve(home, port=port)
+
+
+@app.command()
+def down(home: Home = HOME) -> None:
+    """Stop the annotation server; its data stays.
+
+    Example: align annotate down --home runs/demo/argilla
+    """
+    from ui_annotation import launch
+
+    _say("Stopped." if launch.stop(home) else f"No server runs for {home}.")
+
+
+@app.command()
+def status(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None,
+    home: Annotated[Path | None, typer.Option("--home", metavar="DIR")] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
+    """Tell whether the server runs and, for a recipe, how many judgements are there.
+
+    Example: align annotate status recipes/demo
+    """
+    from ui_annotation import launch
+
+    if recipe is None:
+        server = launch.running(home or HOME)
+        _say(f"{server.url}  process {server.pid}" if server else f"No server runs for {home or HOME}.")
+        raise typer.Exit(0 if server else 1)
+    from align.stages import annotate
+
+    asked = _asked(recipe, overrides, out)
+    own = asked.run / "argilla"
+    if not asked.config.server and launch.running(own) is None:  # to look is not to start it
+        _say(f"No server runs for {own}. Start it: align annotate push {recipe}")
+        raise typer.Exit(1)
+    with annotate.desk(asked.config, asked.run) as at:
+        found = annotate.progress(at, asked.config, asked.questions)
+    _say(f"{at.url}  {found.done} of {found.wanted} judgements")
+    for name, n in found.submitted.items():
+        _say(f"  {name}: {n}")
+
+
+@app.command()
+def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> None:
+    """Send what a recipe asks annotators to the server. May be repeated: only what is missing is sent.
+
+    Example: align annotate push recipes/demo --set 4_annotate.by=people
+    """
+    from align.stages import annotate
+
+    with _at_desk(recipe, overrides, out) as (at, asked):
+        pushed = annotate.send(at, asked.config, asked.questions)
+    _say(f"{at.url}  {pushed.added} of {len(asked.questions.shown)} records are new")
+    for name in pushed.datasets:
+        _say(f"  {name}")
+
+
+@app.command()
+def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> None:
+    """Fetch the judgements so far as a version in RUN/snapshots, with their quality report.
+
+    Example: align annotate pull recipes/demo --set 4_annotate.by=people
+    """
+    from align.stages import annotate
+
+    with _at_desk(recipe, overrides, out) as (at, asked):
+        found = annotate.fetch(at, asked.config, asked.questions, asked.run / "snapshots")
+    annotate.report(found, asked.config, asked.questions, found.snapshot)
+    _say(f"{found.snapshot}  {len(found.annotations)} judgements; report: {found.snapshot}.html")
+
+
+@users.command("add")
+def add_user(
+    name: str,
+    home: Home = HOME,
+    workspace: Annotated[str, typer.Option("--workspace", help="What the annotator may see.")] = "audio",
+) -> None:
+    """Give somebody an account; the server must be up. Name and password go into HOME/credentials.json.
+
+    Example: align annotate users add ann --home runs/demo/argilla
+    """
+    from ui_annotation import launch
+
+    made = launch.add_user(home, name, workspace=workspace)
+    shown = f"password {made['password']}" if sys.stdout.isatty() else "password in"
+    _say(f"{name}  {shown}  {home / 'credentials.json'}")
+
+
+@users.command("list")
+def list_users(home: Home = HOME) -> None:
+    """Show who may sign in; the server must be up.
+
+    Example: align annotate users list --home runs/demo/argilla
+    """
+    from ui_annotation import launch
+
+    for user in launch.list_users(home):
+        _say(f"{user.name}  {user.role}  {', '.join(user.workspaces)}")
+
+
+class _Asked(NamedTuple):
+    """The annotate stage of a recipe, with what it asks."""
+
+    config: AnnotateConfig
+    questions: Questionnaire
+    run: Path
+
+
+@contextmanager
+def _at_desk(recipe: Path, overrides: list[str] | None, out: Path | None) -> Iterator[tuple[Desk, _Asked]]:
+    """The server that a recipe's annotators work on, and what they are asked."""
+    from align.stages import annotate
+
+    asked = _asked(recipe, overrides, out)
+    with annotate.desk(asked.config, asked.run) as at:
+        yield at, asked
+
+
+def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Asked:
+    """Find the recipe's annotate stage and draw its questions.
+
+    Raises:
+        RecipeError: there is no such stage, or what it reads has not finished.
+    """
+    from align.execution.plan import fingerprint, reads
+    from align.recipe.config import AnnotateConfig
+    from align.recipe.recipe import Problem, RecipeError, load
+    from align.run_folder.artifacts import MANIFEST, read_manifest
+    from align.stages import annotate
+
+    loaded = load(recipe, overrides)
+    run = out or Path("runs") / loaded.name
+    step = next((one for one in loaded.steps if isinstance(one.config, AnnotateConfig)), None)
+    if step is None:
+        raise RecipeError([Problem(str(recipe), "", "no stage of this recipe is `stage: annotate`")])
+    missing = [name for name in step.needs if not (run / name / MANIFEST).exists()]
+    if missing:
+        message = f"needs {missing[0]}, which has not finished in {run}; first: align run {recipe}"
+        raise RecipeError([Problem(str(step.file), "", message)])
+    inputs = {name: run / name for name in step.needs}
+    digests = {name: read_manifest(folder)["output_digest"] for name, folder in inputs.items()}
+    mark = fingerprint(step, reads(step, digests))
+    assert isinstance(step.config, AnnotateConfig)
+    return _Asked(step.config, annotate.questionnaire(step.config, inputs, step.name, mark), run)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

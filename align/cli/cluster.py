@@ -1,0 +1,93 @@
+"""`align cluster render`: the files that start a recipe on SLURM or Kubernetes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from align.execution.cluster_files import Wanted
+    from align.recipe.recipe import Recipe
+
+app = typer.Typer(no_args_is_help=True, help="Run a recipe on a cluster of machines.")
+
+
+@app.callback()
+def _group() -> None:
+    """Run a recipe on a cluster of machines."""
+
+
+@app.command()
+def render(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")],
+    to: Annotated[Literal["slurm", "kuberay"], typer.Option("--to", help="What runs the cluster.")],
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="DIR", help="Run folder that all machines share; runs/<recipe>."),
+    ] = None,
+    per_node: Annotated[int, typer.Option("--per-node", min=1, help="Workers on one machine: its GPUs.")] = 8,
+    time: Annotated[str, typer.Option("--time", help="SLURM: time limit.")] = "24:00:00",
+    image: Annotated[str, typer.Option("--image", help="KubeRay: with audio-align in it.")] = "audio-align",
+    claim: Annotated[
+        str, typer.Option("--claim", help="KubeRay: name of the shared volume's claim.")
+    ] = "runs",
+    mount: Annotated[str, typer.Option("--mount", help="KubeRay: where it is mounted.")] = "/runs",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="S.key=value", help="As for align run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write here, not to the terminal.")
+    ] = None,
+) -> None:
+    """Write the file that starts a recipe on a cluster; its stages say what they need under `hardware`.
+
+    Example: align cluster render recipes/qwen2_audio_7b --to slurm --out train.sbatch && sbatch train.sbatch
+    """
+    from align.execution import cluster_files
+    from align.recipe.recipe import load
+    from preference_data.store import write_text
+
+    loaded = load(recipe, overrides)
+    folder = run or (f"{mount}/{loaded.name}" if to == "kuberay" else f"runs/{loaded.name}")
+    wanted = _wanted(loaded, str(recipe), folder, per_node, overrides or [])
+    if to == "slurm":
+        text = cluster_files.slurm(wanted, time=time)
+    else:
+        text = cluster_files.kuberay(wanted, image=image, claim=claim, mount=mount)
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)
+        print(f"{out}: {wanted.nodes} machines, {wanted.workers} workers for {', '.join(wanted.stages)}")
+
+
+def _wanted(loaded: Recipe, recipe: str, run: str, per_node: int, overrides: list[str]) -> Wanted:
+    """What the most demanding of the recipe's stages needs.
+
+    Raises:
+        RecipeError: no stage says that it wants more than one process.
+    """
+    from align.execution.cluster_files import Wanted
+    from align.recipe.config import TrainingConfig
+    from align.recipe.recipe import Problem, RecipeError
+
+    asked = {
+        step.name: step.config.hardware
+        for step in loaded.steps
+        if isinstance(step.config, TrainingConfig) and step.config.hardware is not None
+    }
+    if not asked:
+        message = "no stage has hardware: nothing to spread over a cluster; add `hardware: {workers: 8}`"
+        raise RecipeError([Problem(recipe, "", message)])
+    return Wanted(
+        recipe=recipe,
+        run=run,
+        stages=tuple(asked),
+        workers=max(hardware.workers for hardware in asked.values()),
+        on_gpu=any(hardware.device != "cpu" for hardware in asked.values()),
+        cpus_per_worker=max(hardware.cpus_per_worker for hardware in asked.values()),
+        workers_per_node=per_node,
+        overrides=tuple(overrides),
+    )

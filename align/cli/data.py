@@ -1,0 +1,269 @@
+"""The verbs of `align data`: corpora are fetched and made ready, preferences go in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from align.run_folder.progress import Progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Data to train on. Start with: align data list",
+    rich_markup_mode=None,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As `align data list` names it.")]
+Format = Annotated[Literal["trl", "llamafactory", "ms-swift"], typer.Option("--format", help="Whose rows.")]
+_ACCESS = {"open": "no", "account": "account at the publisher", "links": "audio is on YouTube"}
+_USE = {
+    "trl": "datasets.load_dataset('json', data_files='{path}')",
+    "llamafactory": "llamafactory-cli train ... --dataset_dir {out} --dataset align_{stem}",
+    "ms-swift": "swift rlhf --rlhf_type dpo --dataset {path} ...",
+}
+_SHOWN = 5
+
+
+@app.command("list")
+def list_corpora() -> None:
+    """Show the published corpora that can be fetched and made ready.
+
+    Example: align data list
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from preference_data.corpora.published import PUBLISHED, published_corpus
+
+    table = Table("name", "what for", "hours", "GB", "licence", "needs", "parts", box=None, pad_edge=False)
+    for name in PUBLISHED:
+        card = published_corpus(name).CARD
+        parts = ", ".join(card.parts[:3]) + (f" ... {len(card.parts)}" if len(card.parts) > 3 else "")
+        row = (f"{card.hours:,.0f}", f"{card.size_gb:g}", card.licence, _ACCESS[card.access], parts)
+        table.add_row(card.name, card.what_for, *row)
+    Console(width=None if Console().is_terminal else 180).print(table)
+    print("\nLayouts: preference_data/corpora/published/NAME.py. Next: align data download NAME DIR")
+
+
+@app.command()
+def download(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to.")],
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", metavar="P", help="Only this part; may be repeated.")
+    ] = None,
+) -> None:
+    """Fetch a corpus, or say what only you can do. Interrupted or repeated, it goes on where it was.
+
+    Example: align data download librispeech data/librispeech --part dev-clean --part test-clean
+    """
+    from preference_data.corpora.fetch import DownloadFailed, UnknownPart
+    from preference_data.corpora.published import BadCorpus, published_corpus
+    from preference_data.corpora.unpack import BadArchive
+
+    try:
+        with _Bytes() as told:
+            left_to_do = published_corpus(name).download(folder, parts or None, told)
+    except (BadCorpus, UnknownPart) as error:
+        raise typer.BadParameter(str(error)) from error
+    except (DownloadFailed, BadArchive, OSError) as error:
+        print(error, flush=True)
+        raise typer.Exit(1) from error
+    print(left_to_do or f"{folder} is complete. Next: align data prepare {name} --from {folder} --out FOLDER")
+
+
+@app.command()
+def prepare(
+    name: Name,
+    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="The corpus, as downloaded.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="For the records; audio stays in DIR.")
+    ],
+    check: Annotated[
+        Literal["header", "samples"],
+        typer.Option("--check", help="Look at each file's header, or decode it (about ten times slower)."),
+    ] = "header",
+    preference: Annotated[
+        float, typer.Option("--preference", min=0, max=1, help="Share of clips with questions to sample for.")
+    ] = 0.05,
+    keep_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--keep-out", metavar="FOLDER", help="A prepared benchmark whose clips stay out of training."
+        ),
+    ] = None,
+) -> None:
+    """Check every recording and write the records that training reads.
+
+    Example: align data prepare librispeech --from data/librispeech --out data/ready/librispeech
+    """
+    from preference_data.corpora.published import BadCorpus
+    from preference_data.dataset import dataset_folder
+    from preference_data.store import BadRecord
+
+    try:
+        with _Checked(name) as line:
+            told = dataset_folder.prepare(
+                name,
+                source,
+                out,
+                by=check,
+                preference_share=preference,
+                keep_out=keep_out or (),
+                on_checked=lambda done, total, hours, refused: line(
+                    done, total, hours=hours, refused=refused
+                ),
+            )
+    except (BadCorpus, BadRecord) as error:
+        raise typer.BadParameter(str(error)) from error
+    _print_summary(told, out)
+
+
+@app.command()
+def shard(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared data set.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The same one in tar shards.")],
+    megabytes: Annotated[int, typer.Option("--megabytes", min=1, help="Size of a shard.")] = 256,
+) -> None:
+    """Put a prepared data set's audio into tar shards, for file systems that are slow with many files.
+
+    Example: align data shard data/ready/librispeech --out data/sharded/librispeech
+    """
+    from preference_data.dataset.sharding import shard as write
+
+    if not (folder / "source.json").is_file():
+        raise typer.BadParameter(f"{folder} is no prepared data set: it has no source.json")
+    try:
+        told = write(folder, out, max_bytes=megabytes << 20)
+    except ValueError as error:  # BadCorpus, BadAudio and BadRecord among them
+        raise typer.BadParameter(str(error)) from error
+    shards = len(list((out / "shards").glob("*.tar")))
+    print(f"{out}  {told['name']}: {shards} shards. Name it in a mixture: sources: [{{folder: {out}}}]")
+
+
+def _print_summary(told: dict[str, Any], out: Path) -> None:
+    for split, clips in told["clips"].items():
+        print(f"{split:<10} {clips:>9,} clips  {told['hours'][split]:>10,.2f} h")
+    print("tasks      " + (", ".join(f"{task} {n:,}" for task, n in told["tasks"].items()) or "none"))
+    if told["quarantined"]:
+        reasons = ", ".join(f"{code} {n:,}" for code, n in told["quarantined"].items())
+        print(f"left out   {reasons}  (see {out / 'quarantine.jsonl'})")
+    if told["speakers_in_train_and_held_out"]:
+        print(f"warning    {told['speakers_in_train_and_held_out']} speakers are in train and in dev or test")
+    print(f"{out}  {told['name']}, {told['licence']}")
+
+
+@app.command()
+def export(
+    pairs: Annotated[Path, typer.Argument(metavar="PAIRS.jsonl", help="Preference pairs, or chats.")],
+    form: Format,
+    corpus: Annotated[
+        Path, typer.Option("--corpus", metavar="FOLDER", help="Folder its audio is relative to.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="For the rows.")],
+) -> None:
+    """Write preference pairs or chats as TRL, LLaMA-Factory or ms-swift read them.
+
+    Example: align data export PAIRS.jsonl --corpus runs/demo/0_corpus --format llamafactory --out rows
+    """
+    from preference_data.interchange import exchange
+    from preference_data.interchange.convert import BadRow
+    from preference_data.store import BadRecord
+
+    try:
+        told = exchange.write_rows(pairs, form, corpus, out)
+    except (BadRow, BadRecord, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    use = _USE[form].format(path=told.path, out=out, stem=pairs.stem)
+    print(f"{told.written:,} {told.kind} in {told.path}. Next: {use}")
+
+
+@app.command("import")
+def import_rows(
+    rows: Annotated[Path, typer.Argument(metavar="FILE", help="Rows: JSON lines, or a JSON list.")],
+    form: Format,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="For pairs.jsonl, sft.jsonl and the audio.")
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option("--audio-root", metavar="DIR", help="What audio paths are relative to; FILE's folder."),
+    ] = None,
+    axis: Annotated[
+        Literal["factuality", "behaviour"],
+        typer.Option("--axis", help="What the preferences are about, where the rows do not say."),
+    ] = "factuality",
+) -> None:
+    """Read others' preference pairs or chats; the audio is linked into DIR, which a recipe can name.
+
+    Example: align data import dpo.jsonl --format ms-swift --out data/imported
+    """
+    from preference_data.corpora.published import BadCorpus
+    from preference_data.interchange import exchange
+    from preference_data.interchange.convert import BadRow
+
+    try:
+        with _Checked("clips") as on_checked:
+            told = exchange.read_rows(
+                rows, form, out, audio_root=root or rows.parent, axis=axis, on_checked=on_checked
+            )
+    except (BadRow, BadCorpus, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    for line in told.refused[:_SHOWN]:
+        print(f"left out: {line}")
+    kept = f"{told.pairs:,} pairs, {told.chats:,} chats and {told.clips:,} clips"
+    print(f"{kept} in {out}; {told.n_refused:,} rows left out")
+    if told.pairs:
+        named = out if "/" in str(out) else f"./{out}"
+        print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
+
+
+class _Checked:
+    """Shows one line of progress, begun when it is known of how many."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._open = ExitStack()
+        self._line: Progress | None = None
+
+    def __enter__(self) -> _Checked:
+        return self
+
+    def __call__(self, done: int, total: int, **values: float) -> None:
+        from align.run_folder.progress import Progress
+
+        if self._line is None:
+            self._line = self._open.enter_context(Progress(self._label, total))
+        self._line.update(done, **values)
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+
+class _Bytes:
+    """Shows one file after the other being fetched, in MB."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._open = ExitStack()
+        self._update: Callable[..., None] = print
+
+    def __enter__(self) -> _Bytes:
+        return self
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        from align.run_folder.progress import Progress
+
+        if name != self._name:
+            self._open.close()
+            self._name = name
+            self._update = self._open.enter_context(Progress(f"{name} (MB)", total // 10**6)).update
+        self._update(done // 10**6)
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()

@@ -1,0 +1,50 @@
+"""The verb `align export`: a policy as one folder for plain transformers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run folder, stage folder, model folder or models:/NAME@champion."
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder.")],
+) -> None:
+    """Write a policy as one folder that plain transformers loads: merged safetensors, processor, model card.
+
+    Of a run folder: what it promoted, else its gate's candidate, else its last policy. Before the folder
+    appears, a fresh Python without our code loads it and must find the same logits on a clip.
+
+    Example: align export runs/demo --to exported
+    """
+    from align.models.portable import DoesNotLoad
+    from align.release.export import export as write
+    from align.release.registry import RegistryDown
+    from align.release.source import NoPolicy
+    from align.run_folder.tracking import tracking_uri
+
+    try:
+        done = write(run, to, tracking_uri(Path(run) if Path(run).is_dir() else Path("runs") / "x"))
+    except (NoPolicy, FileExistsError, FileNotFoundError) as error:
+        _fail(str(error), 2)
+    except (DoesNotLoad, RegistryDown, LookupError) as error:
+        _fail(str(error), 1)
+    merged = f", {len(done.source.adapters)} adapters merged" if done.source.adapters else ""
+    print(f"{done.source.name} -> {to}: {done.n_parameters:,} parameters{merged}")
+    print(
+        f"plain transformers loads it; logits differ by at most {done.loaded.difference:.2g} "
+        f"of {done.loaded.largest:.3g}. Read {to / 'README.md'} before publishing"
+    )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    raise typer.Exit(code)

@@ -1,0 +1,52 @@
+"""`align score`: answers that need no judge model, counted as their benchmarks do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+
+def score(
+    answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Rows with a response: jsonl or JSON.")],
+    kind: Annotated[str, typer.Option("--kind", help="foundation, asr_en, translation, emotion, srwt ...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the numbers as JSON.")
+    ] = None,
+) -> None:
+    """Count right answers: AIR-Bench foundation, or the benchmarks of the Qwen-Audio reports.
+
+    Foundation reads the official jsonl (question, choices, response). The others read rows with gt, response
+    and source, as the Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers
+    stand beside ours; harnesses differ, so they are a reference and no ranking.
+
+    Example: align score librispeech.jsonl --kind asr_en
+    """
+    from align.evaluation import benchmarks, foundation, published
+    from align.evaluation.air_bench import BadBenchmark
+    from align.evaluation.recognition import BadRows
+    from align.run_folder.artifacts import write_json
+
+    known = ("foundation", *get_args(benchmarks.Kind))
+    if kind not in known:
+        raise typer.BadParameter(f"--kind {kind!r}: there are {', '.join(known)}")
+    try:
+        if kind == "foundation":
+            found: dict[str, Any] = foundation.score(foundation.read_answers(answers))
+        else:
+            rows, texts = benchmarks.read_answers(answers)
+            found = benchmarks.score(cast(benchmarks.Kind, kind), rows, texts)
+    except (BadBenchmark, BadRows, benchmarks.CannotScore, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    sources = {} if kind == "foundation" else found
+    beside = [row for source, numbers in sources.items() for row in published.beside(source, numbers)]
+    for row in beside:
+        print(f"published: {row.benchmark}  {row.policy}  {row.metric} {row.value:g}  ({row.source})")
+    if beside:
+        print(published.warnings()[0])
+    if out:
+        write_json(out, found)
+        print(out)

@@ -1,0 +1,308 @@
+"""Run a recipe: skip what is finished and unchanged, resume what was interrupted, stop at a closed gate."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.execution.attempt import Attempt, handling_signals, interruptible
+from align.execution.plan import Reads, Standing, fingerprint, reads, survey
+from align.execution.workers import run_stage
+from align.recipe.recipe import Problem, Recipe, RecipeError, Step
+from align.run_folder.artifacts import (
+    SECONDS,
+    StageFolder,
+    Waiting,
+    exclusive,
+    git_commit,
+    read_json,
+    read_manifest,
+    stop_requested,
+    versions,
+    write_json,
+)
+from align.run_folder.tracking import StageRecord, Status, Tracker
+from preference_data.store import write_text
+
+DONE, FAILED, USAGE, REFUSED, WAITING, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 75
+_STATUS = {
+    DONE: "done",
+    FAILED: "failed",
+    REFUSED: "refused",
+    WAITING: "waiting",
+    INCONCLUSIVE: "inconclusive",
+    INTERRUPTED: "interrupted",
+}
+_STAGE_STATUS: dict[int, Status] = {
+    DONE: "done",
+    FAILED: "failed",
+    WAITING: "waiting",
+    INTERRUPTED: "interrupted",
+}
+FAILURE = "failure.txt"
+"""In the run folder: the traceback of what ended the last run."""
+_VERDICT_CODES = {"pass": DONE, "fail": REFUSED, "inconclusive": INCONCLUSIVE}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `summary` is what `summary.json` holds; `report` is None if none was written."""
+
+    exit_code: int
+    summary: dict[str, Any]
+    report: Path | None
+    error: str | None = None
+    waits_for: str | None = None
+    """What people are asked to do before the run can go on."""
+
+    @property
+    def status(self) -> Status:
+        """How it ended, in the words of a stage; a gate that refuses has done its work."""
+        return _STAGE_STATUS.get(self.exit_code, "done")
+
+
+def execute(
+    recipe: Recipe,
+    run: Path,
+    only: str | None = None,
+    start_at: str | None = None,
+    tracker: Tracker | None = None,
+) -> Outcome:
+    """Run a recipe's steps in its run folder.
+
+    Args:
+        recipe: what to run.
+        run: the run folder; made if needed.
+        only: run just this step.
+        start_at: run this step and those after it. Earlier ones are taken as they are.
+        tracker: follows the stages, if given; closed by the caller.
+
+    Raises:
+        RecipeError: a step to start from does not exist, or needs a stage that has not finished.
+        RunIsBusy: another process works in the run folder.
+    """
+    steps = _chosen(recipe, only, start_at)
+    _check_inputs(steps, recipe, run)
+    with exclusive(run), handling_signals():
+        return _Execution(recipe, run, tracker).go(steps)
+
+
+def _chosen(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
+    if only:
+        return [recipe.step(only)]
+    if start_at:
+        return recipe.steps[recipe.steps.index(recipe.step(start_at)) :]
+    return recipe.steps
+
+
+def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
+    """Refuse to start what cannot be fed; say so when it is fed with something outdated."""
+    names = {step.name for step in steps}
+    needed = {name: step for step in steps for name in step.needs if name not in names}
+    problems = []
+    for standing in survey(recipe, run):
+        name = standing.step.name
+        if name in needed and standing.manifest is None:
+            message = f"needs {name}, which has not finished in {run}; run it first with --only {name}"
+            problems.append(Problem(str(needed[name].file), "", message))
+        elif name in needed and standing.state != "done":
+            _say(f"{name}  taken as it is, although the recipe or its inputs have changed since it was made")
+    if problems:
+        raise RecipeError(problems)
+
+
+class _Execution:
+    """One `align run`: the steps' statuses, and the summary written after each."""
+
+    def __init__(self, recipe: Recipe, run: Path, tracker: Tracker | None) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.tracker = tracker
+        self.versions = versions()
+        self.git_commit = git_commit()
+        self.unfinished: dict[str, dict[str, Any]] = {}
+        """Summary entries of the step that runs, failed or was interrupted."""
+        self.ran = False
+        self.error: str | None = None
+        self.waits_for: str | None = None
+
+    def go(self, steps: list[Step]) -> Outcome:
+        (self.run / FAILURE).unlink(missing_ok=True)
+        code = DONE
+        for step in steps:
+            code = self._gate_before(step) or self._step(step) or self._gate_after(step)
+            if code:
+                break
+            if stop_requested.is_set():
+                code = INTERRUPTED
+                break
+        summary = self._write_summary(code)
+        report = None if code == INTERRUPTED else self._report()
+        if code == DONE and self.error:
+            code = FAILED
+            summary = self._write_summary(code)
+        return Outcome(code, summary, report, self.error, self.waits_for)
+
+    # ---------------------------------------------------------------- one step
+
+    def _step(self, step: Step) -> int:
+        """Bring one step up to date; returns the exit code so far."""
+        finished = {name: read_manifest(self.run / name)["output_digest"] for name in step.needs}
+        read = reads(step, finished)
+        out = StageFolder(self.run, step.name, fingerprint(step, read))
+        record = self._record(step, out, read)
+        if out.is_done():
+            _say(f"{step.name}  up to date")
+            if self.tracker:
+                self.tracker.follow(record, "done")
+            return DONE
+        self.ran = True
+        resumed = out.open()
+        _say(f"{step.name}  {'resumes' if resumed else 'starts'}")
+        self.unfinished = {step.name: {"status": "running"}}
+        self._write_summary(None)
+        if self.tracker:
+            self.tracker.follow(record, "running")
+            if step.config.produces == "alias":
+                self.tracker.catch_up()
+        with Attempt(out.path / SECONDS) as attempt:
+            self._run_stage(step, out, attempt, read)
+        code = self._settle(step, attempt)
+        if self.tracker:
+            self.tracker.follow(record, _STAGE_STATUS[code])
+        self._write_summary(None if code == DONE else code)
+        return code
+
+    def _run_stage(self, step: Step, out: StageFolder, attempt: Attempt, read: Reads) -> None:
+        inputs = {name: self.run / name for name in step.needs}
+        inputs |= {ref: Path(ref).expanduser() for ref in step.foreign}
+        with interruptible():
+            metrics = run_stage(step.config, inputs, out)
+        out.commit(
+            {
+                "kind": step.config.stage,
+                "status": "done",
+                "config": step.config.model_dump(mode="json"),
+                **read._asdict(),
+                "git_commit": self.git_commit,
+                "versions": self.versions,
+                "seed": step.config.seed,
+                "seconds": round(attempt.seconds, 2),
+                "peak_memory_mb": round(attempt.peak_memory_mb, 1),
+                "metrics": metrics,
+            }
+        )
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:4])
+        _say(f"{step.name}  done in {attempt.seconds:.1f} s  {shown}".rstrip())
+
+    def _settle(self, step: Step, attempt: Attempt) -> int:
+        """The exit code of an attempt; what is to be told about it goes into the summary."""
+        self.unfinished = {}
+        if attempt.error is None:
+            return DONE
+        entry = {
+            "seconds": round(attempt.seconds, 2),
+            "peak_memory_mb": round(attempt.peak_memory_mb, 1),
+        }
+        if isinstance(attempt.error, KeyboardInterrupt):
+            self.unfinished = {step.name: {"status": "interrupted", **entry}}
+            return INTERRUPTED
+        if isinstance(attempt.error, Waiting):
+            done, wanted = attempt.error.done, attempt.error.wanted
+            self.unfinished = {step.name: {"status": "waiting", **entry, "done": done, "wanted": wanted}}
+            self.waits_for = str(attempt.error)
+            return WAITING
+        lines = traceback.format_exception(attempt.error)
+        write_text(self.run / FAILURE, "".join(lines))
+        self.error = f"{step.name}: {str(attempt.error) or type(attempt.error).__name__}"
+        self.unfinished = {step.name: {"status": "failed", **entry, "error": self.error}}
+        return FAILED
+
+    def _record(self, step: Step, out: StageFolder, read: Reads) -> StageRecord:
+        produces = {other.name: other.config.produces for other in self.recipe.steps}
+        return StageRecord(
+            name=step.name,
+            kind=step.config.stage,
+            produces=step.config.produces,
+            fingerprint=out.fingerprint,
+            config=step.config.model_dump(mode="json"),
+            inputs={name: (produces.get(name, "policy"), digest) for name, digest in read.inputs.items()},
+            data=read.data,
+            partial=out.path,
+            final=out.final,
+        )
+
+    # ---------------------------------------------------------------- the gate
+
+    def _gate_before(self, step: Step) -> int:
+        """A step that needs a verdict does not start unless that verdict is a pass."""
+        folders = [self.run / name for name in step.needs if (self.run / name / "verdict.json").exists()]
+        return max((self._code_of(folder) for folder in folders), default=DONE)
+
+    def _gate_after(self, step: Step) -> int:
+        return self._code_of(self.run / step.name) if step.config.produces == "verdict" else DONE
+
+    def _code_of(self, gate: Path) -> int:
+        return _VERDICT_CODES[read_json(gate / "verdict.json")["verdict"]]
+
+    # ---------------------------------------------------------------- what is left behind
+
+    def _write_summary(self, code: int | None) -> dict[str, Any]:
+        """Write `summary.json`; `code` is None while the run goes on."""
+        standings = survey(self.recipe, self.run)
+        stages = {s.step.name: self.unfinished.get(s.step.name) or _entry(s) for s in standings}
+        everything = all(entry["status"] == "done" for entry in stages.values())
+        status = "running" if code is None else _STATUS[code]
+        verdict = _read_finished(self.run, standings, "verdict", "verdict.json")
+        scores = _read_finished(self.run, standings, "evaluation", "scores.json")
+        summary = {
+            "recipe": self.recipe.name,
+            "status": "partial" if status == "done" and not everything else status,
+            "exit_code": code,
+            "stages": stages,
+            "verdict": verdict.get("verdict"),
+            "verdict_reasons": verdict.get("reasons", []),
+            "comparison": scores.get("comparison", {}),
+            "seconds": round(sum(entry.get("seconds") or 0 for entry in stages.values()), 2),
+            "versions": self.versions,
+            "git_commit": self.git_commit,
+        }
+        write_json(self.run / "summary.json", summary)
+        return summary
+
+    def _report(self) -> Path | None:
+        """Write the report unless nothing has changed since the last one."""
+        existing = self.run / "report.html"
+        if not self.ran and existing.exists():
+            return existing
+        with Attempt() as attempt:
+            from align.release import report
+
+            return report.write(self.run)
+        self.error = self.error or f"the report could not be written: {attempt.error!r}"
+        write_text(self.run / FAILURE, "".join(traceback.format_exception(attempt.error)))
+        return None
+
+
+def _entry(standing: Standing) -> dict[str, Any]:
+    """A step's line in the summary, from its folder."""
+    manifest = standing.manifest
+    if standing.state == "done" and manifest:
+        return {"status": "done", **{key: manifest[key] for key in ("seconds", "peak_memory_mb", "metrics")}}
+    return {"status": "interrupted" if standing.state == "partial" else standing.state}
+
+
+def _read_finished(run: Path, standings: list[Standing], produces: str, name: str) -> dict[str, Any]:
+    """A file of the last finished step of a kind; empty if there is none."""
+    for standing in reversed(standings):
+        path = run / standing.step.name / name
+        if standing.state == "done" and standing.step.config.produces == produces and path.exists():
+            found: dict[str, Any] = read_json(path)
+            return found
+    return {}
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,1 @@
+"""What a recipe says: typed configs, YAML with line numbers, cross-checks. Imports no torch."""

@@ -1,0 +1,74 @@
+"""What the stage that prepares a corpus can be told."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from align.recipe.config.base import Config, OutputKind, Outside, OutsideFolder, StageConfig
+
+
+class ClipCounts(Config):
+    """Clips to make per split. Splits share no clip; dev and test share no voice with any other."""
+
+    train: int = Field(ge=1)
+    preference: int = Field(ge=1)
+    dev: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
+class DataSetShare(Config):
+    """A prepared data set of a mixture."""
+
+    folder: str = Field(min_length=1)
+    """Holds `source.json` and records, as `align data prepare` writes them."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Of the training draws. Without one, by size among those that have none."""
+
+
+class CorpusConfig(StageConfig):
+    """Prepare a corpus: audio files, records, and an evaluation set in AIR-Bench's layout."""
+
+    produces: ClassVar[OutputKind] = "corpus"
+    stage: Literal["corpus"]
+    corpus: Literal["made_world", "spoken_digits", "folder", "mixture"]
+    """A file of `preference_data/corpora/`. `mixture`: prepared data sets, whose audio stays where it is."""
+    dir: OutsideFolder | None = None
+    """Where the recordings are, for corpora of recordings."""
+    sources: Annotated[list[DataSetShare], Outside()] = []
+    """The data sets of a mixture."""
+    temperature: float = Field(1.0, ge=1)
+    """Of a mixture: data sets without a share are drawn from by size^(1/temperature)."""
+    clips: ClipCounts | None = None
+    """How many clips to make, for corpora that make or compose them."""
+    held_out: dict[Literal["dev", "test"], list[str]] = {}
+    """Speakers kept out of training, per split, for corpora of recordings."""
+    chats_per_clip: int = Field(2, ge=1)
+    turns_per_chat: int = Field(3, ge=1)
+    defect_rate: float = Field(0.5, ge=0, le=1)
+    """Share of SFT answers that are wrong on purpose (invented, wrong format, about absent things)."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Stop when more than this share of the audio files is unusable; else quarantine them."""
+    max_duration_s: float = Field(3.0, gt=0)
+    """Longer clips are bad audio: the model would silently not hear their end."""
+
+    @model_validator(mode="after")
+    def _source_is_given(self) -> CorpusConfig:
+        if self.corpus == "mixture":
+            return self._mixes_something()
+        if self.sources:
+            raise ValueError(f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'")
+        if self.corpus != "made_world" and self.dir is None:
+            raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
+        if self.corpus != "folder" and self.clips is None:
+            raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")
+        return self
+
+    def _mixes_something(self) -> CorpusConfig:
+        if not self.sources or self.dir or self.clips or self.held_out:
+            raise ValueError("corpus 'mixture' needs sources, and has no dir, clips or held_out of its own")
+        given = [source.share for source in self.sources if source.share is not None]
+        if sum(given) > 1 + 1e-9 or (len(given) < len(self.sources) and sum(given) >= 1):
+            raise ValueError(f"the shares sum to {sum(given):g} and must leave some of 1 for the others")
+        return self

@@ -1,0 +1,189 @@
+"""What the stages that decide on a policy can be told: evaluate, gate, promote."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from align.recipe.config.base import (
+    AnnotationsRef,
+    Config,
+    CorpusRef,
+    EvaluationRef,
+    OutputKind,
+    OutsideFolder,
+    PolicyRef,
+    StageConfig,
+    VerdictRef,
+)
+from preference_data.prompts.prompts import Dialect
+
+
+class JudgeModel(Config):
+    """A language model that rates answers against the reference, 1 to 10, in both orders."""
+
+    model: str = Field(min_length=1)
+    """As its server names it; without a url, the folder of a model that transformers loads here."""
+    url: str | None = None
+    """An OpenAI-compatible API, up to and with /v1; its key is read from ALIGN_JUDGE_API_KEY, or from
+    OPENAI_API_KEY for openai.com alone."""
+    protocol: Literal["strict", "official"] = "strict"
+    """`official` asks and reads as AIR-Bench's scripts do; `strict` cannot be talked round as easily."""
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1024}
+    """Sent with every request as they are."""
+    concurrency: int = Field(8, ge=1)
+    canary_items: int = Field(20, ge=0)
+    """Questions on which known tricks are tried: can an answer sway the judge?"""
+
+
+class EvaluateConfig(StageConfig):
+    """AIR-Bench chat questions and recognition for several policies, with controls."""
+
+    produces: ClassVar[OutputKind] = "evaluation"
+    stage: Literal["evaluate"]
+    corpus: CorpusRef
+    split: Literal["dev", "test"] = "test"
+    air_bench: OutsideFolder | None = None
+    """Folder of a downloaded AIR-Bench (it holds Chat/), asked instead of the corpus' own questions; clips
+    that cannot be used are counted as missing. Of longer clips the model hears the beginning; they are
+    counted too."""
+    policies: list[PolicyRef] = Field(min_length=1)
+    """Every policy to score."""
+    before: PolicyRef
+    after: PolicyRef
+    judge: Literal["facts"] | JudgeModel = "facts"
+    """`facts`: the demo's, which knows what is true of every clip."""
+    benchmarks: dict[
+        OutsideFolder,
+        Literal[
+            "asr_en",
+            "asr_zh",
+            "asr_yue",
+            "asr_other",
+            "translation",
+            "emotion",
+            "vocal_sound",
+            "scene",
+            "aqa",
+            "srwt",
+        ],
+    ] = {}
+    """The reports' other benchmarks: files of rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation
+    reads them, audio relative to the file, and how each is scored. Results stand per source beside the
+    corpus' own recognition, and the gate's `recognition_margins` may name them."""
+    annotations: AnnotationsRef | None = None
+    """Comparisons that annotators made: the judge scores the same answers, and told is how often it prefers
+    what most of them prefer."""
+    annotated_pairs: int = Field(200, ge=1)
+    """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
+    dialect: Dialect = "sentences"
+    """Dialect of the recognition prompts."""
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def _compared_policies_are_scored(self) -> EvaluateConfig:
+        for name in (self.before, self.after):
+            if name not in self.policies:
+                raise ValueError(f"{name!r} is compared but not listed in policies")
+        return self
+
+
+Margin = Annotated[float, Field(gt=0)]
+
+
+class JudgeLimits(Config):
+    """What an LLM judge's ratings must show, of either policy, for the difference to be believed."""
+
+    model: str | None = None
+    """The only judge whose ratings count, if given."""
+    prompt_sha256: str | None = None
+    """The only prompt whose ratings count, if given."""
+    max_invalid: float = Field(0.01, ge=0, le=1)
+    """Share of answers without a usable score in the judge's reply."""
+    max_refused: float = Field(0.01, ge=0, le=1)
+    max_inconsistent: float = Field(0.1, ge=0, le=1)
+    """Share of answers that the two orders score too differently."""
+    max_missing: float = Field(0.01, ge=0, le=1)
+    """Share of the benchmark's questions without a rating: clips that cannot be read, calls that failed."""
+    max_missing_tasks: int = Field(0, ge=0)
+    """Tasks of AIR-Bench chat without any question."""
+    min_agreement: float | None = Field(None, ge=0, le=1)
+    """Share of annotators' clear choices, on either axis, that the judge must prefer too (point estimate).
+    AIR-Bench reports above 0.7 for its own."""
+    max_canary_uplift: float = 0.3
+    """Points that known tricks gain a wrong answer on the mean; more, and the judge can be talked round."""
+
+
+class Thresholds(Config):
+    """What a candidate must show. Differences are candidate minus champion on the same questions.
+
+    None asks for nothing: for what the judge at hand does not measure. What is asked for and was not
+    measured fails.
+    """
+
+    min_questions: int = Field(500, ge=1)
+    factuality_gain: float | None = 0.0
+    """The 95 % interval of the difference must lie above this; below 0 it is a non-inferiority margin."""
+    behaviour_gain: float | None = 0.0
+    score_gain: float | None = None
+    """As above, in points of the judge's scale: the one gain that an LLM judge measures."""
+    category_margins: dict[Literal["factuality", "behaviour", "score", "asked"], Margin] = {}
+    """In no category may the 95 % interval reach down to a loss of this much."""
+    recognition_margins: dict[str, dict[str, Margin]] = {}
+    """Source of recognition rows -> metric (exact, wer ...) -> most that may be lost on it."""
+    max_over_abstention: float | None = Field(0.05, ge=0, le=1)
+    """Share of answerable questions answered with "there is no ..."."""
+    max_asked_loss: float | None = Field(0.03, ge=0)
+    """Most that asked-fact accuracy on answerable questions may fall (point estimate)."""
+    min_audio_effect: float | None = Field(0.05, ge=-1, le=1)
+    """Factuality must fall by at least this when clips are shuffled: proof that the audio is heard."""
+    min_audio_effect_on_score: float | None = None
+    """As above, in points of the judge's scale."""
+    max_length_ratio: float = Field(1.5, gt=0)
+    """Mean words of the candidate's answers over the champion's."""
+    min_length_ratio: float = Field(0.6, ge=0)
+    max_unfinished_rise: float | None = Field(0.1, ge=-1, le=1)
+    """Most that the share of answers may rise that do not end as a sentence does: fragments."""
+    min_distinct_ratio: float = Field(0.5, ge=0, le=1)
+    """Distinct answers of the candidate over the champion's; low means collapse."""
+    max_contaminated: int = Field(0, ge=0)
+    """Clips of the benchmark that may be among those trained on."""
+    judge: JudgeLimits | None = JudgeLimits()
+    """None is for the judge `facts` alone, which has no prompt and no replies."""
+    replaces_any_champion: bool = False
+    """Whether a registered champion may be replaced although another policy was compared with."""
+
+    @model_validator(mode="after")
+    def _asks_for_quality(self) -> Thresholds:
+        if self.factuality_gain is self.behaviour_gain is self.score_gain is None:
+            raise ValueError(
+                "factuality_gain, behaviour_gain and score_gain are all null: nothing is asked for"
+            )
+        return self
+
+
+class GateConfig(StageConfig):
+    """Decide, from an evaluation, whether the candidate may be promoted. This file is the policy."""
+
+    produces: ClassVar[OutputKind] = "verdict"
+    stage: Literal["gate"]
+    evaluation: EvaluationRef
+    model_name: str | None = None
+    """The registered model whose champion is to be replaced. Promotion refuses if it is another by then, so
+    without a name only a model that has no champion yet can be promoted to."""
+    alias: str = "champion"
+    thresholds: Thresholds = Thresholds()
+
+
+class PromoteConfig(StageConfig):
+    """Register the candidate in MLflow and move an alias to it."""
+
+    produces: ClassVar[OutputKind] = "alias"
+    stage: Literal["promote"]
+    policy: PolicyRef
+    verdict: VerdictRef
+    model_name: str = Field(min_length=1)
+    alias: str = "champion"
+    """`candidate` only registers; `align promote RUN` moves the champion then."""

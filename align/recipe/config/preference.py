@@ -1,0 +1,83 @@
+"""What the stages that collect preferences can be told: sample, annotate, pairs."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from align.recipe.config.base import (
+    AnnotationsRef,
+    CompletionsRef,
+    CorpusRef,
+    OutputKind,
+    PolicyRef,
+    StageConfig,
+)
+from preference_data.schema import MIN_HEARD
+
+
+class SampleConfig(StageConfig):
+    """Several completions per prompt from the current policy."""
+
+    produces: ClassVar[OutputKind] = "completions"
+    stage: Literal["sample"]
+    policy: PolicyRef
+    corpus: CorpusRef
+    completions_per_prompt: int = Field(4, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(128, ge=1)
+    workers: int = Field(1, ge=1)
+    """More than one: Ray Data actors, each with its own copy of the policy."""
+
+
+class AnnotateConfig(StageConfig):
+    """Judge pairs of completions for factuality and behaviour, in Argilla."""
+
+    produces: ClassVar[OutputKind] = "annotations"
+    stage: Literal["annotate"]
+    completions: CompletionsRef
+    corpus: CorpusRef
+    by: Literal["simulated", "people"] = "simulated"
+    """`simulated`: annotators that know the facts answer over Argilla's API. `people`: in the browser."""
+    server: str | None = None
+    """Address of an Argilla that others run, its owner's key in ALIGN_ARGILLA_API_KEY; without it, an own
+    one is started, with its data in `argilla/` in the run folder."""
+    workspace: str = Field("audio", pattern=r"^[a-z0-9][a-z0-9_-]{0,60}$")
+    """Annotators see the datasets and clips of their workspaces only."""
+    annotators: int = Field(2, ge=1)
+    """How many judge what everyone judges; an own server gets that many accounts."""
+    overlap: float = Field(0.3, ge=0, le=1)
+    """Share of comparisons judged by every annotator; the rest by one."""
+    repeats: float = Field(0.1, ge=0, le=0.5)
+    """Comparisons shown once more with their sides swapped, as a share of all: does one judge the same?"""
+    gold: float = Field(0.05, ge=0, le=0.5)
+    """Comparisons added whose better side is known, as a share of all: does one listen?"""
+    enough: float = Field(1.0, gt=0, le=1)
+    """People: go on when this share of the judgements is there."""
+    error_rate: float = Field(0.05, ge=0, le=1)
+    """Simulated: how often an answer to a question is random."""
+    comparisons_per_prompt: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _simulated_have_accounts(self) -> AnnotateConfig:
+        if self.by == "simulated" and self.server:
+            raise ValueError("simulated annotators work on an own server only: remove server, or by: people")
+        return self
+
+
+class PairsConfig(StageConfig):
+    """Annotations to preference pairs, one per comparison and axis that has a clear preference."""
+
+    produces: ClassVar[OutputKind] = "pairs"
+    stage: Literal["pairs"]
+    completions: CompletionsRef
+    annotations: AnnotationsRef
+    min_agreement: float = Field(0.75, gt=0.5, le=1)
+    """A comparison yields a pair where at least this share of its annotators prefer the same side."""
+    min_heard: float = Field(MIN_HEARD, ge=0, le=1)
+    """Judgements of annotators who had played less of the clip than this are dropped."""
+    min_alpha: float | None = Field(None, ge=-1, le=1)
+    """Refuse annotations whose Krippendorff's alpha is lower on either axis: chance is 0, agreement 1."""

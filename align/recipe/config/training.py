@@ -1,0 +1,317 @@
+"""What the stages that train a policy can be told: pretrain, sft, dpo."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from align.recipe.config.base import (
+    CheckpointRef,
+    Config,
+    CorpusRef,
+    OutputKind,
+    PairsRef,
+    PolicyRef,
+    StageConfig,
+)
+from preference_data.prompts.languages import TEXT_LANGUAGES
+from preference_data.prompts.prompts import Dialect
+
+
+class ModelShape(Config):
+    """A Qwen2-Audio from random weights, small enough for a laptop."""
+
+    d_model: int = Field(128, ge=16)
+    heads: int = Field(4, ge=1)
+    audio_layers: int = Field(2, ge=1)
+    text_layers: int = Field(2, ge=1)
+    mel_bins: int = Field(64, ge=16)
+    hop_length: int = Field(320, ge=80)
+    """Samples between mel frames; 320 = 20 ms, twice Whisper's, which halves the audio tokens."""
+    clip_s: int = Field(3, ge=1)
+    """Longest clip in whole seconds; shorter ones are padded to it."""
+    vocab_size: int = Field(640, ge=300)
+
+
+class Assemble(Config):
+    """A Qwen2-Audio of two models in transformers' format: folders, or ids on the Hub."""
+
+    audio: CheckpointRef
+    """A Whisper model; its encoder becomes the audio tower."""
+    text: CheckpointRef
+    """A Qwen2-family language model; a new projector joins the two."""
+
+
+def _kind_of_model(value: Any) -> str:
+    """Which way of saying what to start from is meant."""
+    if isinstance(value, str):
+        return "[PolicyRef]"
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "[Assemble]" if {"audio", "text"} & set(keys) else "[ModelShape]"
+
+
+StartingModel = Annotated[
+    Annotated[ModelShape, Tag("[ModelShape]")]
+    | Annotated[Assemble, Tag("[Assemble]")]
+    | Annotated[PolicyRef, Tag("[PolicyRef]")],
+    Discriminator(_kind_of_model),
+]
+
+
+class Augment(Config):
+    """Random changes to the mel features of each training example. Zero switches a part off."""
+
+    policy: Literal["librispeech_basic"] | None = None
+    """In place of all below, a policy of SpecAugment (arXiv:1904.08779, table 1). Qwen-Audio's is LibriSpeech
+    Basic: W 80, F 27, mF 1, T 100, p 1.0, mT 1; time warping (W) is left out, it would move time stamps."""
+    gain: float = Field(0.15, ge=0)
+    """Half-width of a random offset on the log-mel."""
+    time_mask: int = Field(8, ge=0)
+    """Widest masked stretch of frames (SpecAugment, arXiv:1904.08779)."""
+    frequency_mask: int = Field(6, ge=0)
+    """Widest masked band of mel bins."""
+    vocal_tract: float = Field(0.0, ge=0, lt=0.5)
+    """Half-width of the log warp of the frequency axis (VTLP)."""
+    channel: float = Field(0.0, ge=0)
+    """Half-width of a smooth random frequency response on the log-mel."""
+    floor: float = Field(0.0, ge=0)
+    """Largest rise of the noise floor on the log-mel."""
+
+    @model_validator(mode="after")
+    def _policy_stands_alone(self) -> Augment:
+        if self.policy and (others := sorted(self.model_fields_set - {"policy"})):
+            raise ValueError(f"policy {self.policy} replaces {', '.join(others)}: remove them, or policy")
+        return self
+
+
+class Lesson(Config):
+    """The first `steps` steps see only clips whose fact `slot` is one of `values`."""
+
+    steps: int = Field(ge=1)
+    slot: str
+    values: list[str] = Field(min_length=1)
+
+
+class Hardware(Config):
+    """Where a training stage runs. It changes neither what is learned nor whether finished work counts."""
+
+    workers: int = Field(1, ge=1)
+    """Processes, one per GPU; Ray Train starts them and replaces those that die."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """`auto`: GPUs if the cluster has one per worker."""
+    strategy: Literal["ddp", "zero2", "zero3", "fsdp2"] = "ddp"
+    """What is spread over the workers: nothing; optimizer and gradients; the weights too. ZeRO is
+    DeepSpeed's (arXiv:1910.02054), fsdp2 PyTorch's, on GPUs only."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in host memory: optimizer states (zero2, zero3), or the weights as well (zero3)."""
+    memory_gb: float | None = Field(None, gt=0)
+    """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its passes
+    by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned without it."""
+    address: str | None = None
+    """Of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
+    cluster of this machine alone is started, and ended with the stage."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """Logical CPUs that Ray sets aside for each worker."""
+    max_failures: int = Field(3, ge=0)
+    """How often dead or unreachable workers are replaced before the stage fails."""
+    timeout_s: int = Field(1800, ge=5)
+    """Workers that wait longer than this for one of them count as failed."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Hardware:
+        if self.offload != "none" and self.strategy not in ("zero2", "zero3"):
+            raise ValueError(f"offload: {self.offload} needs strategy: zero2 or zero3, not {self.strategy}")
+        if self.offload == "all" and self.strategy != "zero3":
+            raise ValueError("offload: all needs strategy: zero3; zero2 keeps the weights on every GPU")
+        if self.strategy == "fsdp2" and self.device == "cpu":
+            raise ValueError(
+                "strategy: fsdp2 needs GPUs: accelerate runs plain DDP on CPUs without saying so. "
+                "On CPUs use ddp, zero2 or zero3"
+            )
+        return self
+
+
+class LoRA(Config):
+    """Train low-rank updates of frozen weights (arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1)
+    """Rank of the updates."""
+    alpha: int = Field(32, ge=1)
+    """Updates are scaled by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target: str = (
+        r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+        r"|model\.multi_modal_projector\.linear"
+    )
+    """Regular expression over whole names of linear layers: the language model's and the projector.
+    A list of short names would also hit the audio tower, which has q_proj, k_proj and v_proj too."""
+    bits: Literal[4] | None = None
+    """4: QLoRA (arXiv:2305.14314), the frozen weights in 4-bit NF4; needs CUDA and bitsandbytes."""
+
+
+ModelPart = Literal["audio_tower", "projector", "language_model", "new_tokens"]
+
+
+class TrainingConfig(StageConfig):
+    """What the three training stages share."""
+
+    corpus: CorpusRef
+    hardware: Hardware | None = None
+    """Without it, training runs in this process, on its GPU if it has one."""
+    train: list[ModelPart] | None = Field(None, min_length=1)
+    """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
+    sinusoidal positions never learn. `new_tokens`, in pretrain with the language model frozen: of its
+    embeddings and head the rows of the dialect's tags and of the marks around audio."""
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    """Examples (pairs for DPO) per optimizer step, over all devices."""
+    save_steps: int = Field(100, ge=1)
+    """Optimizer steps between checkpoints; a killed run loses at most this many."""
+    packed: bool | Literal["split", "varlen", "dense"] = True
+    """Compute every clip and every shared prompt of a batch once, without padding: the same loss and
+    gradients for a fraction of the work (align/kernels/README.md). False: transformers' own way."""
+    trl: dict[str, Any] = {}
+    """Anything else TRL's config knows; names are checked before anything runs."""
+
+
+def _refuse_both(train: list[ModelPart] | None, lora: LoRA | None) -> None:
+    if "new_tokens" in (train or ()):
+        raise ValueError("train: new_tokens are learned in pretrain only: here language_model learns them")
+    if train is not None and lora is not None:
+        raise ValueError("lora already freezes every part of the model: remove train, or lora")
+
+
+class PretrainConfig(TrainingConfig):
+    """Multi-task pre-training on audio-to-text targets (Qwen2-Audio stage 1)."""
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["pretrain"]
+    model: StartingModel
+    """What to start from: a small model from random weights, a Whisper and a Qwen2 put together, or a
+    Qwen2-Audio (an earlier stage, a folder, or an id on the Hub such as Qwen/Qwen2-Audio-7B)."""
+    dialect: Dialect = "sentences"
+    """Prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its paper or its
+    release spells them."""
+    steps: int = Field(ge=1)
+    curriculum: list[Lesson] = []
+    """Easier clips first; step counts add up from the start."""
+    augment: Augment = Augment()
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
+
+    @model_validator(mode="after")
+    def _new_tokens_alone(self) -> PretrainConfig:
+        if "new_tokens" in (self.train or ()):
+            if "language_model" in (self.train or ()):
+                raise ValueError("train: language_model holds new_tokens already; remove one of the two")
+            if self.hardware is not None and self.hardware.strategy == "fsdp2":
+                raise ValueError(
+                    "train: new_tokens does not work with strategy: fsdp2; take ddp, zero2 or zero3"
+                )
+        return self
+
+
+class Filters(Config):
+    """Which chats are left out of SFT, counted by reason in the metrics, listed in `left_out.jsonl`."""
+
+    min_answer_chars: int = Field(0, ge=0)
+    """Chats with a shorter answer are left out."""
+    max_answer_chars: int | None = Field(None, ge=1)
+    """Chats with a longer answer are left out."""
+    max_similarity: float | None = Field(None, gt=0, le=1)
+    """Of chats about the same clips whose texts are more alike (Jaccard index of 5-character shingles) one
+    stays; 1 leaves out exact repetitions, but for case and punctuation, alone."""
+    languages: list[str] = []
+    """Answers must be written in the script of one of these, given by code: en, zh ..."""
+    min_audio_effect: float | None = None
+    """Nats per token by which the clips must raise the answers' log-probability over silence, by the policy
+    that SFT starts from: other answers could be given without listening. Costs two forward passes a chat."""
+
+    @model_validator(mode="after")
+    def _are_known(self) -> Filters:
+        if unknown := [code for code in self.languages if code not in TEXT_LANGUAGES]:
+            raise ValueError(f"languages: {unknown[0]!r} is not one of {', '.join(TEXT_LANGUAGES)}")
+        return self
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on multi-turn chats; loss on the assistant's tokens only."""
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["sft"]
+    policy: PolicyRef
+    lora: LoRA | None = None
+    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
+    steps: int = Field(ge=1)
+    filters: Filters = Filters()
+    replay: float = Field(0.0, ge=0, lt=1)
+    """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
+    dialect: Dialect = "sentences"
+    """Dialect of the replayed pre-training prompts."""
+    augment: Augment = Augment()
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> SFTConfig:
+        _refuse_both(self.train, self.lora)
+        return self
+
+
+class Objective(Config):
+    """How much each axis counts. A pair's loss is weighted by the axes that prefer its chosen side."""
+
+    factuality: float = Field(1.0, ge=0)
+    behaviour: float = Field(0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Objective:
+        if self.factuality == self.behaviour == 0:
+            raise ValueError("factuality and behaviour are both 0: nothing would be learned")
+        return self
+
+
+class Choose(Config):
+    """Score every checkpoint on the dev split and keep the best; the test split is never seen here."""
+
+    questions: int = Field(200, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+
+
+class DPOConfig(TrainingConfig):
+    """Direct preference optimisation (arXiv:2305.18290) through TRL."""
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["dpo"]
+    policy: PolicyRef
+    lora: LoRA | None = None
+    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
+    pairs: PairsRef
+    objective: Objective = Objective()
+    loss: Literal[
+        "sigmoid",
+        "ipo",
+        "robust",
+        "apo_zero",
+        "apo_down",
+        "sppo_hard",
+        "nca_pair",
+        "bco_pair",
+        "discopop",
+        "sigmoid_norm",
+        "exo_pair",
+        "sft",
+    ] = "sigmoid"
+    """TRL's losses that weigh each pair alone (its hinge cannot be weighted: the gradient fails).
+    `sft` trains on the chosen answers only: the control that DPO must be compared with."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the leash to the reference."""
+    epochs: float = Field(2, gt=0)
+    choose: Choose | None = None
+    """How to choose among the checkpoints (one every `save_steps`); without it the last one is kept."""
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> DPOConfig:
+        _refuse_both(self.train, self.lora)
+        return self

@@ -1,0 +1,372 @@
+"""A folder of YAML files -> an ordered, checked list of steps. All mistakes are reported at once.
+
+Imports neither torch nor TRL: checking a recipe takes a blink and touches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from align.recipe.config import CONFIGS, TRL_CONFIGS, DataSetShare, Needs, Outside, StageConfig
+from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
+from align.recipe.trl_names import instead_of, known_names
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
+"""What a folder from outside the recipe must hold, by what it stands for."""
+
+
+class RecipeError(ValueError):
+    """Everything that is wrong with a recipe."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(map(str, problems)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe. `needs` are the names of the earlier stages it reads."""
+
+    name: str
+    number: int
+    config: StageConfig
+    needs: list[str]
+    file: Path
+
+    @property
+    def foreign(self) -> list[str]:
+        """Policies, pairs and corpora from outside the recipe: paths and Hub ids."""
+        refs = [ref for _, _, ref in _references(type(self.config), self.config.model_dump())]
+        return sorted({ref for ref in refs if ref not in self.needs})
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders and files of data from outside the run."""
+        fields = type(self.config).model_fields.items()
+        marked = [name for name, info in fields if any(isinstance(one, Outside) for one in _marks(info))]
+        values = [value for name in marked if (value := getattr(self.config, name))]
+        return [path for value in values for path in _paths(value)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe, its steps in the order they run."""
+
+    name: str
+    folder: Path
+    steps: list[Step]
+
+    def step(self, name: str) -> Step:
+        """The step of this name, or the only one whose name has this part after the number.
+
+        Raises:
+            RecipeError: there is none, or more than one.
+        """
+        found = _matching(name, [step.name for step in self.steps])
+        if isinstance(found, str):
+            raise RecipeError([Problem(str(self.folder), "", found)])
+        return next(step for step in self.steps if step.name == found[0])
+
+
+def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe. `overrides` are `S.key=value` as given to `--set`.
+
+    Raises:
+        RecipeError: with every problem of every file.
+    """
+    if not folder.is_dir():
+        raise RecipeError([Problem(str(folder), "", "is not a folder; a recipe is a folder of N_name.yaml")])
+    problems: list[Problem] = []
+    files = read_files(folder, problems)
+    for override in overrides or []:
+        problems += _apply(override, files)
+    steps = []
+    for file in files:
+        config, found = _validate(file)
+        earlier = {other.name: other for other in files if other.number < file.number}
+        found += _check_references(file, earlier, files)
+        found += _check_trl(file)
+        found += _check_facts(file, earlier)
+        problems += sorted(found, key=lambda problem: problem.line)
+        if config is not None and not found:
+            refs = [ref for _, _, ref in _references(type(config), file.data)]
+            needs = [name for name in earlier if name in refs]
+            steps.append(Step(file.name, file.number, config, needs, file.path))
+    if problems:
+        raise RecipeError(problems)
+    return Recipe(folder.resolve().name, folder, steps)
+
+
+# -------------------------------------------------------------------------- overrides
+
+
+def _apply(override: str, files: list[StageFile]) -> list[Problem]:
+    """Change the files' data by one `S.key=value`."""
+    place = f"--set {override}"
+    target, equals, text = override.partition("=")
+    name, *keys = target.split(".")
+    if not equals or not keys or not all(keys):
+        return [Problem(place, "", "expected S.key=value, such as 6_dpo.beta=0.2 or '*.seed=1'")]
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        return [Problem(place, target, f"the value is not YAML: {str(error).splitlines()[0]}")]
+    if name == "*":
+        chosen = [file for file in files if _has_key(file, keys)]
+        if not chosen:
+            return [Problem(place, "", f"no stage of the recipe has the key {'.'.join(keys)!r}")]
+    else:
+        found = _matching(name, [file.name for file in files])
+        if isinstance(found, str):
+            return [Problem(place, "", found)]
+        chosen = [file for file in files if file.name == found[0]]
+    for file in chosen:
+        inner = file.data
+        for depth, key in enumerate(keys[:-1], start=1):
+            if inner.get(key) is None:
+                inner[key] = {}
+            inner = inner[key]
+            if not isinstance(inner, dict):
+                return [Problem(place, dotted(tuple(keys[:depth])), f"holds {inner!r}, not keys")]
+        inner[keys[-1]] = value
+        inside = tuple(keys)
+        file.places = {loc: at for loc, at in file.places.items() if loc[: len(inside)] != inside}
+        for depth in range(1, len(keys) + 1):
+            file.places.setdefault(inside[:depth], place)
+    return []
+
+
+def _has_key(file: StageFile, keys: list[str]) -> bool:
+    """Whether the file's kind of stage knows this key."""
+    kind = CONFIGS.get(str(file.data.get("stage")))
+    model = _model_at(kind, tuple(keys[:-1])) if kind else None
+    return model is not None and keys[-1] in model.model_fields
+
+
+def _matching(name: str, names: list[str]) -> list[str] | str:
+    """The one stage meant by a full name or by the part after its number, else what is wrong."""
+    found = [full for full in names if full == name] or [
+        full for full in names if full.partition("_")[2] == name
+    ]
+    if len(found) > 1:
+        return f"{name!r} could be {' or '.join(found)}; give the full name"
+    return found or f"there is no stage {name!r}{_suggestion(name, names)}; stages: {', '.join(names)}"
+
+
+# -------------------------------------------------------------------------- values -> typed config
+
+
+def _validate(file: StageFile) -> tuple[StageConfig | None, list[Problem]]:
+    """The typed config of a file, or what keeps it from being one."""
+    if not file.data:
+        return None, []  # already reported as unreadable
+    kind = file.data.get("stage")
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        if "stage" not in file.data:
+            return None, [file.problem(("stage",), f"required, missing; one of {', '.join(CONFIGS)}")]
+        hint = _suggestion(str(kind), CONFIGS)
+        return None, [file.problem(("stage",), f"{kind!r} is not one of {', '.join(CONFIGS)}{hint}")]
+    try:
+        return CONFIGS[kind].model_validate(file.data), []
+    except ValidationError as error:
+        return None, [_explain(file, CONFIGS[kind], detail) for detail in error.errors()]
+
+
+_EXPECTED = MappingProxyType(
+    {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "text; put it in quotes",
+        "list": "a list",
+        "dict": "keys and values",
+        "model": "keys and values",
+    }
+)
+
+
+def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> Problem:
+    """A pydantic error in the recipe's words."""
+    tagged = tuple(part for part in error["loc"] if part != "[key]")
+    loc = _untagged(tagged)
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    what = kind.split("_")[0]
+    if kind == "extra_forbidden":
+        message = "unknown key" + _unknown_key_hint(str(loc[-1]), _model_at(config, tagged[:-1]), config)
+    elif kind == "missing":
+        message = "required, missing"
+    elif kind == "literal_error":
+        options = context["expected"].replace("'", "").replace(" or ", ", ")
+        message = f"{value!r} is not one of {options}{_suggestion(str(value), options.split(', '))}"
+    elif kind == "value_error":
+        message = str(context["error"])
+    elif what in _EXPECTED and kind.endswith(("_type", "_parsing", "_from_float")):
+        message = f"expected {_EXPECTED[what]}, got {value!r}"
+    else:
+        message = f"{error['msg'].removeprefix('Input ')}, got {value!r}"
+    return file.problem(loc, message)
+
+
+def _untagged(loc: Loc) -> Loc:
+    """A place without pydantic's notes on which member of a union, such as `[Assemble]`, was meant."""
+    return tuple(part for part in loc if not (isinstance(part, str) and part.startswith("[")))
+
+
+def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[BaseModel]) -> str:
+    """Where an unknown key belongs, or which key was probably meant."""
+    if model is None:
+        return ""
+    stage = next((name for name, known in CONFIGS.items() if known is model), "")
+    if stage in TRL_CONFIGS and key in known_names(TRL_CONFIGS[stage]):
+        ours = instead_of(key, frozenset(config.model_fields))
+        return f" (use {ours})" if ours else f" (a name of TRL's: put it under `trl:`, as trl.{key})"
+    return _suggestion(key, model.model_fields)
+
+
+def _model_at(config: type[BaseModel] | None, loc: Loc) -> type[BaseModel] | None:
+    """The model that a place inside a config is validated by, if it is one."""
+    annotation: Any = config
+    for place, part in enumerate(loc):
+        if isinstance(part, str) and not part.startswith("["):
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                return None
+            info = annotation.model_fields.get(part)
+            annotation = info.annotation if info else None
+        models = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        meant = [model for model in models if loc[place + 1 : place + 2] == (f"[{model.__name__}]",)]
+        annotation = next(iter([*meant, *models]), None)
+    return annotation
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """An annotation and everything it is made of."""
+    return [annotation, *(part for inner in get_args(annotation) for part in _parts(inner))]
+
+
+# -------------------------------------------------------------------------- references and TRL names
+
+
+def _needs(info: FieldInfo) -> Needs | None:
+    """The mark of a field that names earlier stages."""
+    return next((mark for mark in _marks(info) if isinstance(mark, Needs)), None)
+
+
+def _paths(value: str | Sequence[str | DataSetShare]) -> list[str]:
+    """What a marked field names: a path, several, or data sets."""
+    listed = [value] if isinstance(value, str) else value
+    return [one if isinstance(one, str) else one.folder for one in listed]
+
+
+def _marks(info: FieldInfo) -> list[Any]:
+    return [*info.metadata, *_parts(info.annotation)]
+
+
+def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple[Loc, Needs, str]]:
+    """Every reference to another stage in a file's data, valid or not."""
+    for key, info in config.model_fields.items():
+        needs, value = _needs(info), data.get(key)
+        if needs and isinstance(value, str):
+            yield (key,), needs, value
+        elif needs and isinstance(value, list):
+            yield from (((key, i), needs, ref) for i, ref in enumerate(value) if isinstance(ref, str))
+        elif isinstance(value, dict):
+            for inner in _members(info, value):
+                yield from (((key, *loc), needs, ref) for loc, needs, ref in _references(inner, value))
+
+
+def _members(info: FieldInfo, value: dict[str, Any]) -> list[type[BaseModel]]:
+    """The models among a field's types that have one of these keys."""
+    models = [a for a in _parts(info.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return [model for model in models if model.model_fields.keys() & value.keys()]
+
+
+def _check_references(
+    file: StageFile, earlier: dict[str, StageFile], files: list[StageFile]
+) -> list[Problem]:
+    """References that lead nowhere, forward, or to the wrong kind of stage."""
+    config = CONFIGS.get(str(file.data.get("stage")))
+    problems = []
+    for loc, needs, ref in _references(config, file.data) if config else ():
+        message = None
+        if "/" in ref:
+            message = _foreign_problem(ref, needs)
+        elif ref in earlier:
+            kind = CONFIGS.get(str(earlier[ref].data.get("stage")))
+            if kind and kind.produces != needs.kind:
+                message = f"{ref!r} produces {kind.produces}, not {needs.kind}"
+        elif ref in [other.name for other in files]:
+            message = f"{ref!r} does not come before {file.name!r}; only earlier stages can be used"
+        elif needs.kind == "checkpoint":
+            message = f"{ref!r} is neither a folder (./{ref}) nor a Hub id (owner/name)"
+        else:
+            named = {n: CONFIGS.get(str(f.data.get("stage"))) for n, f in earlier.items()}
+            fitting = [n for n, c in named.items() if c and c.produces == needs.kind]
+            listed = f"; earlier stages producing {needs.kind}: {', '.join(fitting) or 'none'}"
+            message = f"there is no stage {ref!r}{_suggestion(ref, fitting)}{listed}"
+        if message:
+            problems.append(file.problem(loc, message))
+    return problems
+
+
+def _foreign_problem(ref: str, needs: Needs) -> str | None:
+    """What is wrong with a model, pairs or a corpus from outside the recipe, named by path or Hub id."""
+    folder = Path(ref).expanduser()
+    if wanted := _IMPORTED.get(needs.kind):
+        if (folder / wanted).is_file():
+            return None
+        return f"there is no folder {ref!r} with {wanted} in it, as `align data import` writes"
+    if needs.kind not in ("policy", "checkpoint"):
+        return f"{ref!r} is a path, but only a model, pairs or a corpus can come from outside the recipe"
+    if folder.is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
+        return None
+    return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"
+
+
+def _check_trl(file: StageFile) -> list[Problem]:
+    """Names under `trl:` that TRL does not know, or that repeat a key of ours."""
+    stage, given = str(file.data.get("stage")), file.data.get("trl")
+    if stage not in TRL_CONFIGS or not isinstance(given, dict) or not given:
+        return []
+    ours, known = frozenset(CONFIGS[stage].model_fields), known_names(TRL_CONFIGS[stage])
+    problems = []
+    for name in given:
+        instead = instead_of(name, ours)
+        if instead:
+            problems.append(file.problem(("trl", name), f"set by the stage; use {instead} instead"))
+        elif name not in known:
+            hint = _suggestion(name, known)
+            problems.append(file.problem(("trl", name), f"trl.{TRL_CONFIGS[stage]} has no such name{hint}"))
+    return problems
+
+
+def _check_facts(file: StageFile, earlier: dict[str, StageFile]) -> list[Problem]:
+    """What asks about a clip's facts, of a corpus that knows none: a mixture, or a folder from outside."""
+    stage, corpus = file.data.get("stage"), str(file.data.get("corpus"))
+    if "/" not in corpus and (corpus not in earlier or earlier[corpus].data.get("corpus") != "mixture"):
+        return []
+    asks = {
+        "evaluate": ("judge", file.data.get("judge", "facts") == "facts", "judge: {model: ...}"),
+        "annotate": ("by", file.data.get("by", "simulated") == "simulated", "by: people"),
+        "dpo": ("choose", file.data.get("choose") is not None, "no choose"),
+    }
+    key, is_asked, instead = asks.get(str(stage), ("", False, ""))
+    if not is_asked or (Path(corpus).expanduser() / "phrasebook.yaml").exists():
+        return []
+    return [file.problem((key,), f"needs the facts of every clip, and {corpus!r} has none: use `{instead}`")]
+
+
+def _suggestion(wrong: str, known: Any) -> str:
+    close = get_close_matches(wrong, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""What a run leaves: artifacts on disk, MLflow tracking, progress."""

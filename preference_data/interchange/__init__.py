@@ -1,0 +1,1 @@
+"""Preference pairs and chats in the rows of TRL, LLaMA-Factory and ms-swift, in and out."""

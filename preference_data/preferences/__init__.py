@@ -1,0 +1,1 @@
+"""From people's judgements to preference pairs: agreement, annotator quality, pairs."""

@@ -1,0 +1,217 @@
+"""Annotations -> preference pairs, one axis at a time, by stated rules.
+
+1. Votes are answers to comparisons. Repeats and gold measure annotators and are not votes.
+2. An answer is dropped if its annotator called the audio unusable, or had played less than `min_heard` of
+   the clip when submitting; unknown is not heard.
+3. A comparison yields a pair on an axis when at least `min_agreement` of its counted annotators prefer the
+   same side there. A tie and "both bad" are votes for neither side.
+4. An answer that a counted annotator typed is chosen over both shown answers, on both axes. Its agreement
+   is the share of the comparison's counted annotators who typed it.
+5. No answer is paired with its own text, and a typed answer adds no pair that is there already.
+6. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
+7. Below `min_alpha` on any axis nothing is built: annotators who do not agree teach noise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from preference_data.preferences import agreement
+from preference_data.preferences.agreement import Alpha
+from preference_data.schema import (
+    AXES,
+    Annotation,
+    Axis,
+    Choice,
+    Completion,
+    PreferencePair,
+    Prompt,
+    stable_id,
+)
+
+
+class LowAgreement(ValueError):
+    """Annotators agree less than asked for, or whether they agree cannot be told."""
+
+
+class Tally(NamedTuple):
+    """What became of the comparisons on one axis, and of the answers to them."""
+
+    pairs: int
+    """Comparisons that became a pair by vote."""
+    ties: int
+    """Most annotators preferred neither side."""
+    disagreements: int
+    """Some preferred a side, too few the same one."""
+    unheard: int
+    """Answers dropped because the clip had not been played; the same on every axis."""
+    unusable: int
+    """Answers dropped because the audio was called unusable; the same on every axis."""
+    corrected: int
+    """Pairs of a typed answer with a shown one, on top of `pairs`."""
+
+
+class WeightedPair(NamedTuple):
+    """A pair to train on and how much its loss counts; weights average 1 over a set."""
+
+    pair: PreferencePair
+    weight: float
+
+
+def build(
+    annotations: Sequence[Annotation],
+    prompts: Mapping[str, Prompt],
+    completions: Mapping[str, Completion],
+    *,
+    min_agreement: float,
+    min_heard: float,
+    min_alpha: float | None = None,
+) -> tuple[list[PreferencePair], dict[Axis, Tally]]:
+    """All pairs of all axes by the rules above, and per axis what happened.
+
+    Raises:
+        LowAgreement: alpha of an axis is below `min_alpha` or undefined; says which, over how many
+            comparisons, and what to do.
+    """
+    asked = [one for one in annotations if one.purpose == "comparison"]
+    votes = [one for one in asked if agreement.is_vote(one, min_heard)]
+    if min_alpha is not None:
+        _check_agreement(votes, min_alpha)
+    unusable = sum(one.audio_unusable for one in asked)
+    unheard = len(asked) - len(votes) - unusable
+    by_comparison: dict[str, list[Annotation]] = defaultdict(list)
+    for one in votes:
+        by_comparison[one.shown].append(one)
+    pairs: list[PreferencePair] = []
+    tallies: dict[Axis, Tally] = {}
+    for axis in AXES:
+        outcomes: Counter[str] = Counter()
+        voted: list[PreferencePair] = []
+        for given in by_comparison.values():
+            outcome, pair = _vote(given, axis, prompts, completions, min_agreement)
+            outcomes[outcome] += 1
+            voted += [pair] if pair else []
+        known = {(pair.prompt_id, pair.chosen, pair.rejected) for pair in voted}
+        typed: dict[tuple[str, str, str], PreferencePair] = {}
+        for given in by_comparison.values():
+            for pair in _corrections(given, axis, prompts, completions):
+                typed.setdefault((pair.prompt_id, pair.chosen, pair.rejected), pair)
+        new = [pair for key, pair in typed.items() if key not in known]
+        pairs += voted + new
+        tallies[axis] = Tally(
+            len(voted), outcomes["tie"], outcomes["disagreement"], unheard, unusable, len(new)
+        )
+    return pairs, tallies
+
+
+def _vote(
+    given: Sequence[Annotation],
+    axis: Axis,
+    prompts: Mapping[str, Prompt],
+    completions: Mapping[str, Completion],
+    min_agreement: float,
+) -> tuple[str, PreferencePair | None]:
+    """What the annotators of one comparison decided, and the pair if they preferred a side."""
+    a, b = given[0].completion_a, given[0].completion_b
+    if completions[a].text == completions[b].text:
+        return "tie", None
+    outcome, share = _decide([getattr(one, axis) for one in given], min_agreement)
+    if outcome not in ("a", "b"):
+        return outcome, None
+    chosen, rejected = (a, b) if outcome == "a" else (b, a)
+    prompt = prompts[given[0].prompt_id]
+    return outcome, PreferencePair(
+        id=stable_id(prompt.id, chosen, rejected, axis),
+        prompt_id=prompt.id,
+        audios=prompt.audios,
+        question=prompt.question,
+        chosen=completions[chosen].text,
+        rejected=completions[rejected].text,
+        axis=axis,
+        agreement=share,
+    )
+
+
+def _corrections(
+    given: Sequence[Annotation],
+    axis: Axis,
+    prompts: Mapping[str, Prompt],
+    completions: Mapping[str, Completion],
+) -> Iterator[PreferencePair]:
+    """Every answer typed for one comparison over each shown answer that has another text."""
+    prompt = prompts[given[0].prompt_id]
+    typed = Counter(text for one in given if (text := (one.corrected or "").strip()))
+    for text, times in typed.items():
+        for rejected in (given[0].completion_a, given[0].completion_b):
+            if text == completions[rejected].text.strip():
+                continue
+            yield PreferencePair(
+                id=stable_id(prompt.id, "corrected", text, rejected, axis),
+                prompt_id=prompt.id,
+                audios=prompt.audios,
+                question=prompt.question,
+                chosen=text,
+                rejected=completions[rejected].text,
+                axis=axis,
+                agreement=times / len(given),
+            )
+
+
+def _decide(choices: Sequence[Choice], min_agreement: float) -> tuple[str, float]:
+    """("a" | "b" | "tie" | "disagreement", share of annotators behind a or b)."""
+    for_a, for_b = choices.count("a"), choices.count("b")
+    share = max(for_a, for_b) / len(choices)
+    if share >= min_agreement:
+        return ("a" if for_a > for_b else "b"), share
+    neither = len(choices) - for_a - for_b
+    return ("tie" if 2 * neither > len(choices) or not (for_a or for_b) else "disagreement"), share
+
+
+def _check_agreement(votes: Sequence[Annotation], min_alpha: float) -> None:
+    alphas = {axis: agreement.alpha(votes, axis) for axis in AXES}
+    low = {axis: found for axis, found in alphas.items() if found.value is None or found.value < min_alpha}
+    if low:
+        raise LowAgreement(
+            "annotators do not agree enough to learn from: "
+            + "; ".join(f"{axis}: {_told(found)}" for axis, found in low.items())
+            + f". min_alpha asks for {min_alpha:g} on each axis (chance is 0, full agreement 1). Read "
+            "the quality report of the annotate stage for who disagrees, sharpen the guidelines and annotate "
+            "again, or lower min_alpha of the pairs stage"
+        )
+
+
+def _told(found: Alpha) -> str:
+    if not found.comparisons:
+        return (
+            "Krippendorff's alpha is undefined, for no comparison was judged by two annotators who listened"
+        )
+    if found.value is None:
+        return (
+            f"Krippendorff's alpha is undefined, for all answers to the {found.comparisons} comparisons "
+            "judged by two or more are the same"
+        )
+    return (
+        f"Krippendorff's alpha is {found.value:z.2f} (95 % interval {found.low:z.2f} to {found.high:z.2f}) "
+        f"over {found.comparisons} comparisons judged by two or more"
+    )
+
+
+def weigh(pairs: Sequence[PreferencePair], objective: Mapping[Axis, float]) -> list[WeightedPair]:
+    """Merge the axes of each comparison into one weighted pair.
+
+    A side's support is the sum of the objective's weights of the axes preferring it. The side with more
+    support is chosen, with the difference as weight; equal support teaches nothing. Weights are scaled
+    to average 1, so that a learning rate means the same under every objective.
+    """
+    support: dict[tuple[str, str, str], float] = defaultdict(float)
+    example: dict[tuple[str, str, str], PreferencePair] = {}
+    for pair in pairs:
+        key = (pair.prompt_id, pair.chosen, pair.rejected)
+        support[key] += objective[pair.axis]
+        example.setdefault(key, pair)
+    net = {key: weight - support.get((key[0], key[2], key[1]), 0.0) for key, weight in support.items()}
+    kept = {key: weight for key, weight in net.items() if weight > 0}
+    mean = sum(kept.values()) / len(kept) if kept else 1.0
+    return [WeightedPair(example[key], weight / mean) for key, weight in kept.items()]

@@ -1,0 +1,305 @@
+"""The quality report on annotations: what was measured, overall and per annotator, and what stands out.
+
+Chance makes somebody look odd wherever many are tested, so remarks about a person are tests, and all tests
+of one report share one error level (Holm's method): annotators who are all honest see anybody named in at
+most 5 % of reports. A remark must matter, too: each has a size below which it is not made. What needs no
+test, because it is a count and no sample, is said as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
+
+from preference_data.preferences import agreement
+from preference_data.preferences.agreement import Alpha, Consistency, Lean, Rise, Seconds, Share
+from preference_data.schema import AXES, Annotation, Axis, ErrorType, Purpose, stable_id
+
+ERROR_LEVEL = 0.05
+"""How often a report may name anybody when nothing is wrong with anybody."""
+SIDE_A_OFF = 0.1
+"""A lean below 60 to 40 costs little: sides are drawn by lot, so it blurs preferences and bends none."""
+GOLD_EXPECTED = 0.8
+"""Gold has one answer that listening tells; attentive people slip, but not at one in five."""
+SAME_EXPECTED = 0.6
+"""People repeat clear preferences far more often, and near-ties about as often; guessing repeats 1 in 4."""
+RISE_MATTERS = 0.1
+"""Less hardly changes how an alpha is read: Krippendorff's "tentative" and "reliable" lie 0.13 apart."""
+UNHEARD_MATTERS = 0.1
+"""Answers without listening are dropped anyway; beyond one in ten, so is much of the person's work."""
+FAST_MATTERS = 0.2
+"""A clip that somebody knows from an earlier question can be answered faster; not one in five."""
+
+
+class Measured(BaseModel):
+    """Everything measured on all answers, or on one annotator's. None: nothing to measure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    answers: dict[Purpose, int]
+    unusable: int
+    """Answers that call the audio unusable."""
+    corrected: int
+    """Answers that come with a better one."""
+    unheard: Share | None
+    """Answers whose annotator had not played `min_heard` of the clip, or of whom it is not known."""
+    unknown: int
+    """Of these, those of whom it is not known."""
+    gold: Share | None
+    same: dict[Axis, Consistency | None]
+    """Judgements given to repeats, against the first time."""
+    side_a: dict[Axis, Lean | None]
+    seconds: Seconds | None
+    too_fast: Share | None
+    """Answers given sooner than `min_heard` of the clip lasts, among those whose time and clip are known."""
+
+    @property
+    def n(self) -> int:
+        """All answers, whatever for."""
+        return sum(self.answers.values())
+
+
+class Quality(BaseModel):
+    """How far annotations can be trusted. `model_dump_json` and `model_validate_json` keep all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_heard: float
+    overall: Measured
+    annotators: dict[str, Measured]
+    alpha: dict[Axis, Alpha]
+    """Over the answers that count as votes: heard, audio usable."""
+    without: dict[str, dict[Axis, Rise | None]]
+    """Alpha with and without each annotator."""
+    errors: dict[ErrorType, int]
+    """How many shown answers were marked with each error, over comparisons."""
+    tests: int
+    """How many tests share the error level."""
+    remarks: list[str]
+    """What stands out, in sentences; empty if nothing does."""
+
+
+class _Test(NamedTuple):
+    """Is an annotator out of line? How likely that is by chance alone, and what to say if it is not."""
+
+    p: float
+    matters: bool
+    remark: str
+
+
+def assess(
+    annotations: Sequence[Annotation],
+    *,
+    min_heard: float,
+    seed: int,
+    clip_seconds: Mapping[str, float] | None = None,
+) -> Quality:
+    """Measure annotations and say what stands out.
+
+    Args:
+        annotations: all answers, also those that will not count.
+        min_heard: share of the clip that must have been played for an answer to count.
+        seed: of the bootstrap.
+        clip_seconds: prompt id -> seconds of audio it plays; without it nobody is too fast.
+    """
+    people: dict[str, list[Annotation]] = {
+        name: [] for name in sorted({one.annotator for one in annotations})
+    }
+    for one in annotations:
+        people[one.annotator].append(one)
+    votes = [one for one in annotations if agreement.is_vote(one, min_heard)]
+    clips = clip_seconds or {}
+    measured = {name: _measure(given, min_heard, clips) for name, given in people.items()}
+    alpha = {axis: agreement.alpha(votes, axis, seed=seed) for axis in AXES}
+    without = {
+        name: {axis: agreement.rise_without(votes, axis, name, seed=seed) for axis in AXES} for name in people
+    }
+    marked = Counter(
+        error for one in annotations if one.purpose == "comparison" for error in one.errors_a + one.errors_b
+    )
+    tests = [test for name in people for test in _tests(name, measured[name], without[name])]
+    facts = [fact for name in people for fact in _facts(name, measured[name], min_heard)]
+    return Quality(
+        min_heard=min_heard,
+        overall=_measure(annotations, min_heard, clips),
+        annotators=measured,
+        alpha=alpha,
+        without=without,
+        errors=dict(marked.most_common()),
+        tests=len(tests),
+        remarks=[*_on_agreement(alpha), *_holm(tests), *facts],
+    )
+
+
+def metrics(quality: Quality) -> dict[str, float]:
+    """The report as flat numbers for MLflow; what was not measured is left out.
+
+    Names end in the annotator's name for what was measured on one, e.g. `gold_accuracy_annotator-1`.
+    """
+    found: dict[str, float | None] = {"annotators": float(len(quality.annotators))}
+    for axis, alpha in quality.alpha.items():
+        found |= {
+            f"alpha_{axis}": alpha.value,
+            f"alpha_{axis}_low": alpha.low,
+            f"alpha_{axis}_high": alpha.high,
+            f"alpha_{axis}_comparisons": float(alpha.comparisons),
+        }
+    for suffix, measured in [("", quality.overall)] + [
+        (f"_{_safe(name)}", measured) for name, measured in quality.annotators.items()
+    ]:
+        found |= {f"{name}{suffix}": value for name, value in _flat(measured).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _flat(measured: Measured) -> dict[str, float | None]:
+    flat: dict[str, float | None] = {
+        "answers": float(measured.n),
+        "unusable": float(measured.unusable),
+        "corrected": float(measured.corrected),
+        "unheard": _value(measured.unheard),
+        "gold_accuracy": _value(measured.gold),
+        "seconds_median": measured.seconds.median if measured.seconds else None,
+    }
+    for axis in AXES:
+        same, lean = measured.same[axis], measured.side_a[axis]
+        flat[f"self_consistency_{axis}"] = same.share.value if same else None
+        flat[f"share_of_a_{axis}"] = lean.share.value if lean else None
+    return flat
+
+
+def _value(share: Share | None) -> float | None:
+    return share.value if share else None
+
+
+def _safe(name: str) -> str:
+    """A name as part of an MLflow key; names that had to be changed stay apart by a digest."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:60]
+    return safe if safe == name else f"{safe}-{stable_id(name)[:6]}"
+
+
+def _measure(given: Sequence[Annotation], min_heard: float, clip_seconds: Mapping[str, float]) -> Measured:
+    timed = [
+        one.seconds < min_heard * clip_seconds[one.prompt_id]
+        for one in given
+        if one.seconds is not None and one.prompt_id in clip_seconds
+    ]
+    unheard = [one for one in given if not agreement.is_heard(one, min_heard)]
+    return Measured(
+        answers=dict(Counter(one.purpose for one in given)),
+        unusable=sum(one.audio_unusable for one in given),
+        corrected=sum(bool((one.corrected or "").strip()) for one in given),
+        unheard=agreement.share(len(unheard), len(given)),
+        unknown=sum(one.heard is None for one in unheard),
+        gold=agreement.gold_accuracy(given),
+        same={axis: agreement.self_consistency(given, axis) for axis in AXES},
+        side_a={axis: agreement.side_a(given, axis) for axis in AXES},
+        seconds=agreement.seconds(given),
+        too_fast=agreement.share(sum(timed), len(timed)),
+    )
+
+
+# ---------------------------------------------------------------- what stands out
+
+
+def _on_agreement(alpha: Mapping[Axis, Alpha]) -> Iterator[str]:
+    for axis, found in alpha.items():
+        if not found.comparisons:
+            yield f"Whether annotators agree on {axis} is unknown: no comparison has two answers that count."
+        elif found.value is None:
+            yield (
+                f"Whether annotators agree on {axis} cannot be told: all answers to the "
+                f"{found.comparisons} comparisons judged by two or more are the same."
+            )
+        elif found.low is not None and found.low <= 0:
+            yield (
+                f"Annotators agree on {axis} no better than chance would: alpha {_signed(found.value)} "
+                f"({_signed(found.low)} to {_signed(found.high)}) over {found.comparisons} comparisons."
+            )
+
+
+def _tests(name: str, measured: Measured, without: Mapping[Axis, Rise | None]) -> Iterator[_Test]:
+    """Every test on one annotator, whatever comes of it: Holm's method has to know how many there are."""
+    for axis in AXES:
+        if lean := measured.side_a[axis]:
+            yield _leaning(name, axis, lean)
+    if gold := measured.gold:
+        yield _Test(
+            _below(gold, GOLD_EXPECTED),
+            True,
+            f"{name} gets {gold.hits} of {gold.n} comparisons right whose answer is known "
+            f"({_percent(gold.value)}; at least {_percent(GOLD_EXPECTED)} expected of somebody who listens).",
+        )
+    for axis in AXES:
+        if same := measured.same[axis]:
+            yield _Test(
+                _below(same.share, SAME_EXPECTED),
+                True,
+                f"{name} contradicts their own judgement of {axis} when the sides are swapped: the same in "
+                f"{same.share.hits} of {same.share.n} repeats ({_percent(same.share.value)}; at least "
+                f"{_percent(SAME_EXPECTED)} expected).",
+            )
+    for axis in AXES:
+        if rise := without[axis]:
+            yield _Test(
+                rise.p,
+                rise.without - rise.all >= RISE_MATTERS,
+                f"{name} judges {axis} unlike everybody else: alpha rises from {_signed(rise.all)} to "
+                f"{_signed(rise.without)} without them, over {rise.comparisons} comparisons.",
+            )
+
+
+def _leaning(name: str, axis: Axis, lean: Lean) -> _Test:
+    side, value = ("A", lean.share.value) if lean.share.value >= 0.5 else ("B", 1 - lean.share.value)
+    return _Test(
+        lean.p,
+        value - 0.5 >= SIDE_A_OFF,
+        f"{name} prefers side {side} in {_percent(value)} of {lean.share.n} clear answers about {axis} "
+        "(50 % expected).",
+    )
+
+
+def _below(share: Share, expected: float) -> float:
+    """How likely so few hits are for somebody who hits `expected` of the time."""
+    return float(stats.binomtest(share.hits, share.n, expected, alternative="less").pvalue)
+
+
+def _holm(tests: Sequence[_Test]) -> list[str]:
+    """Remarks of the tests that stand although there are so many of them, in the order given.
+
+    Holm (1979): the smallest p must be below level / m, the next below level / (m - 1), and so on to the
+    first that is not. It needs no independence, which these tests do not have.
+    """
+    standing: set[int] = set()
+    for done, i in enumerate(sorted(range(len(tests)), key=lambda i: tests[i].p)):
+        if tests[i].p > ERROR_LEVEL / (len(tests) - done):
+            break
+        standing.add(i)
+    return [test.remark for i, test in enumerate(tests) if i in standing and test.matters]
+
+
+def _facts(name: str, measured: Measured, min_heard: float) -> Iterator[str]:
+    unheard, fast = measured.unheard, measured.too_fast
+    if unheard and unheard.value > UNHEARD_MATTERS:
+        unknown = f" (of {measured.unknown} it is not known)" if measured.unknown else ""
+        yield (
+            f"{name} submitted {_percent(unheard.value)} of {unheard.n} answers without having played "
+            f"{_percent(min_heard)} of the clip{unknown}: these do not count."
+        )
+    if fast and fast.value > FAST_MATTERS:
+        yield (
+            f"{name} gave {_percent(fast.value)} of {fast.n} timed answers faster than "
+            f"{_percent(min_heard)} of the clip can be played."
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _signed(value: float | None) -> str:
+    return "?" if value is None else f"{value:z.2f}".replace("-", "−")

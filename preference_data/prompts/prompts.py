@@ -1,0 +1,164 @@
+"""A pre-training example -> the prompt and the target that a policy sees, in three dialects.
+
+`sentences`: natural language, as Qwen2-Audio (arXiv:2407.10759, section 2.1 and figure 2). `tags_paper` and
+`tags_released`: Qwen-Audio's hierarchical tags, see `tags`. What the tasks are is data: `tasks.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
+from preference_data.prompts.tags import TAG, TagDialect, Tags, names_of, render
+from preference_data.prompts.tasks import TASKS, Task, answer_tags, task_named
+from preference_data.prompts.time_stamps import LONGEST_S, render_spans, render_words, stamp, stamps_to
+from preference_data.schema import TaskExample
+
+Dialect = Literal["sentences", "tags_paper", "tags_released"]
+
+AUDIO = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+"""Stands for one clip in a prompt; the processor expands <|AUDIO|> to one token per 40 ms."""
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
+"""Tokens that steer the model. Text from a corpus that holds one would speak in another's name."""
+
+
+class BadExample(ValueError):
+    """An example that its task does not allow."""
+
+
+def pretraining_prompt(
+    task: str,
+    n_clips: int,
+    dialect: Dialect,
+    *,
+    audio_language: str | None = None,
+    text_language: str | None = None,
+    question: str | None = None,
+) -> str:
+    """The text before the target: the clips, then what to do with them.
+
+    Languages not given are the task's own; the text of a transcript is in the language of the audio.
+
+    Raises:
+        ValueError: the task is unknown, or languages or question do not go with it.
+    """
+    known = task_named(task)
+    if known.asks != (question is not None):
+        raise BadExample(f"task {task!r} {'needs a' if known.asks else 'has no'} question; got {question!r}")
+    audio, text = _languages(known, audio_language, text_language)
+    if dialect == "sentences":
+        names = {"text_language": TEXT_LANGUAGES[text].name, "audio_code": audio, "question": question}
+        return AUDIO * n_clips + known.sentence.format(**names)
+    return AUDIO * n_clips + render(_tags(known, audio, text, question, dialect), dialect)
+
+
+def _languages(task: Task, audio_language: str | None, text_language: str | None) -> tuple[str, str]:
+    audio = task.tags.audio_language if task.asks_language else audio_language or task.tags.audio_language
+    text = text_language or (audio if task.tags.task == "transcribe" else task.tags.text_language)
+    if audio not in (*LANGUAGES, UNKNOWN) or text not in TEXT_LANGUAGES:
+        bad = text if audio in (*LANGUAGES, UNKNOWN) else audio
+        raise BadExample(f"{bad!r} is no language; known: {', '.join(TEXT_LANGUAGES)}")
+    return audio, text
+
+
+def _tags(task: Task, audio: str, text: str, question: str | None, dialect: TagDialect) -> Tags:
+    start, _, kind, _, timestamps, instruction = task.tags
+    if question is not None and dialect == "tags_released" and not instruction:
+        return Tags(start, audio, kind, None, None, (), question)
+    return Tags(start, audio, kind, text, timestamps, instruction, question)
+
+
+def prompt_of(example: TaskExample, dialect: Dialect) -> str:
+    """The prompt of an example.
+
+    Raises:
+        BadExample: naming the example and what its task does not allow.
+    """
+    task = task_named(example.task)
+    if task.clips not in (None, len(example.audios)):
+        raise BadExample(
+            f"example {example.id!r}: task {example.task!r} is about {task.clips} clips, not "
+            f"{len(example.audios)}"
+        )
+    refuse_control(example.id, example.question or "")
+    try:
+        return pretraining_prompt(
+            example.task,
+            len(example.audios),
+            dialect,
+            audio_language=example.audio_language,
+            text_language=example.text_language,
+            question=example.question,
+        )
+    except ValueError as error:
+        raise BadExample(f"example {example.id!r}: {error}") from error
+
+
+def target_of(example: TaskExample, duration_s: float | None = None) -> str:
+    """The text that follows the prompt: as it stands, or stamped with the times of its words.
+
+    With `duration_s`, stamps must lie within the clip, and words are followed by its last pause.
+
+    Raises:
+        BadExample: the words of a task with time stamps are missing or cannot be stamped, or a text holds
+            tags that are none of its task's.
+    """
+    task = task_named(example.task)
+    if task.stamps is not None and not example.words:
+        raise BadExample(f"example {example.id!r}: task {example.task!r} needs words with their times")
+    try:
+        if task.stamps == "words":  # the prompt ends with the first stamp
+            return render_words(example.words, duration_s).removeprefix(stamp(0))
+        if task.stamps == "spans":
+            return render_spans(example.words, duration_s)
+    except ValueError as error:
+        raise BadExample(f"example {example.id!r}: {error}") from error
+    allowed = answer_tags(task)
+    if strange := [name for name in TAG.findall(example.text) if name not in allowed]:
+        raise BadExample(f"example {example.id!r}: its text holds <|{strange[0]}|>, no tag of its task")
+    return example.text
+
+
+def refuse_control(where: str, *texts: str) -> None:
+    """Refuse text that would steer the model instead of being read by it.
+
+    Raises:
+        BadExample: naming the example and the token.
+    """
+    if found := [token for token in CONTROL for text in texts if token in text]:
+        raise BadExample(f"example {where!r}: its text holds {found[0]}, which would steer the model")
+
+
+class Tagset(NamedTuple):
+    """Tags a tokenizer must hold, one token each. Those of `answer` are part of what a model says."""
+
+    prompt: tuple[str, ...]
+    answer: tuple[str, ...]
+
+
+def all_tags(dialect: Dialect, longest_s: float = LONGEST_S) -> Tagset:
+    """Every tag of every task and language: for a model that is to learn them all."""
+    prompts = names_of(dialect) if dialect != "sentences" else [*LANGUAGES, UNKNOWN]
+    answers = {name for task in TASKS.values() for name in answer_tags(task)}
+    stamps = stamps_to(longest_s)
+    spoken = sorted(f"<|{name}|>" for name in answers)
+    asked = sorted({f"<|{name}|>" for name in prompts} - {*spoken, *stamps})
+    return Tagset(tuple(asked), (*spoken, *stamps))
+
+
+def one_of_each_kind(examples: Iterable[TaskExample]) -> list[TaskExample]:
+    """An example of every task and languages that occur; the tags of one are those of all of its kind."""
+    return list({(e.task, e.audio_language, e.text_language): e for e in examples}.values())
+
+
+def tags_needed(examples: Iterable[TaskExample], dialect: Dialect, longest_s: float) -> Tagset:
+    """The tags of these examples' tasks and languages alone: for a small model's small vocabulary."""
+    kinds = one_of_each_kind(examples)
+    tasks = [task_named(example.task) for example in kinds]
+    names = {name for task in tasks for name in answer_tags(task)}
+    stamps = stamps_to(longest_s) if any(task.stamps for task in tasks) else []
+    spoken = sorted(f"<|{name}|>" for name in names)
+    prompts = [prompt_of(example, dialect).replace(AUDIO, "") for example in kinds]
+    found = {f"<|{name}|>" for prompt in prompts for name in TAG.findall(prompt)}
+    return Tagset(tuple(sorted(found - {*spoken, *stamps})), (*spoken, *stamps))

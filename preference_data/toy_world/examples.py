@@ -1,0 +1,136 @@
+"""Clips and their phrasebook -> what a policy learns from, is sampled on, and is tested with.
+
+Everything drawn follows from the seed and the clip's id, so a clip gets the same questions whatever
+other clips there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.random import Generator
+
+from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn, stable_id
+from preference_data.store import write_rows, write_text
+from preference_data.toy_world.phrasebook import Phrasebook, Question
+
+_DRAWS_PER_TURN = 20
+"""A clip about which little can be asked gets a shorter chat, not the same question again."""
+
+
+def _rng(seed: int, purpose: str, clip: AudioClip, *parts: int) -> Generator:
+    return np.random.default_rng(int(stable_id(seed, purpose, clip.id, *parts), 16))
+
+
+def chats(
+    clips: Iterable[AudioClip],
+    phrasebook: Phrasebook,
+    *,
+    chats_per_clip: int,
+    turns: int,
+    defect_rate: float,
+    seed: int,
+) -> list[Chat]:
+    """SFT chats of up to `turns` different questions each.
+
+    A share `defect_rate` of the answers is spoiled on purpose, each marked with its defect.
+    """
+    return [
+        _chat(clip, phrasebook, number, turns, defect_rate, _rng(seed, "chat", clip, number))
+        for clip in clips
+        for number in range(chats_per_clip)
+    ]
+
+
+def _chat(
+    clip: AudioClip, phrasebook: Phrasebook, number: int, turns: int, defect_rate: float, rng: Generator
+) -> Chat:
+    asked: dict[str, Question] = {}
+    for _ in range(turns * _DRAWS_PER_TURN):
+        question = phrasebook.ask(clip.facts, rng)
+        asked.setdefault(question.text, question)
+        if len(asked) == turns:
+            break
+    said = [_turn(clip, phrasebook, question, defect_rate, rng) for question in asked.values()]
+    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=tuple(said))
+
+
+def _turn(
+    clip: AudioClip, phrasebook: Phrasebook, question: Question, defect_rate: float, rng: Generator
+) -> Turn:
+    if rng.random() >= defect_rate:
+        return Turn(question=question.text, answer=question.reference)
+    answer, defect = phrasebook.spoil(question, clip.facts, rng)
+    return Turn(question=question.text, answer=answer, defect=defect)
+
+
+def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[TaskExample]:
+    """Every pre-training target of every clip."""
+    return [
+        TaskExample(id=f"{clip.id}-{task}", audios=(clip.path,), task=task, text=text)
+        for clip in clips
+        for task, text in phrasebook.targets_of(clip.facts)
+    ]
+
+
+def prompts(clips: Iterable[AudioClip], phrasebook: Phrasebook, seed: int) -> list[Prompt]:
+    """One question per clip; kinds as often as the phrasebook weighs them."""
+    return [_prompt(clip, phrasebook, seed) for clip in clips]
+
+
+def _prompt(clip: AudioClip, phrasebook: Phrasebook, seed: int) -> Prompt:
+    question = phrasebook.ask(clip.facts, _rng(seed, "prompt", clip))
+    return Prompt(
+        id=f"{clip.id}-prompt",
+        audios=(clip.path,),
+        question=question.text,
+        answer_gt=question.reference,
+        meta_info=json.dumps(clip.facts, ensure_ascii=False, sort_keys=True),
+        task_name=phrasebook.task_of(clip.facts),
+    )
+
+
+def write_air_bench(
+    root: Path, clips: Sequence[AudioClip], phrasebook: Phrasebook, dataset_name: str, seed: int
+) -> None:
+    """Write `root/Chat/Chat_meta.json` as AIR-Bench ships it, one question per clip.
+
+    The audio must already lie in `<root's name>/Chat/{task_name}_{dataset_name}/` of the corpus.
+
+    Raises:
+        ValueError: a clip lies elsewhere.
+    """
+    rows = []
+    for clip, prompt in zip(clips, prompts(clips, phrasebook, seed), strict=True):
+        folder = PurePosixPath(root.name, "Chat", f"{prompt.task_name}_{dataset_name}")
+        path = PurePosixPath(clip.path)
+        if path.parent != folder:
+            raise ValueError(f"record {clip.id!r}: its audio {clip.path!r} should lie in {str(folder)!r}")
+        rows.append(
+            {
+                "path": path.name,
+                "question": prompt.question,
+                "answer_gt": prompt.answer_gt,
+                "meta_info": prompt.meta_info,
+                "task_name": prompt.task_name,
+                "dataset_name": dataset_name,
+                "uniq_id": prompt.id,
+            }
+        )
+    write_text(root / "Chat" / "Chat_meta.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_recognition(path: Path, clips: Iterable[AudioClip], phrasebook: Phrasebook) -> None:
+    """Write jsonl rows as the Qwen2-Audio evaluation reads them: {audio, prompt, gt, source}.
+
+    `prompt` is a key of `tasks.TASKS`; `source` groups the results, e.g. "transcribe/recording".
+    """
+    rows = [
+        {"audio": clip.path, "prompt": task, "gt": text.strip(), "source": f"{task}/{clip.source}"}
+        for clip in clips
+        for task, text in phrasebook.targets_of(clip.facts)
+    ]
+    write_rows(path, rows)
