@@ -58,7 +58,7 @@ def test_a_commit_killed_before_the_rename_is_taken_up_again(tmp_path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from align import artifacts
+from align.run_folder import artifacts
 artifacts.commit_folder = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 out = artifacts.StageFolder(Path(sys.argv[1]), "2_sft", "f1")
 out.open()

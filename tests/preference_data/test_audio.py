@@ -220,7 +220,7 @@ def test_bomb_is_refused_without_memory_or_time(tmp_path: Path, name: str) -> No
     REFUSED[name][1](path)
     script = (
         "import resource, sys, time, pathlib\n"
-        "from preference_data import audio\n"
+        "from preference_data.audio import decode as audio\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "start = time.perf_counter()\n"
         "try: audio.load(pathlib.Path(sys.argv[1]), max_duration_s=30)\n"

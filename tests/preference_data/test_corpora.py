@@ -262,7 +262,7 @@ def real_recordings(tmp_path_factory) -> Path:
     if not ARCHIVE.is_file():
         pytest.skip(
             "the Free Spoken Digit Dataset is not here: set AUDIO_ALIGN_FSDD to its folder "
-            f"(see preference_data/corpora/spoken_digits.py), or put {ARCHIVE.name} into ../shared/data"
+            f"(see preference_data/toy_world/spoken_digits.py), or put {ARCHIVE.name} into ../shared/data"
         )
     unpacked = tmp_path_factory.mktemp("fsdd")
     with tarfile.open(ARCHIVE) as tar:
