@@ -107,7 +107,7 @@ class Word(BaseModel):
 class TaskExample(Record):
     """A pre-training example: clips, a task, and the text that is right for them.
 
-    How task, languages and question are put to the model is `prompts`' business, in either dialect
+    How task, languages and question are put to the model is `prompts`' business, in either prompt format
     (Qwen-Audio, arXiv:2311.07919, section 2.2; Qwen2-Audio, arXiv:2407.10759, section 2).
     """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 if TYPE_CHECKING:
-    from align.recipe.config import AnnotateConfig
+    from align.recipe.config.preference import AnnotateConfig
     from align.stages.annotate import Desk, Questionnaire
 
 app = typer.Typer(
@@ -187,7 +187,7 @@ def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Aske
         RecipeError: there is no such stage, or what it reads has not finished.
     """
     from align.execution.plan import fingerprint, reads
-    from align.recipe.config import AnnotateConfig
+    from align.recipe.config.preference import AnnotateConfig
     from align.recipe.recipe import Problem, RecipeError, load
     from align.run_folder.artifacts import MANIFEST, read_manifest
     from align.stages import annotate

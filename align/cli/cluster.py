@@ -70,7 +70,7 @@ def _wanted(loaded: Recipe, recipe: str, run: str, per_node: int, overrides: lis
         RecipeError: no stage says that it wants more than one process.
     """
     from align.execution.cluster_files import Wanted
-    from align.recipe.config import TrainingConfig
+    from align.recipe.config.training import TrainingConfig
     from align.recipe.recipe import Problem, RecipeError
 
     asked = {

@@ -6,15 +6,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.recipe.config import (
-    ClipCounts,
-    CorpusConfig,
-    DPOConfig,
-    EvaluateConfig,
-    PretrainConfig,
-    SampleConfig,
-    SFTConfig,
-)
+from align.recipe.config.corpus import ClipCounts, CorpusConfig
+from align.recipe.config.evaluation import EvaluateConfig
+from align.recipe.config.preference import SampleConfig
+from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, foreign_digest, read_json, sha256_json
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from align.execution.attempt import Attempt
-from align.recipe.config import Hardware, StageConfig
+from align.recipe.config.base import StageConfig
+from align.recipe.config.training import Hardware
 from align.run_folder.artifacts import (
     Interrupted,
     StageFolder,

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from align.planning import estimate, memory_plan
 from align.planning.estimate import STRATEGIES, Job, Shape, Strategy
 from align.planning.memory_plan import Plan, by_hand
-from align.recipe.config import (
+from align.recipe.config.corpus import CorpusConfig
+from align.recipe.config.training import (
     Assemble,
-    CorpusConfig,
     DPOConfig,
     ModelShape,
     PretrainConfig,

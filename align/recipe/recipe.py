@@ -18,7 +18,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from align.recipe.config import CONFIGS, TRL_CONFIGS, DataSetShare, Needs, Outside, StageConfig
+from align.recipe.config import CONFIGS, TRL_CONFIGS
+from align.recipe.config.base import Needs, Outside, StageConfig
+from align.recipe.config.corpus import DataSetShare
 from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
 from align.recipe.trl_names import instead_of, known_names
 

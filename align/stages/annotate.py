@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import argilla as rg
 
-from align.recipe.config import AnnotateConfig
+from align.recipe.config.preference import AnnotateConfig
 from align.release import annotators as page
 from align.run_folder.artifacts import StageFolder, Waiting, write_json
 from align.run_folder.progress import Progress

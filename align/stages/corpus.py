@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from align.recipe.config import CorpusConfig
+from align.recipe.config.corpus import CorpusConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from preference_data import store

@@ -21,7 +21,7 @@ from align.generation.generate import Decoding, Request, Sampler, complete_all, 
 from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
-from align.recipe.config import Choose, DPOConfig
+from align.recipe.config.training import Choose, DPOConfig
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from align.stages.tuning import tuning_of
 from align.training import ranks

@@ -27,11 +27,11 @@ from align.generation.generate import Decoding, Request
 from align.generation.sheets import Sheet, answer
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
-from align.recipe.config import EvaluateConfig, JudgeModel
+from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.prompts.prompts import Dialect, pretraining_prompt
+from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
 from preference_data.schema import Annotation, Prompt, Shown
 from preference_data.store import write_rows
 
@@ -217,7 +217,7 @@ def _sheets(
         ),
         "recognised": (
             of_corpus,
-            [Request(_plain(one, config.dialect), (one.audio,), plain=True) for one in utterances],
+            [Request(_plain(one, config.prompt_format), (one.audio,), plain=True) for one in utterances],
         ),
     }
     return [Sheet(name, features, requests) for name, (features, requests) in groups.items()] + [
@@ -230,12 +230,12 @@ def _sheets(
     ]
 
 
-def _plain(one: Utterance, dialect: Dialect) -> str:
-    """What a policy is to continue, in the dialect that it was pre-trained in."""
+def _plain(one: Utterance, prompt_format: PromptFormat) -> str:
+    """What a policy is to continue, in the prompt format that it was pre-trained in."""
     return pretraining_prompt(
         one.prompt,
         1,
-        dialect,
+        prompt_format,
         audio_language=one.audio_language,
         text_language=one.text_language,
         question=one.question,

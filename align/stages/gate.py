@@ -13,7 +13,7 @@ from typing import Any
 from align.evaluation import air_bench, recognition
 from align.evaluation.fragments import unfinished
 from align.models.qwen2_audio import located, weights_sha256
-from align.recipe.config import GateConfig
+from align.recipe.config.evaluation import GateConfig
 from align.release import verdict
 from align.release.lineage import Lineage, lineage
 from align.release.registry import Holder, Registry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.recipe.config import PairsConfig
+from align.recipe.config.preference import PairsConfig
 from align.run_folder.artifacts import StageFolder
 from preference_data import store
 from preference_data.preferences import pairs

@@ -19,8 +19,8 @@ import numpy as np
 
 from align.models import assemble, qwen2_audio
 from align.models.vocabulary import add_tags, fit_embeddings
-from align.recipe.config import Assemble, ModelShape, PretrainConfig
-from align.recipe.config import Lesson as LessonConfig
+from align.recipe.config.training import Assemble, ModelShape, PretrainConfig
+from align.recipe.config.training import Lesson as LessonConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import tuning_of
 from align.training import ranks, supervised
@@ -33,7 +33,7 @@ from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.sources import sources, table
 from preference_data.prompts.prompts import (
     AUDIO,
-    Dialect,
+    PromptFormat,
     all_tags,
     one_of_each_kind,
     pretraining_prompt,
@@ -64,7 +64,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         save_steps=config.save_steps,
         seed=config.seed,
         augmentation=chosen(**config.augment.model_dump()),
-        tuning=replace(tuning_of(config), new_rows=_new_rows(processor, config.dialect)),
+        tuning=replace(tuning_of(config), new_rows=_new_rows(processor, config.prompt_format)),
         base=None,
         max_bad_fraction=config.max_bad_fraction,
         passed_on=config.trl,
@@ -82,14 +82,16 @@ def _start(
     match config.model:
         case ModelShape() as shape:
             # Made once: were two processes to learn other tokens, they would train on each other's nonsense
-            made = _processor(shape, corpus, config.dialect) if ranks.is_first() else None
+            made = _processor(shape, corpus, config.prompt_format) if ranks.is_first() else None
             processor = ranks.first_says(made)
             return processor, _from_random(shape, processor, config.seed)
         case Assemble(audio=audio, text=text):
             if ranks.is_first():
                 if not assembled.is_dir():
                     parts = assemble.fetched(inputs[audio]), assemble.fetched(inputs[text])
-                    assemble.assemble(*parts, assembled, seed=config.seed, tags=all_tags(config.dialect))
+                    assemble.assemble(
+                        *parts, assembled, seed=config.seed, tags=all_tags(config.prompt_format)
+                    )
                 shutil.copy(assembled / assemble.REPORT, assembled.parent)
             ranks.barrier()
             path: Path | str = assembled
@@ -97,14 +99,14 @@ def _start(
             path = qwen2_audio.located(inputs[policy])
     processor, model = qwen2_audio.load_processor(path), qwen2_audio.load_model(path)
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.dialect, heard_s)
+    tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.prompt_format, heard_s)
     fit_embeddings(model, processor.tokenizer, add_tags(processor.tokenizer, tags))
     return processor, model
 
 
-def _new_rows(processor: qwen2_audio.Qwen2AudioProcessor, dialect: Dialect) -> tuple[int, ...]:
-    """Where the embeddings hold what a text model does not know: the dialect's tags, marks around audio."""
-    known, tags = processor.tokenizer.get_vocab(), all_tags(dialect)
+def _new_rows(processor: qwen2_audio.Qwen2AudioProcessor, prompt_format: PromptFormat) -> tuple[int, ...]:
+    """Where the embeddings hold what a text model does not know: its tags, marks around audio."""
+    known, tags = processor.tokenizer.get_vocab(), all_tags(prompt_format)
     names = {"<|audio_bos|>", "<|audio_eos|>", *tags.prompt, *tags.answer}
     return tuple(sorted(known[name] for name in names & known.keys()))
 
@@ -122,7 +124,9 @@ def _from_random(
     )
 
 
-def _processor(shape: ModelShape, corpus: Path, dialect: Dialect) -> qwen2_audio.Qwen2AudioProcessor:
+def _processor(
+    shape: ModelShape, corpus: Path, prompt_format: PromptFormat
+) -> qwen2_audio.Qwen2AudioProcessor:
     """A tokenizer trained on what phrasebook, chats and tasks of the corpus say, with the tags they need."""
     chat = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
     always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
@@ -135,7 +139,7 @@ def _processor(shape: ModelShape, corpus: Path, dialect: Dialect) -> qwen2_audio
         mel_bins=shape.mel_bins,
         hop_length=shape.hop_length,
         clip_s=shape.clip_s,
-        tags=tags_needed(kinds, dialect, shape.clip_s),
+        tags=tags_needed(kinds, prompt_format, shape.clip_s),
     )
 
 
@@ -149,7 +153,7 @@ def _said(corpus: Path) -> list[str]:
 
 def _examples(config: PretrainConfig, corpus: Path) -> Examples:
     parts = [
-        Part(name, records, share, partial(task_row, dialect=config.dialect))
+        Part(name, records, share, partial(task_row, prompt_format=config.prompt_format))
         for name, records, share in sources(corpus, "pretrain", TaskExample)
     ]
     lessons = [

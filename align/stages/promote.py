@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.models.qwen2_audio import located, weights_sha256
-from align.recipe.config import PromoteConfig
+from align.recipe.config.evaluation import PromoteConfig
 from align.release.alias_lock import NotPromoted
 from align.release.lineage import lineage
 from align.release.registry import CANDIDATE, WEIGHTS, Holder, Registry

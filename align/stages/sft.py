@@ -16,7 +16,7 @@ import numpy as np
 
 from align.models import qwen2_audio
 from align.models.features import ClipFeatures
-from align.recipe.config import Filters, SFTConfig
+from align.recipe.config.training import Filters, SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from align.stages.tuning import tuning_of
@@ -101,7 +101,7 @@ def _examples(config: SFTConfig, corpus: Path, chats: Sequence[Source[Chat]]) ->
     parts = [Part(name, records, share * (1 - config.replay), chat_row) for name, records, share in chats]
     if config.replay:
         parts += [
-            Part(name, records, share * config.replay, partial(task_row, dialect=config.dialect))
+            Part(name, records, share * config.replay, partial(task_row, prompt_format=config.prompt_format))
             for name, records, share in sources(corpus, "pretrain", TaskExample)
         ]
     return Examples(parts, config.steps * config.batch_size, config.seed)

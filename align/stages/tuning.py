@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.recipe.config import DPOConfig, Hardware, SFTConfig, TrainingConfig
+from align.recipe.config.training import DPOConfig, Hardware, SFTConfig, TrainingConfig
 from align.training.lora import LoRA
 from align.training.tuning import Tuning
 

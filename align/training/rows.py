@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from align.models.chat import assistant, user
 from align.training.collate import Row
-from preference_data.prompts.prompts import Dialect, prompt_of, refuse_control, target_of
+from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
 from preference_data.schema import Chat, TaskExample
 
 
-def task_row(example: TaskExample, dialect: Dialect) -> Row:
-    """A pre-training example: a prompt in the dialect and its target, without a chat around them.
+def task_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
+    """A pre-training example: a prompt in the prompt format and its target, without a chat around them.
 
     Raises:
         BadExample: the example is not as its task wants it.
     """
-    prompt, target = prompt_of(example, dialect), target_of(example)
+    prompt, target = prompt_of(example, prompt_format), target_of(example)
     return {"messages": None, "prompt": prompt, "completion": target, "audios": list(example.audios)}
 
 

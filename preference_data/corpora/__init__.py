@@ -18,7 +18,7 @@ HeldOut = Mapping[Literal["dev", "test"], Sequence[str]]
 """Speakers kept out of training, per split."""
 
 CORPORA: dict[str, str] = {
-    "made_world": "preference_data.toy_world.made_world",
+    "synthetic": "preference_data.toy_world.synthetic",
     "spoken_digits": "preference_data.toy_world.spoken_digits",
     "folder": "preference_data.corpora.folder",
 }

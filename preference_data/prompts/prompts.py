@@ -1,4 +1,4 @@
-"""A pre-training example -> the prompt and the target that a policy sees, in three dialects.
+"""A pre-training example -> the prompt and the target that a policy sees, in three prompt formats.
 
 `sentences`: natural language, as Qwen2-Audio (arXiv:2407.10759, section 2.1 and figure 2). `tags_paper` and
 `tags_released`: Qwen-Audio's hierarchical tags, see `tags`. What the tasks are is data: `tasks.yaml`.
@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
-from preference_data.prompts.tags import TAG, TagDialect, Tags, names_of, render
+from preference_data.prompts.tags import TAG, TagFormat, Tags, names_of, render
 from preference_data.prompts.tasks import TASKS, Task, answer_tags, task_named
 from preference_data.prompts.time_stamps import LONGEST_S, render_spans, render_words, stamp, stamps_to
 from preference_data.schema import TaskExample
 
-Dialect = Literal["sentences", "tags_paper", "tags_released"]
+PromptFormat = Literal["sentences", "tags_paper", "tags_released"]
 
 AUDIO = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 """Stands for one clip in a prompt; the processor expands <|AUDIO|> to one token per 40 ms."""
@@ -30,7 +30,7 @@ class BadExample(ValueError):
 def pretraining_prompt(
     task: str,
     n_clips: int,
-    dialect: Dialect,
+    prompt_format: PromptFormat,
     *,
     audio_language: str | None = None,
     text_language: str | None = None,
@@ -47,10 +47,10 @@ def pretraining_prompt(
     if known.asks != (question is not None):
         raise BadExample(f"task {task!r} {'needs a' if known.asks else 'has no'} question; got {question!r}")
     audio, text = _languages(known, audio_language, text_language)
-    if dialect == "sentences":
+    if prompt_format == "sentences":
         names = {"text_language": TEXT_LANGUAGES[text].name, "audio_code": audio, "question": question}
         return AUDIO * n_clips + known.sentence.format(**names)
-    return AUDIO * n_clips + render(_tags(known, audio, text, question, dialect), dialect)
+    return AUDIO * n_clips + render(_tags(known, audio, text, question, prompt_format), prompt_format)
 
 
 def _languages(task: Task, audio_language: str | None, text_language: str | None) -> tuple[str, str]:
@@ -62,14 +62,14 @@ def _languages(task: Task, audio_language: str | None, text_language: str | None
     return audio, text
 
 
-def _tags(task: Task, audio: str, text: str, question: str | None, dialect: TagDialect) -> Tags:
+def _tags(task: Task, audio: str, text: str, question: str | None, prompt_format: TagFormat) -> Tags:
     start, _, kind, _, timestamps, instruction = task.tags
-    if question is not None and dialect == "tags_released" and not instruction:
+    if question is not None and prompt_format == "tags_released" and not instruction:
         return Tags(start, audio, kind, None, None, (), question)
     return Tags(start, audio, kind, text, timestamps, instruction, question)
 
 
-def prompt_of(example: TaskExample, dialect: Dialect) -> str:
+def prompt_of(example: TaskExample, prompt_format: PromptFormat) -> str:
     """The prompt of an example.
 
     Raises:
@@ -86,7 +86,7 @@ def prompt_of(example: TaskExample, dialect: Dialect) -> str:
         return pretraining_prompt(
             example.task,
             len(example.audios),
-            dialect,
+            prompt_format,
             audio_language=example.audio_language,
             text_language=example.text_language,
             question=example.question,
@@ -137,9 +137,9 @@ class Tagset(NamedTuple):
     answer: tuple[str, ...]
 
 
-def all_tags(dialect: Dialect, longest_s: float = LONGEST_S) -> Tagset:
+def all_tags(prompt_format: PromptFormat, longest_s: float = LONGEST_S) -> Tagset:
     """Every tag of every task and language: for a model that is to learn them all."""
-    prompts = names_of(dialect) if dialect != "sentences" else [*LANGUAGES, UNKNOWN]
+    prompts = names_of(prompt_format) if prompt_format != "sentences" else [*LANGUAGES, UNKNOWN]
     answers = {name for task in TASKS.values() for name in answer_tags(task)}
     stamps = stamps_to(longest_s)
     spoken = sorted(f"<|{name}|>" for name in answers)
@@ -152,13 +152,13 @@ def one_of_each_kind(examples: Iterable[TaskExample]) -> list[TaskExample]:
     return list({(e.task, e.audio_language, e.text_language): e for e in examples}.values())
 
 
-def tags_needed(examples: Iterable[TaskExample], dialect: Dialect, longest_s: float) -> Tagset:
+def tags_needed(examples: Iterable[TaskExample], prompt_format: PromptFormat, longest_s: float) -> Tagset:
     """The tags of these examples' tasks and languages alone: for a small model's small vocabulary."""
     kinds = one_of_each_kind(examples)
     tasks = [task_named(example.task) for example in kinds]
     names = {name for task in tasks for name in answer_tags(task)}
     stamps = stamps_to(longest_s) if any(task.stamps for task in tasks) else []
     spoken = sorted(f"<|{name}|>" for name in names)
-    prompts = [prompt_of(example, dialect).replace(AUDIO, "") for example in kinds]
+    prompts = [prompt_of(example, prompt_format).replace(AUDIO, "") for example in kinds]
     found = {f"<|{name}|>" for prompt in prompts for name in TAG.findall(prompt)}
     return Tagset(tuple(sorted(found - {*spoken, *stamps})), (*spoken, *stamps))

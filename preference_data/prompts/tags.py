@@ -1,4 +1,4 @@
-"""Qwen-Audio's hierarchical tags (arXiv:2311.07919, section 3.2), written and strictly read in two dialects.
+"""Qwen-Audio's hierarchical tags (arXiv:2311.07919, section 3.2), written and strictly read in two formats.
 
 The order is transcription tag, audio language, task, text language, timestamps, output instruction.
 `tags_paper` spells them as the paper does, where a question follows the tag <|question-answer|>;
@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple, TypeVar
 from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
 from preference_data.prompts.tasks import TASKS, Stamps, Start, TaskTag
 
-TagDialect = Literal["tags_paper", "tags_released"]
+TagFormat = Literal["tags_paper", "tags_released"]
 
 TAG = re.compile(r"<\|([^<>|\s]+)\|>")
 
-_STARTS: dict[TagDialect, dict[Start, str]] = {
+_STARTS: dict[TagFormat, dict[Start, str]] = {
     "tags_paper": {"transcript": "startoftranscripts", "analysis": "startofanalysis"},
     "tags_released": {"transcript": "startoftranscript", "analysis": "startofanalysis"},
 }
@@ -30,7 +30,7 @@ _PAPER: dict[TaskTag, str] = {
     "analysis": "analysis",
     "question-answer": "question-answer",
 }
-_TASKS: dict[TagDialect, dict[TaskTag, str]] = {
+_TASKS: dict[TagFormat, dict[TaskTag, str]] = {
     "tags_paper": _PAPER,
     "tags_released": {**_PAPER, "analysis": "keyword", "question-answer": "question"},
 }
@@ -44,7 +44,7 @@ T = TypeVar("T", bound=str)
 
 
 class BadTags(ValueError):
-    """Tags that are not as the dialect has them."""
+    """Tags that are not as the prompt format has them."""
 
 
 class Tags(NamedTuple):
@@ -63,48 +63,48 @@ class Tags(NamedTuple):
     question: str | None = None
 
 
-def render(tags: Tags, dialect: TagDialect) -> str:
+def render(tags: Tags, prompt_format: TagFormat) -> str:
     """The tags as text.
 
     Raises:
         BadTags: they break a rule of the format.
     """
-    check(tags, dialect)
-    names = [_STARTS[dialect][tags.start], tags.audio_language, _TASKS[dialect][tags.task]]
+    check(tags, prompt_format)
+    names = [_STARTS[prompt_format][tags.start], tags.audio_language, _TASKS[prompt_format][tags.task]]
     head = "".join(map(_tag, names)) + (tags.question or "")
-    if tags.question is not None and dialect == "tags_released":
+    if tags.question is not None and prompt_format == "tags_released":
         head += _tag(_ANSWER)
     if tags.text_language is None or tags.timestamps is None:
         return head
     return head + "".join(map(_tag, (tags.text_language, _STAMPS[tags.timestamps], *tags.instruction)))
 
 
-def parse(text: str, dialect: TagDialect) -> Tags:
+def parse(text: str, prompt_format: TagFormat) -> Tags:
     """Read what `render` writes, and nothing else.
 
     Raises:
         BadTags: naming the place and what may stand there.
     """
     read = _Reader(text)
-    start = read.one_of(_STARTS[dialect], "the transcription tag")
+    start = read.one_of(_STARTS[prompt_format], "the transcription tag")
     audio_language = read.one_of(_AUDIO_LANGUAGES, "the audio language")
-    task = read.one_of(_TASKS[dialect], "the task")
+    task = read.one_of(_TASKS[prompt_format], "the task")
     question = read.words() if task == "question-answer" else None
-    if question is not None and dialect == "tags_released":
+    if question is not None and prompt_format == "tags_released":
         read.one_of({_ANSWER: _ANSWER}, "the end of the question")
     text_language: str | None = None
     timestamps: Stamps | None = None
     instruction: tuple[str, ...] = ()
-    if not (question is not None and dialect == "tags_released" and read.at_end()):
+    if not (question is not None and prompt_format == "tags_released" and read.at_end()):
         text_language = read.one_of(_TEXT_LANGUAGES, "the text language")
         timestamps = read.one_of(_STAMPS, "the timestamps tag")
         instruction = read.rest()
     tags = Tags(start, audio_language, task, text_language, timestamps, instruction, question)
-    check(tags, dialect)
+    check(tags, prompt_format)
     return tags
 
 
-def check(tags: Tags, dialect: TagDialect) -> None:
+def check(tags: Tags, prompt_format: TagFormat) -> None:
     """Rules beyond the order.
 
     Raises:
@@ -122,8 +122,10 @@ def check(tags: Tags, dialect: TagDialect) -> None:
     ):
         raise BadTags(f"the question {tags.question!r} is empty or holds marks of a tag")
     is_bare = tags.text_language is None and tags.timestamps is None
-    if is_bare != (dialect == "tags_released" and tags.question is not None and not tags.instruction):
-        raise BadTags(f"text language {tags.text_language!r} and timestamps {tags.timestamps!r} in {dialect}")
+    if is_bare != (prompt_format == "tags_released" and tags.question is not None and not tags.instruction):
+        raise BadTags(
+            f"text language {tags.text_language!r} and timestamps {tags.timestamps!r} in {prompt_format}"
+        )
     if not is_bare and (tags.text_language not in _TEXT_LANGUAGES or tags.timestamps not in _STAMPS):
         raise BadTags(f"text language {tags.text_language!r} and timestamps {tags.timestamps!r}")
     _check_languages(tags)
@@ -142,11 +144,11 @@ def _check_languages(tags: Tags) -> None:
         raise BadTags(f"a translation of {tags.audio_language} into {tags.text_language} is a transcript")
 
 
-def names_of(dialect: TagDialect) -> list[str]:
-    """Every name that may stand in a tag of this dialect's prompts."""
+def names_of(prompt_format: TagFormat) -> list[str]:
+    """Every name that may stand in a tag of this prompt format's prompts."""
     instructions = [name for task in TASKS.values() for name in task.tags.instruction]
-    end = [_ANSWER] if dialect == "tags_released" else []
-    everything = [*_STARTS[dialect].values(), *_TASKS[dialect].values(), *end, *_STAMPS.values()]
+    end = [_ANSWER] if prompt_format == "tags_released" else []
+    everything = [*_STARTS[prompt_format].values(), *_TASKS[prompt_format].values(), *end, *_STAMPS.values()]
     return sorted({*everything, *_AUDIO_LANGUAGES, *_TEXT_LANGUAGES, *instructions})
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from align.evaluation import air_bench
 from align.evaluation.air_bench import Item
-from align.recipe.config import GateConfig
+from align.recipe.config.evaluation import GateConfig
 from align.run_folder.artifacts import StageFolder, read_manifest
 from align.stages import gate as gate_stage
 from preference_data import store

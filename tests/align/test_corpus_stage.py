@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from align.recipe.config import CorpusConfig, PretrainConfig
+from align.recipe.config.corpus import CorpusConfig
+from align.recipe.config.training import PretrainConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import corpus, pretrain
 from preference_data import store

@@ -19,7 +19,7 @@ from align.models.packed_qwen2_audio import pack
 from align.models.packing import pack_rows
 from align.planning import budget, estimate
 from align.planning.estimate import Job, Shape
-from align.recipe.config import DPOConfig
+from align.recipe.config.training import DPOConfig
 from align.recipe.recipe import load
 from align.training.freeze import PARTS
 from align.training.recompute import compute_again

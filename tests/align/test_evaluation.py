@@ -11,7 +11,7 @@ from align.evaluation.judge import FactJudge, Judgement
 from align.evaluation.marking import ByFacts
 
 FACTS = json.dumps({"word": "seven", "gender": "man"})
-PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "made_world.yaml"
+PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "synthetic.yaml"
 
 
 def item(i, question, answer, task="speech_QA"):

@@ -12,7 +12,7 @@ from align.evaluation import scores as scoring
 from align.evaluation.air_bench import Item
 from align.evaluation.fragments import unfinished
 from align.evaluation.judge import FactJudge
-from align.recipe.config import Thresholds
+from align.recipe.config.evaluation import Thresholds
 from align.release.registry import RegistryDown
 from align.release.verdict import Evidence, checks, decide
 from align.run_folder.artifacts import read_manifest
@@ -22,7 +22,7 @@ from preference_data.audio.contamination import Contamination
 from preference_data.schema import AudioClip
 from preference_data.toy_world.phrasebook import Phrasebook
 
-PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "made_world.yaml"
+PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "synthetic.yaml"
 
 
 @pytest.fixture

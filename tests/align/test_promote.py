@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from align.cli import promote
-from align.recipe.config import PromoteConfig
+from align.recipe.config.evaluation import PromoteConfig
 from align.release.alias_lock import NotPromoted
 from align.release.registry import Registry, RegistryDown
 from align.run_folder.artifacts import StageFolder, read_manifest

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from align.generation.generate import Decoding, Request, Sampler
-from align.recipe.config import SFTConfig
+from align.recipe.config.training import SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import sft
 from preference_data import store

@@ -6,7 +6,7 @@ import soundfile
 
 from align.generation.generate import Decoding, Request, Sampler
 from align.models.qwen2_audio import load_processor
-from align.recipe.config import ModelShape, PretrainConfig
+from align.recipe.config.training import ModelShape, PretrainConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import pretrain
 from preference_data import store
@@ -17,7 +17,7 @@ from preference_data.schema import AudioClip, TaskExample, Word
 
 SHAPE = ModelShape(d_model=32, heads=2, audio_layers=1, text_layers=1, mel_bins=32, clip_s=1, vocab_size=400)
 STARTS_S = (0.2, 0.6)
-DIALECTS = ("sentences", "tags_paper", "tags_released")
+PROMPT_FORMATS = ("sentences", "tags_paper", "tags_released")
 
 
 def examples(number, start_s):
@@ -50,16 +50,16 @@ def corpus(tmp_path_factory):
         )
     store.write(root / "clips.jsonl", clips)
     store.write(root / "pretrain.jsonl", [one for i, s in enumerate(STARTS_S) for one in examples(i, s)])
-    (root / "phrasebook.yaml").write_text(phrasebook_of("made_world", None).read_text())
+    (root / "phrasebook.yaml").write_text(phrasebook_of("synthetic", None).read_text())
     return root
 
 
-def config(dialect, steps):
+def config(prompt_format, steps):
     return PretrainConfig(
         stage="pretrain",
         corpus="0",
         model=SHAPE,
-        dialect=dialect,
+        prompt_format=prompt_format,
         steps=steps,
         batch_size=6,
         learning_rate=1e-2,
@@ -67,24 +67,24 @@ def config(dialect, steps):
     )
 
 
-def trained(corpus, folder, dialect, steps):
+def trained(corpus, folder, prompt_format, steps):
     out = StageFolder(folder, "1_pretrain", "x")
     out.open()
-    metrics = pretrain.run(config(dialect, steps), {"0": corpus}, out)
+    metrics = pretrain.run(config(prompt_format, steps), {"0": corpus}, out)
     return metrics, out.path / "model"
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_every_tag_of_the_corpus_is_one_token_and_no_more_are_added(corpus, tmp_path, dialect):
-    metrics, policy = trained(corpus, tmp_path, dialect, steps=1)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
+def test_every_tag_of_the_corpus_is_one_token_and_no_more_are_added(corpus, tmp_path, prompt_format):
+    metrics, policy = trained(corpus, tmp_path, prompt_format, steps=1)
     assert metrics["loss"] > 0
     tokenizer = load_processor(policy).tokenizer
     assert len(tokenizer("<|0.00|><|sil|><|0.54|><|1.00|>")["input_ids"]) == 4
     assert "<|1.01|>" not in tokenizer.get_vocab()
     assert len(tokenizer) < 400 + 101 + 20
     known = {"<|question-answer|>", "<|de|>"} <= set(tokenizer.get_vocab())
-    assert known == (dialect == "tags_paper")
-    assert ("<|keyword|>" in tokenizer.get_vocab()) == (dialect == "tags_released")
+    assert known == (prompt_format == "tags_paper")
+    assert ("<|keyword|>" in tokenizer.get_vocab()) == (prompt_format == "tags_released")
 
 
 def test_stamps_are_learned_and_told(corpus, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from align.recipe.config import GateConfig, Thresholds
+from align.recipe.config.evaluation import GateConfig, Thresholds
 from align.release.verdict import Champion, Evidence, checks, decide, gain
 from preference_data.audio.contamination import Contamination, Overlap
 

@@ -21,11 +21,11 @@ def policy(tiny):
     return qwen2_audio.load_processor(tiny.policy).tokenizer, qwen2_audio.load_model(tiny.policy)
 
 
-@pytest.mark.parametrize("dialect", ["sentences", "tags_paper", "tags_released"])
-def test_a_trained_tokenizer_learns_every_tag_and_forgets_nothing(policy, dialect):
+@pytest.mark.parametrize("prompt_format", ["sentences", "tags_paper", "tags_released"])
+def test_a_trained_tokenizer_learns_every_tag_and_forgets_nothing(policy, prompt_format):
     tokenizer, _ = policy
     before = tokenizer.get_vocab()
-    tags = all_tags(dialect)
+    tags = all_tags(prompt_format)
     new = add_tags(tokenizer, tags)
     assert set(new) == {*tags.prompt, *tags.answer} - set(before)
     assert len(new) > 3001

@@ -87,7 +87,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `once`: all rows are one batch; `filtered`: without chats that need no audio.
     """
-    from align.recipe.config import DPOConfig, PretrainConfig, SFTConfig
+    from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     tight = {"memory_gb": 3.0} if "tight" in options else {}
@@ -115,7 +115,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "mel_bins": 32, "clip_s": 1}
         own = {"steps": steps, "model": shape}
         if "tags" in options:
-            own |= {"model": "policy", "dialect": "tags_released", "train": ["projector", "new_tokens"]}
+            own |= {"model": "policy", "prompt_format": "tags_released", "train": ["projector", "new_tokens"]}
             own["trl"] = {**shared["trl"], "weight_decay": 0.1}
         return PretrainConfig.model_validate({**shared, **own, **changes})
     own = {"pairs": "pairs", "epochs": steps * batch / 24}

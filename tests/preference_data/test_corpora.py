@@ -16,7 +16,7 @@ from preference_data.audio import decode
 from preference_data.corpora import CORPORA, corpus_module, folder, phrasebook_of
 from preference_data.dataset import splits
 from preference_data.schema import AudioClip
-from preference_data.toy_world import made_world, spoken_digits
+from preference_data.toy_world import spoken_digits, synthetic
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of, laid_out, trimmed
 
@@ -43,11 +43,11 @@ def check_files(out: Path, clips: list[AudioClip], corpus: str, book: Phrasebook
 def test_corpora_are_found_by_name():
     for name in CORPORA:
         assert corpus_module(name).prepare
-    with pytest.raises(ValueError, match="unknown corpus 'os'; known: made_world"):
+    with pytest.raises(ValueError, match="unknown corpus 'os'; known: synthetic"):
         corpus_module("os")
     with pytest.raises(ValueError, match="unknown corpus"):
         phrasebook_of("os", None)
-    assert phrasebook_of("made_world", None) == made_world.PHRASEBOOK
+    assert phrasebook_of("synthetic", None) == synthetic.PHRASEBOOK
     assert phrasebook_of("spoken_digits", None) == spoken_digits.PHRASEBOOK
 
 
@@ -60,14 +60,14 @@ COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
 def world(tmp_path_factory) -> tuple[Path, list[AudioClip]]:
     out = tmp_path_factory.mktemp("world")
     done: list[int] = []
-    clips = made_world.prepare(out, counts=COUNTS, seed=3, on_progress=done.append)
+    clips = synthetic.prepare(out, counts=COUNTS, seed=3, on_progress=done.append)
     assert done == list(range(1, 161))
     return out, clips
 
 
 def test_the_made_world_has_all_categories_equally_often_and_voices_by_split(world):
     out, clips = world
-    check_files(out, clips, "made_world", Phrasebook.load(made_world.PHRASEBOOK))
+    check_files(out, clips, "synthetic", Phrasebook.load(synthetic.PHRASEBOOK))
     assert Counter(clip.split for clip in clips) == COUNTS
     for split in COUNTS:
         of = [clip for clip in clips if clip.split == split]
@@ -78,14 +78,14 @@ def test_the_made_world_has_all_categories_equally_often_and_voices_by_split(wor
         for clip in of:
             assert (clip.speaker is None) == ("word" not in clip.facts)
             if clip.speaker:
-                assert clip.speaker in made_world.VOICES[split][clip.facts["gender"]]
+                assert clip.speaker in synthetic.VOICES[split][clip.facts["gender"]]
 
 
 def test_clips_depend_on_seed_and_number_only(world, tmp_path):
     _, clips = world
-    few = made_world.prepare(tmp_path, counts={"train": 6, "test": 8}, seed=3)
+    few = synthetic.prepare(tmp_path, counts={"train": 6, "test": 8}, seed=3)
     assert few == [c for c in clips if c.split == "train"][:6] + [c for c in clips if c.split == "test"][:8]
-    other = made_world.prepare(tmp_path, counts={"dev": 4}, seed=4)
+    other = synthetic.prepare(tmp_path, counts={"dev": 4}, seed=4)
     assert not {clip.sha256 for clip in other} & {clip.sha256 for clip in clips}
 
 
@@ -105,9 +105,9 @@ def test_a_clip_holds_as_many_sounds_as_its_facts_say(world):
 
 def test_the_made_world_refuses_recordings(tmp_path):
     with pytest.raises(ValueError, match="neither source="):
-        made_world.prepare(tmp_path, source=tmp_path, counts={"dev": 2})
+        synthetic.prepare(tmp_path, source=tmp_path, counts={"dev": 2})
     with pytest.raises(ValueError, match="counts=None"):
-        made_world.prepare(tmp_path)
+        synthetic.prepare(tmp_path)
 
 
 # --------------------------------------------------------------- spoken digits

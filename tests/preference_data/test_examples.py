@@ -11,7 +11,7 @@ from preference_data.schema import AudioClip
 from preference_data.toy_world import examples
 from preference_data.toy_world.phrasebook import Phrasebook
 
-WORLD = Phrasebook.load(phrasebook_of("made_world", None))
+WORLD = Phrasebook.load(phrasebook_of("synthetic", None))
 DIGITS = Phrasebook.load(phrasebook_of("spoken_digits", None))
 FACTS = [
     {"word": "seven", "gender": "woman"},
@@ -101,7 +101,7 @@ def test_prompts_ask_kinds_by_their_weights_and_carry_what_a_judge_needs():
 
 def test_the_evaluation_set_is_laid_out_as_air_bench(tmp_path: Path):
     clips = [clip(n, "dev", f"dev/Chat/{TASKS[n]}_made_world") for n in range(5)]
-    examples.write_air_bench(tmp_path / "dev", clips, WORLD, "made_world", 0)
+    examples.write_air_bench(tmp_path / "dev", clips, WORLD, "synthetic", 0)
     rows = json.loads((tmp_path / "dev" / "Chat" / "Chat_meta.json").read_text())
     keys = {"path", "question", "answer_gt", "meta_info", "task_name", "dataset_name", "uniq_id"}
     assert all(set(row) == keys for row in rows)
@@ -112,7 +112,7 @@ def test_the_evaluation_set_is_laid_out_as_air_bench(tmp_path: Path):
 
 def test_a_clip_outside_the_layout_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="'c0'.*should lie in 'dev/Chat/speech_QA_made_world'"):
-        examples.write_air_bench(tmp_path / "dev", [clip(0)], WORLD, "made_world", 0)
+        examples.write_air_bench(tmp_path / "dev", [clip(0)], WORLD, "synthetic", 0)
 
 
 def test_recognition_rows_are_those_of_the_qwen2_audio_evaluation(tmp_path: Path):

@@ -13,8 +13,8 @@ from preference_data.toy_world.phrasebook import BadPhrasebook, Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of
 
 DRAWS = 2000
-BOOKS = {name: Phrasebook.load(phrasebook_of(name, None)) for name in ("made_world", "spoken_digits")}
-WORLD = BOOKS["made_world"]
+BOOKS = {name: Phrasebook.load(phrasebook_of(name, None)) for name in ("synthetic", "spoken_digits")}
+WORLD = BOOKS["synthetic"]
 SPEECH = {"word": "seven", "gender": "woman"}
 MIXED = {**SPEECH, "background": "music"}
 MUSIC = {"instrument": "piano", "direction": "rising", "tempo": "fast"}

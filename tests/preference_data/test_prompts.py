@@ -104,19 +104,19 @@ def test_the_papers_spelling():
 def test_there_are_thirty_tasks_in_three_families_and_no_two_are_asked_alike():
     assert len(TASKS) >= 30
     assert {task.family for task in TASKS.values()} == {"speech", "sound", "music", "any"}
-    for dialect in ("sentences", "tags_paper", "tags_released"):
+    for prompt_format in ("sentences", "tags_paper", "tags_released"):
         prompts = {
-            name: pretraining_prompt(name, 1, dialect, question=question_of(name))
+            name: pretraining_prompt(name, 1, prompt_format, question=question_of(name))
             for name in TASKS
             if name != "music_question_answer"  # asked as any question is, in sentences
         }
-        assert len(set(prompts.values())) == len(prompts), dialect
+        assert len(set(prompts.values())) == len(prompts), prompt_format
 
 
 def test_the_tag_never_says_the_language_that_is_asked_for():
     one = example("language_id", text="German", audio_language="de")
-    for dialect in ("sentences", "tags_paper", "tags_released"):
-        assert "de" not in prompt_of(one, dialect).replace("Identify", "").split("|")
+    for prompt_format in ("sentences", "tags_paper", "tags_released"):
+        assert "de" not in prompt_of(one, prompt_format).replace("Identify", "").split("|")
     assert "<|unknown|>" in prompt_of(one, "tags_paper")
 
 
@@ -179,10 +179,10 @@ def test_a_whole_tagset_has_3001_stamps_and_a_small_one_what_is_needed():
     assert "<|0.00|>" not in timed.prompt
 
 
-@pytest.mark.parametrize("dialect", ["sentences", "tags_paper", "tags_released"])
-def test_every_tag_of_every_prompt_is_in_the_whole_tagset(dialect):
-    whole = all_tags(dialect)
+@pytest.mark.parametrize("prompt_format", ["sentences", "tags_paper", "tags_released"])
+def test_every_tag_of_every_prompt_is_in_the_whole_tagset(prompt_format):
+    whole = all_tags(prompt_format)
     everything = [example(name) for name in TASKS]
-    needed = tags_needed(everything, dialect, longest_s=30)
+    needed = tags_needed(everything, prompt_format, longest_s=30)
     assert set(needed.prompt) <= set(whole.prompt)
     assert set(needed.answer) == set(whole.answer)

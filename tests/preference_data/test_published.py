@@ -16,7 +16,7 @@ from preference_data.schema import TaskExample, Word
 
 
 def read(name: str, folder: Path) -> list[Found]:
-    """What an adapter finds; all of it can be put to a model, in either dialect."""
+    """What an adapter finds; all of it can be put to a model, in either prompt format."""
     found = list(published_corpus(name).prepare(folder))
     for one in found:
         for content in one.contents:

@@ -5,7 +5,7 @@ import pytest
 
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.toy_world import espeak, sounds
-from preference_data.toy_world.made_world import VOICES
+from preference_data.toy_world.synthetic import VOICES
 
 CAST = sorted({(voice, gender) for by in VOICES.values() for gender, names in by.items() for voice in names})
 

@@ -1,4 +1,4 @@
-"""Tags are read as strictly as they are written, in both dialects."""
+"""Tags are read as strictly as they are written, in both prompt formats."""
 
 import pytest
 from hypothesis import given
@@ -9,13 +9,13 @@ from preference_data.prompts.prompts import AUDIO, pretraining_prompt
 from preference_data.prompts.tags import BadTags, Tags, parse, render
 from preference_data.prompts.tasks import TASKS
 
-DIALECTS = ("tags_paper", "tags_released")
+PROMPT_FORMATS = ("tags_paper", "tags_released")
 LANGUAGE = st.sampled_from(sorted(LANGUAGES))
 QUESTION = st.text(max_size=40).filter(lambda q: q.strip() and "<|" not in q and "|>" not in q)
 
 
 @st.composite
-def valid_tags(draw, dialect):
+def valid_tags(draw, prompt_format):
     task = TASKS[draw(st.sampled_from(sorted(TASKS)))]
     start, _, kind, _, timestamps, instruction = task.tags
     audio = draw(LANGUAGE if start == "transcript" else st.one_of(LANGUAGE, st.just(UNKNOWN)))
@@ -25,20 +25,20 @@ def valid_tags(draw, dialect):
     if kind == "translate" and text == audio:
         text = "zh" if audio == "en" else "en"
     question = draw(QUESTION) if task.asks else None
-    if question is not None and dialect == "tags_released" and not instruction:
+    if question is not None and prompt_format == "tags_released" and not instruction:
         return Tags(start, audio, kind, None, None, (), question)
     return Tags(start, audio, kind, text, timestamps, instruction, question)
 
 
-@given(st.data(), st.sampled_from(DIALECTS))
-def test_what_is_written_is_read_back(data, dialect):
-    tags = data.draw(valid_tags(dialect))
-    assert parse(render(tags, dialect), dialect) == tags
+@given(st.data(), st.sampled_from(PROMPT_FORMATS))
+def test_what_is_written_is_read_back(data, prompt_format):
+    tags = data.draw(valid_tags(prompt_format))
+    assert parse(render(tags, prompt_format), prompt_format) == tags
 
 
-@given(st.data(), st.sampled_from(DIALECTS))
-def test_the_order_is_the_format(data, dialect):
-    names = render(data.draw(valid_tags(dialect)), dialect)
+@given(st.data(), st.sampled_from(PROMPT_FORMATS))
+def test_the_order_is_the_format(data, prompt_format):
+    names = render(data.draw(valid_tags(prompt_format)), prompt_format)
     pieces = [piece + "|>" for piece in names.split("|>") if piece]
     at = data.draw(st.integers(0, len(pieces) - 1))
     dropped = "".join(pieces[:at] + pieces[at + 1 :])
@@ -48,35 +48,35 @@ def test_the_order_is_the_format(data, dialect):
         if changed == names:
             continue  # two equal neighbours swapped
         try:
-            found = parse(changed, dialect)
+            found = parse(changed, prompt_format)
         except BadTags:
             continue
-        assert render(found, dialect) == changed  # another valid prompt, and read as what it says
+        assert render(found, prompt_format) == changed  # another valid prompt, and read as what it says
 
 
-@given(st.text(alphabet="<|>enot startofanalysiunkw"), st.sampled_from(DIALECTS))
-def test_any_text_is_read_or_refused(text, dialect):
+@given(st.text(alphabet="<|>enot startofanalysiunkw"), st.sampled_from(PROMPT_FORMATS))
+def test_any_text_is_read_or_refused(text, prompt_format):
     try:
-        assert render(parse(text, dialect), dialect) == text
+        assert render(parse(text, prompt_format), prompt_format) == text
     except BadTags:
         pass
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 @pytest.mark.parametrize("task", TASKS)
-def test_every_tasks_prompt_is_valid(task, dialect):
+def test_every_tasks_prompt_is_valid(task, prompt_format):
     question = "What barks?" if TASKS[task].asks else None
-    prompt = pretraining_prompt(task, 1, dialect, question=question).removeprefix(AUDIO)
-    assert render(parse(prompt, dialect), dialect) == prompt
+    prompt = pretraining_prompt(task, 1, prompt_format, question=question).removeprefix(AUDIO)
+    assert render(parse(prompt, prompt_format), prompt_format) == prompt
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_dialect_refuses_the_others_spelling(dialect):
-    other = DIALECTS[1 - DIALECTS.index(dialect)]
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
+def test_a_dialect_refuses_the_others_spelling(prompt_format):
+    other = PROMPT_FORMATS[1 - PROMPT_FORMATS.index(prompt_format)]
     for task in ("transcribe", "scene", "question_answer"):
         prompt = pretraining_prompt(task, 0, other, question="X" if TASKS[task].asks else None)
         with pytest.raises(BadTags):
-            parse(prompt, dialect)
+            parse(prompt, prompt_format)
 
 
 ASR = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"

@@ -14,7 +14,7 @@ from tests.align.test_assemble import make_qwen
 ROOT = Path(__file__).parents[2]
 ALIGN = [sys.executable, "-c", "from align.cli.main import main; main()"]
 RECIPE = {
-    "0_corpus": "stage: corpus\ncorpus: made_world\nclips: {train: 12, preference: 2, dev: 2, test: 2}\n",
+    "0_corpus": "stage: corpus\ncorpus: synthetic\nclips: {train: 12, preference: 2, dev: 2, test: 2}\n",
     "1_pretrain": "stage: pretrain\ncorpus: 0_corpus\nmodel: {audio: ../whisper, text: ../qwen}\nsteps: 4\n"
     "batch_size: 2\nsave_steps: 2\nlearning_rate: 1.0e-3\ntrl: {logging_steps: 1}\n",
     "2_sft": "stage: sft\ncorpus: 0_corpus\npolicy: 1_pretrain\nsteps: 2\nbatch_size: 2\n"

@@ -410,7 +410,7 @@ def test_a_downloaded_benchmark_is_asked_and_its_broken_clips_are_counted(whole,
 
 
 def test_ray_workers_make_the_same_completions(whole, tmp_path):
-    from align.recipe.config import SampleConfig
+    from align.recipe.config.preference import SampleConfig
     from align.run_folder.artifacts import StageFolder
     from align.stages import sample
 
@@ -426,10 +426,10 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("dialect", ["tags_paper", "tags_released"])
-def test_the_tag_dialect_is_one_key(whole, tmp_path, dialect):
+@pytest.mark.parametrize("prompt_format", ["tags_paper", "tags_released"])
+def test_the_tag_dialect_is_one_key(whole, tmp_path, prompt_format):
     from align.models.qwen2_audio import load_processor
-    from align.recipe.config import ModelShape, PretrainConfig
+    from align.recipe.config.training import ModelShape, PretrainConfig
     from align.run_folder.artifacts import StageFolder
     from align.stages import pretrain
     from preference_data.prompts.prompts import pretraining_prompt
@@ -437,7 +437,7 @@ def test_the_tag_dialect_is_one_key(whole, tmp_path, dialect):
     config = PretrainConfig(
         stage="pretrain",
         corpus="0_corpus",
-        dialect=dialect,
+        prompt_format=prompt_format,
         model=ModelShape(d_model=32, heads=2, audio_layers=1, text_layers=1, mel_bins=32, clip_s=3),
         steps=2,
         batch_size=4,
@@ -448,5 +448,5 @@ def test_the_tag_dialect_is_one_key(whole, tmp_path, dialect):
     out.open()
     assert pretrain.run(config, {"0_corpus": whole / "0_corpus"}, out)["loss"] > 0
     tokenizer = load_processor(out.path / "model").tokenizer
-    asked = pretraining_prompt("caption", 0, dialect)
+    asked = pretraining_prompt("caption", 0, prompt_format)
     assert len(tokenizer(asked, add_special_tokens=False)["input_ids"]) == 6

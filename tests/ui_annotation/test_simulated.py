@@ -14,7 +14,7 @@ from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import assignment, client, pull, push, simulated
 
 PHRASEBOOK = Phrasebook.load(
-    Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "made_world.yaml"
+    Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "synthetic.yaml"
 )
 RIGHT, WRONG, LONG = (
     "The speaker says seven.",

@@ -7,50 +7,11 @@ Values are those of the file: nothing here rewrites them.
 
 from __future__ import annotations
 
-from align.recipe.config.base import (
-    AnnotationsRef,
-    CheckpointRef,
-    CompletionsRef,
-    Config,
-    CorpusRef,
-    EvaluationRef,
-    Needs,
-    OutputKind,
-    Outside,
-    OutsideFolder,
-    PairsRef,
-    PolicyRef,
-    StageConfig,
-    VerdictRef,
-)
-from align.recipe.config.corpus import ClipCounts, CorpusConfig, DataSetShare
-from align.recipe.config.evaluation import (
-    EvaluateConfig,
-    GateConfig,
-    JudgeLimits,
-    JudgeModel,
-    Margin,
-    PromoteConfig,
-    Thresholds,
-)
+from align.recipe.config.base import StageConfig
+from align.recipe.config.corpus import CorpusConfig
+from align.recipe.config.evaluation import EvaluateConfig, GateConfig, PromoteConfig
 from align.recipe.config.preference import AnnotateConfig, PairsConfig, SampleConfig
-from align.recipe.config.training import (
-    Assemble,
-    Augment,
-    Choose,
-    DPOConfig,
-    Filters,
-    Hardware,
-    Lesson,
-    LoRA,
-    ModelPart,
-    ModelShape,
-    Objective,
-    PretrainConfig,
-    SFTConfig,
-    StartingModel,
-    TrainingConfig,
-)
+from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
 
 CONFIGS: dict[str, type[StageConfig]] = {
     "corpus": CorpusConfig,
@@ -66,50 +27,3 @@ CONFIGS: dict[str, type[StageConfig]] = {
 }
 TRL_CONFIGS = {"pretrain": "SFTConfig", "sft": "SFTConfig", "dpo": "DPOConfig"}
 """The TRL config class whose names a stage's `trl:` mapping may use."""
-
-__all__ = [
-    "CONFIGS",
-    "TRL_CONFIGS",
-    "AnnotateConfig",
-    "AnnotationsRef",
-    "Assemble",
-    "Augment",
-    "CheckpointRef",
-    "Choose",
-    "ClipCounts",
-    "CompletionsRef",
-    "Config",
-    "CorpusConfig",
-    "CorpusRef",
-    "DPOConfig",
-    "DataSetShare",
-    "EvaluateConfig",
-    "EvaluationRef",
-    "Filters",
-    "GateConfig",
-    "Hardware",
-    "JudgeLimits",
-    "JudgeModel",
-    "Lesson",
-    "LoRA",
-    "Margin",
-    "ModelPart",
-    "ModelShape",
-    "Needs",
-    "Objective",
-    "OutputKind",
-    "Outside",
-    "OutsideFolder",
-    "PairsConfig",
-    "PairsRef",
-    "PolicyRef",
-    "PretrainConfig",
-    "PromoteConfig",
-    "SFTConfig",
-    "SampleConfig",
-    "StageConfig",
-    "StartingModel",
-    "Thresholds",
-    "TrainingConfig",
-    "VerdictRef",
-]

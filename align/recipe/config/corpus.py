@@ -32,7 +32,7 @@ class CorpusConfig(StageConfig):
 
     produces: ClassVar[OutputKind] = "corpus"
     stage: Literal["corpus"]
-    corpus: Literal["made_world", "spoken_digits", "folder", "mixture"]
+    corpus: Literal["synthetic", "spoken_digits", "folder", "mixture"]
     """A file of `preference_data/corpora/`. `mixture`: prepared data sets, whose audio stays where it is."""
     dir: OutsideFolder | None = None
     """Where the recordings are, for corpora of recordings."""
@@ -59,7 +59,7 @@ class CorpusConfig(StageConfig):
             return self._mixes_something()
         if self.sources:
             raise ValueError(f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'")
-        if self.corpus != "made_world" and self.dir is None:
+        if self.corpus != "synthetic" and self.dir is None:
             raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
         if self.corpus != "folder" and self.clips is None:
             raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")

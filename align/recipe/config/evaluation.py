@@ -17,7 +17,7 @@ from align.recipe.config.base import (
     StageConfig,
     VerdictRef,
 )
-from preference_data.prompts.prompts import Dialect
+from preference_data.prompts.prompts import PromptFormat
 
 
 class JudgeModel(Config):
@@ -77,8 +77,8 @@ class EvaluateConfig(StageConfig):
     what most of them prefer."""
     annotated_pairs: int = Field(200, ge=1)
     """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
-    dialect: Dialect = "sentences"
-    """Dialect of the recognition prompts."""
+    prompt_format: PromptFormat = "sentences"
+    """PromptFormat of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
     batch_size: int = Field(128, ge=1)
 

@@ -16,7 +16,7 @@ from align.recipe.config.base import (
     StageConfig,
 )
 from preference_data.prompts.languages import TEXT_LANGUAGES
-from preference_data.prompts.prompts import Dialect
+from preference_data.prompts.prompts import PromptFormat
 
 
 class ModelShape(Config):
@@ -162,7 +162,7 @@ class TrainingConfig(StageConfig):
     train: list[ModelPart] | None = Field(None, min_length=1)
     """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
     sinusoidal positions never learn. `new_tokens`, in pretrain with the language model frozen: of its
-    embeddings and head the rows of the dialect's tags and of the marks around audio."""
+    embeddings and head the rows of the prompt format's tags and of the marks around audio."""
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
@@ -190,7 +190,7 @@ class PretrainConfig(TrainingConfig):
     model: StartingModel
     """What to start from: a small model from random weights, a Whisper and a Qwen2 put together, or a
     Qwen2-Audio (an earlier stage, a folder, or an id on the Hub such as Qwen/Qwen2-Audio-7B)."""
-    dialect: Dialect = "sentences"
+    prompt_format: PromptFormat = "sentences"
     """Prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its paper or its
     release spells them."""
     steps: int = Field(ge=1)
@@ -247,8 +247,8 @@ class SFTConfig(TrainingConfig):
     filters: Filters = Filters()
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
-    dialect: Dialect = "sentences"
-    """Dialect of the replayed pre-training prompts."""
+    prompt_format: PromptFormat = "sentences"
+    """PromptFormat of the replayed pre-training prompts."""
     augment: Augment = Augment()
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""

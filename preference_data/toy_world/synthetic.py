@@ -23,7 +23,7 @@ from preference_data.toy_world.clip_files import SPLITS, ClipWriter
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples
 
-PHRASEBOOK = Path(__file__).parent / "phrasebooks" / "made_world.yaml"
+PHRASEBOOK = Path(__file__).parent / "phrasebooks" / "synthetic.yaml"
 CLIP_S = 3.0
 CATEGORIES = ("speech", "sound", "music", "mixed")
 _NAMES = ("one", "two", "three", "four")
@@ -84,19 +84,19 @@ def prepare(
     """
     if source or held_out or not counts:
         raise ValueError(
-            f"made_world makes its own clips and voices: it needs counts={counts}, and neither "
+            f"synthetic makes its own clips and voices: it needs counts={counts}, and neither "
             f"source={source} nor held_out={held_out}"
         )
     phrasebook = Phrasebook.load(PHRASEBOOK)
     pools = _pools([split for split in SPLITS if counts.get(split)], phrasebook, seed)
-    writer = ClipWriter(out, phrasebook, "made_world")
+    writer = ClipWriter(out, phrasebook, "synthetic")
     clips: list[AudioClip] = []
     for number, split in enumerate(SPLITS):
         for i in range(counts.get(split, 0)):
             rng = np.random.default_rng([seed, number, i])
             category = CATEGORIES[i % len(CATEGORIES)]
             scene = _scene(category, pools[split], phrasebook, rng)
-            clip_id = f"made_world-{split}-{i:05d}"
+            clip_id = f"synthetic-{split}-{i:05d}"
             clips.append(
                 writer.write(clip_id, split, scene.samples, scene.facts, speaker=scene.speaker, source="made")
             )
