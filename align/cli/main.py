@@ -60,13 +60,18 @@ def check(
 
     Example: align check recipes/demo --set 6_dpo.beta=0.2
     """
-    from align.execution.plan import arithmetic
+    from align.execution.plan import clips_of
     from align.planning.budget import lines
     from align.recipe.recipe import load
 
     loaded = load(recipe, overrides)
     rows = [
-        [step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), arithmetic(step, loaded)]
+        [
+            step.name,
+            step.config.stage,
+            ", ".join([*step.needs, *step.foreign]),
+            step.config.describe_work(clips_of(step, loaded)),
+        ]
         for step in loaded.steps
     ]
     _table([["step", "stage", "reads", "work"], *rows])

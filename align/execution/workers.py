@@ -8,10 +8,12 @@ loses it, so they are not used.) The driver and its workers exchange a few small
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -34,7 +36,6 @@ from align.run_folder.artifacts import (
     write_json,
 )
 from align.run_folder.quiet import quieten
-from align.stages import STAGES
 from preference_data.store import write_text
 
 WORKERS = ".workers"
@@ -62,12 +63,25 @@ def run_stage(config: StageConfig, inputs: dict[str, Path], out: StageFolder) ->
     """
     hardware: Hardware | None = getattr(config, "hardware", None)
     if hardware is None:
-        module = importlib.import_module(STAGES[config.stage])
-        metrics: dict[str, float] = module.run(config, inputs, out)
+        metrics: dict[str, float] = _stage(config).run(config, inputs, out)
+        _free_gpu_memory()
         return metrics
     out = StageFolder(out.path.parent.resolve(), out.name, out.fingerprint)
     inputs = {name: path.resolve() if path.exists() else path for name, path in inputs.items()}
     return _on_workers(hardware, _Job(config, inputs, out, hardware.timeout_s))
+
+
+def _stage(config: StageConfig) -> Any:
+    """The module that runs this kind of stage."""
+    return importlib.import_module(f"align.stages.{config.kind()}")
+
+
+def _free_gpu_memory() -> None:
+    """Give cached GPU memory back: the next stage plans with what is free on the card."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -303,7 +317,7 @@ def _work(told: dict[str, Any]) -> None:
     metrics: dict[str, float] = {}
     with Attempt() as attempt, _heard(job.board.said, ranks.is_first()):
         strategies.begin(hardware.strategy)
-        metrics = importlib.import_module(STAGES[job.config.stage]).run(job.config, job.inputs, job.out)
+        metrics = _stage(job.config).run(job.config, job.inputs, job.out)
     if isinstance(attempt.error, Interrupted):
         if ranks.is_first():
             job.board.settle(interrupted=True)

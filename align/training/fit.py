@@ -69,10 +69,10 @@ def fit(trainer: AtomicCheckpoints, out: StageFolder, trained: Sequence[str] = (
     """
     keep_freed_memory()
     checkpoint = _resumed_from(Path(trainer.args.output_dir))
+    if ranks.is_first():
+        out.rewind(0 if checkpoint is None else step_of(checkpoint))
     if checkpoint is not None:
         check_resumable(checkpoint, trainer.strategy)
-        if ranks.is_first():
-            out.rewind(step_of(checkpoint))
         trainer._total_train_tokens = read_json(checkpoint / TOKENS)
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
         # The Trainer would take one step more than it was told before it notices

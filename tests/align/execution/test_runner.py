@@ -11,9 +11,8 @@ import pytest
 from align.execution.runner import execute
 from align.recipe.recipe import RecipeError, load
 from align.run_folder.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
-from align.stages import STAGES
 
-TOYS = Path(__file__).parents[1] / "recipes"
+TOYS = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def toys(monkeypatch):
     import toy_stages
 
     for kind in ("corpus", "sft", "evaluate", "gate"):
-        monkeypatch.setitem(STAGES, kind, "toy_stages")
+        monkeypatch.setitem(sys.modules, f"align.stages.{kind}", toy_stages)
     return toy_stages
 
 
@@ -32,7 +31,7 @@ def gate(questions):
 
 
 def made_at(run):
-    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("*/manifest.json")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("[!.]*/manifest.json")}
 
 
 def test_a_whole_run(toys, tmp_path):
@@ -111,10 +110,10 @@ def test_a_closed_gate_stops_before_promotion_and_still_reports(
 def test_a_failing_stage_is_told_and_the_rest_waits(toys, tmp_path, monkeypatch):
     sample = "stage: sample\npolicy: 2_sft\ncorpus: 1_corpus\n"
     recipe = load(toys.write_recipe(tmp_path / "toy", s3_sample=sample))
-    monkeypatch.setitem(STAGES, "sample", "no_such_stage_module")
+    monkeypatch.setitem(sys.modules, "align.stages.sample", None)
     outcome = execute(recipe, tmp_path / "run")
     assert outcome.exit_code == 1
-    assert outcome.error == "3_sample: No module named 'no_such_stage_module'"
+    assert outcome.error == "3_sample: import of align.stages.sample halted; None in sys.modules"
     statuses = {name: entry["status"] for name, entry in outcome.summary["stages"].items()}
     assert statuses == {
         "1_corpus": "done",
@@ -160,8 +159,8 @@ def start(folder, run, log):
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[3]); import toy_stages\n"
         "from align.execution.runner import execute\n"
-        "from align.recipe.recipe import load; from align.stages import STAGES\n"
-        "STAGES.update({kind: 'toy_stages' for kind in ('corpus', 'sft', 'evaluate', 'gate')})\n"
+        "from align.recipe.recipe import load\n"
+        "toy_stages.replace_stages()\n"
         "sys.exit(execute(load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2])).exit_code)"
     )
     arguments = [sys.executable, "-c", code, str(folder), str(run), str(TOYS)]

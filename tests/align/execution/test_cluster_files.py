@@ -14,7 +14,7 @@ from align.execution import cluster_files
 from align.recipe.recipe import RecipeError
 
 GOLDEN = Path(__file__).parent / "cluster_files"
-DEMO = Path(__file__).parents[2] / "recipes" / "demo"
+DEMO = Path(__file__).parents[3] / "recipes" / "demo"
 WANTED = cluster_files.Wanted(
     recipe="recipes/qwen2_audio_7b",
     run="runs/7b one",

@@ -174,7 +174,7 @@ def test_training_alone_on_a_cpu_prints_its_progress_only(tmp_path):
         "tiny.run_here(tiny.make_config('sft', steps=1), world, Path(sys.argv[1]) / 'run'); "
         "assert 'deepspeed' in sys.modules"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         capture_output=True,

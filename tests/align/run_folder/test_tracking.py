@@ -10,7 +10,7 @@ import pytest
 from align.run_folder.artifacts import read_json, read_metrics
 from align.run_folder.tracking import StageRecord, Tracker, tracking_uri
 
-TOYS = Path(__file__).parents[1] / "recipes"
+TOYS = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
