@@ -11,6 +11,7 @@ from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import (
     MANIFEST,
     DamagedFile,
+    NotThisRun,
     StageFolder,
     damage,
     foreign_digest,
@@ -115,7 +116,7 @@ RECIPE = "recipe.json"
 """In a run folder: which recipe it belongs to."""
 
 
-class OtherRecipe(RuntimeError):
+class OtherRecipe(NotThisRun):
     """The run folder belongs to another recipe."""
 
 

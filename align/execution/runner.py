@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from align.execution.workers import run_stage
 from align.recipe.recipe import Problem, Recipe, RecipeError, Step
 from align.run_folder.artifacts import (
     SECONDS,
+    DamagedFile,
     StageFolder,
     Waiting,
     exclusive,
@@ -54,7 +60,7 @@ FAILURE = "failure.txt"
 _VERDICT_CODES = {"pass": DONE, "fail": REFUSED, "inconclusive": INCONCLUSIVE}
 
 
-class DamagedRun(RuntimeError):
+class DamagedRun(DamagedFile):
     """Files of a finished stage are missing or cut short."""
 
 
@@ -125,7 +131,7 @@ def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
         name = current.step.name
         if current.damage and (name in needed or name in names):
             damaged.append(
-                f"{current.damage}. Restore it from a copy, or rename {run / name} to make the stage again"
+                f"{current.damage}. Restore it from a copy, or move {run / name} elsewhere to make it again"
             )
         elif name in needed and current.manifest is None:
             message = f"needs {name}, which has not finished in {run}; run it first with --only {name}"
@@ -249,8 +255,9 @@ class _Execution:
             self.waits_for = str(attempt.error)
             return WAITING
         lines = traceback.format_exception(attempt.error)
-        write_text(self.run / FAILURE, "".join(lines))
-        self.error = f"{step.name}: {str(attempt.error) or type(attempt.error).__name__}"
+        self.error = f"{step.name}: {_message(attempt.error, self.run)}"
+        with _despite_full_disk():
+            write_text(self.run / FAILURE, "".join(lines))
         self.unfinished = {step.name: {"status": "failed", **entry, "error": self.error}}
         return FAILED
 
@@ -303,7 +310,8 @@ class _Execution:
             "versions": self.versions,
             "git_commit": self.git_commit,
         }
-        write_json(self.run / "summary.json", summary)
+        with _despite_full_disk():
+            write_json(self.run / "summary.json", summary)
         return summary
 
     def _report(self) -> Path | None:
@@ -315,8 +323,10 @@ class _Execution:
             from align.release import report
 
             return report.write(self.run)
-        self.error = self.error or f"the report could not be written: {attempt.error!r}"
-        write_text(self.run / FAILURE, "".join(traceback.format_exception(attempt.error)))
+        if self.error is None and attempt.error is not None:
+            self.error = f"the report could not be written: {_message(attempt.error, self.run)}"
+            with _despite_full_disk():
+                write_text(self.run / FAILURE, "".join(traceback.format_exception(attempt.error)))
         return None
 
 
@@ -336,6 +346,27 @@ def _read_finished(run: Path, standings: list[Standing], produces: str, name: st
             content: dict[str, Any] = read_json(path)
             return content
     return {}
+
+
+def _message(error: BaseException, run: Path) -> str:
+    """An error in a line. Libraries wrap that of a full disk, so it is known by its words."""
+    text = str(error) or type(error).__name__
+    if os.strerror(errno.ENOSPC) not in text and os.strerror(errno.EDQUOT) not in text:
+        return text
+    return (
+        f"no space left on the disk of {run}: {shutil.disk_usage(run).free / 1e6:,.0f} MB are free. What was "
+        "saved is kept; free some space, or move the run folder to a larger disk, and run again"
+    )
+
+
+@contextmanager
+def _despite_full_disk() -> Iterator[None]:
+    """Leave out a file for which there is no space: the message that says so must still come."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _say(text: str) -> None:

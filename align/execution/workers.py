@@ -35,7 +35,7 @@ from align.run_folder.artifacts import (
     stop_requested,
     write_json,
 )
-from align.run_folder.quiet import quieten
+from align.run_folder.progress import quieten
 from preference_data.store import write_text
 
 WORKERS = ".workers"

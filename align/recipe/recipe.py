@@ -88,10 +88,12 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: with every problem of every file.
     """
-    if not folder.is_dir():
-        raise RecipeError([Problem(str(folder), "", "is not a folder; a recipe is a folder of N_name.yaml")])
     problems: list[Problem] = []
-    files = read_files(folder, problems)
+    try:
+        files = read_files(folder, problems)
+    except OSError as error:
+        message = f"is not a folder that can be read ({error.strerror}); a recipe is a folder of N_name.yaml"
+        raise RecipeError([Problem(str(folder), "", message)]) from None
     for override in overrides or []:
         problems += _apply(override, files)
     steps: list[Step] = []

@@ -88,6 +88,10 @@ def _parse(file: StageFile) -> list[Problem]:
         return [Problem(f"{file.path}:{line}", "", f"not YAML: {error.problem or error.context}")]
     except (yaml.YAMLError, ValueError) as error:
         return [Problem(f"{file.path}:1", "", f"not YAML: {error}")]
+    except RecursionError:
+        return [Problem(f"{file.path}:1", "", "not a stage file: its brackets are nested too deeply")]
+    except OSError as error:
+        return [Problem(str(file.path), "", f"cannot be read: {error.strerror}")]
     return problems
 
 

@@ -52,8 +52,8 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         what = "is empty" if path.stat().st_size == 0 else f"is not whole JSON ({error})"
         raise DamagedFile(
-            f"{path} {what}: restore it from a copy; or, to make again what it describes, rename "
-            f"{path.parent} and run again"
+            f"{path} {what}: restore it from a copy; or, to make again what it describes, move "
+            f"{path.parent} elsewhere and run again"
         ) from None
 
 
@@ -249,7 +249,7 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path)
     if not isinstance(manifest, dict) or "output_digest" not in manifest:
         raise DamagedFile(
-            f"{path} is not a manifest: restore it from a copy, or rename {stage} and run again"
+            f"{path} is not a manifest: restore it from a copy, or move {stage} elsewhere and run again"
         )
     return manifest
 
@@ -266,6 +266,10 @@ def damage(stage: Path, manifest: dict[str, Any], *, by_hash: bool = False) -> l
         elif by_hash and sha256_file(path) != digest:
             wrong.append(f"{name} has other contents than when it was made")
     return wrong
+
+
+class NotThisRun(RuntimeError):
+    """The run folder belongs to something else; nothing was run."""
 
 
 class RunIsBusy(RuntimeError):
@@ -324,7 +328,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 stop_requested = threading.Event()
-"""Set by the first SIGINT or SIGTERM. Loops that can save and resume poll it inside `heeding_stop`."""
+"""Set by the first SIGINT, SIGTERM or SIGHUP. A loop that can save and resume polls it in `heeding_stop`."""
 _heeded = threading.Event()
 
 

@@ -159,7 +159,7 @@ TRL_WITHOUT_EFFECT = frozenset(
     "activation_checkpointing activation_checkpointing_kwargs activation_offloading"
     " dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers"
     " dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc"
-    " ddp_broadcast_buffers ddp_bucket_cap_mb debug disable_tqdm gradient_accumulation_steps"
+    " ddp_broadcast_buffers ddp_bucket_cap_mb disable_tqdm gradient_accumulation_steps"
     " gradient_checkpointing gradient_checkpointing_kwargs include_num_input_tokens_seen log_level"
     " log_level_replica log_on_each_node logging_first_step logging_nan_inf_filter logging_steps"
     " logging_strategy per_device_eval_batch_size precompute_ref_batch_size precompute_ref_log_probs project"
@@ -371,6 +371,12 @@ class DPOConfig(FurtherTrainingConfig):
     epochs: float = Field(2, gt=0)
     choose: Choose | None = None
     """How to choose among the checkpoints (one every `save_steps`); without it the last one is kept."""
+
+    @model_validator(mode="after")
+    def _loss_is_defined(self) -> DPOConfig:
+        if self.loss == "exo_pair" and not self.trl.get("label_smoothing"):
+            raise ValueError("loss: exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
+        return self
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Checkpoints are scored by the facts."""
