@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.evaluation.judge_prompt import Message
 from align.evaluation.reply_cache import TOO_LONG, Reply
-from align.models.qwen2_audio import weights_sha256
+from align.models.shards import weights_sha256
 
 
 class LocalModel:

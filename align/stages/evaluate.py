@@ -26,7 +26,7 @@ from align.evaluation.recognition import Utterance
 from align.generation.generate import Decoding, Request
 from align.generation.sheets import Sheet, answer
 from align.models.features import ClipFeatures
-from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
+from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store

@@ -1,6 +1,6 @@
 """Run under torchrun: four DPO steps over the packed backbone, every second pair text alone.
 
-    torchrun --nproc-per-node 2 tests/align/packed_ranks.py {ddp|2|3} FOLDER
+    torchrun --nproc-per-node 2 tests/align/models/packed_ranks.py {ddp|2|3} FOLDER
 
 With one pair per process the second one never has audio. FOLDER holds the models `policy` and `reference`;
 the losses are written to its losses.json.
@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig
 
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio.packed import pack
 from tests.align.ragged_batch import Rows, pairs
 from tests.align.test_packed_trl import DPO, arguments, tokenizer
 

@@ -13,7 +13,7 @@ from tests.align.ragged_batch import small_model
 from tests.compiler import need_compiler
 
 pytestmark = pytest.mark.alone
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def losses(folder, stage, processes):
@@ -24,7 +24,7 @@ def losses(folder, stage, processes):
     model.save_pretrained(folder / "policy")
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command += [str(ROOT / "tests/align/packed_ranks.py"), stage, str(folder)]
+    command += [str(ROOT / "tests/align/models/packed_ranks.py"), stage, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,7 +6,6 @@ assistant's words with `{% generation %}`, so that SFT can train on them alone.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from align.models.vocabulary import add_tags
+from align.models.qwen2_audio.vocabulary import add_tags
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import Tagset
 
@@ -78,6 +77,18 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_RENAMED = (
+    ("model.language_model.", "language_model.model."),
+    ("model.audio_tower.", "audio_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""Prefix of the module's name in transformers 5, prefix on the Hub.
+
+The released checkpoints, transformers 4 and vLLM say `language_model.model.layers.0...`; transformers 5
+translates when it reads and writes. When a ZeRO-3 run is saved, that translation meets itself and leaves
+`language_model.model.model.layers.0...`, which only transformers 5 can read.
+"""
 
 
 def build_processor(
@@ -222,20 +233,13 @@ def n_parameters(model: torch.nn.Module) -> int:
     return sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in model.parameters())
 
 
-def weights_sha256(path: Path | str) -> str:
-    """One hash over all weight files of a saved model.
+def hub_name(module_name: str) -> str:
+    """The name that a parameter of Qwen2AudioForConditionalGeneration has on the Hub.
 
     Raises:
-        FileNotFoundError: there are none; a model that is only on the Hub must be downloaded first.
+        ValueError: it is none of that model's.
     """
-    digest = hashlib.sha256()
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"{path} holds no *.safetensors. If it is on the Hub, download it to a folder and name that: "
-            "what is sampled from must be identified by its weights"
-        )
-    for file in files:
-        digest.update(file.name.encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    for ours, theirs in _RENAMED:
+        if module_name.startswith(ours):
+            return theirs + module_name.removeprefix(ours)
+    raise ValueError(f"{module_name!r} is no parameter of Qwen2-Audio")

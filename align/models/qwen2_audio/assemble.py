@@ -37,10 +37,9 @@ from transformers import (
 )
 
 from align.models import shards
-from align.models.hub_names import hub_name
-from align.models.qwen2_audio import CHAT_TEMPLATE, END_OF_TURN, SPECIAL_TOKENS
+from align.models.qwen2_audio.model import CHAT_TEMPLATE, END_OF_TURN, SPECIAL_TOKENS, hub_name
+from align.models.qwen2_audio.vocabulary import add_tags, spelled_row
 from align.models.shards import SavedTensors
-from align.models.vocabulary import add_tags, spelled_row
 from align.run_folder.artifacts import commit_folder, write_json
 from preference_data.prompts.prompts import Tagset
 

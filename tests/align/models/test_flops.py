@@ -5,8 +5,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from align.models.answer_head import answers_only
-from align.models.flops import cost_of
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio.flops import cost_of
+from align.models.qwen2_audio.packed import pack
 from tests.align.ragged_batch import VOCAB, Rows, pairs, small_model
 
 

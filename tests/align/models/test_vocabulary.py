@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from align.models import qwen2_audio
-from align.models.vocabulary import add_tags, fit_embeddings
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.vocabulary import add_tags, fit_embeddings
 from preference_data.prompts.prompts import Tagset, all_tags, pretraining_prompt
 from preference_data.prompts.time_stamps import stamps_to
 from tests.conftest import TEXTS

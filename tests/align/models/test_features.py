@@ -5,9 +5,9 @@ import pytest
 import soundfile
 import torch
 
-from align.models import qwen2_audio
-from align.models.features import ClipFeatures, stack, stack_unpadded
-from align.models.packing import pack_rows
+from align.models.features import ClipFeatures, stack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
 
 RATE = 16_000
 
@@ -74,6 +74,6 @@ def test_a_clip_of_the_full_length_has_nothing_after_it(folder):
     full = ClipFeatures(extractor(160), folder)(["5.wav"])[0]
     assert full.n_frames == full.n_padded == full.mel.shape[-1] == 200
     assert full.padded().mel.shape[-1] == 200
-    packed = pack_rows([torch.tensor([9] * full.n_tokens)], [[0]], [full.n_frames], 9)
+    packed = pack_rows([torch.tensor([9] * n_audio_tokens(full.n_frames))], [[0]], [full.n_frames], 9)
     assert packed.clips is not None
     assert len(packed.clips.position) == 100

@@ -26,8 +26,8 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioModel
 
 from align.kernels.attention import BACKENDS, Ragged, compute_dtype
 from align.kernels.choice import choose
-from align.models.audio_tokens import HALO
-from align.models.packing import PackedBatch, PackedClips
+from align.models.packing import PackedBatch
+from align.models.qwen2_audio.clips import HALO, PackedClips
 
 ATTENTION = "packed"
 """The name under which transformers knows our attention."""

@@ -12,8 +12,8 @@ from transformers.models.qwen2 import modeling_qwen2
 
 from align.kernels.attention import Ragged
 from align.kernels.prefix_tree import clips_apart
-from align.models.packed_qwen2_audio import is_packed, pack
-from align.models.packing import pack_rows
+from align.models.qwen2_audio.clips import pack_rows
+from align.models.qwen2_audio.packed import is_packed, pack
 from tests.align.ragged_batch import (
     AUDIO,
     PAD,

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from align.cli import export
-from align.models import portable, qwen2_audio
-from align.models.hub_names import hub_name
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio import portable
+from align.models.qwen2_audio.model import hub_name
+from align.models.shards import weights_sha256
 from align.release.registry import Registry
 from align.release.source import NoPolicy, find
 
@@ -25,7 +27,7 @@ TARGET = r"model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj|model\.mult
 
 @pytest.fixture
 def runs(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     import gated_run
 
@@ -130,7 +132,7 @@ def test_a_registered_champion_is_exported_and_changed_files_are_refused(
     (tmp_path / "runs").mkdir()
     registry = Registry(f"sqlite:///{tmp_path}/runs/mlflow.db", "toy")
     tags = {
-        "weights.sha256": qwen2_audio.weights_sha256(tiny.policy),
+        "weights.sha256": weights_sha256(tiny.policy),
         "gate.verdict": "pass",
         "judge.name": "facts",
         "dataset.0_corpus": "abc",

@@ -19,8 +19,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from align.models import qwen2_audio, shards
-from align.models.assemble import CannotAssemble, assemble, expected_tensors
+from align.models import shards
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.assemble import CannotAssemble, assemble, expected_tensors
 from preference_data.prompts.prompts import Tagset
 
 MELS, POSITIONS, VOCAB = 16, 50, 300

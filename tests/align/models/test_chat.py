@@ -6,10 +6,10 @@ import soundfile
 import torch
 from transformers import Qwen2AudioProcessor
 
-from align.models import qwen2_audio
-from align.models.audio_tokens import n_audio_tokens
 from align.models.chat import assistant, encode_chat, encode_prompt, expand_audio, user
 from align.models.features import ClipFeatures, stack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens
 
 CHAT = [
     user("Is the tone high or low?", n_clips=2),
@@ -45,7 +45,9 @@ def test_ids_and_features_equal_the_processors(processor, tiny):
         text=text, audio=waves, sampling_rate=16_000, return_tensors="pt", add_special_tokens=False
     )
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    ours = expand_audio(encode_chat(processor, CHAT), [clip.n_tokens for clip in clips], audio_id)
+    ours = expand_audio(
+        encode_chat(processor, CHAT), [n_audio_tokens(clip.n_frames) for clip in clips], audio_id
+    )
     assert ours.ids == theirs["input_ids"][0].tolist()
     stacked = stack(clips)
     torch.testing.assert_close(stacked["input_features"], theirs["input_features"], rtol=0, atol=1e-6)
@@ -81,4 +83,4 @@ def test_each_clip_is_read_once_and_memory_is_bounded(processor, tiny):
 
 def test_a_very_short_clip_still_has_tokens(processor, tmp_path):
     soundfile.write(tmp_path / "x.wav", np.full(320, 0.1, dtype=np.float32), 16_000)
-    assert ClipFeatures(processor, tmp_path)(["x.wav"])[0].n_tokens >= 1
+    assert ClipFeatures(processor, tmp_path)(["x.wav"])[0].n_frames >= 3
