@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.align.openai_server import judge, serving
+from tests.align.evaluation.openai_server import judge, serving
 
 ROOT = Path(__file__).parents[2]
 ALIGN = [str(Path(sys.executable).with_name("align"))]
@@ -168,9 +168,9 @@ SIGNS = [
     ".partial-1_pretrain/checkpoints/checkpoint-4",
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
     ".partial-3_sample/batches/00001.json",
-    ".partial-4_annotate/shown.jsonl",
+    ".partial-4_annotate/comparisons.jsonl",
     "argilla/server.json",
-    "snapshots/*/annotations.jsonl",
+    "snapshots/*/judgements.jsonl",
     ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
     ".partial-6_dpo/dev/*.json",
     ".partial-7_evaluate/texts/*.json",
@@ -317,7 +317,7 @@ def test_a_server_that_is_not_there_is_a_clear_error_and_loses_nothing(whole, tm
     assert "http://127.0.0.1:9" in failed.stderr
     assert "align annotate up" in failed.stderr
     assert "not-a-key" not in failed.stdout + failed.stderr
-    assert (out / "4_annotate" / "annotations.jsonl").exists()
+    assert (out / "4_annotate" / "judgements.jsonl").exists()
 
 
 def test_a_judge_model_rates_and_its_ratings_reach_the_gate(whole, tmp_path):
@@ -428,7 +428,7 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
 
 @pytest.mark.parametrize("prompt_format", ["tags_paper", "tags_released"])
 def test_the_tag_dialect_is_one_key(whole, tmp_path, prompt_format):
-    from align.models.qwen2_audio import load_processor
+    from align.models.qwen2_audio.model import load_processor
     from align.recipe.config.training import ModelShape, PretrainConfig
     from align.run_folder.artifacts import StageFolder
     from align.stages import pretrain
