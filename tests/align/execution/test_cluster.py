@@ -88,12 +88,12 @@ def test_a_hung_and_a_killed_worker_are_named_and_replaced(world, alone, tmp_pat
     hung.suspend()
     driver.at(35, group=2)[0].kill()
     assert driver.process.wait(timeout=600) == 0, driver.log.read_text()[-3000:]
-    said = driver.log.read_text()
+    output = driver.log.read_text()
     assert (
-        f"workers replaced (1 of 3): rank 1 (process {hung.pid} on {os.uname().nodename}) said nothing"
-        in said
+        f"workers replaced (1 of 3): rank 1 (process {hung.pid} on {os.uname().nodename}) reported nothing"
+        in output
     )
-    assert "workers replaced (2 of 3): rank 0" in said
+    assert "workers replaced (2 of 3): rank 0" in output
     metrics = json.loads((tmp_path / "run" / "done.json").read_text())
     assert (metrics["workers"], metrics["workers_replaced"]) == (2, 2)
     assert not (driver.stage / ".workers").exists()
