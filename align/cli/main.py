@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -243,12 +244,9 @@ def main() -> None:
     """Entry point: quiet libraries, clean messages for the user's mistakes."""
     quieten()
     outlive_readers()
+    signal.signal(signal.SIGINT, lambda *_: _fail("interrupted", 75))  # until a run saves what it has
     try:
         app()
-    except SystemExit:
-        raise
-    except KeyboardInterrupt:
-        _fail("interrupted", 75)
     except Exception as error:
         from align.recipe.recipe import RecipeError  # looked up only now that something was raised
 

@@ -13,6 +13,8 @@ import yaml
 Loc = tuple[str | int, ...]
 """Where a value is inside a file: keys and list positions from the top."""
 
+_ODD_NUMBER = re.compile(r"[-+]?0[0-9_]+|[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
+"""Octal and base-60 numbers of YAML 1.1, which nobody means: 010 would be 8, and 1:30 would be 90."""
 _FILE = re.compile(r"(?P<number>\d+)_(?P<title>[A-Za-z0-9_-]+)\.yaml")
 
 
@@ -101,6 +103,8 @@ def _walk(node: yaml.Node, loc: Loc, file: StageFile, seen: set[int]) -> Iterato
         yield file.problem(loc, "anchors (&, *) are not supported in recipes; write the value out")
         return
     seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.style is None and _ODD_NUMBER.fullmatch(node.value):
+        yield file.problem(loc, f"YAML reads {node.value} in base 8 or 60; write it plainly, or in quotes")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             file.places[(*loc, index)] = f"{file.path}:{item.start_mark.line + 1}"

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 OutputKind = Literal[
@@ -69,6 +69,14 @@ class Config(BaseModel):
     """Keys of older recipes -> what they are called now, for the error that says so."""
     renamed_values: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Values of older recipes -> what they are called now."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        types = parts(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in types and (int in types or float in types):
+            raise ValueError(f"expected a number, got {value} (YAML reads yes, no, on, off as booleans)")
+        return value
 
 
 class StageConfig(Config):

@@ -35,6 +35,12 @@ class ModelShape(Config):
     """Longest clip in whole seconds; shorter ones are padded to it."""
     vocab_size: int = Field(640, ge=300)
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> ModelShape:
+        if self.d_model % (2 * self.heads):
+            raise ValueError(f"d_model {self.d_model} is not a multiple of 2 x heads ({self.heads})")
+        return self
+
 
 class Assemble(Config):
     """A Qwen2-Audio of two models in transformers' format: folders, or ids on the Hub."""
@@ -190,6 +196,21 @@ class TrainingConfig(StageConfig):
     gradients for a fraction of the work (align/kernels/README.md). False: transformers' own way."""
     trl: Annotated[dict[str, Any], NoEffect(names=TRL_WITHOUT_EFFECT)] = {}
     """Anything else TRL's config knows; names are checked before anything runs."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingConfig:
+        workers = self.hardware.workers if self.hardware else 1
+        accumulated = self.trl.get("gradient_accumulation_steps", 1)
+        if not isinstance(accumulated, int) or accumulated < 1:
+            raise ValueError(
+                f"trl.gradient_accumulation_steps is {accumulated!r}, not a whole number from 1 on"
+            )
+        if self.batch_size % (workers * accumulated):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split evenly over hardware.workers ({workers}) "
+                f"times trl.gradient_accumulation_steps ({accumulated})"
+            )
+        return self
 
     @property
     def starts_from(self) -> ModelShape | Assemble | str:

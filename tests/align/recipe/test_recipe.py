@@ -202,6 +202,36 @@ def test_exo_pair_needs_the_smoothing_without_which_trl_refuses_it(write):
     load(write(s7_dpo=DPO + "loss: exo_pair\ntrl: {label_smoothing: 0.001}\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("steps: 010", "steps: YAML reads 010 in base 8 or 60; write it plainly, or in quotes"),
+        ("steps: 1:30", "steps: YAML reads 1:30 in base 8 or 60; write it plainly, or in quotes"),
+        ("seed: 100000000000000000000", "seed: should be less than 4294967296, got 100000000000000000000"),
+        (
+            "trl: {gradient_accumulation_steps: 4}",
+            "batch_size 2 cannot be split evenly over hardware.workers (1) times "
+            "trl.gradient_accumulation_steps (4)",
+        ),
+        (
+            "hardware: {workers: 3}",
+            "batch_size 2 cannot be split evenly over hardware.workers (3) times "
+            "trl.gradient_accumulation_steps (1)",
+        ),
+    ],
+)
+def test_values_that_would_fail_hours_later(write, text, problem):
+    key = text.partition(":")[0]
+    kept = "".join(line for line in SFT.splitlines(keepends=True) if not line.startswith(f"{key}:"))
+    [message] = problems(write(s3_sft=kept + text + "\n"))
+    assert message.partition(": ")[2] == problem
+
+
+def test_a_width_that_heads_cannot_share(write):
+    [message] = problems(write(), "2_pretrain.model.d_model=33")
+    assert "model: d_model 33 is not a multiple of 2 x heads (4)" in message
+
+
 def test_keys_and_values_of_older_recipes_are_told_their_new_names(write):
     assert problems(write(s2_pretrain=PRETRAIN + "learning_rate: 1\ndialect: tags_released\n")) == [
         "2_pretrain.yaml:7: dialect: unknown key: it is called 'prompt_format' now"
@@ -309,7 +339,7 @@ def test_wrong_overrides_are_reported_like_the_rest(write):
         "--set seed=1: expected S.key=value, such as 6_dpo.beta=0.2 or '*.seed=1'",
         "--set *.nothing=1: no stage of the recipe has the key 'nothing'",
         "--set 3_sft.seed.x=1: seed: expected a whole number, got {'x': 1}",
-        "--set 3_sft.steps=no: steps: should be greater than or equal to 1, got False",
+        "--set 3_sft.steps=no: steps: expected a number, got False (YAML reads yes, no, on, off as booleans)",
         "--set 7_dpo.lss=ipo: lss: unknown key (did you mean 'loss'?)",
     ]
 
