@@ -172,7 +172,7 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
 
 @app.command()
 def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, help="Run folder.")]) -> None:
-    """Read every file of a run's finished stages and compare it with the hash it was made with.
+    """Read every file of a run's finished stages and compare it with the hash of when it was written.
 
     Example: align verify runs/demo
     """
@@ -343,8 +343,8 @@ def _seed_rows(runs: list[Path]) -> list[list[str]]:
             _fail(f"{folder} is not a run folder: it has no summary.json", 2)
         summary = read_json(path)
         cells = [
-            f"{found['delta']:+.3f} [{found['ci_low']:+.3f}, {found['ci_high']:+.3f}]"
-            for found in summary["comparison"].values()
+            f"{row['delta']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+            for row in summary["comparison"].values()
         ]
         rows = rows or [["run", *summary["comparison"], "verdict"]]
         rows.append([folder.name, *cells, str(summary["verdict"])])

@@ -26,8 +26,8 @@ State = Literal["done", "damaged", "outdated", "partial", "pending"]
 class Reads(NamedTuple):
     """Digests of everything a step reads.
 
-    `inputs`: stages of the run, and policies, pairs and corpora from elsewhere, whose making a manifest
-    tells; `data`: folders and files that no stage made.
+    `inputs`: stages of the run, and policies, pairs and corpora from elsewhere, which may have a manifest;
+    `data`: folders and files that no stage wrote.
     """
 
     inputs: dict[str, str]
@@ -92,7 +92,7 @@ def standing(step: Step, run: Path, digests: dict[str, str]) -> Standing:
 
 
 def survey(recipe: Recipe, run: Path) -> list[Standing]:
-    """Where every step stands. A step is done only if everything it was made from is, unchanged."""
+    """Where every step stands. A step is done only if everything it reads is done and unchanged."""
     digests: dict[str, str] = {}
     standings = []
     for step in recipe.steps:
@@ -121,7 +121,7 @@ class OtherRecipe(NotThisRun):
 
 
 def recipe_record(recipe: Recipe, run: Path) -> dict[str, str]:
-    """What a run folder keeps of its recipe: where it is, also as seen from here, should both be moved."""
+    """Name and place of a recipe; the place also relative to the run folder, in case both are moved."""
     folder = recipe.folder.resolve()
     return {
         "name": recipe.name,
@@ -144,7 +144,7 @@ def check_recipe(recipe: Recipe, run: Path) -> None:
     if not isinstance(kept, dict) or any(kept.get(key) == ours[key] for key in ("folder", "folder_from_run")):
         return
     if kept.get("name") == recipe.name and not Path(str(kept.get("folder"))).exists():
-        return  # the recipe was moved, or the run folder is seen from another machine
+        return  # the recipe was moved, or this is another machine
     raise OtherRecipe(
         f"{run} holds a run of the recipe {kept.get('folder')}, not of {ours['folder']}. Give this recipe a "
         "folder of its own with --out, or add --replace: stages that do not fit are then kept as "

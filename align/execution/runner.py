@@ -41,20 +41,13 @@ from align.run_folder.tracking import StageRecord, Status, Tracker
 from preference_data.store import write_text
 
 DONE, FAILED, USAGE, REFUSED, WAITING, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 75
-_STATUS = {
-    DONE: "done",
-    FAILED: "failed",
-    REFUSED: "refused",
-    WAITING: "waiting",
-    INCONCLUSIVE: "inconclusive",
-    INTERRUPTED: "interrupted",
-}
 _STAGE_STATUS: dict[int, Status] = {
     DONE: "done",
     FAILED: "failed",
     WAITING: "waiting",
     INTERRUPTED: "interrupted",
 }
+_STATUS = {**_STAGE_STATUS, REFUSED: "refused", INCONCLUSIVE: "inconclusive"}
 FAILURE = "failure.txt"
 """In the run folder: the traceback of what ended the last run."""
 _VERDICT_CODES = {"pass": DONE, "fail": REFUSED, "inconclusive": INCONCLUSIVE}
@@ -73,7 +66,7 @@ class Outcome:
     report: Path | None
     error: str | None = None
     waits_for: str | None = None
-    """What people are asked to do before the run can go on."""
+    """What people have to do before the run can go on."""
 
     @property
     def status(self) -> Status:
@@ -93,7 +86,7 @@ def execute(
 
     Args:
         recipe: what to run.
-        run: the run folder; made if needed.
+        run: the run folder; created if needed.
         only: run just this step.
         start_at: run this step and those after it. Earlier ones are taken as they are.
         tracker: follows the stages, if given; closed by the caller.
@@ -137,7 +130,7 @@ def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
             message = f"needs {name}, which has not finished in {run}; run it first with --only {name}"
             problems.append(Problem(str(needed[name].file), "", message))
         elif name in needed and current.state != "done":
-            _say(f"{name}  taken as it is, although the recipe or its inputs have changed since it was made")
+            _say(f"{name}  taken as it is, although the recipe or its inputs have changed since")
     if problems:
         raise RecipeError(problems)
     if damaged:
@@ -238,7 +231,7 @@ class _Execution:
             _say(f"{step.name}  finished work of other settings or inputs is kept in {path}")
 
     def _settle(self, step: Step, attempt: Attempt) -> int:
-        """The exit code of an attempt; what is to be told about it goes into the summary."""
+        """The exit code of an attempt; its error or its wait goes into the summary."""
         self.unfinished = {}
         if attempt.error is None:
             return DONE

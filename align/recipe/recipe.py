@@ -71,7 +71,7 @@ class Recipe:
     steps: list[Step]
 
     def step(self, name: str) -> Step:
-        """The step of this name, or the only one whose name has this part after the number.
+        """The step of this name, or the only step whose name has this part after the number.
 
         Raises:
             RecipeError: there is none, or more than one.

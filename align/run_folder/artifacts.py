@@ -102,7 +102,7 @@ def commit_folder(partial: Path, final: Path) -> None:
 def foreign_digest(ref: str) -> str:
     """Stands for the contents of a policy or of data from outside the recipe, without reading gigabytes.
 
-    A stage folder has its digest in the manifest; another folder is told by names, sizes and times of
+    A stage folder has its digest in the manifest; another folder has that of the names, sizes and times of
     its files (hidden ones are caches), a prepared data set by those of its records, which name each clip's
     hash; a file by its contents; a Hub id, or what is not there, stands for itself.
     """
@@ -113,8 +113,8 @@ def foreign_digest(ref: str) -> str:
         return f"hub:{ref}"
     if (folder / MANIFEST).exists():
         return str(read_manifest(folder)["output_digest"])
-    found = folder.glob("*") if (folder / SOURCE).exists() else folder.rglob("*")
-    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    paths = folder.glob("*") if (folder / SOURCE).exists() else folder.rglob("*")
+    files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
     stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     return sha256_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
@@ -149,12 +149,6 @@ class StageFolder:
         self.fingerprint = fingerprint
         self.stale: list[Path] = []
         """Where `open` and `commit` have put earlier work that does not fit."""
-
-    def is_done(self) -> bool:
-        """Whether a finished folder of the same fingerprint is in place."""
-        return (self.final / MANIFEST).exists() and read_manifest(self.final)[
-            "fingerprint"
-        ] == self.fingerprint
 
     def is_resumable(self) -> bool:
         """Whether earlier work of the same fingerprint is in the partial folder."""
@@ -264,7 +258,7 @@ def damage(stage: Path, manifest: dict[str, Any], *, by_hash: bool = False) -> l
         elif size is not None and path.stat().st_size != size:
             wrong.append(f"{name} has {path.stat().st_size:,} bytes, not {size:,}")
         elif by_hash and sha256_file(path) != digest:
-            wrong.append(f"{name} has other contents than when it was made")
+            wrong.append(f"{name} has other contents than when it was written")
     return wrong
 
 
@@ -324,7 +318,7 @@ class Waiting(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The stage stopped because it was asked to; what it saved lets it resume."""
+    """The stage stopped on request; what it saved lets it resume."""
 
 
 stop_requested = threading.Event()

@@ -1,4 +1,4 @@
-"""What the stage that prepares a corpus can be told."""
+"""Keys of the stage that prepares a corpus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DataSetShare(Config):
     folder: str = Field(min_length=1)
     """Holds `source.json` and records, as `align data prepare` writes them."""
     share: float | None = Field(None, gt=0, le=1)
-    """Of the training draws. Without one, by size among those that have none."""
+    """Share of the training draws; data sets without one share the rest by size."""
 
 
 class CorpusConfig(StageConfig):
@@ -41,7 +41,7 @@ class CorpusConfig(StageConfig):
     sources: Annotated[list[DataSetShare], Outside()] = []
     """The data sets of a mixture."""
     temperature: float = Field(1.0, ge=1)
-    """Of a mixture: data sets without a share are drawn from by size^(1/temperature)."""
+    """In a mixture, data sets without a share are drawn from by size^(1/temperature)."""
     clips: ClipCounts | None = None
     """How many clips to make, for corpora that make or compose them."""
     held_out: dict[Literal["dev", "test"], list[str]] = {}

@@ -1,4 +1,4 @@
-"""What the stages that decide on a policy can be told: evaluate, gate, promote."""
+"""Keys of the stages that decide on a policy: evaluate, gate, promote."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class EvaluateConfig(StageConfig):
     reads them, audio relative to the file, and how each is scored. Results stand per source beside the
     corpus' own recognition, and the gate's `recognition_margins` may name them."""
     annotations: AnnotationsRef | None = None
-    """Comparisons that annotators made: the judge scores the same answers, and told is how often it prefers
-    what most of them prefer."""
+    """Comparisons that annotators made: the judge scores the same answers, and the evaluation reports how
+    often it prefers what most of them prefer."""
     annotated_pairs: int = Field(200, ge=1)
     """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
     prompt_format: PromptFormat = "sentences"

@@ -1,4 +1,4 @@
-"""What the stages that train a policy can be told: pretrain, sft, dpo."""
+"""Keys of the stages that train a policy: pretrain, sft, dpo."""
 
 from __future__ import annotations
 
@@ -117,10 +117,11 @@ class Hardware(Config):
     """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its passes
     by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned without it."""
     address: str | None = None
-    """Of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
+    """Address of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
     cluster of this machine alone is started, and ended with the stage."""
     cpus_per_worker: int = Field(1, ge=1)
-    """Logical CPUs that Ray sets aside for each worker."""
+    """Logical CPUs, and OpenMP threads, of each worker. With offload the optimizer runs on them: give as many
+    as the machine has for each GPU."""
     max_failures: int = Field(3, ge=0)
     """How often dead or unreachable workers are replaced before the stage fails."""
     timeout_s: int = Field(1800, ge=5)
@@ -318,8 +319,8 @@ class Filters(Config):
     max_answer_chars: int | None = Field(None, ge=1)
     """Chats with a longer answer are left out."""
     max_similarity: float | None = Field(None, gt=0, le=1)
-    """Of chats about the same clips whose texts are more alike (Jaccard index of 5-character shingles) one
-    stays; 1 leaves out exact repetitions, but for case and punctuation, alone."""
+    """Keep a single chat of those about the same clips whose texts are more alike than this (Jaccard index of
+    5-character shingles); 1 leaves out exact repetitions, but for case and punctuation, alone."""
     languages: list[str] = []
     """Answers must be written in the script of one of these, given by code: en, zh ..."""
     min_audio_effect: float | None = None

@@ -24,9 +24,8 @@ def test_a_folder_is_absent_until_it_is_whole(tmp_path):
     (out.path / "sub").mkdir()
     (out.path / "sub" / "a.txt").write_text("abc")
     assert not out.final.exists()
-    assert not out.is_done()
     out.commit({"kind": "sft"})
-    assert out.is_done()
+    assert read_manifest(out.final)["fingerprint"] == "f1"
     assert not out.path.exists()
     assert sorted(path.name for path in out.final.iterdir()) == ["manifest.json", "sub"]
     # sha256 of "abc", the example of FIPS 180-2
@@ -84,7 +83,7 @@ out.commit({})
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert killed.returncode == -9
     out = StageFolder(tmp_path, "2_sft", "f1")
-    assert not out.is_done()
+    assert not out.final.exists()
     assert out.open() is True
     out.commit({})
     assert list(read_manifest(out.final)["outputs"]) == ["a.txt"]
@@ -131,7 +130,7 @@ def test_missing_cut_and_changed_files_are_named(tmp_path):
     manifest = read_manifest(out.final)
     assert damage(out.final, manifest) == ["cut has 0 bytes, not 5", "gone is missing"]
     assert damage(out.final, manifest, by_hash=True) == [
-        "changed has other contents than when it was made",
+        "changed has other contents than when it was written",
         "cut has 0 bytes, not 5",
         "gone is missing",
     ]
