@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from align.planning.memory_plan import Plan
 from align.training import ranks
+from align.training.memory import MicroBatchPlan
 from align.training.tuning import Tuning
 
 _HERE = Tuning()
@@ -23,18 +23,20 @@ def arguments(
     save_steps: int,
     seed: int,
     tuning: Tuning = _HERE,
-    plan: Plan | None = None,
+    plan: MicroBatchPlan | None = None,
     passed_on: dict[str, Any],
 ) -> dict[str, Any]:
     """Keyword arguments for TRL's config classes; `passed_on` is the recipe's `trl:` mapping.
 
-    It says into how many passes a step is divided, unless there is a `plan`.
+    It says into how many micro-batches a step is divided, unless there is a `plan`.
 
     Raises:
         ValueError: the batch cannot be divided evenly over devices and accumulation steps.
     """
-    passes = int(passed_on.get("gradient_accumulation_steps", 1)) if plan is None else plan.passes
-    parts = ranks.world_size() * passes
+    accumulation = int(passed_on.get("gradient_accumulation_steps", 1))
+    if plan is not None:
+        accumulation = plan.accumulation_steps
+    parts = ranks.world_size() * accumulation
     if batch_size % parts:
         raise ValueError(
             f"batch_size {batch_size} cannot be split evenly over {parts} (devices x accumulation steps)"
@@ -44,7 +46,7 @@ def arguments(
         "output_dir": str(folder / "checkpoints"),
         "max_steps": steps,
         "per_device_train_batch_size": batch_size // parts,
-        "gradient_accumulation_steps": passes,
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
         "save_steps": save_steps,
         "seed": seed,

@@ -21,8 +21,8 @@ from align.run_folder.artifacts import Interrupted, StageFolder, heeding_stop, r
 from align.run_folder.progress import Progress
 from align.training import ranks, strategies
 from align.training.alarms import Alarms
-from align.training.allocator import keep_freed_memory
 from align.training.checkpoints import STAGING, TOKENS, AtomicCheckpoints, check_resumable, newest, step_of
+from align.training.memory import keep_freed_memory
 from align.training.preflight import Preflight
 
 

@@ -20,7 +20,7 @@ from align.training.dealing import dealt
 from align.training.feeding import CACHE_BYTES, FeedingCollator, loader_settings
 from align.training.fit import fit
 from align.training.lengths import Lengths
-from align.training.memory import job_of, plan_passes, told
+from align.training.memory import plan_micro_batches
 from align.training.order import Examples
 from align.training.publish import publish
 from align.training.trainers import AudioSFTTrainer
@@ -55,19 +55,23 @@ def train(
     """
     tuning.prepare(model)
     lengths = Lengths(corpus, processor)
-    plan = plan_passes(
-        model,
-        tuning,
-        passed_on,
-        name=out.name,
-        batch_size=batch_size,
-        job=job_of(tuning, pairs=False),
-        longest=lambda job, _: lengths.longest_example(examples, job),
-    )
     loading = loader_settings(passed_on)
     cache_bytes = CACHE_BYTES // max(1, loading["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
     collator = SFTCollator(processor, features, augmentation, is_packed(model))
+    feeding = FeedingCollator(collator, examples)
+    plan = plan_micro_batches(
+        model,
+        tuning,
+        passed_on,
+        name=out.name,
+        folder=out.path,
+        batch_size=batch_size,
+        longest=lambda: lengths.longest_example(examples),
+        collate=feeding,
+    )
+    if plan is not None:
+        plan.checkpoint(model)
     settings = SFTConfig(
         **arguments(
             out.path,
@@ -86,13 +90,13 @@ def train(
         model=model,
         args=settings,
         train_dataset=dealt(examples, lengths.cost, batch_size, parts),
-        data_collator=FeedingCollator(collator, examples),
+        data_collator=feeding,
         processing_class=processor,
         peft_config=tuning.peft_config,
     )
     trainer.strategy, trainer.undecayed = tuning.strategy, tuning.undecayed
     trainer.tally.max_bad_fraction = max_bad_fraction
-    metrics = {**fit(trainer, out, tuning.modules), **told(plan)}
+    metrics = {**fit(trainer, out, tuning.modules), **(plan.metrics if plan else {})}
     if ranks.is_first():
         publish(checkpoints(out.path / "checkpoints")[-1], base, processor, out.path)
     return metrics
