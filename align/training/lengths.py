@@ -19,7 +19,7 @@ from align.models.chat import encode_completion, encode_prompt, user
 from align.planning import estimate
 from align.planning.estimate import Job, Shape, Strategy
 from align.training.collate import Row, encode_row
-from align.training.order import Examples
+from align.training.data_loading import Examples
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.sources import table
 from preference_data.schema import AudioClip
@@ -114,7 +114,7 @@ class Lengths:
 
     def _of_pair(self, row: Row, job: Job) -> Job:
         n_clips = len(row["audios"])
-        prompt = encode_prompt(self.processor, [user(row["question"], n_clips)]).ids
+        prompt = encode_prompt(self.processor, [user(row["prompt"], n_clips)]).ids
         answers = [len(encode_completion(self.processor, row[side]).ids) for side in ("chosen", "rejected")]
         # Packed, the prompt counts once for both; else rows are as long as the longer one
         text = math.ceil((len(prompt) + sum(answers)) / 2) if job.packed else len(prompt) + max(answers)
@@ -133,7 +133,7 @@ def _text_bytes(row: Row) -> int:
 
 def _texts(row: Row) -> Sequence[str]:
     if "chosen" in row:
-        return row["question"], row["chosen"], row["rejected"]
+        return row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
     return [part["text"] or "" for message in row["messages"] for part in message["content"]]

@@ -11,7 +11,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 from align.planning import estimate
 from align.planning.estimate import Job, Shape
 from align.planning.memory_plan import Plan, by_hand, plan
-from align.training import ranks
+from align.training import processes
 from align.training.recompute import compute_again
 from align.training.tuning import Tuning
 
@@ -43,15 +43,15 @@ def plan_passes(
     if by_hand(trl) or available is None:
         return None
     shape = estimate.shape_of_config(model.config.to_dict())
-    workers, made = ranks.world_size(), None
-    if ranks.is_first():
+    workers, made = processes.world_size(), None
+    if processes.is_first():
         examples = max(1, batch_size // workers)
         example = longest(job, shape)
         made = plan(
             shape, example, tuning.strategy, workers, tuning.offload, examples=examples, available=available
         )
         print(f"{name}: {made.why}", flush=True)
-    made = ranks.first_says(made)
+    made = processes.broadcast(made)
     if made is not None:
         of_tower, of_language = estimate.recomputed(shape, job._replace(recomputed=made.recomputed))
         compute_again(model.model.audio_tower.layers[:of_tower])
@@ -92,5 +92,5 @@ def _available(given_gb: float | None) -> float | None:
     if not torch.cuda.is_available():
         return None
     return min(
-        ranks.gather(float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory))
+        processes.gather(float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory))
     )
