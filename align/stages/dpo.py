@@ -31,7 +31,7 @@ from align.training.collate import PreferenceCollator, SFTCollator
 from align.training.divergence import kl_per_answer
 from align.training.fit import fit
 from align.training.lengths import Lengths
-from align.training.memory import job_of, plan_passes, told
+from align.training.memory import plan_micro_batches
 from align.training.preflight import check_heard
 from align.training.publish import as_policy, publish
 from align.training.reference import ReferenceStore
@@ -55,15 +55,20 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     lengths = Lengths(corpus, processor)
     settings = {"precompute_ref_log_probs": True, **config.trl}
     second = tuning.lora is None and not settings["precompute_ref_log_probs"]
-    plan = plan_passes(
+    collator = PreferenceCollator(processor, features, tuning.packed)
+    plan = plan_micro_batches(
         model,
         tuning,
         config.trl,
         name=out.name,
+        folder=out.path,
         batch_size=config.batch_size,
-        job=job_of(tuning, pairs=True, with_reference=second),
-        longest=lambda job, shape: lengths.longest_pair(dataset, job, shape, tuning.strategy),
+        longest=lambda: lengths.longest_pair(dataset, packed=tuning.packed),
+        collate=collator,
+        with_reference=second,
     )
+    if plan is not None:
+        plan.checkpoint(model)
     trainer = AudioDPOTrainer(
         model=model,
         args=TRLConfig(
@@ -82,7 +87,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
             beta=config.beta,
         ),
         train_dataset=dataset,
-        data_collator=PreferenceCollator(processor, features, tuning.packed),
+        data_collator=collator,
         processing_class=processor,
         peft_config=tuning.peft_config,
         cost=lengths.cost,
@@ -91,7 +96,11 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     trainer.strategy = tuning.strategy
     if config.choose is None:
         trainer.keep = AtomicCheckpoints.keep  # the last one is taken
-    metrics = {**fit(trainer, out, tuning.modules), **told(plan), "pairs": float(len(dataset))}
+    metrics = {
+        **fit(trainer, out, tuning.modules),
+        **(plan.metrics if plan else {}),
+        "pairs": float(len(dataset)),
+    }
     if not ranks.is_first():
         return metrics
     saved = checkpoints(out.path / "checkpoints")
