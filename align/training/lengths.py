@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import Qwen2AudioProcessor
 
-from align.models.audio_tokens import n_audio_tokens
+from align.models.qwen2_audio.clips import n_audio_tokens
 from align.training.collate import Row
 from align.training.data_loading import Examples
 from preference_data.audio.decode import SAMPLE_RATE

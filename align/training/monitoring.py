@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from align.models.flops import Cost, gemm_peak
+from align.models.qwen2_audio.flops import Cost, gemm_peak
 from align.models.packing import PackedBatch
 from align.training.collate import labelled
 from preference_data.audio.decode import SAMPLE_RATE
@@ -112,7 +112,7 @@ class StepMeter:
 
     `examples_per_s`, `tokens_per_s` and `audio_s_per_s` are over all processes; tokens are those of the rows,
     padding aside, and audio is what they hear: a clip of both completions of a pair counts twice. `flops` are
-    this device's useful FLOPs (see `align.models.flops`) per optimizer step, of packed batches; `mfu`, on a
+    this device's useful FLOPs (see `align.models.qwen2_audio.flops`) per optimizer step, of packed batches; `mfu`, on a
     GPU, is them per second of wall time over the rate of a large matrix product measured at the start. The
     first row of a process counts its warming up.
     """

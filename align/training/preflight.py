@@ -31,8 +31,8 @@ from transformers import (
 
 from align.kernels.choice import wait_for
 from align.models.answer_head import answers_only
-from align.models.packed_qwen2_audio import is_packed
-from align.models.qwen2_audio import END_OF_TURN
+from align.models.qwen2_audio.packed import is_packed
+from align.models.qwen2_audio.model import END_OF_TURN
 from align.training.collate import MODEL_INPUTS, PreferenceCollator, Row, SFTCollator, labelled
 from align.training.data_loading import ABOUT, ReplacingCollator
 from align.training.processes import eval_mode

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.models import qwen2_audio
+from align.models.qwen2_audio import model as qwen2_audio
 from align.models.features import ClipFeatures
 from align.planning.estimate import Job, Shape
 from align.run_folder.artifacts import (

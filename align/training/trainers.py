@@ -19,8 +19,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from align.models.answer_head import answers_only
-from align.models.flops import cost_of
-from align.models.packed_qwen2_audio import is_packed, pack
+from align.models.qwen2_audio.flops import cost_of
+from align.models.qwen2_audio.packed import is_packed, pack
 from align.run_folder.artifacts import read_json
 from align.training import processes
 from align.training.checkpoints import TOKENS, NonFiniteLoss

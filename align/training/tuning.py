@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
 
-from align.models import qwen2_audio
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.training import processes, strategies
 from align.training.processes import encode_silence_without_audio
 from align.training.strategies import Offload, Strategy
@@ -57,7 +57,7 @@ class LoRA:
 class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
-    `packed` chooses the packed backbone and `attention` its back end, see `packed_qwen2_audio`;
+    `packed` chooses the packed backbone and `attention` its back end, see `qwen2_audio.packed`;
     `memory_gb` is what one process may use, in 10^9 bytes, by default its GPU's.
     """
 
