@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.features import ClipFeatures
-from align.planning.estimate import Job, Shape
 from align.run_folder.artifacts import (
     Interrupted,
     StageFolder,
@@ -24,11 +23,11 @@ from align.run_folder.artifacts import (
 )
 from align.run_folder.progress import Progress
 from align.training import processes, strategies
-from align.training.allocator import keep_freed_memory
 from align.training.checkpoints import STAGING, check_resumable, checkpoints, newest, step_of
-from align.training.data_loading import CACHE_BYTES, Examples, ShuffledRows, balanced, loader_arguments
+from align.training.data_loading import CACHE_BYTES, balanced, loader_arguments
 from align.training.lengths import Lengths
-from align.training.memory import plan_passes, told
+from align.training.memory import keep_freed_memory, plan_micro_batches
+from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
 from align.training.preflight import Preflight
 from align.training.publish import as_policy, publish
@@ -36,46 +35,6 @@ from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning, prepare_model
 
 _PROGRESS = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: `batch_size` examples in each of `steps` optimizer steps over all processes."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    save_steps: int
-    seed: int
-
-
-class Method(Protocol):
-    """All by which one way to train differs from another."""
-
-    config: type[Any]
-    """TRL's config class."""
-    trl: Mapping[str, Any]
-    """Arguments of it that the method sets; the recipe's come after them."""
-
-    def order(self, schedule: Schedule) -> Examples | ShuffledRows:
-        """The examples of the whole training in their order."""
-        ...
-
-    def job(self, tuning: Tuning) -> Job:
-        """A micro-batch of one example without lengths, for the memory plan."""
-        ...
-
-    def longest(self, lengths: Lengths, job: Job, shape: Shape, tuning: Tuning) -> Job:
-        """`job` with the lengths of the example that keeps most activations."""
-        ...
-
-    def collator(self, processor: Any, features: ClipFeatures, packed: bool) -> Callable[..., dict[str, Any]]:
-        """Rows -> a batch."""
-        ...
-
-    def trainer(self, **common: Any) -> AudioTrainer:
-        """A trainer with the arguments that all have in common."""
-        ...
 
 
 class PolicyScore(Protocol):
@@ -125,26 +84,32 @@ def train(
     Returns:
         The last logged metrics, the memory plan, and those of the checkpoint that was chosen.
     """
-    prepare_model(model, tuning)
     lengths, settings = Lengths(corpus, processor), {**method.trl, **trl}
-    plan = plan_passes(
-        model,
-        tuning,
-        settings,
-        name=out.name,
-        batch_size=schedule.batch_size,
-        job=method.job(tuning),
-        longest=lambda job, shape: method.longest(lengths, job, shape, tuning),
-    )
     loader = loader_arguments(settings)
     cache_bytes = CACHE_BYTES // max(1, loader["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
+    collator = method.collator(processor, features, tuning.packed)
+    plan = prepare_model(
+        model,
+        tuning,
+        lambda: plan_micro_batches(
+            model,
+            tuning,
+            trl,
+            name=out.name,
+            folder=out.path,
+            batch_size=schedule.batch_size,
+            longest=lambda: method.longest(lengths, tuning),
+            collate=collator,
+            with_reference=method.has_reference_model(settings, tuning),
+        ),
+    )
     args = method.config(
         **arguments(
             out.path,
             schedule,
             tuning=tuning,
-            micro_batches=None if plan is None else plan.passes,
+            micro_batches=None if plan is None else plan.accumulation_steps,
             trl={**loader, **settings},
         )
     )
@@ -157,14 +122,14 @@ def train(
             schedule.batch_size,
             schedule.batch_size // args.per_device_train_batch_size,
         ),
-        data_collator=method.collator(processor, features, tuning.packed),
+        data_collator=collator,
         processing_class=processor,
         peft_config=tuning.peft_config,
         strategy=tuning.strategy,
         undecayed=tuning.undecayed,
         keep=2 if choice is None else None,
     )
-    metrics = {**fit(trainer, out, tuning.modules), **told(plan)}
+    metrics = {**fit(trainer, out, tuning.modules), **({} if plan is None else plan.metrics)}
     if processes.is_first():
         saved = checkpoints(out.path / "checkpoints")
         checkpoint, scores = saved[-1], dict[str, float]()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
@@ -19,6 +19,9 @@ from align.models.qwen2_audio.packed import pack
 from align.training import processes, strategies
 from align.training.processes import encode_silence_without_audio
 from align.training.strategies import Offload, Strategy
+
+if TYPE_CHECKING:
+    from align.training.memory import MicroBatchPlan
 
 Part = Literal["audio_tower", "projector", "language_model", "new_tokens"]
 PARTS: MappingProxyType[Part, tuple[str, ...]] = MappingProxyType(
@@ -110,13 +113,18 @@ class Tuning:
         return None if self.lora is None else self.lora.config()
 
 
-def prepare_model(model: Qwen2AudioForConditionalGeneration, tuning: Tuning) -> None:
-    """Change a loaded model for training, in place and in this order.
+def prepare_model(
+    model: Qwen2AudioForConditionalGeneration,
+    tuning: Tuning,
+    plan: Callable[[], MicroBatchPlan | None] = lambda: None,
+) -> MicroBatchPlan | None:
+    """Change a loaded model for training, in place and in this order; returns the `plan`.
 
     1. Freeze what does not learn.
     2. Make the weights that learn float32, unless DeepSpeed keeps such masters itself.
     3. Mask gradients, where only some rows of the embeddings and the head learn.
     4. Pack: the inner backbone becomes `PackedQwen2AudioModel`; the stock one encodes silence without audio.
+    5. Checkpoint the activations of the layers that `plan` names; it measures the model as it is now.
 
     Then the trainer's constructor lets PEFT wrap the linear layers of `Tuning.peft_config` and TRL put its
     fused head over the backbone, and at the first step accelerate adds autocast and DDP, DeepSpeed or FSDP.
@@ -130,6 +138,10 @@ def prepare_model(model: Qwen2AudioForConditionalGeneration, tuning: Tuning) -> 
         pack(model, tuning.attention)
     else:
         encode_silence_without_audio(model)
+    micro_batches = plan()
+    if micro_batches is not None:
+        micro_batches.checkpoint(model)
+    return micro_batches
 
 
 def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Part] | None) -> None:
