@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.evaluation import air_bench, recognition
+from align.evaluation.benchmarks import air_bench, recognition
 from align.evaluation.fragments import unfinished
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256

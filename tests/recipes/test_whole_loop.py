@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.align.openai_server import judge, serving
+from tests.align.evaluation.openai_server import judge, serving
 
 ROOT = Path(__file__).parents[2]
 ALIGN = [str(Path(sys.executable).with_name("align"))]

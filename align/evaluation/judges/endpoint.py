@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 
-from align.evaluation.judge_prompt import Message, encodable, visible
-from align.evaluation.reply_cache import FILTERED, NO_REPLY, TOO_LONG, Reply
+from align.evaluation.judges.prompt import Message, encodable, visible
+from align.evaluation.judges.reply_cache import FILTERED, NO_REPLY, TOO_LONG, Reply
 
 PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "max_tokens": 1024})
 """Request parameters unless told otherwise."""

@@ -7,8 +7,8 @@ import numpy as np
 import soundfile
 from safetensors.numpy import save_file
 
-from align.evaluation import air_bench
-from align.evaluation.air_bench import Item
+from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks.air_bench import Item
 from align.recipe.config.evaluation import GateConfig
 from align.run_folder.artifacts import StageFolder, read_manifest
 from align.stages import gate as gate_stage

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation.air_bench import (
+from align.evaluation.benchmarks.air_bench import (
     BadBenchmark,
     lines_of,
     official_id,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from align.evaluation import air_bench
 from align.evaluation.aggregation import as_scores, weights
-from align.evaluation.air_bench import BadBenchmark, Item
-from align.evaluation.ratings import OrderReply, Rating
+from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks.air_bench import BadBenchmark, Item
+from align.evaluation.judges.ratings import OrderReply, Rating
 
 SETS = {
     "speech_QA": "common_voice_en",

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
-from align.evaluation.air_bench import Item
-from align.evaluation.judge_prompt import Asked, JudgeProtocol, Message, Strict
-from align.evaluation.ratings import Order, OrderReply, Rating
-from align.evaluation.reply_cache import UNANSWERED, Reply, ReplyCache
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.prompt import Asked, JudgeProtocol, Message, Strict
+from align.evaluation.judges.ratings import Order, OrderReply, Rating
+from align.evaluation.judges.reply_cache import UNANSWERED, Reply, ReplyCache
 from align.run_folder.artifacts import sha256_json
 from align.run_folder.progress import Progress
 
@@ -66,7 +66,7 @@ class LLMJudge:
     Args:
         model: answers the prompts.
         cache: the file of replies; one is enough for all models, prompts and parameters.
-        protocol: how to ask and read, see judge_prompt.
+        protocol: how to ask and read, see `prompt`.
     """
 
     shares_ground_truth = False

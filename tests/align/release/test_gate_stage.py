@@ -9,9 +9,9 @@ import soundfile
 
 import preference_data
 from align.evaluation import scores as scoring
-from align.evaluation.air_bench import Item
+from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.fragments import unfinished
-from align.evaluation.judge import FactJudge
+from align.evaluation.judges.facts import FactJudge
 from align.recipe.config.evaluation import Thresholds
 from align.release.registry import RegistryDown
 from align.release.verdict import Evidence, checks, decide

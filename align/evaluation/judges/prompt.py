@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from align.evaluation.air_bench import Item
-from align.evaluation.ratings import Order, State
-from align.evaluation.reply_cache import FILTERED, UNANSWERED
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.ratings import Order, State
+from align.evaluation.judges.reply_cache import FILTERED, UNANSWERED
 
 Message = dict[str, str]
 """{"role": "system" or "user", "content": text}."""

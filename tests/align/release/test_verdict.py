@@ -14,7 +14,7 @@ from align.release.verdict import Champion, Evidence, checks, decide, gain
 from preference_data.audio.contamination import Contamination, Overlap
 
 COLLAPSED = Path(__file__).parent / "collapsed"
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 CLEAN = Contamination((), 640, 5000, ())
 WHOLE = {"2_sft": 0.05, "6_dpo": 0.14, "base": 0.0, "dpo": 0.0}
 THRESHOLDS = {

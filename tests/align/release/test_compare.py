@@ -5,8 +5,8 @@ import pytest
 import soundfile
 
 from align.evaluation import comparison as evaluation_comparison
-from align.evaluation.air_bench import Item
-from align.evaluation.ratings import OrderReply, Rating
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.ratings import OrderReply, Rating
 from align.release.compare import CannotCompare, as_table, compare, to_json, write_html
 from align.release.provenance import ancestors
 from tests.benchmarks.compare_page import make_run

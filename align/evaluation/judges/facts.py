@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from align.evaluation.air_bench import Item
+from align.evaluation.benchmarks.air_bench import Item
 from preference_data.toy_world.phrasebook import Phrasebook
 
 

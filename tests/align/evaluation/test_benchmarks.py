@@ -8,9 +8,9 @@ import pytest
 import sacrebleu
 import soundfile
 
-from align.evaluation import published, recognition, srwt, wer
-from align.evaluation.benchmarks import CannotScore, compare, open_rows, prompt_of, score
-from align.evaluation.recognition import BadRows, Utterance
+from align.evaluation.benchmarks import published, recognition, srwt, wer
+from align.evaluation.benchmarks.recognition import BadRows, Utterance
+from align.evaluation.benchmarks.tasks import CannotScore, compare, open_rows, prompt_of, score
 
 
 def rows(*pairs, source="s"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align.evaluation.air_bench import CATEGORIES, Item, write_answers
-from tests.align.openai_server import judge, serving
+from align.evaluation.benchmarks.air_bench import CATEGORIES, Item, write_answers
+from tests.align.evaluation.openai_server import judge, serving
 
 ALIGN = str(Path(sys.executable).with_name("align"))
 POINTS = {task: 2 + i for i, task in enumerate(CATEGORIES)}  # 2 .. 9

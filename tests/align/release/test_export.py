@@ -27,7 +27,7 @@ TARGET = r"model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj|model\.mult
 
 @pytest.fixture
 def runs(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     import gated_run
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from align.evaluation import comparison
-from align.evaluation.air_bench import CATEGORIES, Item
-from align.evaluation.judge_agreement import judge_agreement, measure, scores_of
-from align.evaluation.ratings import OrderReply, Rating
+from align.evaluation.benchmarks.air_bench import CATEGORIES, Item
+from align.evaluation.judges.agreement import judge_agreement, measure, scores_of
+from align.evaluation.judges.ratings import OrderReply, Rating
 from preference_data.schema import Annotation, Prompt, Shown
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation.air_bench import Item
+from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.statistics import Share, wilson
 from preference_data.schema import Annotation, Axis, Prompt, Shown
 

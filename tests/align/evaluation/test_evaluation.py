@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import preference_data
-from align.evaluation import air_bench, recognition, scores
-from align.evaluation.judge import FactJudge, Judgement
+from align.evaluation import scores
+from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.judges.facts import FactJudge, Judgement
 from align.evaluation.marking import ByFacts
 
 FACTS = json.dumps({"word": "seven", "gender": "man"})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align.evaluation import foundation
-from align.evaluation.foundation import Question
+from align.evaluation.benchmarks import foundation
+from align.evaluation.benchmarks.foundation import Question
 
 ALIGN = str(Path(sys.executable).with_name("align"))
 

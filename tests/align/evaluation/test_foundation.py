@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from align.evaluation import foundation
-from align.evaluation.air_bench import BadBenchmark
+from align.evaluation.benchmarks import foundation
+from align.evaluation.benchmarks.air_bench import BadBenchmark
 
 
 def choice_row(task, answer_gt, uniq_id, choices=("dog", "cat", "bird", "rain")):

@@ -9,8 +9,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.evaluation.judge_prompt import Message
-from align.evaluation.reply_cache import TOO_LONG, Reply
+from align.evaluation.judges.prompt import Message
+from align.evaluation.judges.reply_cache import TOO_LONG, Reply
 from align.models.shards import weights_sha256
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from align.evaluation.wer import distance, without_tags
+from align.evaluation.benchmarks.wer import distance, without_tags
 
 _STAMP = re.compile(r"<\|(\d{1,2}\.\d+)\|>")
 _TASK_TAGS = ("<|startoftranscript|>", "<|transcribe|>", "<|en|>", "<|zh|>")

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import sacrebleu
 
-from align.evaluation import recognition, srwt, wer
-from align.evaluation.air_bench import LONGEST_S
-from align.evaluation.recognition import BadRows, Utterance
+from align.evaluation.benchmarks import recognition, srwt, wer
+from align.evaluation.benchmarks.air_bench import LONGEST_S
+from align.evaluation.benchmarks.recognition import BadRows, Utterance
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
 from preference_data.audio.decode import Quarantined

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from align.evaluation.benchmarks.wer import distance
 from align.evaluation.statistics import paired_bootstrap
-from align.evaluation.wer import distance
 
 
 class Utterance(NamedTuple):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from align.evaluation import canary
-from align.evaluation.air_bench import Item
-from align.evaluation.endpoint import Endpoint, JudgeMisconfigured, JudgeUnavailable
-from align.evaluation.judge_prompt import Official, Strict
-from align.evaluation.llm_judge import LLMJudge
-from align.evaluation.ratings import write_replies
-from tests.align.openai_server import Answer, faulty, judge, quoted, serving
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges import canary
+from align.evaluation.judges.endpoint import Endpoint, JudgeMisconfigured, JudgeUnavailable
+from align.evaluation.judges.llm_judge import LLMJudge
+from align.evaluation.judges.prompt import Official, Strict
+from align.evaluation.judges.ratings import write_replies
+from tests.align.evaluation.openai_server import Answer, faulty, judge, quoted, serving
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [Official(), Strict()], ids=lambda one: one.name)
 
@@ -253,9 +253,9 @@ def test_one_bad_item_does_not_stop_the_others(answer, state, tmp_path):
 JUDGING = """
 import sys
 from pathlib import Path
-from align.evaluation.air_bench import Item
-from align.evaluation.endpoint import Endpoint
-from align.evaluation.llm_judge import LLMJudge
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.endpoint import Endpoint
+from align.evaluation.judges.llm_judge import LLMJudge
 def item(i):
     return Item(f"q{i}", f"{i}.wav", f"Question {i}?", f"Reference {i}.", "{}", "speech_QA", "made")
 items = [item(i) for i in range(30)]
@@ -419,7 +419,7 @@ def tiny_chat_model(tmp_path_factory) -> Path:
 
 @PROTOCOLS
 def test_a_local_model_judges(protocol, tiny_chat_model, tmp_path):
-    from align.evaluation.local_model import LocalModel
+    from align.evaluation.judges.local_model import LocalModel
 
     model = LocalModel(tiny_chat_model, max_new_tokens=8)
     judged = LLMJudge(model, tmp_path / "c", protocol)

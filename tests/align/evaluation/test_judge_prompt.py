@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.evaluation.air_bench import Item
-from align.evaluation.canary import INJECTIONS
-from align.evaluation.judge_prompt import Official, Reading, Strict
-from tests.align.openai_server import quoted
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.canary import INJECTIONS
+from align.evaluation.judges.prompt import Official, Reading, Strict
+from tests.align.evaluation.openai_server import quoted
 
 ITEM = Item("q1", "1.wav", "What is heard?", "A dog barks.", "{'event': 'dog'}", "sound_QA", "made")
 ATTACKS = {name: text.replace("{answer}", "A piano plays.") for name, text in INJECTIONS.items()}
