@@ -9,7 +9,7 @@ rows are packed; for the stock model a clip per use, padded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +36,6 @@ from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_cont
 from preference_data.schema import Chat, PreferencePair, TaskExample
 
 Row = dict[str, Any]
-MODEL_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
-"""Keys of a batch that a model reads; the rest is for losses and logs."""
-
 
 # -------------------------------------------------------------------------- rows
 
@@ -84,12 +81,6 @@ def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
     if row.get("messages") is not None:
         return encode_chat(processor, row["messages"])
     return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
-
-
-def labelled(batch: Mapping[str, Any]) -> Tensor:
-    """Mask (B, T) of the tokens of a batch, of either collator, that the loss is on."""
-    mask: Tensor = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
-    return mask
 
 
 # -------------------------------------------------------------------------- batches

@@ -157,8 +157,10 @@ class WithColumns(Dataset[Row]):
     @property
     def rows(self) -> Sequence[Row]:
         """The distinct rows, with the columns."""
-        more = [dict(zip(self.columns, values, strict=True)) for values in zip(*self.columns.values())]
-        return [{**row, **values} for row, values in zip(self.dataset.rows, more, strict=True)]
+        return [
+            {**row, **{name: column[number] for name, column in self.columns.items()}}
+            for number, row in enumerate(self.dataset.rows)
+        ]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -180,7 +182,9 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
     if not share:
         return list(rows), []
     groups: dict[str, list[int]] = {}
-    for number, root in enumerate(_connected([row["audios"] or [f"prompt: {row['prompt']}"] for row in rows])):
+    for number, root in enumerate(
+        _connected([row["audios"] or [f"prompt: {row['prompt']}"] for row in rows])
+    ):
         groups.setdefault(root, []).append(number)
     held: set[int] = set()
     for root in sorted(groups, key=lambda root: stable_id(seed, "held out", root)):
@@ -189,7 +193,7 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
         held.update(groups[root])
     if len(held) == len(rows):
         raise ValueError(
-            f"held_out: {share} of {len(rows)} pairs leaves none to train on, because they all share clips or "
+            f"held_out: {share} of {len(rows)} pairs leaves none to train on: they all share clips or "
             "prompts; set held_out: 0, or bring pairs about more clips"
         )
     training = [row for number, row in enumerate(rows) if number not in held]

@@ -1,21 +1,23 @@
 """Chats that SFT leaves out, counted by reason and listed by id, and the audio effect by which some are.
 
-The audio effect is how much a clip, instead of silence, raises the completion's probability. A completion that
-is as likely without the clip teaches to answer without listening.
+The audio effect is how much a clip, instead of silence, raises the completion's probability. A completion
+that is as likely without the clip teaches to answer without listening.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
+from align.models.answer_head import is_completion
+from align.models.scoring import completion_logps
 from align.run_folder.artifacts import Interrupted, StageFolder, read_json, stop_requested, write_json
 from align.training import processes
 from align.training.collate import Row, SFTCollator
@@ -71,45 +73,35 @@ def keep(
 # -------------------------------------------------------------------------- audio effect
 
 
-@torch.no_grad()
 def audio_effects(
     model: Qwen2AudioForConditionalGeneration, collator: SFTCollator, rows: Sequence[Row]
 ) -> list[float]:
-    """Mean over each row's completion tokens of log p(token | clips) - log p(token | as long a silence), in nats.
+    """Mean over each row's completion tokens of log p(token | clips) - log p(token | silence), in nats.
 
-    A row without clips has the effect 0.
+    The silence is as long as the clips. The model is packed if the collator is. A row without clips has the
+    effect 0.
     """
-    collated = collator([{**row, "draw": 0} for row in rows])
-    batch = {name: value.to(model.device) for name, value in collated.items()}
+    batch = collator([{**row, "draw": 0} for row in rows])
     if "input_features" not in batch:
         return [0.0] * len(rows)
-    silence = torch.as_tensor(_silence(collator)).to(batch["input_features"])
-    silent = {**batch, "input_features": silence.expand_as(batch["input_features"])}
-    effects = completion_logps(model, batch) - completion_logps(model, silent)
+    features = batch["input_features"]
+    silence = _silence(collator, features.shape[-1]).to(features).expand_as(features)
+    effects = _mean_logps(model, batch) - _mean_logps(model, {**batch, "input_features": silence})
     return [float(effect) if row["audios"] else 0.0 for row, effect in zip(rows, effects, strict=True)]
 
 
-def completion_logps(model: Qwen2AudioForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
-    """Mean log-probability (B,) of the labelled tokens of each row of an SFT batch.
-
-    Only labelled positions go through the head: over 150,000 words it is what costs memory.
-    """
-    labels = batch["labels"][:, 1:]
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-    is_completion = labels != -100
-    logps = torch.zeros(labels.shape, device=labels.device)
-    scored = model.lm_head(hidden[is_completion]).float().log_softmax(-1)
-    logps[is_completion] = scored.gather(-1, labels[is_completion][:, None]).squeeze(-1)
-    return logps.sum(-1) / is_completion.sum(-1).clamp(min=1)
+def _mean_logps(model: Qwen2AudioForConditionalGeneration, batch: Mapping[str, Any]) -> Tensor:
+    """Mean log-probability (B,) of each row's completion tokens."""
+    n_tokens = is_completion(batch)[:, 1:].sum(-1).clamp(min=1)
+    return completion_logps(model, batch).sum(-1).cpu() / n_tokens
 
 
-def _silence(collator: SFTCollator) -> np.ndarray:
-    """Features (M, F) of no sound."""
+def _silence(collator: SFTCollator, n_frames: int) -> Tensor:
+    """Features (M, F) of silence."""
     extractor = collator.processor.feature_extractor
     wave = np.zeros(extractor.n_samples, dtype=np.float32)
     features = extractor([wave], sampling_rate=extractor.sampling_rate, padding="max_length")
-    return np.asarray(features["input_features"][0], dtype=np.float32)
+    return torch.as_tensor(features["input_features"][0])[:, :n_frames]
 
 
 def saved_effects(

@@ -2,8 +2,8 @@
 
 | library | private name | why it gives way |
 | --- | --- | --- |
-| TRL 1.16 | `_prepare_dataset` | TRL has no audio: it would tokenize rows up front and take a `datasets.Dataset` only |
-| TRL 1.16 | `_precompute_ref_logps` | its DeepSpeed engine for the reference leaves hooks that meet the training's |
+| TRL 1.16 | `_prepare_dataset` | TRL has no audio: it tokenizes rows up front, of a `datasets.Dataset` only |
+| TRL 1.16 | `_precompute_ref_logps` | its DeepSpeed engine for the reference leaves hooks on the policy |
 | transformers 5.23 | `_clip_grad_norm` | a gradient norm that is not finite would be stepped with |
 
 `tests/align/training/test_library_fixes.py` holds for each that the library still needs it and still fits it.
@@ -44,10 +44,9 @@ class FixedTrainer(AtomicCheckpoints):
         held_out = None if eval_dataset is None else stand_in
         super().__init__(*args, train_dataset=stand_in, eval_dataset=held_out, **kwargs)
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> data.Dataset[Row]:
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> data.Dataset[Row] | None:
         """The data set itself; TRL gives its name, `train` or `eval`, as the last argument."""
-        rows: data.Dataset[Row] = self._datasets[args[-1]]
-        return rows
+        return self._datasets[args[-1]]
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | None:
         norm = super()._clip_grad_norm(model)

@@ -26,12 +26,13 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2AudioForConditionalGeneration
 
+from align.models.scoring import MODEL_INPUTS
 from align.planning import estimate
 from align.run_folder.artifacts import read_json, write_json
 from align.training import processes
-from align.training.collate import MODEL_INPUTS, Row
-from align.training.processes import local_device
+from align.training.collate import Row
 from align.training.lengths import Longest
+from align.training.processes import local_device
 from align.training.recompute import checkpoint_layers, restore_layers
 from align.training.tuning import Tuning
 
@@ -141,7 +142,9 @@ def _available(given_gb: float | None) -> float | None:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(local_device())
     own = torch.cuda.memory_allocated(local_device())
-    return float(min(processes.gather((free + own) // 10**9 * 10**9)))  # whole GB: repeated runs plan the same
+    return float(
+        min(processes.gather((free + own) // 10**9 * 10**9))
+    )  # whole GB: repeated runs plan the same
 
 
 # -------------------------------------------------------------------------- the choice

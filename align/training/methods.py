@@ -32,10 +32,15 @@ class Schedule:
 class Method(Protocol):
     """All by which one way to train differs from another."""
 
-    config: type[Any]
-    """TRL's config class."""
-    trl: Mapping[str, Any]
-    """Arguments of it that the method sets; the recipe's come after them."""
+    @property
+    def config(self) -> type[Any]:
+        """TRL's config class."""
+        ...
+
+    @property
+    def trl(self) -> Mapping[str, Any]:
+        """Arguments of it that the method sets; the recipe's come after them."""
+        ...
 
     def order(self, schedule: Schedule) -> Examples | ShuffledRows:
         """The examples of the whole training in their order."""

@@ -24,9 +24,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from align.models.qwen2_audio.flops import Cost, gemm_peak
+from align.models.answer_head import is_completion
 from align.models.packing import PackedBatch
-from align.training.collate import labelled
+from align.models.qwen2_audio.flops import Cost, gemm_peak
 from preference_data.audio.decode import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class TaskLosses:
         if self._bad > self.max_bad_fraction * max(self._examples, _MIN_EXAMPLES):
             raise TooManyBadClips(
                 f"{self._bad} clips of {self._examples} examples could not be read (allowed max_bad_fraction="
-                f"{self.max_bad_fraction:.1%} since this process began), the last ones: {replaced[:_LISTED]}; "
+                f"{self.max_bad_fraction:.1%} since this process began), the last: {replaced[:_LISTED]}; "
                 "mend the corpus, or raise max_bad_fraction"
             )
         losses = {}
@@ -112,7 +112,7 @@ class StepMeter:
 
     `examples_per_s`, `tokens_per_s` and `audio_s_per_s` are over all processes; tokens are those of the rows,
     padding aside, and audio is what they hear: a clip of both completions of a pair counts twice. `flops` are
-    this device's useful FLOPs (see `align.models.qwen2_audio.flops`) per optimizer step, of packed batches; `mfu`, on a
+    this device's useful FLOPs (see `qwen2_audio.flops`) per optimizer step, of packed batches; `mfu`, on a
     GPU, is them per second of wall time over the rate of a large matrix product measured at the start. The
     first row of a process counts its warming up.
     """
@@ -137,7 +137,7 @@ class StepMeter:
         examples = ids.new_tensor(len(batch["pair_weight"]) if "pair_weight" in batch else len(ids))
         flops = torch.zeros((), dtype=torch.float64, device=ids.device)
         if isinstance(batch.get("packed"), PackedBatch):
-            scored = labelled(batch)[:, 1:].sum().double()
+            scored = is_completion(batch)[:, 1:].sum().double()
             flops = self._cost.of(batch["packed"]) + self._cost.scored * scored
         counts = (examples, mask.sum(), (ids == self._audio_token).sum(), flops)
         self._counts += torch.stack([count.double() for count in counts])
@@ -238,7 +238,7 @@ class Alarms(TrainerCallback):
         if len(self._chosen) < _MIN_ROWS or now > -_FALL_NATS:
             return None
         return now, (
-            f"step {step}: the chosen completions lost {-now:.3g} nats against the reference; the margin grows "
-            "only because the rejected ones lose more. Raise beta, lower learning_rate, or train for fewer "
+            f"step {step}: the chosen completions lost {-now:.3g} nats against the reference; the margin "
+            "grows only because the rejected ones lose more. Raise beta, lower learning_rate, or train for fewer "
             "epochs"
         )

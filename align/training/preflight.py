@@ -30,10 +30,11 @@ from transformers import (
 )
 
 from align.kernels.choice import wait_for
-from align.models.answer_head import answers_only
-from align.models.qwen2_audio.packed import is_packed
+from align.models.answer_head import answers_only, is_completion
 from align.models.qwen2_audio.model import END_OF_TURN
-from align.training.collate import MODEL_INPUTS, PreferenceCollator, Row, SFTCollator, labelled
+from align.models.qwen2_audio.packed import is_packed
+from align.models.scoring import MODEL_INPUTS
+from align.training.collate import PreferenceCollator, Row, SFTCollator
 from align.training.data_loading import ABOUT, ReplacingCollator
 from align.training.processes import eval_mode
 from preference_data.audio.decode import SAMPLE_RATE
@@ -124,8 +125,8 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predict
         if not change > 2 * noise:
             raise NotReady(
                 f"the audio does not reach the model: with {name} instead of the clip, what it predicts "
-                f"of the completion changes by {change:.3g} (two equal passes: {noise:.3g}). Look at <|AUDIO|> "
-                "in the prompt and at the policy's audio_token_index and weights"
+                f"of the completion changes by {change:.3g} (two equal passes: {noise:.3g}). Look at "
+                "<|AUDIO|> in the prompt and at the policy's audio_token_index and weights"
             )
 
 
@@ -134,7 +135,7 @@ def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Logits that predict the completions (S, V), without dropout."""
     inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
     with eval_mode(model, batch["input_ids"].device):
-        logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][labelled(batch)[:, 1:]].float()
+        logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][is_completion(batch)[:, 1:]].float()
     return logits
 
 
@@ -148,7 +149,7 @@ def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2
         NotReady: naming the row, what is learned and what should be.
     """
     for number, (ids, mask, expected) in enumerate(
-        zip(batch["input_ids"], labelled(batch), _expected(rows), strict=True)
+        zip(batch["input_ids"], is_completion(batch), _expected(rows), strict=True)
     ):
         row = rows[number % len(rows)]
         if not mask.any():
@@ -235,8 +236,8 @@ def check_clip_lengths(
     if n_longer > max_bad_fraction * n:
         raise NotReady(
             f"{n_longer} of {n} clips are longer than the {longest_s:g} s that the model hears, such as "
-            f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {longest_s:g}, or start "
-            "from a model that hears more"
+            f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {longest_s:g}, or "
+            "start from a model that hears more"
         )
 
 
@@ -328,9 +329,9 @@ def _padded(collate: Any) -> Callable[..., dict[str, Any]]:
 
 @torch.no_grad()
 def _timed(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Log-probs of all completions' tokens (S,), without dropout, and the seconds of the second of two passes."""
+    """Log-probs of all completions' tokens (S,), without dropout, and the seconds of a second pass."""
     inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
-    ids, completions = batch["input_ids"], labelled(batch)
+    ids, completions = batch["input_ids"], is_completion(batch)
     labels = ids.masked_fill(~completions, -100)
     with eval_mode(model, ids.device):
         for _ in range(2):

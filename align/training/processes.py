@@ -161,7 +161,7 @@ def encode_silence_without_audio(model: Qwen2AudioForConditionalGeneration) -> N
 
     Gradients (DDP, ZeRO) and weights (ZeRO-3) are exchanged module by module in the order of use. A rank that
     skips the audio tower because its rows are all text leaves the others waiting for ever or, worse, adds its
-    next gradients to those of other weights. One silent clip, times zero, costs it one pass through the tower.
+    next gradients to those of other weights. One silent clip, times zero, costs one pass through the tower.
     A lone process does the same, or the optimizer would skip a tower without gradients; with zeros its
     momentum carries on as over several ranks.
 

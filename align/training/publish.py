@@ -30,7 +30,7 @@ def publish(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProc
 
 
 @contextmanager
-def as_policy(checkpoint: Path, base: Path | str, processor: Qwen2AudioProcessor) -> Iterator[Path]:
+def as_policy(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor) -> Iterator[Path]:
     """A folder with the checkpoint's policy as plain weights, for as long as the block runs."""
     if not _is_adapter(checkpoint):
         yield checkpoint

@@ -62,7 +62,7 @@ class ReferenceStore:
 
 
 def processor_digest(processor: Qwen2AudioProcessor) -> str:
-    """Digest of everything by which a processor turns a row into a model's inputs: template, words, features."""
+    """Digest of everything by which a processor turns a row into inputs: template, tokens, features."""
     features = processor.feature_extractor.to_dict()
     return sha256_json([processor.chat_template, processor.tokenizer.backend_tokenizer.to_str(), features])
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.models.qwen2_audio import model as qwen2_audio
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import (
     Interrupted,
     StageFolder,
@@ -159,7 +159,8 @@ def arguments(
     parts = processes.world_size() * accumulation
     if schedule.batch_size % parts:
         raise ValueError(
-            f"batch_size {schedule.batch_size} cannot be divided evenly over {parts} (processes x micro-batches)"
+            f"batch_size {schedule.batch_size} cannot be divided evenly over {parts} "
+            "(processes x micro-batches)"
         )
     on_gpu = torch.cuda.is_available()
     return {

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils import data
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
@@ -25,7 +25,7 @@ from align.run_folder.artifacts import read_json
 from align.training import processes
 from align.training.checkpoints import TOKENS, NonFiniteLoss
 from align.training.collate import Row
-from align.training.data_loading import ABOUT
+from align.training.data_loading import ABOUT, Rows
 from align.training.library_fixes import FixedDPOTrainer, FixedTrainer
 from align.training.monitoring import StepMeter, TaskLosses
 from align.training.processes import eval_mode
@@ -34,7 +34,7 @@ from align.training.strategies import Strategy, whole_models
 
 
 class AudioTrainer(FixedTrainer):
-    """Mixin for TRL's trainers: meters every step, names missing ranks, and stops at a loss that is not finite."""
+    """Mixin for TRL's trainers: meters steps, names missing ranks, and stops at a loss that is not finite."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class AudioTrainer(FixedTrainer):
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss; a step with a loss that is not finite ends the run before its last backward pass.
 
         Raises:
@@ -133,7 +133,7 @@ class AudioSFTTrainer(AudioTrainer, SFTTrainer):
         self._task_losses = TaskLosses(max_bad_fraction)
         super().__init__(*args, **kwargs)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss on the completions' positions; adds it to the losses by task."""
         inputs = dict(inputs)
         about = inputs.pop(ABOUT, None)
@@ -177,7 +177,7 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
         rows = self.train_dataset.rows
         self.use_weighting = any(row["weight"] != 1.0 for row in rows)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss on the completions' positions, with the pairs' weights."""
         inputs = dict(inputs)
         weight = inputs.pop("pair_weight")
@@ -195,7 +195,7 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
     # ---------------------------------------------------------------- held-out pairs
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out loss, reward accuracy and margin, over each pair once, however many processes share them."""
+        """Held-out loss, reward accuracy and margin over each pair once, however many processes share them."""
         dataset: Any = self.eval_dataset
         numbers = batches_of(processes.rank(), processes.world_size(), len(dataset), 1)
         self.model_wrapped.eval()
@@ -211,7 +211,9 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
             self.log(dict(metrics))
         finally:
             self.model_wrapped.train()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     @torch.no_grad()
@@ -260,8 +262,8 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
     def _score_by(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> Logps:
         mine = batches_of(processes.rank(), processes.world_size(), len(rows), batch_size)
         workers = self.args.dataloader_num_workers
-        batches = data.DataLoader(
-            rows,
+        batches: data.DataLoader[Row] = data.DataLoader(
+            Rows(rows),
             batch_sampler=[list(numbers) for numbers in mine],
             collate_fn=self.data_collator,
             num_workers=workers,
