@@ -108,7 +108,7 @@ def _choice(
 
 
 class DevScore:
-    """Scores a policy by its answers to dev questions about known facts; tells its KL to the reference too."""
+    """Scores a policy by its answers to dev questions about known facts, and by its KL to the reference."""
 
     def __init__(self, choose: Choose, reference: Path | str, corpus: Path, tuning: Tuning) -> None:
         self.decoding, self.corpus, self.tuning = Decoding(choose.max_new_tokens), corpus, tuning

@@ -239,6 +239,6 @@ class Alarms(TrainerCallback):
             return None
         return now, (
             f"step {step}: the chosen completions lost {-now:.3g} nats against the reference; the margin "
-            "grows only because the rejected ones lose more. Raise beta, lower learning_rate, or train for fewer "
+            "grows only because the rejected ones lose more. Raise beta, lower learning_rate, or train fewer "
             "epochs"
         )

@@ -195,7 +195,7 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
     # ---------------------------------------------------------------- held-out pairs
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out loss, reward accuracy and margin over each pair once, however many processes share them."""
+        """Held-out loss, reward accuracy and margin over each pair once, whatever the number of processes."""
         dataset: Any = self.eval_dataset
         numbers = batches_of(processes.rank(), processes.world_size(), len(dataset), 1)
         self.model_wrapped.eval()

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from align.planning.memory_plan import MARGIN, plan
 from peft import get_peft_model
+from tests.align.test_estimate import SMALL, kept_by_autograd, learning, of_pairs, packed_pairs
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
@@ -12,23 +14,19 @@ from align.models.qwen2_audio.clips import n_audio_tokens
 from align.models.qwen2_audio.packed import pack
 from align.planning import estimate, memory_plan
 from align.planning.estimate import Job, Shape
-from align.planning.memory_plan import MARGIN, plan
 from align.run_folder.artifacts import read_metrics
 from align.stages.tuning import tuning_of
-from align.training.collate import PreferenceCollator
+from align.training.collate import PreferenceCollator, chat_row
+from align.training.data_loading import Examples, Part
 from align.training.lengths import ClipTokens, Lengths
-from align.training.lora import LoRA
 from align.training.memory import job_of
-from align.training.order import Examples, Part
 from align.training.recompute import compute_again
-from align.training.rows import chat_row
-from align.training.tuning import Tuning
+from align.training.tuning import LoRA, Tuning
 from preference_data import store
 from preference_data.dataset.sources import sources, table
 from preference_data.schema import AudioClip, Chat, PreferencePair
-from tests.align import tiny_training
 from tests.align.ragged_batch import Rows, gradients, pairs, small_model, worst
-from tests.align.test_estimate import SMALL, kept_by_autograd, learning, of_pairs, packed_pairs
+from tests.align.training import tiny_training
 
 HAND = Shape(width=10, heads=1, kv_heads=1, ffn=20, layers=3, vocab=50, audio_width=8, audio_layers=2)
 TEXT = Job(1, 0, 0, text_tokens=100, parts=("language_model",), element_bytes=4)
@@ -206,7 +204,7 @@ def rows_of(world):
     """Of the pairs, as the stage makes them."""
     return [
         {
-            "question": pair.question,
+            "prompt": pair.question,
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "audios": list(pair.audios),
