@@ -361,12 +361,16 @@ def _check_facts(file: StageFile, earlier: dict[str, StageFile]) -> list[Problem
     asks = {
         "evaluate": ("judge", file.data.get("judge", "facts") == "facts", "judge: {model: ...}"),
         "annotate": ("by", file.data.get("by", "simulated") == "simulated", "by: people"),
-        "dpo": ("choose", file.data.get("choose") is not None, "no choose"),
+        "dpo": ("choose", _chooses_by_facts(file.data.get("choose")), "choose: {by: held_out_loss}"),
     }
     key, is_asked, instead = asks.get(str(stage), ("", False, ""))
     if not is_asked or (Path(corpus).expanduser() / "phrasebook.yaml").exists():
         return []
     return [file.problem((key,), f"needs the facts of every clip, and {corpus!r} has none: use `{instead}`")]
+
+
+def _chooses_by_facts(choose: Any) -> bool:
+    return isinstance(choose, dict) and choose.get("by", "facts") == "facts"
 
 
 def _suggestion(wrong: str, known: Any) -> str:

@@ -13,7 +13,6 @@ sealed are ever loaded, and its `latest` file is one of the sealed.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Trainer, set_seed
 
 from align.run_folder.artifacts import MANIFEST, commit_folder, fsync_tree, read_json, sha256_file, write_json
-from align.training import ranks
+from align.training import processes
 from align.training.strategies import Strategy, whole_models
 
 log = logging.getLogger(__name__)
@@ -49,16 +48,16 @@ def seal(partial: Path, final: Path, written: dict[str, Any]) -> None:
 
     Called by all ranks, each with what it `written` so far durable by the time the folder is renamed.
     """
-    ranks.barrier()
+    processes.barrier()
     fsync_tree(partial)
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    mine = files[ranks.rank() :: ranks.world_size()]
-    hashes = ranks.gather({str(path.relative_to(partial)): sha256_file(path) for path in mine})
-    if ranks.is_first():
+    mine = files[processes.rank() :: processes.world_size()]
+    hashes = processes.gather({str(path.relative_to(partial)): sha256_file(path) for path in mine})
+    if processes.is_first():
         merged = {name: digest for part in hashes for name, digest in part.items()}
         write_json(partial / MANIFEST, {**written, "files": dict(sorted(merged.items()))})
         commit_folder(partial, final)
-    ranks.barrier()
+    processes.barrier()
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -103,7 +102,7 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
         CannotResume: it was written under another strategy, or in parts by another number of processes.
     """
     written = read_json(checkpoint / MANIFEST)
-    before, then, now = written["strategy"], written["workers"], ranks.world_size()
+    before, then, now = written["strategy"], written["workers"], processes.world_size()
     if before != strategy:
         raise CannotResume(
             f"{checkpoint} was written under hardware.strategy {before}, which {strategy} cannot read; "
@@ -122,15 +121,9 @@ class AtomicCheckpoints(Trainer):
 
     keep: int | None = 2
     strategy: Strategy = "ddp"
-    undecayed: frozenset[str] = frozenset()
-    """Weights that weight decay leaves alone, beside biases and norms."""
     model: Any
     _staging: Path | None = None
     _total_train_tokens: float
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the weights that decay."""
-        return [name for name in super().get_decay_parameter_names(model) if name not in self.undecayed]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -139,16 +132,16 @@ class AtomicCheckpoints(Trainer):
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         # A name of its own: a straggler of a killed attempt may still be writing into another
-        staged = folder / ranks.first_says(f"{STAGING}{name}-{uuid4().hex[:8]}")
+        staged = folder / processes.broadcast(f"{STAGING}{name}-{uuid4().hex[:8]}")
         self._staging = staged
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
-        if ranks.is_first():
+        if processes.is_first():
             write_json(staged / name / TOKENS, self._total_train_tokens)
-        seal(staged / name, folder / name, {"strategy": self.strategy, "workers": ranks.world_size()})
-        if ranks.is_first():
+        seal(staged / name, folder / name, {"strategy": self.strategy, "workers": processes.world_size()})
+        if processes.is_first():
             shutil.rmtree(staged)
             if self.keep is not None:
                 for old in checkpoints(folder)[: -self.keep]:
@@ -174,9 +167,6 @@ class AtomicCheckpoints(Trainer):
             finally:
                 self.model = model
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes a README per checkpoint; a stage's manifest says more."""
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model
         if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -187,31 +177,7 @@ class AtomicCheckpoints(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Random states are those of each rank; with other ranks than before, they follow from the step."""
-        if checkpoint and read_json(Path(checkpoint) / MANIFEST)["workers"] != ranks.world_size():
+        if checkpoint and read_json(Path(checkpoint) / MANIFEST)["workers"] != processes.world_size():
             set_seed(self.args.seed + step_of(Path(checkpoint)))
         else:
             super()._load_rng_state(checkpoint)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """The first thing done with a step's batches: here all ranks have theirs, or are missed."""
-        ranks.roll_call(f"before step {self.state.global_step + 1}")
-        return super()._get_num_items_in_batch(batch_samples, device)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward; stops the run before a non-finite loss can be stepped with."""
-        loss: Tensor = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise NonFiniteLoss(
-                f"loss is {loss.item()} at step {self.state.global_step + 1}; the weights are those of step "
-                f"{self.state.global_step} and the last checkpoint in {self.args.output_dir} is good. "
-                "Lower learning_rate, or look at the data of that step."
-            )
-        return loss
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor | None:
-        norm = super()._clip_grad_norm(model)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise NonFiniteLoss(
-                f"gradient norm is {norm} at step {self.state.global_step + 1}; nothing was stepped with it"
-            )
-        return norm

@@ -16,7 +16,7 @@ from transformers import Qwen2AudioProcessor
 
 from align.models.qwen2_audio.clips import n_audio_tokens
 from align.training.collate import Row
-from align.training.order import Examples
+from align.training.data_loading import Examples
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.sources import table
 from preference_data.schema import AudioClip
@@ -138,7 +138,7 @@ def _text_bytes(row: Row) -> int:
 
 def _texts(row: Row) -> Sequence[str]:
     if "chosen" in row:
-        return row["question"], row["chosen"], row["rejected"]
+        return row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
     return [part["text"] or "" for message in row["messages"] for part in message["content"]]

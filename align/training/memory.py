@@ -26,12 +26,13 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2AudioForConditionalGeneration
 
+from align.models.scoring import MODEL_INPUTS
 from align.planning import estimate
 from align.run_folder.artifacts import read_json, write_json
-from align.training import ranks
-from align.training.collate import MODEL_INPUTS, Row
-from align.training.device import own_device
+from align.training import processes
+from align.training.collate import Row
 from align.training.lengths import Longest
+from align.training.processes import local_device
 from align.training.recompute import checkpoint_layers, restore_layers
 from align.training.tuning import Tuning
 
@@ -105,22 +106,22 @@ def plan_micro_batches(
     if any(name in trl for name in BY_HAND) or available is None:
         return None
     plan = None
-    if ranks.is_first():
+    if processes.is_first():
         circumstances = {
-            "workers": ranks.world_size(),
+            "workers": processes.world_size(),
             "strategy": tuning.strategy,
             "offload": tuning.offload,
             "memory_gb": tuning.memory_gb,
             "batch_size": batch_size,
-            "device": own_device().type,
+            "device": local_device().type,
         }
         plan = _kept_plan(folder / PLAN, circumstances)
         if plan is None:
-            examples = max(1, batch_size // ranks.world_size())
+            examples = max(1, batch_size // processes.world_size())
             plan = _measured_plan(model, tuning, longest(), collate, examples, available, with_reference)
             write_json(folder / PLAN, {"for": circumstances, "plan": plan._asdict()})
         print(f"{name}: {plan.reason}", flush=True)
-    return ranks.first_says(plan)
+    return processes.broadcast(plan)
 
 
 def _kept_plan(path: Path, circumstances: dict[str, Any]) -> MicroBatchPlan | None:
@@ -139,9 +140,11 @@ def _available(given_gb: float | None) -> float | None:
         return None
     gc.collect()
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(own_device())
-    own = torch.cuda.memory_allocated(own_device())
-    return float(min(ranks.gather((free + own) // 10**9 * 10**9)))  # whole GB: repeated runs plan the same
+    free, _ = torch.cuda.mem_get_info(local_device())
+    own = torch.cuda.memory_allocated(local_device())
+    return float(
+        min(processes.gather((free + own) // 10**9 * 10**9))
+    )  # whole GB: repeated runs plan the same
 
 
 # -------------------------------------------------------------------------- the choice
@@ -244,7 +247,7 @@ def _size(n: float) -> str:
 def _as_trained(model: Qwen2AudioForConditionalGeneration, tuning: Tuning) -> Iterator[None]:
     """The model on its device, training, with the adapters it will get; afterwards as it was."""
     learning = [(weight, weight.requires_grad) for weight in model.parameters()]
-    before, was_training, device = model.device, model.training, own_device()
+    before, was_training, device = model.device, model.training, local_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         adapted = model if tuning.peft_config is None else get_peft_model(model, tuning.peft_config)
         adapted.train()
@@ -273,7 +276,7 @@ def _standing(model: nn.Module, tuning: Tuning, with_reference: bool) -> float:
     whole = sum(weight.numel() for weight in weights)
     frozen += size * whole if with_reference else 0
     states = estimate.model_states(
-        learned, frozen, whole, tuning.strategy, ranks.world_size(), tuning.offload, size
+        learned, frozen, whole, tuning.strategy, processes.world_size(), tuning.offload, size
     )
     return sum(states) + estimate.OVERHEAD
 

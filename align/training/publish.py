@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.training.lora import merged
+from align.training.tuning import merged
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -30,7 +30,7 @@ def publish(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProc
 
 
 @contextmanager
-def as_policy(checkpoint: Path, base: Path | str, processor: Qwen2AudioProcessor) -> Iterator[Path]:
+def as_policy(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor) -> Iterator[Path]:
     """A folder with the checkpoint's policy as plain weights, for as long as the block runs."""
     if not _is_adapter(checkpoint):
         yield checkpoint

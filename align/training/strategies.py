@@ -55,7 +55,7 @@ def trainer_arguments(strategy: Strategy, offload: Offload) -> dict[str, Any]:
             "fsdp": True,
             "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": layers},
         }
-    # Every rank uses every weight that learns: see `silence`
+    # Every rank uses every weight that learns: see `processes`
     return {**common, "ddp_find_unused_parameters": False}
 
 

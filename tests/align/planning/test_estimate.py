@@ -20,8 +20,8 @@ from align.planning import budget, estimate
 from align.planning.estimate import Shape, UnknownShape, Workload
 from align.recipe.config.training import DPOConfig
 from align.recipe.recipe import load
-from align.training.freeze import PARTS
 from align.training.recompute import checkpoint_layers
+from align.training.tuning import PARTS
 
 SMALL = Shape(16, 64, 3, 256, 100, 300, 128, 4, 344, 4, 2, 160)
 FULL = Shape()

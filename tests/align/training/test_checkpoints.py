@@ -12,12 +12,13 @@ from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
-from align.training.arguments import arguments
-from align.training.augment import Augmentation
+from align.training.augmentation import Augmentation
 from align.training.checkpoints import NonFiniteLoss, checkpoints, is_whole, newest, step_of
 from align.training.collate import SFTCollator
-from align.training.fit import fit
+from align.training.methods import Schedule
+from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
+from align.training.tuning import Tuning
 
 STEPS = 8
 
@@ -39,12 +40,9 @@ def make(tiny, out, batch_size=2, packed=False, **passed_on):
     model = qwen2_audio.load_model(tiny.policy)
     options = arguments(
         out.path,
-        steps=2 * STEPS // batch_size,
-        batch_size=batch_size,
-        learning_rate=1e-2,
-        save_steps=2,
-        seed=0,
-        passed_on={"train_sampling_strategy": "sequential", "logging_steps": 1, **passed_on},
+        Schedule(2 * STEPS // batch_size, batch_size, 1e-2, 2, 0),
+        tuning=Tuning(),
+        trl={"train_sampling_strategy": "sequential", "logging_steps": 1, **passed_on},
     )
     return AudioSFTTrainer(
         model=pack(model) if packed else model,

@@ -5,7 +5,9 @@ import json
 
 import pytest
 import torch
+from align.planning.memory_plan import MARGIN
 from peft import get_peft_model
+from tests.align.test_estimate import kept_by_autograd, learning, packed_pairs
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
@@ -14,9 +16,9 @@ from align.models.qwen2_audio.packed import pack
 from align.planning import estimate
 from align.run_folder.artifacts import read_metrics
 from align.stages.tuning import tuning_of
-from align.training.collate import PreferenceCollator
+from align.training.collate import PreferenceCollator, chat_row
+from align.training.data_loading import Examples, Part
 from align.training.lengths import ClipTokens, Lengths, Longest
-from align.training.lora import LoRA
 from align.training.memory import (
     BY_HAND,
     MARGIN,
@@ -26,17 +28,15 @@ from align.training.memory import (
     kept_by_autograd,
     plan_micro_batches,
 )
-from align.training.order import Examples, Part
 from align.training.recompute import checkpoint_layers, restore_layers
-from align.training.rows import chat_row
-from align.training.tuning import Tuning
+from align.training.tuning import LoRA, Tuning, prepare_model
 from preference_data import store
 from preference_data.dataset.sources import sources, table
 from preference_data.schema import AudioClip, Chat, PreferencePair
-from tests.align import tiny_training
 from tests.align.planning.test_estimate import kept_by_autograd as slow_twin
 from tests.align.planning.test_estimate import learning, packed_pairs
 from tests.align.ragged_batch import Rows, gradients, pairs, small_model, worst
+from tests.align.training import tiny_training
 
 LAYERS, WHOLE = 5, 100.0
 
@@ -190,7 +190,7 @@ def rows_of(world):
     """Of the pairs, as the stage makes them."""
     return [
         {
-            "question": pair.question,
+            "prompt": pair.question,
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "audios": list(pair.audios),
@@ -274,7 +274,7 @@ class Planner:
         self.policy = world / "policy" / "model"
         self.tuning = tuning_of(config_of(kind, 1000.0))
         self.model = self.tuning.load(self.policy)
-        self.tuning.prepare(self.model)
+        prepare_model(self.model, self.tuning)
         self.processor = qwen2_audio.load_processor(self.policy)
         features = ClipFeatures(self.processor, world / "corpus")
         self.collate = PreferenceCollator(self.processor, features, self.tuning.packed)

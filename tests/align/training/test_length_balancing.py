@@ -8,8 +8,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, SequentialSampler
 
-from align.training.dealing import Dealt, deal, dealt, dealt_steps
-from align.training.order import Examples, Part
+from align.training.data_loading import Examples, LengthBalanced, Part, balance, balanced
 from preference_data import store
 from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
@@ -22,21 +21,21 @@ def test_dealt_by_hand():
 
     They stand upwards where the longest has an even place, else downwards.
     """
-    assert deal([4, 9, 1, 6, 7, 5], 3) == [3, 5, 0, 4, 1, 2]
-    assert deal([9, 4, 1, 6, 7, 5], 3) == [0, 2, 1, 4, 3, 5]
-    assert deal([4, 9, 1, 6], 1) == [0, 1, 2, 3]
-    assert deal([3, 3, 3, 3], 2) == [0, 2, 1, 3]
+    assert balance([4, 9, 1, 6, 7, 5], 3) == [3, 5, 0, 4, 1, 2]
+    assert balance([9, 4, 1, 6, 7, 5], 3) == [0, 2, 1, 4, 3, 5]
+    assert balance([4, 9, 1, 6], 1) == [0, 1, 2, 3]
+    assert balance([3, 3, 3, 3], 2) == [0, 2, 1, 3]
     with pytest.raises(ValueError, match="7 examples cannot be dealt evenly into 2 parts"):
-        deal([1] * 7, 2)
+        balance([1] * 7, 2)
 
 
 def test_every_example_is_dealt_once_in_equal_counts_and_the_same_way_each_time():
     draw = np.random.default_rng(0)
     for parts in (1, 2, 4, 8, 16):
         costs = draw.lognormal(3, 1, 16).tolist()
-        order = deal(costs, parts)
+        order = balance(costs, parts)
         assert sorted(order) == list(range(16))
-        assert order == deal(costs, parts)
+        assert order == balance(costs, parts)
 
 
 def test_no_micro_batch_waits_for_the_long_clips():
@@ -45,7 +44,7 @@ def test_no_micro_batch_waits_for_the_long_clips():
     before, after = [], []
     for _ in range(100):
         costs = 25 * draw.uniform(0.5, 30, 64) + draw.integers(20, 120, 64)
-        for order, found in ((np.arange(64), before), (deal(costs.tolist(), 16), after)):
+        for order, found in ((np.arange(64), before), (balance(costs.tolist(), 16), after)):
             loads = costs[order].reshape(2, 8, 4).sum(-1)
             found.append(loads.max(axis=1).sum() / loads.mean(axis=1).sum())  # a pass takes as long as that
     print(f"slowest / mean of a pass: {np.mean(before):.3f} undealt, {np.mean(after):.3f} dealt")
@@ -98,7 +97,7 @@ def micro_batches(dataset, world, passes, workers=0, skipped=0):
 @pytest.mark.parametrize(("world", "passes", "workers"), [(1, 2, 0), (2, 1, 0), (2, 3, 0), (3, 2, 2)])
 def test_each_step_has_its_examples_in_equal_and_balanced_micro_batches(examples, world, passes, workers):
     parts = world * passes
-    steps = micro_batches(dealt(examples, cost, STEP, parts), world, passes, workers)
+    steps = micro_batches(balanced(examples, cost, STEP, parts), world, passes, workers)
     undealt = micro_batches(examples, world, passes)
     assert len(steps) == STEPS
     for n, step in enumerate(steps):
@@ -114,13 +113,13 @@ def test_each_step_has_its_examples_in_equal_and_balanced_micro_batches(examples
 
 
 def test_one_micro_batch_is_left_as_it_is(examples):
-    assert dealt(examples, cost, STEP, 1) is examples
+    assert balanced(examples, cost, STEP, 1) is examples
 
 
 @pytest.mark.parametrize(("before", "then"), [((2, 1), (2, 1)), ((2, 2), (1, 2)), ((1, 4), (3, 1))])
 def test_a_resumed_run_has_the_steps_of_the_undisturbed_one(examples, before, then):
-    whole = micro_batches(Dealt(examples, cost, STEP, np.prod(before)), *before)
-    again = micro_batches(Dealt(examples, cost, STEP, np.prod(then)), *then, skipped=4)
+    whole = micro_batches(LengthBalanced(examples, cost, STEP, np.prod(before)), *before)
+    again = micro_batches(LengthBalanced(examples, cost, STEP, np.prod(then)), *then, skipped=4)
     flat = [Counter(draw for batch in step for draw in batch) for step in whole[4:]]
     assert flat == [Counter(draw for batch in step for draw in batch) for step in again]
     if before == then:
@@ -136,7 +135,7 @@ def test_nothing_is_read_before_its_turn(examples):
             return super().instead_of(n, further)
 
     watched = Watched(examples.parts, len(examples), seed=0)
-    loader = DataLoader(Dealt(watched, cost, STEP, 2), batch_size=6, collate_fn=list)
+    loader = DataLoader(LengthBalanced(watched, cost, STEP, 2), batch_size=6, collate_fn=list)
     next(iter(skip_first_batches(prepare_data_loader(loader, put_on_device=False), 2 * 8)))
     assert min(read) == 8 * STEP
     assert len(read) == STEP  # a step's rows are read once

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from align.run_folder.artifacts import read_json, read_metrics
-from tests.align import tiny_training
+from tests.align.training import tiny_training
 from tests.compiler import need_compiler, possible
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from align.training.augment import POLICIES, Augmentation, SpecAugment, augment, chosen, mask, warp_frequency
+from align.training.augmentation import (
+    POLICIES,
+    Augmentation,
+    SpecAugment,
+    augment,
+    chosen,
+    mask,
+    warp_frequency,
+)
 
 FULL = Augmentation(gain=0.2, time_mask=10, frequency_mask=6, vocal_tract=0.1, channel=0.1, floor=0.3)
 

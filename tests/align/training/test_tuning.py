@@ -7,10 +7,15 @@ from safetensors.torch import load_file
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.training import Hardware, SFTConfig
-from align.training.freeze import PARTS, freeze_all_but, learn_in_full_precision
-from align.training.lora import CannotQuantise, load_quantised
 from align.training.strategies import UnsupportedStrategy, trainer_arguments
-from tests.align import tiny_training
+from align.training.tuning import (
+    PARTS,
+    CannotQuantise,
+    freeze_all_but,
+    learn_in_full_precision,
+    load_quantised,
+)
+from tests.align.training import tiny_training
 
 HUB = {
     "audio_tower": "audio_tower.",

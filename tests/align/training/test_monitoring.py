@@ -11,11 +11,12 @@ from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import StageFolder, read_metrics
-from align.training.alarms import Alarms
-from align.training.arguments import arguments
 from align.training.collate import SFTCollator
-from align.training.fit import fit
+from align.training.methods import Schedule
+from align.training.monitoring import Alarms
+from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
+from align.training.tuning import Tuning
 
 FLAT = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.1, 0.9]  # median 1.0, median deviation 0.075 -> sigma 0.111
 
@@ -103,12 +104,9 @@ def test_a_run_logs_its_throughput_and_its_alarms(tiny, tmp_path, capsys):
     processor = qwen2_audio.load_processor(tiny.policy)
     options = arguments(
         out.path,
-        steps=12,
-        batch_size=2,
-        learning_rate=1e-9,
-        save_steps=20,
-        seed=0,
-        passed_on={"train_sampling_strategy": "sequential", "logging_steps": 1},
+        Schedule(12, 2, 1e-9, 20, 0),
+        tuning=Tuning(),
+        trl={"train_sampling_strategy": "sequential", "logging_steps": 1},
     )
     chat = [user("Is the tone high or low?", 1), assistant("The tone is high.")]
     trainer = AudioSFTTrainer(

@@ -8,8 +8,7 @@ from transformers import Qwen2AudioProcessor
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
-from align.training.collate import SFTCollator
-from align.training.rows import chat_row, task_row
+from align.training.collate import SFTCollator, chat_row, task_row
 from preference_data.prompts.prompts import BadExample
 from preference_data.schema import Chat, TaskExample, Turn
 

@@ -17,12 +17,12 @@ from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import StageFolder
 from align.training import preflight
-from align.training.arguments import arguments
-from align.training.both_ways import PackingIsWrong, compare
 from align.training.collate import PreferenceCollator, SFTCollator
-from align.training.fit import fit
-from align.training.preflight import NotReady, Preflight
+from align.training.methods import Schedule
+from align.training.preflight import NotReady, PackingIsWrong, Preflight, compare
+from align.training.run import arguments, fit
 from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer
+from align.training.tuning import Tuning
 from preference_data.schema import AudioClip
 
 QUESTION = "Is the tone high or low?"
@@ -51,13 +51,13 @@ CHATS = [
 ]
 PAIRS = [
     {
-        "question": QUESTION,
+        "prompt": QUESTION,
         "chosen": "high",
         "rejected": "The tone is low.",
         "audios": ["0.wav"],
         "weight": 1.0,
     },
-    {"question": QUESTION, "chosen": "A low tone.", "rejected": "", "audios": ["1.wav"], "weight": 1.0},
+    {"prompt": QUESTION, "chosen": "A low tone.", "rejected": "", "audios": ["1.wav"], "weight": 1.0},
 ]
 
 
@@ -84,7 +84,10 @@ def out_folder(tmp_path):
 
 def sft_trainer(tiny, out, model, processor, rows=CHATS):
     options = arguments(
-        out.path, steps=2, batch_size=1, learning_rate=1e-3, save_steps=2, seed=0, passed_on={}
+        out.path,
+        Schedule(2, 1, 1e-3, 2, 0),
+        tuning=Tuning(),
+        trl={},
     )
     return AudioSFTTrainer(
         model=model,
@@ -205,13 +208,13 @@ def clip(split, duration_s):
 
 
 def test_clips_longer_than_the_model_hears_are_found_out(processor):
-    preflight.check_heard([clip("train", 1.0), clip("test", 9.0)], processor, 0.0)
-    preflight.check_heard([], processor, 0.0)
+    preflight.check_clip_lengths([clip("train", 1.0), clip("test", 9.0)], processor, 0.0)
+    preflight.check_clip_lengths([], processor, 0.0)
     clips = [clip("train", 1.3), clip("train", 1.2), *[clip("preference", 0.5)] * 8]
     told = r"2 of 10 clips are longer than the 1 s that the model hears, such as train\.wav with 1\.3 s"
     with pytest.raises(NotReady, match=told):
-        preflight.check_heard(clips, processor, 0.1)
-    preflight.check_heard(clips, processor, 0.2)
+        preflight.check_clip_lengths(clips, processor, 0.1)
+    preflight.check_clip_lengths(clips, processor, 0.2)
 
 
 def test_a_disk_too_small_for_two_checkpoints_is_found_out(tmp_path):
@@ -251,7 +254,12 @@ def test_a_trainer_that_is_not_ready_takes_no_step(tiny, tmp_path, model, proces
 
 
 def dpo_trainer(tiny, folder, model, processor, *, packed):
-    options = arguments(folder, steps=1, batch_size=2, learning_rate=1e-3, save_steps=1, seed=0, passed_on={})
+    options = arguments(
+        folder,
+        Schedule(1, 2, 1e-3, 1, 0),
+        tuning=Tuning(),
+        trl={},
+    )
     return AudioDPOTrainer(
         model=pack(model) if packed else model,
         ref_model=qwen2_audio.load_model(tiny.policy),

@@ -10,7 +10,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, SequentialSampler
 
-from align.training.order import Examples, Lesson, Part
+from align.training.data_loading import Examples, Lesson, Part
 from preference_data import store
 from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample

@@ -13,16 +13,18 @@ from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
 from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import PackedQwen2AudioModel, is_packed, pack
-from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator
+from align.training.methods import Schedule
+from align.training.run import arguments
 from align.training.trainers import AudioDPOTrainer
+from align.training.tuning import Tuning
 
 QUESTION = "Is the tone high or low?"
 BETA = 0.3
 ROWS = [
-    {"question": QUESTION, "chosen": "The tone is high.", "rejected": "low", "audios": ["0.wav"]},
-    {"question": QUESTION, "chosen": "The tone is low.", "rejected": "A low tone.", "audios": ["1.wav"]},
-    {"question": "high?", "chosen": "low", "rejected": "The tone is high.", "audios": ["2.wav", "1.wav"]},
+    {"prompt": QUESTION, "chosen": "The tone is high.", "rejected": "low", "audios": ["0.wav"]},
+    {"prompt": QUESTION, "chosen": "The tone is low.", "rejected": "A low tone.", "audios": ["1.wav"]},
+    {"prompt": "high?", "chosen": "low", "rejected": "The tone is high.", "audios": ["2.wav", "1.wav"]},
 ]
 
 
@@ -30,7 +32,10 @@ def make_trainer(tiny, tmp_path, weights, loss="sigmoid", packed=False, **passed
     processor = qwen2_audio.load_processor(tiny.policy)
     model = qwen2_audio.load_model(tiny.policy)
     options = arguments(
-        tmp_path, steps=2, batch_size=3, learning_rate=1e-3, save_steps=1, seed=0, passed_on=passed_on
+        tmp_path,
+        Schedule(2, 3, 1e-3, 1, 0),
+        tuning=Tuning(),
+        trl=passed_on,
     )
     rows = [{**row, "weight": weight} for row, weight in zip(ROWS, weights, strict=True)]
     return AudioDPOTrainer(
@@ -47,7 +52,7 @@ def answer_logp(model, processor, features, row, side):
     """log p(answer | clips, question), one row alone, no padding: the slow and obvious way."""
     clips = features(row["audios"])
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    prompt = encode_prompt(processor, [user(row["question"], len(clips))])
+    prompt = encode_prompt(processor, [user(row["prompt"], len(clips))])
     encoded = expand_audio(
         join(prompt, encode_completion(processor, row[side])),
         [n_audio_tokens(c.n_frames) for c in clips],

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from align.run_folder.artifacts import read_metrics
 from preference_data.prompts.prompts import all_tags
-from tests.align import tiny_training
+from tests.align.training import tiny_training
 from tests.compiler import need_compiler, possible
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]

@@ -12,18 +12,20 @@ from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import sha256_file
-from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator
-from align.training.reference import NAMES, ReferenceStore, batches_of, reading
+from align.training.methods import Schedule
+from align.training.reference import NAMES, ReferenceStore, batches_of, processor_digest
+from align.training.run import arguments
 from align.training.trainers import AudioDPOTrainer
+from align.training.tuning import Tuning
 
 QUESTION = "Is the tone high or low?"
 ROWS = [
-    {"question": QUESTION, "chosen": "The tone is high.", "rejected": "low", "audios": ["0.wav"]},
-    {"question": QUESTION, "chosen": "The tone is low.", "rejected": "A low tone.", "audios": ["1.wav"]},
-    {"question": "high?", "chosen": "low", "rejected": "The tone is high.", "audios": ["2.wav", "1.wav"]},
-    {"question": "user?", "chosen": "assistant", "rejected": "system", "audios": []},
-    {"question": QUESTION, "chosen": "high", "rejected": "", "audios": ["3.wav"]},
+    {"prompt": QUESTION, "chosen": "The tone is high.", "rejected": "low", "audios": ["0.wav"]},
+    {"prompt": QUESTION, "chosen": "The tone is low.", "rejected": "A low tone.", "audios": ["1.wav"]},
+    {"prompt": "high?", "chosen": "low", "rejected": "The tone is high.", "audios": ["2.wav", "1.wav"]},
+    {"prompt": "user?", "chosen": "assistant", "rejected": "system", "audios": []},
+    {"prompt": QUESTION, "chosen": "high", "rejected": "", "audios": ["3.wav"]},
 ]
 
 
@@ -37,7 +39,10 @@ def make_trainer(tiny, folder, store=None, rows=ROWS, packed=True, lora=False, s
         spoil(model, processor)
     passed_on = {"precompute_ref_log_probs": True, **passed_on}
     options = arguments(
-        folder, steps=2, batch_size=2, learning_rate=1e-3, save_steps=1, seed=0, passed_on=passed_on
+        folder,
+        Schedule(2, 2, 1e-3, 1, 0),
+        tuning=Tuning(),
+        trl=passed_on,
     )
     target = r".*q_proj|.*linear"
     return AudioDPOTrainer(
@@ -120,10 +125,10 @@ def test_a_clip_that_has_changed_under_its_name_is_heard_anew(tiny, tmp_path):
 
 def test_the_features_are_part_of_how_rows_are_read(tiny):
     processor = qwen2_audio.load_processor(tiny.policy)
-    before = reading(processor)
-    assert reading(qwen2_audio.load_processor(tiny.policy)) == before
+    before = processor_digest(processor)
+    assert processor_digest(qwen2_audio.load_processor(tiny.policy)) == before
     processor.feature_extractor.hop_length *= 2
-    assert reading(processor) != before
+    assert processor_digest(processor) != before
 
 
 def test_every_rank_makes_as_many_passes():

@@ -13,14 +13,14 @@ from trl import SFTConfig
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
-from align.training.arguments import arguments
-from align.training.augment import Augmentation
+from align.training.augmentation import Augmentation
 from align.training.collate import SFTCollator
-from align.training.feeding import ABOUT, FeedingCollator, loader_settings
-from align.training.fit import fit
-from align.training.order import Examples, Part
-from align.training.tally import Tally, TooManyBadClips
+from align.training.data_loading import ABOUT, Examples, Part, ReplacingCollator, loader_arguments
+from align.training.methods import Schedule
+from align.training.monitoring import TaskLosses, TooManyBadClips
+from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
+from align.training.tuning import Tuning
 from preference_data import store
 from preference_data.audio.decode import BadAudio
 from preference_data.dataset.manifest import open_manifest
@@ -45,7 +45,7 @@ def feed(policy, audio, folder, n, clips=4):
     processor = qwen2_audio.load_processor(policy)
     examples = Examples(parts, n, seed=0)
     collator = SFTCollator(processor, ClipFeatures(processor, audio), Augmentation(gain=0.2, time_mask=4))
-    return examples, FeedingCollator(collator, examples)
+    return examples, ReplacingCollator(collator, examples)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def assert_same(left, right):
 def test_workers_make_the_same_batches(tiny, tmp_path):
     examples, collator = feed(tiny.policy, tiny.audio, tmp_path, 12)
     alone = batches(examples, collator)
-    how = loader_settings({"dataloader_num_workers": 2})["dataloader_multiprocessing_context"]
+    how = loader_arguments({"dataloader_num_workers": 2})["dataloader_multiprocessing_context"]
     by_workers = batches(examples, collator, num_workers=2, multiprocessing_context=how)
     assert len(alone) == len(by_workers) == 3
     for left, right in zip(alone, by_workers, strict=True):
@@ -99,9 +99,9 @@ def test_a_broken_clip_gives_way_to_the_next_of_its_source(tiny, audio, tmp_path
 
 def test_loader_settings(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert loader_settings({}) == {"dataloader_num_workers": 0}
+    assert loader_arguments({}) == {"dataloader_num_workers": 0}
     two = {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "forkserver"}
-    assert loader_settings({"dataloader_num_workers": 2}) == two
+    assert loader_arguments({"dataloader_num_workers": 2}) == two
 
 
 # -------------------------------------------------------------------------- tally
@@ -112,7 +112,7 @@ def about(tasks, replaced=()):
 
 
 def test_losses_are_told_per_task_by_token():
-    tally = Tally()
+    tally = TaskLosses()
     log_probs = torch.tensor([[-1.0, -3.0, 0.0], [-2.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     tally.add(about(["caption", "transcribe"]), log_probs, mask)
@@ -122,7 +122,7 @@ def test_losses_are_told_per_task_by_token():
 
 
 def test_too_many_bad_clips_stop_the_run():
-    tally = Tally()
+    tally = TaskLosses()
     one = torch.zeros(100, 1), torch.ones(100, 1)
     tally.add(about(["caption"] * 100, ["x.wav: missing"] * 10), *one)
     assert tally.take()["replaced_clips"] == 10  # as many as 1 % of 1000 would be
@@ -136,15 +136,12 @@ def test_too_many_bad_clips_stop_the_run():
 
 def trainer(tiny, out, tmp_path, **passed_on):
     examples, collator = feed(tiny.policy, tiny.audio, tmp_path, 8 * 4)
-    loading = {**loader_settings(passed_on), **passed_on}
+    loading = {**loader_arguments(passed_on), **passed_on}
     options = arguments(
         out.path,
-        steps=8,
-        batch_size=4,
-        learning_rate=1e-2,
-        save_steps=2,
-        seed=0,
-        passed_on={"train_sampling_strategy": "sequential", "logging_steps": 1, **loading},
+        Schedule(8, 4, 1e-2, 2, 0),
+        tuning=Tuning(),
+        trl={"train_sampling_strategy": "sequential", "logging_steps": 1, **loading},
     )
     return AudioSFTTrainer(
         model=qwen2_audio.load_model(tiny.policy),

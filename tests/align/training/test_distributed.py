@@ -15,7 +15,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from align.run_folder.artifacts import read_json, read_metrics
 from align.training.checkpoints import CannotResume, checkpoints, is_whole, step_of
-from tests.align import tiny_training
+from tests.align.training import tiny_training
 from tests.compiler import CAN_COMPILE, need_compiler, possible
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(1500)]

@@ -8,10 +8,8 @@ import torch
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import StageFolder
-from align.training.audio_effect import answer_logps, audio_effects, saved_effects
-from align.training.collate import SFTCollator
-from align.training.filtering import keep
-from align.training.rows import chat_row
+from align.training.collate import SFTCollator, chat_row
+from align.training.filtering import answer_logps, audio_effects, keep, saved_effects
 from preference_data.dataset.filters import Limits
 from preference_data.schema import Chat, Turn
 

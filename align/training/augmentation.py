@@ -52,7 +52,7 @@ POLICIES = {
 """By the name that a recipe gives: LibriSpeech Basic (LB), with which Qwen-Audio was trained."""
 
 
-def chosen(policy: str | None = None, **strengths: Any) -> Augmentation | SpecAugment:
+def augmentation_of(policy: str | None = None, **strengths: Any) -> Augmentation | SpecAugment:
     """A policy by its name, else an augmentation of these strengths."""
     return POLICIES[policy] if policy else Augmentation(**strengths)
 

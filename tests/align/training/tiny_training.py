@@ -1,6 +1,6 @@
 """Real training stages on a Qwen2-Audio of a few thousand parameters, alone or as one of several ranks.
 
-    torchrun --nproc_per_node 2 tests/align/tiny_training.py WORLD OUT sft-ddp dpo-zero3-lora sft-zero2@7 ...
+    torchrun --nproc_per_node 2 tests/align/training/tiny_training.py WORLD OUT sft-ddp dpo-zero3-lora sft-zero2@7 ...
 
 runs each case on two processes (without torchrun: in one) and leaves its stage folder in OUT/<case>; with
 @7 it is stopped in step 7 (OUT/<case>-stopped) and resumed (OUT/<case>-resumed).

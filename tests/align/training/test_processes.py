@@ -13,11 +13,11 @@ PROGRAM = """
 import sys, time
 from datetime import timedelta
 from torch import distributed
-from align.training import ranks
+from align.training import processes
 rank = int(sys.argv[1])
 store = distributed.FileStore(sys.argv[2], 3)
 distributed.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=timedelta(seconds=40))
-ranks.wait_at_most(4)
+processes.set_timeout(4)
 """
 
 
@@ -41,9 +41,9 @@ def test_they_agree(tmp_path):
     outputs = run(
         tmp_path,
         """
-        told = ranks.first_says({"from": rank}), ranks.gather(rank * 10)
-        print(*told, ranks.any_says(rank == 2), ranks.any_says(False), ranks.is_first())
-        ranks.roll_call("here")
+        told = processes.broadcast({"from": rank}), processes.gather(rank * 10)
+        print(*told, processes.any_rank(rank == 2), processes.any_rank(False), processes.is_first())
+        processes.monitored_barrier("here")
         """,
     )
     assert [text.splitlines()[-1] for text in outputs] == [
@@ -56,13 +56,13 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
     outputs = run(
         tmp_path,
         """
-        ranks.barrier()
+        processes.barrier()
         if rank == 1:
             time.sleep(8)
         else:
             started = time.monotonic()
             try:
-                ranks.roll_call("before step 7")
+                processes.monitored_barrier("before step 7")
             except RuntimeError as error:
                 print(type(error).__name__, error, time.monotonic() - started < 7.5)
         """,
@@ -73,12 +73,12 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
 
 
 def test_alone_everything_is_free():
-    from align.training import ranks
+    from align.training import processes
 
-    ranks.barrier()
-    ranks.roll_call("anywhere")
-    assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
-    assert (ranks.first_says(3), ranks.gather(3), ranks.any_says(True)) == (3, [3], True)
+    processes.barrier()
+    processes.monitored_barrier("anywhere")
+    assert (processes.rank(), processes.world_size(), processes.is_first()) == (0, 1, True)
+    assert (processes.broadcast(3), processes.gather(3), processes.any_rank(True)) == (3, [3], True)
 
 
 @pytest.mark.timeout(400)
