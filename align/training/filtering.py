@@ -86,11 +86,11 @@ def audio_effects(
         return [0.0] * len(rows)
     features = batch["input_features"]
     silence = _silence(collator, features.shape[-1]).to(features).expand_as(features)
-    effects = _mean_logps(model, batch) - _mean_logps(model, {**batch, "input_features": silence})
+    effects = mean_logps(model, batch) - mean_logps(model, {**batch, "input_features": silence})
     return [float(effect) if row["audios"] else 0.0 for row, effect in zip(rows, effects, strict=True)]
 
 
-def _mean_logps(model: Qwen2AudioForConditionalGeneration, batch: Mapping[str, Any]) -> Tensor:
+def mean_logps(model: Qwen2AudioForConditionalGeneration, batch: Mapping[str, Any]) -> Tensor:
     """Mean log-probability (B,) of each row's completion tokens."""
     n_tokens = is_completion(batch)[:, 1:].sum(-1).clamp(min=1)
     return completion_logps(model, batch).sum(-1).cpu() / n_tokens

@@ -8,7 +8,7 @@ from align.training.augmentation import (
     Augmentation,
     SpecAugment,
     augment,
-    chosen,
+    augmentation_of,
     mask,
     warp_frequency,
 )
@@ -51,9 +51,9 @@ def test_a_larger_ratio_reads_from_higher_bins():
 
 
 def test_librispeech_basic_is_the_papers_policy():
-    policy = chosen("librispeech_basic")
+    policy = augmentation_of("librispeech_basic")
     assert policy == POLICIES["librispeech_basic"] == SpecAugment(27, 1, 100, 1, 1.0)
-    assert chosen(policy=None, gain=0.2) == Augmentation(gain=0.2)
+    assert augmentation_of(policy=None, gain=0.2) == Augmentation(gain=0.2)
 
 
 @pytest.mark.parametrize("seed", range(8))

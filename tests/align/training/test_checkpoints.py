@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
 from trl import SFTConfig
 
 from align.models.chat import assistant, user
@@ -15,6 +14,7 @@ from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, s
 from align.training.augmentation import Augmentation
 from align.training.checkpoints import NonFiniteLoss, checkpoints, is_whole, newest, step_of
 from align.training.collate import SFTCollator
+from align.training.data_loading import Rows
 from align.training.methods import Schedule
 from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
@@ -47,7 +47,7 @@ def make(tiny, out, batch_size=2, packed=False, **passed_on):
     return AudioSFTTrainer(
         model=pack(model) if packed else model,
         args=SFTConfig(**options),
-        train_dataset=Dataset.from_list(rows()),
+        train_dataset=Rows(rows()),
         data_collator=SFTCollator(
             processor, ClipFeatures(processor, tiny.audio), Augmentation(gain=0.2, time_mask=4), packed
         ),

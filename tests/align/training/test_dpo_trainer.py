@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 from trl import DPOConfig
 
 from align.models.chat import encode_completion, encode_prompt, expand_audio, join, user
@@ -14,6 +13,7 @@ from align.models.qwen2_audio.clips import n_audio_tokens
 from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import PackedQwen2AudioModel, is_packed, pack
 from align.training.collate import PreferenceCollator
+from align.training.data_loading import ShuffledRows
 from align.training.methods import Schedule
 from align.training.run import arguments
 from align.training.trainers import AudioDPOTrainer
@@ -42,7 +42,7 @@ def make_trainer(tiny, tmp_path, weights, loss="sigmoid", packed=False, **passed
         model=pack(model) if packed else model,
         ref_model=qwen2_audio.load_model(tiny.policy),
         args=DPOConfig(**options, loss_type=[loss], beta=BETA),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=ShuffledRows(rows, 6, seed=0),
         data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio), packed),
         processing_class=processor,
     )
@@ -88,7 +88,7 @@ def perturb(model):
 def test_loss_and_gradients_equal_hand_arithmetic(tiny, tmp_path, weights, packed):
     trainer = make_trainer(tiny, tmp_path, weights, packed=packed)
     perturb(trainer.model)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    batch = trainer.data_collator(trainer.train_dataset.rows)
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     ours = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
@@ -109,7 +109,7 @@ def test_loss_and_gradients_equal_hand_arithmetic(tiny, tmp_path, weights, packe
 @pytest.mark.parametrize("packed", [False, True])
 def test_policy_equal_to_reference_gives_log_two(tiny, tmp_path, packed):
     trainer = make_trainer(tiny, tmp_path, (1.0, 1.0, 1.0), packed=packed)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    batch = trainer.data_collator(trainer.train_dataset.rows)
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -122,7 +122,7 @@ def test_a_weighted_loss_is_the_weighted_mean_of_single_pair_losses(tiny, tmp_pa
     weights = (1.5, 0.5, 1.0)
     trainer = make_trainer(tiny, tmp_path, weights, loss)
     perturb(trainer.model)
-    rows = [trainer.train_dataset[i] for i in range(3)]
+    rows = trainer.train_dataset.rows
     loss_of_all = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     loss_of_all.backward()
     together = loss_of_all.item()
@@ -137,10 +137,7 @@ def test_precomputed_reference_gives_the_same_loss(tiny, tmp_path, packed):
     stored = make_trainer(tiny, tmp_path, (1.5, 0.5, 1.0), packed=packed, precompute_ref_log_probs=True)
     for trainer in (live, stored):
         perturb(trainer.model)
-    losses = [
-        t.compute_loss(t.model, t.data_collator([t.train_dataset[i] for i in range(3)])).item()
-        for t in (live, stored)
-    ]
+    losses = [t.compute_loss(t.model, t.data_collator(t.train_dataset.rows)).item() for t in (live, stored)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

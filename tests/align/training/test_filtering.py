@@ -1,15 +1,18 @@
 """Chats left out before SFT: by reason, and because nobody needs to listen to answer them."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import StageFolder
 from align.training.collate import SFTCollator, chat_row
-from align.training.filtering import answer_logps, audio_effects, keep, saved_effects
+from align.training.filtering import audio_effects, keep, mean_logps, saved_effects
 from preference_data.dataset.filters import Limits
 from preference_data.schema import Chat, Turn
 
@@ -69,11 +72,19 @@ def test_the_score_is_the_mean_log_probability_of_the_labels(listener):
     model, collator, rows = listener
     batch = collator([{**row, "draw": 0} for row in rows])
     with torch.no_grad():
-        logps = answer_logps(model.eval(), batch)
+        logps = mean_logps(model.eval(), batch)
     for logp, row in zip(logps, rows, strict=True):
         with torch.no_grad():
             loss = model(**collator([{**row, "draw": 0}])).loss
         assert float(logp) == pytest.approx(-float(loss), abs=1e-4)
+
+
+def test_packed_the_effects_are_those_of_padded_rows(listener):
+    """Each clip on its true length against all of them on the longest that the model takes."""
+    model, collator, rows = listener
+    padded = audio_effects(model.eval(), collator, rows)
+    packed = audio_effects(pack(copy.deepcopy(model)), replace(collator, packed=True), rows)
+    assert packed == pytest.approx(padded, abs=2e-3)
 
 
 def test_text_alone_has_no_clip_to_need(listener):

@@ -1,4 +1,4 @@
-"""Examples of a step dealt into micro-batches: the same step, about equal work in each."""
+"""Examples of a step balanced over micro-batches: the same step, about equal work in each."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, SequentialSampler
 
-from align.training.data_loading import Examples, LengthBalanced, Part, balance, balanced
+from align.training.data_loading import Examples, LengthBalanced, Part, ShuffledRows, balance, balanced
 from preference_data import store
 from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
@@ -16,7 +16,7 @@ from preference_data.schema import TaskExample
 STEP, STEPS = 12, 10
 
 
-def test_dealt_by_hand():
+def test_balanced_by_hand():
     """9 | 7 | 6, then 5 to the 6 (11), 4 to the 7 (11), 1 to the 9 (10): stretches of 10, 11, 11.
 
     They stand upwards where the longest has an even place, else downwards.
@@ -25,11 +25,11 @@ def test_dealt_by_hand():
     assert balance([9, 4, 1, 6, 7, 5], 3) == [0, 2, 1, 4, 3, 5]
     assert balance([4, 9, 1, 6], 1) == [0, 1, 2, 3]
     assert balance([3, 3, 3, 3], 2) == [0, 2, 1, 3]
-    with pytest.raises(ValueError, match="7 examples cannot be dealt evenly into 2 parts"):
+    with pytest.raises(ValueError, match="7 examples cannot be divided evenly into 2 micro-batches"):
         balance([1] * 7, 2)
 
 
-def test_every_example_is_dealt_once_in_equal_counts_and_the_same_way_each_time():
+def test_every_example_is_there_once_in_equal_counts_and_the_same_way_each_time():
     draw = np.random.default_rng(0)
     for parts in (1, 2, 4, 8, 16):
         costs = draw.lognormal(3, 1, 16).tolist()
@@ -47,7 +47,7 @@ def test_no_micro_batch_waits_for_the_long_clips():
         for order, found in ((np.arange(64), before), (balance(costs.tolist(), 16), after)):
             loads = costs[order].reshape(2, 8, 4).sum(-1)
             found.append(loads.max(axis=1).sum() / loads.mean(axis=1).sum())  # a pass takes as long as that
-    print(f"slowest / mean of a pass: {np.mean(before):.3f} undealt, {np.mean(after):.3f} dealt")
+    print(f"slowest / mean of a pass: {np.mean(before):.3f} unbalanced, {np.mean(after):.3f} balanced")
     assert np.mean(before) > 1.3
     assert np.mean(after) < 1.02
     assert max(after) < 1.05
@@ -98,7 +98,7 @@ def micro_batches(dataset, world, passes, workers=0, skipped=0):
 def test_each_step_has_its_examples_in_equal_and_balanced_micro_batches(examples, world, passes, workers):
     parts = world * passes
     steps = micro_batches(balanced(examples, cost, STEP, parts), world, passes, workers)
-    undealt = micro_batches(examples, world, passes)
+    unbalanced = micro_batches(examples, world, passes)
     assert len(steps) == STEPS
     for n, step in enumerate(steps):
         assert sorted(draw for batch in step for draw in batch) == list(range(n * STEP, (n + 1) * STEP))
@@ -109,7 +109,7 @@ def test_each_step_has_its_examples_in_equal_and_balanced_micro_batches(examples
 
     mean = sum(cost(examples[draw]) for draw in range(STEP * STEPS)) / parts
     assert sum(map(slowest, steps)) < 1.15 * mean
-    assert sum(map(slowest, steps)) < sum(map(slowest, undealt))
+    assert sum(map(slowest, steps)) < sum(map(slowest, unbalanced))
 
 
 def test_one_micro_batch_is_left_as_it_is(examples):
@@ -143,5 +143,12 @@ def test_nothing_is_read_before_its_turn(examples):
 
 def test_steps_of_rows_in_any_order_keep_their_rows():
     costs = [1.0, 9.0, 2.0, 8.0, 3.0, 7.0]
+
     # 8 | 8, 7 to the first (full), 1 to the second: 9 and 15; 9 | 7, 3 to the 7 (full), 2 to the 9: 10, 11
-    assert dealt_steps([5, 3, 3, 0, 1, 2, 4, 5], costs, 4, 2) == [5, 3, 3, 0, 4, 5, 1, 2]
+    class Ordered(ShuffledRows):
+        def __getitem__(self, n):
+            return self.rows[[5, 3, 3, 0, 1, 2, 4, 5][n]]
+
+    ordered = Ordered([{"number": n} for n in range(6)], 8, seed=0)
+    steps = LengthBalanced(ordered, lambda row: costs[row["number"]], 4, 2)
+    assert [row["number"] for row in steps] == [5, 3, 3, 0, 4, 5, 1, 2]

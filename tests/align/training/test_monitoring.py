@@ -4,7 +4,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 from trl import SFTConfig
 
 from align.models.chat import assistant, user
@@ -12,6 +11,7 @@ from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.collate import SFTCollator
+from align.training.data_loading import Rows
 from align.training.methods import Schedule
 from align.training.monitoring import Alarms
 from align.training.run import arguments, fit
@@ -59,7 +59,7 @@ def test_a_spike_is_told_once_with_step_and_what_to_do(capsys):
 def test_what_is_no_spike(values):
     alarms = Alarms()
     feed(alarms, losses(values))
-    assert alarms.said == {}
+    assert alarms.raised == {}
 
 
 def speeds(values):
@@ -72,10 +72,10 @@ def test_slowness_is_told_after_three_rows():
     marked = [i for i, row in enumerate(rows) if "alarm/slow" in row]
     assert marked == [13]
     assert rows[13]["alarm/slow"] == pytest.approx(0.4)
-    assert "step 14: 4 examples/s where it was 10" in alarms.said["slow"]
+    assert "step 14: 4 examples/s where it was 10" in alarms.raised["slow"]
     gentle = Alarms()
     feed(gentle, speeds([10.0] * 8 + [5.5] * 20))
-    assert gentle.said == {}
+    assert gentle.raised == {}
 
 
 def test_falling_chosen_answers_are_told_in_nats():
@@ -85,12 +85,12 @@ def test_falling_chosen_answers_are_told_in_nats():
     marked = [i for i, row in enumerate(rows) if "alarm/chosen_falls" in row]
     assert marked == [9]
     assert rows[9]["alarm/chosen_falls"] == pytest.approx(-11.0)
-    assert "lost 11 nats against the reference" in alarms.said["chosen_falls"]
+    assert "lost 11 nats against the reference" in alarms.raised["chosen_falls"]
     rising = Alarms()
     feed(rising, [{"loss": 0.5, "rewards/chosen": 0.2 * i} for i in range(30)])
     stronger = Alarms()
     feed(stronger, [{"loss": 0.5, "rewards/chosen": -0.2 * i} for i in range(12)], beta=1.0)
-    assert rising.said == stronger.said == {}
+    assert rising.raised == stronger.raised == {}
 
 
 def test_rows_about_something_else_are_left_alone():
@@ -112,9 +112,7 @@ def test_a_run_logs_its_throughput_and_its_alarms(tiny, tmp_path, capsys):
     trainer = AudioSFTTrainer(
         model=qwen2_audio.load_model(tiny.policy),
         args=SFTConfig(**options),
-        train_dataset=Dataset.from_list(
-            [{"messages": chat, "audios": ["3.wav"], "draw": i} for i in range(24)]
-        ),
+        train_dataset=Rows([{"messages": chat, "audios": ["3.wav"], "draw": i} for i in range(24)]),
         data_collator=SFTCollator(processor, ClipFeatures(processor, tiny.audio)),
         processing_class=processor,
     )

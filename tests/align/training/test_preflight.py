@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, SFTConfig
@@ -18,8 +17,9 @@ from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import StageFolder
 from align.training import preflight
 from align.training.collate import PreferenceCollator, SFTCollator
+from align.training.data_loading import Rows
 from align.training.methods import Schedule
-from align.training.preflight import NotReady, PackingIsWrong, Preflight, compare
+from align.training.preflight import NotReady, PackingIsWrong, Preflight, compare_packing
 from align.training.run import arguments, fit
 from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer
 from align.training.tuning import Tuning
@@ -92,7 +92,7 @@ def sft_trainer(tiny, out, model, processor, rows=CHATS):
     return AudioSFTTrainer(
         model=model,
         args=SFTConfig(**options),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Rows(rows),
         data_collator=SFTCollator(processor, ClipFeatures(processor, tiny.audio)),
         processing_class=processor,
     )
@@ -264,7 +264,7 @@ def dpo_trainer(tiny, folder, model, processor, *, packed):
         model=pack(model) if packed else model,
         ref_model=qwen2_audio.load_model(tiny.policy),
         args=DPOConfig(**options),
-        train_dataset=Dataset.from_list(PAIRS),
+        train_dataset=Rows(PAIRS),
         data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio), packed),
         processing_class=processor,
     )
@@ -295,11 +295,11 @@ def test_the_first_batch_is_computed_both_ways(tiny, tmp_path, model, processor,
 def test_a_packed_path_that_is_wrong_is_found_out(tiny, tmp_path, model, processor, monkeypatch):
     """Every segment sees all that lies before it in the packed row."""
     trainer = dpo_trainer(tiny, tmp_path, model, processor, packed=True)
-    compare(trainer.model, trainer.data_collator, PAIRS, torch.float32)
+    compare_packing(trainer.model, trainer.data_collator, PAIRS, torch.float32)
 
     def without_the_tree(query, key, value, sees, scale=None):
         return F.scaled_dot_product_attention(query, key, value, is_causal=sees.causal, scale=scale)
 
     monkeypatch.setitem(BACKENDS, "split", without_the_tree)
     with pytest.raises(PackingIsWrong, match="log-probs differ by .* Set packed: false"):
-        compare(trainer.model, trainer.data_collator, PAIRS, torch.float32)
+        compare_packing(trainer.model, trainer.data_collator, PAIRS, torch.float32)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import sha256_file
 from align.training.collate import PreferenceCollator
+from align.training.data_loading import Rows
 from align.training.methods import Schedule
 from align.training.reference import NAMES, ReferenceStore, batches_of, processor_digest
 from align.training.run import arguments
@@ -48,7 +49,7 @@ def make_trainer(tiny, folder, store=None, rows=ROWS, packed=True, lora=False, s
     return AudioDPOTrainer(
         model=pack(model) if packed else model,
         args=DPOConfig(**options),
-        train_dataset=Dataset.from_list([{"weight": 1.0, **row} for row in rows]),
+        train_dataset=Rows([{"weight": 1.0, **row} for row in rows]),
         data_collator=PreferenceCollator(processor, ClipFeatures(processor, tiny.audio), packed),
         processing_class=processor,
         peft_config=LoraConfig(r=2, target_modules=target, lora_dropout=0.5) if lora else None,
@@ -57,7 +58,7 @@ def make_trainer(tiny, folder, store=None, rows=ROWS, packed=True, lora=False, s
 
 
 def logps(trainer):
-    return torch.tensor([trainer.train_dataset[name] for name in NAMES])
+    return torch.tensor([trainer.train_dataset.columns[name] for name in NAMES])
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
@@ -69,8 +70,8 @@ def test_the_numbers_are_those_that_trl_computes(tiny, tmp_path, packed, lora):
             for name, weight in trainer.model.named_parameters():
                 if "lora_B" in name:
                     weight.fill_(0.1)
-    rows = trainer.train_dataset.remove_columns(list(NAMES))
-    theirs = super(AudioDPOTrainer, trainer)._precompute_ref_logps(rows, "train", 2)
+    rows = Dataset.from_list(trainer.train_dataset.dataset.rows)
+    theirs = DPOTrainer._precompute_ref_logps(trainer, rows, "train", 2)
     torch.testing.assert_close(
         logps(trainer), torch.tensor([theirs[name] for name in NAMES]), rtol=1e-6, atol=1e-6
     )
@@ -81,7 +82,7 @@ def test_what_is_known_is_read_and_not_computed(tiny, tmp_path):
     store = store_of(tiny, tmp_path / "store")
     first = make_trainer(tiny, tmp_path, store)
     (saved,) = store.folder.iterdir()
-    assert json.loads(saved.read_text())[NAMES[0]] == first.train_dataset[NAMES[0]]
+    assert json.loads(saved.read_text())[NAMES[0]] == first.train_dataset.columns[NAMES[0]]
     saved.write_text(json.dumps({name: [-7.0] * 5 for name in NAMES}))
     reweighed = [{**row, "weight": 2.0} for row in ROWS]
     again = make_trainer(tiny, tmp_path, store, reweighed, per_device_train_batch_size=1, beta=0.5)

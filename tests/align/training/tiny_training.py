@@ -1,6 +1,6 @@
 """Real training stages on a Qwen2-Audio of a few thousand parameters, alone or as one of several ranks.
 
-    torchrun --nproc_per_node 2 tests/align/training/tiny_training.py WORLD OUT sft-ddp dpo-zero3-lora sft-zero2@7 ...
+    torchrun --nproc_per_node 2 tests/align/training/tiny_training.py WORLD OUT sft-ddp sft-zero2@7 ...
 
 runs each case on two processes (without torchrun: in one) and leaves its stage folder in OUT/<case>; with
 @7 it is stopped in step 7 (OUT/<case>-stopped) and resumed (OUT/<case>-resumed).
@@ -138,7 +138,7 @@ def trace(path, stop_before=None):
     import torch
 
     from align.run_folder.artifacts import stop_requested
-    from align.training.checkpoints import AtomicCheckpoints
+    from align.training.trainers import AudioTrainer
 
     def digest(tensor):
         return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:12]
@@ -157,9 +157,9 @@ def trace(path, stop_before=None):
             stop_requested.set()
         return stock(trainer, model, inputs, *args, **kwargs)
 
-    stock = getattr(AtomicCheckpoints.training_step, "stock", AtomicCheckpoints.training_step)
+    stock = getattr(AudioTrainer.training_step, "stock", AudioTrainer.training_step)
     logged.stock = stock
-    AtomicCheckpoints.training_step = logged
+    AudioTrainer.training_step = logged
 
 
 def read_trace_of(folder, rank):
