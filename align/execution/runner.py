@@ -180,6 +180,7 @@ class _Execution:
         assert read is not None
         record = self._record(step, out, read)
         if current.state == "done":
+            out.remove_scratch()
             _say(f"{step.name}  up to date")
             if self.tracker:
                 self.tracker.follow(record, "done")

@@ -301,7 +301,7 @@ def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None
 def _work(loop_config: dict[str, Any]) -> None:
     """Run the stage as one of the workers; torch.distributed connects them already."""
     quieten()
-    from align.training import ranks, strategies
+    from align.training import processes, strategies
 
     job: _Job = loop_config["job"]
     if not job.board.folder.is_dir():
@@ -311,22 +311,22 @@ def _work(loop_config: dict[str, Any]) -> None:
         )
     if job.board.outcome is not None:
         return  # a replaced group: the stage had ended, its process had not
-    ranks.wait_at_most(job.timeout_s)
-    group = ranks.first_says(job.board.open_group() if ranks.is_first() else Path())
-    write_text(group / f"rank-{ranks.rank()}.place", f"process {os.getpid()} on {os.uname().nodename}")
+    processes.set_timeout(job.timeout_s)
+    group = processes.broadcast(job.board.open_group() if processes.is_first() else Path())
+    write_text(group / f"rank-{processes.rank()}.place", f"process {os.getpid()} on {os.uname().nodename}")
     hardware: Hardware = getattr(job.config, "hardware")  # noqa: B009 - of training stages only
     threading.Thread(target=_watch_for_stop, args=(job.board.stop,), daemon=True).start()
     metrics: dict[str, float] = {}
-    with Attempt() as attempt, _printing_to(job.board.output, ranks.is_first()):
+    with Attempt() as attempt, _printing_to(job.board.output, processes.is_first()):
         strategies.begin(hardware.strategy)
         metrics = _stage(job.config).run(job.config, job.inputs, job.out)
     if isinstance(attempt.error, Interrupted):
-        if ranks.is_first():
+        if processes.is_first():
             job.board.settle(interrupted=True)
     elif attempt.error is not None:
-        _report_error(attempt.error, job, group / f"rank-{ranks.rank()}.txt", ranks.rank())
+        _report_error(attempt.error, job, group / f"rank-{processes.rank()}.txt", processes.rank())
         raise attempt.error
-    elif ranks.is_first():
+    elif processes.is_first():
         job.board.settle(metrics=metrics)
 
 
@@ -365,7 +365,7 @@ def _is_lost_peer(error: BaseException) -> bool:
     """Whether the error says that another rank is gone."""
     from torch.distributed import DistError
 
-    from align.training.ranks import MissingRanks
+    from align.training.processes import MissingRanks
 
     if isinstance(error, DistError | MissingRanks | ConnectionError):
         return True

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
@@ -29,6 +29,8 @@ METRICS = "metrics.jsonl"
 _MARK = ".fingerprint"
 SECONDS = ".seconds"
 """Time spent on unfinished work so far, over all attempts."""
+SCRATCH = (_MARK, SECONDS, "checkpoints")
+"""In a stage's folder until it is finished: what lets killed work be taken up again."""
 _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow", "argilla")
 
 
@@ -61,6 +63,13 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hashes of files by their paths, several at a time: hashing leaves other threads running."""
+    files = list(paths)
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(files, pool.map(sha256_file, files), strict=True))
 
 
 def sha256_json(value: Any) -> str:
@@ -189,11 +198,12 @@ class StageFolder:
 
         A finished folder of other settings that is there is set aside.
         """
-        ours = {self.path / name for name in (_MARK, SECONDS, MANIFEST)}
-        files = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path not in ours]
-        names = [str(path.relative_to(self.path)) for path in files]
-        with ThreadPoolExecutor() as pool:  # hashing holds no lock
-            outputs = dict(zip(names, pool.map(sha256_file, files), strict=True))
+        files = sorted(
+            path
+            for path in self.path.rglob("*")
+            if path.is_file() and path.relative_to(self.path).parts[0] not in (*SCRATCH, MANIFEST)
+        )
+        outputs = {str(path.relative_to(self.path)): digest for path, digest in sha256_files(files).items()}
         write_json(
             self.path / MANIFEST,
             {
@@ -202,15 +212,22 @@ class StageFolder:
                 **manifest,
                 "output_digest": sha256_json(outputs),
                 "outputs": outputs,
-                "sizes": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
+                "sizes": {name: (self.path / name).stat().st_size for name in outputs},
             },
         )
         if self.final.exists():
             fsync_tree(self.path)  # before the other is moved: at any moment one of the two is whole
             self.stale.append(set_aside(self.final, self.name))
         commit_folder(self.path, self.final)
-        for name in (_MARK, SECONDS):  # until now they let a killed commit be taken up again
-            (self.final / name).unlink(missing_ok=True)
+        self.remove_scratch()
+
+    def remove_scratch(self) -> None:
+        """Remove from a finished folder what only unfinished work needs; a kill may have left it."""
+        for path in (self.final / name for name in SCRATCH):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -114,8 +114,9 @@ class Hardware(Config):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory: optimizer states (zero2, zero3), or the weights as well (zero3)."""
     memory_gb: float | None = Field(None, gt=0)
-    """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its passes
-    by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned without it."""
+    """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its
+    micro-batches by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned
+    without it."""
     address: str | None = None
     """Address of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
     cluster of this machine alone is started, and ended with the stage."""
@@ -357,10 +358,15 @@ class Objective(Config):
 
 
 class Choose(Config):
-    """Score every checkpoint on the dev split and keep the best; the test split is never seen here."""
+    """Publish the best checkpoint instead of the last; the test split is never used here."""
 
+    by: Literal["facts", "held_out_loss", "held_out_accuracy"] = "facts"
+    """`facts`: answers to dev questions, judged by the facts of synthetic clips. Else by preference pairs of
+    any data that are not trained on (`held_out`): their loss, or how many the policy ranks right."""
     questions: int = Field(200, ge=1)
+    """Dev questions, for `facts`."""
     max_new_tokens: int = Field(32, ge=1)
+    """Longest answer to them, in tokens."""
 
 
 class DPOConfig(FurtherTrainingConfig):
@@ -391,8 +397,11 @@ class DPOConfig(FurtherTrainingConfig):
     beta: float = Field(0.1, gt=0)
     """Strength of the leash to the reference."""
     epochs: float = Field(2, gt=0)
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the pairs that is not trained on, drawn by clips (pairs about one clip stay together) and the
+    seed: their loss, reward accuracy and margin are logged at every checkpoint."""
     choose: Choose | None = None
-    """How to choose among the checkpoints (one every `save_steps`); without it the last one is kept."""
+    """How to choose among the checkpoints (one every `save_steps`); without it the last one is published."""
 
     @model_validator(mode="after")
     def _loss_is_defined(self) -> DPOConfig:
@@ -400,9 +409,16 @@ class DPOConfig(FurtherTrainingConfig):
             raise ValueError("loss: exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
         return self
 
+    @model_validator(mode="after")
+    def _holds_out_what_it_chooses_by(self) -> DPOConfig:
+        if self.choose is not None and self.choose.by != "facts" and not self.held_out:
+            raise ValueError(f"choose by {self.choose.by} needs held-out pairs: set held_out, to 0.05 or so")
+        return self
+
     def needs_facts(self) -> tuple[str, str] | None:
-        """Checkpoints are scored by the facts."""
-        return ("choose", "no choose") if self.choose else None
+        """Answers to dev questions are judged by the facts."""
+        by_facts = self.choose is not None and self.choose.by == "facts"
+        return ("choose", "choose: {by: held_out_loss}") if by_facts else None
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""

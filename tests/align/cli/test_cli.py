@@ -205,7 +205,7 @@ def test_training_alone_on_a_cpu_prints_its_progress_only(tmp_path):
     """DeepSpeed, which accelerate imports whenever there is one, would tell on stdout that it sees no GPU."""
     program = (
         "from align.run_folder.progress import quieten; quieten(); "
-        "import sys; from pathlib import Path; from tests.align import tiny_training as tiny; "
+        "import sys; from pathlib import Path; from tests.align.training import tiny_training as tiny; "
         "world = tiny.make_world(Path(sys.argv[1])); "
         "tiny.run_here(tiny.make_config('sft', steps=1), world, Path(sys.argv[1]) / 'run'); "
         "assert 'deepspeed' in sys.modules"

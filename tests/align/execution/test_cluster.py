@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from align.execution.workers import ClusterTooSmall, WorkersFailed, run_stage
 from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.checkpoints import newest, step_of
-from tests.align import tiny_training
+from tests.align.training import tiny_training
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 STEPS, SAVE_STEPS = 60, 10
