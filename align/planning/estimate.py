@@ -1,10 +1,9 @@
 """How much memory, disk and time training takes, by arithmetic on shapes. Imports no torch.
 
 For `align check`: a stage itself measures what its activations take (`align.training.memory`) and takes only
-`model_states` from here. Bytes per parameter follow ZeRO (arXiv:1910.02054, section 3). Activations are an
-upper bound of what autograd keeps of a layer with fused attention, at most 1.4 times that
-(tests/align/planning/test_estimate.py). CUDA's own memory and fragmentation are not counted: `OVERHEAD`
-stands for them.
+`model_states` from here. Bytes per parameter follow ZeRO (arXiv:1910.02054, section 3). Activations are 0.9
+to 1.4 times what autograd keeps of layers with fused attention (tests/align/planning/test_estimate.py).
+CUDA's own memory and fragmentation are not counted: `OVERHEAD` stands for them.
 """
 
 from __future__ import annotations
@@ -274,7 +273,7 @@ def states_of(
 
 
 def activations(shape: Shape, load: Workload) -> float:
-    """Bytes that autograd keeps of one example between the forward and the backward pass, at most.
+    """Bytes that autograd keeps of one example between the forward and the backward pass.
 
     Of a checkpointed layer that is its input. The last layer of all is computed again at once, with its own
     activations beside its input: nothing is saved there.

@@ -138,11 +138,11 @@ def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, case):
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_two_processes_without_memory_took_their_steps_in_two_passes_each(together, log_of):
+def test_two_processes_without_memory_took_their_steps_in_two_micro_batches_each(together, log_of):
     folder = together("sft-ddp-tight")
     log = log_of("often")
     assert log.count("stage: does not fit 3.0 GB") == (2 if CAN_COMPILE else 1)
-    assert "2 of 3 layers are computed again" in log
+    assert "2 of 3 layers checkpointed" in log
     assert len((folder / "trace-1.jsonl").read_text().splitlines()) == 2 * 20
 
 
