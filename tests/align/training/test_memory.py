@@ -5,9 +5,7 @@ import json
 
 import pytest
 import torch
-from align.planning.memory_plan import MARGIN
 from peft import get_peft_model
-from tests.align.test_estimate import kept_by_autograd, learning, packed_pairs
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
