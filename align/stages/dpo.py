@@ -31,7 +31,7 @@ from align.stages.tuning import tuning_of
 from align.training import run as training
 from align.training.collate import Row, SFTCollator, pair_row
 from align.training.data_loading import hold_out
-from align.training.methods import DirectPreferenceOptimisation, Schedule
+from align.training.methods import Schedule, direct_preference_optimisation
 from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
@@ -50,8 +50,20 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     pairs = _rows(config, inputs[config.pairs])
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
-    method = DirectPreferenceOptimisation(
-        rows, config.loss, config.beta, _reference(pairs, corpus, out), held_out
+    schedule = Schedule(
+        math.ceil(len(rows) * config.epochs / config.batch_size),
+        config.batch_size,
+        config.learning_rate,
+        config.save_steps,
+        config.seed,
+    )
+    method = direct_preference_optimisation(
+        rows,
+        schedule,
+        loss=config.loss,
+        beta=config.beta,
+        reference=_reference(pairs, corpus, out),
+        held_out=held_out,
     )
     metrics = training.train(
         method,
@@ -59,13 +71,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         processor,
         corpus,
         out,
-        schedule=Schedule(
-            math.ceil(len(rows) * config.epochs / config.batch_size),
-            config.batch_size,
-            config.learning_rate,
-            config.save_steps,
-            config.seed,
-        ),
+        schedule=schedule,
         tuning=tuning,
         trl=config.trl,
         base=policy,

@@ -99,9 +99,10 @@ def train(
             name=out.name,
             folder=out.path,
             batch_size=schedule.batch_size,
-            longest=lambda: method.longest(lengths, tuning),
+            longest=lambda: method.longest(lengths, tuning.packed),
             collate=collator,
-            with_reference=method.has_reference_model(settings, tuning),
+            # of DPO: unless its log-probs are there before, or the policy without its adapters is it
+            with_reference=tuning.lora is None and not settings.get("precompute_ref_log_probs", True),
         ),
     )
     args = method.config(
@@ -117,7 +118,7 @@ def train(
         model=model,
         args=args,
         train_dataset=balanced(
-            method.order(schedule),
+            method.examples,
             lengths.cost,
             schedule.batch_size,
             schedule.batch_size // args.per_device_train_batch_size,
