@@ -14,7 +14,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,8 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SECONDS = ".seconds"
 """Time spent on unfinished work so far, over all attempts."""
+SCRATCH = (".fingerprint", SECONDS, "checkpoints")
+"""In a stage's folder until it is finished: what lets killed work be taken up again."""
 _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow", "argilla")
 
 
@@ -44,6 +47,13 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hashes of files by their paths, several at a time: hashing leaves other threads running."""
+    files = list(paths)
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(files, pool.map(sha256_file, files), strict=True))
 
 
 def sha256_json(value: Any) -> str:
@@ -153,12 +163,12 @@ class StageFolder:
 
     def commit(self, manifest: dict[str, Any]) -> None:
         """Hash the outputs, write the manifest and move the folder into place."""
-        ours = {self.path / name for name in (".fingerprint", SECONDS, MANIFEST)}
-        outputs = {
-            str(path.relative_to(self.path)): sha256_file(path)
-            for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path not in ours
-        }
+        files = sorted(
+            path
+            for path in self.path.rglob("*")
+            if path.is_file() and path.relative_to(self.path).parts[0] not in (*SCRATCH, MANIFEST)
+        )
+        outputs = {str(path.relative_to(self.path)): hash_ for path, hash_ in sha256_files(files).items()}
         write_json(
             self.path / MANIFEST,
             {
@@ -170,8 +180,15 @@ class StageFolder:
             },
         )
         commit_folder(self.path, self.final)
-        for name in (".fingerprint", SECONDS):  # until now they let a killed commit be taken up again
-            (self.final / name).unlink(missing_ok=True)
+        self.remove_scratch()
+
+    def remove_scratch(self) -> None:
+        """Remove from a finished folder what only unfinished work needs; a kill may have left it."""
+        for path in (self.final / name for name in SCRATCH):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@
 | TRL 1.16 | `_prepare_dataset` | TRL has no audio: it tokenizes rows up front, of a `datasets.Dataset` only |
 | TRL 1.16 | `_precompute_ref_logps` | its DeepSpeed engine for the reference leaves hooks on the policy |
 | transformers 5.23 | `_clip_grad_norm` | a gradient norm that is not finite would be stepped with |
+| DeepSpeed 0.19 | `DeepSpeedEngine.{save,load}_checkpoint` | frozen weights would be in every checkpoint |
 
 `tests/align/training/test_library_fixes.py` holds for each that the library still needs it and still fits it.
 Public methods that our trainers override (`compute_loss`, `training_step`, `log`, `evaluate`,
@@ -14,6 +15,7 @@ Public methods that our trainers override (`compute_loss`, `training_step`, `log
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -66,3 +68,23 @@ class FixedDPOTrainer(FixedTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> WithColumns:
         """TRL calls it while the model is still whole."""
         return WithColumns(dataset, self.reference_logps(dataset.rows, batch_size))
+
+
+def leave_frozen_weights_out() -> None:
+    """DeepSpeed's checkpoints without the weights that do not learn; `checkpoints` keeps those once.
+
+    Loading must then not miss them. The Trainer does both, but with low-rank updates only.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    if hasattr(DeepSpeedEngine, "_stock_load_checkpoint"):
+        return
+    DeepSpeedEngine._stock_load_checkpoint = DeepSpeedEngine.load_checkpoint
+    DeepSpeedEngine.save_checkpoint = partialmethod(
+        DeepSpeedEngine.save_checkpoint, exclude_frozen_parameters=True
+    )
+
+    def load_checkpoint(engine: Any, *args: Any, load_module_strict: bool = True, **kwargs: Any) -> Any:
+        return engine._stock_load_checkpoint(*args, load_module_strict=False, **kwargs)
+
+    DeepSpeedEngine.load_checkpoint = load_checkpoint

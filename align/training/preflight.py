@@ -233,11 +233,14 @@ def check_clip_lengths(
 
 
 def checkpoint_bytes(model: nn.Module, *, in_deepspeed: bool) -> int:
-    """Estimated size of a checkpoint: weights as they are, and Adam's state of those that learn."""
+    """About how large a checkpoint is: of the weights that learn their values and Adam's state.
+
+    With what DeepSpeed holds of them in float32.
+    """
     total = 0
     for weight in model.parameters():
         n = int(getattr(weight, "ds_numel", weight.numel()))  # under ZeRO-3 a parameter holds its share only
-        total += n * weight.element_size() + n * _ADAM_BYTES[in_deepspeed] * weight.requires_grad
+        total += weight.requires_grad * n * (weight.element_size() + _ADAM_BYTES[in_deepspeed])
     return total
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,20 @@ from align.run_folder.artifacts import (
 )
 from align.run_folder.progress import Progress
 from align.training import processes, strategies
-from align.training.checkpoints import STAGING, check_resumable, checkpoints, newest, step_of
+from align.training.checkpoints import (
+    as_policy,
+    candidates,
+    check_resumable,
+    publish,
+    resume_point,
+    step_of,
+)
 from align.training.data_loading import CACHE_BYTES, balanced, loader_arguments
 from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
 from align.training.preflight import Preflight
-from align.training.publish import as_policy, publish
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning, prepare_model
 
@@ -128,11 +133,11 @@ def train(
         peft_config=tuning.peft_config,
         strategy=tuning.strategy,
         undecayed=tuning.undecayed,
-        keep=2 if choice is None else None,
+        keep_candidates=choice is not None,
     )
     metrics = {**fit(trainer, out, tuning.modules), **({} if plan is None else plan.metrics)}
     if processes.is_first():
-        saved = checkpoints(out.path / "checkpoints")
+        saved = candidates(out.path / "checkpoints")
         checkpoint, scores = saved[-1], dict[str, float]()
         if choice is not None:
             checkpoint, scores = choose(choice, saved, trainer.state.log_history, base, processor, out)
@@ -260,13 +265,8 @@ def fit(trainer: AudioTrainer, out: StageFolder, trained: Sequence[str] = ("",))
 
 
 def _resumed_from(folder: Path) -> Path | None:
-    """The newest whole checkpoint, the same for all ranks; incomplete ones of killed attempts are removed."""
-    checkpoint = None
-    if processes.is_first():
-        for staged in folder.glob(f"{STAGING}*"):
-            shutil.rmtree(staged, ignore_errors=True)
-        checkpoint = newest(folder)
-    return processes.broadcast(checkpoint)
+    """The newest whole checkpoint, the same for all ranks."""
+    return processes.broadcast(resume_point(folder) if processes.is_first() else None)
 
 
 # -------------------------------------------------------------------------- choice of a checkpoint

@@ -1,7 +1,8 @@
 """How training is spread over processes: trainer arguments for DDP, DeepSpeed's ZeRO and FSDP2.
 
 DeepSpeed differs from its defaults in what its stages leave open here: its checkpoints gather whole
-weights, and the optimizer is the Trainer's own, so that every strategy takes the same steps.
+weights, gradients of micro-batches are summed in float32, and the optimizer is the Trainer's own, so that
+every strategy takes the same steps.
 """
 
 from __future__ import annotations
@@ -76,8 +77,11 @@ def begin(strategy: Strategy) -> None:
             f"{strategy} on a CPU compiles an op of DeepSpeed's on first use and needs g++ and ninja: "
             "`apt-get install g++ ninja-build`, or use ddp"
         )
-    import deepspeed  # patches what it finds loaded: only where it is asked for
+    import deepspeed  # patches what it finds loaded: only where a strategy needs it
 
+    from align.training.library_fixes import leave_frozen_weights_out
+
+    leave_frozen_weights_out()
     _compile_once()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
 
@@ -128,6 +132,7 @@ def _deepspeed(strategy: Strategy, offload: Offload) -> dict[str, Any]:
     return {
         "zero_optimization": stage,
         "bf16": {"enabled": "auto"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # else micro-batches are summed in bfloat16
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

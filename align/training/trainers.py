@@ -23,7 +23,7 @@ from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import is_packed, pack
 from align.run_folder.artifacts import read_json
 from align.training import processes
-from align.training.checkpoints import TOKENS, NonFiniteLoss
+from align.training.checkpoints import TOKENS, NonFiniteLoss, keep_frozen
 from align.training.collate import Row
 from align.training.data_loading import ABOUT, Rows
 from align.training.library_fixes import FixedDPOTrainer, FixedTrainer
@@ -41,7 +41,7 @@ class AudioTrainer(FixedTrainer):
         *args: Any,
         strategy: Strategy = "ddp",
         undecayed: frozenset[str] = frozenset(),
-        keep: int | None = 2,
+        keep_candidates: bool = False,
         **kwargs: Any,
     ) -> None:
         """TRL's arguments, and more.
@@ -49,11 +49,12 @@ class AudioTrainer(FixedTrainer):
         Args:
             strategy: how the training is spread over processes.
             undecayed: weights that weight decay leaves alone, beside biases and norms.
-            keep: how many checkpoints are kept; None keeps all.
+            keep_candidates: keep the weights of every checkpoint, to choose among them.
             args: for TRL.
             kwargs: for TRL.
         """
-        self.strategy, self.undecayed, self.keep = strategy, undecayed, keep
+        self.strategy, self.undecayed = strategy, undecayed
+        self.keep_candidates = keep_candidates
         self._step_losses: list[Tensor] = []
         super().__init__(*args, **kwargs)
         inner: Any = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
@@ -62,6 +63,7 @@ class AudioTrainer(FixedTrainer):
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint or from the start."""
+        self.frozen_digest = keep_frozen(self.model, Path(self.args.output_dir), checkpoint)
         if checkpoint is not None:
             self._total_train_tokens = read_json(checkpoint / TOKENS)
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
