@@ -101,7 +101,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         """Hidden states (L, D) of the packed row."""
         embedded = self.get_input_embeddings()(packed.tokens)
         if packed.clips is not None and features is not None:
-            vectors = self._encode(features, packed.clips).to(embedded.dtype)
+            vectors = self.encode(features, packed.clips).to(embedded.dtype)
             embedded = embedded.index_copy(0, packed.audio_at, vectors[packed.audio_from])
         elif "past_key_values" not in kwargs:
             # Other ranks may have audio, and ZeRO-3 and DDP wait for everyone's share of the tower. Alone
@@ -116,7 +116,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         ).last_hidden_state
         return states[0]
 
-    def _encode(self, features: Tensor, clips: PackedClips) -> Tensor:
+    def encode(self, features: Tensor, clips: PackedClips) -> Tensor:
         """Audio vectors (V, D) of distinct clips `features` (C, M, F): what the stock tower gives, unpadded.
 
         The stock tower encodes 30 s of every clip, masks the padding and throws its output away.
@@ -136,7 +136,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
     def _encode_silence(self, like: Tensor) -> Tensor:
         n_frames = 4
         mel = torch.zeros(1, self.audio_tower.num_mel_bins, n_frames + HALO, device=like.device)
-        return self._encode(mel, PackedClips.of([n_frames]).to(like.device)).to(like.dtype)
+        return self.encode(mel, PackedClips.of([n_frames]).to(like.device)).to(like.dtype)
 
     def _attend(self, sees: Ragged, states: Tensor, config: Any) -> Callable[..., Tensor]:
         heads = config.num_attention_heads
