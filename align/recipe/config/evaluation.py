@@ -84,6 +84,8 @@ class EvaluateConfig(StageConfig):
     """Format of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
+    workers: Annotated[int, NoEffect()] = Field(1, ge=1)
+    """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
 
     def needs_facts(self) -> tuple[str, str] | None:
         """The demo's judge decides by the facts."""

@@ -32,7 +32,7 @@ class SampleConfig(StageConfig):
     max_new_tokens: int = Field(32, ge=1)
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     workers: Annotated[int, NoEffect()] = Field(1, ge=1)
-    """More than one: Ray Data actors, each with its own copy of the policy."""
+    """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Completions, and the clips they are about."""
