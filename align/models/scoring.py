@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.utils import send_to_device
+from peft import PeftModel
 from torch import Tensor, nn
 
 from align.models.answer_head import is_completion
@@ -124,4 +125,4 @@ def _states(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor,
 
 def _inner(model: nn.Module) -> Any:
     """The model itself, below an adapter's wrapper; adapters stay in its layers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model

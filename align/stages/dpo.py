@@ -20,10 +20,11 @@ from align.evaluation import scores
 from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges.facts import FactJudge
-from align.generation.generate import Decoding, Request, Sampler, complete_all, flatten
+from align.generation.engine import Decoding, Request
+from align.generation.transformers_engine import TransformersEngine
 from align.models.chat import assistant, user
+from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
-from align.models.qwen2_audio.packed import pack
 from align.models.scoring import kl_per_completion
 from align.recipe.config.training import Choose, DPOConfig
 from align.run_folder.artifacts import StageFolder
@@ -31,15 +32,17 @@ from align.stages.tuning import tuning_of
 from align.training import run as training
 from align.training.collate import Row, SFTCollator, pair_row
 from align.training.data_loading import hold_out
-from align.training.methods import DirectPreferenceOptimisation, Schedule
+from align.training.methods import Schedule, direct_preference_optimisation
 from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
-from align.training.tuning import Tuning
 from preference_data import store
 from preference_data.dataset.sources import table
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
+
+_BATCH = 128
+"""Dev questions that are answered together."""
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -50,8 +53,20 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     pairs = _rows(config, inputs[config.pairs])
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
-    method = DirectPreferenceOptimisation(
-        rows, config.loss, config.beta, _reference(pairs, corpus, out), held_out
+    schedule = Schedule(
+        math.ceil(len(rows) * config.epochs / config.batch_size),
+        config.batch_size,
+        config.learning_rate,
+        config.save_steps,
+        config.seed,
+    )
+    method = direct_preference_optimisation(
+        rows,
+        schedule,
+        loss=config.loss,
+        beta=config.beta,
+        reference=_reference(pairs, corpus, out),
+        held_out=held_out,
     )
     metrics = training.train(
         method,
@@ -59,17 +74,11 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         processor,
         corpus,
         out,
-        schedule=Schedule(
-            math.ceil(len(rows) * config.epochs / config.batch_size),
-            config.batch_size,
-            config.learning_rate,
-            config.save_steps,
-            config.seed,
-        ),
+        schedule=schedule,
         tuning=tuning,
         trl=config.trl,
         base=policy,
-        choice=_choice(config.choose, policy, corpus, tuning),
+        choice=_choice(config.choose, policy, corpus),
     )
     return {**metrics, "pairs": float(len(rows)), "held_out_pairs": float(len(held_out))}
 
@@ -93,9 +102,7 @@ def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> Reference
     return ReferenceStore(out.path.parent / ".reference", clips)
 
 
-def _choice(
-    choose: Choose | None, policy: Path | str, corpus: Path, tuning: Tuning
-) -> CheckpointChoice | None:
+def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
     match choose:
         case None:
             return None
@@ -104,43 +111,48 @@ def _choice(
         case Choose(by="held_out_accuracy"):
             return CheckpointChoice("held_out/accuracy")
         case _:
-            return CheckpointChoice("dev/score", score=DevScore(choose, policy, corpus, tuning))
+            return CheckpointChoice("dev/score", score=DevScore(choose, policy, corpus))
 
 
 class DevScore:
     """Scores a policy by its answers to dev questions about known facts, and by its KL to the reference."""
 
-    def __init__(self, choose: Choose, reference: Path | str, corpus: Path, tuning: Tuning) -> None:
-        self.decoding, self.corpus, self.tuning = Decoding(choose.max_new_tokens), corpus, tuning
+    def __init__(self, choose: Choose, reference: Path | str, corpus: Path) -> None:
+        self.decoding, self.corpus = Decoding(choose.max_new_tokens), corpus
         self.items = _dev_items(corpus, choose.questions)
         self.requests = [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
         self._reference = reference
 
     @cached_property
-    def reference(self) -> Sampler:
+    def reference(self) -> TransformersEngine:
         """Loaded when training is over."""
-        return Sampler(self._reference, self.corpus)
+        processor = qwen2_audio.load_processor(self._reference)
+        return TransformersEngine(self._reference, ClipFeatures(processor, self.corpus))
 
     def __call__(self, policy: Path) -> dict[str, float]:
         """Means over the questions; KL in nats per answer."""
-        sampler = Sampler(policy, self.corpus, features=self.reference.features)
-        answers = flatten(complete_all(sampler, self.requests, self.decoding, seed=0, batch_size=128))
+        engine = TransformersEngine(policy, self.reference.clips)
+        answers = self._answers(engine)
         judgements = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
         overall = scores.summary(judgements, answers)
         names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
-        metrics = {f"dev/{name}": overall[name] for name in names}
-        return {**metrics, "dev/kl": self._kl(sampler, answers)}
+        kl = self._kl(engine, answers)
+        engine.close()
+        return {**{f"dev/{name}": overall[name] for name in names}, "dev/kl": kl}
 
-    def _kl(self, sampler: Sampler, answers: Sequence[str]) -> float:
+    def _answers(self, engine: TransformersEngine) -> list[str]:
+        numbered = list(enumerate(self.requests))
+        batches = (dict(numbered[i : i + _BATCH]) for i in range(0, len(numbered), _BATCH))
+        completed = (done for batch in batches for done in engine.complete(batch, self.decoding, seed=0))
+        return [completions[0].text for _, completions in sorted(completed)]
+
+    def _kl(self, engine: TransformersEngine, answers: Sequence[str]) -> float:
         rows = [
             {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios, "draw": 0}
             for item, request, answer in zip(self.items, self.requests, answers, strict=True)
         ]
-        if self.tuning.packed:
-            for model in (sampler.model, self.reference.model):
-                pack(model, self.tuning.attention)
-        collate = SFTCollator(sampler.processor, self.reference.features, packed=self.tuning.packed)
-        return float(kl_per_completion(sampler.model, self.reference.model, collate, rows).mean())
+        collate = SFTCollator(engine.processor, engine.clips, packed=True)
+        return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
 
 
 def _dev_items(corpus: Path, n: int) -> list[Item]:

@@ -29,7 +29,7 @@ from align.training import run as training
 from align.training.augmentation import augmentation_of
 from align.training.collate import task_row
 from align.training.data_loading import Examples, Lesson, Part
-from align.training.methods import Schedule, SupervisedFineTuning
+from align.training.methods import Schedule, supervised_fine_tuning
 from align.training.preflight import check_clip_lengths
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
@@ -56,7 +56,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     processor, model = _start(config, inputs, out.path / "assembled")
     check_clip_lengths(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     n_parameters = qwen2_audio.n_parameters(model)
-    method = SupervisedFineTuning(
+    method = supervised_fine_tuning(
         _examples(config, corpus), augmentation_of(**config.augment.model_dump()), config.max_bad_fraction
     )
     metrics = training.train(

@@ -27,7 +27,7 @@ from align.training.augmentation import augmentation_of
 from align.training.collate import SFTCollator, chat_row, task_row
 from align.training.data_loading import Examples, Part
 from align.training.filtering import keep, saved_effects
-from align.training.methods import Schedule, SupervisedFineTuning
+from align.training.methods import Schedule, supervised_fine_tuning
 from align.training.preflight import check_clip_lengths
 from preference_data.dataset.filters import Limits
 from preference_data.dataset.manifest import Selection
@@ -50,7 +50,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         limits, least = _limits(config.filters), config.filters.min_audio_effect
         kept = keep(table(corpus, "sft", Chat), limits, out, least, effects)
         chats, counts = _selected(chats, np.array(kept.numbers)), kept.counts
-    method = SupervisedFineTuning(
+    method = supervised_fine_tuning(
         _examples(config, corpus, chats),
         augmentation_of(**config.augment.model_dump()),
         config.max_bad_fraction,

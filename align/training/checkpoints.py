@@ -212,7 +212,7 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     def digest(item: tuple[str, Tensor]) -> tuple[str, str, list[int], str]:
         name, tensor = item
         value = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        return name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(memoryview(value)).hexdigest()
+        return name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(value.data).hexdigest()
 
     with ThreadPoolExecutor() as pool:
         return sha256_json(sorted(pool.map(digest, tensors)))

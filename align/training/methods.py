@@ -1,10 +1,11 @@
-"""The ways to train, each with all by which it differs from the others; `run.train` does the rest."""
+"""The ways to train, each as the values by which it differs from the others; `run.train` does the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from trl import DPOConfig, SFTConfig
 
@@ -15,7 +16,6 @@ from align.training.data_loading import Examples, ReplacingCollator, Rows, Shuff
 from align.training.lengths import Lengths, Longest
 from align.training.reference import ReferenceStore
 from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer, AudioTrainer
-from align.training.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -29,104 +29,55 @@ class Schedule:
     seed: int
 
 
-class Method(Protocol):
-    """All by which one way to train differs from another."""
-
-    @property
-    def config(self) -> type[Any]:
-        """TRL's config class."""
-        ...
-
-    @property
-    def trl(self) -> Mapping[str, Any]:
-        """Arguments of it that the method sets; the recipe's come after them."""
-        ...
-
-    def order(self, schedule: Schedule) -> Examples | ShuffledRows:
-        """The examples of the whole training in their order."""
-        ...
-
-    def longest(self, lengths: Lengths, tuning: Tuning) -> Longest:
-        """The example that needs most memory."""
-        ...
-
-    def has_reference_model(self, settings: Mapping[str, Any], tuning: Tuning) -> bool:
-        """Whether a second, frozen model stands beside the one that learns."""
-        ...
-
-    def collator(self, processor: Any, features: ClipFeatures, packed: bool) -> Callable[..., dict[str, Any]]:
-        """Rows -> a batch."""
-        ...
-
-    def trainer(self, **common: Any) -> AudioTrainer:
-        """A trainer with the arguments that all have in common."""
-        ...
-
-
 @dataclass(frozen=True)
-class SupervisedFineTuning:
-    """Next-token training on examples in their order: pre-training and SFT."""
+class Method:
+    """A way to train: its examples in order, its trainer, and how rows become batches for it."""
 
-    examples: Examples
-    augmentation: Augmentation | SpecAugment = Augmentation()
-    max_bad_fraction: float = 0.01
-    config: type[Any] = SFTConfig
+    examples: Examples | ShuffledRows
+    longest: Callable[[Lengths, bool], Longest]
+    """The example that needs most memory, packed or not."""
+    collator: Callable[[Any, ClipFeatures, bool], Callable[[Sequence[Row]], dict[str, Any]]]
+    """Of a processor, features, and whether batches are packed."""
+    trainer: Callable[..., AudioTrainer]
+    config: type[Any]
+    """TRL's config class."""
     trl: Mapping[str, Any] = field(default_factory=dict)
-
-    def order(self, schedule: Schedule) -> Examples:
-        """The examples themselves: their numbers decide what they are."""
-        return self.examples
-
-    def longest(self, lengths: Lengths, tuning: Tuning) -> Longest:
-        """The longest of many draws."""
-        return lengths.longest_example(self.examples)
-
-    def has_reference_model(self, settings: Mapping[str, Any], tuning: Tuning) -> bool:
-        """Never."""
-        return False
-
-    def collator(self, processor: Any, features: ClipFeatures, packed: bool) -> ReplacingCollator:
-        """Collates chats and texts; clips that cannot be read are replaced."""
-        return ReplacingCollator(SFTCollator(processor, features, self.augmentation, packed), self.examples)
-
-    def trainer(self, **common: Any) -> AudioSFTTrainer:
-        """TRL's SFT."""
-        return AudioSFTTrainer(max_bad_fraction=self.max_bad_fraction, **common)
+    """Its arguments that the method sets; the recipe's come after them."""
 
 
-@dataclass(frozen=True)
-class DirectPreferenceOptimisation:
-    """DPO (arXiv:2305.18290) on weighted pairs, with held-out pairs evaluated at every checkpoint."""
+def supervised_fine_tuning(
+    examples: Examples, augmentation: Augmentation | SpecAugment, max_bad_fraction: float
+) -> Method:
+    """Next-token training on examples in their order: pre-training and SFT.
 
-    rows: Sequence[Row]
-    loss: str
-    beta: float
-    reference: ReferenceStore
-    held_out: Sequence[Row] = ()
-    config: type[Any] = DPOConfig
+    More than `max_bad_fraction` unreadable clips stop it; fewer are replaced.
+    """
+    return Method(
+        examples,
+        lambda lengths, packed: lengths.longest_example(examples),
+        lambda processor, features, packed: ReplacingCollator(
+            SFTCollator(processor, features, augmentation, packed), examples
+        ),
+        partial(AudioSFTTrainer, max_bad_fraction=max_bad_fraction),
+        SFTConfig,
+    )
 
-    @property
-    def trl(self) -> dict[str, Any]:
-        """Loss, beta, and a reference whose log-probs are computed once."""
-        return {"loss_type": [self.loss], "beta": self.beta, "precompute_ref_log_probs": True}
 
-    def order(self, schedule: Schedule) -> ShuffledRows:
-        """Shuffled epochs over the pairs."""
-        return ShuffledRows(self.rows, schedule.steps * schedule.batch_size, schedule.seed)
-
-    def longest(self, lengths: Lengths, tuning: Tuning) -> Longest:
-        """The pair with most tokens."""
-        return lengths.longest_pair(self.rows, packed=tuning.packed)
-
-    def has_reference_model(self, settings: Mapping[str, Any], tuning: Tuning) -> bool:
-        """Unless its log-probs are computed before, or the policy without its adapters is the reference."""
-        return tuning.lora is None and not settings["precompute_ref_log_probs"]
-
-    def collator(self, processor: Any, features: ClipFeatures, packed: bool) -> PreferenceCollator:
-        """Collates pairs."""
-        return PreferenceCollator(processor, features, packed)
-
-    def trainer(self, **common: Any) -> AudioDPOTrainer:
-        """TRL's DPO."""
-        held_out = Rows(self.held_out) if self.held_out else None
-        return AudioDPOTrainer(eval_dataset=held_out, reference=self.reference, **common)
+def direct_preference_optimisation(
+    rows: Sequence[Row],
+    schedule: Schedule,
+    *,
+    loss: str,
+    beta: float,
+    reference: ReferenceStore,
+    held_out: Sequence[Row] = (),
+) -> Method:
+    """DPO (arXiv:2305.18290) in shuffled epochs over weighted pairs; `held_out` ones are evaluated."""
+    return Method(
+        ShuffledRows(rows, schedule.steps * schedule.batch_size, schedule.seed),
+        lambda lengths, packed: lengths.longest_pair(rows, packed=packed),
+        PreferenceCollator,
+        partial(AudioDPOTrainer, eval_dataset=Rows(held_out) if held_out else None, reference=reference),
+        DPOConfig,
+        {"loss_type": [loss], "beta": beta, "precompute_ref_log_probs": True},
+    )

@@ -51,9 +51,6 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 """Mean difference of log-probs in nats that rounding explains; a wrong mask makes more than one nat."""
 
 
-Predictions = Callable[[nn.Module, Mapping[str, Any]], Tensor]
-
-
 class NotReady(ValueError):
     """Training would not do what the recipe says; nothing was trained. The message says what to mend."""
 
@@ -99,18 +96,12 @@ class Preflight(TrainerCallback):
 # -------------------------------------------------------------------------- audio
 
 
-def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predictions | None = None) -> None:
+def check_audio(model: nn.Module, batch: Mapping[str, Any]) -> None:
     """Check that predictions of the completions change with the clip: for silence, and for it upside down.
-
-    Args:
-        model: what is trained.
-        batch: of a collator.
-        predictions: numbers that depend on what the model predicts; by default the completions' logits.
 
     Raises:
         NotReady: they do not, or no more than they do between two equal passes.
     """
-    predict = predictions or _logits
     inputs = send_to_device(dict(batch), next(model.parameters()).device)
     if "input_features" not in inputs:
         raise NotReady(
@@ -118,10 +109,10 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predict
             "data and the model. Look at what the collator makes of `audios`"
         )
     mel = inputs["input_features"]
-    as_it_is = predict(model, inputs)
-    noise = (as_it_is - predict(model, inputs)).abs().max().item()
+    as_it_is = _logits(model, inputs)
+    noise = (as_it_is - _logits(model, inputs)).abs().max().item()
     for other, name in ((torch.full_like(mel, mel.min().item()), "silence"), (mel.flip(-2), "another sound")):
-        change = (as_it_is - predict(model, {**inputs, "input_features": other})).abs().max().item()
+        change = (as_it_is - _logits(model, {**inputs, "input_features": other})).abs().max().item()
         if not change > 2 * noise:
             raise NotReady(
                 f"the audio does not reach the model: with {name} instead of the clip, what it predicts "

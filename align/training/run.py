@@ -104,9 +104,10 @@ def train(
             name=out.name,
             folder=out.path,
             batch_size=schedule.batch_size,
-            longest=lambda: method.longest(lengths, tuning),
+            longest=lambda: method.longest(lengths, tuning.packed),
             collate=collator,
-            with_reference=method.has_reference_model(settings, tuning),
+            # of DPO: unless its log-probs are there before, or the policy without its adapters is it
+            with_reference=tuning.lora is None and not settings.get("precompute_ref_log_probs", True),
         ),
     )
     args = method.config(
@@ -122,7 +123,7 @@ def train(
         model=model,
         args=args,
         train_dataset=balanced(
-            method.order(schedule),
+            method.examples,
             lengths.cost,
             schedule.batch_size,
             schedule.batch_size // args.per_device_train_batch_size,
@@ -164,7 +165,7 @@ def arguments(
     parts = processes.world_size() * accumulation
     if schedule.batch_size % parts:
         raise ValueError(
-            f"batch_size {schedule.batch_size} cannot be divided evenly over {parts} "
+            f"batch_size {schedule.batch_size} cannot be split evenly over {parts} "
             "(processes x micro-batches)"
         )
     on_gpu = torch.cuda.is_available()

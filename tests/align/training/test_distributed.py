@@ -125,10 +125,26 @@ def weights(folder):
     return load_file(stage(folder) / "model" / "model.safetensors")
 
 
+def trained(folder):
+    return [row for row in read_metrics(stage(folder) / "metrics.jsonl") if "loss" in row]
+
+
+@pytest.mark.parametrize("case", those(lambda case: case.startswith("dpo") and "once" not in case))
+def test_held_out_pairs_are_each_evaluated_once(alone, together, case):
+    """Three pairs over two processes: one of them has a pair that does not count."""
+    found = [
+        [row for row in read_metrics(stage(folder) / "metrics.jsonl") if "held_out/loss" in row]
+        for folder in (alone(kind_of(case)), together(case))
+    ]
+    assert [row["step"] for row in found[0]] == [row["step"] for row in found[1]] == [10, 20]
+    for one, two in zip(*found, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
 @pytest.mark.parametrize("case", parameters(CASES, RARE_CASES))
 def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, case):
     one, two = alone(kind_of(case)), together(case)
-    a, b = (read_metrics(stage(folder) / "metrics.jsonl") for folder in (one, two))
+    a, b = (trained(folder) for folder in (one, two))
     assert [row["step"] for row in a] == [row["step"] for row in b] == list(range(1, 21))
     for x, y in zip(a, b, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5), x["step"]
@@ -149,13 +165,17 @@ def test_two_processes_without_memory_took_their_steps_in_two_micro_batches_each
 @pytest.mark.parametrize("case", those(lambda case: case.startswith("dpo")))
 def test_every_strategy_has_the_reference_of_one_process(alone, together, case):
     """Each process computes its share, before the model is divided; what was known is not asked again."""
-    two = together(case)
-    (one,), (both,) = (list((folder / ".reference").iterdir()) for folder in (alone(kind_of(case)), two))
-    assert one.name == both.name  # weights, rows, clips, template and dtype are the same
-    for name, logps in read_json(one).items():
-        assert read_json(both)[name] == pytest.approx(logps, rel=1e-6), name
+    one, two = (
+        {path.name: read_json(path) for path in (folder / ".reference").iterdir()}
+        for folder in (alone(kind_of(case)), together(case))
+    )
+    assert one.keys() == two.keys()  # weights, rows, clips, template and dtype are the same
+    assert len(one) == (1 if "once" in case else 2)  # to train on, and held out
+    for digest, columns in one.items():
+        for name, logps in columns.items():
+            assert two[digest][name] == pytest.approx(logps, rel=1e-6), name
     if case in RESUMED:
-        assert len(list((together(f"{case}-resumed") / ".reference").iterdir())) == 1
+        assert len(list((together(f"{case}-resumed") / ".reference").iterdir())) == len(one)
 
 
 @pytest.mark.parametrize("name", parameters(["often"], ["rare"]))

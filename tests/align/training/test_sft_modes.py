@@ -5,7 +5,10 @@ import json
 
 import pytest
 
-from align.generation.generate import Decoding, Request, Sampler
+from align.generation.engine import Decoding, Request
+from align.generation.transformers_engine import TransformersEngine
+from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.training import SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import sft
@@ -71,8 +74,10 @@ def test_every_mode_is_learned_at_once(tiny, corpus, tmp_path):
         Request("Is the tone high or low?", ("1.wav", "2.wav")),
         Request("user?", ()),
     ]
-    sampler = Sampler(out / "model", corpus)
-    assert sampler.complete(requests, Decoding(max_new_tokens=12), seed=0) == [
+    processor = qwen2_audio.load_processor(out / "model")
+    engine = TransformersEngine(out / "model", ClipFeatures(processor, corpus))
+    completed = dict(engine.complete(dict(enumerate(requests)), Decoding(max_new_tokens=12), seed=0))
+    assert [[completion.text for completion in completed[n]] for n in range(4)] == [
         ["tone"],
         ["low"],
         ["The tone is low."],

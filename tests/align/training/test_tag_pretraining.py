@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from align.generation.generate import Decoding, Request, Sampler
+from align.generation.engine import Decoding, Request
+from align.generation.transformers_engine import TransformersEngine
+from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor
 from align.recipe.config.training import ModelShape, PretrainConfig
 from align.run_folder.artifacts import StageFolder
@@ -91,7 +93,9 @@ def test_stamps_are_learned_and_told(corpus, tmp_path):
     _, policy = trained(corpus, tmp_path, "tags_released", steps=80)
     asked = [examples(number, start_s)[0] for number, start_s in enumerate(STARTS_S)]
     requests = [Request(prompt_of(one, "tags_released"), one.audios, plain=True) for one in asked]
-    said = Sampler(policy, corpus).complete(requests, Decoding(max_new_tokens=8), seed=0)
+    engine = TransformersEngine(policy, ClipFeatures(load_processor(policy), corpus))
+    numbered = dict(enumerate(requests))
+    said = [[c.text for c in group] for _, group in engine.complete(numbered, Decoding(max_new_tokens=8), 0)]
     for one, (text,) in zip(asked, said, strict=True):
         assert text == target_of(one)
         assert parse_words("<|0.00|>" + text) == list(one.words)

@@ -85,8 +85,8 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     """The config of a case `KIND[-STRATEGY][-OPTION]`, such as `sft-zero2-lora`.
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
-    plans; `frozen`: the audio tower; `once`: all rows are one batch; `filtered`: without chats that need no
-    audio; `stock`: not packed; `tags`: pre-training on tags.
+    plans; `frozen`: the audio tower; `once`: all rows are one batch, else DPO holds three out; `filtered`:
+    without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags.
     """
     from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
 
@@ -120,7 +120,8 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
             own |= {"model": "policy", "prompt_format": "tags_released", "train": ["projector", "new_tokens"]}
             own["trl"] = {**shared["trl"], "weight_decay": 0.1}
         return PretrainConfig.model_validate({**shared, **own, **changes})
-    own = {"pairs": "pairs", "epochs": steps * batch / 24}
+    held_out = 0 if "once" in options else 3  # pairs of 24
+    own = {"pairs": "pairs", "epochs": (steps * batch - 0.5) / (24 - held_out), "held_out": held_out / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
 
 
