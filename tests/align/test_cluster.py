@@ -18,7 +18,7 @@ from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.checkpoints import newest, step_of
 from tests.align import tiny_training
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 STEPS, SAVE_STEPS = 60, 10
 
 
