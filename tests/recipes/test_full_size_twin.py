@@ -1,8 +1,8 @@
 """recipes/qwen2_audio_7b as it is, but for sizes: CPU processes, tiny checkpoints, published layouts.
 
-Data sets are prepared from the layouts that their publishers ship, mixed, and trained on; people's judgements
-come as imported pairs. Two Ray workers train under ZeRO-3 in DPO; where a test is `slow`, also under ZeRO-2 in
-pre-training and under ZeRO-3 in SFT. Evaluation and gate: `test_whole_loop`.
+Data sets are prepared from the layouts that their publishers ship, mixed, and trained on; people's
+judgements come as imported pairs. Two Ray workers train under ZeRO-3 in DPO; where a test is `slow`, also
+under ZeRO-2 in pre-training and under ZeRO-3 in SFT. Evaluation and gate: `test_whole_loop`.
 """
 
 import json
