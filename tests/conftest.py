@@ -35,7 +35,7 @@ class Tiny(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
-    from align.models import qwen2_audio
+    from align.models.qwen2_audio import model as qwen2_audio
 
     root = tmp_path_factory.mktemp("tiny")
     processor = qwen2_audio.build_processor(TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1)
@@ -65,6 +65,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Do not look through torch's and our modules again in each of a training's garbage collections (1 s each)."""
+    """Modules need not be looked through in each garbage collection of a training, 1 s each."""
     gc.collect()
     gc.freeze()

@@ -15,24 +15,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation import air_bench, benchmarks, judge_agreement, recognition
-from align.evaluation.air_bench import Item
-from align.evaluation.judge import FactJudge
-from align.evaluation.judge_prompt import Official, Strict
-from align.evaluation.llm_judge import ChatModel, LLMJudge
-from align.evaluation.local_model import LocalModel
+from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import tasks as benchmarks
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.judges import agreement as judge_agreement
+from align.evaluation.judges.facts import FactJudge
+from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
+from align.evaluation.judges.local_model import LocalModel
+from align.evaluation.judges.prompt import Official, Strict
 from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
-from align.evaluation.recognition import Utterance
 from align.generation.generate import Decoding, Request
 from align.generation.sheets import Sheet, answer
 from align.models.features import ClipFeatures
-from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
+from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
-from preference_data.schema import Annotation, Prompt, Shown
+from preference_data.schema import Comparison, Judgement, Prompt
 from preference_data.store import write_rows
 
 _CONSTANTS_TRIED = 20
@@ -148,7 +150,7 @@ def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[It
 
 
 def _endpoint(asked: JudgeModel, url: str) -> ChatModel:
-    from align.evaluation.endpoint import Endpoint  # its client takes a second to import
+    from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
 
     return Endpoint(url, asked.model, parameters=asked.parameters, concurrency=asked.concurrency)
 
@@ -157,12 +159,14 @@ def _agreement(
     config: EvaluateConfig, marking: Marking, annotated: Path, corpus: Path, label: str
 ) -> dict[str, dict[str, Any]]:
     """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
-    shown = [one for one in store.read(annotated / "shown.jsonl", Shown) if one.purpose == "comparison"]
-    lot = np.random.default_rng(config.seed).permutation(len(shown))[: config.annotated_pairs]
+    comparisons = [
+        one for one in store.read(annotated / "comparisons.jsonl", Comparison) if one.purpose == "comparison"
+    ]
+    lot = np.random.default_rng(config.seed).permutation(len(comparisons))[: config.annotated_pairs]
     return judge_agreement.measure(
         partial(marking.points, label=f"{label} annotated answers judged"),
-        [shown[i] for i in sorted(lot)],
-        store.stream(annotated / "annotations.jsonl", Annotation),
+        [comparisons[i] for i in sorted(lot)],
+        store.stream(annotated / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(corpus / "prompts.jsonl", Prompt)},
     )
 

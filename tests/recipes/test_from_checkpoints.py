@@ -8,7 +8,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from align.run_folder.artifacts import read_json, read_metrics
 from tests import forked
-from tests.align.test_assemble import make_qwen
+from tests.align.models.test_assemble import make_qwen
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {

@@ -4,6 +4,7 @@ Two groups of tests share one finished run, each in a worker of its own: what th
 that are killed or wait for people. Only the finished run starts the command itself; see `tests.forked`.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -16,10 +17,9 @@ import wave
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests import forked
-from tests.align.openai_server import judge, serving
+from tests.align.evaluation.openai_server import judge, serving
 
 ROOT = Path(__file__).parents[2]
 ALIGN = str(Path(sys.executable).with_name("align"))
@@ -94,7 +94,8 @@ def whole(tmp_path_factory, worker_id) -> Path:
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     out = shared / "loop" / "runs" / "whole"
-    with FileLock(shared / "loop.lock"):
+    with (shared / "loop.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "loop" / "done").exists():
             result = subprocess.run(
                 [ALIGN, *command(out)], env=environment(), capture_output=True, text=True, check=False
@@ -182,7 +183,7 @@ def wait_and_kill(programs, out: Path, sign: str) -> bool:
 
 SIGNS = [
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
-    "snapshots/*/annotations.jsonl",
+    "snapshots/*/judgements.jsonl",
     ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
 ]
 ALL_SIGNS = [
@@ -190,9 +191,9 @@ ALL_SIGNS = [
     ".partial-1_pretrain/checkpoints/checkpoint-4",
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
     ".partial-3_sample/batches/00001.json",
-    ".partial-4_annotate/shown.jsonl",
+    ".partial-4_annotate/comparisons.jsonl",
     "argilla/server.json",
-    "snapshots/*/annotations.jsonl",
+    "snapshots/*/judgements.jsonl",
     ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
     ".partial-6_dpo/dev/*.json",
     ".partial-7_evaluate/texts/*.json",
@@ -330,7 +331,7 @@ def test_a_server_that_is_not_there_is_a_clear_error_and_loses_nothing(only, cop
     assert "http://127.0.0.1:9" in failed.stderr
     assert "align annotate up" in failed.stderr
     assert "not-a-key" not in failed.stdout + failed.stderr
-    assert (out / "4_annotate" / "annotations.jsonl").exists()
+    assert (out / "4_annotate" / "judgements.jsonl").exists()
 
 
 def test_a_judge_model_rates_and_its_ratings_reach_the_gate(only, copied):
@@ -436,7 +437,7 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
 
 @pytest.mark.parametrize("prompt_format", ["tags_paper", "tags_released"])
 def test_the_tag_dialect_is_one_key(whole, tmp_path, prompt_format):
-    from align.models.qwen2_audio import load_processor
+    from align.models.qwen2_audio.model import load_processor
     from align.recipe.config.training import ModelShape, PretrainConfig
     from align.run_folder.artifacts import StageFolder
     from align.stages import pretrain
