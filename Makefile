@@ -9,6 +9,7 @@ DIGITS ?= data/free-spoken-digit-dataset
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
+unexport PYTHONDONTWRITEBYTECODE # or each of the many processes would compile our modules again
 
 .PHONY: demo demo-seeds digits bench-dpo test test-slow check clean
 
