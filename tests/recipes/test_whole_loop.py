@@ -64,7 +64,6 @@ OPEN_GATE = {
     "8_gate.thresholds.max_unfinished_rise": 1,
 }
 pytestmark = pytest.mark.timeout(900)
-in_second_group = pytest.mark.xdist_group("whole loop, killed or waiting")
 
 
 def command(out: Path, **changes) -> list[str]:
@@ -209,7 +208,6 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not timed.fullmatch(name)}
 
 
-@in_second_group
 @pytest.mark.parametrize(
     ("signs", "least"),
     [pytest.param(SIGNS, 3, id="four"), pytest.param(ALL_SIGNS, 8, id="ten", marks=pytest.mark.slow)],
@@ -279,7 +277,6 @@ def answer(out: Path, share: float = 1.0) -> int:
     return answers
 
 
-@in_second_group
 def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused(align, only, with_people):
     out, asked = with_people
     assert asked.returncode == 4, asked.stderr
@@ -320,7 +317,6 @@ def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused
     assert "min_alpha" in refused.stderr
 
 
-@in_second_group
 def test_a_server_that_is_not_there_is_a_clear_error_and_loses_nothing(only, copied):
     out = copied
     away = PEOPLE | {"4_annotate__server": "http://127.0.0.1:9"}
