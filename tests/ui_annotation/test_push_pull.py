@@ -286,6 +286,7 @@ def keep_submitting(annotator, owner, workspace, dataset, stop):
 
 
 def hear(annotator, clip, share):
+    client.request(annotator, "GET", clip)
     client.request(annotator, "POST", f"{clip}/heard", json={"share": share})
 
 

@@ -1,4 +1,7 @@
-"""Serve Argilla from one folder: `python -m server --home HOME`. SIGTERM and Ctrl-C end it in order."""
+"""Serve Argilla from one folder: `python -m server --home HOME`. SIGTERM and Ctrl-C end it in order.
+
+Behind a proxy, set FORWARDED_ALLOW_IPS to its address: only then do X-Forwarded-For and -Proto count.
+"""
 
 import argparse
 import asyncio
@@ -11,9 +14,36 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from . import configuration, home, jobs
+import uvicorn
+
+from . import configuration, home, worker
 
 LOCAL = "127.0.0.1"
+STOP_PATIENCE_S = 3
+
+
+class AnnouncedServer(uvicorn.Server):
+    """Writes server.json once it takes requests and removes it before it stops taking them."""
+
+    def __init__(self, config: uvicorn.Config, url: str, folder: Path, sign_ins: home.Credentials) -> None:
+        super().__init__(config)
+        self._url, self._folder, self._sign_ins = url, folder, sign_ins
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and announce the server only if it really started."""
+        await super().startup(sockets)
+        if not self.started:
+            return
+        home.write_json(self._folder / "server.json", {"pid": os.getpid(), "url": self._url})
+        print(f"Argilla serves at {self._url}; sign-ins: {self._folder / 'credentials.json'}", flush=True)
+        if sys.stdout.isatty():  # a log must not hold passwords, nor is there a reason to print them again
+            for name in self._sign_ins.added:
+                print(f"  {name}: {self._sign_ins.users[name]['password']}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Withdraw the announcement, then stop in order."""
+        (self._folder / "server.json").unlink(missing_ok=True)
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -58,21 +88,29 @@ def _serve(options: argparse.Namespace) -> int:
     (folder / "server.json").unlink(missing_ok=True)  # of one that was killed
     listening = _listen(options.host, options.port)
     home.empty_scratch(folder)
-    signs = home.credentials(folder, options.annotators)
-    configuration.configure(folder, signs.auth_secret)
-    if configuration.uses_real_redis() or not configuration.uses_embedded_engine():
-        from . import services
-
-        services.check()
+    sign_ins = home.credentials(folder, options.annotators)
+    configuration.configure(folder, sign_ins.auth_secret)
+    configuration.wait_for_services()
     gc.disable()  # a seventh of the start would be looking for garbage among what stays
-    _prepare_argilla(options.workspace, signs, {home.OWNER, *signs.added, *(options.annotators or ())})
+    _prepare_argilla(options.workspace, sign_ins, {home.OWNER, *sign_ins.added, *(options.annotators or ())})
 
-    from .serving import serve
+    from .front import app
 
     gc.freeze()
     gc.enable()
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_PATIENCE_S,
+        lifespan="on",
+        # Without a proxy anybody could write X-Forwarded-For, and so count as another client at each attempt.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+    )
     url = f"http://{options.host}:{listening.getsockname()[1]}"
-    return serve(listening, url, folder, signs)
+    server = AnnouncedServer(config, url, folder, sign_ins)
+    server.run(sockets=[listening])
+    return 0 if server.started else 1
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -89,20 +127,20 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _prepare_argilla(workspace: str, signs: home.Credentials, members: set[str]) -> None:
+def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[str]) -> None:
     if not configuration.uses_real_redis():
-        jobs.keep_in_process()
+        worker.keep_jobs_in_process()
     from . import accounts  # imports Argilla: only now is its environment complete
 
     accounts.migrate()
-    asyncio.run(accounts.seed(workspace, signs.users, members))
-    from . import search_engine, shortcuts
+    asyncio.run(accounts.seed(workspace, sign_ins.users, members))
+    from . import argilla_fixes, search_engine
 
-    shortcuts.take()
+    argilla_fixes.apply()
     if configuration.uses_embedded_engine():
         search_engine.install_full_text()
     if not configuration.uses_real_redis():
-        jobs.start_thread()
+        worker.start_thread()
 
 
 def _end_with_stdin() -> None:
