@@ -27,10 +27,6 @@ Purpose = Literal["comparison", "retest", "gold"]
 """Why something is shown: to learn a preference, or to measure the annotator (the same again with its
 sides swapped; a pair whose better side is known)."""
 
-MIN_HEARD = 0.8
-"""A judgement counts if its annotator had played at least this share of the clip: people may answer before
-the last second, but not without listening."""
-
 
 class Record(BaseModel):
     """Base of all records: immutable, and an unknown or missing field is an error, not a surprise."""

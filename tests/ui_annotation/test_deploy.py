@@ -36,6 +36,7 @@ from tests.ui_annotation.production import (
     wait_until,
 )
 from ui_annotation import client, environment, pull, push
+from ui_annotation.project import Project
 
 PASSWORDS = ("database_password", "elasticsearch_password", "redis_password")
 
@@ -186,7 +187,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(production, comparisons, corpus) -> push.Pushed:
+def pushed(production, comparisons, corpus) -> push.PushResult:
     return _push(production, comparisons, corpus, annotators=2)
 
 
@@ -249,7 +250,7 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
     assert index[record["id"]]["status"] == "completed"
 
     argilla = client.connect(production.url, production.credentials()["owner"]["api_key"])
-    (judged,) = pull.pull(argilla, workspace="audio", name="production", comparisons=comparisons)
+    (judged,) = pull.pull(argilla, _project(comparisons, corpus))
     assert (judged.comparison, judged.annotator, judged.factuality) == (record["external_id"], "ann", "a")
     assert judged.heard == 1.0
 
@@ -330,9 +331,7 @@ def test_settings_that_cannot_work_are_refused_in_one_line(production, tmp_path)
 # ------------------------------------------------------------------------------------ how they are run
 
 
-def _push(
-    production: Production, comparisons: list[Comparison], corpus: Path, *, annotators: int
-) -> push.Pushed:
+def _project(comparisons: list[Comparison], corpus: Path, annotators: int = 1) -> Project:
     prompts = {
         one.prompt_id: Prompt(
             id=one.prompt_id,
@@ -344,15 +343,14 @@ def _push(
         )
         for one in comparisons
     }
-    return push.push(
-        client.connect(production.url, production.credentials()["owner"]["api_key"]),
-        workspace="audio",
-        name="production",
-        comparisons=comparisons,
-        prompts=prompts,
-        corpus=corpus,
-        annotators=annotators,
-    )
+    return Project("production", "audio", comparisons, prompts, corpus, annotators)
+
+
+def _push(
+    production: Production, comparisons: list[Comparison], corpus: Path, *, annotators: int
+) -> push.PushResult:
+    argilla = client.connect(production.url, production.credentials()["owner"]["api_key"])
+    return push.push(argilla, _project(comparisons, corpus, annotators))
 
 
 def _queue(annotator: httpx.Client, production: Production) -> list[dict[str, Any]]:

@@ -118,9 +118,14 @@ class Listening:
         return [Heard(annotator=who, clip=clip, share=share, at=at) for who, clip, share, at in rows]
 
     async def sent(self, workspace: str) -> list[Sent]:
-        """What was sent in a workspace, in the order in which the answers ended."""
+        """What was sent in a workspace, and is being sent, in the order in which the answers ended."""
         query = "SELECT annotator, clip, start, stop, at FROM sent WHERE workspace = ? ORDER BY rowid"
-        rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall())
+        open_now = [
+            (one.annotator, one.clip, one.start, one.stop, one.at)
+            for one in self._transfers
+            if one.workspace == workspace
+        ]
+        rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall()) + open_now
         return [Sent(annotator=who, clip=clip, start=i, stop=j, at=at) for who, clip, i, j, at in rows]
 
     async def _do(self, work: Callable[[], T]) -> T:
