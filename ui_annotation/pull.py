@@ -52,9 +52,7 @@ class Progress(NamedTuple):
     submitted: dict[str, int]
 
 
-def pull(
-    argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, float] | None = None
-) -> list[Judgement]:
+def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, float]) -> list[Judgement]:
     """Every submitted judgement of a project's comparisons, un-blinded, sorted by time and annotator.
 
     Drafts and discarded records are not judgements, and records of an earlier draw are left alone. Where
@@ -64,7 +62,6 @@ def pull(
         argilla: Signed in as owner.
         project: As pushed.
         clip_seconds: Path of a clip -> how long it lasts: no more counts as heard than there was time for.
-            Without it whoever loaded a clip may have heard it, as simulated annotators do.
 
     Raises:
         client.Unreachable: the server does not answer.
@@ -83,7 +80,6 @@ def pull(
         pause = response.submitted_at - last[who] if who in last else None
         last[who] = response.submitted_at
         audios = project.prompts[comparison.prompt_id].audios
-        durations = [clip_seconds[path] if clip_seconds else None for path in audios]
         judgement = assignment.unblind(
             comparison,
             who,
@@ -91,8 +87,8 @@ def pull(
             submitted_at=response.submitted_at.isoformat(),
             seconds=pause.total_seconds() if pause is not None and pause <= _BREAK else None,
             heard=min(
-                _share_heard(listening[who, clip], response.submitted_at + _REPORTING, seconds)
-                for clip, seconds in zip(response.clips, durations, strict=True)
+                _share_heard(listening[who, clip], response.submitted_at + _REPORTING, clip_seconds[path])
+                for clip, path in zip(response.clips, audios, strict=True)
             ),
         )
         judgements[judgement.id] = judgement  # the last, where a change of the overlap asked somebody twice
@@ -171,13 +167,13 @@ def _listening(argilla: rg.Argilla, workspace: str) -> Mapping[tuple[str, str], 
     return listening
 
 
-def _share_heard(listening: _Listening, by: datetime, seconds: float | None) -> float:
+def _share_heard(listening: _Listening, by: datetime, seconds: float) -> float:
     """How much of a clip was played by then; no more than there was time for since it began to be sent."""
     shares = [0.0]
     for at, share in listening.reached:
         if at <= by:
             since = min(listening.sent_since, default=None)
-            if seconds and since is not None:
+            if since is not None:  # None: it was sent before such a time was kept
                 share = min(share, _FASTEST * (at - since).total_seconds() / seconds)
             shares.append(share)
     return max(shares)

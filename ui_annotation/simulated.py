@@ -8,6 +8,7 @@ that the demo's judge also uses; reports say so.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -43,6 +44,8 @@ class Task(NamedTuple):
     external_id: str
     clips: tuple[str, ...]
     """URLs."""
+    seconds: tuple[float, ...]
+    """How long the clips last."""
     question: str
     answer_a: str
     answer_b: str
@@ -186,11 +189,10 @@ class _Annotator:
 
     def work(self, queue: Sequence[Task], on_submit: Callable[[], None]) -> None:
         """Listen, judge, submit."""
+        self._listen({clip: s for task in queue for clip, s in zip(task.clips, task.seconds, strict=True)})
         for start in range(0, len(queue), _SUBMITTED_AT_ONCE):
             items = []
             for task in queue[start : start + _SUBMITTED_AT_ONCE]:
-                for clip in task.clips:
-                    self._listen(clip)
                 rng = np.random.default_rng(int(stable_id(self.seed, self.name, task.external_id), 16))
                 values = {name: {"value": value} for name, value in self.judge(task, rng).items()}
                 items.append({"record_id": task.id, "status": "submitted", "values": values})
@@ -201,15 +203,19 @@ class _Annotator:
                     raise client.Refused(f"{self.name}, record {item['record_id']}: {detail}")
                 on_submit()
 
-    def _listen(self, clip: str) -> None:
-        """Load a clip and report it played, once."""
-        if clip not in self._heard:
+    def _listen(self, clips: Mapping[str, float]) -> None:
+        """Load clips and report them played, each once, when there was time to play the longest of them."""
+        new = [clip for clip in clips if clip not in self._heard]
+        for clip in new:
             client.request(self.argilla, "GET", clip)
+        time.sleep(max((clips[clip] for clip in new), default=0.0))
+        for clip in new:
             client.request(self.argilla, "POST", f"{clip}/heard", json={"share": 1.0})
-            self._heard.add(clip)
+        self._heard.update(new)
 
 
 def _task(record: Mapping[str, Any]) -> Task:
     fields = record["fields"]
     question, a, b = (render.plain(fields[name]) for name in ("prompt", "response_a", "response_b"))
-    return Task(record["id"], record["external_id"], render.sources(fields["audio"]), question, a, b)
+    clips = render.sources(fields["audio"])
+    return Task(record["id"], record["external_id"], clips, render.durations(fields["audio"]), question, a, b)

@@ -97,7 +97,7 @@ def status(
         _print(f"No server runs for {own}. Start it: align annotate push {recipe}")
         raise typer.Exit(1)
     with annotate.server(stage.config, stage.run) as host:
-        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.config, stage.project))
+        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.project))
     _print(f"{host.url}  {so_far.done} of {so_far.wanted} judgements")
     for name, n in so_far.submitted.items():
         _print(f"  {name}: {n}")
@@ -130,7 +130,7 @@ def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     stage = _annotate_stage(recipe, overrides, out)
     config, project = stage.config, stage.project
     with annotate.server(config, stage.run) as host:
-        judgements = annotate.fetch(host, config, project)
+        judgements = annotate.fetch(host, project)
     result = annotate.keep(judgements, host, config, project, stage.run / "snapshots")
     annotate.report(result, config, project, result.snapshot)
     _print(f"{result.snapshot}  {len(judgements)} judgements; report: {result.snapshot}.html")

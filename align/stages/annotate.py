@@ -64,7 +64,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         if config.by == "simulated":
             phrasebook = Phrasebook.load(inputs[config.corpus] / "phrasebook.yaml")
             _simulate(host, config, project, pushed, phrasebook)
-        judgements = fetch(host, config, project)
+        judgements = fetch(host, project)
         if config.by == "people":
             _require_enough(host, config, project, judgements)
     result = keep(judgements, host, config, project, out.final.parent / "snapshots")
@@ -139,9 +139,9 @@ def send(host: Server, project: Project) -> push.PushResult:
         return push.push(host.argilla, project, phases.report)
 
 
-def fetch(host: Server, config: AnnotateConfig, project: Project) -> list[Judgement]:
+def fetch(host: Server, project: Project) -> list[Judgement]:
     """All judgements so far."""
-    return pull.pull(host.argilla, project, clip_seconds=_clip_seconds(config, project))
+    return pull.pull(host.argilla, project, clip_seconds=_clip_seconds(project))
 
 
 def keep(
@@ -152,18 +152,16 @@ def keep(
     folder = pull.snapshot(snapshots, judgements, url=host.url, datasets=datasets)
     # The snapshot's order does not depend on time, so that the same answers make the same report.
     judgements = store.read(folder / "judgements.jsonl", Judgement)
-    seconds = _clip_seconds(config, project)
-    if seconds is not None:
-        prompts = project.prompts.values()
-        seconds = {prompt.id: sum(seconds[path] for path in prompt.audios) for prompt in prompts}
+    seconds = None  # simulated annotators take no time, so none is too fast
+    if config.by == "people":
+        clips, prompts = _clip_seconds(project), project.prompts.values()
+        seconds = {prompt.id: sum(clips[path] for path in prompt.audios) for prompt in prompts}
     assessed = quality.assess(judgements, min_heard=config.min_heard, seed=config.seed, clip_seconds=seconds)
     return Judgements(folder, judgements, assessed)
 
 
-def _clip_seconds(config: AnnotateConfig, project: Project) -> dict[str, float] | None:
-    """Path of a clip -> how long it lasts; None of simulated annotators, who take no time."""
-    if config.by == "simulated":
-        return None
+def _clip_seconds(project: Project) -> dict[str, float]:
+    """Path of a clip -> how long it lasts."""
     clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
     return {clip.path: clip.duration_s for clip in clips}
 

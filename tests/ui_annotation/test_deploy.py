@@ -250,7 +250,7 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
     assert index[record["id"]]["status"] == "completed"
 
     argilla = client.connect(production.url, production.credentials()["owner"]["api_key"])
-    (judged,) = pull.pull(argilla, _project(comparisons, corpus))
+    (judged,) = pull.pull(argilla, _project(comparisons, corpus), clip_seconds={"tone.wav": 1e-6})
     assert (judged.comparison, judged.annotator, judged.factuality) == (record["external_id"], "ann", "a")
     assert judged.heard == 1.0
 

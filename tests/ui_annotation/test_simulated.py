@@ -72,7 +72,7 @@ class Office:
         )
 
     def pull(self):
-        return pull.pull(self.owner, self.project)
+        return pull.pull(self.owner, self.project, clip_seconds={"seven.wav": 0.2, "water.wav": 0.2})
 
     def wanted(self):
         return sum(2 if one.everyone else 1 for one in self.comparisons)
@@ -135,7 +135,7 @@ def test_killed_and_repeated_it_goes_on_and_says_the_same(argilla_server, tmp_pa
 
 
 def task(text_a, text_b):
-    return simulated.Task("id", "external", ("/seven",), "Which word is spoken?", text_a, text_b)
+    return simulated.Task("id", "external", ("/seven",), (0.2,), "Which word is spoken?", text_a, text_b)
 
 
 def judged(judge, seeds=range(2000)):
