@@ -61,11 +61,11 @@ def start(
     """Start a server in the background and wait until it serves. It outlives this process.
 
     Args:
-        home: state folder, made when missing; nobody else may have rights on it.
-        port: 0 for any free one.
-        users: annotators who must be there. None: a new home gets annotator-1 and annotator-2, an old one
-            stays as it is.
-        workspace: made when missing; the users become members.
+        home: state folder, created if missing; nobody else may have rights on it.
+        port: 0 for any free port.
+        users: annotators who must be there. None: a new home gets annotator-1 and annotator-2, an
+            existing home stays as it is.
+        workspace: created if missing; the users become members.
         lifeline: a pipe's end to read from; the server ends when no process holds the other end any more.
 
     Raises:
@@ -137,7 +137,7 @@ def stop(home: Path) -> bool:
     """End the server of this home, in order if it can, else by force.
 
     Returns:
-        Whether there was one.
+        Whether a server ran.
     """
     pid = _held_by(home)
     if pid is None:
@@ -199,7 +199,7 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
     Args:
         home: of a server that runs.
         name: letters, digits, '-' and '_'.
-        workspace: made when missing; the annotator sees this one only.
+        workspace: created if missing; the annotator sees no other.
 
     Returns:
         Their {"role", "password", "api_key"}.

@@ -36,7 +36,7 @@ class _Response(NamedTuple):
 
 
 class _Listening(NamedTuple):
-    """What the server knows of one annotator and one clip."""
+    """What the server knows about an annotator and a clip."""
 
     reached: list[tuple[datetime, float]]
     """Shares of it that were played, each with when it was first reached."""
@@ -91,7 +91,7 @@ def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, fl
                 for clip, path in zip(response.clips, audios, strict=True)
             ),
         )
-        judgements[judgement.id] = judgement  # the last, where a change of the overlap asked somebody twice
+        judgements[judgement.id] = judgement  # the latest, if a new overlap made somebody judge it twice
     return list(judgements.values())
 
 

@@ -36,7 +36,7 @@ _PLAYABLE = {  # formats that Chromium, Firefox and Safari all play, and the nam
     "MP3/MPEG_LAYER_III": "mp3",
 }
 _LONGEST_S = 3600.0
-_BATCH = 100  # records a request: one that is cut off costs little
+_BATCH = 100  # records per request: a request that is cut off costs little
 _UPLOADS = 4  # at a time
 
 OnProgress = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ def push(
 
     Raises:
         client.Unreachable: the server went away; push again when it is back.
-        client.Refused: the server said no.
+        client.Refused: the server answered with an error.
         audio.BadAudio: a clip cannot be read.
     """
     paths = {path for item in project.comparisons for path in project.prompts[item.prompt_id].audios}
@@ -121,9 +121,9 @@ def _create(argilla: rg.Argilla, workspace: str, name: str, min_submitted: int) 
 
 
 def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: set[str]) -> None:
-    """Take records of an earlier draw out of the queues; one that has any response stays."""
+    """Take records of an earlier draw out of the queues; a record with any response stays."""
     records = client.records(argilla, dataset_id, include="responses")
-    ids = [one["id"] for one in records if one["external_id"] not in keep and not one["responses"]]
+    ids = [item["id"] for item in records if item["external_id"] not in keep and not item["responses"]]
     for start in range(0, len(ids), _BATCH):
         some = ",".join(ids[start : start + _BATCH])
         client.request(argilla, "DELETE", f"/api/v1/datasets/{dataset_id}/records", params={"ids": some})
@@ -165,7 +165,9 @@ def _upload(
                 clips[path] = clip
                 on_progress("clips", len(clips), len(paths))
         finally:
-            pool.shutdown(cancel_futures=True)  # one that fails ends it all, not after the other thousand
+            pool.shutdown(
+                cancel_futures=True
+            )  # a failure ends it at once, not after the other thousand clips
     return clips
 
 

@@ -130,7 +130,7 @@ def annotate(
 
     Raises:
         client.Unreachable: the server went away; annotate again when it is back.
-        client.Refused: the server said no.
+        client.Refused: the server answered with an error.
     """
     workers = [_Annotator(argilla, workspace, judge, seed) for argilla in annotators]
     done = total = 0

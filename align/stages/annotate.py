@@ -211,19 +211,21 @@ def _require_enough(
     so_far = pull.progress(project, judgements)
     if so_far.done >= config.enough * so_far.wanted:
         return
-    lines = [f"Annotators are asked: {so_far.done} of {so_far.wanted} judgements are there."]
+    lines = [f"Waiting for annotators: {so_far.done} of {so_far.wanted} judgements are there."]
     lines += [f"  {name}: {n}" for name, n in so_far.submitted.items()]
     lines += [f"  They sign in at {host.url}"]
     if host.home:
         if sys.stdout.isatty():  # passwords are for a person at the terminal, not for a log
             users = launch.credentials(host.home)["users"].items()
-            lines += [f"    {who}  {one['password']}" for who, one in users if one["role"] == "annotator"]
+            lines += [
+                f"    {name}  {user['password']}" for name, user in users if user["role"] == "annotator"
+            ]
         lines += [f"  Names and passwords, for your eyes only: {host.home / 'credentials.json'}"]
     raise Waiting("\n".join(lines), done=so_far.done, wanted=so_far.wanted)
 
 
 class _Phases:
-    """Reports progress of one phase after the other: a line each, the earlier ones closed."""
+    """Reports the progress of phases that follow each other, a line each."""
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -282,7 +282,7 @@ def test_people_are_waited_for_and_answers_by_chance_are_refused(with_people):
     assert again.stdout == pulled.stdout
     waiting = only(out, "4_annotate", **PEOPLE)
     assert waiting.returncode == 4
-    assert not re.search(r"asked: 0 of", waiting.stdout)
+    assert not re.search(r"annotators: 0 of", waiting.stdout)
     assert answer(out, by_chance) > 0
     done = only(out, "4_annotate", **PEOPLE)
     assert done.returncode == 0, done.stderr

@@ -47,7 +47,7 @@ class AnnouncedServer(uvicorn.Server):
 
 
 def main() -> int:
-    """Run until told to end.
+    """Run until a signal ends it.
 
     Returns:
         0 after an orderly end, 1 when it could not serve; the reason is on stderr.
@@ -68,10 +68,12 @@ def _options() -> argparse.Namespace:
         prog="server", description="Argilla, with everything it needs in one folder."
     )
     parser.add_argument("--home", type=Path, required=True, help="state folder; nobody else may read it")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--host", default=LOCAL, help="other than 127.0.0.1 only behind a TLS proxy")
     parser.add_argument("--workspace", default="audio")
-    parser.add_argument("--annotators", type=lambda names: names.split(","), help="a,b: made when missing")
+    parser.add_argument(
+        "--annotators", type=lambda names: names.split(","), help="a,b: accounts that must be there"
+    )
     parser.add_argument(
         "--while-stdin", action="store_true", help="end when stdin does, so with whoever holds its other end"
     )
@@ -85,7 +87,7 @@ def _serve(options: argparse.Namespace) -> int:
     home.lock(folder)
     if options.while_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True, name="stdin").start()
-    (folder / "server.json").unlink(missing_ok=True)  # of one that was killed
+    (folder / "server.json").unlink(missing_ok=True)  # of a server that was killed
     listening = _listen(options.host, options.port)
     home.empty_scratch(folder)
     sign_ins = home.credentials(folder, options.annotators)
@@ -122,7 +124,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except OSError as error:
         raise home.HomeRefused(
-            f"port {port} on {host}: {error.strerror}. Name another with --port, or --port 0 for any free one"
+            f"port {port} on {host}: {error.strerror}. Name another with --port, or use --port 0"
         ) from error
     return listening
 

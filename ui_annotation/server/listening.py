@@ -101,9 +101,9 @@ class Listening:
         """
         key = (workspace, annotator, clip)
         parts = [
-            (one.start, one.stop)
-            for one in self._transfers
-            if (one.workspace, one.annotator, one.clip) == key
+            (item.start, item.stop)
+            for item in self._transfers
+            if (item.workspace, item.annotator, item.clip) == key
         ]
         parts += await self._do(lambda: self._db.execute(_SENT, key).fetchall())
         share = min(share, _length(parts) / size) if size else 0.0
@@ -121,9 +121,9 @@ class Listening:
         """What was sent in a workspace, and is being sent, in the order in which the answers ended."""
         query = "SELECT annotator, clip, start, stop, at FROM sent WHERE workspace = ? ORDER BY rowid"
         open_now = [
-            (one.annotator, one.clip, one.start, one.stop, one.at)
-            for one in self._transfers
-            if one.workspace == workspace
+            (item.annotator, item.clip, item.start, item.stop, item.at)
+            for item in self._transfers
+            if item.workspace == workspace
         ]
         rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall()) + open_now
         return [Sent(annotator=who, clip=clip, start=i, stop=j, at=at) for who, clip, i, j, at in rows]

@@ -46,9 +46,9 @@ class Media:
         self.listening = listening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; every answer but the scripts' needs a sign-in."""
+        """Answer a request; every answer but the scripts' needs a sign-in."""
         request = Request(scope, receive)
-        # Matched as it was sent: none of our paths needs an escape, so one that has any is not ours.
+        # Matched as it was sent: none of our paths needs an escape, so a path with an escape is not ours.
         path = scope["raw_path"].decode("latin-1")
         if script := SCRIPTS.get(path):
             response: Response = _script(request, script)

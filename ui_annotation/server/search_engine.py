@@ -80,7 +80,8 @@ def install_full_text() -> bool:
 def _database() -> AsyncEngine:
     """Connections of our own.
 
-    A request holds one of Argilla's while it searches; a pool that all take a second one from can lock up.
+    A request holds a connection of Argilla's while it searches; if all took a second one from the same pool,
+    they could wait for each other for ever.
     """
     return create_async_engine(settings.database_url, **settings.database_engine_args)
 
@@ -147,8 +148,8 @@ class EmbeddedSearchEngine(SearchEngine):
     ) -> SearchResponses:
         """One page of the records that match.
 
-        Sorted by `sort`; else by relevance to a query; else shuffled, for each `user_id` otherwise and at
-        every call the same; else as they were logged.
+        Sorted by `sort`; else by relevance to a query; else shuffled, differently for each `user_id` but the
+        same at every call; else as they were logged.
 
         Args:
             dataset: Whose records.
@@ -157,7 +158,7 @@ class EmbeddedSearchEngine(SearchEngine):
             sort: The order; first things first.
             offset: How many to leave out at the start.
             limit: How many at most.
-            user_id: The annotator whose queue is read; Argilla passes it, though its base class has it not.
+            user_id: The annotator whose queue is read; Argilla passes it, though its base class lacks it.
         """
         matching = _matching(dataset, query, filter)
         order = [filters.order(dataset, wanted) for wanted in sort or []]
@@ -217,18 +218,20 @@ def _matching(dataset: Dataset, query: TextQuery | str | None, filter: Filter | 
     unscored = select(Record.id, null().label("score")).where(*of_dataset)
     if query is None:
         return unscored
-    asked = query if isinstance(query, TextQuery) else TextQuery(q=query)
-    field = asked.field or full_text.EVERY_FIELD
-    wanted, excluded = full_text.match(asked.q)
+    words = query if isinstance(query, TextQuery) else TextQuery(q=query)
+    field = words.field or full_text.EVERY_FIELD
+    wanted, excluded = full_text.match(words.q)
     if wanted is None and excluded is None:
         return unscored.where(false())
-    found = unscored
+    matching = unscored
     if wanted is not None:
         hits = _hits(wanted, field)
-        found = select(Record.id, hits.c.score).join(hits, hits.c.record_id == Record.id).where(*of_dataset)
+        matching = (
+            select(Record.id, hits.c.score).join(hits, hits.c.record_id == Record.id).where(*of_dataset)
+        )
     if excluded is not None:
-        found = found.where(text(_EXCLUDED).bindparams(excluded=excluded, not_in=field))
-    return found
+        matching = matching.where(text(_EXCLUDED).bindparams(excluded=excluded, not_in=field))
+    return matching
 
 
 def _hits(query: str, field: str) -> Any:

@@ -41,7 +41,7 @@ def start_thread() -> None:
 
 
 def main() -> int:
-    """Work jobs off until told to end.
+    """Work jobs off until a signal ends it.
 
     Returns:
         0 after an orderly end, 1 when the settings cannot work; the reason is on stderr.
