@@ -31,7 +31,7 @@ class Tiny(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
-    from align.models import qwen2_audio
+    from align.models.qwen2_audio import model as qwen2_audio
 
     root = tmp_path_factory.mktemp("tiny")
     processor = qwen2_audio.build_processor(TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1)

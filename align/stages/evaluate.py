@@ -15,18 +15,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation import air_bench, benchmarks, judge_agreement, recognition
-from align.evaluation.air_bench import Item
-from align.evaluation.judge import FactJudge
-from align.evaluation.judge_prompt import Official, Strict
-from align.evaluation.llm_judge import ChatModel, LLMJudge
-from align.evaluation.local_model import LocalModel
+from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import tasks as benchmarks
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.judges import agreement as judge_agreement
+from align.evaluation.judges.facts import FactJudge
+from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
+from align.evaluation.judges.local_model import LocalModel
+from align.evaluation.judges.prompt import Official, Strict
 from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
-from align.evaluation.recognition import Utterance
 from align.generation.generate import Decoding, Request
 from align.generation.sheets import Sheet, answer
 from align.models.features import ClipFeatures
-from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
+from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
@@ -148,7 +150,7 @@ def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[It
 
 
 def _endpoint(asked: JudgeModel, url: str) -> ChatModel:
-    from align.evaluation.endpoint import Endpoint  # its client takes a second to import
+    from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
 
     return Endpoint(url, asked.model, parameters=asked.parameters, concurrency=asked.concurrency)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from align.generation import ray_actors
 from align.generation.generate import Decoding, Request, Sampler, batch_seed, batches
-from align.models.qwen2_audio import located, weights_sha256
+from align.models.qwen2_audio.model import located
+from align.models.shards import weights_sha256
 from align.recipe.config.preference import SampleConfig
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from align.run_folder.progress import Progress

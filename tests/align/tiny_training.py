@@ -34,7 +34,7 @@ def make_world(root, n=24):
     import numpy as np
     import soundfile
 
-    from align.models import qwen2_audio
+    from align.models.qwen2_audio import model as qwen2_audio
     from align.run_folder.artifacts import sha256_file
     from preference_data import store
     from preference_data.schema import AudioClip, Chat, PreferencePair, TaskExample, Turn

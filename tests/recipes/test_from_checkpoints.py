@@ -9,7 +9,7 @@ import pytest
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from align.run_folder.artifacts import read_json, read_metrics
-from tests.align.test_assemble import make_qwen
+from tests.align.models.test_assemble import make_qwen
 
 ROOT = Path(__file__).parents[2]
 ALIGN = [sys.executable, "-c", "from align.cli.main import main; main()"]

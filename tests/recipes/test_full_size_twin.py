@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from align.run_folder.artifacts import read_json, read_metrics
-from tests.align.test_assemble import make_qwen
+from tests.align.models.test_assemble import make_qwen
 from tests.compiler import need_compiler
 from tests.recipes.test_from_checkpoints import make_whisper
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.align.openai_server import judge, serving
+from tests.align.evaluation.openai_server import judge, serving
 
 ROOT = Path(__file__).parents[2]
 ALIGN = [str(Path(sys.executable).with_name("align"))]
@@ -428,7 +428,7 @@ def test_ray_workers_make_the_same_completions(whole, tmp_path):
 
 @pytest.mark.parametrize("prompt_format", ["tags_paper", "tags_released"])
 def test_the_tag_dialect_is_one_key(whole, tmp_path, prompt_format):
-    from align.models.qwen2_audio import load_processor
+    from align.models.qwen2_audio.model import load_processor
     from align.recipe.config.training import ModelShape, PretrainConfig
     from align.run_folder.artifacts import StageFolder
     from align.stages import pretrain
