@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.align.release.test_compare import evaluated, scored, small_run
 
 from align.release.cards import diff_words
 from align.release.compare import compare, to_json, write_html
+from tests.align.release.test_compare import evaluated, scored, small_run
 from tests.benchmarks.compare_page import JUDGE, make_run
 from tests.chromium import chromium
 
