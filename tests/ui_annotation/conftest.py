@@ -51,11 +51,18 @@ class Server:
         launch.add_user(self.home, name, workspace=workspace)
         return name
 
-    def add_workspace(self) -> str:
+    def add_workspace(self, *members: str) -> str:
         """A workspace of its own for a test that must not see the others' datasets. Gives the name."""
-        name = f"space-{secrets.token_hex(4)}"
-        self.owner.post("/api/v1/workspaces", json={"name": name}).raise_for_status()
+        name, owner = f"space-{secrets.token_hex(4)}", self.owner
+        made = owner.post("/api/v1/workspaces", json={"name": name}).raise_for_status().json()
+        ids = {user["username"]: user["id"] for user in owner.get("/api/v1/users").json()["items"]}
+        for member in members:  # a new account would cost a second: its password is hashed
+            path = f"/api/v1/workspaces/{made['id']}/users"
+            owner.post(path, json={"user_id": ids[member]}).raise_for_status()
         return name
+
+
+ANNOTATORS = ("annotator-1", "annotator-2")
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +95,7 @@ def argilla_server(argilla_environment: Path, tmp_path_factory: pytest.TempPathF
         server = launch.running(home)
         if server is None:
             reader = os.open(pipe, os.O_RDONLY)
-            server = launch.start(home, users=("annotator-1", "annotator-2"), lifeline=reader)
+            server = launch.start(home, users=ANNOTATORS, lifeline=reader)
             os.close(reader)
     yield Server(home, server.url)
     with _locked(root / "argilla-server.lock"):

@@ -5,7 +5,6 @@ Screenshots are kept in test-artifacts/ at the top of the checkout.
 
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from playwright.sync_api import Page
 
 from preference_data.schema import Completion, Prompt
 from tests.chromium import chromium
-from tests.ui_annotation.conftest import Server
+from tests.ui_annotation.conftest import ANNOTATORS, Server
 from ui_annotation import assignment, client, pull, push
 from ui_annotation.project import Project
 
@@ -43,20 +42,10 @@ HOSTILE = [
 ]
 
 
-class Place(NamedTuple):
-    """A workspace of its own with two annotators: they find no other dataset on their home page."""
-
-    server: Server
-    workspace: str
-    people: tuple[str, str]
-
-
 @pytest.fixture
-def place(argilla_server):
-    workspace = argilla_server.add_workspace()
-    return Place(
-        argilla_server, workspace, tuple(argilla_server.add_user(workspace=workspace) for _ in range(2))
-    )
+def workspace(argilla_server):
+    """Of its own: annotators find no other dataset on their home page."""
+    return argilla_server.add_workspace(*ANNOTATORS)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +61,14 @@ def page(browser):
     one.close()
 
 
-def sent(place: Place, folder: Path, questions: list[str], answers: list[list[str]], tasks: list[str]):
+def sent(
+    server: Server,
+    workspace: str,
+    folder: Path,
+    questions: list[str],
+    answers: list[list[str]],
+    tasks: list[str],
+):
     """A pushed project: one prompt per question, on a clip of its own, with two answers."""
     prompts, completions = {}, []
     for i, question in enumerate(questions):
@@ -92,8 +88,8 @@ def sent(place: Place, folder: Path, questions: list[str], answers: list[list[st
             for j, text in enumerate(answers[i])
         ]
     comparisons = assignment.draw(completions, prompts, per_prompt=1, overlap=1, retests=0, gold=0, seed=0)
-    owner = client.connect(place.server.url, place.server.api_key("owner"))
-    project = Project("browser", place.workspace, comparisons, prompts, folder, 2)
+    owner = client.connect(server.url, server.api_key("owner"))
+    project = Project("browser", workspace, comparisons, prompts, folder, 2)
     return owner, project, push.push(owner, project)
 
 
@@ -136,12 +132,14 @@ def fields(page: Page) -> list[str]:
     return page.evaluate("() => [...document.querySelectorAll('p[style*=pre-wrap]')].map(p => p.textContent)")
 
 
-def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(place, page, tmp_path):
+def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(
+    argilla_server, workspace, page, tmp_path
+):
     answers = [["A dog barks.", "A bell rings twice."]] * 3
     questions = ["What is heard?", "And here?", "And now?"]
-    owner, project, pushed = sent(place, tmp_path, questions, answers, ["sound_QA"] * 3)
+    owner, project, pushed = sent(argilla_server, workspace, tmp_path, questions, answers, ["sound_QA"] * 3)
     prompts, comparisons = project.prompts, project.comparisons
-    signed_in(page, place.server, place.people[0], pushed.datasets[0])
+    signed_in(page, argilla_server, ANNOTATORS[0], pushed.datasets[0])
     until(lambda: len(fields(page)) == 4, "the record's fields")
     by_fields = {(prompts[one.prompt_id].question, one.text_a, one.text_b): one for one in comparisons}
     first = by_fields[tuple(fields(page)[1:])]
@@ -162,22 +160,24 @@ def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(place, p
     lasting = {f"{i}.wav": 0.8 + 0.1 * i for i in range(3)}
     found = until(lambda: pull.pull(owner, project, clip_seconds=lasting), "the submitted answer")
     (one,) = found
-    assert (one.comparison, one.annotator) == (first.id, place.people[0])
+    assert (one.comparison, one.annotator) == (first.id, ANNOTATORS[0])
     assert (one.completion_a, one.completion_b) == (first.completion_a, first.completion_b)
     assert (one.factuality, one.behaviour) == ("b", "tie")
     assert (one.errors_a, one.errors_b) == (("invented_event",), ())
     assert (one.corrected, one.rationale, one.audio_unusable) == (None, None, False)
     assert one.heard == pytest.approx(1.0, abs=0.02)
-    records = owner.datasets(pushed.datasets[0], workspace=place.workspace).records(with_responses=True)
+    records = owner.datasets(pushed.datasets[0], workspace=workspace).records(with_responses=True)
     (there,) = [record for record in records if record.responses["factuality"]]
     assert there.id == first.id
     assert [response.value for response in there.responses["factuality"]] == ["b"]
     assert [response.value for response in there.responses["behaviour"]] == ["tie"]
 
 
-def test_an_answer_given_without_listening_is_not_heard(place, page, tmp_path):
-    owner, project, pushed = sent(place, tmp_path, ["Deaf?"], [["Yes.", "No."]], ["sound_QA"])
-    signed_in(page, place.server, place.people[1], pushed.datasets[0])
+def test_an_answer_given_without_listening_is_not_heard(argilla_server, workspace, page, tmp_path):
+    owner, project, pushed = sent(
+        argilla_server, workspace, tmp_path, ["Deaf?"], [["Yes.", "No."]], ["sound_QA"]
+    )
+    signed_in(page, argilla_server, ANNOTATORS[1], pushed.datasets[0])
     until(lambda: len(fields(page)) == 4, "the record's fields")
     for key in ("1", "1", "Enter"):
         page.keyboard.press(key)
@@ -185,13 +185,15 @@ def test_an_answer_given_without_listening_is_not_heard(place, page, tmp_path):
     assert one.heard == 0.0
 
 
-def test_hostile_text_is_shown_literally_and_does_nothing(place, page, tmp_path):
+def test_hostile_text_is_shown_literally_and_does_nothing(argilla_server, workspace, page, tmp_path):
     elsewhere, dialogs = [], []
-    ours = (place.server.url, "data:", "blob:")
+    ours = (argilla_server.url, "data:", "blob:")
     page.on("request", lambda one: elsewhere.append(one.url) if not one.url.startswith(ours) else None)
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    _, project, pushed = sent(place, tmp_path, HOSTILE, [[f"{h} 1", f"2 {h}"] for h in HOSTILE], HOSTILE)
-    signed_in(page, place.server, place.people[0], pushed.datasets[0])
+    _, project, pushed = sent(
+        argilla_server, workspace, tmp_path, HOSTILE, [[f"{h} 1", f"2 {h}"] for h in HOSTILE], HOSTILE
+    )
+    signed_in(page, argilla_server, ANNOTATORS[0], pushed.datasets[0])
     expected = {
         (project.prompts[one.prompt_id].question, one.text_a, one.text_b) for one in project.comparisons
     }

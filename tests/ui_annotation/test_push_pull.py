@@ -15,6 +15,7 @@ import soundfile
 
 from preference_data import store
 from preference_data.schema import Choice, Comparison, Completion, ErrorType, Prompt
+from tests.ui_annotation.conftest import ANNOTATORS
 from tests.ui_annotation.test_render import HOSTILE
 from ui_annotation import assignment, client, pull, push, render, settings
 from ui_annotation.project import Project
@@ -28,8 +29,7 @@ def owner(argilla_server):
 @pytest.fixture
 def workspace(argilla_server):
     """A workspace of its own with two members."""
-    name = argilla_server.add_workspace()
-    return name, [argilla_server.add_user(workspace=name) for _ in range(2)]
+    return argilla_server.add_workspace(*ANNOTATORS), ANNOTATORS
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     everyone, one_each = names(project)
     records = {r["external_id"]: r for part in (everyone, one_each) for r in stored(owner, workspace, part)}
     both = next(one for one in project.comparisons if one.everyone and one.prompt_id == "p0")
-    single = next(one for one in project.comparisons if not one.everyone and one.prompt_id != "p0")
+    single = next(one for one in project.comparisons if not one.everyone and one.prompt_id == "p2")
     hear(annotators[0], done.media["0.wav"], 1.0)
     hear(annotators[0], done.media["1.wav"], 0.5)
     submit(
@@ -333,7 +333,7 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     client.request(annotators[1], "POST", "/api/v1/me/responses/bulk", json={"items": [draft]})
 
     first, second, third = pulled(owner, project)
-    assert [one.annotator for one in (first, second, third)] == [*workspace[1], workspace[1][0]]
+    assert [one.annotator for one in (first, second, third)] == [*ANNOTATORS, ANNOTATORS[0]]
     assert [one.comparison for one in (first, second, third)] == [both.id, both.id, single.id]
     assert (first.factuality, first.behaviour) == ("b", "both_bad")
     assert (first.errors_a, first.errors_b) == (("wrong_words", "omission"), ())
@@ -388,7 +388,7 @@ def test_what_was_never_pushed_is_refused(owner, workspace, tmp_path):
 
 
 def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, tmp_path):
-    first = world(workspace, tmp_path, n=6, overlap=0.3)
+    first = world(workspace, tmp_path, n=3, overlap=0.3)
     push.push(owner, first)
     everyone, one_each = names(first)
     for annotator, dataset in (
@@ -400,7 +400,7 @@ def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, t
             submit(annotator, record)
     judged = {one.comparison: one.purpose for one in pulled(owner, first)}
 
-    second = world(workspace, tmp_path, n=8, overlap=0.6, retests=0.4, gold=0.3)
+    second = world(workspace, tmp_path, n=4, overlap=0.6, retests=0.4, gold=0.3)
     done = push.push(owner, second)
     assert 0 < done.added < len(second.comparisons)
     again = pulled(owner, second)
@@ -417,7 +417,7 @@ def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, t
 
 
 def test_what_nobody_judged_leaves_the_queues_with_its_draw(owner, workspace, annotators, tmp_path):
-    first = world(workspace, tmp_path, n=4, overlap=1, gold=0.5, retests=0)
+    first = world(workspace, tmp_path, n=2, overlap=1, gold=0.5, retests=0)
     push.push(owner, first)
     (dataset,) = names(first)
     before = stored(owner, workspace, dataset)
@@ -425,7 +425,7 @@ def test_what_nobody_judged_leaves_the_queues_with_its_draw(owner, workspace, an
     judged, *unjudged = [record for record in before if record["external_id"] in of_gold]
     assert unjudged
     submit(annotators[0], judged)
-    second = world(workspace, tmp_path, n=4, overlap=1, gold=0, retests=0)
+    second = world(workspace, tmp_path, n=2, overlap=1, gold=0, retests=0)
     assert push.push(owner, second).added == 0
     left = {record["external_id"] for record in stored(owner, workspace, dataset)}
     assert left == {one.id for one in second.comparisons} | {judged["external_id"]}

@@ -11,6 +11,7 @@ import soundfile
 import preference_data
 from preference_data.schema import Completion, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Phrasebook
+from tests.ui_annotation.conftest import ANNOTATORS
 from ui_annotation import assignment, client, pull, push, simulated
 from ui_annotation.project import Project
 
@@ -53,8 +54,7 @@ class Office:
     """A workspace with two annotators and a pushed project."""
 
     def __init__(self, server, corpus, **draws):
-        self.name = server.add_workspace()
-        self.people = [server.add_user(workspace=self.name) for _ in range(2)]
+        self.name, self.people = server.add_workspace(*ANNOTATORS), ANNOTATORS
         self.owner = client.connect(server.url, server.api_key("owner"))
         self.annotators = [client.connect(server.url, server.api_key(one)) for one in self.people]
         self.prompts, completions = world(corpus)
