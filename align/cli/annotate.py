@@ -182,7 +182,7 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
     from align.execution.plan import fingerprint, reads
     from align.recipe.config.preference import AnnotateConfig
     from align.recipe.recipe import Problem, RecipeError, load
-    from align.run_folder.artifacts import MANIFEST, read_manifest
+    from align.run_folder.artifacts import MANIFEST, StageFolder, read_manifest
     from align.stages import annotate
 
     loaded = load(recipe, overrides)
@@ -198,7 +198,9 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
     digests = {name: read_manifest(folder)["output_digest"] for name, folder in inputs.items()}
     mark = fingerprint(step, reads(step, digests))
     assert isinstance(step.config, AnnotateConfig)
-    return _Stage(step.config, annotate.make_project(step.config, inputs, step.name, mark), run)
+    return _Stage(
+        step.config, annotate.make_project(step.config, inputs, StageFolder(run, step.name, mark)), run
+    )
 
 
 def _print(text: str) -> None:

@@ -11,6 +11,7 @@ quality.json, quality.html.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ import argilla as rg
 
 from align.recipe.config.preference import AnnotateConfig
 from align.release import annotators as page
-from align.run_folder.artifacts import StageFolder, Waiting, write_json
+from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_json
 from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.preferences import quality
@@ -57,7 +58,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     Raises:
         Waiting: people have not judged enough yet.
     """
-    project = make_project(config, inputs, out.name, out.fingerprint)
+    project = make_project(config, inputs, out)
     store.write(out.path / "comparisons.jsonl", project.comparisons)
     with server(config, out.final.parent) as host:
         pushed = send(host, project)
@@ -79,11 +80,12 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     }
 
 
-def make_project(config: AnnotateConfig, inputs: dict[str, Path], stage: str, fingerprint: str) -> Project:
+def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> Project:
     """Draw the comparisons: the same inputs and seed give the same ones.
 
     Simulated judgements depend on more of the recipe than the comparisons do, so each fingerprint has its
-    own datasets; people's judgements are kept as long as their comparisons are drawn.
+    own datasets. People's datasets belong to the run and its clips: whatever else of the recipe changes, a
+    comparison that is drawn again is judged already. Other runs may use the same server.
     """
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
@@ -96,10 +98,13 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], stage: str, fi
         gold=config.gold,
         seed=config.seed,
     )
-    name, workspace = stage, config.workspace
+    corpus, workspace = inputs[config.corpus], config.workspace
     if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
-        name, workspace = f"{stage}-{fingerprint[:8]}-simulated", f"{workspace}-simulated"
-    return Project(name, workspace, comparisons, prompts, inputs[config.corpus], config.annotators)
+        name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
+    else:
+        run = re.sub(r"[^A-Za-z0-9_-]+", "-", out.final.parent.resolve().name)[:60]
+        name = f"{out.name}-{run}-{sha256_file(corpus / 'clips.jsonl')[:8]}"
+    return Project(name, workspace, comparisons, prompts, corpus, config.annotators)
 
 
 @contextmanager
