@@ -221,17 +221,6 @@ def test_what_is_pushed_is_stored_and_indexed(production, pushed, comparisons):
         assert len(_queue(ann, production)) == 3
 
 
-def test_clips_are_served_whole_and_in_part(production, pushed, corpus):
-    (url,) = pushed.media.values()
-    clip = (corpus / "tone.wav").read_bytes()
-    with production.signed_in("ann") as ann:
-        assert ann.get(url).content == clip
-        part = ann.get(url, headers={"Range": "bytes=10-19"})
-        assert (part.status_code, part.content) == (206, clip[10:20])
-        assert ann.put(url, content=clip).status_code == 403
-    assert httpx.get(production.url + url).status_code == 401
-
-
 def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed, comparisons, corpus):
     with production.signed_in("ann") as ann:
         record = _queue(ann, production)[0]
