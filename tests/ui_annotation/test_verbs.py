@@ -1,20 +1,37 @@
-"""`align annotate`: the server's life as its keeper sees it, with real processes."""
+"""`align annotate`: the server's life as its keeper sees it, with a real process for the server."""
 
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from align.cli.main import main
 from ui_annotation import launch
 
 ALIGN = str(Path(sys.executable).with_name("align"))
 
 
-def align(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ALIGN, "annotate", *arguments], capture_output=True, text=True, check=False)
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def align(monkeypatch, capsys):
+    """The command in this process: starting Python anew takes longer than what it does."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["align", "annotate", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 def up(home: Path) -> subprocess.Popen[str]:
@@ -33,7 +50,7 @@ def up(home: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.usefixtures("argilla_environment")
-def test_up_status_users_and_down(tmp_path):
+def test_up_status_users_and_down(align, tmp_path):
     home = tmp_path / "home"
     process = up(home)
     url = launch.running(home).url
