@@ -1,4 +1,4 @@
-"""What the stages that collect preferences can be told: sample, annotate, pairs."""
+"""Configs of the stages that collect preferences: sample, annotate, pairs."""
 
 from __future__ import annotations
 
