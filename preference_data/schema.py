@@ -166,8 +166,8 @@ class Comparison(Record):
 class Judgement(Record):
     """An annotator's judgement of two completions of the same prompt, already un-blinded.
 
-    `completion_a` and `completion_b` keep the sides that the annotator saw. What annotators typed (`corrected`,
-    `rationale`) is untrusted text.
+    `completion_a` and `completion_b` keep the sides that the annotator saw. What annotators typed
+    (`corrected`, `rationale`) is untrusted text.
     """
 
     comparison: Id
