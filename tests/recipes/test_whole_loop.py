@@ -302,7 +302,7 @@ def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused
     assert again.stdout == pulled.stdout
     waiting = only(out, "4_annotate", **PEOPLE)
     assert waiting.returncode == 4
-    assert not re.search(r"asked: 0 of", waiting.stdout)
+    assert not re.search(r"annotators: 0 of", waiting.stdout)
     assert answer(out) > 0
     done = only(out, "4_annotate", **PEOPLE)
     assert done.returncode == 0, done.stderr
