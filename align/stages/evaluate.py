@@ -34,7 +34,7 @@ from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
-from preference_data.schema import Annotation, Prompt, Shown
+from preference_data.schema import Comparison, Judgement, Prompt
 from preference_data.store import write_rows
 
 _CONSTANTS_TRIED = 20
@@ -159,12 +159,14 @@ def _agreement(
     config: EvaluateConfig, marking: Marking, annotated: Path, corpus: Path, label: str
 ) -> dict[str, dict[str, Any]]:
     """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
-    shown = [one for one in store.read(annotated / "shown.jsonl", Shown) if one.purpose == "comparison"]
-    lot = np.random.default_rng(config.seed).permutation(len(shown))[: config.annotated_pairs]
+    comparisons = [
+        one for one in store.read(annotated / "comparisons.jsonl", Comparison) if one.purpose == "comparison"
+    ]
+    lot = np.random.default_rng(config.seed).permutation(len(comparisons))[: config.annotated_pairs]
     return judge_agreement.measure(
         partial(marking.points, label=f"{label} annotated answers judged"),
-        [shown[i] for i in sorted(lot)],
-        store.stream(annotated / "annotations.jsonl", Annotation),
+        [comparisons[i] for i in sorted(lot)],
+        store.stream(annotated / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(corpus / "prompts.jsonl", Prompt)},
     )
 

@@ -168,9 +168,9 @@ SIGNS = [
     ".partial-1_pretrain/checkpoints/checkpoint-4",
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
     ".partial-3_sample/batches/00001.json",
-    ".partial-4_annotate/shown.jsonl",
+    ".partial-4_annotate/comparisons.jsonl",
     "argilla/server.json",
-    "snapshots/*/annotations.jsonl",
+    "snapshots/*/judgements.jsonl",
     ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
     ".partial-6_dpo/dev/*.json",
     ".partial-7_evaluate/texts/*.json",
@@ -317,7 +317,7 @@ def test_a_server_that_is_not_there_is_a_clear_error_and_loses_nothing(whole, tm
     assert "http://127.0.0.1:9" in failed.stderr
     assert "align annotate up" in failed.stderr
     assert "not-a-key" not in failed.stdout + failed.stderr
-    assert (out / "4_annotate" / "annotations.jsonl").exists()
+    assert (out / "4_annotate" / "judgements.jsonl").exists()
 
 
 def test_a_judge_model_rates_and_its_ratings_reach_the_gate(whole, tmp_path):

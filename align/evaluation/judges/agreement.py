@@ -14,7 +14,7 @@ import numpy as np
 
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.statistics import Share, wilson
-from preference_data.schema import Annotation, Axis, Prompt, Shown
+from preference_data.schema import Axis, Comparison, Judgement, Prompt
 
 
 class Margin(NamedTuple):
@@ -46,42 +46,42 @@ Points = Callable[[Sequence[Item], Sequence[str]], Mapping[Axis, Sequence[float 
 
 def measure(
     points: Points,
-    shown: Sequence[Shown],
-    annotations: Iterable[Annotation],
+    comparisons: Sequence[Comparison],
+    judgements: Iterable[Judgement],
     prompts: Mapping[str, Prompt],
 ) -> dict[str, dict[str, Any]]:
     """Have a judge score the answers that annotators compared; axis -> `JudgeAgreement` as plain values.
 
     Args:
         points: the judge. Every answer is scored once, however often it was shown.
-        shown: the comparisons to judge.
-        annotations: what annotators made of these and of others, which are left out.
-        prompts: the questions behind `shown`, by id.
+        comparisons: the comparisons to judge.
+        judgements: what annotators made of these and of others, which are left out.
+        prompts: the questions behind `comparisons`, by id.
     """
-    answers = sorted({(one.prompt_id, text) for one in shown for text in (one.text_a, one.text_b)})
+    answers = sorted({(one.prompt_id, text) for one in comparisons for text in (one.text_a, one.text_b)})
     items = [_as_item(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
     scored = points(items, [text for _, text in answers])
-    ids = {one.id for one in shown}
-    judged = [one for one in annotations if one.shown in ids]
+    ids = {one.id for one in comparisons}
+    judged = [one for one in judgements if one.comparison in ids]
     found: dict[str, dict[str, Any]] = {}
     for axis, values in scored.items():
         rated = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
-        found[axis] = _plain(judge_agreement(judged, scores_of(shown, rated), axis))
+        found[axis] = _plain(judge_agreement(judged, scores_of(comparisons, rated), axis))
     return found
 
 
 def judge_agreement(
-    annotations: Iterable[Annotation], scores: Mapping[str, float], axis: Axis, *, tie_margin: float = 0.0
+    judgements: Iterable[Judgement], scores: Mapping[str, float], axis: Axis, *, tie_margin: float = 0.0
 ) -> JudgeAgreement:
     """Compare a judge with the majority of annotators, pair by pair.
 
     Args:
-        annotations: judgements; repeats, gold and those of unusable audio are left out.
+        judgements: judgements; retests, gold and those of unusable audio are left out.
         scores: the judge's score by completion id, of what it scored; see `scores_of`.
         axis: the question put to the annotators.
         tie_margin: points up to which two scores tie.
     """
-    majorities = [_majority(pair, votes) for pair, votes in _votes(annotations, axis).items()]
+    majorities = [_majority(pair, votes) for pair, votes in _votes(judgements, axis).items()]
     decided = [best for best in majorities if best is not None]
     margins = [
         scores[better] - scores[worse] for better, worse in decided if better in scores and worse in scores
@@ -95,11 +95,11 @@ def judge_agreement(
     )
 
 
-def scores_of(shown: Iterable[Shown], rated: Mapping[tuple[str, str], float]) -> dict[str, float]:
+def scores_of(comparisons: Iterable[Comparison], rated: Mapping[tuple[str, str], float]) -> dict[str, float]:
     """Scores by completion id, from scores by (prompt id, answer): equal answers have equal scores."""
     answers = (
         (completion, (one.prompt_id, text))
-        for one in shown
+        for one in comparisons
         for completion, text in ((one.completion_a, one.text_a), (one.completion_b, one.text_b))
     )
     return {completion: rated[answer] for completion, answer in answers if answer in rated}
@@ -145,10 +145,10 @@ def _plain(one: JudgeAgreement) -> dict[str, Any]:
     }
 
 
-def _votes(annotations: Iterable[Annotation], axis: Axis) -> dict[frozenset[str], list[str | None]]:
+def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], list[str | None]]:
     """Per pair of answers, whichever side they stood on, what each annotator preferred; None: neither."""
     votes: dict[frozenset[str], list[str | None]] = {}
-    for one in annotations:
+    for one in judgements:
         if one.purpose != "comparison" or one.audio_unusable or one.completion_a == one.completion_b:
             continue
         preferred = {"a": one.completion_a, "b": one.completion_b}.get(getattr(one, axis))

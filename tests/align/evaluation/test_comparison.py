@@ -10,7 +10,7 @@ from align.evaluation import comparison
 from align.evaluation.benchmarks.air_bench import CATEGORIES, Item
 from align.evaluation.judges.agreement import judge_agreement, measure, scores_of
 from align.evaluation.judges.ratings import OrderReply, Rating
-from preference_data.schema import Annotation, Prompt, Shown
+from preference_data.schema import Comparison, Judgement, Prompt
 
 
 def items_of(*tasks, questions_per_clip=1):
@@ -162,9 +162,9 @@ def test_order_consistency_by_hand():
 
 
 def annotation(a, b, factuality, annotator="x", **more):
-    return Annotation(
+    return Judgement(
         id=f"{a}{b}{annotator}{more}",
-        shown=more.pop("shown", "s"),
+        comparison=more.pop("comparison", "s"),
         prompt_id="p",
         completion_a=a,
         completion_b=b,
@@ -175,8 +175,8 @@ def annotation(a, b, factuality, annotator="x", **more):
     )
 
 
-def shown(a, text_a, b, text_b):
-    return Shown(
+def compared(a, text_a, b, text_b):
+    return Comparison(
         id=a + b, prompt_id="p", completion_a=a, completion_b=b, text_a=text_a, text_b=text_b, everyone=True
     )
 
@@ -203,7 +203,7 @@ def test_the_judge_is_held_against_the_majority_of_people():
 
 
 def test_scores_join_completions_by_what_they_say():
-    comparisons = [shown("c0", "a dog", "c1", "a cat"), shown("c2", "a dog", "c1", "a cat")]
+    comparisons = [compared("c0", "a dog", "c1", "a cat"), compared("c2", "a dog", "c1", "a cat")]
     assert scores_of(comparisons, {("p", "a dog"): 7.0, ("q", "a cat"): 1.0}) == {"c0": 7.0, "c2": 7.0}
 
 
@@ -219,7 +219,7 @@ def test_a_judge_that_knows_how_sure_it_is_agrees_more_where_its_scores_differ_m
 
 
 def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements():
-    comparisons = [shown("c0", "a dog", "c1", "a cat"), shown("c2", "a cow", "c1", "a cat")]
+    comparisons = [compared("c0", "a dog", "c1", "a cat"), compared("c2", "a cow", "c1", "a cat")]
     prompt = Prompt(
         id="p",
         audios=("audio/x.wav",),
@@ -237,9 +237,9 @@ def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements()
         return {"factuality": likes_dogs, "behaviour": length}
 
     judged = [
-        annotation("c0", "c1", "a", shown="c0c1"),
-        annotation("c2", "c1", "a", shown="c2c1"),
-        annotation("c9", "c1", "b", shown="of another draw"),
+        annotation("c0", "c1", "a", comparison="c0c1"),
+        annotation("c2", "c1", "a", comparison="c2c1"),
+        annotation("c9", "c1", "b", comparison="of another draw"),
     ]
     found = measure(points, comparisons, judged, {"p": prompt})
     assert asked == [("What?", "a cat"), ("What?", "a cow"), ("What?", "a dog")]

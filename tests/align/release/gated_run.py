@@ -107,7 +107,7 @@ def make(run, *, value=2.0, scores=SCORES, corpus=corpus):
     """Everything a gate reads; `value` tells one candidate's weights from another's."""
     stage(run, "0_corpus", "corpus", [], corpus)
     stage(run, "2_sft", "sft", ["0_corpus"], weights(1.0))
-    stage(run, "4_annotate", "annotate", ["0_corpus"], text("annotations.jsonl", "{}"))
+    stage(run, "4_annotate", "annotate", ["0_corpus"], text("judgements.jsonl", "{}"))
     stage(run, "5_pairs", "pairs", ["4_annotate"], text("pairs.jsonl", "{}"))
     stage(run, "6_dpo", "dpo", ["0_corpus", "2_sft", "5_pairs"], weights(value))
     evaluate(run, scores)

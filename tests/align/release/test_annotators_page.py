@@ -7,7 +7,7 @@ import pytest
 
 from align.release import annotators
 from preference_data.preferences.quality import assess
-from preference_data.schema import Annotation, Prompt, Shown
+from preference_data.schema import Comparison, Judgement, Prompt
 
 HOSTILE = "</p></article><script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^$&{{ 7*7 }}"
 
@@ -40,10 +40,10 @@ class Page(HTMLParser):
         return next(row for row in self.rows if tuple(row[: len(start)]) == start)
 
 
-def answer(shown, who, choice, **more):
-    return Annotation(
-        id=f"{shown} {who}",
-        shown=shown,
+def answer(comparison, who, choice, **more):
+    return Judgement(
+        id=f"{comparison} {who}",
+        comparison=comparison,
         prompt_id="p",
         completion_a="x",
         completion_b="y",
@@ -92,7 +92,7 @@ def test_numbers_are_those_of_the_report(page):
     assert found.row("lisa", "42")[2:5] == ["40", "0", "2"]
     assert found.row("ann", "100 %")[2] == "2 of 2"
     assert found.row("lisa", "50 %")[2] == "1 of 2"
-    assert found.row("lisa", "Factuality")  # the first table by annotator and question is on repeats: none
+    assert found.row("lisa", "Factuality")  # the first table by annotator and question is on retests: none
     assert found.row("lisa", "Factuality")[2] == "–"
     assert ["ann", "Factuality", "50 %", "20 of 40"] in [row[:4] for row in found.rows]
     assert found.row("all", "84")[2:5] == ["80", "0", "4"]
@@ -114,7 +114,7 @@ def test_what_people_typed_is_shown_literally(page):
     given.append(
         answer("h", HOSTILE, "b", rationale=HOSTILE, corrected=f"better {HOSTILE}", errors_b=("omission",))
     )
-    shown = Shown(
+    comparison = Comparison(
         id="h",
         prompt_id="p",
         completion_a="x",
@@ -126,7 +126,7 @@ def test_what_people_typed_is_shown_literally(page):
     prompt = Prompt(
         id="p", audios=("a.wav",), question=f"Q {HOSTILE}", answer_gt="", meta_info="{}", task_name="t"
     )
-    found = page(given, annotators.examples(given, [shown], {"p": prompt}))
+    found = page(given, annotators.examples(given, [comparison], {"p": prompt}))
     assert not [tag for tag, _ in found.elements if tag in ("script", "img")]
     assert not [name for _, a in found.elements for name in a if name.startswith("on")]
     for text in (f"better {HOSTILE}", f"A {HOSTILE}", f"B {HOSTILE}", f"Q {HOSTILE}", f"Why{HOSTILE}"):
@@ -137,8 +137,8 @@ def test_what_people_typed_is_shown_literally(page):
 
 def test_a_dozen_examples_chosen_the_same_way_each_time():
     given = [answer(f"u{i}", "ann", "a", rationale=f"because {i}" if i % 2 else " ") for i in range(60)]
-    shown = [
-        Shown(
+    comparisons = [
+        Comparison(
             id=f"u{i}",
             prompt_id="p",
             completion_a="x",
@@ -150,10 +150,10 @@ def test_a_dozen_examples_chosen_the_same_way_each_time():
         for i in range(60)
     ]
     prompts = {"p": Prompt(id="p", audios=(), question="What?", answer_gt="", meta_info="{}", task_name="t")}
-    found = annotators.examples(given, shown, prompts)
+    found = annotators.examples(given, comparisons, prompts)
     assert len(found) == 12
-    assert all(one.annotation.rationale == f"because {one.text_a}" for one in found)
-    assert annotators.examples(given[::-1], shown, prompts) == found
+    assert all(one.judgement.rationale == f"because {one.text_a}" for one in found)
+    assert annotators.examples(given[::-1], comparisons, prompts) == found
 
 
 @pytest.mark.parametrize("given", [[], [answer("u", "ann", "tie", seconds=None, heard=None)]])

@@ -124,14 +124,14 @@ def test_what_people_said_of_a_question_stands_with_it(run):
     (run / "4_annotate").mkdir()
     pair = {"prompt_id": "q2", "completion_a": "x", "completion_b": "y"}
     shown = {"id": "s", "text_a": "A cat.", "text_b": "<b>A dog.</b>", "everyone": True, **pair}
-    said = {"shown": "s", "factuality": "b", "behaviour": "both_bad", **pair}
+    said = {"comparison": "s", "factuality": "b", "behaviour": "both_bad", **pair}
     judgements = [
         {"id": "1", "annotator": "ann", "rationale": "<i>It barks</i>", **said},
-        {"id": "2", "annotator": "bob", "purpose": "repeat", **said},
+        {"id": "2", "annotator": "bob", "purpose": "retest", **said},
         {"id": "3", "annotator": "eve", "audio_unusable": True, **said},
     ]
-    (run / "4_annotate/shown.jsonl").write_text(json.dumps(shown) + "\n")
-    (run / "4_annotate/annotations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in judgements))
+    (run / "4_annotate/comparisons.jsonl").write_text(json.dumps(shown) + "\n")
+    (run / "4_annotate/judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in judgements))
     write_html(compare([run / "2_sft", run / "6_dpo"]), run / "compare.html")
     html = (run / "compare.html").read_text(encoding="utf-8")
     assert html.count("1 judgement by people") == html.count("judgement by people") == 1
