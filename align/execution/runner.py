@@ -183,6 +183,7 @@ class _Execution:
         out.commit(
             {
                 "kind": step.config.stage,
+                "produces": step.config.produces,
                 "status": "done",
                 "config": step.config.model_dump(mode="json"),
                 **read._asdict(),

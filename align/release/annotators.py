@@ -1,4 +1,4 @@
-"""The page on annotators: whether their answers can be trusted, who stands out, and what they wrote."""
+"""The page on annotators: whether their answers can be trusted, who stands out, and their own words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALPHA_FROM, _ALPHA_TO = -0.25, 1.0
 
 
 class Example(NamedTuple):
-    """One answer with something typed, and what it was an answer to. All of it is untrusted text."""
+    """A judgement with typed text, and the comparison behind it. All of it is untrusted text."""
 
     question: str
     text_a: str
@@ -34,18 +34,23 @@ def examples(
 ) -> list[Example]:
     """A dozen answers that came with a rationale or a correction.
 
-    Which ones is decided by a hash of their id: neither by chance, nor by what looks good.
+    Which answers is decided by a hash of their id: neither by chance, nor by what looks good.
     """
-    seen = {one.id: one for one in comparisons}
+    by_id = {comparison.id: comparison for comparison in comparisons}
     typed = [
-        one for one in judgements if any(text and text.strip() for text in (one.rationale, one.corrected))
+        judgement
+        for judgement in judgements
+        if any(text and text.strip() for text in (judgement.rationale, judgement.corrected))
     ]
-    typed.sort(key=lambda one: hashlib.sha256(one.id.encode()).hexdigest())
+    typed.sort(key=lambda judgement: hashlib.sha256(judgement.id.encode()).hexdigest())
     return [
         Example(
-            prompts[one.prompt_id].question, seen[one.comparison].text_a, seen[one.comparison].text_b, one
+            prompts[judgement.prompt_id].question,
+            by_id[judgement.comparison].text_a,
+            by_id[judgement.comparison].text_b,
+            judgement,
         )
-        for one in typed[:_EXAMPLES]
+        for judgement in typed[:_EXAMPLES]
     ]
 
 
@@ -53,7 +58,7 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
     """Write the page as one file that works offline, and return its path.
 
     Args:
-        quality: what was measured.
+        quality: the measurements.
         path: of the page.
         title: its heading, e.g. whose answers these are.
         examples: answers to show with what annotators typed.
@@ -79,12 +84,12 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
 
 
 def _alpha_bounds(low: float, value: float, high: float) -> Bounds:
-    """Where an alpha's marks are, in percent of the graphic's width; `zero` is chance."""
+    """Positions of an alpha's marks in percent of the graphic's width; `zero` is chance."""
     return Bounds(*(_place(number, _ALPHA_FROM, _ALPHA_TO) for number in (low, value, high, 0.0)))
 
 
 def _share_bounds(low: float, value: float, high: float, expected: float) -> Bounds:
-    """Where a share's marks are, in percent of the graphic's width; `zero` is what is expected."""
+    """Positions of a share's marks in percent of the graphic's width; `zero` is the expected share."""
     return Bounds(*(_place(number, 0.0, 1.0) for number in (low, value, high, expected)))
 
 

@@ -76,9 +76,6 @@ TRAINING_PANELS = (
     Panel("Loss", {"loss": "loss"}),
     Panel("Token accuracy", {"token accuracy": "mean_token_accuracy"}),
     Panel("Gradient norm", {"gradient norm": "grad_norm"}),
-)
-PREFERENCE_PANELS = (
-    Panel("Loss", {"loss": "loss"}),
     Panel("Reward margin", {"chosen − rejected": "rewards/margins"}),
     Panel("Reward accuracy", {"chosen above rejected": "rewards/accuracies"}),
     Panel("Implicit rewards", {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}),
@@ -96,6 +93,24 @@ OVEROPTIMISATION_PANELS = (
     Panel("Dev quality against KL", _QUALITY, "dev/kl", "KL to the reference (nats per answer)"),
     Panel("Dev score against KL", {"score": "dev/score"}, "dev/kl", "KL to the reference (nats per answer)"),
 )
+
+
+def training(
+    rows: Sequence[Mapping[str, float]], stage_metrics: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Steps, curves and dev quality of a training stage; None for a stage that logged no loss.
+
+    Args:
+        rows: metrics of optimizer steps.
+        stage_metrics: the finished stage's; `chosen_step` says whose checkpoint is used.
+    """
+    if not any("loss" in row for row in rows):
+        return None
+    return {
+        "steps": int(max(row["step"] for row in rows)),
+        "curves": curves(rows, TRAINING_PANELS),
+        "quality": curves(rows, OVEROPTIMISATION_PANELS, stage_metrics.get("chosen_step")),
+    }
 
 
 def curves(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from datasets import Dataset
 from trl import DPOConfig as TRLConfig
 
-from align.evaluation import scores
 from align.evaluation.benchmarks import air_bench
+from align.evaluation.comparison import levels
 from align.evaluation.judges.facts import FactJudge
 from align.generation.generate import Decoding, Request, Sampler, complete_all, flatten
 from align.models.chat import assistant, user
@@ -160,8 +161,8 @@ def _dev_metrics(choose: Choose, candidate: Path, reference: Sampler, corpus: Pa
     requests = [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)]
     how = Decoding(choose.max_new_tokens)
     answers = flatten(complete_all(sampler, requests, how, seed=0, batch_size=128))
-    judgements = FactJudge(corpus / "phrasebook.yaml").judge(items, answers)
-    overall = scores.summary(judgements, answers)
+    judged = FactJudge(corpus / "phrasebook.yaml").judge(items, answers)
+    overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
     rows = [
         {"messages": [user(item.question, 1), assistant(answer)], "audios": [clip], "draw": 0}
         for item, clip, answer in zip(items, clips, answers, strict=True)
@@ -170,4 +171,4 @@ def _dev_metrics(choose: Choose, candidate: Path, reference: Sampler, corpus: Pa
     batch = {name: value.to(sampler.device) for name, value in batch.items()}
     kl = kl_per_answer(sampler.model, reference.model, batch)
     names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
-    return {**{f"dev/{name}": overall[name] for name in names}, "dev/kl": float(kl.mean())}
+    return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": float(kl.mean())}

@@ -9,22 +9,23 @@ the best constant answer (how far does no listening get?). Reads: policies, corp
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from align.evaluation import aggregation, comparison, judged_answers
 from align.evaluation.benchmarks import air_bench, recognition
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
 from align.evaluation.judges.local_model import LocalModel
 from align.evaluation.judges.prompt import Official, Strict
-from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
+from align.evaluation.statistics import Interval
 from align.generation.generate import Decoding, Request
 from align.generation.sheets import Sheet, answer
 from align.models.features import ClipFeatures
@@ -35,7 +36,6 @@ from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
 from preference_data.schema import Comparison, Judgement, Prompt
-from preference_data.store import write_rows
 
 _CONSTANTS_TRIED = 20
 
@@ -48,30 +48,29 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     items = asked.usable
     own = corpus / config.split / "recognition.jsonl"
     utterances = recognition.read(own) if own.exists() else []
-    marking = _marking(config, corpus, out.final.parent, asked.everything)
+    judge = _judge(config, corpus, out.final.parent)
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     sheets = _sheets(config, asked, utterances, processor)
     found: dict[str, dict[str, Any]] = {}
-    marked: dict[str, Marked] = {}
+    judged: dict[str, list[JudgedAnswer]] = {}
     said: dict[str, dict[str, list[str]]] = {}
     for policy in config.policies:
         texts = said[policy] = _texts(config, policy, located(inputs[policy]), sheets, out)
-        one = marked[policy] = marking.mark(items, texts["answers"], f"{out.name} {policy} judged")
+        answers = judged[policy] = judge.judge(items, texts["answers"], f"{out.name} {policy} judged")
         found[policy] = {
-            "overall": one.overall,
-            "categories": one.categories,
+            "overall": comparison.levels(answers),
+            "categories": comparison.levels_by_category(answers),
+            "ratings": aggregation.as_scores(asked.everything, answers),
             "recognition": _recognition(config, asked, utterances, texts),
         }
-        if one.ratings:
-            found[policy]["ratings"] = one.ratings
-        if marking.is_free or policy == config.after:
+        if judge.is_free or policy == config.after:
             label = f"{out.name} {policy} judged, clips shuffled"
-            found[policy]["shuffled_audio"] = marking.mark(items, texts["shuffled"], label).overall
+            found[policy]["shuffled_audio"] = comparison.levels(judge.judge(items, texts["shuffled"], label))
         name = policy.replace("/", "_")
         air_bench.write_answers(out.path / "answers" / f"{name}.jsonl", items, texts["answers"])
-        _write_items(out.path / "items" / f"{name}.jsonl", asked, one)
-    after = marked[config.after]
-    comparison, by_category = marking.compare(items, marked[config.before], after, config.seed)
+        judged_answers.write(out.path / "items" / f"{name}.jsonl", answers, asked.prefix)
+    by_category = comparison.differences(judged[config.before], judged[config.after], config.seed)
+    overall = by_category.pop(comparison.ALL, {})
     report = {
         "split": config.split,
         "n": len(items),
@@ -79,29 +78,31 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "unusable": [one._asdict() for one in asked.missing],
         "unusable_rows": {path: [one._asdict() for one in rows.missing] for path, rows in asked.rows.items()},
         "cut": air_bench.longer_than(heard_s, asked.root, items) if config.air_bench else [],
-        "judge": marking.about(items),
+        "judge": judge.describe(items),
         "before": config.before,
         "after": config.after,
         "policies": found,
-        "comparison": comparison,
-        "by_category": by_category,
+        "comparison": _plain_intervals(overall),
+        "by_category": {category: _plain_intervals(rows) for category, rows in by_category.items()},
         "recognition_comparison": _recognition_differences(
             config, asked, utterances, said[config.before], said[config.after]
         ),
         "against": {
-            policy: marking.compare(items, one, after, config.seed)[0]
-            for policy, one in marked.items()
+            policy: _plain_intervals(
+                comparison.differences(answers, judged[config.after], config.seed).get(comparison.ALL, {})
+            )
+            for policy, answers in judged.items()
             if policy not in (config.before, config.after)
         },
     }
     if config.annotations:
-        report["judge_agreement"] = _agreement(config, marking, inputs[config.annotations], corpus, out.name)
-    if marking.is_free:
-        report["constant_answer"] = _best_constant(marking, items)
+        report["judge_agreement"] = _agreement(config, judge, inputs[config.annotations], corpus, out.name)
+    if judge.is_free:
+        report["constant_answer"] = _best_constant(judge, items)
     write_json(out.path / "scores.json", report)
     return {
         **found[config.after]["overall"],
-        **{f"delta_{name}": interval["delta"] for name, interval in comparison.items()},
+        **{f"delta_{name}": interval.delta for name, interval in overall.items()},
     }
 
 
@@ -136,17 +137,20 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
     return _Questions(corpus, root, "", items, usable, missing, rows)
 
 
-def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[Item]) -> Marking:
+def _plain_intervals(rows: dict[str, Interval]) -> dict[str, dict[str, float]]:
+    return {metric: interval._asdict() for metric, interval in rows.items()}
+
+
+def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
     """How answers are judged. Replies are kept in the run folder: no call is made twice."""
     if config.judge == "facts":
-        return ByFacts(FactJudge(corpus / "phrasebook.yaml"))
+        return FactJudge(corpus / "phrasebook.yaml")
     asked = config.judge
     model: ChatModel = (
         _endpoint(asked, asked.url) if asked.url else LocalModel(Path(asked.model).expanduser())
     )
     protocol = Official() if asked.protocol == "official" else Strict()
-    judge = LLMJudge(model, run / "judge_replies.jsonl", protocol)
-    return ByRatings(judge, benchmark, asked.canary_items)
+    return LLMJudge(model, run / "judge_replies.jsonl", protocol, asked.canary_items)
 
 
 def _endpoint(asked: JudgeModel, url: str) -> ChatModel:
@@ -156,7 +160,7 @@ def _endpoint(asked: JudgeModel, url: str) -> ChatModel:
 
 
 def _agreement(
-    config: EvaluateConfig, marking: Marking, annotated: Path, corpus: Path, label: str
+    config: EvaluateConfig, judge: Judge, annotated: Path, corpus: Path, label: str
 ) -> dict[str, dict[str, Any]]:
     """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
     comparisons = [
@@ -164,10 +168,11 @@ def _agreement(
     ]
     lot = np.random.default_rng(config.seed).permutation(len(comparisons))[: config.annotated_pairs]
     return judge_agreement.measure(
-        partial(marking.points, label=f"{label} annotated answers judged"),
+        judge,
         [comparisons[i] for i in sorted(lot)],
         store.stream(annotated / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(corpus / "prompts.jsonl", Prompt)},
+        f"{label} annotated answers judged",
     )
 
 
@@ -260,23 +265,11 @@ def _texts(
     return found
 
 
-def _best_constant(marking: Marking, items: list[Item]) -> dict[str, Any]:
+def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:
     """The frequent reference answer that would do best if given to every question."""
     frequent = [text for text, _ in Counter(item.answer_gt for item in items).most_common(_CONSTANTS_TRIED)]
-    tried = {text: marking.mark(items, [text] * len(items), "constant").overall for text in frequent}
+    tried = {
+        text: comparison.levels(judge.judge(items, [text] * len(items), "constant")) for text in frequent
+    }
     best = max(tried, key=lambda text: tried[text]["score"])
     return {"text": best, **tried[best]}
-
-
-def _write_items(path: Path, asked: _Questions, marked: Marked) -> None:
-    rows = [
-        {
-            **item._asdict(),
-            "category": item.category,
-            "audio": asked.prefix + item.audio,
-            "response": response,
-            **marks,
-        }
-        for item, response, marks in zip(asked.usable, marked.responses, marked.rows, strict=True)
-    ]
-    write_rows(path, rows)

@@ -26,7 +26,10 @@ CATEGORIES = {
     "speech_and_sound_QA": "mixed",
     "speech_and_music_QA": "mixed",
 }
-"""The four columns of the published tables."""
+"""The tasks, and the column of the published tables that each counts towards."""
+
+COLUMNS = ("speech", "sound", "music", "mixed")
+"""The four columns, in their published order."""
 
 LONGEST_S = 600.0
 """Longest clip of the benchmark in seconds; models that hear less are given its beginning."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from align.evaluation.aggregation import COLUMNS
+from align.evaluation.benchmarks.air_bench import COLUMNS
 
 
 class ChatRow(NamedTuple):

@@ -1,18 +1,19 @@
 """Does the judge agree with people? Its scores of two answers against annotators' choices between them.
 
 AIR-Bench validates its judge the same way: scores are turned into preferences, and the share of people's
-decisive choices that they match is told (above 70 % there).
+decisive choices that they match is reported (above 70 % there).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
 from preference_data.schema import Axis, Comparison, Judgement, Prompt
 
@@ -40,34 +41,32 @@ class JudgeAgreement(NamedTuple):
     that knows how sure it is, the agreement rises."""
 
 
-Points = Callable[[Sequence[Item], Sequence[str]], Mapping[Axis, Sequence[float | None]]]
-"""Questions and answers -> by axis, a judge's score of each answer; None where it gave none."""
-
-
 def measure(
-    points: Points,
+    judge: Judge,
     comparisons: Sequence[Comparison],
     judgements: Iterable[Judgement],
     prompts: Mapping[str, Prompt],
+    label: str,
 ) -> dict[str, dict[str, Any]]:
     """Have a judge score the answers that annotators compared; axis -> `JudgeAgreement` as plain values.
 
     Args:
-        points: the judge. Every answer is scored once, however often it was shown.
+        judge: scores every answer once, however often annotators compared it.
         comparisons: the comparisons to judge.
         judgements: what annotators made of these and of others, which are left out.
         prompts: the questions behind `comparisons`, by id.
+        label: names the work in progress reports.
     """
-    answers = sorted({(one.prompt_id, text) for one in comparisons for text in (one.text_a, one.text_b)})
+    answers = sorted({(pair.prompt_id, text) for pair in comparisons for text in (pair.text_a, pair.text_b)})
     items = [_as_item(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
-    scored = points(items, [text for _, text in answers])
-    ids = {one.id for one in comparisons}
-    judged = [one for one in judgements if one.comparison in ids]
-    found: dict[str, dict[str, Any]] = {}
-    for axis, values in scored.items():
-        rated = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
-        found[axis] = _plain(judge_agreement(judged, scores_of(comparisons, rated), axis))
-    return found
+    points = preference_points(judge.judge(items, [text for _, text in answers], label))
+    ids = {comparison.id for comparison in comparisons}
+    relevant = [judgement for judgement in judgements if judgement.comparison in ids]
+    by_axis: dict[str, dict[str, Any]] = {}
+    for axis, values in points.items():
+        scores = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
+        by_axis[axis] = _plain(judge_agreement(relevant, scores_of(comparisons, scores), axis))
+    return by_axis
 
 
 def judge_agreement(

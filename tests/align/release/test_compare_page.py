@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.align.test_compare import evaluated, scored, small_run
 
 from align.release.cards import diff_words
-from align.release.compare import compare, to_json, write_html
+from align.release.compare_page import to_json, write_html
+from align.release.comparison import compare
+from tests.align.release.test_compare import evaluated, scored, small_run
 from tests.benchmarks.compare_page import JUDGE, make_run
 from tests.chromium import chromium
 
@@ -216,7 +217,7 @@ def test_keys_move_and_filter_and_the_address_brings_back_what_was_seen(browser,
     seen.page.select_option("#category", "music")
     music = [key for key in seen.shown()]
     assert 0 < len(music) < len(improved)
-    assert seen.page.text_content("#shown") == f"{len(music)} shown"
+    assert seen.page.text_content("#visible") == f"{len(music)} shown"
 
     again = Seen(browser, folder / "packed.html", seen.page.evaluate("() => location.hash"))
     assert again.shown() == music
@@ -299,7 +300,7 @@ def test_hostile_texts_stay_text(browser, folder):
     seen.page.evaluate("() => document.querySelectorAll('details').forEach(one => (one.open = true))")
     card = seen.page.locator(".card").first
     assert HOSTILE in card.locator(".answer > p").first.text_content()
-    assert HOSTILE in card.locator(".said").first.text_content()
+    assert HOSTILE in card.locator(".quoted").first.text_content()
     assert HOSTILE in card.locator(".question").text_content()
     assert seen.page.locator("img").count() == 0
     assert seen.page.locator("script").count() == 3
