@@ -66,7 +66,7 @@ def judge(
             return
         judged = llm_judge.judge(items, responses)
         uplift = _uplift(llm_judge, items[:canary_items]) if canary_items else None
-    except (air_bench.BadBenchmark, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except JudgeFailed as error:
         print(error, flush=True)

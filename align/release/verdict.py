@@ -245,6 +245,8 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
         worst = min(known) if known and len(known) == len(shares) else None
         yield at_least("judge agrees with people", worst, limit)
     yield at_most("canary uplift", _number(judge.get("canary_uplift")), limits["max_canary_uplift"])
+    worst_trick = _number(_found(judge, "canary_worst", "points"))
+    yield at_most("worst canary trick", worst_trick, limits["max_canary_trick"])
 
 
 def _same_judge(scores: Scores, limits: Thresholds) -> Check:

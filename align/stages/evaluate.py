@@ -180,7 +180,7 @@ def _recognition(
     config: EvaluateConfig, asked: _Questions, utterances: list[Utterance], texts: dict[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
     """Source -> metrics: of the corpus' own utterances, and of the reports' benchmarks."""
-    found: dict[str, dict[str, Any]] = {**recognition.score(utterances, texts["recognised"])}
+    found: dict[str, dict[str, Any]] = {**benchmarks.score("recognition", utterances, texts["recognised"])}
     for path, rows in asked.rows.items():
         found |= benchmarks.score(config.benchmarks[path], rows.usable, texts[path])
     return found
@@ -194,7 +194,9 @@ def _recognition_differences(
     after: dict[str, list[str]],
 ) -> dict[str, dict[str, Any]]:
     """Source -> metric -> paired difference with its interval, where there is one."""
-    found = recognition.compare(utterances, before["recognised"], after["recognised"], config.seed)
+    found = benchmarks.compare(
+        "recognition", utterances, before["recognised"], after["recognised"], config.seed
+    )
     for path, rows in asked.rows.items():
         found |= benchmarks.compare(
             config.benchmarks[path], rows.usable, before[path], after[path], config.seed

@@ -9,7 +9,8 @@ import soundfile
 
 from align.evaluation.aggregation import as_scores, weights
 from align.evaluation.benchmarks import air_bench
-from align.evaluation.benchmarks.air_bench import BadBenchmark, Item
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.rows import BadBenchmark
 from align.evaluation.judged_answers import JudgedAnswer, OrderReply
 
 
@@ -113,6 +114,8 @@ def answer(**changes):
 
 def test_answers_made_elsewhere(tmp_path):
     path = tmp_path / "a.jsonl"
+    path.write_text("\ufeff" + answer(response="a \u2028 b"), encoding="utf-8")
+    assert air_bench.read_answers(path)[0][1] == "a \u2028 b"
     path.write_text(answer(gen="8 7", response=None) + "\n\n" + answer(uniq_id="x"), encoding="utf-8")
     (item, response), second = air_bench.read_answers(path)
     assert (item.uniq_id, response, second[0].uniq_id) == ("7", "", "x")
@@ -149,7 +152,7 @@ def test_a_meta_file_that_is_no_list_and_twins_are_refused(root):
     with pytest.raises(BadBenchmark, match="uniq_id '0' comes more than once"):
         air_bench.read(root)
     meta.write_text("{}", encoding="utf-8")
-    with pytest.raises(BadBenchmark, match="holds a dict, not the list"):
+    with pytest.raises(BadBenchmark, match="holds a dict, not a list"):
         air_bench.read(root)
     meta.write_text("<html>", encoding="utf-8")
     with pytest.raises(BadBenchmark, match="is not JSON"):

@@ -7,7 +7,8 @@ import pytest
 
 import preference_data
 from align.evaluation import comparison, judged_answers
-from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import air_bench, recognition, tasks
+from align.evaluation.benchmarks.rows import BadBenchmark
 from align.evaluation.judged_answers import JudgedAnswer, OrderReply
 from align.evaluation.judges.facts import FactJudge
 
@@ -84,7 +85,7 @@ def test_recognition_per_source():
         recognition.Utterance("b.wav", "transcribe", " one", "digits"),
         recognition.Utterance("c.wav", "transcribe", " one", "words"),
     ]
-    found = recognition.score(rows, ["Seven two.", "nine", "one"])
+    found = tasks.score("recognition", rows, ["Seven two.", "nine", "one"])
     assert found["digits"] == {"exact": 0.5, "wer": pytest.approx(1 / 3), "n": 2}
     assert found["words"] == {"exact": 1.0, "wer": 0.0, "n": 1}
 
@@ -100,12 +101,12 @@ def test_air_bench_reads_what_it_ships_and_names_what_is_wrong(tmp_path):
     assert air_bench.read(tmp_path / "good") == ITEMS[:1]
     assert ITEMS[0].audio == "Chat/speech_QA_made/0.wav"
     write_meta(tmp_path / "no_gt", [{k: v for k, v in row.items() if k != "answer_gt"}])
-    with pytest.raises(air_bench.BadBenchmark, match="item 0: no answer_gt"):
+    with pytest.raises(BadBenchmark, match="item 0: no answer_gt"):
         air_bench.read(tmp_path / "no_gt")
     write_meta(tmp_path / "odd", [row | {"task_name": "smell_QA"}])
-    with pytest.raises(air_bench.BadBenchmark, match="unknown task_name 'smell_QA'"):
+    with pytest.raises(BadBenchmark, match="unknown task_name 'smell_QA'"):
         air_bench.read(tmp_path / "odd")
-    with pytest.raises(air_bench.BadBenchmark, match="is missing"):
+    with pytest.raises(BadBenchmark, match="is missing"):
         air_bench.read(tmp_path / "nowhere")
 
 
@@ -116,8 +117,8 @@ def test_recognition_is_compared_by_utterance_and_the_means_are_the_corpus_rates
     ]
     before = ["one two", "four", "five five"]  # 1 + 0 + 1 errors of 6 words
     after = ["one two three", "for four", "five six"]  # 0 + 1 + 0
-    found = recognition.compare(rows, before, after)["digits"]
-    assert found["wer"]["before"] == pytest.approx(recognition.score(rows, before)["digits"]["wer"])
+    found = tasks.compare("recognition", rows, before, after)["digits"]
+    assert found["wer"]["before"] == pytest.approx(tasks.score("recognition", rows, before)["digits"]["wer"])
     assert found["wer"]["after"] == pytest.approx(1 / 6)
     assert found["wer"]["ci_low"] < found["wer"]["delta"] < found["wer"]["ci_high"]
     assert (found["exact"]["before"], found["exact"]["after"]) == pytest.approx((1 / 3, 2 / 3))
