@@ -167,13 +167,13 @@ SIGNS = [
     ".partial-0_corpus/audio/train/*",
     ".partial-1_pretrain/checkpoints/checkpoint-4",
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
-    ".partial-3_sample/batches/00001.json",
+    ".partial-3_sample/batches/prompts/*.json",
     ".partial-4_annotate/comparisons.jsonl",
     "argilla/server.json",
     "snapshots/*/judgements.jsonl",
     ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
     ".partial-6_dpo/dev/*.json",
-    ".partial-7_evaluate/texts/*.json",
+    ".partial-7_evaluate/completions/*/answers/*.json",
 ]
 
 

@@ -2,8 +2,9 @@
 
 `pack(model)` changes one thing in a loaded model: the class of its inner backbone. A batch that carries a
 `packed` (see `packing`) then goes rows in, hidden states of those rows out, with each distinct token
-computed once in between; losses, heads and trainers see no difference. Everything else (generate, caches,
-left padding, stock batches) takes the stock path. Weights, saved names and config stay those of the stock.
+computed once in between; losses, heads and trainers see no difference. Generation fills its cache the same
+way (`prefill`). Everything else (transformers' `generate`, left padding, stock batches) takes the stock path.
+Weights, saved names and config stay those of the stock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, Qwen2AudioForConditionalGeneration, Qwen2AudioModel
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioModel,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -79,20 +85,25 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         refused = [name for name in _STOCK_ONLY if kwargs.pop(name, None)] + ["use_cache"] * bool(use_cache)
         if refused:
             raise ValueError(f"a packed batch cannot be run with {refused}: leave `packed` out of the batch")
-        hidden = self._hidden(packed, input_features, kwargs)
+        hidden = self._hidden(packed, input_features, **kwargs)
         index = packed.index if scored is None else packed.index.flatten()[scored][None]
         # An embedding lookup, because its gradient sums the rows of a shared token in a fixed order.
         return Qwen2AudioModelOutputWithPast(
             last_hidden_state=F.embedding(index, hidden), attention_mask=attention_mask, labels=labels
         )
 
-    def _hidden(self, packed: PackedBatch, features: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    def prefill(self, packed: PackedBatch, features: Tensor | None) -> tuple[Tensor, DynamicCache]:
+        """Hidden states (L, D) of the packed row, and every layer's keys and values (1, H, L, D) of it."""
+        cache = DynamicCache(config=self.config.text_config)
+        return self._hidden(packed, features, past_key_values=cache, use_cache=True), cache
+
+    def _hidden(self, packed: PackedBatch, features: Tensor | None, **kwargs: Any) -> Tensor:
         """Hidden states (L, D) of the packed row."""
         embedded = self.get_input_embeddings()(packed.tokens)
         if packed.clips is not None and features is not None:
-            vectors = self._encode(features, packed.clips).to(embedded.dtype)
+            vectors = self.encode(features, packed.clips).to(embedded.dtype)
             embedded = embedded.index_copy(0, packed.audio_at, vectors[packed.audio_from])
-        else:
+        elif "past_key_values" not in kwargs:
             # Other ranks may have audio, and ZeRO-3 and DDP wait for everyone's share of the tower. Alone
             # as well, so that the optimizer sees the same gradients: see `align.training.silence`.
             embedded = embedded + 0 * self._encode_silence(embedded).sum()
@@ -100,13 +111,12 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
             inputs_embeds=embedded[None],
             attention_mask={"full_attention": None},
             position_ids=packed.positions[None],
-            use_cache=False,
             attend=self._attend(packed.sees, embedded, self.config.text_config),
-            **kwargs,
+            **{"use_cache": False, **kwargs},
         ).last_hidden_state
         return states[0]
 
-    def _encode(self, features: Tensor, clips: PackedClips) -> Tensor:
+    def encode(self, features: Tensor, clips: PackedClips) -> Tensor:
         """Audio vectors (V, D) of distinct clips `features` (C, M, F): what the stock tower gives, unpadded.
 
         The stock tower encodes 30 s of every clip, masks the padding and throws its output away.
@@ -126,7 +136,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
     def _encode_silence(self, like: Tensor) -> Tensor:
         n_frames = 4
         mel = torch.zeros(1, self.audio_tower.num_mel_bins, n_frames + HALO, device=like.device)
-        return self._encode(mel, PackedClips.of([n_frames]).to(like.device)).to(like.dtype)
+        return self.encode(mel, PackedClips.of([n_frames]).to(like.device)).to(like.dtype)
 
     def _attend(self, sees: Ragged, states: Tensor, config: Any) -> Callable[..., Tensor]:
         heads = config.num_attention_heads
@@ -149,9 +159,21 @@ def pack(
     dropped = [audio.dropout, audio.attention_dropout, audio.activation_dropout, audio.encoder_layerdrop]
     if any(dropped) or text.attention_dropout:
         raise ValueError("the model has dropout, which the packed backbone does not draw: set packed: false")
-    if set(text.layer_types) != {"full_attention"}:
+    return pack_for_inference(model, attention)
+
+
+def pack_for_inference(
+    model: Qwen2AudioForConditionalGeneration, attention: str | None = None
+) -> Qwen2AudioForConditionalGeneration:
+    """`pack` for a model in eval mode, which draws no dropout.
+
+    Raises:
+        ValueError: the language model has sliding-window layers.
+    """
+    if set(model.config.text_config.layer_types) != {"full_attention"}:
         raise ValueError(
-            "the model has sliding-window layers, which packing does not know: set packed: false"
+            "the model has sliding-window layers, which packing does not know: to train set packed: false; "
+            "to generate set use_sliding_window: false in the text_config of its config.json"
         )
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -30,7 +30,7 @@ class SampleConfig(StageConfig):
     max_new_tokens: int = Field(32, ge=1)
     batch_size: int = Field(128, ge=1)
     workers: int = Field(1, ge=1)
-    """More than one: Ray Data actors, each with its own copy of the policy."""
+    """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
 
 
 class AnnotateConfig(StageConfig):
