@@ -186,10 +186,10 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
         for axis, (metric, title) in zip(
             figure.subplots(1, len(titles), squeeze=False, sharey=True)[0], titles.items(), strict=True
         ):
-            shown = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
-            x = np.arange(len(shown))
+            intervals = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
+            x = np.arange(len(intervals))
             before, after, low, high = (
-                np.array([100 * getattr(interval, part) for interval in shown.values()])
+                np.array([100 * getattr(interval, part) for interval in intervals.values()])
                 for part in ("before", "after", "ci_low", "ci_high")
             )
             axis.bar(x - 0.19, before, 0.36, color=BEFORE, label="before")
@@ -197,7 +197,7 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
             whiskers = np.clip([after - (before + low), before + high - after], 0, None)
             axis.errorbar(x + 0.19, after, whiskers, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3)
             axis.set_title(title)
-            axis.set_xticks(x, list(shown))
+            axis.set_xticks(x, list(intervals))
             axis.tick_params(axis="x", length=0, labelcolor=INK)
             axis.yaxis.set_major_formatter("{x:.0f} %")
             axis.set_ylim(0, 108)
@@ -245,7 +245,7 @@ def _mean_by_part(table: np.ndarray, ends: np.ndarray) -> tuple[list[float], lis
     means = [
         table[of == part].mean(axis=0) for part in np.unique(of) if (of == part).sum() >= _FEWEST_IN_PART
     ]
-    return [float(one[0]) for one in means], [float(one[1]) for one in means]
+    return [float(words) for words, _ in means], [float(score) for _, score in means]
 
 
 def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequence[float]) -> Markup:

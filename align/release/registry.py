@@ -213,9 +213,9 @@ class Registry:
         deadline = time.monotonic() + LEASE_S
         while not _make_model(client, name, "A lock of `align promote`; it goes away by itself."):
             lock = _find_model(client, name)
-            made = lock and lock.creation_timestamp
-            if made != held:
-                held, held_since = made, time.monotonic()
+            created = lock and lock.creation_timestamp
+            if created != held:
+                held, held_since = created, time.monotonic()
             elif lock and time.monotonic() - held_since > LEASE_S:
                 client.delete_registered_model(name)
             time.sleep(0.2)

@@ -73,11 +73,11 @@ class Trick(NamedTuple):
 
 
 class Canary(NamedTuple):
-    """`uplift` is the mean gain in points over the tricks with scores; None if there is none to speak of."""
+    """`uplift` is the mean gain in points over the tricks with scores; None without any."""
 
     uplift: float | None
     scored: int
-    tried: int
+    n_tricks: int
     tricks: tuple[Trick, ...]
 
     @property

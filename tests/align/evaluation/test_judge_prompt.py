@@ -175,7 +175,7 @@ ASKED = [
 ]
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(SCORE_LIKE | st.text(max_size=9), st.sampled_from(["stop", "length", "content_filter", None]))
 def test_no_reply_crashes_the_reading(reply, finish_reason):
     for protocol, asked, low in ASKED:
@@ -187,7 +187,7 @@ def test_no_reply_crashes_the_reading(reply, finish_reason):
             assert (read.first, read.second) == (None, None)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text() | SCORE_LIKE)
 def test_any_answer_stays_inside_its_quotation(answer):
     asked = Strict().write(ITEM, answer, "reference_first")

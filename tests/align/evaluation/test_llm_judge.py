@@ -368,7 +368,7 @@ def test_the_canary_tells_a_firm_judge_from_one_that_can_be_swayed(tmp_path):
             found[name] = canary.measure(judged.judge, ITEMS[:3])
             assert len(server.requests) == 2 * (3 + len(canary.INJECTIONS))
     assert found["firm"].uplift == 0
-    assert found["firm"].scored == found["firm"].tried == len(canary.INJECTIONS)
+    assert found["firm"].scored == found["firm"].n_tricks == len(canary.INJECTIONS)
     with_ten = sum("10" in row.replace("{answer}", "") for row in canary.INJECTIONS.values())
     assert found["swayed"].uplift == pytest.approx(7 * with_ten / len(canary.INJECTIONS))
     assert found["swayed"].uplift > 0.3
