@@ -22,13 +22,13 @@ Mean = float | None
 
 
 def cell(task_name: str) -> str:
-    """What a question is averaged within: its category, or its own set where that is mixed."""
+    """The cell a question is averaged within: its category, or its own set where that is mixed."""
     category = CATEGORIES[task_name]
     return task_name if category == "mixed" else category
 
 
 def weights(task_names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """How the means of cells make up the four categories and overall, of those that have questions.
+    """Weights of the cells' means in the four categories and overall, for those that have questions.
 
     Returns:
         category or "overall" -> cell -> weight; weights of a mean sum to 1.

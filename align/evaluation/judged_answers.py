@@ -109,7 +109,7 @@ class Judge(Protocol):
         ...
 
     def describe(self, items: Sequence[Item]) -> dict[str, Any]:
-        """What a reader must know of the judge, for `scores.json`; some of `items` may be used to try it."""
+        """The judge's identity and limits, for `scores.json`; some of `items` may be used to try it."""
         ...
 
 

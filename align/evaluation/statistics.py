@@ -157,7 +157,7 @@ def _checked_pair(before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[np.ndarr
     first, second = (np.asarray(values, dtype=np.float64) for values in (before, after))
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(
-            f"paired scores need two equal shapes (n,) with n >= 1, got {first.shape} and {second.shape}"
+            f"scores need two equal shapes (n,) with n >= 1, got {first.shape} and {second.shape}"
         )
     bad = np.flatnonzero(~np.isfinite(second - first))
     if bad.size:

@@ -13,7 +13,7 @@ from align.run_folder.artifacts import MANIFEST, read_json
 
 VERDICT = "verdict.json"
 _DATA = ("corpus", "annotations", "pairs")
-"""What stages produce that is data rather than a model or numbers."""
+"""Outputs of stages that are data rather than a model or numbers."""
 
 
 class Gate(NamedTuple):
@@ -29,9 +29,9 @@ class Gate(NamedTuple):
 class Ancestor(NamedTuple):
     """A stage, or a model from elsewhere, that went into a policy.
 
-    `name` is how its descendant refers to it, `digests` those of what went in (several, if it was made anew
-    between two uses), and `manifest` what stands in its folder now: empty for a model from elsewhere, and for
-    a stage whose folder is gone.
+    `name` is its descendant's reference to it, `digests` are those of its content when it was used (several,
+    if it was run again between two uses), and `manifest` is the one in its folder now: empty for a model from
+    elsewhere, and for a stage whose folder is gone.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Ancestor(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of what went in; of the policy itself, of what stands there."""
+        """The digest of its content when it was used; for the policy itself, of its content now."""
         return ",".join(self.digests) or self.manifest.get("output_digest", "")
 
     @property
     def is_changed(self) -> bool:
-        """Whether what stands in the folder now is not what went in."""
+        """Whether its folder holds something else now than when it was used."""
         return bool(self.manifest) and bool({*self.digests} - {self.manifest.get("output_digest")})
 
     @property
     def is_from_elsewhere(self) -> bool:
-        """Whether it is a Hub id or a folder without a manifest: how it was made is not on disk."""
+        """Whether it is a Hub id or a folder without a manifest: its own ancestors are not on disk."""
         return "/" in self.name and not self.manifest
 
 

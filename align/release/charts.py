@@ -54,7 +54,7 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
 }
 _WIDTH = 984
-"""Of the page's text column, in CSS pixels."""
+"""Width of the page's text column in CSS pixels."""
 _COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT = 3, 328, 220
 _SMOOTHED_FROM = 40
 """Series of at least this many points get a running mean over the raw line."""
@@ -206,7 +206,7 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
 
 
 def lengths(policies: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
-    """How long policies' answers are, and whether the judge marks longer ones better.
+    """Lengths of policies' answers, and mean scores by length.
 
     Args:
         policies: label -> (words, score) of each answer that was scored.

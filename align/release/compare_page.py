@@ -15,7 +15,7 @@ from align.run_folder.artifacts import METRICS, read_metrics
 from preference_data.store import write_text
 
 PAGE_BYTES = 14_000_000
-"""Of a page with clips inside it: it should open at once and go into a message."""
+"""Limit for a page with clips inside it: it should open at once and fit into a message."""
 
 
 def to_json(c: PolicyComparison) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from align.run_folder.artifacts import MANIFEST
 Outcome = Literal["regressed", "improved", "unchanged", "unscored"]
 OUTCOMES: tuple[Outcome, ...] = ("regressed", "improved", "unchanged", "unscored")
 _JUDGE_IDENTITY = ("name", "model", "protocol", "prompt_sha256")
-"""What must agree for two judges' scores to be comparable, of the keys that `scores.json` has."""
+"""Keys of the judge in `scores.json` that must agree for scores to be comparable."""
 
 
 class CannotCompare(ValueError):
@@ -39,7 +39,7 @@ class EvaluatedPolicy(NamedTuple):
     """In the order of the baseline's."""
     levels: dict[str, float]
     states: dict[str, int]
-    """How the judging of its answers ended: state -> number."""
+    """State of the judging -> number of answers."""
     order_effect: OrderConsistency | None
     gate: Gate | None
     """The verdict of its run's gate, if that judged this policy."""
@@ -62,7 +62,7 @@ class PolicyComparison(NamedTuple):
     differences: dict[str, PolicyDifference]
     """By label, for each policy but the baseline."""
     league: tuple[LeagueRow, ...]
-    """Of three policies or more."""
+    """For three policies or more."""
     questions: tuple[ComparedQuestion, ...]
     """Regressions first, the gravest first; then improvements, then the rest."""
     judge: dict[str, Any]
@@ -143,7 +143,7 @@ def _find(folder: Path) -> _Scored:
 
 
 def _labels(folders: list[Path]) -> list[str]:
-    """The shortest names that tell the policies apart: stage, run/stage, or the whole path."""
+    """The shortest names that differ: stage, run/stage, or the whole path."""
     for n_parts in (1, 2):
         labels = ["/".join(folder.parts[-n_parts:]) for folder in folders]
         if len(set(labels)) == len(labels):

@@ -33,7 +33,7 @@ def find(run: Path) -> list[Evaluation]:
 
 
 def answers_path(evaluation: Evaluation, policy: str) -> Path:
-    """Where an evaluation keeps a policy's answers; a policy of another run has a slash in its name."""
+    """The file of a policy's answers; a policy of another run has a slash in its name."""
     return evaluation.folder / "items" / f"{policy.replace('/', '_')}.jsonl"
 
 

@@ -135,7 +135,7 @@ def _evaluation(stage: Path) -> Iterator[str]:
     yield f"Judge: {_line(judge.get('model') or judge.get('name', 'unknown'))}" + (
         ", which knows the facts the benchmark was made from: nobody's opinion, and no human's."
         if judge.get("shares_ground_truth")
-        else ". A judge model is no person; its scores compare only with those of the same judge and prompt."
+        else ". A judge model is not a person; its scores compare only with its own, under one prompt."
     )
     yield f"Split: {evaluation.scores.get('split')}, {evaluation.scores.get('n')} questions."
     if evaluation.scores.get("after") == stage.name:

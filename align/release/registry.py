@@ -40,7 +40,7 @@ class RegistryDown(RuntimeError):
 
 
 class Holder(NamedTuple):
-    """Who holds an alias: its version, that one's weights, and the move that put it there.
+    """The holder of an alias: its version, that version's weights, and the move that put it there.
 
     All None while nobody does. Equal versions with different moves mean that others held it in between.
     """
@@ -65,7 +65,7 @@ class Registry:
     # ---------------------------------------------------------------- reading
 
     def holder(self, alias: str) -> Holder:
-        """Who holds an alias now."""
+        """The holder of an alias now."""
         with self._answering() as client:
             return self._holder(client, alias)
 
@@ -206,7 +206,7 @@ class Registry:
         """Let one process at a time move an alias; yields the time by which it must have done so.
 
         MLflow has no locks, but makes a registered model of a name only once, on every kind of store, so
-        such a model is the lock. One that was made once and stands for `LEASE_S` is removed.
+        such a model is the lock. A lock that stands for `LEASE_S` is removed.
         """
         name = f"{self.name} ({alias} is being moved)"
         held, held_since = None, time.monotonic()
@@ -325,7 +325,7 @@ def _without_password(text: str) -> str:
 
 
 def _artifacts_beside(uri: str) -> str | None:
-    """Where the files go: beside a sqlite file, else where the server puts them."""
+    """The folder for files: beside a sqlite file, else None: the server decides."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()

@@ -24,7 +24,7 @@ from preference_data.store import write_text
 _SAMPLES = 12
 _OUTCOMES = ("improved", "regressed", "unchanged")
 _ANNOTATION = ("completions", "annotations", "pairs")
-"""What stages produce whose numbers stand under annotation."""
+"""Outputs of the stages whose numbers stand under annotation."""
 
 
 class Stage(NamedTuple):

@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
 
 class Champion(NamedTuple):
-    """Who holds the alias that the candidate is to take, by weights (sha256), and who was compared.
+    """The holder of the alias that the candidate is to take, by weights (sha256), and the compared policies.
 
     `version` is None while nobody holds it.
     """
@@ -273,7 +273,7 @@ def _same_judge(scores: Scores, limits: Thresholds) -> Check:
 
 
 def _share(scores: Scores, side: str, state: str) -> float | None:
-    """How much of a policy's answers ended in a state."""
+    """The share of a policy's answers that ended in a state."""
     return _ratio(_of(scores, side, "ratings", "states", state), _of(scores, side, "ratings", "n"))
 
 

@@ -1,7 +1,7 @@
 """Decide whether the candidate may be promoted. Only wires: `release/verdict.py` decides.
 
 Reads: evaluation, and what its candidate was made from (for contamination); the registry, if a model is
-named: its champion is noted, so that promotion can tell whether it still is. Writes: verdict.json.
+named: its champion is noted, so that promotion can check whether it still is. Writes: verdict.json.
     align run recipes/demo --only 8_gate
 """
 

@@ -157,7 +157,7 @@ def read_answers(path: Path) -> list[tuple[Item, str]]:
 
     Raises:
         BadBenchmark: naming file, line and key: not JSON, a key that is absent or null, an unknown task, a
-            response that is no text, an id that comes twice, a file without answers.
+            response that is not text, an id that comes twice, a file without answers.
     """
     answers = [(_item(row, where), response_of(row, where)) for where, row in json_lines(path)]
     refuse_duplicates([item.uniq_id for item, _ in answers], str(path))

@@ -215,7 +215,7 @@ def _means(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the known values; `tasks_missing` and the counts tell of the others."""
+    """The mean of the known values; `tasks_missing` and the counts show the others."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

@@ -39,7 +39,7 @@ def json_list(path: Path) -> list[Any]:
     """The items of a JSON file that holds one list.
 
     Raises:
-        BadBenchmark: the file is no JSON or no list.
+        BadBenchmark: the file is not JSON or not a list.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -83,8 +83,8 @@ def align(reference: Sequence[str], text: Sequence[str]) -> list[tuple[int, int]
     edits = [[i + j if not i or not j else 0 for j in range(n + 1)] for i in range(m + 1)]
     for i in range(1, m + 1):
         for j in range(1, n + 1):
-            paired = edits[i - 1][j - 1] + (reference[i - 1] != text[j - 1])
-            edits[i][j] = min(paired, edits[i][j - 1] + 1, edits[i - 1][j] + 1)
+            kept = edits[i - 1][j - 1] + (reference[i - 1] != text[j - 1])
+            edits[i][j] = min(kept, edits[i][j - 1] + 1, edits[i - 1][j] + 1)
     pairs, i, j = [], m, n
     while i and j:
         is_equal = reference[i - 1] == text[j - 1]

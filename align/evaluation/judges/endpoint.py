@@ -180,13 +180,13 @@ class Endpoint:
         return _completion(raw.content)
 
     async def _wait(self, seconds: float) -> None:
-        """Sleep, unless another call finds meanwhile that there is no use in it."""
+        """Sleep, unless another call meets a failure that stops everything."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
             raise self._failures[0]
 
     async def _is_up(self, client: AsyncOpenAI) -> bool:
-        """Whether a harmless prompt is answered, so that the failed one is to blame."""
+        """Send a harmless prompt: where it is answered, the failed prompt is to blame."""
         for attempt in range(_PROBES):
             await self._wait(self._pause_s(attempt, None))
             with suppress(APIStatusError, APIConnectionError, _Malformed):

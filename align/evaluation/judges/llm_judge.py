@@ -121,7 +121,7 @@ class LLMJudge:
         prompt_price: float | None = None,
         completion_price: float | None = None,
     ) -> Estimate:
-        """What `judge` would still have to ask; prices are per million tokens, in any currency."""
+        """The calls that `judge` would still make; prices are per million tokens, in any currency."""
         prompts = {call.key: call.prompt for pair in self._calls(items, responses) for call in pair}
         cached = self.cache.get(prompts)
         missing = [prompt for key, prompt in prompts.items() if key not in cached]

@@ -52,7 +52,7 @@ class ReplyCache:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Reply]]:
-    """What is in the file; a torn last line (the machine died) is cut off so that the next one is whole."""
+    """The file's replies; a torn last line (the machine died) is cut off so that the next line is whole."""
     if not path.exists():
         return
     with path.open("r+b") as file:

@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
 from align.evaluation import comparison, judged_answers
-from align.release.ancestry import ancestry
+from align.release.ancestry import ancestry, complete_ancestry
 from align.release.compare_page import as_table, to_json, write_html
 from align.release.comparison import CannotCompare, compare
 from tests.benchmarks.compare_page import make_run
@@ -157,6 +158,17 @@ def test_what_has_no_score_is_left_out_counted_and_the_worst_case_has_it(run):
     assert against.scores["sound"][:2] == (10, 10)  # q1 alone
     assert against.worst_case["sound"][:2] == (7, 5.5)  # q2: 4 -> 1
     assert [(q.answers[0].uniq_id, q.outcome) for q in c.questions][-1] == ("q2", "unscored")
+
+
+def test_answers_with_line_separators_are_compared(run):
+    """U+2028 ends a line for `str.splitlines`, but not in a file of JSON lines."""
+    path = run / "7_evaluate/items/6_dpo.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["response"] = "a dog \u2028 barks\x85"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    c = compare([run / "2_sft", run / "6_dpo"])
+    answers = {question.answers[1].uniq_id: question.answers[1].response for question in c.questions}
+    assert answers[rows[0]["uniq_id"]] == "a dog \u2028 barks\x85"
 
 
 def test_a_score_without_its_state_is_refused(run):
@@ -322,3 +334,25 @@ def test_ancestors_are_told_once_with_what_went_in_and_whether_it_has_changed(tm
         ("corpus", "c1", True, 3),  # c2 stands there now
         ("maker/model", "hub", False, None),
     ]
+
+
+def test_what_is_behind_a_policy_is_sorted_and_who_needs_all_of_it_is_told_what_is_gone(tmp_path):
+    def stage(run, name, digest, produces, **inputs):
+        (tmp_path / run / name).mkdir(parents=True)
+        manifest = {"produces": produces, "output_digest": digest, "inputs": inputs}
+        (tmp_path / run / name / "manifest.json").write_text(json.dumps(manifest))
+
+    stage("old", "corpus", "c1", "corpus")
+    stage("old", "sft", "s1", "policy", corpus="c1")
+    stage("new", "corpus", "c3", "corpus")
+    stage("new", "pairs", "p1", "pairs", corpus="c2")
+    stage("new", "dpo", "d1", "policy", pairs="p1", corpus="c3", **{str(tmp_path / "old/sft"): "s1"})
+    history = complete_ancestry(tmp_path / "new/dpo")
+    assert history.datasets() == {"corpus": "c2,c3", "old/corpus": "c1", "pairs": "p1"}
+    assert list(history.corpora()) == ["corpus", "old/corpus"]
+    assert history.changed_corpora() == ["corpus"]  # c2 is not there any more
+    assert (history.unknown, history.missing) == ([], [])
+    shutil.rmtree(tmp_path / "new/pairs")
+    assert ancestry(tmp_path / "new/dpo").missing == ["pairs"]
+    with pytest.raises(FileNotFoundError, match="was made from pairs, which is not there any more"):
+        complete_ancestry(tmp_path / "new/dpo")
