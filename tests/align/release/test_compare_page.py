@@ -196,7 +196,7 @@ class Seen:
 
 
 def of_outcome(c, outcome):
-    return [str(question.items[0].uniq_id) for question in c.questions if question.outcome == outcome]
+    return [str(question.answers[0].uniq_id) for question in c.questions if question.outcome == outcome]
 
 
 def test_keys_move_and_filter_and_the_address_brings_back_what_was_seen(browser, folder):
@@ -224,8 +224,8 @@ def test_keys_move_and_filter_and_the_address_brings_back_what_was_seen(browser,
     assert again.page.input_value("#outcome") == "improved"
     again.page.keyboard.press("0")
     again.page.select_option("#category", "")
-    again.page.fill("#words", c.questions[7].items[1].response[-25:])
-    assert str(c.questions[7].items[0].uniq_id) in again.shown()
+    again.page.fill("#words", c.questions[7].answers[1].response[-25:])
+    assert str(c.questions[7].answers[0].uniq_id) in again.shown()
     assert len(again.shown()) < 3
     unknown = Seen(browser, folder / "packed.html", "#category=%3Cimg%3E&outcome=none&at=x")
     assert len(unknown.shown()) == 48
@@ -287,10 +287,10 @@ def test_exports_are_the_json_and_what_is_shown(browser, folder):
     rows = list(csv.DictReader(io.StringIO(seen.saved("#csv"))))
     assert [row["uniq_id"] for row in rows] == of_outcome(c, "regressed")
     first = c.questions[0]
-    assert rows[0]["6_dpo answer"] == "'" + first.items[1].response  # begins with "=", would be a formula
-    assert rows[0]["question"] == first.items[0].question
-    assert rows[0]["reference"] == first.items[0].answer_gt
-    assert float(rows[0]["2_sft score"]) == first.items[0].score
+    assert rows[0]["6_dpo answer"] == "'" + first.answers[1].response  # begins with "=", would be a formula
+    assert rows[0]["question"] == first.answers[0].question
+    assert rows[0]["reference"] == first.answers[0].answer_gt
+    assert float(rows[0]["2_sft score"]) == first.answers[0].score
     assert float(rows[0]["change"]) == first.change
     assert seen.problems == []
 
