@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from align.planning import estimate, memory_plan
-from align.planning.estimate import STRATEGIES, Job, Shape, Strategy
-from align.planning.memory_plan import Plan, by_hand
+from align.planning import estimate
+from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.training import (
     Assemble,
     DPOConfig,
+    Hardware,
     ModelShape,
     PretrainConfig,
     SFTConfig,
@@ -27,17 +27,16 @@ from align.run_folder.artifacts import MANIFEST, read_json
 from preference_data.prompts.prompts import all_tags
 
 TEXT_TOKENS = 256
-"""Of a sequence, prompt and answer: an assumption."""
+"""Of a sequence, prompt and completion: an assumption."""
 SMALL = 1e8
 """Parameters up to which a model trains anywhere: no table for it."""
 _WORKERS = 8
 """GPUs over which the table spreads what the recipe has in one process."""
 _RANK = 16
 """Of the table's LoRA, where the recipe has none."""
-_QWEN2_AUDIO_7B = Shape()
 _PUBLISHED: dict[str, Shape] = {
-    "Qwen/Qwen2-Audio-7B": _QWEN2_AUDIO_7B,
-    "Qwen/Qwen2-Audio-7B-Instruct": _QWEN2_AUDIO_7B,
+    "Qwen/Qwen2-Audio-7B": Shape(),
+    "Qwen/Qwen2-Audio-7B-Instruct": Shape(),
     "openai/whisper-large-v2": Shape(mel_bins=80),
     "openai/whisper-large-v3": Shape(),
     "Qwen/Qwen1.5-7B": Shape(vocab=151_936),
@@ -46,17 +45,6 @@ _PUBLISHED: dict[str, Shape] = {
 _NEW_TOKENS = 3 + sum(map(len, all_tags("tags_released")))
 """At most, around audio and for every task, where a model is assembled."""
 _TEXT_FIELDS = ("vocab", "width", "layers", "ffn", "heads", "kv_heads")
-
-
-class Spread(NamedTuple):
-    """Over what a stage is spread, and what of it learns."""
-
-    workers: int
-    strategy: Strategy | None
-    offload: str
-    parts: tuple[str, ...] | None
-    lora_rank: int | None
-    frozen_bytes: float
 
 
 def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]:
@@ -71,49 +59,50 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     config = step.config
     if not isinstance(config, TrainingConfig):
         return
-    shape = shape_of(step.name, recipe)
+    try:
+        shape = shape_of(step.name, recipe)
+    except UnknownShape as error:
+        yield f"{step.name}: no estimate: {error}"
+        return
     if shape is None:
         yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
         return
-    if config.hardware and config.hardware.memory_gb:
-        gpu_gb = config.hardware.memory_gb
-    spread = _spread(config)
-    example = _example(config, shape, spread, _seconds(config, recipe, shape))
-    plan = _plan(config, shape, spread, example, gpu_gb)
-    job, passes = _job(config, shape, spread, example, plan)
-    count, learn = estimate.parameters(shape), estimate.trained(shape, job)
-    kind = spread.strategy or "ddp"
-    disk = estimate.checkpoint_bytes(shape, job, kind)
-    tokens = passes * spread.workers * job.clips * job.audio_tokens
+    hardware = config.hardware or Hardware()
+    load = _workload(config, shape, _seconds(config, recipe, shape))
+    disk = _size(estimate.checkpoint_bytes(shape, load, hardware.strategy))
+    count, learned = estimate.parameters(shape), estimate.trained(shape, load)
     yield (
-        f"{step.name}: {_count(count.total)} parameters, {_count(learn)} learn; up to {tokens:,} audio "
-        f"tokens a step; a checkpoint takes {_size(disk)}, {_kept(config)}"
+        f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn; up to "
+        f"{config.batch_size * load.clips * load.audio_tokens:,} audio tokens a step; a checkpoint takes "
+        f"{disk}, {_kept(config, shape, load, hardware.strategy)}"
     )
     if count.total > SMALL:
-        yield from _table(shape, job, spread, gpu_gb)
-    if plan is not None and (count.total > SMALL or (config.hardware and config.hardware.memory_gb)):
-        yield f"  plan for {kind} on {_gpus(spread.workers)}: {plan.why}"
+        yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
     measured = _measured(step, run)
     if measured:
         yield f"  {measured}"
     elif count.total > SMALL:
-        yield f"  {_assumed(step, spread.workers, shape, job, passes)}"
+        yield f"  {_assumed(config, shape, load, hardware.workers)}"
 
 
 # -------------------------------------------------------------------------- what the recipe says
 
 
 def shape_of(name: str, recipe: Recipe) -> Shape | None:
-    """Of the model that a stage trains, or that a reference names; None if that cannot be known yet."""
+    """Of the model that a stage trains, or that a reference names; None if that cannot be known yet.
+
+    Raises:
+        UnknownShape: a config.json on disk lacks a field.
+    """
     step = next((step for step in recipe.steps if step.name == name), None)
     if step is None:
-        return _outside(name)
-    config = step.config
-    if isinstance(config, SFTConfig | DPOConfig):
-        return shape_of(config.policy, recipe)
-    if not isinstance(config, PretrainConfig):
+        config = _config_json(name)
+        return _PUBLISHED.get(name) if config is None else _read(name, estimate.shape_of_config, config)
+    if isinstance(step.config, SFTConfig | DPOConfig):
+        return shape_of(step.config.policy, recipe)
+    if not isinstance(step.config, PretrainConfig):
         return None
-    match config.model:
+    match step.config.model:
         case ModelShape() as small:
             return _small(small)
         case Assemble(audio=audio, text=text):
@@ -140,25 +129,23 @@ def _small(model: ModelShape) -> Shape:
     )
 
 
-def _outside(ref: str) -> Shape | None:
-    config = _config(ref)
-    return _PUBLISHED.get(ref) if config is None else estimate.shape_of_config(config)
-
-
 def _assembled(audio: str, text: str) -> Shape | None:
     """Of a Whisper and a Qwen2; the embeddings at most as large as all new tokens make them."""
-    whisper, qwen = _config(audio), _config(text)
-    shapes = (
-        estimate.joined(whisper, {}) if whisper else _PUBLISHED.get(audio),
-        estimate.joined({}, qwen) if qwen else _PUBLISHED.get(text),
-    )
-    if shapes[0] is None or shapes[1] is None:
+    whisper, qwen = _config_json(audio), _config_json(text)
+    if (whisper is None and audio not in _PUBLISHED) or (qwen is None and text not in _PUBLISHED):
         return None
-    language = {name: getattr(shapes[1], name) for name in _TEXT_FIELDS}
-    return shapes[0]._replace(**{**language, "vocab": language["vocab"] + _NEW_TOKENS})
+    language = (
+        {name: getattr(_PUBLISHED[text], name) for name in _TEXT_FIELDS}
+        if qwen is None
+        else _read(text, estimate.text_fields, qwen)
+    )
+    language["vocab"] += _NEW_TOKENS
+    if whisper is None:
+        return _PUBLISHED[audio]._replace(**language)
+    return Shape(**_read(audio, estimate.audio_fields, whisper), **language)
 
 
-def _config(ref: str) -> dict[str, Any] | None:
+def _config_json(ref: str) -> dict[str, Any] | None:
     folder = Path(ref).expanduser()
     for path in (folder / "model" / "config.json", folder / "config.json"):
         if path.exists():
@@ -167,18 +154,12 @@ def _config(ref: str) -> dict[str, Any] | None:
     return None
 
 
-def _spread(config: TrainingConfig) -> Spread:
-    """As the recipe has it."""
-    hardware = config.hardware
-    lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
-    return Spread(
-        workers=hardware.workers if hardware else 1,
-        strategy=hardware.strategy if hardware else None,
-        offload=hardware.offload if hardware else "none",
-        parts=None if config.train is None else tuple(config.train),
-        lora_rank=None if lora is None else lora.r,
-        frozen_bytes=0.6 if lora is not None and lora.bits else 2,
-    )
+def _read(ref: str, reader: Any, config: dict[str, Any]) -> Any:
+    """What `reader` makes of a config.json; an error names its folder."""
+    try:
+        return reader(config)
+    except UnknownShape as error:
+        raise UnknownShape(f"the config.json of {ref} {error}") from error
 
 
 def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
@@ -188,82 +169,72 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
     return min([heard, *(corpus.max_duration_s for corpus in corpora if isinstance(corpus, CorpusConfig))])
 
 
-def _example(config: TrainingConfig, shape: Shape, spread: Spread, seconds: float) -> Job:
-    """A pass of one example, or pair, with the longest clip."""
-    is_dpo, live = isinstance(config, DPOConfig), not config.trl.get("precompute_ref_log_probs", True)
-    example = Job(
+def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
+    """One example, or pair, with the longest clip."""
+    lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
+    packed = bool(config.packed)
+    load = Workload(
         sequences=1,
         clips=1,
         audio_tokens=shape.audio_tokens(seconds),
         text_tokens=TEXT_TOKENS,
-        parts=spread.parts,
-        lora_rank=spread.lora_rank,
-        frozen_bytes=spread.frozen_bytes,
-        with_reference=is_dpo and spread.lora_rank is None and live,
-        packed=bool(config.packed),
+        parts=None if config.train is None else tuple(config.train),
+        lora_rank=None if lora is None else lora.r,
+        frozen_bytes=0.6 if lora is not None and lora.bits else 2,
+        checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
+        packed=packed,
     )
-    return example.as_pair() if is_dpo else example
-
-
-def _plan(config: TrainingConfig, shape: Shape, spread: Spread, example: Job, gpu_gb: float) -> Plan | None:
-    """What the stage will choose by itself, on one GPU unless told more; None where the recipe has chosen."""
-    if by_hand(config.trl):
-        return None
-    return memory_plan.plan(
-        shape,
-        example,
-        spread.strategy or "ddp",
-        spread.workers,
-        spread.offload,
-        examples=max(1, config.batch_size // spread.workers),
-        available=gpu_gb * 1e9,
-    )
-
-
-def _job(
-    config: TrainingConfig, shape: Shape, spread: Spread, example: Job, plan: Plan | None
-) -> tuple[Job, int]:
-    """One GPU's pass, and how many of them make an optimizer step."""
-    if plan is not None:
-        rows, passes, again = plan.examples, plan.passes, plan.recomputed
-    else:
-        passes = int(config.trl.get("gradient_accumulation_steps", 1))
-        rows = max(1, config.batch_size // (spread.workers * passes))
-        asked = any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
-        again = estimate.layers(shape, example) if asked else 0
-    return example.times(rows)._replace(recomputed=again), passes
+    if not isinstance(config, DPOConfig):
+        return load
+    live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
+    load = load._replace(sequences=2, with_reference=live)
+    return load._replace(completions=2) if packed else load._replace(clips=2)  # packed, they share a clip
 
 
 # -------------------------------------------------------------------------- in words
 
 
-def _table(shape: Shape, job: Job, spread: Spread, gpu_gb: float) -> Iterator[str]:
-    """Memory by strategy; what the recipe chose is marked, and told if it cannot fit."""
-    n = spread.workers if spread.strategy else _WORKERS
-    again = f"of {job.recomputed} layers computed again" if job.recomputed else "kept"
+def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) -> Iterator[str]:
+    """Memory by strategy; what the recipe chose is marked, with a warning if it cannot fit."""
+    n = config.hardware.workers if config.hardware else _WORKERS
+    noun = "pair" if load.sequences == 2 else "example"
     yield (
-        f"  GB per GPU on {n} GPUs; sequences at a time: {job.sequences}, with {TEXT_TOKENS} text tokens "
-        f"each (assumed); activations {again}:"
+        f"  GB per GPU on {_gpus(n)}; activations of one {noun} with its longest clip and {TEXT_TOKENS} text "
+        f"tokens a sequence (assumed){', layers checkpointed' if load.checkpointed else ''}:"
     )
     columns = ("weights", "gradients", "optimizer", "activations", "sum")
     yield "    " + " " * 12 + "".join(f"{column:>13}" for column in columns)
-    options = [(strategy, job) for strategy in STRATEGIES]
-    if job.lora_rank is None:
-        fewer = min(job.recomputed, shape.layers)  # the tower does not learn then
-        options.append(("ddp", job._replace(lora_rank=_RANK, parts=None, recomputed=fewer)))
-    for strategy, job_ in options:
-        chosen = strategy == spread.strategy and job_ is job
-        found = estimate.memory(shape, job_, strategy, n, spread.offload if chosen else "none")
-        name = strategy if job_ is job else f"LoRA r {_RANK}"
-        cells = "".join(f"{part / 1e9:>13.1f}" for part in (*found, found.total))
-        fits = found.total <= gpu_gb * 1e9
-        yield (
-            f"    {name:<12}{cells}  {'fits' if fits else 'does not fit'} {gpu_gb:g} GB"
-            + (" <- the recipe's" if chosen else "")
+    options: list[tuple[Strategy, str, Workload]] = [(strategy, strategy, load) for strategy in STRATEGIES]
+    if load.lora_rank is None:
+        options.append(("ddp", f"LoRA r {_RANK}", load._replace(lora_rank=_RANK, parts=None)))
+    for strategy, name, option in options:
+        chosen = config.hardware is not None and name == config.hardware.strategy
+        offload = config.hardware.offload if chosen and config.hardware else "none"
+        states = estimate.states_of(shape, option, strategy, n, offload)
+        room = gpu_gb * 1e9 - sum(states) - estimate.OVERHEAD
+        one = estimate.activations(shape, option)
+        cells = "".join(
+            f"{part / 1e9:>13.1f}" for part in (*states, one, sum(states) + one + estimate.OVERHEAD)
         )
-        if chosen and not fits:
-            advice = memory_plan.advice(found, strategy)
-            yield f"    WARNING: the recipe's {name} on {n} GPUs cannot fit. {advice}"
+        verdict = _verdict(shape, option, room, max(1, config.batch_size // n))
+        yield f"    {name:<12}{cells}  {verdict} {gpu_gb:g} GB" + (" <- the recipe's" if chosen else "")
+        if chosen and verdict == _NO:
+            advice = "more workers, offload: optimizer, or lora"
+            if strategy in ("ddp", "zero2"):
+                advice = "strategy: zero3, more workers, or lora"
+            yield f"    WARNING: the recipe's {name} on {_gpus(n)} cannot fit. Take {advice}"
+
+
+_NO = "does not fit"
+
+
+def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
+    """How many examples fit at a time; the stage measures it before it trains."""
+    at_a_time = min(examples, int(room // estimate.activations(shape, load)))
+    if at_a_time >= 1:
+        return f"{at_a_time} at a time in"
+    thrifty = estimate.activations(shape, load._replace(checkpointed=True)) <= room
+    return "1 with layers checkpointed in" if thrifty else _NO
 
 
 def _measured(step: Step, run: Path) -> str:
@@ -272,29 +243,32 @@ def _measured(step: Step, run: Path) -> str:
     speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
     if not speed:
         return ""
-    config = step.config
-    if isinstance(config, PretrainConfig | SFTConfig):
-        return f"{_duration(config.steps * config.batch_size / speed / 3600)} at the speed measured in {path}"
-    return f"{_duration(1000 / speed / 3600)} per 1,000 pairs at the speed measured in {path}"
+    examples, noun = _examples(step.config)
+    return f"{_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
 
 
-def _assumed(step: Step, workers: int, shape: Shape, job: Job, passes: int) -> str:
+def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int) -> str:
     """Hours at an assumed share of the GPUs' peak."""
-    config = step.config
-    speed = (
-        f"at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of "
-        f"{_gpus(workers)}: assumed, not measured"
+    examples, noun = _examples(config)
+    return (
+        f"{_duration(estimate.hours(examples / workers, shape, load))}{noun} at {estimate.MFU:.0%} of "
+        f"{estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of {_gpus(workers)}: assumed, not measured"
     )
+
+
+def _examples(config: Any) -> tuple[int, str]:
+    """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
     if isinstance(config, PretrainConfig | SFTConfig):
-        return f"{_duration(estimate.hours(config.steps, passes, shape, job))} {speed}"
-    pairs = workers * job.sequences / 2
-    return f"{_duration(estimate.hours(1, 1, shape, job) * 1000 / pairs)} per 1,000 pairs {speed}"
+        return config.steps * config.batch_size, ""
+    return 1000, " per 1,000 pairs"
 
 
-def _kept(config: TrainingConfig) -> str:
+def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
+    """How many checkpoints there are at a time."""
     if isinstance(config, DPOConfig) and config.choose:
-        return f"one every {config.save_steps} steps, all kept"
-    return "3 at a time"  # two, and the new one until it is whole
+        weights = _size(estimate.weights_bytes(shape, load, strategy))
+        return f"2 at a time and weights of {weights} every {config.save_steps} steps; none when it is done"
+    return "2 at a time, none when it is done"  # the last one, and the new one until it is sealed
 
 
 def _gpus(n: int) -> str:

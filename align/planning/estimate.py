@@ -1,10 +1,9 @@
 """How much memory, disk and time training takes, by arithmetic on shapes. Imports no torch.
 
-Bytes per parameter follow ZeRO (arXiv:1910.02054, section 3): in bfloat16 training each learned parameter
-costs 2 (weight) + 2 (gradient) + 12 (float32 weight and Adam's two moments). Activations are those that
-autograd keeps of a layer with fused attention, in the precision that a strategy trains in; within a tenth
-of what it does keep (tests/align/test_estimate.py). What is not counted: CUDA's own memory and
-fragmentation, which `OVERHEAD` stands for. A run that must fit tightly has to be tried.
+For `align check`: a stage itself measures what its activations take (`align.training.memory`) and takes only
+`model_states` from here. Bytes per parameter follow ZeRO (arXiv:1910.02054, section 3). Activations are 0.9
+to 1.4 times what autograd keeps of layers with fused attention (tests/align/planning/test_estimate.py).
+CUDA's own memory and fragmentation are not counted: `OVERHEAD` stands for them.
 """
 
 from __future__ import annotations
@@ -70,18 +69,18 @@ class Parameters(NamedTuple):
         return self.total if parts is None else sum(getattr(self, part) for part in parts)
 
 
-class Job(NamedTuple):
-    """What one GPU does in one forward and backward pass, and what learns.
+class Workload(NamedTuple):
+    """One example with its forward and backward pass, and what learns from it.
 
     `parts` are names of `Parameters`' fields, None for all; with `lora_rank` only low-rank updates of the
-    language model and the projector learn. `sequences` counts both answers of a preference pair.
+    language model and the projector learn. `sequences` counts both completions of a preference pair.
     """
 
     sequences: int
     clips: int
     audio_tokens: int
     """Per clip."""
-    text_tokens: int
+    text_tokens: float
     """Per sequence."""
     parts: tuple[str, ...] | None = None
     lora_rank: int | None = None
@@ -91,69 +90,92 @@ class Job(NamedTuple):
     """Of a number in a matrix product: 2 in bfloat16, 4 in float32, as on a CPU."""
     with_reference: bool = False
     """A second, frozen model beside the one that learns."""
-    recomputed: int = 0
-    """Activation checkpointing: so many layers are computed again in the backward pass. They are the first
-    in the order of the forward pass (the audio tower's if it learns, then the language model's): what they
-    need while they are computed again is free by then."""
+    checkpointed: bool = False
+    """Activation checkpointing of every layer."""
     packed: bool = False
     """Clips are encoded as long as they are, not padded to what the model hears."""
-    answers: int = 1
-    """To a prompt that is computed once: 2 for packed pairs. Attention copies its keys for each."""
+    completions: int = 1
+    """Of a prompt that is computed once: 2 for packed pairs. Attention copies its keys for each."""
 
-    def as_pair(self) -> Job:
-        """Of one example: two answers to its prompt; packed, they share prompt and clips."""
-        if self.packed:
-            return self._replace(sequences=2, answers=2)
-        return self._replace(sequences=2, clips=2 * self.clips)
-
-    def times(self, n: int) -> Job:
-        """`n` such examples at once."""
-        return self._replace(sequences=n * self.sequences, clips=n * self.clips)
+    @property
+    def tokens(self) -> float:
+        """That the language model reads."""
+        return self.sequences * self.text_tokens + self.clips * self.audio_tokens
 
 
-class Memory(NamedTuple):
-    """Bytes per GPU."""
+class ModelStates(NamedTuple):
+    """Bytes per GPU that are there before the first example."""
 
     weights: float
     gradients: float
     optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        """With the overhead."""
-        return sum(self) + OVERHEAD
-
-    @property
-    def standing(self) -> float:
-        """All but the activations: what is there before the first example."""
-        return self.total - self.activations
 
 
 # -------------------------------------------------------------------------- shapes
 
 
+class UnknownShape(ValueError):
+    """A config.json lacks a field without which nothing can be said of its model."""
+
+
+_AUDIO_FIELDS = {
+    "num_mel_bins": "mel_bins",
+    "d_model": "audio_width",
+    "encoder_layers": "audio_layers",
+    "encoder_ffn_dim": "audio_ffn",
+    "max_source_positions": "positions",
+}
+_TEXT_FIELDS = {
+    "vocab_size": "vocab",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads",
+}
+_NO_DEFAULTS = ("vocab_size", "intermediate_size")
+"""Where transformers' Qwen2Config has other defaults than Qwen2-Audio-7B, which writes them down."""
+
+
 def shape_of_config(config: Mapping[str, Any]) -> Shape:
-    """Of a Qwen2-Audio's config.json; what it leaves out is the default of transformers' classes."""
-    return joined(config.get("audio_config") or {}, config.get("text_config") or {})
+    """Of a Qwen2-Audio's config.json. Like the released one, it may leave out transformers' defaults.
+
+    Raises:
+        UnknownShape: it is not a Qwen2-Audio's.
+    """
+    for part in ("audio_config", "text_config"):
+        if part not in config:
+            raise UnknownShape(f"has no field {part}: it is not a Qwen2-Audio's")
+    released = Shape()._asdict()
+    names = {**_AUDIO_FIELDS, **_TEXT_FIELDS}
+    defaults = {name: released[field] for name, field in names.items() if name not in _NO_DEFAULTS}
+    audio, text = ({**defaults, **config[part]} for part in ("audio_config", "text_config"))
+    return Shape(**audio_fields(audio), **text_fields(text))
 
 
-def joined(audio: Mapping[str, Any], text: Mapping[str, Any]) -> Shape:
-    """Of an audio tower (or a Whisper) and a language model, by their config.json."""
-    fields = {
-        "mel_bins": audio.get("num_mel_bins"),
-        "audio_width": audio.get("d_model"),
-        "audio_layers": audio.get("encoder_layers"),
-        "audio_ffn": audio.get("encoder_ffn_dim"),
-        "positions": audio.get("max_source_positions"),
-        "vocab": text.get("vocab_size"),
-        "width": text.get("hidden_size"),
-        "layers": text.get("num_hidden_layers"),
-        "ffn": text.get("intermediate_size"),
-        "heads": text.get("num_attention_heads"),
-        "kv_heads": text.get("num_key_value_heads", text.get("num_attention_heads")),
-    }
-    return Shape(**{name: value for name, value in fields.items() if value is not None})
+def audio_fields(config: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of `Shape` from the config.json of a Whisper, or of an audio tower.
+
+    Raises:
+        UnknownShape: naming a field that is missing.
+    """
+    return _fields(config, _AUDIO_FIELDS, "a Whisper")
+
+
+def text_fields(config: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of `Shape` from the config.json of a Qwen2.
+
+    Raises:
+        UnknownShape: naming a field that is missing.
+    """
+    fields = _fields(config, _TEXT_FIELDS, "a Qwen2")
+    return {**fields, "kv_heads": config.get("num_key_value_heads") or fields["heads"]}
+
+
+def _fields(config: Mapping[str, Any], names: Mapping[str, str], kind: str) -> dict[str, int]:
+    for name in names:
+        if config.get(name) is None:
+            raise UnknownShape(f"has no field {name}, which the config.json of {kind} has")
+    return {field: config[name] for name, field in names.items()}
 
 
 # -------------------------------------------------------------------------- parameters
@@ -184,172 +206,149 @@ def lora_parameters(shape: Shape, rank: int) -> int:
     return rank * (shape.layers * per_layer + shape.audio_width + h)
 
 
-def trained(shape: Shape, job: Job) -> int:
+def trained(shape: Shape, load: Workload) -> int:
     """Parameters that learn. The tower's positions never do, but they are counted: they are few."""
-    if job.lora_rank is not None:
-        return lora_parameters(shape, job.lora_rank)
-    if job.parts is None or "new_tokens" not in job.parts:
-        return parameters(shape).of(job.parts)
+    if load.lora_rank is not None:
+        return lora_parameters(shape, load.lora_rank)
+    if load.parts is None or "new_tokens" not in load.parts:
+        return parameters(shape).of(load.parts)
     # A few rows do, but gradients and optimizer states are those of both tables
-    others = [part for part in job.parts if part != "new_tokens"]
+    others = [part for part in load.parts if part != "new_tokens"]
     return parameters(shape).of(others) + 2 * shape.vocab * shape.width
 
 
-def _learns(part: str, job: Job) -> bool:
+def _learns(part: str, load: Workload) -> bool:
     """Whether a part's own weights do."""
-    return job.lora_rank is None and (job.parts is None or part in job.parts)
+    return load.lora_rank is None and (load.parts is None or part in load.parts)
 
 
 # -------------------------------------------------------------------------- memory
 
 
-def memory(shape: Shape, job: Job, strategy: Strategy, gpus: int, offload: str = "none") -> Memory:
-    """Bytes per GPU.
+def model_states(
+    learned: float,
+    frozen_bytes: float,
+    whole: float,
+    strategy: Strategy,
+    gpus: int,
+    offload: str = "none",
+    element_bytes: int = 2,
+) -> ModelStates:
+    """Bytes per GPU of weights, gradients and optimizer.
 
     Args:
-        shape: of the model.
-        job: what one GPU does.
+        learned: parameters that learn.
+        frozen_bytes: of all other weights, a reference's as well.
+        whole: parameters of the model.
         strategy: ddp keeps everything everywhere, with float32 weights for what learns; zero2 spreads
             optimizer and gradients over the GPUs, zero3 and fsdp2 the weights, too.
         gpus: over which things are spread.
         offload: `optimizer` moves its states to host memory, `all` the weights as well.
+        element_bytes: of a number in a matrix product.
     """
-    learn = trained(shape, job)
-    whole = parameters(shape).total
-    frozen = (whole if job.lora_rank is not None else whole - learn) * job.frozen_bytes
-    reference = job.element_bytes * whole if job.with_reference else 0
+    gathered = element_bytes * min(LIVE_PARAMETERS, whole)
     if strategy == "ddp":  # autocast keeps bfloat16 copies beside the float32 weights
-        own = 6 if _autocast(job, strategy) else 4
+        weights = (6 if element_bytes == 2 else 4) * learned + frozen_bytes
         copies = 2 if gpus > 1 else 1  # gradients wait in buckets of their size
-        weights, gradients = own * learn + frozen + reference, 4.0 * learn * copies
-        optimizer = 8.0 * learn
-    elif strategy == "fsdp2":
-        weights = (4 * learn + frozen + reference) / gpus + _gathered(shape, job)
-        gradients, optimizer = 4 * learn / gpus, 8 * learn / gpus
-    else:
-        n = gpus if strategy == "zero3" else 1
-        weights = (job.element_bytes * learn + frozen + reference) / n
-        if strategy == "zero3":
-            weights = (0 if offload == "all" else weights) + _gathered(shape, job)
-        gradients = job.element_bytes * learn / gpus
-        optimizer = 0 if offload != "none" else 12 * learn / gpus
-    return Memory(weights, gradients, optimizer, activations(shape, job, strategy))
+        return ModelStates(weights, 4.0 * learned * copies, 8.0 * learned)
+    if strategy == "fsdp2":
+        return ModelStates(
+            (4 * learned + frozen_bytes) / gpus + gathered, 4 * learned / gpus, 8 * learned / gpus
+        )
+    weights = element_bytes * learned + frozen_bytes
+    if strategy == "zero3":
+        weights = (0 if offload == "all" else weights / gpus) + gathered
+    # Gradients are accumulated in float32; beside Adam's moments stand float32 weights
+    return ModelStates(weights, 4 * learned / gpus, 0 if offload != "none" else 12 * learned / gpus)
 
 
-def _gathered(shape: Shape, job: Job) -> float:
-    return job.element_bytes * min(LIVE_PARAMETERS, parameters(shape).total)
+def states_of(
+    shape: Shape, load: Workload, strategy: Strategy, gpus: int, offload: str = "none"
+) -> ModelStates:
+    """`model_states` of a model that trains as `load` says."""
+    learned, whole = trained(shape, load), parameters(shape).total
+    frozen = (whole if load.lora_rank is not None else whole - learned) * load.frozen_bytes
+    frozen += load.element_bytes * whole if load.with_reference else 0
+    return model_states(learned, frozen, whole, strategy, gpus, offload, load.element_bytes)
 
 
-def layers(shape: Shape, job: Job) -> int:
-    """Those that keep activations: the language model's, and the audio tower's if it learns."""
-    return shape.layers + (shape.audio_layers if _learns("audio_tower", job) else 0)
+def activations(shape: Shape, load: Workload) -> float:
+    """Bytes that autograd keeps of one example between the forward and the backward pass.
 
-
-def recomputed(shape: Shape, job: Job) -> tuple[int, int]:
-    """How many layers of the audio tower, and of the language model, are computed again."""
-    of_tower = min(job.recomputed, layers(shape, job) - shape.layers)
-    return of_tower, job.recomputed - of_tower
-
-
-def activations(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
-    """Bytes that autograd keeps between the forward and the backward pass.
-
-    Of a layer that is computed again that is what goes into it. The last one of all would be computed
-    again at once, with its own activations beside its input: nothing is saved there.
+    Of a checkpointed layer that is its input. The last layer of all is computed again at once, with its own
+    activations beside its input: nothing is saved there.
     """
-    again_tower, again = recomputed(shape, job)
-    tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
-    into = _stream_bytes("language_model", job, strategy) * shape.width
-    own = decoder_bytes(shape, job, strategy)
-    last_norm = shape.width * 4 + _learns("language_model", job) * into
-    kept = tokens * (again * into + max(shape.layers - again, 1) * own + last_norm)
-    if _learns("audio_tower", job):
-        into = _stream_bytes("audio_tower", job, strategy) * shape.audio_width
-        own = encoder_bytes(shape, job, strategy)
-        frames = job.clips * _frames(shape, job)
-        convolutions = 5 * shape.audio_width * job.element_bytes  # at twice the frames, then at as many
-        kept += frames * (again_tower * into + (shape.audio_layers - again_tower) * own + convolutions)
+    h, d = shape.width, shape.audio_width
+    kept_layers = 1 if load.checkpointed else shape.layers
+    kept = (shape.layers - kept_layers) * 4 * h + kept_layers * decoder_bytes(shape, load) + 8 * h
+    total = load.tokens * kept
+    if _learns("audio_tower", load):
+        own = 4 * d if load.checkpointed else encoder_bytes(shape, load)
+        convolutions = 5 * d * load.element_bytes  # at twice the frames, then at as many
+        total += load.clips * _frames(shape, load) * (shape.audio_layers * own + convolutions)
+    return total
+
+
+def _frames(shape: Shape, load: Workload) -> int:
+    """Of a clip in the audio tower; two become one token."""
+    return 2 * load.audio_tokens if load.packed else shape.positions
+
+
+def decoder_bytes(shape: Shape, load: Workload) -> float:
+    """Kept per token of a decoder layer, under autocast, where most is.
+
+    Of attention queries and result (h each), keys and values (kv each, as often as they are copied), of the
+    gated MLP gate, up and their activation (f each), of two norms the input in float32 (h each). Where the
+    layer learns, or has low-rank updates, the scaled norms (h each) and the inputs of all linear maps: three
+    for q, k and v and two for gate and up (h each), and that of the last map (f).
+    """
+    h, kv, size = shape.width, shape.kv_heads * shape.head_width, load.element_bytes
+    copies = 1 + load.completions if load.completions > 1 else 1
+    kept = 2 * h * 4 + size * (2 * h + 2 * kv * copies + 3 * shape.ffn)
+    if _learns("language_model", load) or load.lora_rank is not None:
+        kept += 2 * h * 4 + size * (5 * h + shape.ffn)
     return kept
 
 
-def _frames(shape: Shape, job: Job) -> int:
-    """Of a clip in the audio tower; two become one token."""
-    return 2 * job.audio_tokens if job.packed else shape.positions
-
-
-def _autocast(job: Job, strategy: Strategy) -> bool:
-    """Whether weights that learn are float32 and every product casts what it reads; ZeRO's are bfloat16."""
-    return job.element_bytes == 2 and strategy in ("ddp", "fsdp2")
-
-
-def _stream_bytes(part: str, job: Job, strategy: Strategy) -> int:
-    """Of a number between two layers of a part."""
-    return 4 if _autocast(job, strategy) and _learns(part, job) else job.element_bytes
-
-
-def decoder_bytes(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
-    """Kept per token of a decoder layer.
-
-    Of two norms the input in float32 (they compute in it) and, where their weights learn, it scaled (h
-    each). Of each linear map that learns, or has a low-rank update, its input: one for q, k and v and one
-    for gate and up (h each), but a copy for each of them under autocast; the output's is what attention
-    gives. Of attention queries and result (h each), keys and values (kv each, as often as they are copied).
-    Of the gated MLP gate, up, their activation (f each) and the input of its last map (f).
-    """
-    h, kv, size = shape.width, shape.kv_heads * shape.head_width, job.element_bytes
-    learns, lora = _learns("language_model", job), job.lora_rank is not None
-    norms = 2 * h * (4 + learns * _stream_bytes("language_model", job, strategy))
-    inputs = h * (5 + lora if _autocast(job, strategy) else 2) * (learns or lora)
-    copies = 1 + job.answers if job.answers > 1 else 1
-    attention = 2 * h + 2 * kv * copies
-    return norms + size * (inputs + attention + shape.ffn * (3 + (learns or lora)))
-
-
-def encoder_bytes(shape: Shape, job: Job, strategy: Strategy = "ddp") -> float:
-    """Kept per frame of an encoder layer that learns: as `decoder_bytes`, with layer norms and a plain MLP.
-
-    Norms keep their input alone (d each), attention q, k, v and result (4 d), the MLP two (f each).
-    """
-    d, size = shape.audio_width, job.element_bytes
-    norms = 2 * d * _stream_bytes("audio_tower", job, strategy)
-    inputs = d * (4 if _autocast(job, strategy) else 2)
-    return norms + size * (inputs + 4 * d + 2 * shape.audio_ffn)
+def encoder_bytes(shape: Shape, load: Workload) -> float:
+    """Kept per frame of an encoder layer that learns: as `decoder_bytes`, with a plain MLP."""
+    return 8 * shape.audio_width + load.element_bytes * (8 * shape.audio_width + 2 * shape.audio_ffn)
 
 
 # -------------------------------------------------------------------------- disk and time
 
 
-def checkpoint_bytes(shape: Shape, job: Job, strategy: Strategy) -> float:
-    """One checkpoint: weights, and the optimizer's state of what learns."""
-    learn, whole = trained(shape, job), parameters(shape).total
-    if job.lora_rank is not None:
-        return 12.0 * learn  # the adapter alone, in float32
-    if strategy in ("zero2", "zero3"):
-        return 2.0 * whole + 12.0 * learn
-    return 2.0 * (whole - learn) + 12.0 * learn
+def weights_bytes(shape: Shape, load: Workload, strategy: Strategy) -> float:
+    """What a checkpoint holds of the weights: those that learn, in the precision in which they do."""
+    float32 = load.lora_rank is not None or strategy in ("ddp", "fsdp2")
+    return (4.0 if float32 else 2.0) * trained(shape, load)
 
 
-def flops(shape: Shape, job: Job) -> float:
-    """Of one forward and backward pass on one GPU: 2 per weight and token forward, as much for each gradient.
+def checkpoint_bytes(shape: Shape, load: Workload, strategy: Strategy) -> float:
+    """One resumable checkpoint: its weights and Adam's moments; DeepSpeed's has its own weights as well."""
+    own = {"zero2": 6.0, "zero3": 4.0}.get(strategy, 0.0)  # in float32, and in ZeRO-2 in bfloat16 too
+    return weights_bytes(shape, load, strategy) + (8.0 + own) * trained(shape, load)
+
+
+def flops(shape: Shape, load: Workload) -> float:
+    """Of an example's forward and backward pass: 2 per weight and token forward, as much for each gradient.
 
     A frozen part still passes the gradient on to what lies before it, unless nothing there learns.
     """
-    tokens = job.sequences * job.text_tokens + job.clips * job.audio_tokens
-    length = tokens / job.sequences
+    tokens = load.tokens
+    length = tokens / load.sequences
     maps = shape.layers * _linear(shape) * tokens
     attention = shape.layers * length * shape.width * tokens  # causal: half of 2 x length x width
-    head = job.sequences * job.text_tokens * shape.vocab * shape.width
+    head = load.sequences * load.text_tokens * shape.vocab * shape.width
     language = 2.0 * (maps + attention + head)
-    tower = 2.0 * parameters(shape).audio_tower * job.clips * _frames(shape, job)
-    again_tower, again = recomputed(shape, job)
-    backward = 2 if _learns("language_model", job) else 1
-    total = language * (1 + again / shape.layers + backward)
-    total += tower * (3 + again_tower / max(1, shape.audio_layers) if _learns("audio_tower", job) else 1)
-    if job.with_reference:
+    tower = 2.0 * parameters(shape).audio_tower * load.clips * _frames(shape, load)
+    total = language * (2 + load.checkpointed + _learns("language_model", load))
+    total += tower * (3 + load.checkpointed if _learns("audio_tower", load) else 1)
+    if load.with_reference:
         total += language + tower
     return total
 
 
-def hours(steps: int, passes: int, shape: Shape, job: Job) -> float:
-    """Of `steps` optimizer steps of `passes` passes each, at the assumed share of the peak."""
-    return steps * passes * flops(shape, job) / (MFU * PEAK_FLOPS) / 3600
+def hours(examples: float, shape: Shape, load: Workload) -> float:
+    """Of so many examples on one GPU, at the assumed share of its peak."""
+    return examples * flops(shape, load) / (MFU * PEAK_FLOPS) / 3600

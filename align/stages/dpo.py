@@ -1,113 +1,91 @@
 """Direct preference optimisation (arXiv:2305.18290) through TRL, on audio.
 
-Differs from the paper: every pair's loss is weighted by the objective's axes that prefer it, and of the
-checkpoints the one that answers dev questions best is kept, because DPO over-optimises long before its
-training loss says so. Reads: policy (also the reference), pairs, corpus. Writes: model/, metrics.jsonl.
+Differs from the paper: every pair's loss is weighted by the objective's axes that prefer it, and the best
+checkpoint is published, by dev questions about known facts or by held-out pairs, because DPO over-optimises
+long before its training loss shows it. Reads: policy (also the reference), pairs, corpus. Writes: model/,
+metrics.jsonl.
     align run recipes/demo --only 6_dpo
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from datasets import Dataset
-from trl import DPOConfig as TRLConfig
 
 from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.comparison import levels
 from align.evaluation.judges.facts import FactJudge
-from align.generation.generate import Decoding, Request, Sampler, complete_all, flatten
+from align.generation.engine import Decoding, Request
+from align.generation.transformers_engine import TransformersEngine
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.scoring import kl_per_completion
 from align.recipe.config.training import Choose, DPOConfig
-from align.run_folder.artifacts import StageFolder, read_json, write_json
+from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import tuning_of
-from align.training import ranks
-from align.training.arguments import arguments
-from align.training.checkpoints import AtomicCheckpoints, checkpoints, step_of
-from align.training.collate import PreferenceCollator, SFTCollator
-from align.training.divergence import kl_per_answer
-from align.training.fit import fit
-from align.training.lengths import Lengths
-from align.training.memory import job_of, plan_passes, told
-from align.training.preflight import check_heard
-from align.training.publish import as_policy, publish
+from align.training import run as training
+from align.training.collate import Row, SFTCollator, pair_row
+from align.training.data_loading import hold_out
+from align.training.methods import Schedule, direct_preference_optimisation
+from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
-from align.training.trainers import AudioDPOTrainer
+from align.training.run import CheckpointChoice
 from preference_data import store
 from preference_data.dataset.sources import table
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
+
+_BATCH = 128
+"""Dev questions that are answered together."""
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
-    check_heard(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
-    features = ClipFeatures(processor, corpus)
-    dataset = _dataset(config, inputs[config.pairs])
+    check_clip_lengths(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
+    pairs = _rows(config, inputs[config.pairs])
+    rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
-    model = tuning.load(policy)
-    tuning.prepare(model)
-    lengths = Lengths(corpus, processor)
-    settings = {"precompute_ref_log_probs": True, **config.trl}
-    second = tuning.lora is None and not settings["precompute_ref_log_probs"]
-    plan = plan_passes(
-        model,
-        tuning,
-        config.trl,
-        name=out.name,
-        batch_size=config.batch_size,
-        job=job_of(tuning, pairs=True, with_reference=second),
-        longest=lambda job, shape: lengths.longest_pair(dataset, job, shape, tuning.strategy),
+    schedule = Schedule(
+        math.ceil(len(rows) * config.epochs / config.batch_size),
+        config.batch_size,
+        config.learning_rate,
+        config.save_steps,
+        config.seed,
     )
-    trainer = AudioDPOTrainer(
-        model=model,
-        args=TRLConfig(
-            **arguments(
-                out.path,
-                steps=math.ceil(len(dataset) * config.epochs / config.batch_size),
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                save_steps=config.save_steps,
-                seed=config.seed,
-                tuning=tuning,
-                plan=plan,
-                passed_on=settings,
-            ),
-            loss_type=[config.loss],
-            beta=config.beta,
-        ),
-        train_dataset=dataset,
-        data_collator=PreferenceCollator(processor, features, tuning.packed),
-        processing_class=processor,
-        peft_config=tuning.peft_config,
-        cost=lengths.cost,
-        reference=_reference(dataset, corpus, out),
+    method = direct_preference_optimisation(
+        rows,
+        schedule,
+        loss=config.loss,
+        beta=config.beta,
+        reference=_reference(pairs, corpus, out),
+        held_out=held_out,
     )
-    trainer.strategy = tuning.strategy
-    if config.choose is None:
-        trainer.keep = AtomicCheckpoints.keep  # the last one is taken
-    metrics = {**fit(trainer, out, tuning.modules), **told(plan), "pairs": float(len(dataset))}
-    if not ranks.is_first():
-        return metrics
-    saved = checkpoints(out.path / "checkpoints")
-    if config.choose is None:
-        publish(saved[-1], policy, processor, out.path)
-        return metrics
-    found = _score_checkpoints(config.choose, policy, corpus, features, out)
-    best = max(found, key=lambda step: found[step]["dev/score"])
-    publish(out.path / "checkpoints" / f"checkpoint-{best}", policy, processor, out.path)
-    return {**metrics, "chosen_step": float(best), **found[best]}
+    metrics = training.train(
+        method,
+        tuning.load(policy),
+        processor,
+        corpus,
+        out,
+        schedule=schedule,
+        tuning=tuning,
+        trl=config.trl,
+        base=policy,
+        choice=_choice(config.choose, policy, corpus),
+    )
+    return {**metrics, "pairs": float(len(rows)), "held_out_pairs": float(len(held_out))}
 
 
-def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
-    """Rows question, chosen, rejected, audios, weight. The `sft` loss has no pairs to weigh: all count 1."""
+def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
+    """The weighted pairs. The `sft` loss has no pairs to weigh: all count 1."""
     objective: dict[Axis, float] = {
         "factuality": config.objective.factuality,
         "behaviour": config.objective.behaviour,
@@ -115,60 +93,71 @@ def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
     weighted = weigh(store.read(pairs / "pairs.jsonl", PreferencePair), objective)
     if not weighted:
         raise ValueError(f"{pairs} holds no pair that objective {config.objective} prefers: nothing to learn")
-    return Dataset.from_list(
-        [
-            {
-                "question": pair.question,
-                "chosen": pair.chosen,
-                "rejected": pair.rejected,
-                "audios": list(pair.audios),
-                "weight": 1.0 if config.loss == "sft" else weight,
-            }
-            for pair, weight in weighted
-        ]
-    )
+    return [pair_row(pair, 1.0 if config.loss == "sft" else weight) for pair, weight in weighted]
 
 
-def _reference(dataset: Dataset, corpus: Path, out: StageFolder) -> ReferenceStore:
-    """The run's store: what the reference said stays known when only `beta` or a rate is changed."""
-    used = {path for audios in dataset["audios"] for path in audios}
+def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> ReferenceStore:
+    """The run's store of reference log-probs, which stay when only `beta` or a rate is changed."""
+    used = {path for row in rows for path in row["audios"]}
     clips = {clip.path: clip.sha256 for clip in table(corpus, "clips", AudioClip) if clip.path in used}
     return ReferenceStore(out.path.parent / ".reference", clips)
 
 
-def _score_checkpoints(
-    choose: Choose, policy: Path | str, corpus: Path, features: ClipFeatures, out: StageFolder
-) -> dict[int, dict[str, float]]:
-    """Dev metrics of every checkpoint by step; each is computed once, whatever gets killed."""
-    reference = Sampler(policy, corpus, features=features)
-    found: dict[int, dict[str, float]] = {}
-    for checkpoint in checkpoints(out.path / "checkpoints"):
-        saved = out.path / "dev" / f"{checkpoint.name}.json"
-        if not saved.exists():
-            with as_policy(checkpoint, policy, reference.processor) as folder:
-                write_json(saved, _dev_metrics(choose, folder, reference, corpus))
-        found[step_of(checkpoint)] = read_json(saved)
-        out.log(step_of(checkpoint), found[step_of(checkpoint)])
-    return found
+def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
+    match choose:
+        case None:
+            return None
+        case Choose(by="held_out_loss"):
+            return CheckpointChoice("held_out/loss", is_better_larger=False)
+        case Choose(by="held_out_accuracy"):
+            return CheckpointChoice("held_out/accuracy")
+        case _:
+            return CheckpointChoice("dev/score", score=DevScore(choose, policy, corpus))
 
 
-def _dev_metrics(choose: Choose, candidate: Path, reference: Sampler, corpus: Path) -> dict[str, float]:
-    everything = air_bench.read(corpus / "dev")
-    drawn = np.random.default_rng(0).permutation(len(everything))[: choose.questions]
-    items = [everything[i] for i in sorted(drawn)]
-    clips = [f"dev/{item.audio}" for item in items]
-    sampler = Sampler(candidate, corpus, features=reference.features)
-    requests = [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)]
-    how = Decoding(choose.max_new_tokens)
-    answers = flatten(complete_all(sampler, requests, how, seed=0, batch_size=128))
-    judged = FactJudge(corpus / "phrasebook.yaml").judge(items, answers)
-    overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
-    rows = [
-        {"messages": [user(item.question, 1), assistant(answer)], "audios": [clip], "draw": 0}
-        for item, clip, answer in zip(items, clips, answers, strict=True)
-    ]
-    batch = SFTCollator(sampler.processor, reference.features)(rows)
-    batch = {name: value.to(sampler.device) for name, value in batch.items()}
-    kl = kl_per_answer(sampler.model, reference.model, batch)
-    names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
-    return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": float(kl.mean())}
+class DevScore:
+    """Scores a policy by its answers to dev questions about known facts, and by its KL to the reference."""
+
+    def __init__(self, choose: Choose, reference: Path | str, corpus: Path) -> None:
+        self.decoding, self.corpus = Decoding(choose.max_new_tokens), corpus
+        self.items = _dev_items(corpus, choose.questions)
+        self.requests = [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
+        self._reference = reference
+
+    @cached_property
+    def reference(self) -> TransformersEngine:
+        """Loaded when training is over."""
+        processor = qwen2_audio.load_processor(self._reference)
+        return TransformersEngine(self._reference, ClipFeatures(processor, self.corpus))
+
+    def __call__(self, policy: Path) -> dict[str, float]:
+        """Means over the questions; KL in nats per answer."""
+        engine = TransformersEngine(policy, self.reference.clips)
+        answers = self._answers(engine)
+        judged = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
+        overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
+        names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
+        kl = self._kl(engine, answers)
+        engine.close()
+        return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": kl}
+
+    def _answers(self, engine: TransformersEngine) -> list[str]:
+        numbered = list(enumerate(self.requests))
+        batches = (dict(numbered[i : i + _BATCH]) for i in range(0, len(numbered), _BATCH))
+        completed = (done for batch in batches for done in engine.complete(batch, self.decoding, seed=0))
+        return [completions[0].text for _, completions in sorted(completed)]
+
+    def _kl(self, engine: TransformersEngine, answers: Sequence[str]) -> float:
+        rows = [
+            {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios, "draw": 0}
+            for item, request, answer in zip(self.items, self.requests, answers, strict=True)
+        ]
+        collate = SFTCollator(engine.processor, engine.clips, packed=True)
+        return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
+
+
+def _dev_items(corpus: Path, n: int) -> list[Item]:
+    """`n` dev questions, the same for every policy."""
+    items = air_bench.read(corpus / "dev")
+    drawn = np.random.default_rng(0).permutation(len(items))[:n]
+    return [items[i] for i in sorted(drawn)]

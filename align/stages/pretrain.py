@@ -24,11 +24,13 @@ from align.recipe.config.training import Assemble, ModelShape, PretrainConfig
 from align.recipe.config.training import Lesson as LessonConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import tuning_of
-from align.training import ranks, supervised
-from align.training.augment import chosen
-from align.training.order import Examples, Lesson, Part
-from align.training.preflight import check_heard
-from align.training.rows import task_row
+from align.training import processes
+from align.training import run as training
+from align.training.augmentation import augmentation_of
+from align.training.collate import task_row
+from align.training.data_loading import Examples, Lesson, Part
+from align.training.methods import Schedule, supervised_fine_tuning
+from align.training.preflight import check_clip_lengths
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.sources import sources, table
@@ -52,26 +54,27 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
-    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
+    check_clip_lengths(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     n_parameters = qwen2_audio.n_parameters(model)
-    metrics = supervised.train(
+    method = supervised_fine_tuning(
+        _examples(config, corpus), augmentation_of(**config.augment.model_dump()), config.max_bad_fraction
+    )
+    metrics = training.train(
+        method,
         model,
         processor,
-        _examples(config, corpus),
         corpus,
         out,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        save_steps=config.save_steps,
-        seed=config.seed,
-        augmentation=chosen(**config.augment.model_dump()),
+        schedule=Schedule(
+            config.steps, config.batch_size, config.learning_rate, config.save_steps, config.seed
+        ),
         tuning=replace(tuning_of(config), new_rows=_new_rows(processor, config.prompt_format)),
-        base=None,
-        max_bad_fraction=config.max_bad_fraction,
-        passed_on=config.trl,
+        trl=config.trl,
     )
-    if ranks.is_first():
-        shutil.rmtree(out.path / "assembled", ignore_errors=True)  # as large as the model, soon made again
+    if processes.is_first():
+        shutil.rmtree(
+            out.path / "assembled", ignore_errors=True
+        )  # as large as the model, and soon assembled again
     return {"parameters": float(n_parameters), **metrics}
 
 
@@ -83,18 +86,18 @@ def _start(
     match config.model:
         case ModelShape() as shape:
             # Made once: were two processes to learn other tokens, they would train on each other's nonsense
-            made = _processor(shape, corpus, config.prompt_format) if ranks.is_first() else None
-            processor = ranks.first_says(made)
+            made = _processor(shape, corpus, config.prompt_format) if processes.is_first() else None
+            processor = processes.broadcast(made)
             return processor, _from_random(shape, processor, config.seed)
         case Assemble(audio=audio, text=text):
-            if ranks.is_first():
+            if processes.is_first():
                 if not assembled.is_dir():
                     parts = assemble.fetched(inputs[audio]), assemble.fetched(inputs[text])
                     assemble.assemble(
                         *parts, assembled, seed=config.seed, tags=all_tags(config.prompt_format)
                     )
                 shutil.copy(assembled / assemble.REPORT, assembled.parent)
-            ranks.barrier()
+            processes.barrier()
             path: Path | str = assembled
         case policy:
             path = qwen2_audio.located(inputs[policy])

@@ -16,18 +16,19 @@ import numpy as np
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.recipe.config.training import Filters, SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from align.stages.tuning import tuning_of
-from align.training import ranks, supervised
-from align.training.audio_effect import saved_effects
-from align.training.augment import chosen
-from align.training.collate import SFTCollator
-from align.training.filtering import keep
-from align.training.order import Examples, Part
-from align.training.preflight import check_heard
-from align.training.rows import chat_row, task_row
+from align.training import processes
+from align.training import run as training
+from align.training.augmentation import augmentation_of
+from align.training.collate import SFTCollator, chat_row, task_row
+from align.training.data_loading import Examples, Part
+from align.training.filtering import keep, saved_effects
+from align.training.methods import Schedule, supervised_fine_tuning
+from align.training.preflight import check_clip_lengths
 from preference_data.dataset.filters import Limits
 from preference_data.dataset.manifest import Selection
 from preference_data.dataset.sources import Source, sources, table
@@ -39,29 +40,33 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     tuning = tuning_of(config)
     model, processor = tuning.load(policy), qwen2_audio.load_processor(policy)
-    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
+    check_clip_lengths(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
     chats, counts = sources(corpus, "sft", Chat), dict[str, float]()
     if config.filters != Filters():
-        collator = SFTCollator(processor, ClipFeatures(processor, corpus))
+        collator = SFTCollator(processor, ClipFeatures(processor, corpus), packed=tuning.packed)
+        if tuning.packed:
+            pack(model, tuning.attention)  # for the filter; training packs it again, which changes nothing
         effects = partial(_effects, config, model, collator, out)
         limits, least = _limits(config.filters), config.filters.min_audio_effect
         kept = keep(table(corpus, "sft", Chat), limits, out, least, effects)
-        chats, counts = _chosen(chats, np.array(kept.numbers)), kept.counts
-    metrics = supervised.train(
+        chats, counts = _selected(chats, np.array(kept.numbers)), kept.counts
+    method = supervised_fine_tuning(
+        _examples(config, corpus, chats),
+        augmentation_of(**config.augment.model_dump()),
+        config.max_bad_fraction,
+    )
+    metrics = training.train(
+        method,
         model,
         processor,
-        _examples(config, corpus, chats),
         corpus,
         out,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        save_steps=config.save_steps,
-        seed=config.seed,
-        augmentation=chosen(**config.augment.model_dump()),
+        schedule=Schedule(
+            config.steps, config.batch_size, config.learning_rate, config.save_steps, config.seed
+        ),
         tuning=tuning,
+        trl=config.trl,
         base=policy,
-        max_bad_fraction=config.max_bad_fraction,
-        passed_on=config.trl,
     )
     return {**metrics, **counts}
 
@@ -79,15 +84,15 @@ def _effects(
     out: StageFolder,
     chats: Sequence[Chat],
 ) -> list[float]:
-    """What its clips are worth to each chat, by the policy that training starts from."""
+    """The audio effect of each chat, by the policy that training starts from."""
     rows = [chat_row(chat) for chat in chats]
     with Progress(f"{out.name} without the clips", len(rows)) as progress:
-        tell = progress.update if ranks.is_first() else None
-        return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, tell)
+        on_progress = progress.update if processes.is_first() else None
+        return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, on_progress)
 
 
-def _chosen(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[Chat]]:
-    """Of each data set only the chats of these numbers, which count through all of them."""
+def _selected(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[Chat]]:
+    """Each data set with only the chats of these numbers, which count through all data sets."""
     left, start = [], 0
     for source in chats:
         end = start + len(source.records)

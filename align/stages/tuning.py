@@ -1,14 +1,13 @@
-"""From what a training stage is told to what its libraries take."""
+"""From the configs of training stages to the values of `align.training`."""
 
 from __future__ import annotations
 
 from align.recipe.config.training import DPOConfig, Hardware, SFTConfig, TrainingConfig
-from align.training.lora import LoRA
-from align.training.tuning import Tuning
+from align.training.tuning import LoRA, Tuning
 
 
 def tuning_of(config: TrainingConfig) -> Tuning:
-    """What learns, and over which processes."""
+    """What learns, and over which processes, by a stage's config."""
     hardware = config.hardware or Hardware()
     lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
     return Tuning(

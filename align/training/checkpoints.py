@@ -1,39 +1,67 @@
-"""Checkpoints that are whole or absent, and a resume that really loads the weights.
+"""Checkpoints that are whole or absent, a resume that loads them exactly, and the policy that comes of them.
 
-Mends four things of transformers 5.23's Trainer: it writes a checkpoint in place, so a kill leaves
-half of one that `resume` then picks; its resume loads no weights at all for models whose saved names
-differ from their module names (Qwen2-Audio), with only a log line; under ZeRO-3 it saves names that no
-other program knows (`language_model.model.model.*`); and a NaN loss is logged as 0.
+    checkpoints/frozen/        weights that do not learn, written once (not with low-rank updates)
+    checkpoints/checkpoint-8/  the weights that learn, optimizer, schedule, random states: the one to resume
+    checkpoints/candidate-4/   the weights of an earlier one, where the best is chosen in the end
 
-With several processes all write into one staged folder; when the last is done, each hashes its share of
-the files, and rank 0 seals and renames. A checkpoint of DeepSpeed's is pickles: only folders that we
-sealed are ever loaded, and its `latest` file is one of the sealed.
+The folder goes when its stage is finished (see `StageFolder.commit`). With several processes all write into
+one staged folder; when the last is done, each hashes its share of the files, and rank 0 seals and renames. A
+checkpoint of DeepSpeed's is pickles: only folders that we sealed are ever loaded, and its `latest` file is
+one of the sealed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
+import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Trainer, set_seed
+from transformers import (
+    PreTrainedModel,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Trainer,
+    set_seed,
+)
 
-from align.run_folder.artifacts import MANIFEST, commit_folder, fsync_tree, read_json, sha256_file, write_json
-from align.training import ranks
-from align.training.strategies import Strategy, whole_models
+from align.models import shards
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.model import hub_name
+from align.run_folder.artifacts import (
+    MANIFEST,
+    commit_folder,
+    fsync_tree,
+    read_json,
+    sha256_files,
+    sha256_json,
+    write_json,
+)
+from align.training import processes
+from align.training.strategies import Strategy
+from align.training.tuning import merged
 
 log = logging.getLogger(__name__)
 STAGING = ".partial-"
-"""How names of folders begin that checkpoints are written in before they are sealed."""
+"""How names of folders begin that are not sealed yet, or about to be removed."""
+FROZEN = "frozen"
 TOKENS = "tokens_seen.json"
 """In a checkpoint: TRL's count of tokens, which its resume would start anew."""
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"(checkpoint|candidate)-(\d+)")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_WEIGHTS = ("*.safetensors", shards.INDEX, "config.json", "generation_config.json", _ADAPTER[0])
+"""What of a checkpoint a candidate keeps."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -44,47 +72,65 @@ class CannotResume(RuntimeError):
     """A checkpoint was written in a way that this training cannot take up."""
 
 
-def seal(partial: Path, final: Path, written: dict[str, Any]) -> None:
-    """List a finished checkpoint's files with their hashes, then move it into place.
+# -------------------------------------------------------------------------- folders
 
-    Called by all ranks, each with what it `written` so far durable by the time the folder is renamed.
+
+def seal(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+    """List a finished checkpoint's files with their hashes beside `facts`, then move it into place.
+
+    Called by all ranks, each with what it has written durable by the time the folder is renamed.
     """
-    ranks.barrier()
+    processes.barrier()
     fsync_tree(partial)
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    mine = files[ranks.rank() :: ranks.world_size()]
-    hashes = ranks.gather({str(path.relative_to(partial)): sha256_file(path) for path in mine})
-    if ranks.is_first():
-        merged = {name: digest for part in hashes for name, digest in part.items()}
-        write_json(partial / MANIFEST, {**written, "files": dict(sorted(merged.items()))})
+    hashes = processes.gather(sha256_files(files[processes.rank() :: processes.world_size()]))
+    if processes.is_first():
+        by_name = {str(path.relative_to(partial)): digest for part in hashes for path, digest in part.items()}
+        write_json(partial / MANIFEST, {**facts, "files": dict(sorted(by_name.items()))})
         commit_folder(partial, final)
-    ranks.barrier()
+    processes.barrier()
+
+
+def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
+    """A checkpoint's manifest; None if it is missing or damaged."""
+    try:
+        manifest: dict[str, Any] = read_json(checkpoint / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file of a sealed checkpoint is there and unchanged."""
-    manifest = checkpoint / MANIFEST
-    if not manifest.exists():
+    manifest = manifest_of(checkpoint)
+    if manifest is None:
         return False
-    files = read_json(manifest)["files"]
-    return all(
-        (checkpoint / name).is_file() and sha256_file(checkpoint / name) == digest
-        for name, digest in files.items()
-    )
+    expected = {checkpoint / name: digest for name, digest in manifest["files"].items()}
+    return all(path.is_file() for path in expected) and sha256_files(expected) == expected
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step in a checkpoint's name."""
     match = _NAME.fullmatch(checkpoint.name)
     if match is None:
-        raise ValueError(f"{checkpoint} is not named checkpoint-<step>")
-    return int(match[1])
+        raise ValueError(f"{checkpoint} is not named checkpoint-<step> or candidate-<step>")
+    return int(match[2])
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Sealed checkpoints by step; by name, never by file time (clocks jump)."""
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted((path for path in found if (path / MANIFEST).exists()), key=step_of)
+    return _sealed(folder, "checkpoint")
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints whose policies can be published, by step: `candidate-` folders and the last one."""
+    by_step = {step_of(path): path for kind in ("candidate", "checkpoint") for path in _sealed(folder, kind)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _sealed(folder: Path, kind: str) -> list[Path]:
+    paths = [path for path in folder.glob(f"{kind}-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in paths if (path / MANIFEST).exists()), key=step_of)
 
 
 def newest(folder: Path) -> Path | None:
@@ -92,8 +138,22 @@ def newest(folder: Path) -> Path | None:
     for path in reversed(checkpoints(folder)):
         if is_whole(path):
             return path
-        log.warning("%s is damaged (a file is missing or changed); using an earlier checkpoint", path)
+        log.warning("%s is damaged (a file is missing or changed); it is not resumed from", path)
     return None
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The checkpoint to resume from; clears what killed attempts have left. For rank 0, before it trains.
+
+    Later ones, which are damaged, are set aside: what is trained again must not count as older than they.
+    """
+    for staged in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(staged, ignore_errors=True)
+    checkpoint = newest(folder)
+    for path in checkpoints(folder):
+        if checkpoint is None or step_of(path) > step_of(checkpoint):
+            path.rename(path.with_name(f"damaged-{path.name}-{uuid4().hex[:8]}"))
+    return checkpoint
 
 
 def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
@@ -102,8 +162,8 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
     Raises:
         CannotResume: it was written under another strategy, or in parts by another number of processes.
     """
-    written = read_json(checkpoint / MANIFEST)
-    before, then, now = written["strategy"], written["workers"], ranks.world_size()
+    facts = read_json(checkpoint / MANIFEST)
+    before, then, now = facts["strategy"], facts["workers"], processes.world_size()
     if before != strategy:
         raise CannotResume(
             f"{checkpoint} was written under hardware.strategy {before}, which {strategy} cannot read; "
@@ -117,20 +177,104 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
         )
 
 
-class AtomicCheckpoints(Trainer):
-    """Mixin for a Trainer. `keep` checkpoints are kept, all of them when it is None."""
+def _keep_candidate(checkpoint: Path) -> None:
+    """Keep a checkpoint's weights as a candidate; where the file system can, without copying them."""
+    staged = checkpoint.with_name(f"{STAGING}{checkpoint.name}-{uuid4().hex[:8]}")
+    staged.mkdir()
+    names = [path.name for pattern in _WEIGHTS for path in checkpoint.glob(pattern)]
+    for name in names:
+        try:
+            os.link(checkpoint / name, staged / name)
+        except OSError:
+            shutil.copyfile(checkpoint / name, staged / name)
+    manifest = read_json(checkpoint / MANIFEST)
+    write_json(staged / MANIFEST, {**manifest, "files": {name: manifest["files"][name] for name in names}})
+    commit_folder(staged, checkpoint.with_name(f"candidate-{step_of(checkpoint)}"))
 
-    keep: int | None = 2
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a folder; at no moment does half of it bear its name."""
+    removed = checkpoint.with_name(f"{STAGING}{checkpoint.name}-{uuid4().hex[:8]}")
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
+
+
+# -------------------------------------------------------------------------- frozen weights
+
+
+def _learned_names(model: nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """One hash over names, types, shapes and values of tensors; several are hashed at a time."""
+
+    def digest(item: tuple[str, Tensor]) -> tuple[str, str, list[int], str]:
+        name, tensor = item
+        value = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        return name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(value.data).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return sha256_json(sorted(pool.map(digest, tensors)))
+
+
+def keep_frozen(model: PreTrainedModel | nn.Module, folder: Path, checkpoint: Path | None) -> str:
+    """Write the weights that do not learn into `folder/frozen`, once; returns their digest.
+
+    Those below low-rank updates are not written: they are the base policy's. For all ranks, before the model
+    is divided. Nothing of them is in a checkpoint: a resumed training takes them from the policy that the
+    stage starts from.
+
+    Raises:
+        CannotResume: they are not those that `checkpoint` was trained with.
+    """
+    digest = ""
+    if processes.is_first():
+        learned = _learned_names(model)
+        frozen = [(name, tensor) for name, tensor in model.state_dict().items() if name not in learned]
+        digest = digest_of(frozen)
+        if not hasattr(model, "peft_config"):
+            _write_frozen(frozen, folder / FROZEN, digest)
+    digest = processes.broadcast(digest)
+    if checkpoint is not None and read_json(checkpoint / MANIFEST).get("frozen") != digest:
+        raise CannotResume(
+            f"{checkpoint} was trained from other weights than this stage now starts from: those that are "
+            f"frozen differ. Put its policy back as it was, or delete {folder} to start this stage anew"
+        )
+    return digest
+
+
+def _write_frozen(frozen: Iterable[tuple[str, Tensor]], final: Path, digest: str) -> None:
+    manifest = manifest_of(final)
+    if manifest is not None and manifest["digest"] == digest and is_whole(final):
+        return
+    staged = final.with_name(f"{STAGING}{final.name}-{uuid4().hex[:8]}")
+    staged.mkdir(parents=True)
+    shards.write(((hub_name(name), tensor) for name, tensor in frozen), staged)
+    files = {path.name: value for path, value in sha256_files(staged.iterdir()).items()}
+    write_json(staged / MANIFEST, {"digest": digest, "files": files})
+    commit_folder(staged, final)
+
+
+# -------------------------------------------------------------------------- in a trainer
+
+
+class AtomicCheckpoints(Trainer):
+    """Mixin for a Trainer: one checkpoint to resume from, with `keep_candidates` the weights of all others.
+
+    Mends three things of transformers 5.23's Trainer: it writes a checkpoint in place, so a kill leaves half
+    of one that `resume` then picks; its resume loads no weights at all for models whose saved names differ
+    from their module names (Qwen2-Audio), with only a log line; and under ZeRO-3 it saves names that no other
+    program knows (`language_model.model.model.*`).
+    """
+
+    keep_candidates: bool = False
     strategy: Strategy = "ddp"
-    undecayed: frozenset[str] = frozenset()
-    """Weights that weight decay leaves alone, beside biases and norms."""
+    frozen_digest: str = ""
+    """See `keep_frozen`."""
     model: Any
     _staging: Path | None = None
     _total_train_tokens: float
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the weights that decay."""
-        return [name for name in super().get_decay_parameter_names(model) if name not in self.undecayed]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -139,79 +283,115 @@ class AtomicCheckpoints(Trainer):
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         # A name of its own: a straggler of a killed attempt may still be writing into another
-        staged = folder / ranks.first_says(f"{STAGING}{name}-{uuid4().hex[:8]}")
+        staged = folder / processes.broadcast(f"{STAGING}{name}-{uuid4().hex[:8]}")
         self._staging = staged
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
-        if ranks.is_first():
+        if processes.is_first():
             write_json(staged / name / TOKENS, self._total_train_tokens)
-        seal(staged / name, folder / name, {"strategy": self.strategy, "workers": ranks.world_size()})
-        if ranks.is_first():
+        facts = {"strategy": self.strategy, "workers": processes.world_size(), "frozen": self.frozen_digest}
+        seal(staged / name, folder / name, facts)
+        if processes.is_first():
             shutil.rmtree(staged)
-            if self.keep is not None:
-                for old in checkpoints(folder)[: -self.keep]:
-                    shutil.rmtree(old)
+            for old in checkpoints(folder)[:-1]:
+                if self.keep_candidates and step_of(old) % self.args.save_steps == 0:  # else: of a stop
+                    _keep_candidate(old)
+                _remove(old)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write weights under the Hub's names, also those that DeepSpeed has gathered in `state_dict`.
-
-        transformers 5.23 renames the weights of a model loaded in parts (ZeRO-3) wrongly; a whole twin
-        of it that only borrows them renames them rightly, and complains if one is missing.
-        """
+        """Write the weights that learn under the Hub's names; `state_dict` is what DeepSpeed has gathered."""
         model = self.model
-        if not (state_dict and isinstance(model, PreTrainedModel) and self.args.should_save):
+        if not isinstance(model, PreTrainedModel):  # low-rank updates
             super()._save(output_dir, state_dict)
-            return
-        with whole_models(self.args.hf_deepspeed_config if self.is_deepspeed_enabled else None):
-            with torch.device("meta"):
-                self.model = Qwen2AudioForConditionalGeneration(model.config)
-            self.model.generation_config = model.generation_config
-            self.model.load_state_dict(state_dict, strict=True, assign=True)
-            try:
-                super()._save(output_dir)
-            finally:
-                self.model = model
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes a README per checkpoint; a stage's manifest says more."""
+        elif self.args.should_save:
+            folder, learned = Path(output_dir or self.args.output_dir), _learned_names(model)
+            folder.mkdir(parents=True, exist_ok=True)
+            weights = model.state_dict() if state_dict is None else state_dict
+            learning = ((hub_name(name), weights[name]) for name in weights if name in learned)
+            shards.write(learning, folder)
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights that learn, each in its own type."""
         target: Any = self.model if model is None else model
         if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict(), strict=True)
+        saved = shards.SavedTensors(Path(resume_from_checkpoint))
+        learned = {hub_name(name): w for name, w in target.named_parameters() if w.requires_grad}
+        if set(saved.names) != learned.keys():
+            differing = sorted(set(saved.names) ^ learned.keys())
+            raise CannotResume(
+                f"in {resume_from_checkpoint} other weights learned than now: {', '.join(differing[:3])}"
+            )
+        with torch.no_grad():
+            for name, weight in learned.items():
+                weight.copy_(saved[name])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Random states are those of each rank; with other ranks than before, they follow from the step."""
-        if checkpoint and read_json(Path(checkpoint) / MANIFEST)["workers"] != ranks.world_size():
+        if checkpoint and read_json(Path(checkpoint) / MANIFEST)["workers"] != processes.world_size():
             set_seed(self.args.seed + step_of(Path(checkpoint)))
         else:
             super()._load_rng_state(checkpoint)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """The first thing done with a step's batches: here all ranks have theirs, or are missed."""
-        ranks.roll_call(f"before step {self.state.global_step + 1}")
-        return super()._get_num_items_in_batch(batch_samples, device)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward; stops the run before a non-finite loss can be stepped with."""
-        loss: Tensor = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise NonFiniteLoss(
-                f"loss is {loss.item()} at step {self.state.global_step + 1}; the weights are those of step "
-                f"{self.state.global_step} and the last checkpoint in {self.args.output_dir} is good. "
-                "Lower learning_rate, or look at the data of that step."
-            )
-        return loss
+# -------------------------------------------------------------------------- the policy
 
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor | None:
-        norm = super()._clip_grad_norm(model)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise NonFiniteLoss(
-                f"gradient norm is {norm} at step {self.state.global_step + 1}; nothing was stepped with it"
-            )
-        return norm
+
+def publish(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor, out: Path) -> None:
+    """Write `out/model`, plain weights under the Hub's names that `from_pretrained` loads.
+
+    Where low-rank updates were trained on the policy `base`, they are merged in, and `out/adapter` has them
+    alone.
+    """
+    qwen2_audio.save(_load(checkpoint, base, processor), processor, out / "model")
+    if _is_adapter(checkpoint):
+        (out / "adapter").mkdir(exist_ok=True)
+        for name in _ADAPTER:
+            shutil.copyfile(checkpoint / name, out / "adapter" / name)
+
+
+@contextmanager
+def as_policy(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor) -> Iterator[Path]:
+    """A folder with the checkpoint's policy as plain weights, for as long as the block runs."""
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=f"{STAGING}policy-") as name:
+        folder = Path(name)
+        if _is_adapter(checkpoint):
+            qwen2_audio.save(_load(checkpoint, base, processor), processor, folder)
+        else:
+            _join(checkpoint, folder)
+            processor.save_pretrained(folder)
+        yield folder
+
+
+def _is_adapter(checkpoint: Path) -> bool:
+    return (checkpoint / _ADAPTER[0]).exists()
+
+
+def _load(
+    checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor
+) -> Qwen2AudioForConditionalGeneration:
+    if not _is_adapter(checkpoint):
+        with as_policy(checkpoint, base, processor) as folder:
+            return qwen2_audio.load_model(folder)
+    if base is None:
+        raise ValueError(f"{checkpoint} holds low-rank updates, but not of which policy")
+    return merged(base, checkpoint)
+
+
+def _join(checkpoint: Path, folder: Path) -> None:
+    """Make `folder` a model of a checkpoint's weights and the frozen ones, which are linked, not copied."""
+    weight_map: dict[str, str] = {}
+    for part in (checkpoint, checkpoint.parent / FROZEN):
+        for file in sorted(part.glob("*.safetensors")):
+            link = folder / f"{part.name}-{file.name}"
+            link.symlink_to(file.resolve())
+            with safe_open(file, framework="pt") as tensors:
+                weight_map |= dict.fromkeys(tensors.keys(), link.name)
+    write_json(folder / shards.INDEX, {"metadata": {}, "weight_map": weight_map})
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(checkpoint / name, folder / name)

@@ -1,15 +1,15 @@
-"""Dataset rows -> padded tensors, for SFT and for preference pairs.
+"""Records -> rows -> batches of tensors, for SFT and for preference pairs.
 
-Rows hold text and clip paths; tokens and features are made here, batch by batch. Shapes: B rows,
+Rows hold text and clip paths; tokens and features are computed here, batch by batch. Shapes: B rows,
 T tokens, C clips, M mel bins, F frames.
 
-For a model with the packed backbone (`packed`) a batch holds each distinct clip once, no longer than it
-is, and how its rows are packed; else what the stock model wants: a clip per use, padded.
+For a model with the packed backbone (`packed`) a batch holds each distinct clip once, unpadded, and how its
+rows are packed; for the stock model a clip per use, padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import Qwen2AudioProcessor
 
 from align.models.chat import (
     Encoded,
+    assistant,
     encode_chat,
     encode_completion,
     encode_prompt,
@@ -30,18 +31,66 @@ from align.models.chat import (
 )
 from align.models.features import Clip, ClipFeatures, stack
 from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
-from align.training.augment import Augmentation, SpecAugment, augment, mask
+from align.training.augmentation import Augmentation, SpecAugment, augment, mask
+from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
+from preference_data.schema import Chat, PreferencePair, TaskExample
 
 Row = dict[str, Any]
-MODEL_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
-"""What of a batch a model reads; the rest is for losses and logs."""
+
+# -------------------------------------------------------------------------- rows
+
+
+def task_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
+    """A pre-training example: a prompt in the prompt format and its target, without a chat around them.
+
+    Raises:
+        BadExample: the example does not have what its task needs.
+    """
+    prompt, target = prompt_of(example, prompt_format), target_of(example)
+    return {"messages": None, "prompt": prompt, "completion": target, "audios": list(example.audios)}
+
+
+def chat_row(chat: Chat) -> Row:
+    """A chat: each turn's clips stand before its text, numbered through the chat ("Audio 1: ...").
+
+    A turn without text is voice chat; a chat without clips is plain text.
+
+    Raises:
+        BadExample: a text holds a token that steers the model.
+    """
+    messages = []
+    for turn, clips in zip(chat.turns, chat.audios_per_turn, strict=True):
+        refuse_control(chat.id, turn.question, turn.answer)
+        messages += [user(turn.question, len(clips)), assistant(turn.answer)]
+    return {"messages": messages, "prompt": None, "completion": None, "audios": list(chat.audios)}
+
+
+def pair_row(pair: PreferencePair, weight: float) -> Row:
+    """A preference pair about clips; its loss counts `weight` times.
+
+    Raises:
+        BadExample: a text holds a token that steers the model.
+    """
+    refuse_control(pair.id, pair.question, pair.chosen, pair.rejected)
+    texts = {"prompt": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
+    return {**texts, "audios": list(pair.audios), "weight": weight}
+
+
+def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
+    """Tokens of a chat or of a plain text with its completion; each clip is still one token."""
+    if row.get("messages") is not None:
+        return encode_chat(processor, row["messages"])
+    return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
+
+
+# -------------------------------------------------------------------------- batches
 
 
 @dataclass
 class SFTCollator:
     """Rows of chats (`messages`) or plain texts (`prompt`, `completion`), each with `audios`.
 
-    Gives input_ids, attention_mask, labels (B, T; -100 but on the answer) and the clips (see `_audio`).
+    Gives input_ids, attention_mask, labels (B, T; -100 but on completions) and the clips (see `_audio`).
     A row's features are augmented by its `draw` number alone.
     """
 
@@ -70,29 +119,16 @@ class SFTCollator:
             return clip
         if isinstance(self.augmentation, SpecAugment):
             return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
-        padded = clip.padded()  # masks fall anywhere in it, whatever of it is used
+        padded = clip.padded()  # masks fall anywhere in it, also beyond the clip
         return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
-
-
-def labelled(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens (B, T) of a batch, of either collator, the loss is on."""
-    mask: Tensor = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
-    return mask
-
-
-def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
-    """A chat or a plain text with its completion; each clip is one token still."""
-    if row.get("messages") is not None:
-        return encode_chat(processor, row["messages"])
-    return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
 
 
 @dataclass
 class PreferenceCollator:
-    """Rows `question, chosen, rejected, audios, weight` -> the [chosen; rejected] batch that TRL's DPO reads.
+    """Rows `prompt, chosen, rejected, audios, weight` -> the [chosen; rejected] batch that TRL's DPO reads.
 
     Gives input_ids, attention_mask, completion_mask (2B, T), the clips (see `_audio`), pair_weight (B,),
-    and the reference's log-probs (B,) where TRL has added them to the rows.
+    and the reference's log-probs (B,) where the rows have them.
     """
 
     processor: Qwen2AudioProcessor
@@ -103,7 +139,7 @@ class PreferenceCollator:
         """Collate rows, see the class."""
         clips = self.features.per_row([row["audios"] for row in rows])
         prompts = [
-            _expand(self.processor, encode_prompt(self.processor, [user(row["question"], len(own))]), own)
+            _expand(self.processor, encode_prompt(self.processor, [user(row["prompt"], len(own))]), own)
             for row, own in zip(rows, clips, strict=True)
         ]
         both = [

@@ -9,29 +9,26 @@ from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import Qwen2AudioProcessor
 
-from align.models.chat import encode_completion, encode_prompt, user
 from align.models.qwen2_audio.clips import n_audio_tokens
-from align.planning import estimate
-from align.planning.estimate import Job, Shape, Strategy
-from align.training.collate import Row, encode_row
-from align.training.order import Examples
+from align.training.collate import Row
+from align.training.data_loading import Examples
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.sources import table
 from preference_data.schema import AudioClip
 
 _BYTES_PER_TOKEN = 4
 """Of text: about right for all scripts. For comparing examples only."""
-_LOOKED_AT = 2048
-"""Draws of a run whose texts are measured in bytes."""
+_DRAWS = 2048
+"""Examples of a run that are compared by the bytes of their texts."""
 _TOKENISED = 32
-"""Of them the longest, whose tokens are counted."""
+"""The longest of them, whose tokens are counted."""
 _LONGER = 1.25
-"""Times as long the text of a draw may be at which nobody looked."""
+"""Times as long the text of an example may be that was not compared."""
 
 
 class ClipTokens:
@@ -72,6 +69,13 @@ def _hash(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest())
 
 
+class Longest(NamedTuple):
+    """A long example, and how many times as long the longest one of the run may be."""
+
+    row: Row
+    factor: float = 1.0
+
+
 class Lengths:
     """Of rows for the collators. The corpus' table of clips is read when it is needed, and then once."""
 
@@ -89,39 +93,40 @@ class Lengths:
         return {**self.__dict__, "clips": self.clips}
 
     def cost(self, row: Row) -> float:
-        """About how many tokens a row has: what its passes cost, compared with another's."""
+        """About how many tokens a row has: what its micro-batch costs, compared with another's."""
         return self._audio(row) + _text_bytes(row) / _BYTES_PER_TOKEN
 
-    def longest_pair(self, rows: Iterable[Row], job: Job, shape: Shape, strategy: Strategy) -> Job:
-        """`job` with the lengths of the pair that keeps most activations: all are tokenised."""
-        jobs = (self._of_pair(row, job) for row in rows)
-        return max(jobs, key=lambda one: estimate.activations(shape, one, strategy))
+    def tokens(self, row: Row, *, packed: bool = True) -> int:
+        """Tokens that the language model reads of a row, but for the template's own.
 
-    def longest_example(self, examples: Examples, job: Job) -> Job:
-        """`job` with the longest clip of the corpus, or clips of an example, and the longest text.
-
-        Of 2,048 draws spread over the run the 32 with most bytes are tokenised; where a run has more draws
-        than that, a quarter is added to their longest text.
+        Packed, a pair's prompt counts once; else its two rows are as long as the longer one.
         """
-        step = max(1, len(examples) // _LOOKED_AT)
-        rows = [examples[n] for n in range(0, len(examples), step)]
-        n_clips = max(1, *(len(row["audios"]) for row in rows))
-        audio = max(self.clips.longest, *(self._audio(row) for row in rows))
-        longest = heapq.nlargest(_TOKENISED, rows, key=_text_bytes)
-        text = max(len(encode_row(self.processor, row).ids) for row in longest)
-        text = math.ceil(text * _LONGER) if step > 1 else text
-        return job._replace(clips=n_clips, audio_tokens=math.ceil(audio / n_clips), text_tokens=text)
+        audio = self._audio(row)
+        texts = [len(self.processor.tokenizer(text).input_ids) for text in _texts(row)]
+        if "chosen" in row and not packed:
+            return 2 * (audio + texts[0] + max(texts[1:]))
+        return audio + sum(texts)
 
-    def _of_pair(self, row: Row, job: Job) -> Job:
-        n_clips = len(row["audios"])
-        prompt = encode_prompt(self.processor, [user(row["question"], n_clips)]).ids
-        answers = [len(encode_completion(self.processor, row[side]).ids) for side in ("chosen", "rejected")]
-        # Packed, the prompt counts once for both; else rows are as long as the longer one
-        text = math.ceil((len(prompt) + sum(answers)) / 2) if job.packed else len(prompt) + max(answers)
-        audio = math.ceil(self._audio(row) / max(1, n_clips))
-        return job._replace(
-            clips=n_clips if job.packed else 2 * n_clips, audio_tokens=audio, text_tokens=text
-        )
+    def longest_pair(self, rows: Iterable[Row], *, packed: bool) -> Longest:
+        """The pair with most tokens; the 32 that cost most are tokenised."""
+        candidates = heapq.nlargest(_TOKENISED, rows, key=self.cost)
+        return Longest(max(candidates, key=lambda row: self.tokens(row, packed=packed)))
+
+    def longest_example(self, examples: Examples) -> Longest:
+        """The longest of 2,048 draws spread over the run.
+
+        The longest of the run may have the corpus' longest clip and the longest of these texts, and, where
+        it has more draws than that, a quarter more text.
+        """
+        step = max(1, len(examples) // _DRAWS)
+        rows = [examples[n] for n in range(0, len(examples), step)]
+        candidates = heapq.nlargest(_TOKENISED, rows, key=self.cost)
+        longest = max(candidates, key=self.tokens)
+        wordy = heapq.nlargest(_TOKENISED, rows, key=_text_bytes)
+        text = max(self.tokens(row) - self._audio(row) for row in wordy)
+        audio = max(self.clips.longest, *map(self._audio, rows))
+        bound = audio + text * (_LONGER if step > 1 else 1)
+        return Longest(longest, max(1.0, bound / max(1, self.tokens(longest))))
 
     def _audio(self, row: Row) -> int:
         return sum(self.clips[path] for path in row["audios"])
@@ -133,7 +138,7 @@ def _text_bytes(row: Row) -> int:
 
 def _texts(row: Row) -> Sequence[str]:
     if "chosen" in row:
-        return row["question"], row["chosen"], row["rejected"]
+        return row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
     return [part["text"] or "" for message in row["messages"] for part in message["content"]]

@@ -1,18 +1,20 @@
-"""Looked at before the first step: what would otherwise spoil a run of days without an error.
+"""Checks before the first step of what would otherwise spoil a run of days without an error.
 
-That the audio reaches the model and changes its answers; that the loss is on the assistant's words and on
-all of them; that what should be frozen is, and nothing else; that two checkpoints fit on the disk; that the
-packed path computes what transformers' own does. Costs a few forward passes and draws no random number, so
-that the run itself stays what it was.
+The audio reaches the model and changes its predictions; the loss is on the assistant's words and on all of
+them; exactly what should learn does; two checkpoints fit on the disk; the packed path computes what
+transformers' own does. They cost a few forward passes and draw no random number, so that the run itself stays
+the same.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -27,25 +29,26 @@ from transformers import (
     TrainingArguments,
 )
 
+from align.kernels.choice import wait_for
+from align.models.answer_head import answers_only, is_completion
 from align.models.qwen2_audio.model import END_OF_TURN
 from align.models.qwen2_audio.packed import is_packed
-from align.training.both_ways import compare
-from align.training.collate import MODEL_INPUTS, Row, labelled
-from align.training.device import listening
-from align.training.feeding import ABOUT
+from align.models.scoring import MODEL_INPUTS
+from align.training.collate import PreferenceCollator, Row, SFTCollator
+from align.training.data_loading import ABOUT, ReplacingCollator
+from align.training.processes import eval_mode
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.schema import AudioClip
 
 _ROWS = 8
-"""Examples whose labels are read."""
-_LOOKED_THROUGH = 64
-"""Examples among which one with audio is sought."""
+"""Examples whose labels are checked."""
+_SEARCHED = 64
+"""Examples among which one with audio is searched."""
 _ADAM_BYTES = {False: 8, True: 12}
 """Per trained parameter in a checkpoint: two moments in float32; DeepSpeed's also holds float32 weights."""
 _NEVER_TRAINED = "audio_tower.embed_positions"
-
-
-Predictions = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Mean difference of log-probs in nats that rounding explains; a wrong mask makes more than one nat."""
 
 
 class NotReady(ValueError):
@@ -56,7 +59,7 @@ class Preflight(TrainerCallback):
     """Runs all checks when training begins, with the model as the trainer has prepared it.
 
     `trained` are the modules that learn, as `model.multi_modal_projector`; empty text is the whole model.
-    `stage` is named where something is told.
+    `stage` is named in what is printed.
     """
 
     def __init__(self, trainer: Trainer, trained: Sequence[str], stage: str) -> None:
@@ -77,36 +80,28 @@ class Preflight(TrainerCallback):
             batch = collate([row])
             if not batch.get(ABOUT, {}).get("replaced"):  # else the batch is of another row
                 check_labels(batch, [row], processor)
-        heard = next((row for row in map(dataset.__getitem__, _first(dataset)) if row["audios"]), None)
-        if heard is not None:
-            check_audio(model, collate([heard]))
-            if is_packed(model):
-                rows = [dataset[i] for i in range(min(args.per_device_train_batch_size, len(dataset)))]
-                precision = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
-                found = compare(model, collate, rows, precision)
-                if state.is_world_process_zero:
-                    print(f"{self.stage}  {found}", flush=True)
-
-
-def _first(dataset: Any) -> range:
-    return range(min(_LOOKED_THROUGH, len(dataset)))
+        first = map(dataset.__getitem__, range(min(_SEARCHED, len(dataset))))
+        with_audio = next((row for row in first if row["audios"]), None)
+        if with_audio is None:
+            return
+        check_audio(model, collate([with_audio]))
+        if is_packed(model):
+            rows = [dataset[i] for i in range(min(args.per_device_train_batch_size, len(dataset)))]
+            precision = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
+            comparison = compare_packing(model, collate, rows, precision)
+            if state.is_world_process_zero:
+                print(f"{self.stage}  {comparison}", flush=True)
 
 
 # -------------------------------------------------------------------------- audio
 
 
-def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predictions | None = None) -> None:
-    """What is predicted of answers must change when the clip does: for silence, and for it upside down.
-
-    Args:
-        model: what is trained.
-        batch: of a collator.
-        predictions: numbers that depend on what the model predicts; by default the answers' logits.
+def check_audio(model: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Check that predictions of the completions change with the clip: for silence, and for it upside down.
 
     Raises:
         NotReady: they do not, or no more than they do between two equal passes.
     """
-    predict = predictions or _logits
     inputs = send_to_device(dict(batch), next(model.parameters()).device)
     if "input_features" not in inputs:
         raise NotReady(
@@ -114,24 +109,24 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any], predictions: Predict
             "data and the model. Look at what the collator makes of `audios`"
         )
     mel = inputs["input_features"]
-    as_it_is = predict(model, inputs)
-    noise = (as_it_is - predict(model, inputs)).abs().max().item()
+    as_it_is = _logits(model, inputs)
+    noise = (as_it_is - _logits(model, inputs)).abs().max().item()
     for other, name in ((torch.full_like(mel, mel.min().item()), "silence"), (mel.flip(-2), "another sound")):
-        change = (as_it_is - predict(model, {**inputs, "input_features": other})).abs().max().item()
+        change = (as_it_is - _logits(model, {**inputs, "input_features": other})).abs().max().item()
         if not change > 2 * noise:
             raise NotReady(
                 f"the audio does not reach the model: with {name} instead of the clip, what it predicts "
-                f"of the answer changes by {change:.3g} (two equal passes: {noise:.3g}). Look at <|AUDIO|> "
-                "in the prompt and at the policy's audio_token_index and weights"
+                f"of the completion changes by {change:.3g} (two equal passes: {noise:.3g}). Look at "
+                "<|AUDIO|> in the prompt and at the policy's audio_token_index and weights"
             )
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Logits that predict the answers (S, V), without dropout."""
+    """Logits that predict the completions (S, V), without dropout."""
     inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
-    with listening(model, batch["input_ids"].device):
-        logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][labelled(batch)[:, 1:]].float()
+    with eval_mode(model, batch["input_ids"].device):
+        logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][is_completion(batch)[:, 1:]].float()
     return logits
 
 
@@ -139,13 +134,13 @@ def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2AudioProcessor) -> None:
-    """What the loss is on, read as text, must be the assistant's words with their ends of turn.
+    """Check that the loss is on the assistant's words with their ends of turn, by reading it as text.
 
     Raises:
         NotReady: naming the row, what is learned and what should be.
     """
-    for number, (ids, mask, wanted) in enumerate(
-        zip(batch["input_ids"], labelled(batch), _wanted(rows), strict=True)
+    for number, (ids, mask, expected) in enumerate(
+        zip(batch["input_ids"], is_completion(batch), _expected(rows), strict=True)
     ):
         row = rows[number % len(rows)]
         if not mask.any():
@@ -153,21 +148,21 @@ def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2
                 f"example {number} has no label at all: nothing would be learned from it. Its row: {row}"
             )
         learned = processor.tokenizer.decode(ids[mask], skip_special_tokens=False)
-        if unicodedata.normalize("NFC", learned) != unicodedata.normalize("NFC", wanted):
+        if unicodedata.normalize("NFC", learned) != unicodedata.normalize("NFC", expected):
             raise NotReady(
-                f"example {number}: the loss is on {learned!r}, the assistant's words are {wanted!r}. The "
+                f"example {number}: the loss is on {learned!r}, the assistant's words are {expected!r}. The "
                 "chat template's generation marks or the collator's mask do not fit this tokenizer"
             )
 
 
-def _wanted(rows: Sequence[Row]) -> list[str]:
+def _expected(rows: Sequence[Row]) -> list[str]:
     """The text that each sequence of the batch should learn; of pairs, all chosen, then all rejected."""
     if "chosen" in rows[0]:
         return [row[side] + END_OF_TURN for side in ("chosen", "rejected") for row in rows]
-    return ["".join(f"{text}{END_OF_TURN}" for text in _answers(row)) for row in rows]
+    return ["".join(f"{text}{END_OF_TURN}" for text in _completions(row)) for row in rows]
 
 
-def _answers(row: Row) -> list[str]:
+def _completions(row: Row) -> list[str]:
     if row.get("messages") is None:
         return [row["completion"]]
     turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
@@ -178,7 +173,7 @@ def _answers(row: Row) -> list[str]:
 
 
 def check_frozen(model: nn.Module, trained: Sequence[str]) -> None:
-    """Exactly the parameters below the modules `trained` may learn; with adapters, exactly the adapters'.
+    """Check that exactly the parameters below the modules `trained` learn; with adapters, exactly theirs.
 
     The audio tower's positions are sinusoids and never learn: `from_pretrained` un-freezes them, and so
     they would be trained under DDP and ZeRO-2 but not under ZeRO-3.
@@ -186,7 +181,7 @@ def check_frozen(model: nn.Module, trained: Sequence[str]) -> None:
     Raises:
         NotReady: naming parameters that should be frozen and are not, and the other way round.
     """
-    wanted = {
+    expected = {
         name
         for name, _ in model.named_parameters()
         if (
@@ -196,11 +191,11 @@ def check_frozen(model: nn.Module, trained: Sequence[str]) -> None:
         )
         and _NEVER_TRAINED not in name
     }
-    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if found != wanted:
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if learns != expected:
         raise NotReady(
-            f"what is frozen is not what was asked for. Would be trained but should be frozen: "
-            f"{_some(found - wanted)}; would stay frozen but should be trained: {_some(wanted - found)}"
+            f"what is frozen is not what the recipe says. Would be trained but should be frozen: "
+            f"{_some(learns - expected)}; would stay frozen but should be trained: {_some(expected - learns)}"
         )
 
 
@@ -209,43 +204,48 @@ def _below(name: str, modules: Sequence[str]) -> bool:
 
 
 def _some(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:3]) or "nothing"
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+    listed = ", ".join(sorted(names)[:3]) or "nothing"
+    return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed
 
 
-def check_heard(clips: Iterable[AudioClip], processor: Qwen2AudioProcessor, max_bad_fraction: float) -> None:
-    """Of the clips to train on, at most this share may be longer than the model hears: they are not cut.
+def check_clip_lengths(
+    clips: Iterable[AudioClip], processor: Qwen2AudioProcessor, max_bad_fraction: float
+) -> None:
+    """Check that at most this share of the clips is longer than the model can hear: they are not cut.
 
     Raises:
         NotReady: with their number and the longest.
     """
-    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    longest_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     n = n_longer = 0
     longest = (0.0, "")
     for clip in clips:
         if clip.split in ("train", "preference"):
             n += 1
-            n_longer += clip.duration_s > heard_s
+            n_longer += clip.duration_s > longest_s
             longest = max(longest, (clip.duration_s, clip.path))
     if n_longer > max_bad_fraction * n:
         raise NotReady(
-            f"{n_longer} of {n} clips are longer than the {heard_s:g} s that the model hears, such as "
-            f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {heard_s:g}, or start "
-            "from a model that hears more"
+            f"{n_longer} of {n} clips are longer than the {longest_s:g} s that the model hears, such as "
+            f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {longest_s:g}, or "
+            "start from a model that hears more"
         )
 
 
 def checkpoint_bytes(model: nn.Module, *, in_deepspeed: bool) -> int:
-    """About how large a checkpoint is: weights as they are, and Adam's state of those that learn."""
+    """About how large a checkpoint is: of the weights that learn their values and Adam's state.
+
+    With what DeepSpeed holds of them in float32.
+    """
     total = 0
     for weight in model.parameters():
         n = int(getattr(weight, "ds_numel", weight.numel()))  # under ZeRO-3 a parameter holds its share only
-        total += n * weight.element_size() + n * _ADAM_BYTES[in_deepspeed] * weight.requires_grad
+        total += weight.requires_grad * n * (weight.element_size() + _ADAM_BYTES[in_deepspeed])
     return total
 
 
 def check_disk(folder: Path, checkpoint: int) -> None:
-    """The old checkpoint stays until the new one is whole, so two must fit.
+    """Check that two checkpoints fit: the old one stays until the new one is whole.
 
     Raises:
         NotReady: with what is free and what is needed.
@@ -257,3 +257,82 @@ def check_disk(folder: Path, checkpoint: int) -> None:
             f"{folder} has {free / 1e9:.1f} GB free; two checkpoints of {checkpoint / 1e9:.1f} GB do not "
             f"fit. Free {(2 * checkpoint - free) / 1e9:.1f} GB, or put the run elsewhere with --out"
         )
+
+
+# -------------------------------------------------------------------------- packing
+
+
+class PackingComparison(NamedTuple):
+    """`packed_s`, `padded_s`: seconds of a forward pass; `difference`: of log-probs, mean absolute, nats."""
+
+    packed_s: float
+    padded_s: float
+    difference: float
+
+    def __str__(self) -> str:
+        ratio = self.padded_s / self.packed_s
+        return (
+            f"a forward pass takes {self.packed_s:.3g} s packed, {self.padded_s:.3g} s as padded rows "
+            f"({ratio:.1f} x); log-probs differ by {self.difference:.1g}"
+        )
+
+
+class PackingIsWrong(NotReady):
+    """The packed path gives other numbers than transformers' own; nothing was trained."""
+
+
+def compare_packing(
+    model: nn.Module,
+    collate: SFTCollator | PreferenceCollator | ReplacingCollator,
+    rows: Sequence[Row],
+    precision: torch.dtype,
+) -> PackingComparison:
+    """Compare the log-probs of the completions in `rows`, computed packed and as transformers' padded rows.
+
+    That packing changes nothing is proved by tests; that it holds for this model, these data, this device
+    and its kernels is checked here. Two forward passes of each kind, no gradients.
+
+    Args:
+        model: packed, with TRL's fused head, as a trainer has prepared it.
+        collate: gives packed batches.
+        rows: of one batch.
+        precision: in which the model computes.
+
+    Raises:
+        PackingIsWrong: they differ by more than rounding does.
+    """
+    device = next(model.parameters()).device
+    packed, packed_s = _timed(model, send_to_device(collate(rows), device))
+    padded, padded_s = _timed(model, send_to_device(_padded(collate)(rows), device))
+    difference = (packed - padded).abs().mean().item()
+    if not difference <= _TOLERANCE[precision]:
+        raise PackingIsWrong(
+            f"packed and padded rows disagree on the first batch: log-probs differ by {difference:.3g} nats "
+            f"on average, in {precision} on {device}. Set packed: false, or another back end (packed: split)"
+        )
+    return PackingComparison(packed_s, padded_s, difference)
+
+
+def _padded(collate: Any) -> Callable[..., dict[str, Any]]:
+    """The collator that makes the stock model's batches of the same rows."""
+    if isinstance(collate, ReplacingCollator):
+        return replace(collate, collate=replace(collate.collate, packed=False))
+    stock: Callable[..., dict[str, Any]] = replace(collate, packed=False)
+    return stock
+
+
+@torch.no_grad()
+def _timed(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """Log-probs of all completions' tokens (S,), without dropout, and the seconds of a second pass."""
+    inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
+    ids, completions = batch["input_ids"], is_completion(batch)
+    labels = ids.masked_fill(~completions, -100)
+    with eval_mode(model, ids.device):
+        for _ in range(2):
+            wait_for(ids.device)
+            started = time.perf_counter()
+            outputs = answers_only(model)(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+            scores: Tensor = outputs.log_probs[completions[:, 1:]].float()
+            wait_for(ids.device)
+            seconds = time.perf_counter() - started
+    return scores, seconds

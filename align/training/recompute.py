@@ -18,10 +18,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def compute_again(layers: Iterable[nn.Module]) -> None:
-    """Keep only what goes into each of these layers; in the backward pass it is computed again."""
+def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
+    """Keep only the input of each of these layers; the backward pass computes them again."""
     for layer in layers:
         layer.forward = MethodType(_checkpointed, layer)  # a bound method: a copy of the model gets its own
+
+
+def restore_layers(layers: Iterable[nn.Module]) -> None:
+    """Undo `checkpoint_layers`."""
+    for layer in layers:
+        del layer.forward
 
 
 def _checkpointed(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:

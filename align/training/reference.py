@@ -1,10 +1,10 @@
-"""What the reference thinks of every answer, computed once, before training divides the model, and kept.
+"""The reference's log-probs of all completions, computed once, before training divides the model, and kept.
 
 TRL computes the same numbers when its trainer is built, but under DeepSpeed through an engine of its own,
 whose hooks stay on the model and later meet those of the training engine: with a single batch of pairs
 ZeRO-3 then fails (`pop from an empty deque`), and a forward pass in another order waits for ever. Here the
-model is still whole: each process computes its share of the batches, with no engine at all, as the policy's
-own packed path does it.
+model is still whole: each process computes its share of the batches without an engine, along the policy's own
+packed path.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 from transformers import Qwen2AudioProcessor
 
 from align.run_folder.artifacts import read_json, sha256_json
-from align.training import ranks
+from align.training import processes
 from align.training.collate import Row
 from preference_data.store import write_text
 
 NAMES = ("ref_chosen_logps", "ref_rejected_logps")
 """The columns in which TRL reads log p(answer | prompt) of the reference, in nats."""
 Logps = dict[str, list[float]]
-"""By their names in `NAMES`, one for each row, in the rows' order."""
+"""Log-probs by their names in `NAMES`, in the rows' order."""
 
 
 @dataclass(frozen=True)
@@ -38,50 +38,50 @@ class ReferenceStore:
     """Path, as rows name it -> sha256 of the clip's file."""
 
     def get(self, key: Mapping[str, Any], rows: Iterable[Row], compute: Callable[[], Logps]) -> Logps:
-        """What was computed before with this `key` (weights, template, dtype) for these rows, or is now.
+        """Log-probs that were computed before with this `key` (weights, template, dtype), or are now.
 
-        Called by all ranks; rank 0 alone reads and writes.
+        All ranks call it; rank 0 alone reads and writes.
         """
         path = self.folder / f"{sha256_json({**key, 'rows': self._digest(rows)})}.json"
-        found: Logps | None = read_json(path) if ranks.is_first() and path.exists() else None
-        found = ranks.first_says(found)
-        if found is None:
-            found = compute()
-            if ranks.is_first():
+        logps: Logps | None = read_json(path) if processes.is_first() and path.exists() else None
+        logps = processes.broadcast(logps)
+        if logps is None:
+            logps = compute()
+            if processes.is_first():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps(found))
-        return found
+                write_text(path, json.dumps(logps))
+        return logps
 
     def _digest(self, rows: Iterable[Row]) -> str:
-        """Of what the model is given; a pair's weight is not."""
+        """Digest of what the model reads of the rows; a pair's weight is not part of it."""
         sha = hashlib.sha256()
         for row in rows:
             clips = [self.clips[path] for path in row["audios"]]
-            sha.update(sha256_json([row["question"], row["chosen"], row["rejected"], clips]).encode())
+            sha.update(sha256_json([row["prompt"], row["chosen"], row["rejected"], clips]).encode())
         return sha.hexdigest()
 
 
-def reading(processor: Qwen2AudioProcessor) -> str:
-    """Digest of all by which a processor turns a row into a model's inputs: template, words, features."""
+def processor_digest(processor: Qwen2AudioProcessor) -> str:
+    """Digest of everything by which a processor turns a row into inputs: template, tokens, features."""
     features = processor.feature_extractor.to_dict()
     return sha256_json([processor.chat_template, processor.tokenizer.backend_tokenizer.to_str(), features])
 
 
 def batches_of(rank: int, world_size: int, n: int, size: int) -> list[range]:
-    """Of rows 0 to `n` - 1 in batches of `size`, every `world_size`-th, beginning with the rank's number.
+    """This rank's share of rows 0 to `n` - 1 in batches of `size`: every `world_size`-th batch.
 
-    All ranks get equally many, because a model that is divided needs all of them in every pass: a rank
-    for which none is left gets the last batch again.
+    All ranks get equally many, because a divided model needs all of them in every forward pass: a rank for
+    which none is left gets the last batch again.
     """
     batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
     return [batches[min(first + rank, len(batches) - 1)] for first in range(0, len(batches), world_size)]
 
 
-def put_together(mine: Sequence[tuple[range, list[float], list[float]]], n: int) -> Logps:
-    """All ranks' (rows, chosen, rejected), on all ranks."""
-    found: Logps = {name: [0.0] * n for name in NAMES}
-    for part in ranks.gather(mine):
+def merge(mine: Sequence[tuple[range, list[float], list[float]]], n: int) -> Logps:
+    """The (rows, chosen, rejected) of all ranks together, on all ranks."""
+    merged: Logps = {name: [0.0] * n for name in NAMES}
+    for part in processes.gather(mine):
         for rows, *both in part:
             for name, logps in zip(NAMES, both, strict=True):
-                found[name][rows.start : rows.stop] = logps
-    return found
+                merged[name][rows.start : rows.stop] = logps
+    return merged

@@ -1,7 +1,8 @@
 """How training is spread over processes: trainer arguments for DDP, DeepSpeed's ZeRO and FSDP2.
 
 DeepSpeed differs from its defaults in what its stages leave open here: its checkpoints gather whole
-weights, and the optimizer is the Trainer's own, so that every strategy takes the same steps.
+weights, gradients of micro-batches are summed in float32, and the optimizer is the Trainer's own, so that
+every strategy takes the same steps.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def trainer_arguments(strategy: Strategy, offload: Offload) -> dict[str, Any]:
         return {}
     common = {"use_cpu": not on_gpu, "ddp_backend": "nccl" if on_gpu else "gloo"}
     if strategy in ("zero2", "zero3"):
-        return {**common, "deepspeed": _deepspeed(strategy, offload)}
+        return {**common, "deepspeed": deepspeed_config(strategy, offload)}
     if strategy == "fsdp2":
         if not on_gpu:
             raise UnsupportedStrategy(
@@ -55,7 +56,7 @@ def trainer_arguments(strategy: Strategy, offload: Offload) -> dict[str, Any]:
             "fsdp": True,
             "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": layers},
         }
-    # Every rank uses every weight that learns: see `silence`
+    # Every rank uses every weight that learns: see `processes`
     return {**common, "ddp_find_unused_parameters": False}
 
 
@@ -76,8 +77,11 @@ def begin(strategy: Strategy) -> None:
             f"{strategy} on a CPU compiles an op of DeepSpeed's on first use and needs g++ and ninja: "
             "`apt-get install g++ ninja-build`, or use ddp"
         )
-    import deepspeed  # patches what it finds loaded: only where it is asked for
+    import deepspeed  # patches what it finds loaded: only where a strategy needs it
 
+    from align.training.library_fixes import leave_frozen_weights_out
+
+    leave_frozen_weights_out()
     _compile_once()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
 
@@ -117,7 +121,8 @@ def whole_models(config: HfDeepSpeedConfig | None) -> Iterator[None]:
             set_hf_deepspeed_config(config)
 
 
-def _deepspeed(strategy: Strategy, offload: Offload) -> dict[str, Any]:
+def deepspeed_config(strategy: Strategy, offload: Offload) -> dict[str, Any]:
+    """DeepSpeed's configuration; what is `auto` follows from the Trainer's arguments."""
     stage: dict[str, Any] = {"stage": 2 if strategy == "zero2" else 3}
     if strategy == "zero3":
         stage["stage3_gather_16bit_weights_on_model_save"] = True
@@ -128,6 +133,7 @@ def _deepspeed(strategy: Strategy, offload: Offload) -> dict[str, Any]:
     return {
         "zero_optimization": stage,
         "bf16": {"enabled": "auto"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # else micro-batches are summed in bfloat16
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

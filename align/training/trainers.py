@@ -1,179 +1,285 @@
 """TRL's SFT and DPO trainers on audio: rows pass through untouched, collators do the rest.
 
-TRL 1.16 knows no audio: it would tokenize our rows up front. `_prepare_dataset` is the one method that
-has to give way; losses, metrics, reference handling and scheduling stay TRL's.
+Losses, metrics, reference handling and scheduling stay TRL's. What of it is private and gives way is in
+`library_fixes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
-from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from torch.utils import data
-from trl import DPOTrainer, SFTTrainer
+from transformers import TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from trl import SFTTrainer
 
 from align.models.answer_head import answers_only
+from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import is_packed, pack
-from align.training import ranks
-from align.training.checkpoints import AtomicCheckpoints
+from align.run_folder.artifacts import read_json
+from align.training import processes
+from align.training.checkpoints import TOKENS, NonFiniteLoss, keep_frozen
 from align.training.collate import Row
-from align.training.dealing import dealt_steps
-from align.training.device import listening
-from align.training.feeding import ABOUT
-from align.training.reference import Logps, ReferenceStore, batches_of, put_together, reading
-from align.training.strategies import whole_models
-from align.training.tally import Tally
-from align.training.throughput import Throughput
-from align.training.work import CountsWork
+from align.training.data_loading import ABOUT, Rows
+from align.training.library_fixes import FixedDPOTrainer, FixedTrainer
+from align.training.monitoring import StepMeter, TaskLosses
+from align.training.processes import eval_mode
+from align.training.reference import Logps, ReferenceStore, batches_of, merge, processor_digest
+from align.training.strategies import Strategy, whole_models
 
 
-class AudioSFTTrainer(CountsWork, Throughput, AtomicCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer over `Examples`; logs the loss of every task and source beside the whole."""
-
-    def __init__(self, *args: Any, train_dataset: data.Dataset[Row], **kwargs: Any) -> None:
-        self.tally = Tally()
-        self._examples = train_dataset
-        # TRL takes a `datasets.Dataset` only, which would hold all rows, and looks at one of them
-        super().__init__(*args, train_dataset=Dataset.from_dict({"draw": [0]}), **kwargs)
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> data.Dataset[Row]:
-        return self._examples
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; notes whose it is."""
-        inputs = dict(inputs)
-        about = inputs.pop(ABOUT, None)
-
-        def noting(**batch: Any) -> Any:
-            outputs = answers_only(model)(**batch)
-            if about is not None:
-                self.tally.add(about, outputs.log_probs, outputs.label_mask)
-            return outputs
-
-        return super().compute_loss(noting, inputs, *args, **kwargs)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the tally to the lines of the log that tell the loss."""
-        super().log({**logs, **self.tally.take()} if "loss" in logs else logs, *args, **kwargs)
-
-
-class AudioDPOTrainer(CountsWork, Throughput, AtomicCheckpoints, DPOTrainer):
-    """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
-
-    With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair
-    losses by weights in one place, WPO (arXiv:2406.11827 eq. 2): exp of the mean of
-    (log_probs - log_sum_sq_probs) over the chosen answer's tokens times the same of the rejected one.
-    Filling `log_sum_sq_probs` so that each factor is sqrt(w_i) makes that product w_i.
-    """
-
-    keep: int | None = None  # the stage chooses among all of them on the dev split
+class AudioTrainer(FixedTrainer):
+    """Mixin for TRL's trainers: meters steps, names missing ranks, and stops at a loss that is not finite."""
 
     def __init__(
         self,
         *args: Any,
-        cost: Callable[[Row], float] | None = None,
-        reference: ReferenceStore | None = None,
+        strategy: Strategy = "ddp",
+        undecayed: frozenset[str] = frozenset(),
+        keep_candidates: bool = False,
         **kwargs: Any,
     ) -> None:
         """TRL's arguments, and more.
 
-        By the `cost` of its row a step's pairs are dealt to processes and passes, see `dealing`; `reference`
-        keeps what `precompute_ref_log_probs` computes.
+        Args:
+            strategy: how the training is spread over processes.
+            undecayed: weights that weight decay leaves alone, beside biases and norms.
+            keep_candidates: keep the weights of every checkpoint, to choose among them.
+            args: for TRL.
+            kwargs: for TRL.
         """
-        self._cost_of_row = cost
-        self.reference = reference
+        self.strategy, self.undecayed = strategy, undecayed
+        self.keep_candidates = keep_candidates
+        self._step_losses: list[Tensor] = []
+        super().__init__(*args, **kwargs)
+        inner: Any = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        self._meter = StepMeter(self.processing_class, cost_of(inner), dtype)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint or from the start."""
+        self.frozen_digest = keep_frozen(self.model, Path(self.args.output_dir), checkpoint)
+        if checkpoint is not None:
+            self._total_train_tokens = read_json(checkpoint / TOKENS)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Load the state of a training that had ended: the Trainer would take one more step first."""
+        if not self.is_deepspeed_enabled:  # whose engine is not built yet: the checkpoint is what counts
+            self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the weights that decay."""
+        return [name for name in super().get_decay_parameter_names(model) if name not in self.undecayed]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: TRL writes a README per checkpoint; a stage's manifest says more."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """A step's micro-batches; ranks that do not get theirs in time are named."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        processes.monitored_barrier(f"before step {self.state.global_step + 1}")
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward of a micro-batch, metered."""
+        self._meter.add(inputs, self.state.global_step)
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; a step with a loss that is not finite ends the run before its last backward pass.
+
+        Raises:
+            NonFiniteLoss: nothing was stepped with it.
+        """
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training and isinstance(loss, Tensor):
+            self._step_losses.append(loss.detach())
+            if self.accelerator.sync_gradients:  # the last micro-batch: wait for the device once a step
+                losses = torch.stack(self._step_losses)
+                self._step_losses.clear()
+                self._check_finite(losses)
+        return loss
+
+    def _check_finite(self, losses: Tensor) -> None:
+        if losses.isfinite().all():
+            return
+        loss = losses[~losses.isfinite()][0].item()
+        raise NonFiniteLoss(
+            f"loss is {loss} at step {self.state.global_step + 1}; the weights are those of step "
+            f"{self.state.global_step} and the last checkpoint in {self.args.output_dir} is good. "
+            "Lower learning_rate, or look at the data of that step."
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add throughput and work to rows about training."""
+        if "loss" in logs:
+            logs |= self._meter.take(self.state.global_step, self.accelerator)
+        super().log(logs, *args, **kwargs)
+
+
+class AudioSFTTrainer(AudioTrainer, SFTTrainer):
+    """TRL's SFTTrainer over `Examples`; logs the loss of every task and source beside the whole."""
+
+    def __init__(self, *args: Any, max_bad_fraction: float = 0.01, **kwargs: Any) -> None:
+        """TRL's arguments; more than `max_bad_fraction` unreadable clips stop the training."""
+        self._task_losses = TaskLosses(max_bad_fraction)
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss on the completions' positions; adds it to the losses by task."""
+        inputs = dict(inputs)
+        about = inputs.pop(ABOUT, None)
+
+        def recording(**batch: Any) -> Any:
+            outputs = answers_only(model)(**batch)
+            if about is not None:
+                self._task_losses.add(about, outputs.log_probs, outputs.label_mask)
+            return outputs
+
+        return super().compute_loss(recording, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the losses by task to rows about training."""
+        super().log({**logs, **self._task_losses.take()} if "loss" in logs else logs, *args, **kwargs)
+
+
+class HeldOutPair(NamedTuple):
+    """Loss of a pair that is not trained on, and its margin: chosen minus rejected reward."""
+
+    number: int
+    loss: float
+    margin: float
+
+
+class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
+    """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
+
+    With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair
+    losses by weights in one place, WPO (arXiv:2406.11827 eq. 2): exp of the mean of
+    (log_probs - log_sum_sq_probs) over the chosen completion's tokens times the same of the rejected one.
+    Filling `log_sum_sq_probs` so that each factor is sqrt(w_i) makes that product w_i.
+    """
+
+    def __init__(self, *args: Any, reference: ReferenceStore | None = None, **kwargs: Any) -> None:
+        """TRL's arguments; `reference` keeps what `precompute_ref_log_probs` computes."""
+        self._reference = reference
+        self._policy_logps = torch.empty(0)
         super().__init__(*args, **kwargs)
         self._pack_reference()
-        self.use_weighting = any(weight != 1.0 for weight in self.train_dataset["weight"])
+        rows = self.train_dataset.rows
+        self.use_weighting = any(row["weight"] != 1.0 for row in rows)
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss on the completions' positions, with the pairs' weights."""
+        inputs = dict(inputs)
+        weight = inputs.pop("pair_weight")
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        """Whole shuffled passes, one after the other: a pass need not be a multiple of the batch.
+        def weighted(**batch: Any) -> Any:
+            outputs = answers_only(model)(**batch)
+            self._policy_logps = outputs.log_probs.detach().sum(-1)
+            if self.use_weighting:
+                half = weight.log().div(2).repeat(2)[:, None]
+                outputs.log_sum_sq_probs = outputs.log_probs.detach() - half
+            return outputs
 
-        The Trainer would fill up each pass' last batch, or shorten it, by how many processes share it.
-        """
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(dataset)
-        parts = self.args.world_size * self.args.gradient_accumulation_steps
-        rows = self.args.max_steps * self.args.train_batch_size * parts
-        order: list[int] = []
-        while len(order) < rows:
-            draw = torch.Generator().manual_seed(self.args.seed + len(order) // len(dataset))
-            order += torch.randperm(len(dataset), generator=draw).tolist()
-        if self._cost_of_row is None or parts == 1:
-            return order[:rows]
-        costs = [self._cost_of_row(row) for row in dataset]
-        return dealt_steps(order[:rows], costs, self.args.train_batch_size * parts, parts)
+        return super().compute_loss(weighted, inputs, *args, **kwargs)
+
+    # ---------------------------------------------------------------- held-out pairs
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out loss, reward accuracy and margin over each pair once, whatever the number of processes."""
+        dataset: Any = self.eval_dataset
+        numbers = batches_of(processes.rank(), processes.world_size(), len(dataset), 1)
+        self.model_wrapped.eval()
+        try:
+            mine = [self._held_out_pair(dataset[rows.start]) for rows in numbers]
+            by_number = {pair.number: pair for part in processes.gather(mine) for pair in part}
+            pairs = [by_number[number] for number in sorted(by_number)]  # sums in one order for any sharing
+            metrics = {
+                "held_out/loss": sum(pair.loss for pair in pairs) / len(pairs),
+                "held_out/accuracy": sum(pair.margin > 0 for pair in pairs) / len(pairs),
+                "held_out/margin": sum(pair.margin for pair in pairs) / len(pairs),
+            }
+            self.log(dict(metrics))
+        finally:
+            self.model_wrapped.train()
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    @torch.no_grad()
+    def _held_out_pair(self, row: Row) -> HeldOutPair:
+        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model_wrapped, batch).item()
+        chosen, rejected = self._policy_logps.tolist()
+        if "ref_chosen_logps" in batch:
+            reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+        else:
+            reference = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+        margin = self.beta * (chosen - reference[0].item() - rejected + reference[1].item())
+        return HeldOutPair(row["number"], loss, margin)
+
+    # ---------------------------------------------------------------- the reference
 
     def _pack_reference(self) -> None:
         """TRL may have loaded a reference of its own; it reads the same batches as the policy."""
         if self.ref_model is not None and is_packed(self.model) and not is_packed(self.ref_model):
             pack(self.accelerator.unwrap_model(self.ref_model))
 
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """The dataset with the columns `reference.NAMES`; TRL calls it while the model is still whole."""
+    def reference_logps(self, rows: Sequence[Row], batch_size: int) -> Mapping[str, Sequence[float]]:
+        """The reference's log-probs of all rows, from the store where it has them."""
         self._pack_reference()
-        if self.reference is None:
-            logps = self._score(dataset, batch_size)
-        else:
-            model = self.ref_model or self.model
-            key = {
-                "weights": self._precompute_model_hash,
-                "dtype": str(torch.bfloat16 if self.args.bf16 else model.dtype),
-                "packed": is_packed(model),
-                "reading": reading(self.processing_class),
-                "ld_alpha": self.ld_alpha,
-            }
-            logps = self.reference.get(key, dataset, lambda: self._score(dataset, batch_size))
-        return concatenate_datasets([dataset, Dataset.from_dict(logps)], axis=1)
+        if self._reference is None:
+            return self._score(rows, batch_size)
+        model = self.ref_model or self.model
+        key = {
+            "weights": self._precompute_model_hash,
+            "dtype": str(torch.bfloat16 if self.args.bf16 else model.dtype),
+            "packed": is_packed(model),
+            "processor": processor_digest(self.processing_class),
+            "ld_alpha": self.ld_alpha,
+        }
+        return self._reference.get(key, rows, lambda: self._score(rows, batch_size))
 
-    def _score(self, dataset: Dataset, batch_size: int) -> Logps:
-        """Reference log-probs of all rows; this process computes its share of them."""
+    def _score(self, rows: Sequence[Row], batch_size: int) -> Logps:
+        """The reference's log-probs of all rows; this process computes its share of them."""
         if self.ref_model is not None:
-            return self._score_by(self.ref_model, dataset, batch_size)
+            return self._score_by(self.ref_model, rows, batch_size)
         deepspeed = self.args.hf_deepspeed_config if self.is_deepspeed_enabled else None
-        with whole_models(deepspeed), listening(self.model, self.accelerator.device):
-            return self._score_by(self.model, dataset, batch_size)
+        with whole_models(deepspeed), eval_mode(self.model, self.accelerator.device):
+            return self._score_by(self.model, rows, batch_size)
 
-    def _score_by(self, model: nn.Module, dataset: Dataset, batch_size: int) -> Logps:
-        mine = batches_of(ranks.rank(), ranks.world_size(), len(dataset), batch_size)
+    def _score_by(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> Logps:
+        mine = batches_of(processes.rank(), processes.world_size(), len(rows), batch_size)
         workers = self.args.dataloader_num_workers
-        batches = data.DataLoader(
-            dataset,
-            batch_sampler=[list(rows) for rows in mine],
+        batches: data.DataLoader[Row] = data.DataLoader(
+            Rows(rows),
+            batch_sampler=[list(numbers) for numbers in mine],
             collate_fn=self.data_collator,
             num_workers=workers,
             multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
         )
         scored = []
-        for rows, batch in zip(mine, batches, strict=True):
+        for numbers, batch in zip(mine, batches, strict=True):
             batch = send_to_device(batch, self.accelerator.device)
             chosen, rejected = self.compute_ref_log_probs(model, batch)
-            scored.append((rows, chosen.tolist(), rejected.tolist()))
-        return put_together(scored, len(dataset))
+            scored.append((numbers, chosen.tolist(), rejected.tolist()))
+        return merge(scored, len(rows))
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Reference log-probs (B,) of chosen and rejected; the weight is not the model's business."""
+        """Reference log-probs (B,) of chosen and rejected; the pairs' weights do not go into a model."""
         inputs = {name: value for name, value in inputs.items() if name != "pair_weight"}
         chosen, rejected = super().compute_ref_log_probs(answers_only(model), inputs)
         return chosen, rejected
-
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
-        inputs = dict(inputs)
-        weight = inputs.pop("pair_weight")
-
-        def weighted(**batch: Any) -> Any:
-            outputs = answers_only(model)(**batch)
-            if self.use_weighting:
-                half = weight.log().div(2).repeat(2)[:, None]
-                outputs.log_sum_sq_probs = outputs.log_probs.detach() - half
-            return outputs
-
-        return super()._compute_loss(weighted, inputs, return_outputs)

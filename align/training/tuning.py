@@ -1,29 +1,67 @@
-"""What of a policy learns, and over which processes: one value for all training stages."""
+"""What of a policy learns and over which processes, and the one function that makes a model ready for it."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import Qwen2AudioForConditionalGeneration
+from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
+from torch import nn
+from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.packed import pack
-from align.training import ranks, strategies
-from align.training.freeze import PARTS, Part, freeze_all_but, learn_in_full_precision, learn_rows
-from align.training.lora import LoRA, load_quantised
-from align.training.silence import hear_silence
+from align.training import processes, strategies
+from align.training.processes import encode_silence_without_audio
 from align.training.strategies import Offload, Strategy
+
+if TYPE_CHECKING:
+    from align.training.memory import MicroBatchPlan
+
+Part = Literal["audio_tower", "projector", "language_model", "new_tokens"]
+PARTS: MappingProxyType[Part, tuple[str, ...]] = MappingProxyType(
+    {
+        "audio_tower": ("model.audio_tower",),
+        "projector": ("model.multi_modal_projector",),
+        "language_model": ("model.language_model", "lm_head"),
+        "new_tokens": ("model.language_model.embed_tokens", "lm_head"),
+    }
+)
+"""Part -> its modules; of those of the new tokens only some rows learn, see `learn_rows`."""
+
+
+class CannotQuantise(RuntimeError):
+    """4-bit weights are not possible here."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """`target` is a regular expression over whole names of linear layers; `bits` 4 is QLoRA."""
+
+    r: int
+    alpha: int
+    dropout: float
+    target: str
+    bits: Literal[4] | None = None
+
+    def config(self) -> LoraConfig:
+        """For PEFT."""
+        return LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target
+        )
 
 
 @dataclass(frozen=True)
 class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
-    `packed` is how batches are computed and `attention` by which back end, see `qwen2_audio.packed`;
-    `memory_gb` what one process may use, in 10^9 bytes, by default its GPU's.
+    `packed` chooses the packed backbone and `attention` its back end, see `qwen2_audio.packed`;
+    `memory_gb` is what one process may use, in 10^9 bytes, by default its GPU's.
     """
 
     train: tuple[Part, ...] | None = None
@@ -34,7 +72,7 @@ class Tuning:
     packed: bool = False
     attention: str | None = None
     new_rows: tuple[int, ...] = ()
-    """Of the embeddings and the head; they learn if `train` has `new_tokens`."""
+    """Rows of the embeddings and the head; they learn if `train` has `new_tokens`."""
 
     def load(self, path: Path | str) -> Qwen2AudioForConditionalGeneration:
         """A policy to train, in the precision it is trained in."""
@@ -42,26 +80,14 @@ class Tuning:
             return load_quantised(path)
         return qwen2_audio.load_model(path)
 
-    def prepare(self, model: Qwen2AudioForConditionalGeneration) -> None:
-        """Freeze what is not to learn and ready the model for its peers, before a trainer gets it."""
-        freeze_all_but(model, self.train)
-        if self.lora is None and self.strategy in ("ddp", "fsdp2"):
-            learn_in_full_precision(model)
-        if self._rows_alone:
-            learn_rows(model, self.new_rows)
-        if self.packed:
-            pack(model, self.attention)
-        else:
-            hear_silence(model)
-
     @property
-    def _rows_alone(self) -> bool:
+    def _rows_only(self) -> bool:
         return self.train is not None and "new_tokens" in self.train
 
     @property
     def undecayed(self) -> frozenset[str]:
         """Names of weights of which some rows learn and the others stay: no weight decay may touch them."""
-        return frozenset(f"{name}.weight" for name in PARTS["new_tokens"] if self._rows_alone)
+        return frozenset(f"{name}.weight" for name in PARTS["new_tokens"] if self._rows_only)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -74,7 +100,7 @@ class Tuning:
         Raises:
             UnsupportedStrategy: see `strategies`; or several GPUs are visible to a lone process.
         """
-        if ranks.world_size() == 1 and torch.cuda.device_count() > 1:
+        if processes.world_size() == 1 and torch.cuda.device_count() > 1:
             raise strategies.UnsupportedStrategy(
                 f"{torch.cuda.device_count()} GPUs are visible to one process, over which the Trainer would "
                 "multiply the batch: give the stage hardware: {workers: ...}, or set CUDA_VISIBLE_DEVICES=0"
@@ -85,3 +111,110 @@ class Tuning:
     def peft_config(self) -> Any:
         """For TRL's trainers: what PEFT adds, if anything."""
         return None if self.lora is None else self.lora.config()
+
+
+def prepare_model(
+    model: Qwen2AudioForConditionalGeneration,
+    tuning: Tuning,
+    plan: Callable[[], MicroBatchPlan | None] = lambda: None,
+) -> MicroBatchPlan | None:
+    """Change a loaded model for training, in place and in this order; returns the `plan`.
+
+    1. Freeze what does not learn.
+    2. Make the weights that learn float32, unless DeepSpeed keeps such masters itself.
+    3. Mask gradients, where only some rows of the embeddings and the head learn.
+    4. Pack: the inner backbone becomes `PackedQwen2AudioModel`; the stock one encodes silence without audio.
+    5. Checkpoint the activations of the layers that `plan` names; it measures the model as it is now.
+
+    Then the trainer's constructor lets PEFT wrap the linear layers of `Tuning.peft_config` and TRL put its
+    fused head over the backbone, and at the first step accelerate adds autocast and DDP, DeepSpeed or FSDP.
+    """
+    freeze_all_but(model, tuning.train)
+    if tuning.lora is None and tuning.strategy in ("ddp", "fsdp2"):
+        learn_in_full_precision(model)
+    if tuning.train is not None and "new_tokens" in tuning.train:
+        learn_rows(model, tuning.new_rows)
+    if tuning.packed:
+        pack(model, tuning.attention)
+    else:
+        encode_silence_without_audio(model)
+    micro_batches = plan()
+    if micro_batches is not None:
+        micro_batches.checkpoint(model)
+    return micro_batches
+
+
+def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Part] | None) -> None:
+    """Let only the parts `train` learn; None is all of them.
+
+    The audio tower's positions are sinusoids and never learn; `from_pretrained` silently un-freezes them.
+    """
+    for part in ("audio_tower", "projector", "language_model"):
+        for name in PARTS[part]:
+            model.get_submodule(name).requires_grad_(train is None or part in train)
+    if train is not None and "new_tokens" in train:
+        for name in PARTS["new_tokens"]:
+            model.get_submodule(name).requires_grad_(True)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+
+
+def learn_rows(model: Qwen2AudioForConditionalGeneration, rows: Sequence[int]) -> None:
+    """Of the embeddings and the head let only these rows learn.
+
+    The gradient of the others is zero, and so are Adam's moments and its steps: they stay bit for bit, as
+    long as weight decay leaves the tables alone (`Tuning.undecayed`). A hook on the weight comes
+    before DDP and DeepSpeed see its gradient.
+    """
+    kept = torch.tensor(rows, dtype=torch.long)
+
+    def of_rows(grad: torch.Tensor) -> torch.Tensor:
+        index = kept.to(grad.device)
+        return torch.zeros_like(grad).index_copy_(0, index, grad[index])
+
+    for name in PARTS["new_tokens"]:
+        model.get_submodule(name).weight.register_hook(of_rows)
+
+
+def learn_in_full_precision(model: nn.Module) -> None:
+    """Make the weights that learn float32, in place.
+
+    Next to a bfloat16 weight an update of 1e-6 times its size is lost in rounding (8 bits of mantissa):
+    training would go through all its motions and change nothing. DeepSpeed keeps such copies itself.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype == torch.bfloat16:
+            weight.data = weight.data.float()
+
+
+def load_quantised(path: Path | str) -> Qwen2AudioForConditionalGeneration:
+    """A policy with the language model's linear layers in 4-bit NF4 (arXiv:2305.14314), ready for LoRA.
+
+    Raises:
+        CannotQuantise: there is no CUDA, or no bitsandbytes.
+    """
+    if not torch.cuda.is_available():
+        raise CannotQuantise("lora.bits: 4 needs a CUDA GPU, and there is none here; remove lora.bits")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise CannotQuantise(
+            "lora.bits: 4 needs bitsandbytes: `pip install bitsandbytes`, or remove lora.bits"
+        )
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["audio_tower", "multi_modal_projector", "lm_head"],
+    )
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(
+        path,
+        dtype=torch.bfloat16,
+        use_safetensors=True,
+        quantization_config=quantised,
+        device_map={"": torch.cuda.current_device()},
+    )
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def merged(base: Path | str, adapter: Path) -> Qwen2AudioForConditionalGeneration:
+    """The base policy with an adapter's updates added to its weights: a plain model again."""
+    return PeftModel.from_pretrained(qwen2_audio.load_model(base), adapter).merge_and_unload()

@@ -151,7 +151,7 @@ def mix_part(folder: Path) -> dict[str, Any]:
 
 def order_part(folder: Path) -> dict[str, Any]:
     """Draw 100,000 examples of the mixture as training does, and read their rows."""
-    from align.training.order import Examples, Part
+    from align.training.data_loading import Examples, Part
     from preference_data.dataset.sources import sources
     from preference_data.schema import TaskExample
 

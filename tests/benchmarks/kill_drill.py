@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 
 from align.run_folder.artifacts import read_metrics
 from align.training.checkpoints import checkpoints, is_whole, step_of
-from tests.align import tiny_training
+from tests.align.training import tiny_training
 
 SAVE_STEPS = 3
 KINDS = ("process", "save", "rank", "rank-save", "two-to-one", "ray")

@@ -1,0 +1,429 @@
+import dataclasses
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from align.execution.plan import reads
+from align.recipe.config.base import result_keys
+from align.recipe.config.stages import STAGES
+from align.recipe.config.training import TRL_WITHOUT_EFFECT
+from align.recipe.recipe import RecipeError, load
+from align.recipe.trl_names import INSTEAD, REFUSED, known_names
+
+CORPUS = "stage: corpus\ncorpus: folder\ndir: recordings\n"
+PRETRAIN = "stage: pretrain\ncorpus: 1_corpus\nmodel: {d_model: 64}\nsteps: 5\nbatch_size: 2\n"
+SFT = "stage: sft\ncorpus: 1_corpus\npolicy: 2_pretrain\nsteps: 5\nbatch_size: 2\nlearning_rate: 5e-7\n"
+SAMPLE = "stage: sample\npolicy: 3_sft\ncorpus: 1_corpus\n"
+ANNOTATE = "stage: annotate\ncompletions: 4_sample\ncorpus: 1_corpus\n"
+PAIRS = "stage: pairs\ncompletions: 4_sample\nannotations: 5_annotate\n"
+DPO = (
+    "stage: dpo\ncorpus: 1_corpus\npolicy: 3_sft\npairs: 6_pairs\n"
+    "learning_rate: 1e-5\nbatch_size: 4\nobjective:\n  factuality: 1\n"
+)
+GOOD = {
+    "1_corpus": CORPUS,
+    "2_pretrain": PRETRAIN + "learning_rate: 1e-3\n",
+    "3_sft": SFT,
+    "4_sample": SAMPLE,
+    "5_annotate": ANNOTATE,
+    "6_pairs": PAIRS,
+    "7_chosen_only": DPO + "loss: sft\n",
+    "7_dpo": DPO,
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changed):
+        folder = tmp_path / "toy"
+        folder.mkdir(exist_ok=True)
+        for name, text in {**GOOD, **{key.removeprefix("s"): text for key, text in changed.items()}}.items():
+            (folder / f"{name}.yaml").write_text(text)
+        return folder
+
+    return write
+
+
+def problems(folder, *overrides):
+    """What is wrong, as `file:line: ...` with the folder left out."""
+    with pytest.raises(RecipeError) as caught:
+        load(folder, list(overrides))
+    return [str(problem).removeprefix(f"{folder}/") for problem in caught.value.problems]
+
+
+def test_steps_come_in_order_with_what_they_need(write):
+    recipe = load(
+        write(
+            s10_evaluate="stage: evaluate\ncorpus: 1_corpus\npolicies: [3_sft, 7_dpo, o/hub]\n"
+            "before: 3_sft\nafter: 7_dpo\n"
+        )
+    )
+    assert recipe.name == "toy"
+    assert [step.name for step in recipe.steps] == [*GOOD, "10_evaluate"]
+    needs = {step.name: step.needs for step in recipe.steps}
+    assert needs["1_corpus"] == []
+    assert needs["7_dpo"] == ["1_corpus", "3_sft", "6_pairs"]
+    assert needs["10_evaluate"] == ["1_corpus", "3_sft", "7_dpo"]
+    assert recipe.steps[-1].foreign == ["o/hub"]
+
+
+def test_a_number_that_yaml_reads_as_text_is_converted(write):
+    # YAML 1.1 wants 5.0e-7; PyYAML reads 5e-7 as a string.
+    assert load(write()).step("3_sft").config.learning_rate == 5e-7
+
+
+def test_values_of_the_wrong_type_and_out_of_bounds(write):
+    bad = (
+        SFT.replace("steps: 5", "steps: many")
+        .replace("5e-7", "-1")
+        .replace("batch_size: 2", "batch_size: 2.5")
+    )
+    assert problems(write(s3_sft=bad)) == [
+        "3_sft.yaml:4: steps: expected a whole number, got 'many'",
+        "3_sft.yaml:5: batch_size: expected a whole number, got 2.5",
+        "3_sft.yaml:6: learning_rate: should be greater than 0, got -1",
+    ]
+
+
+def test_unknown_keys_suggest_the_known_one_at_their_depth(write):
+    bad = DPO.replace("factuality: 1", "factuality: 1\n  behavior: 0.5") + "bta: 0.2\n"
+    assert problems(write(s7_dpo=bad)) == [
+        "7_dpo.yaml:9: objective.behavior: unknown key (did you mean 'behaviour'?)",
+        "7_dpo.yaml:10: bta: unknown key (did you mean 'beta'?)",
+    ]
+
+
+def test_missing_keys_and_unknown_kinds(write):
+    assert problems(write(s4_sample="stage: sampel\n")) == [
+        "4_sample.yaml:1: stage: 'sampel' is not one of corpus, pretrain, sft, sample, annotate, pairs, dpo, "
+        "evaluate, gate, promote (did you mean 'sample'?)"
+    ]
+    assert problems(write(s4_sample="stage: sample\ncorpus: 1_corpus\n")) == [
+        "4_sample.yaml:1: policy: required, missing"
+    ]
+    assert problems(write(s4_sample="policy: 3_sft\n"))[0].startswith("4_sample.yaml:1: stage: required")
+
+
+def test_a_choice_suggests_the_nearest_option(write):
+    [problem] = problems(write(s7_dpo=DPO + "loss: sigmod\n"))
+    assert problem.startswith("7_dpo.yaml:9: loss: 'sigmod' is not one of sigmoid, ipo, ")
+    assert problem.endswith("(did you mean 'sigmoid'?)")
+
+
+def test_a_rule_over_several_keys_is_reported_where_the_block_is(write):
+    bad = DPO.replace("factuality: 1", "{factuality: 0, behaviour: 0}").replace(
+        "objective:\n  ", "objective: "
+    )
+    [problem] = problems(write(s7_dpo=bad))
+    assert problem.startswith("7_dpo.yaml:7: objective: factuality and behaviour are both 0")
+
+
+LATE = "does not come before '7_dpo'; only earlier stages can be used"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("4_sample", "'4_sample' produces completions, not pairs"),
+        ("8_late", f"'8_late' {LATE}"),
+        ("7_chosen_only", f"'7_chosen_only' {LATE}"),
+        (
+            "6_pair",
+            "there is no stage '6_pair' (did you mean '6_pairs'?); earlier stages producing pairs: 6_pairs",
+        ),
+        (
+            "some/pairs",
+            "there is no folder 'some/pairs' with pairs.jsonl in it, as `align data import` writes",
+        ),
+    ],
+)
+def test_references_that_do_not_lead_to_an_earlier_stage_of_the_kind(write, pairs, message):
+    folder = write(s7_dpo=DPO.replace("6_pairs", pairs), s8_late=PAIRS)
+    assert problems(folder) == [f"7_dpo.yaml:4: pairs: {message}"]
+
+
+def test_a_wrong_reference_inside_a_list_names_its_place(write):
+    evaluate = (
+        "stage: evaluate\ncorpus: 1_corpus\nbefore: 3_sft\nafter: 7_dpo\n"
+        "policies:\n  - 3_sft\n  - 7_dpo\n  - 6_pairs\n"
+    )
+    assert problems(write(s8_evaluate=evaluate)) == [
+        "8_evaluate.yaml:8: policies[2]: '6_pairs' produces pairs, not policy"
+    ]
+
+
+def test_a_policy_may_come_from_a_folder_or_the_hub_but_not_from_nowhere(write, tmp_path):
+    here = SFT.replace("2_pretrain", str(tmp_path))
+    assert load(write(s3_sft=here)).step("3_sft").foreign == [str(tmp_path)]
+    assert load(write(s3_sft=SFT.replace("2_pretrain", "Qwen/Qwen2-Audio-7B"))).step("3_sft").needs == [
+        "1_corpus"
+    ]
+    [problem] = problems(write(s3_sft=SFT.replace("2_pretrain", "./nowhere")))
+    assert (
+        problem == "3_sft.yaml:3: policy: there is no folder './nowhere', and it is not a Hub id (owner/name)"
+    )
+
+
+def test_names_for_trl_are_checked(write):
+    trl = "trl:\n  warmup_stepz: 3\n  num_train_epochs: 2\n  loss_type: ipo\n  seed: 3\n  weight_decay: 0.1\n"
+    assert problems(write(s7_dpo=DPO + trl)) == [
+        "7_dpo.yaml:10: trl.warmup_stepz: trl.DPOConfig has no such name (did you mean 'warmup_steps'?)",
+        "7_dpo.yaml:11: trl.num_train_epochs: set by the stage; use epochs instead",
+        "7_dpo.yaml:12: trl.loss_type: set by the stage; use loss instead",
+        "7_dpo.yaml:13: trl.seed: set by the stage; use seed instead",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("save_only_model: true", "cannot be used: a killed run would resume without its optimizer"),
+        ("push_to_hub: true", "cannot be used: models are published by `align export`"),
+        ("hub_strategy: end", "cannot be used: models are published by `align export`"),
+        ("load_best_model_at_end: true", "set by the stage; use choose instead"),
+        ("auto_find_batch_size: true", "set by the stage; use batch_size instead"),
+        ("torch_compile: true", "cannot be used: it replaces the model's forward"),
+        ("eval_on_start: true", "cannot be used: the stage decides what is held out"),
+        ("optim: adamw_torhc", "'adamw_torhc' is not one of transformers' (did you mean 'adamw_torch'?)"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "'reduce_lr_on_plateau' cannot be used"),
+    ],
+)
+def test_names_for_trl_that_cannot_work_are_refused_with_the_reason(write, given, reason):
+    [problem] = problems(write(s7_dpo=DPO + f"trl: {{{given}}}\n"))
+    assert problem.startswith(f"7_dpo.yaml:9: trl.{given.partition(':')[0]}: {reason}")
+
+
+def test_exo_pair_needs_the_smoothing_without_which_trl_refuses_it(write):
+    [problem] = problems(write(s7_dpo=DPO + "loss: exo_pair\n"))
+    assert problem.endswith("loss: exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
+    load(write(s7_dpo=DPO + "loss: exo_pair\ntrl: {label_smoothing: 0.001}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("steps: 010", "steps: YAML reads 010 in base 8 or 60; write it plainly, or in quotes"),
+        ("steps: 1:30", "steps: YAML reads 1:30 in base 8 or 60; write it plainly, or in quotes"),
+        ("seed: 100000000000000000000", "seed: should be less than 4294967296, got 100000000000000000000"),
+        (
+            "trl: {gradient_accumulation_steps: 4}",
+            "batch_size 2 cannot be split evenly over hardware.workers (1) times "
+            "trl.gradient_accumulation_steps (4)",
+        ),
+        (
+            "hardware: {workers: 3}",
+            "batch_size 2 cannot be split evenly over hardware.workers (3) times "
+            "trl.gradient_accumulation_steps (1)",
+        ),
+    ],
+)
+def test_values_that_would_fail_hours_later(write, text, problem):
+    key = text.partition(":")[0]
+    kept = "".join(line for line in SFT.splitlines(keepends=True) if not line.startswith(f"{key}:"))
+    [message] = problems(write(s3_sft=kept + text + "\n"))
+    assert message.partition(": ")[2] == problem
+
+
+def test_a_width_that_heads_cannot_share(write):
+    [message] = problems(write(), "2_pretrain.model.d_model=33")
+    assert "model: d_model 33 is not a multiple of 2 x heads (4)" in message
+
+
+def test_keys_and_values_of_older_recipes_are_told_their_new_names(write):
+    assert problems(write(s2_pretrain=PRETRAIN + "learning_rate: 1\ndialect: tags_released\n")) == [
+        "2_pretrain.yaml:7: dialect: unknown key: it is called 'prompt_format' now"
+    ]
+    made_world = "stage: corpus\ncorpus: made_world\nclips: {train: 1, preference: 1, dev: 1, test: 1}\n"
+    assert problems(write(s1_corpus=made_world)) == [
+        "1_corpus.yaml:2: corpus: 'made_world' is called 'synthetic' now"
+    ]
+
+
+def test_every_stage_declares_itself_and_has_a_file_of_its_name():
+    for kind, config in STAGES.items():
+        assert config.kind() == kind
+        assert config.produces
+        assert find_spec(f"align.stages.{kind}") is not None
+        assert config.trl_config is None or known_names(config.trl_config)
+
+
+def test_save_steps_count_where_a_checkpoint_is_chosen_among_them(write):
+    def keys(*overrides):
+        return result_keys(load(write(), list(overrides)).step("7_dpo").config)
+
+    assert keys("7_dpo.save_steps=7") == keys()
+    assert keys("7_dpo.choose={}", "7_dpo.save_steps=7") != keys("7_dpo.choose={}")
+    assert keys("7_dpo.trl={logging_steps: 1}") == keys()
+    assert keys("7_dpo.trl={logging_steps: 1, weight_decay: 1}") == keys("7_dpo.trl={weight_decay: 1}")
+    assert keys("7_dpo.beta=0.1") == keys()
+    assert keys("7_dpo.beta=0.2") != keys()
+    assert keys("7_dpo.seed=1") != keys()
+
+
+def test_a_name_of_trls_at_the_top_is_sent_where_it_belongs(write):
+    assert problems(write(s7_dpo=DPO + "weight_decay: 0.1\nper_device_train_batch_size: 2\n")) == [
+        "7_dpo.yaml:9: weight_decay: unknown key (a name of TRL's: put it under `trl:`, as trl.weight_decay)",
+        "7_dpo.yaml:10: per_device_train_batch_size: unknown key (use batch_size)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["SFTConfig", "DPOConfig"])
+def test_names_read_from_source_are_those_of_the_class(name):
+    import trl
+
+    public = {
+        field.name for field in dataclasses.fields(getattr(trl, name)) if not field.name.startswith("_")
+    }
+    assert known_names(name) == public
+    everything = known_names("DPOConfig") | known_names("SFTConfig")
+    assert INSTEAD.keys() | REFUSED.keys() | TRL_WITHOUT_EFFECT <= everything
+    assert not INSTEAD.keys() & REFUSED.keys()
+    assert not TRL_WITHOUT_EFFECT & (INSTEAD.keys() | REFUSED.keys())
+
+
+def test_broken_files_are_all_reported(write):
+    folder = write(
+        s3_sft=SFT + "steps: 6\n", s4_sample="stage: [sample\n", s5_annotate="", s6_pairs="a: &x 1\nb: *x\n"
+    )
+    (folder / "dpo.yaml").write_text(DPO)
+    (folder / "8_gate.yml").write_text("stage: gate\n")
+    (folder / "notes.md").write_text("not a stage")
+    found = "\n".join(problems(folder))
+    assert "3_sft.yaml:7: steps: written twice, first at " in found
+    assert "4_sample.yaml:2: not YAML: " in found
+    assert "5_annotate.yaml:1: expected keys and values, such as `stage: sft`" in found
+    assert "6_pairs.yaml:2: b: anchors (&, *) are not supported" in found
+    assert "dpo.yaml: a stage file is named N_name.yaml, such as 2_sft.yaml" in found
+    assert "8_gate.yml: a stage file is named N_name.yaml" in found
+
+
+def test_a_tag_that_would_run_code_is_refused(write):
+    [problem, *_] = problems(write(s3_sft="stage: !!python/object/apply:os.system ['touch /tmp/owned']\n"))
+    assert problem.startswith("3_sft.yaml:1: not YAML: could not determine a constructor")
+
+
+def test_an_empty_and_an_absent_folder(tmp_path):
+    assert problems(tmp_path) == [f"{tmp_path}: holds no stage files (N_name.yaml)"]
+    assert "is not a folder" in problems(tmp_path / "none")[0]
+
+
+def test_overrides_by_full_name_short_name_and_star(write):
+    recipe = load(
+        write(),
+        [
+            "7_dpo.beta=0.3",
+            "dpo.objective.behaviour=2",
+            "*.seed=5",
+            "sft.trl={weight_decay: 0.1}",
+            "*.batch_size=8",
+        ],
+    )
+    dpo = recipe.step("dpo").config
+    assert (dpo.beta, dpo.objective.behaviour, dpo.objective.factuality) == (0.3, 2.0, 1.0)
+    assert {step.config.seed for step in recipe.steps} == {5}
+    assert recipe.step("3_sft").config.trl == {"weight_decay": 0.1}
+    assert recipe.step("7_chosen_only").config.batch_size == 8
+    assert recipe.step("4_sample").config.batch_size == 8
+    assert recipe.step("7_chosen_only").config.beta == 0.1
+
+
+def test_wrong_overrides_are_reported_like_the_rest(write):
+    folder = write(s8_dpo=DPO)
+    given = ["dpo.beta=1", "9_x.seed=1", "seed=1", "3_sft.steps=no", "7_dpo.lss=ipo", "*.nothing=1"]
+    assert problems(folder, *given, "3_sft.seed.x=1") == [
+        "--set dpo.beta=1: 'dpo' could be 7_dpo or 8_dpo; give the full name",
+        "--set 9_x.seed=1: there is no stage '9_x'; stages: " + ", ".join([*GOOD, "8_dpo"]),
+        "--set seed=1: expected S.key=value, such as 6_dpo.beta=0.2 or '*.seed=1'",
+        "--set *.nothing=1: no stage of the recipe has the key 'nothing'",
+        "--set 3_sft.seed.x=1: seed: expected a whole number, got {'x': 1}",
+        "--set 3_sft.steps=no: steps: expected a number, got False (YAML reads yes, no, on, off as booleans)",
+        "--set 7_dpo.lss=ipo: lss: unknown key (did you mean 'loss'?)",
+    ]
+
+
+def test_checking_imports_neither_torch_nor_trl(write):
+    folder = write(s7_dpo=DPO + "trl: {weight_decay: 0.1}\n")
+    code = (
+        "import sys, pathlib; from align.recipe.recipe import load; load(pathlib.Path(sys.argv[1])); "
+        "print([m for m in ('torch', 'trl', 'transformers', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+    assert Path(folder).is_dir()
+
+
+ASSEMBLE = (
+    PRETRAIN.replace("{d_model: 64}", "{audio: openai/whisper-tiny, text: ./qwen}") + "learning_rate: 1\n"
+)
+
+
+def test_a_model_to_start_from_is_a_shape_two_models_or_one(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen").mkdir()
+    recipe = load(write(s2_pretrain=ASSEMBLE))
+    assert recipe.step("2_pretrain").foreign == ["./qwen", "openai/whisper-tiny"]
+    assert recipe.step("2_pretrain").config.model.audio == "openai/whisper-tiny"
+    again = load(write(), ["2_pretrain.model=owner/released"]).step("2_pretrain")
+    assert (again.config.model, again.foreign) == ("owner/released", ["owner/released"])
+    further = PRETRAIN.replace("{d_model: 64}", "2_pretrain") + "learning_rate: 1\n"
+    assert load(write(s3_further=further)).step("3_further").needs == ["1_corpus", "2_pretrain"]
+    assert load(write()).step("2_pretrain").foreign == []
+
+
+def test_mistakes_in_the_model_to_start_from_are_told_where_they_are(write):
+    def told(model):
+        return problems(write(s2_pretrain=PRETRAIN.replace("{d_model: 64}", model) + "learning_rate: 1\n"))
+
+    assert told("{d_modl: 64}") == ["2_pretrain.yaml:3: model.d_modl: unknown key (did you mean 'd_model'?)"]
+    assert told("{d_model: 1}") == [
+        "2_pretrain.yaml:3: model.d_model: should be greater than or equal to 16, got 1"
+    ]
+    assert told("{audio: o/w, txt: o/q}") == [
+        "2_pretrain.yaml:3: model.text: required, missing",
+        "2_pretrain.yaml:3: model.txt: unknown key (did you mean 'text'?)",
+    ]
+    assert told("{audio: whisper, text: ./nowhere}") == [
+        "2_pretrain.yaml:3: model.audio: 'whisper' is neither a folder (./whisper) nor a Hub id (owner/name)",
+        "2_pretrain.yaml:3: model.text: there is no folder './nowhere', and it is not a Hub id (owner/name)",
+    ]
+    assert told("9_none")[0].startswith("2_pretrain.yaml:3: model: there is no stage '9_none'")
+    assert told("1_corpus") == ["2_pretrain.yaml:3: model: '1_corpus' produces corpus, not policy"]
+
+
+# -------------------------------------------------------------------------- mixtures
+
+
+MIXTURE = "stage: corpus\ncorpus: mixture\nsources: [{folder: data/a}, {folder: data/b, share: 0.3}]\n"
+
+
+def test_what_asks_for_facts_is_refused_on_a_mixture_which_has_none(write):
+    with pytest.raises(RecipeError) as caught:
+        load(write(s1_corpus=MIXTURE, s7_dpo=DPO + "choose: {questions: 5}\n"))
+    told = str(caught.value)
+    assert "5_annotate.yaml" in told
+    assert "use `by: people`" in told
+    assert "7_dpo.yaml:9: choose: needs the facts of every clip, and '1_corpus' has none" in told
+    load(write(s1_corpus=MIXTURE, s5_annotate=ANNOTATE + "by: people\n", s7_dpo=DPO))
+
+
+def test_a_mixture_is_made_again_when_records_change_but_not_for_an_index_beside_a_shard(write, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "source.json").write_text("{}")
+        (tmp_path / name / "clips.jsonl").write_text("{}\n")
+    mixture = MIXTURE.replace("data/", f"{tmp_path}/")
+    recipe = load(write(s1_corpus=mixture, s5_annotate=ANNOTATE + "by: people\n", s7_dpo=DPO))
+    corpus = recipe.step("1_corpus")
+    assert corpus.folders == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    before = reads(corpus, {}).data
+    (tmp_path / "a" / ".shard-00000.tar.0123.npy").write_bytes(b"x")
+    assert reads(corpus, {}).data == before
+    (tmp_path / "a" / "clips.jsonl").write_text("{}\n{}\n")
+    after = reads(corpus, {}).data
+    assert after != before
+    assert after[f"{tmp_path}/b"] == before[f"{tmp_path}/b"]
