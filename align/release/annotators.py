@@ -36,21 +36,16 @@ def examples(
 
     Which answers is decided by a hash of their id: neither by chance, nor by what looks good.
     """
-    by_id = {comparison.id: comparison for comparison in comparisons}
+    key = {item.id: item for item in comparisons}
     typed = [
-        judgement
-        for judgement in judgements
-        if any(text and text.strip() for text in (judgement.rationale, judgement.corrected))
+        item for item in judgements if any(text and text.strip() for text in (item.rationale, item.corrected))
     ]
-    typed.sort(key=lambda judgement: hashlib.sha256(judgement.id.encode()).hexdigest())
+    typed.sort(key=lambda item: hashlib.sha256(item.id.encode()).hexdigest())
     return [
         Example(
-            prompts[judgement.prompt_id].question,
-            by_id[judgement.comparison].text_a,
-            by_id[judgement.comparison].text_b,
-            judgement,
+            prompts[item.prompt_id].question, key[item.comparison].text_a, key[item.comparison].text_b, item
         )
-        for judgement in typed[:_EXAMPLES]
+        for item in typed[:_EXAMPLES]
     ]
 
 
