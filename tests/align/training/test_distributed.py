@@ -25,7 +25,7 @@ from align.training.checkpoints import CannotResume, checkpoints, is_whole, step
 from tests.align.training import tiny_training
 from tests.compiler import CAN_COMPILE, need_compiler, possible
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(1500)]
 STRATEGIES = ("ddp", "zero2", "zero3")
 CASES = (
     *("sft-ddp", "pretrain-ddp", "dpo-ddp-lora", "dpo-ddp-stock", "sft-ddp-tight"),
@@ -212,6 +212,8 @@ def test_stopped_and_resumed_is_bit_equal(together, case):
     keep = ("step", "loss", "grad_norm", "learning_rate", "num_tokens")
     assert [[row[k] for k in keep] for row in a] == [[row[k] for k in keep] for row in b]
     assert tiny_training.read_trace(undisturbed, 2) == tiny_training.read_trace(resumed, 2)
+    if case.startswith("dpo"):  # the reference has been asked once
+        assert len(list((resumed / ".reference").iterdir())) == 1
 
 
 @pytest.mark.parametrize("case", parameters(["sft-ddp"], ["dpo-ddp-lora"]))
