@@ -85,7 +85,8 @@ def standing(step: Step, run: Path, digests: dict[str, str]) -> Standing:
     if manifest and manifest.get("fingerprint") == folder.fingerprint:
         state = "done"
         if files := damage(final, manifest):
-            state, wrong = "damaged", f"{final}: {'; '.join(files[:3])}"
+            advice = f"restore it from a copy, or move {final} elsewhere to make it again"
+            state, wrong = "damaged", f"{final}: {'; '.join(files[:3])}; {advice}"
     elif folder.is_resumable():
         state = "partial"
     return Standing(step, state, manifest, folder, read, misfit, wrong)

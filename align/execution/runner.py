@@ -123,9 +123,7 @@ def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
     for current in survey(recipe, run):
         name = current.step.name
         if current.damage and (name in needed or name in names):
-            damaged.append(
-                f"{current.damage}. Restore it from a copy, or move {run / name} elsewhere to make it again"
-            )
+            damaged.append(current.damage)
         elif name in needed and current.manifest is None:
             message = f"needs {name}, which has not finished in {run}; run it first with --only {name}"
             problems.append(Problem(str(needed[name].file), "", message))

@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -211,15 +212,16 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
     env = {"env_vars": {**{name: os.environ[name] for name in passed_on}, **threads}}
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if hardware.address is None:
-        ray.init(
-            address="local",
-            # More logical CPUs than workers: Ray's own tasks need one, or nothing starts
-            num_cpus=hardware.workers * hardware.cpus_per_worker + 1,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            runtime_env=env,
-            **quietly,
-        )
+        with _without_hangups():
+            ray.init(
+                address="local",
+                # More logical CPUs than workers: Ray's own tasks need one, or nothing starts
+                num_cpus=hardware.workers * hardware.cpus_per_worker + 1,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                runtime_env=env,
+                **quietly,
+            )
     else:
         ray.init(address=hardware.address, runtime_env=env, **quietly)
     try:
@@ -227,6 +229,16 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_hangups() -> Iterator[None]:
+    """Processes started here survive the closing of the terminal: the driver stops them in good order."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def _wait_for_room(hardware: Hardware) -> None:

@@ -239,7 +239,9 @@ class _Mirror:
         parent = self._recipe_run()
         tags = {"mlflow.parentRunId": parent, "fingerprint": record.fingerprint}
         run_id = self._run_with(record.name, tags, {"stage": record.kind, "recipe": self.recipe})
-        self.client.log_batch(run_id, params=_params(record.config))
+        known = self.client.get_run(run_id).data.params  # MLflow refuses to change one
+        params = [param for param in _params(record.config) if param.key not in known]
+        self.client.log_batch(run_id, params=params)
         self._send_inputs(record, run_id)
         for run in (run_id, parent):
             self.client.update_run(run, status="RUNNING")

@@ -94,10 +94,13 @@ def test_a_hung_and_a_killed_worker_are_named_and_replaced(programs, world, alon
     assert_equal_to(alone, driver.stage)
 
 
-def test_a_stopped_run_saves_exits_with_75_and_resumes_in_one_process(programs, world, alone, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_run_saves_exits_with_75_and_resumes_in_one_process(
+    programs, world, alone, tmp_path, number
+):
     driver = Driver(programs, world, tmp_path / "run")
     driver.at(5, group=1)
-    os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    os.killpg(driver.process.pid, number)  # as a terminal does: the workers get it too
     assert driver.process.wait(timeout=300) == 75, driver.log.read_text()[-3000:]
     saved = newest(driver.stage / "checkpoints")
     assert step_of(saved) >= 5

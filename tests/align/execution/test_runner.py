@@ -89,6 +89,7 @@ HARMLESS = [
     "2_sft.trl.dataloader_num_workers=2",
     "2_sft.max_bad_fraction=0.5",
     "7_evaluate.batch_size=3",
+    "7_evaluate.workers=2",
     "1_corpus.chats_per_clip=2",  # the default
 ]
 
@@ -165,7 +166,7 @@ def test_a_damaged_stage_is_named_before_anything_runs(toys, tmp_path, harm):
         (run / "2_sft" / "manifest.json").write_text("")
     before = made_at(run)
     assert statuses(load(folder), run)["2_sft"] == "damaged"
-    with pytest.raises(DamagedRun, match=r"2_sft.*(missing|has 0 bytes|is empty).*[Rr]estore it from a copy"):
+    with pytest.raises(DamagedRun, match=r"2_sft.*(missing|has 0 bytes|is empty).*restore it from a copy"):
         execute(load(folder), run)
     with pytest.raises(DamagedRun):
         execute(load(folder), run, only="7_evaluate")

@@ -124,3 +124,26 @@ def test_a_damaged_file_of_mlflows_never_stops_a_run(tmp_path, monkeypatch, text
     tracker = Tracker(tmp_path, "toy", warnings.append)
     assert [w.split(";")[0] for w in warnings] in ([], [f"{tmp_path}/mlflow.json is damaged"])
     tracker.close("done", [])
+
+
+def test_a_key_without_effect_may_change_while_a_stage_is_tracked(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run, warnings = tmp_path / "runs" / "toy", []
+    partial = run / ".partial-2_sft"
+    partial.mkdir(parents=True)
+    for config, step in (({"save_steps": 5}, 1), ({"save_steps": 7, "steps": 3}, 2)):
+        with (partial / "metrics.jsonl").open("a") as file:
+            file.write(f'{{"step": {step}, "loss": 1.0}}\n')
+        tracker = Tracker(run, "toy", warnings.append)
+        tracker.follow(
+            StageRecord("2_sft", "sft", "policy", "f" * 64, config, {}, {}, partial, run / "2_sft"),
+            "interrupted" if step == 1 else "failed",
+        )
+        tracker.close("interrupted", [])
+    assert warnings == []
+    client = MlflowClient(tracking_uri=tracking_uri(run))
+    run_id = read_json(run / "mlflow.json")["runs"]["2_sft"]
+    assert client.get_run(run_id).data.params == {"save_steps": "5", "steps": "3"}
+    assert [point.step for point in client.get_metric_history(run_id, "loss")] == [1, 2]
