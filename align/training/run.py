@@ -312,7 +312,7 @@ def _scored_once(
     folder: Path,
 ) -> dict[str, float]:
     """Metrics of a checkpoint's policy, kept in `folder`."""
-    path = folder / f"{checkpoint.name}.json"
+    path = folder / f"checkpoint-{step_of(checkpoint)}.json"
     if not path.exists():
         with as_policy(checkpoint, base, processor) as policy:
             write_json(path, dict(score(policy)))

@@ -82,11 +82,11 @@ def make_world(root, n=24):
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
-    """The config of a case `pretrain|sft|dpo[-ddp|-zero2|-zero3][-tight|-lora|-stock|-once|-filtered|-tags]`.
+    """The config of a case `KIND[-STRATEGY][-OPTION]`, such as `sft-zero2-lora`.
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
-    plans; `once`: all rows are one batch, else DPO holds three out; `filtered`: without chats that need no
-    audio.
+    plans; `frozen`: the audio tower; `once`: all rows are one batch, else DPO holds three out; `filtered`:
+    without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags.
     """
     from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
 
@@ -103,6 +103,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         "hardware": {"workers": 2, "strategy": options[0], **tight} if {*options} & STRATEGIES else None,
         "lora": {"r": 4, "alpha": 8} if "lora" in options else None,
         "packed": "stock" not in options,
+        "train": ["projector", "language_model"] if "frozen" in options else None,
         "trl": {"logging_steps": 1, "max_grad_norm": 1.0},
     }
     if kind == "sft":
