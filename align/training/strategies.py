@@ -43,7 +43,7 @@ def trainer_arguments(strategy: Strategy, offload: Offload) -> dict[str, Any]:
         return {}
     common = {"use_cpu": not on_gpu, "ddp_backend": "nccl" if on_gpu else "gloo"}
     if strategy in ("zero2", "zero3"):
-        return {**common, "deepspeed": _deepspeed(strategy, offload)}
+        return {**common, "deepspeed": deepspeed_config(strategy, offload)}
     if strategy == "fsdp2":
         if not on_gpu:
             raise UnsupportedStrategy(
@@ -121,7 +121,8 @@ def whole_models(config: HfDeepSpeedConfig | None) -> Iterator[None]:
             set_hf_deepspeed_config(config)
 
 
-def _deepspeed(strategy: Strategy, offload: Offload) -> dict[str, Any]:
+def deepspeed_config(strategy: Strategy, offload: Offload) -> dict[str, Any]:
+    """DeepSpeed's configuration; what is `auto` follows from the Trainer's arguments."""
     stage: dict[str, Any] = {"stage": 2 if strategy == "zero2" else 3}
     if strategy == "zero3":
         stage["stage3_gather_16bit_weights_on_model_save"] = True
