@@ -181,7 +181,7 @@ def arguments(
         "dataloader_pin_memory": on_gpu,
         "activation_checkpointing": False,
         "train_sampling_strategy": "sequential",  # the data set has the order, see `data_loading`
-        "logging_steps": 10,
+        "logging_steps": min(10, schedule.steps),
         "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
         "disable_tqdm": True,
         "remove_unused_columns": False,

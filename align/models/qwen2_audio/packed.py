@@ -105,7 +105,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
             embedded = embedded.index_copy(0, packed.audio_at, vectors[packed.audio_from])
         elif "past_key_values" not in kwargs:
             # Other ranks may have audio, and ZeRO-3 and DDP wait for everyone's share of the tower. Alone
-            # as well, so that the optimizer sees the same gradients: see `align.training.silence`.
+            # as well, so that the optimizer sees the same gradients: see `align.training.processes`.
             embedded = embedded + 0 * self._encode_silence(embedded).sum()
         states: Tensor = self.language_model(
             inputs_embeds=embedded[None],
