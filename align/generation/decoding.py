@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from align.generation.engine import Decoding, request_seed
 
@@ -45,6 +47,7 @@ def decode(
         stops: tokens that end a completion.
     """
     n, device = len(logits), logits.device
+    _reserve(cache, decoding.max_new_tokens)
     tokens = torch.full((n, decoding.max_new_tokens), -1, device=device)
     logps = torch.zeros(n, decoding.max_new_tokens, device=device)
     rows, positions = torch.arange(n, device=device), seen.sum(-1, keepdim=True)
@@ -68,6 +71,42 @@ def decode(
     return [
         (ids[:length], scores[:length])
         for ids, scores, length in zip(tokens.tolist(), logps.tolist(), lengths, strict=True)
+    ]
+
+
+class _ReservedLayer(DynamicLayer):
+    """A layer of a cache with room for the tokens to come, so that adding one copies nothing else."""
+
+    def __init__(self, layer: DynamicLayer, more: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        length = layer.get_seq_length()
+        self._buffers = [F.pad(states, (0, 0, 0, more)) for states in (layer.keys, layer.values)]
+        self._show(length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Write keys and values (R, H, n, D) behind the others; returns all of them."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        length = self.get_seq_length()
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def _reserve(cache: DynamicCache, more: int) -> None:
+    """Give every layer that attends to everything room for so many more tokens."""
+    cache.layers = [
+        _ReservedLayer(layer, more) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
 
 
