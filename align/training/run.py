@@ -244,10 +244,10 @@ def fit(trainer: AudioTrainer, out: StageFolder, trained: Sequence[str] = ("",))
     """
     keep_freed_memory()
     checkpoint = _resumed_from(Path(trainer.args.output_dir))
+    if processes.is_first():
+        out.rewind(0 if checkpoint is None else step_of(checkpoint))
     if checkpoint is not None:
         check_resumable(checkpoint, trainer.strategy)
-        if processes.is_first():
-            out.rewind(step_of(checkpoint))
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
         trainer.load_finished(checkpoint)
     else:

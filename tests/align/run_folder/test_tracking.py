@@ -10,7 +10,7 @@ import pytest
 from align.run_folder.artifacts import read_json, read_metrics
 from align.run_folder.tracking import StageRecord, Tracker, tracking_uri
 
-TOYS = Path(__file__).parents[1] / "recipes"
+TOYS = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -41,7 +41,10 @@ def test_a_run_killed_and_resumed_is_tracked_without_duplicates(toys, tmp_path):
     run = tmp_path / "runs" / "toy"
     first = start(tmp_path)
     deadline = time.monotonic() + 120
-    while "2_sft" not in (read_json(run / "mlflow.json")["runs"] if (run / "mlflow.json").exists() else {}):
+    links = run / "mlflow.json"
+    while "2_sft" not in (read_json(links)["runs"] if links.exists() else {}) or not read_metrics(
+        run / ".partial-2_sft" / "metrics.jsonl"
+    ):
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -111,3 +114,13 @@ def test_an_absent_mlflow_is_told_once_and_never_waited_for(tmp_path, monkeypatc
     tracker.close("failed", [])
     [warning] = warnings
     assert warning.startswith("MLflow is not reachable, the run goes on without it")
+
+
+@pytest.mark.parametrize("text", ["", '{"tracking_uri": ', "[]", '{"run_id": 3}'])
+def test_a_damaged_file_of_mlflows_never_stops_a_run(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "mlflow.json").write_text(text)
+    warnings = []
+    tracker = Tracker(tmp_path, "toy", warnings.append)
+    assert [w.split(";")[0] for w in warnings] in ([], [f"{tmp_path}/mlflow.json is damaged"])
+    tracker.close("done", [])
