@@ -201,7 +201,7 @@ def packed_attention(
     attend: Callable[..., Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer. (1, H, L, D) in, (1, L, H, D) out; stock without `attend`."""
+    """Attention as transformers calls it: (1, H, L, D) in, (1, L, H, D) out; stock without `attend`."""
     if attend is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return attend(query, key, value, scale=scaling).transpose(1, 2), None
