@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.align import tiny_training
+from tests.align.training import tiny_training
 from tests.benchmarks import kill_drill
 
 pytestmark = pytest.mark.timeout(600)
