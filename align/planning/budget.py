@@ -15,11 +15,8 @@ from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, W
 from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.training import (
     Assemble,
-    DPOConfig,
     Hardware,
     ModelShape,
-    PretrainConfig,
-    SFTConfig,
     TrainingConfig,
 )
 from align.recipe.recipe import Recipe, Step
@@ -98,11 +95,9 @@ def shape_of(name: str, recipe: Recipe) -> Shape | None:
     if step is None:
         config = _config_json(name)
         return _PUBLISHED.get(name) if config is None else _read(name, estimate.shape_of_config, config)
-    if isinstance(step.config, SFTConfig | DPOConfig):
-        return shape_of(step.config.policy, recipe)
-    if not isinstance(step.config, PretrainConfig):
+    if not isinstance(step.config, TrainingConfig):
         return None
-    match step.config.model:
+    match step.config.starts_from:
         case ModelShape() as small:
             return _small(small)
         case Assemble(audio=audio, text=text):
@@ -171,7 +166,7 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
+    lora = config.adapter
     packed = bool(config.packed)
     load = Workload(
         sequences=1,
@@ -184,11 +179,10 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
         checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
         packed=packed,
     )
-    if not isinstance(config, DPOConfig):
-        return load
+    n = config.sequences_per_example
     live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
-    load = load._replace(sequences=2, with_reference=live)
-    return load._replace(completions=2) if packed else load._replace(clips=2)  # packed, they share a clip
+    load = load._replace(sequences=n, with_reference=config.has_reference and live)
+    return load._replace(completions=n) if packed else load._replace(clips=n)  # packed, they share a clip
 
 
 # -------------------------------------------------------------------------- in words
@@ -258,14 +252,14 @@ def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int)
 
 def _examples(config: Any) -> tuple[int, str]:
     """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
-    if isinstance(config, PretrainConfig | SFTConfig):
-        return config.steps * config.batch_size, ""
+    if config.n_examples is not None:
+        return config.n_examples, ""
     return 1000, " per 1,000 pairs"
 
 
 def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
     """How many checkpoints there are at a time."""
-    if isinstance(config, DPOConfig) and config.choose:
+    if config.keeps_candidates:
         weights = _size(estimate.weights_bytes(shape, load, strategy))
         return f"2 at a time and weights of {weights} every {config.save_steps} steps; none when it is done"
     return "2 at a time, none when it is done"  # the last one, and the new one until it is sealed
