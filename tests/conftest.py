@@ -1,5 +1,6 @@
 """Shared fixtures: a Qwen2-Audio of a few thousand parameters and a folder of short tones."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    """Modules need not be looked through in each garbage collection of a training, 1 s each."""
+    gc.collect()
+    gc.freeze()

@@ -14,6 +14,8 @@ import gc
 import json
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -97,6 +99,34 @@ class Server:
             started = self.start(program, *arguments, stdout=files[0], stderr=files[1], **how)
             code = started.wait()
             return subprocess.CompletedProcess(started.args, code, *(file.read_text() for file in files))
+
+    def run_ranks(self, n: int, program: str, *arguments: str, **changes: str) -> None:
+        """Run `n` processes that find each other as those of torchrun do; all have to succeed.
+
+        Args:
+            n: how many.
+            program: a module's name or a script's path.
+            arguments: the same for all.
+            changes: what is different in their environment.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n)}
+        shared |= {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with tempfile.TemporaryDirectory() as folder:
+            logs = [Path(folder) / str(rank) for rank in range(n)]
+            started = []
+            for rank, log in enumerate(logs):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                env = {**os.environ, **shared, **own, **changes}
+                started.append(self.start(program, *arguments, env=env, stdout=log, stderr=log))
+            while None in (codes := [process.poll() for process in started]) and not any(codes):
+                time.sleep(0.05)
+            for process in started:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+            assert not any(codes), [log.read_text()[-3000:] for log in logs]
 
     def close(self) -> None:
         """End the server; programs that still run go on."""

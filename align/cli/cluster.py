@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from align.execution.cluster_files import Wanted
+    from align.execution.cluster_files import ClusterJob
     from align.recipe.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Run a recipe on a cluster of machines.")
@@ -51,43 +51,46 @@ def render(
 
     loaded = load(recipe, overrides)
     folder = run or (f"{mount}/{loaded.name}" if to == "kuberay" else f"runs/{loaded.name}")
-    wanted = _wanted(loaded, str(recipe), folder, per_node, overrides or [])
+    job = _job(loaded, str(recipe), folder, per_node, overrides or [])
     if to == "slurm":
-        text = cluster_files.slurm(wanted, time=time)
+        text = cluster_files.slurm(job, time=time)
     else:
-        text = cluster_files.kuberay(wanted, image=image, claim=claim, mount=mount)
+        text = cluster_files.kuberay(job, image=image, claim=claim, mount=mount)
     if out is None:
         print(text, end="")
     else:
         write_text(out, text)
-        print(f"{out}: {wanted.nodes} machines, {wanted.workers} workers for {', '.join(wanted.stages)}")
+        print(f"{out}: {job.nodes} machines, {job.workers} workers for {', '.join(job.stages)}")
 
 
-def _wanted(loaded: Recipe, recipe: str, run: str, per_node: int, overrides: list[str]) -> Wanted:
+def _job(loaded: Recipe, recipe: str, run: str, per_node: int, overrides: list[str]) -> ClusterJob:
     """What the most demanding of the recipe's stages needs.
 
     Raises:
-        RecipeError: no stage says that it wants more than one process.
+        RecipeError: no stage has `hardware`.
     """
-    from align.execution.cluster_files import Wanted
+    from align.execution.cluster_files import ClusterJob
     from align.recipe.config.training import TrainingConfig
     from align.recipe.recipe import Problem, RecipeError
 
-    asked = {
+    hardware_of = {
         step.name: step.config.hardware
         for step in loaded.steps
         if isinstance(step.config, TrainingConfig) and step.config.hardware is not None
     }
-    if not asked:
+    if not hardware_of:
         message = "no stage has hardware: nothing to spread over a cluster; add `hardware: {workers: 8}`"
         raise RecipeError([Problem(recipe, "", message)])
-    return Wanted(
+    return ClusterJob(
         recipe=recipe,
         run=run,
-        stages=tuple(asked),
-        workers=max(hardware.workers for hardware in asked.values()),
-        on_gpu=any(hardware.device != "cpu" for hardware in asked.values()),
-        cpus_per_worker=max(hardware.cpus_per_worker for hardware in asked.values()),
+        stages=tuple(hardware_of),
+        workers=max(hardware.workers for hardware in hardware_of.values()),
+        on_gpu=any(hardware.device != "cpu" for hardware in hardware_of.values()),
+        cpus_per_worker=max(hardware.cpus_per_worker for hardware in hardware_of.values()),
+        loaders=max(
+            int(getattr(step.config, "trl", {}).get("dataloader_num_workers", 0)) for step in loaded.steps
+        ),
         workers_per_node=per_node,
         overrides=tuple(overrides),
     )

@@ -1,4 +1,4 @@
-"""Is this machine ready? One finding per thing the pipeline needs, with how to mend it."""
+"""The verb `align doctor`: one finding per thing that the pipeline needs, with how to mend it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import typer
+
 _ROOM_GB = {"fail": 1, "warn": 5}
 _INSTALL = "pip install -c constraints.txt -e ."
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 class Finding(NamedTuple):
-    """One thing looked at. `mend` says what to do; empty if nothing is."""
+    """A thing that was looked at, and its state in words. `mend` says what to do; empty if nothing is."""
 
     status: Literal["ok", "warn", "fail"]
     thing: str
-    found: str
+    state: str
     mend: str = ""
+
+
+def doctor() -> None:
+    """Look at everything the pipeline needs on this machine, and say how to mend what is missing.
+
+    Example: align doctor
+    """
+    failed = False
+    for finding in examine(Path("runs")):
+        mend = f"  -> {finding.mend}" if finding.mend else ""
+        print(f"{finding.status:<5} {finding.thing:<13} {finding.state}{mend}", flush=True)
+        failed |= finding.status == "fail"
+    raise typer.Exit(1 if failed else 0)
 
 
 def examine(folder: Path) -> Iterator[Finding]:
@@ -78,8 +93,8 @@ def _deepspeed() -> Finding:
         return Finding("warn", "DeepSpeed", "not installed; strategy: ddp works without it", _INSTALL)
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
-        found = f"{version}, but no {' and no '.join(missing)} to compile with; zero2 and zero3 would fail"
-        return Finding("warn", "DeepSpeed", found, "apt-get install g++ ninja-build")
+        state = f"{version}, but no {' and no '.join(missing)} to compile with; zero2 and zero3 would fail"
+        return Finding("warn", "DeepSpeed", state, "apt-get install g++ ninja-build")
     return Finding("ok", "DeepSpeed", f"{version}, compiles with g++ and ninja on first use")
 
 
@@ -124,9 +139,9 @@ def _annotation() -> Finding:
 
 
 def _browser() -> Finding:
-    found = next((path for path in map(shutil.which, _BROWSERS) if path), None)
-    if found:
-        return Finding("ok", "browser", found)
+    browser = next((path for path in map(shutil.which, _BROWSERS) if path), None)
+    if browser:
+        return Finding("ok", "browser", browser)
     return Finding(
         "warn", "browser", "no Chromium; only tests of the pages need it", "apt-get install chromium"
     )

@@ -8,20 +8,26 @@ Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 gate refused, 4 waiting f
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import re
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from align.cli import annotate, cluster, data, export, judge, promote, score
-from align.run_folder.quiet import quieten
+from align.cli import annotate, cluster, data, doctor, export, judge, promote, score
+from align.run_folder.progress import outlive_readers, quieten
 
 if TYPE_CHECKING:
     from align.execution.plan import Standing
-    from align.recipe.recipe import Recipe, RecipeError
+    from align.execution.runner import Outcome
+    from align.recipe.recipe import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -35,13 +41,24 @@ app.add_typer(annotate.app, name="annotate")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(data.app, name="data")
 
-RecipeFolder = Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")]
+
+def _folder(text: str) -> Path:
+    """A folder's name as given; an empty one, such as of an unset variable, would be the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("is empty; name a folder, or leave the option out")
+    return Path(text)
+
+
+RecipeFolder = Annotated[
+    Path, typer.Argument(metavar="RECIPE", parser=_folder, help="Folder of N_name.yaml files.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="S.key=value", help="Override a key of stage S; '*' is every stage."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<recipe> by default.")
+    Path | None,
+    typer.Option("--out", metavar="DIR", parser=_folder, help="Run folder; runs/<recipe> by default."),
 ]
 
 
@@ -60,21 +77,23 @@ def check(
 
     Example: align check recipes/demo --set 6_dpo.beta=0.2
     """
-    from align.execution.plan import arithmetic
+    if not (math.isfinite(gpu_gb) and gpu_gb > 0):
+        raise typer.BadParameter(f"--gpu-gb {gpu_gb}: must be a number above 0")
+    from align.execution.plan import clips_of
     from align.planning.budget import lines
     from align.recipe.recipe import load
 
     loaded = load(recipe, overrides)
-    rows = [
-        [step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), arithmetic(step, loaded)]
-        for step in loaded.steps
-    ]
-    _table([["step", "stage", "reads", "work"], *rows])
-    run = out or _default_run(loaded)
+    rows = [["step", "stage", "reads", "work"]]
+    for step in loaded.steps:
+        work = step.config.describe_work(clips_of(step, loaded))
+        rows.append([step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), work])
+    _table(rows)
+    run = _run_folder(loaded, out)
     budgets = [line for step in loaded.steps for line in lines(step, loaded, run, gpu_gb)]
     if budgets:
         print("\n" + "\n".join(budgets))
-    print(f"\n{recipe}: {len(loaded.steps)} stages, no mistakes. Next: align run {recipe}")
+    print(f"\n{recipe}: {len(loaded.steps)} stages, no mistakes. Next: {_again(recipe, overrides, out)}")
 
 
 @app.command()
@@ -88,10 +107,14 @@ def run(
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take over a run folder that another recipe has filled.")
+    ] = False,
 ) -> None:
     """Run a recipe. Finished and unchanged stages are skipped, interrupted ones resume.
 
-    Delete a stage's folder to make it again.
+    Work that does not fit the recipe any more is kept as .stale-<stage>-N. Delete a stage's folder to make
+    it again.
 
     Example: align run recipes/demo --set '*.seed=1' --out runs/demo-seed-1
     """
@@ -100,16 +123,16 @@ def run(
     from align.recipe.recipe import load
 
     loaded = load(recipe, overrides)
-    folder = out or _default_run(loaded)
-    from align.execution.runner import execute  # takes seconds: not before the recipe is known to be one
+    folder = _run_folder(loaded, out)
+    from align.execution.runner import execute  # takes seconds: not before the recipe is known to be valid
     from align.run_folder.tracking import Tracker
 
     tracker = Tracker(folder, loaded.name, _warn)
     print(f"{recipe} -> {folder}", flush=True)
-    outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker)
+    outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
     summary = folder / "summary.json"
     tracker.close(outcome.status, [path for path in (summary, outcome.report) if path])
-    _print_outcome(outcome, loaded, folder, _again(recipe, overrides, out), tracker.uri)
+    _print_outcome(outcome, loaded, folder, _again(recipe, overrides, out, only, start_at), tracker.uri)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -119,25 +142,57 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
 
     Example: align status recipes/demo
     """
-    from align.execution.plan import survey
+    from align.execution.plan import check_recipe, survey
     from align.recipe.recipe import load
-    from align.run_folder.artifacts import holder, read_json
+    from align.run_folder.artifacts import DamagedFile, holder, read_json
 
     loaded = load(recipe, overrides)
-    folder = out or _default_run(loaded)
+    folder = _run_folder(loaded, out)
+    check_recipe(loaded, folder)
     path = folder / "summary.json"
-    told = read_json(path)["stages"] if path.exists() else {}
+    try:
+        entries = read_json(path)["stages"] if path.exists() else {}
+    except (DamagedFile, KeyError, TypeError):
+        _warn(f"{path} is damaged; the next `align run` writes it anew")
+        entries = {}
     process = holder(folder)
     standings = survey(loaded, folder)
-    rows = [_status_row(standing, told.get(standing.step.name, {}), process) for standing in standings]
-    _table(rows)
-    command = _again(recipe, overrides, out)
+    _table([_status_row(standing, entries.get(standing.step.name, {}), process) for standing in standings])
+    for standing in standings:
+        if standing.misfit:
+            print(f"\n{standing.misfit} holds work of other settings or inputs; a run sets it aside")
+    report = folder / "report.html"
     if process:
         print(f"\nProcess {process} works in {folder}.")
     elif all(standing.state == "done" for standing in standings):
-        print(f"\nAll done. Report: {folder / 'report.html'}")
+        print(f"\nAll done. Report: {report}" if report.exists() else "\nAll done.")
     else:
-        print(f"\nNext: {command}")
+        print(f"\nNext: {_again(recipe, overrides, out)}")
+
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, help="Run folder.")]) -> None:
+    """Read every file of a run's finished stages and compare it with the hash of when it was written.
+
+    Example: align verify runs/demo
+    """
+    from align.run_folder.artifacts import MANIFEST, DamagedFile, damage, read_manifest
+
+    stages = [path.parent for path in sorted(run.glob(f"[!.]*/{MANIFEST}"))]
+    if not stages:
+        _fail(f"{run} has no finished stages", 2)
+    is_whole = True
+    for stage in stages:
+        try:
+            manifest = read_manifest(stage)
+            problems = damage(stage, manifest, by_hash=True)
+            print(f"{stage.name}  {len(manifest['outputs']):,} files  {'damaged' if problems else 'whole'}")
+        except DamagedFile as error:
+            problems = [str(error)]
+        is_whole &= not problems
+        for problem in problems:
+            _warn(f"{stage.name}: {problem}")
+    raise typer.Exit(0 if is_whole else 1)
 
 
 @app.command()
@@ -182,71 +237,60 @@ app.command()(judge.judge)
 app.command()(score.score)
 app.command()(promote.promote)
 app.command()(export.export)
-
-
-@app.command()
-def doctor() -> None:
-    """Look at everything the pipeline needs on this machine, and say how to mend what is missing.
-
-    Example: align doctor
-    """
-    from align.cli.doctor import examine
-
-    failed = False
-    for finding in examine(Path("runs")):
-        mend = f"  -> {finding.mend}" if finding.mend else ""
-        print(f"{finding.status:<5} {finding.thing:<13} {finding.found}{mend}", flush=True)
-        failed |= finding.status == "fail"
-    raise typer.Exit(1 if failed else 0)
+app.command()(doctor.doctor)
 
 
 def main() -> None:
     """Entry point: quiet libraries, clean messages for the user's mistakes."""
     quieten()
+    outlive_readers()
+    signal.signal(signal.SIGINT, lambda *_: _fail("interrupted", 75))  # until a run saves what it has
     try:
         app()
-    except SystemExit:
-        raise
-    except KeyboardInterrupt:
-        _fail("interrupted", 75)
-    except _recipe_error() as error:  # looked up only now that something was raised
-        n = len(error.problems)
-        _fail(f"{error}\n{n} {'mistake' if n == 1 else 'mistakes'}; nothing was run", 2)
-    except _told_errors() as error:
-        _fail(str(error), 1)
+    except Exception as error:
+        from align.recipe.recipe import RecipeError  # looked up only now that something was raised
+
+        if isinstance(error, RecipeError):
+            n = len(error.problems)
+            _fail(f"{error}\n{n} {'mistake' if n == 1 else 'mistakes'}; nothing was run", 2)
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _fail(str(error), code)
 
 
-def _recipe_error() -> type[RecipeError]:
-    from align.recipe.recipe import RecipeError
-
-    return RecipeError
-
-
-def _told_errors() -> tuple[type[Exception], ...]:
-    """Whose messages say all that a user needs."""
-    from align.run_folder.artifacts import RunIsBusy
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error whose message says all that a user needs; None for any other."""
+    from align.run_folder.artifacts import DamagedFile, NotThisRun, RunIsBusy
     from ui_annotation import AnnotationError
 
-    return RunIsBusy, AnnotationError
+    if isinstance(error, NotThisRun):
+        return 2
+    if isinstance(error, OSError):
+        return 1 if error.filename is not None or error.errno in _DISK_FULL else None
+    return 1 if isinstance(error, RunIsBusy | DamagedFile | AnnotationError) else None
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 # -------------------------------------------------------------------------- printing
 
 
-def _print_outcome(outcome: Any, recipe: Recipe, folder: Path, command: str, uri: str) -> None:
+def _print_outcome(outcome: Outcome, recipe: Recipe, folder: Path, command: str, uri: str) -> None:
     """What came out, where it is, and what to do next."""
     summary = outcome.summary
     print()
-    for name, found in summary["comparison"].items():
-        low, high, n = found["ci_low"], found["ci_high"], found["n"]
-        before, after, delta = found["before"], found["after"], found["delta"]
-        print(f"{name:<11} {before:.3f} -> {after:.3f}  {delta:+.3f}  95 % [{low:+.3f}, {high:+.3f}]  n={n}")
+    for name, row in summary["comparison"].items():
+        interval = f"95 % [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]  n={row['n']}"
+        print(f"{name:<11} {row['before']:.3f} -> {row['after']:.3f}  {row['delta']:+.3f}  {interval}")
     if summary["verdict"]:
         print(f"Verdict: {summary['verdict'].upper()}")
         for reason in summary["verdict_reasons"]:
             print(f"  {reason}")
     if outcome.error:
-        _warn(f"{outcome.error}\n  traceback: {folder / 'failure.txt'}")
+        traceback = folder / "failure.txt"
+        _warn(f"{outcome.error}\n  traceback: {traceback}" if traceback.exists() else outcome.error)
     if outcome.exit_code == 75:
         print("Interrupted; what was saved is kept.")
     if outcome.report:
@@ -256,25 +300,30 @@ def _print_outcome(outcome: Any, recipe: Recipe, folder: Path, command: str, uri
     if outcome.exit_code in (1, 4, 75):
         print(f"Next: {command}")
         return
-    compared = next((s.config for s in reversed(recipe.steps) if s.config.stage == "evaluate"), None)
+    compared = next((s.config for s in reversed(recipe.steps) if s.config.produces == "evaluation"), None)
     if compared and summary["comparison"]:
-        before, after = (getattr(compared, side) for side in ("before", "after"))
-        print(f"Next: align compare {folder / before} {folder / after} --html compare.html")
-    shown = re.sub(r"//[^/@]*@", "//", uri)  # a password in the address stays out of logs
-    print(f"      mlflow ui --backend-store-uri {shown}" if uri.startswith("sqlite") else f"      {shown}")
+        stages = [str(folder / getattr(compared, side)) for side in ("before", "after")]
+        print(f"Next: {shlex.join(['align', 'compare', *stages, '--html', 'compare.html'])}")
+    address = re.sub(r"//[^/@]*@", "//", uri)  # a password in the address stays out of logs
+    print("      " + ("mlflow ui --backend-store-uri " if uri.startswith("sqlite") else "") + address)
 
 
-def _status_row(standing: Standing, told: dict[str, Any], process: str | None) -> list[str]:
-    """A step's name, its state in words, and what there is to know about it."""
+def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) -> list[str]:
+    """A step's name, its state in words, and what there is to know about it.
+
+    `entry` is the step's in the summary of the last run.
+    """
     name, manifest = standing.step.name, standing.manifest
     if standing.state == "done" and manifest:
         return [name, "done", f"{manifest['seconds']:.0f} s"]
-    if told.get("status") == "running" and process:
+    if standing.state == "damaged":
+        return [name, "damaged", str(standing.damage)]
+    if entry.get("status") == "running" and process:
         return [name, "running", ""]
-    if told.get("status") == "failed":
-        return [name, "failed", str(told.get("error", ""))]
-    if told.get("status") == "waiting" and standing.state == "partial":
-        return [name, "waiting", f"for annotators: {told['done']} of {told['wanted']} judgements"]
+    if entry.get("status") == "failed":
+        return [name, "failed", str(entry.get("error", ""))]
+    if entry.get("status") == "waiting" and standing.state == "partial":
+        return [name, "waiting", f"for annotators: {entry['done']} of {entry['wanted']} judgements"]
     words = {
         "outdated": ("out of date", "the recipe or its inputs have changed"),
         "partial": ("partial", "resumes where it was"),
@@ -294,8 +343,8 @@ def _seed_rows(runs: list[Path]) -> list[list[str]]:
             _fail(f"{folder} is not a run folder: it has no summary.json", 2)
         summary = read_json(path)
         cells = [
-            f"{found['delta']:+.3f} [{found['ci_low']:+.3f}, {found['ci_high']:+.3f}]"
-            for found in summary["comparison"].values()
+            f"{row['delta']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+            for row in summary["comparison"].values()
         ]
         rows = rows or [["run", *summary["comparison"], "verdict"]]
         rows.append([folder.name, *cells, str(summary["verdict"])])
@@ -310,14 +359,33 @@ def _table(rows: list[list[str]]) -> None:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def _default_run(recipe: Recipe) -> Path:
-    return Path("runs") / recipe.name
+def _run_folder(recipe: Recipe, out: Path | None) -> Path:
+    """Where the recipe runs; ends with a message if that can be no folder."""
+    folder = out or Path("runs") / recipe.name
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        _fail(f"{str(folder)[:80]}...: {error.strerror}; choose another folder with --out", 2)
+    if not nearest.is_dir():
+        _fail(f"{nearest} is a file; choose another folder with --out", 2)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        _fail(f"{nearest} cannot be written to; choose another folder with --out", 2)
+    return folder
 
 
-def _again(recipe: Path, overrides: list[str] | None, out: Path | None) -> str:
-    """The command that goes on with the same run."""
-    words = ["align run", str(recipe), *(f"--set '{override}'" for override in overrides or [])]
-    return " ".join([*words, *(["--out", str(out)] if out else [])])
+def _again(
+    recipe: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    only: str | None = None,
+    start_at: str | None = None,
+) -> str:
+    """The command that goes on with the same run, for a shell."""
+    words = ["align", "run", str(recipe)]
+    options = {"--only": only, "--from": start_at, "--out": out and str(out)}
+    for name, value in [*(("--set", override) for override in overrides or []), *options.items()]:
+        words += [name, value] if value else []
+    return shlex.join(words)
 
 
 def _warn(message: str) -> None:

@@ -61,7 +61,7 @@ def _gate(run: Path) -> Path:
     """The run's finished gate."""
     from align.run_folder.artifacts import MANIFEST, read_manifest
 
-    folders = [path.parent for path in sorted(run.glob(f"*/{MANIFEST}"))]
+    folders = [path.parent for path in sorted(run.glob(f"[!.]*/{MANIFEST}"))]
     gates = [folder for folder in folders if read_manifest(folder)["kind"] == "gate"]
     if not gates:
         _fail(f"{run} has no finished gate; first: align run RECIPE --out {run}", 2)
@@ -76,7 +76,7 @@ def _model_name(run: Path, decided: dict[str, Any]) -> str:
     from align.run_folder.artifacts import MANIFEST, read_manifest
 
     named = decided.get("registry", {}).get("model_name")
-    for path in () if named else sorted(run.glob(f"*/{MANIFEST}")):
+    for path in () if named else sorted(run.glob(f"[!.]*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
         if manifest["kind"] == "promote":
             named = manifest["config"]["model_name"]

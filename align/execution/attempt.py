@@ -1,4 +1,4 @@
-"""One try at a stage: how long it took, how much memory, what ended it, and how it is told to stop."""
+"""An attempt at a stage: its time and memory, the error that ended it, and how signals stop it."""
 
 from __future__ import annotations
 
@@ -61,14 +61,18 @@ class Attempt:
                     self._clock.write_text(f"{self.seconds:.2f}", encoding="utf-8")
                 except FileNotFoundError:
                     return  # the folder has just been renamed: the work is finished
+                except OSError:
+                    pass  # a full disk ends the stage where it writes its work, not here
             if self._over.wait(_SAMPLE_EVERY_S):
                 return
 
 
 def _read_seconds(clock: Path) -> float:
     """The total an earlier attempt left; nothing if it was killed while writing it."""
-    text = clock.read_text(encoding="utf-8") if clock.exists() else ""
-    return float(text) if text.strip() else 0.0
+    try:
+        return float(clock.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return 0.0
 
 
 @contextmanager
@@ -83,12 +87,15 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an orderly stop; the earlier handlers come back afterwards.
+    """Turn SIGINT, SIGTERM and SIGHUP into an orderly stop; the earlier handlers come back afterwards.
 
+    SIGHUP comes when the terminal is closed; under `nohup` it is ignored, and stays so.
     Code outside `interruptible` (hashing and renaming finished work) is never cut short.
     """
     stop_requested.clear()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     earlier = {number: signal.signal(number, _on_signal) for number in signals}
     try:
         yield

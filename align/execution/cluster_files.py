@@ -17,7 +17,7 @@ import yaml
 
 _SLURM = """\
 #!/usr/bin/env bash
-# Made by: align cluster render {recipe} --to slurm
+# Written by: align cluster render {recipe} --to slurm
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
@@ -67,9 +67,13 @@ exit "$code"
 """
 
 
+_CPUS_PER_GPU = 4
+"""At least: decoding audio, offloaded optimizers and the stages between the trainings run on CPUs."""
+
+
 @dataclass(frozen=True)
-class Wanted:
-    """What of a cluster a recipe needs. `stages` are those with `hardware`, `run` is on shared storage."""
+class ClusterJob:
+    """What a recipe needs of a cluster. `stages` are those with `hardware`, `run` is on shared storage."""
 
     recipe: str
     run: str
@@ -77,6 +81,8 @@ class Wanted:
     workers: int
     on_gpu: bool
     cpus_per_worker: int
+    loaders: int = 0
+    """Processes that load data for each worker."""
     workers_per_node: int = 8
     overrides: tuple[str, ...] = ()
 
@@ -91,8 +97,14 @@ class Wanted:
         return min(self.workers, self.workers_per_node)
 
     @property
+    def cpus_on_a_node(self) -> int:
+        """CPUs of one machine: for its workers, what loads their data, and Ray itself."""
+        a_worker = self.cpus_per_worker + self.loaders
+        return self.on_a_node * (max(_CPUS_PER_GPU, a_worker) if self.on_gpu else a_worker) + 1
+
+    @property
     def name(self) -> str:
-        """Of the job: letters, digits and dashes."""
+        """Name of the job: letters, digits and dashes."""
         last = self.recipe.rstrip("/").rsplit("/", 1)[-1]
         return "align-" + re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:50]
 
@@ -105,31 +117,33 @@ class Wanted:
         return shlex.join(words)
 
 
-def slurm(wanted: Wanted, *, time: str, grace_s: int = 300) -> str:
+def slurm(job: ClusterJob, *, time: str, grace_s: int = 300) -> str:
     """An sbatch script; `time` as SLURM writes it."""
-    gpus = f"#SBATCH --gpus-per-node={wanted.on_a_node}\n" if wanted.on_gpu else ""
+    gpus = f"#SBATCH --gpus-per-node={job.on_a_node}\n" if job.on_gpu else ""
     return _SLURM.format(
-        recipe=shlex.quote(wanted.recipe),
-        name=wanted.name,
-        nodes=wanted.nodes,
-        cpus=wanted.on_a_node * wanted.cpus_per_worker + 1,
+        recipe=shlex.quote(job.recipe),
+        name=job.name,
+        nodes=job.nodes,
+        cpus=job.cpus_on_a_node,
         gpus=gpus,
         time=shlex.quote(time),
         grace_s=grace_s,
-        command=wanted.command,
+        command=job.command,
     )
 
 
-def kuberay(wanted: Wanted, *, image: str, claim: str, mount: str, retries: int = 10) -> str:
+def kuberay(job: ClusterJob, *, image: str, claim: str, mount: str, retries: int = 10) -> str:
     """A RayJob; `claim` is a volume that all pods share, mounted at `mount`."""
-    cpus = wanted.on_a_node * wanted.cpus_per_worker
-    limits = {"cpu": str(cpus + 1), **({"nvidia.com/gpu": str(wanted.on_a_node)} if wanted.on_gpu else {})}
-    job = {
+    limits = {
+        "cpu": str(job.cpus_on_a_node),
+        **({"nvidia.com/gpu": str(job.on_a_node)} if job.on_gpu else {}),
+    }
+    manifest = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {"name": wanted.name},
+        "metadata": {"name": job.name},
         "spec": {
-            "entrypoint": wanted.command,
+            "entrypoint": job.command,
             "backoffLimit": retries,  # each takes up the newest checkpoint
             "shutdownAfterJobFinishes": True,
             "rayClusterSpec": {
@@ -141,9 +155,9 @@ def kuberay(wanted: Wanted, *, image: str, claim: str, mount: str, retries: int 
                 "workerGroupSpecs": [
                     {
                         "groupName": "workers",
-                        "replicas": wanted.nodes,
-                        "minReplicas": wanted.nodes,
-                        "maxReplicas": wanted.nodes,
+                        "replicas": job.nodes,
+                        "minReplicas": job.nodes,
+                        "maxReplicas": job.nodes,
                         "rayStartParams": {},
                         "template": _pod("worker", image, claim, mount, limits),
                     }
@@ -151,8 +165,8 @@ def kuberay(wanted: Wanted, *, image: str, claim: str, mount: str, retries: int 
             },
         },
     }
-    made_by = f"# Made by: align cluster render {shlex.quote(wanted.recipe)} --to kuberay\n"
-    return made_by + yaml.safe_dump(job, sort_keys=False, width=200)
+    header = f"# Written by: align cluster render {shlex.quote(job.recipe)} --to kuberay\n"
+    return header + yaml.safe_dump(manifest, sort_keys=False, width=200)
 
 
 def _pod(role: str, image: str, claim: str, mount: str, limits: dict[str, str]) -> dict[str, Any]:

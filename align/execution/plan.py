@@ -1,95 +1,152 @@
-"""What of a recipe is finished in a run folder, what is not, and how one tells."""
+"""How far each step of a recipe is in a run folder. `align status` and `align run` decide by it alike."""
 
 from __future__ import annotations
 
-from importlib import metadata
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.recipe.config.corpus import ClipCounts, CorpusConfig
-from align.recipe.config.evaluation import EvaluateConfig
-from align.recipe.config.preference import SampleConfig
-from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
+from align.recipe.config.base import result_keys
 from align.recipe.recipe import Recipe, Step
-from align.run_folder.artifacts import MANIFEST, foreign_digest, read_json, sha256_json
+from align.run_folder.artifacts import (
+    MANIFEST,
+    DamagedFile,
+    NotThisRun,
+    StageFolder,
+    damage,
+    foreign_digest,
+    read_json,
+    read_manifest,
+    sha256_json,
+)
 
-State = Literal["done", "outdated", "partial", "pending"]
-
-
-class Standing(NamedTuple):
-    """How far one step is. `manifest` is that of its finished folder, outdated or not."""
-
-    step: Step
-    state: State
-    manifest: dict[str, Any] | None
+State = Literal["done", "damaged", "outdated", "partial", "pending"]
 
 
 class Reads(NamedTuple):
     """Digests of everything a step reads.
 
-    `inputs`: stages of the run, and policies, pairs and corpora from elsewhere, whose making a manifest
-    tells; `data`: folders and files that no stage made.
+    `inputs`: stages of the run, and policies, pairs and corpora from elsewhere, which may have a manifest;
+    `data`: folders and files that no stage wrote.
     """
 
     inputs: dict[str, str]
     data: dict[str, str]
 
 
+class Standing(NamedTuple):
+    """How far one step is. `folder` and `reads` are None while what the step needs is not finished.
+
+    `manifest` is that of its finished folder, outdated or not; `misfit` is unfinished work of other settings
+    or inputs, which a run sets aside.
+    """
+
+    step: Step
+    state: State
+    manifest: dict[str, Any] | None
+    folder: StageFolder | None = None
+    reads: Reads | None = None
+    misfit: Path | None = None
+    damage: str | None = None
+    """What is wrong with the finished folder."""
+
+
 def reads(step: Step, digests: dict[str, str]) -> Reads:
     """What a step reads, given the digests of the recipe's finished steps."""
-    made = {name: digests[name] for name in step.needs}
+    stages = {name: digests[name] for name in step.needs}
     foreign = {ref: foreign_digest(ref) for ref in step.foreign}
-    return Reads(inputs=made | foreign, data={path: foreign_digest(path) for path in step.folders})
+    return Reads(inputs=stages | foreign, data={path: foreign_digest(path) for path in step.folders})
 
 
 def fingerprint(step: Step, read: Reads) -> str:
-    """What decides whether finished work still belongs: config, contents of what it read, our version."""
-    version = metadata.version("audio-align")
-    config = step.config.model_dump(mode="json", exclude={"hardware"})  # where work is done is not what it is
-    return sha256_json({"config": config, **read._asdict(), "version": version})
+    """What decides whether work still belongs to a step: the keys that change its result, and what it read.
+
+    The version of this package is not part of it: a stage whose code makes something else of the same keys
+    raises its `epoch`.
+    """
+    config = {**result_keys(step.config), "epoch": step.config.epoch}
+    return sha256_json({"config": config, **read._asdict()})
+
+
+def standing(step: Step, run: Path, digests: dict[str, str]) -> Standing:
+    """How far a step is, given the digests of what earlier steps left."""
+    final, partial = run / step.name, run / f".partial-{step.name}"
+    try:
+        manifest = read_manifest(final) if (final / MANIFEST).exists() else None
+    except DamagedFile as error:
+        return Standing(step, "damaged", None, damage=str(error))
+    state: State = "outdated" if manifest else "pending"
+    if not all(name in digests for name in step.needs):
+        return Standing(step, state, manifest)
+    read = reads(step, digests)
+    folder = StageFolder(run, step.name, fingerprint(step, read))
+    misfit = partial if partial.exists() and not folder.is_resumable() else None
+    wrong = None
+    if manifest and manifest.get("fingerprint") == folder.fingerprint:
+        state = "done"
+        if files := damage(final, manifest):
+            state, wrong = "damaged", f"{final}: {'; '.join(files[:3])}"
+    elif folder.is_resumable():
+        state = "partial"
+    return Standing(step, state, manifest, folder, read, misfit, wrong)
 
 
 def survey(recipe: Recipe, run: Path) -> list[Standing]:
-    """Where every step stands. A step is done only if everything it was made from is, unchanged."""
+    """Where every step stands. A step is done only if everything it reads is done and unchanged."""
     digests: dict[str, str] = {}
     standings = []
     for step in recipe.steps:
-        path = run / step.name / MANIFEST
-        manifest = read_json(path) if path.exists() else None
-        state: State = "pending"
-        is_fed = all(name in digests for name in step.needs)
-        if manifest and is_fed and manifest["fingerprint"] == fingerprint(step, reads(step, digests)):
-            state = "done"
-            digests[step.name] = manifest["output_digest"]
-        elif (run / f".partial-{step.name}").exists():
-            state = "partial"
-        elif manifest:
-            state = "outdated"
-        standings.append(Standing(step, state, manifest))
+        current = standing(step, run, digests)
+        if current.state in ("done", "damaged") and current.manifest:
+            digests[step.name] = current.manifest["output_digest"]
+        standings.append(current)
     return standings
 
 
-def arithmetic(step: Step, recipe: Recipe) -> str:
-    """How much work a step is, as far as the recipe tells; empty if it does not."""
-    config: Any = step.config
-    corpora = {other.name: other.config for other in recipe.steps if isinstance(other.config, CorpusConfig)}
-    corpus = corpora.get(getattr(config, "corpus", ""))
-    clips = corpus.clips if corpus else None
-    match config:
-        case CorpusConfig(clips=ClipCounts() as counts):
-            per_split = counts.model_dump()
-            shown = ", ".join(f"{split} {n:,}" for split, n in per_split.items())
-            return f"{sum(per_split.values()):,} clips ({shown})"
-        case PretrainConfig() | SFTConfig():
-            n = config.steps * config.batch_size
-            epochs = f", {n / clips.train:.1f} per training clip" if clips else ""
-            return f"{config.steps:,} steps x {config.batch_size} = {n:,} examples{epochs}"
-        case DPOConfig():
-            return f"{config.epochs:g} epochs, {config.batch_size} pairs a step"
-        case SampleConfig():
-            per_prompt = f"{config.completions_per_prompt} completions per prompt"
-            return f"{clips.preference:,} clips, {per_prompt}" if clips else per_prompt
-        case EvaluateConfig():
-            asked = f" x {getattr(clips, config.split):,} clips" if clips else ""
-            return f"{len(config.policies)} policies{asked}"
-    return ""
+def clips_of(step: Step, recipe: Recipe) -> dict[str, int]:
+    """Clips per split of the corpus that a step reads, as far as the recipe tells."""
+    corpus = getattr(step.config, "corpus", "")
+    clips = next(
+        (getattr(other.config, "clips", None) for other in recipe.steps if other.name == corpus), None
+    )
+    return clips.model_dump() if clips else {}
+
+
+RECIPE = "recipe.json"
+"""In a run folder: which recipe it belongs to."""
+
+
+class OtherRecipe(NotThisRun):
+    """The run folder belongs to another recipe."""
+
+
+def recipe_record(recipe: Recipe, run: Path) -> dict[str, str]:
+    """Name and place of a recipe; the place also relative to the run folder, in case both are moved."""
+    folder = recipe.folder.resolve()
+    return {
+        "name": recipe.name,
+        "folder": str(folder),
+        "folder_from_run": os.path.relpath(folder, run.resolve()),
+    }
+
+
+def check_recipe(recipe: Recipe, run: Path) -> None:
+    """Refuse a run folder that another recipe has filled.
+
+    Raises:
+        OtherRecipe: naming both recipes and what can be done.
+    """
+    try:
+        kept = read_json(run / RECIPE) if (run / RECIPE).exists() else None
+    except DamagedFile:
+        kept = None  # it is written anew
+    ours = recipe_record(recipe, run)
+    if not isinstance(kept, dict) or any(kept.get(key) == ours[key] for key in ("folder", "folder_from_run")):
+        return
+    if kept.get("name") == recipe.name and not Path(str(kept.get("folder"))).exists():
+        return  # the recipe was moved, or this is another machine
+    raise OtherRecipe(
+        f"{run} holds a run of the recipe {kept.get('folder')}, not of {ours['folder']}. Give this recipe a "
+        "folder of its own with --out, or add --replace: stages that do not fit are then kept as "
+        ".stale-<stage>-N beside the new ones"
+    )

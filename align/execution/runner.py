@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.execution.attempt import Attempt, handling_signals, interruptible
-from align.execution.plan import Reads, Standing, fingerprint, reads, survey
+from align.execution.plan import (
+    RECIPE,
+    Reads,
+    Standing,
+    check_recipe,
+    recipe_record,
+    standing,
+    survey,
+)
 from align.execution.workers import run_stage
 from align.recipe.recipe import Problem, Recipe, RecipeError, Step
 from align.run_folder.artifacts import (
     SECONDS,
+    DamagedFile,
     StageFolder,
     Waiting,
     exclusive,
@@ -27,23 +41,20 @@ from align.run_folder.tracking import StageRecord, Status, Tracker
 from preference_data.store import write_text
 
 DONE, FAILED, USAGE, REFUSED, WAITING, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 75
-_STATUS = {
-    DONE: "done",
-    FAILED: "failed",
-    REFUSED: "refused",
-    WAITING: "waiting",
-    INCONCLUSIVE: "inconclusive",
-    INTERRUPTED: "interrupted",
-}
 _STAGE_STATUS: dict[int, Status] = {
     DONE: "done",
     FAILED: "failed",
     WAITING: "waiting",
     INTERRUPTED: "interrupted",
 }
+_STATUS = {**_STAGE_STATUS, REFUSED: "refused", INCONCLUSIVE: "inconclusive"}
 FAILURE = "failure.txt"
 """In the run folder: the traceback of what ended the last run."""
 _VERDICT_CODES = {"pass": DONE, "fail": REFUSED, "inconclusive": INCONCLUSIVE}
+
+
+class DamagedRun(DamagedFile):
+    """Files of a finished stage are missing or cut short."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Outcome:
     report: Path | None
     error: str | None = None
     waits_for: str | None = None
-    """What people are asked to do before the run can go on."""
+    """What people have to do before the run can go on."""
 
     @property
     def status(self) -> Status:
@@ -69,27 +80,34 @@ def execute(
     only: str | None = None,
     start_at: str | None = None,
     tracker: Tracker | None = None,
+    replace: bool = False,
 ) -> Outcome:
     """Run a recipe's steps in its run folder.
 
     Args:
         recipe: what to run.
-        run: the run folder; made if needed.
+        run: the run folder; created if needed.
         only: run just this step.
         start_at: run this step and those after it. Earlier ones are taken as they are.
         tracker: follows the stages, if given; closed by the caller.
+        replace: take over the run folder of another recipe; its work that does not fit is set aside.
 
     Raises:
         RecipeError: a step to start from does not exist, or needs a stage that has not finished.
+        OtherRecipe: the run folder belongs to another recipe, and not `replace`.
+        DamagedRun: files of a stage that is needed are missing or cut short.
         RunIsBusy: another process works in the run folder.
     """
-    steps = _chosen(recipe, only, start_at)
+    steps = _select(recipe, only, start_at)
+    if not replace:
+        check_recipe(recipe, run)
     _check_inputs(steps, recipe, run)
     with exclusive(run), handling_signals():
+        write_json(run / RECIPE, recipe_record(recipe, run))
         return _Execution(recipe, run, tracker).go(steps)
 
 
-def _chosen(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
+def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
     if only:
         return [recipe.step(only)]
     if start_at:
@@ -101,16 +119,22 @@ def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
     """Refuse to start what cannot be fed; say so when it is fed with something outdated."""
     names = {step.name for step in steps}
     needed = {name: step for step in steps for name in step.needs if name not in names}
-    problems = []
-    for standing in survey(recipe, run):
-        name = standing.step.name
-        if name in needed and standing.manifest is None:
+    problems, damaged = [], []
+    for current in survey(recipe, run):
+        name = current.step.name
+        if current.damage and (name in needed or name in names):
+            damaged.append(
+                f"{current.damage}. Restore it from a copy, or move {run / name} elsewhere to make it again"
+            )
+        elif name in needed and current.manifest is None:
             message = f"needs {name}, which has not finished in {run}; run it first with --only {name}"
             problems.append(Problem(str(needed[name].file), "", message))
-        elif name in needed and standing.state != "done":
-            _say(f"{name}  taken as it is, although the recipe or its inputs have changed since it was made")
+        elif name in needed and current.state != "done":
+            _say(f"{name}  taken as it is, although the recipe or its inputs have changed since")
     if problems:
         raise RecipeError(problems)
+    if damaged:
+        raise DamagedRun("\n".join(damaged))
 
 
 class _Execution:
@@ -150,16 +174,21 @@ class _Execution:
     def _step(self, step: Step) -> int:
         """Bring one step up to date; returns the exit code so far."""
         finished = {name: read_manifest(self.run / name)["output_digest"] for name in step.needs}
-        read = reads(step, finished)
-        out = StageFolder(self.run, step.name, fingerprint(step, read))
+        current = standing(step, self.run, finished)
+        out, read = current.folder, current.reads
+        assert out is not None  # all that the step needs is finished
+        assert read is not None
         record = self._record(step, out, read)
-        if out.is_done():
+        if current.state == "done":
+            out.remove_scratch()
             _say(f"{step.name}  up to date")
             if self.tracker:
                 self.tracker.follow(record, "done")
             return DONE
         self.ran = True
         resumed = out.open()
+        for path in out.stale:
+            _say(f"{step.name}  unfinished work of other settings or inputs is kept in {path}")
         _say(f"{step.name}  {'resumes' if resumed else 'starts'}")
         self.unfinished = {step.name: {"status": "running"}}
         self._write_summary(None)
@@ -180,9 +209,12 @@ class _Execution:
         inputs |= {ref: Path(ref).expanduser() for ref in step.foreign}
         with interruptible():
             metrics = run_stage(step.config, inputs, out)
+        n_stale = len(out.stale)
         out.commit(
             {
                 "kind": step.config.stage,
+                "produces": step.config.produces,
+                "report_panels": step.config.report_panels,
                 "status": "done",
                 "config": step.config.model_dump(mode="json"),
                 **read._asdict(),
@@ -194,11 +226,13 @@ class _Execution:
                 "metrics": metrics,
             }
         )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:4])
-        _say(f"{step.name}  done in {attempt.seconds:.1f} s  {shown}".rstrip())
+        first = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:4])
+        _say(f"{step.name}  done in {attempt.seconds:.1f} s  {first}".rstrip())
+        for path in out.stale[n_stale:]:
+            _say(f"{step.name}  finished work of other settings or inputs is kept in {path}")
 
     def _settle(self, step: Step, attempt: Attempt) -> int:
-        """The exit code of an attempt; what is to be told about it goes into the summary."""
+        """The exit code of an attempt; its error or its wait goes into the summary."""
         self.unfinished = {}
         if attempt.error is None:
             return DONE
@@ -215,8 +249,9 @@ class _Execution:
             self.waits_for = str(attempt.error)
             return WAITING
         lines = traceback.format_exception(attempt.error)
-        write_text(self.run / FAILURE, "".join(lines))
-        self.error = f"{step.name}: {str(attempt.error) or type(attempt.error).__name__}"
+        self.error = f"{step.name}: {_message(attempt.error, self.run)}"
+        with _despite_full_disk():
+            write_text(self.run / FAILURE, "".join(lines))
         self.unfinished = {step.name: {"status": "failed", **entry, "error": self.error}}
         return FAILED
 
@@ -269,7 +304,8 @@ class _Execution:
             "versions": self.versions,
             "git_commit": self.git_commit,
         }
-        write_json(self.run / "summary.json", summary)
+        with _despite_full_disk():
+            write_json(self.run / "summary.json", summary)
         return summary
 
     def _report(self) -> Path | None:
@@ -281,27 +317,50 @@ class _Execution:
             from align.release import report
 
             return report.write(self.run)
-        self.error = self.error or f"the report could not be written: {attempt.error!r}"
-        write_text(self.run / FAILURE, "".join(traceback.format_exception(attempt.error)))
+        if self.error is None and attempt.error is not None:
+            self.error = f"the report could not be written: {_message(attempt.error, self.run)}"
+            with _despite_full_disk():
+                write_text(self.run / FAILURE, "".join(traceback.format_exception(attempt.error)))
         return None
 
 
-def _entry(standing: Standing) -> dict[str, Any]:
+def _entry(current: Standing) -> dict[str, Any]:
     """A step's line in the summary, from its folder."""
-    manifest = standing.manifest
-    if standing.state == "done" and manifest:
+    manifest = current.manifest
+    if current.state == "done" and manifest:
         return {"status": "done", **{key: manifest[key] for key in ("seconds", "peak_memory_mb", "metrics")}}
-    return {"status": "interrupted" if standing.state == "partial" else standing.state}
+    return {"status": "interrupted" if current.state == "partial" else current.state}
 
 
 def _read_finished(run: Path, standings: list[Standing], produces: str, name: str) -> dict[str, Any]:
     """A file of the last finished step of a kind; empty if there is none."""
-    for standing in reversed(standings):
-        path = run / standing.step.name / name
-        if standing.state == "done" and standing.step.config.produces == produces and path.exists():
-            found: dict[str, Any] = read_json(path)
-            return found
+    for current in reversed(standings):
+        path = run / current.step.name / name
+        if current.state == "done" and current.step.config.produces == produces and path.exists():
+            content: dict[str, Any] = read_json(path)
+            return content
     return {}
+
+
+def _message(error: BaseException, run: Path) -> str:
+    """An error in a line. Libraries wrap that of a full disk, so it is known by its words."""
+    text = str(error) or type(error).__name__
+    if os.strerror(errno.ENOSPC) not in text and os.strerror(errno.EDQUOT) not in text:
+        return text
+    return (
+        f"no space left on the disk of {run}: {shutil.disk_usage(run).free / 1e6:,.0f} MB are free. What was "
+        "saved is kept; free some space, or move the run folder to a larger disk, and run again"
+    )
+
+
+@contextmanager
+def _despite_full_disk() -> Iterator[None]:
+    """Leave out a file for which there is no space: the message that says so must still come."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _say(text: str) -> None:

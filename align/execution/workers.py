@@ -1,4 +1,4 @@
-"""A training stage on several processes: Ray Train starts them, replaces the dead, and stops when told.
+"""A training stage on several processes: Ray Train starts them, replaces the dead, and stops on request.
 
 Every worker runs the stage's own `run(config, inputs, out)`, as one process would; rank 0 writes what is
 written once. A replaced group of workers goes on from the newest whole checkpoint in the stage's folder,
@@ -8,10 +8,12 @@ loses it, so they are not used.) The driver and its workers exchange a few small
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -33,12 +35,11 @@ from align.run_folder.artifacts import (
     stop_requested,
     write_json,
 )
-from align.run_folder.quiet import quieten
-from align.stages import STAGES
+from align.run_folder.progress import quieten
 from preference_data.store import write_text
 
 WORKERS = ".workers"
-"""In a stage's unfinished folder: what its driver and workers tell each other."""
+"""In a stage's unfinished folder: the files by which its driver and workers communicate."""
 _LOOK_EVERY_S = 0.5
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's smallest: nothing large goes through it
 _LOST_PEER = ("connection", "timed out", "gloo", "nccl", "socket", "monitoredbarrier", "heartbeat")
@@ -50,7 +51,7 @@ class WorkersFailed(RuntimeError):
 
 
 class ClusterTooSmall(RuntimeError):
-    """The Ray cluster has not what `hardware` asks for."""
+    """The Ray cluster lacks what `hardware` asks for."""
 
 
 def run_stage(config: StageConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -62,17 +63,30 @@ def run_stage(config: StageConfig, inputs: dict[str, Path], out: StageFolder) ->
     """
     hardware: Hardware | None = getattr(config, "hardware", None)
     if hardware is None:
-        module = importlib.import_module(STAGES[config.stage])
-        metrics: dict[str, float] = module.run(config, inputs, out)
+        metrics: dict[str, float] = _stage(config).run(config, inputs, out)
+        _free_gpu_memory()
         return metrics
     out = StageFolder(out.path.parent.resolve(), out.name, out.fingerprint)
     inputs = {name: path.resolve() if path.exists() else path for name, path in inputs.items()}
     return _on_workers(hardware, _Job(config, inputs, out, hardware.timeout_s))
 
 
+def _stage(config: StageConfig) -> Any:
+    """The module that runs this kind of stage."""
+    return importlib.import_module(f"align.stages.{config.kind()}")
+
+
+def _free_gpu_memory() -> None:
+    """Give cached GPU memory back: the next stage plans with what is free on the card."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @dataclass(frozen=True)
 class _Job:
-    """What a worker gets."""
+    """The work of one worker."""
 
     config: StageConfig
     inputs: dict[str, Path]
@@ -85,20 +99,20 @@ class _Job:
 
 
 class _Board:
-    """The files by which driver and workers talk: `stop`, `outcome.json`, a folder per group of workers."""
+    """Files between driver and workers: `stop`, `outcome.json`, a folder per group of workers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def stop(self) -> Path:
-        """Made by the driver when it is told to stop."""
+        """Written by the driver on a request to stop."""
         return self.folder / "stop"
 
     @property
-    def said(self) -> Path:
-        """What rank 0 has printed, and its warnings, for the driver's terminal."""
-        return self.folder / "said.txt"
+    def output(self) -> Path:
+        """Output and warnings of rank 0, for the driver's terminal."""
+        return self.folder / "output.txt"
 
     @property
     def outcome(self) -> dict[str, Any] | None:
@@ -107,7 +121,7 @@ class _Board:
         return read_json(path) if path.exists() else None
 
     def settle(self, **outcome: Any) -> None:
-        """Say how the stage ended."""
+        """Write how the stage ended."""
         write_json(self.folder / "outcome.json", outcome)
 
     @property
@@ -121,17 +135,17 @@ class _Board:
         folder.mkdir()
         return folder
 
-    def last_words(self, group: Path, workers: int) -> str:
-        """What each rank of a group that failed said last; those first that said nothing."""
+    def errors(self, group: Path, workers: int) -> str:
+        """The error of each rank of a group that failed; ranks without one come first."""
         parts = []
         for rank in range(workers):
             place = group / f"rank-{rank}.place"
             name = f"rank {rank} ({place.read_text('utf-8')})" if place.exists() else f"rank {rank}"
-            told = group / f"rank-{rank}.txt"
-            if told.exists():
-                parts.append(f"{name}: {told.read_text('utf-8').splitlines()[-1]}")
+            error = group / f"rank-{rank}.txt"
+            if error.exists():
+                parts.append(f"{name}: {error.read_text('utf-8').splitlines()[-1]}")
             else:
-                parts.insert(0, f"{name} said nothing: killed, hung, or out of memory")
+                parts.insert(0, f"{name} reported nothing: killed, hung, or out of memory")
         return "; ".join(parts)
 
 
@@ -139,7 +153,7 @@ class _Board:
 
 
 def _on_workers(hardware: Hardware, job: _Job) -> dict[str, float]:
-    """Start the workers, follow them, and tell how it ended."""
+    """Start the workers, follow them to their end, and return their metrics."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -166,10 +180,10 @@ def _on_workers(hardware: Hardware, job: _Job) -> dict[str, float]:
         error = _follow(trainer, job, hardware)
     outcome = board.outcome
     if outcome is None:
-        words = board.last_words(board.groups[-1], hardware.workers) if board.groups else ""
+        errors = board.errors(board.groups[-1], hardware.workers) if board.groups else ""
         raise WorkersFailed(
             f"{hardware.workers} workers failed, after {max(0, len(board.groups) - 1)} replacements "
-            f"(hardware.max_failures is {hardware.max_failures}). {words or error}"
+            f"(hardware.max_failures is {hardware.max_failures}). {errors or error}"
         ) from error
     if "error" in outcome:
         raise WorkersFailed(f"rank {outcome['rank']}: {outcome['error']}\n{outcome['traceback']}")
@@ -192,7 +206,9 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
     import ray
 
     passed_on = [name for name in ("TOKENIZERS_PARALLELISM", "TQDM_DISABLE") if name in os.environ]
-    env = {"env_vars": {name: os.environ[name] for name in passed_on}}
+    # Ray would set one thread, also for the offloaded optimizers, which run on the CPU
+    threads = {"OMP_NUM_THREADS": str(hardware.cpus_per_worker)}
+    env = {"env_vars": {**{name: os.environ[name] for name in passed_on}, **threads}}
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if hardware.address is None:
         ray.init(
@@ -221,19 +237,19 @@ def _wait_for_room(hardware: Hardware) -> None:
     """
     import ray
 
-    patience = time.monotonic() + (hardware.timeout_s if hardware.address else 0)
+    deadline = time.monotonic() + (hardware.timeout_s if hardware.address else 0)
     while True:
         has = ray.cluster_resources()
-        enough_cpus = has.get("CPU", 0) >= hardware.workers * hardware.cpus_per_worker
-        enough_gpus = hardware.device != "gpu" or has.get("GPU", 0) >= hardware.workers
-        if enough_cpus and enough_gpus:
+        cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
+        # With `auto`, a cluster of others that has some GPUs may still be growing
+        on_gpu = hardware.device == "gpu" or (hardware.device == "auto" and hardware.address and gpus > 0)
+        if cpus >= hardware.workers * hardware.cpus_per_worker and (gpus >= hardware.workers or not on_gpu):
             return
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             raise ClusterTooSmall(
                 f"hardware asks for {hardware.workers} workers with {hardware.cpus_per_worker} CPUs each"
-                f"{' and a GPU' if hardware.device == 'gpu' else ''}; the Ray cluster at "
-                f"{hardware.address or 'this machine'} has {has.get('CPU', 0):g} CPUs and "
-                f"{has.get('GPU', 0):g} GPUs"
+                f"{' and a GPU' if on_gpu else ''}; the Ray cluster at "
+                f"{hardware.address or 'this machine'} has {cpus:g} CPUs and {gpus:g} GPUs"
             )
         time.sleep(_LOOK_EVERY_S)
 
@@ -251,29 +267,29 @@ def _uses_gpus(hardware: Hardware, gpus: float) -> bool:
 
 
 def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None:
-    """Wait for the workers; pass on what they say and, to them, a request to stop; tell of replaced ones."""
+    """Wait for the workers; print their output and which were replaced; pass on a request to stop."""
     import ray
 
-    board, seen, heard = job.board, 0, 0
+    board, n_groups, n_printed = job.board, 0, 0
     with ThreadPoolExecutor(1) as pool, heeding_stop() as stop:
         # Not in the main thread: there Ray Train would take SIGINT for itself, and lose the work
         running: Future[Any] = pool.submit(trainer.fit)
         try:
             while True:
                 is_over = wait([running], _LOOK_EVERY_S).done
-                said = board.said.read_text("utf-8") if board.said.exists() else ""
-                print(said[heard:], end="", flush=True)
-                heard = len(said)
+                output = board.output.read_text("utf-8") if board.output.exists() else ""
+                print(output[n_printed:], end="", flush=True)
+                n_printed = len(output)
                 if is_over:
                     return running.exception()
                 if stop.is_set():
                     board.stop.touch()
                 groups = board.groups
-                if len(groups) > max(1, seen):
-                    words = board.last_words(groups[-2], hardware.workers)
-                    told = f"workers replaced ({len(groups) - 1} of {hardware.max_failures})"
-                    print(f"{told}: {words}", flush=True)
-                seen = len(groups)
+                if len(groups) > max(1, n_groups):
+                    errors = board.errors(groups[-2], hardware.workers)
+                    count = f"{len(groups) - 1} of {hardware.max_failures}"
+                    print(f"workers replaced ({count}): {errors}", flush=True)
+                n_groups = len(groups)
         except Interrupted:
             ray.shutdown()  # the second signal: end now, or the thread would wait for the workers
             raise
@@ -282,12 +298,12 @@ def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None
 # -------------------------------------------------------------------------- a worker
 
 
-def _work(told: dict[str, Any]) -> None:
-    """What every worker runs; torch.distributed connects them already."""
+def _work(loop_config: dict[str, Any]) -> None:
+    """Run the stage as one of the workers; torch.distributed connects them already."""
     quieten()
     from align.training import processes, strategies
 
-    job: _Job = told["job"]
+    job: _Job = loop_config["job"]
     if not job.board.folder.is_dir():
         raise FileNotFoundError(
             f"a worker on {os.uname().nodename} does not see {job.out.path}: the run folder must be on a "
@@ -299,28 +315,28 @@ def _work(told: dict[str, Any]) -> None:
     group = processes.broadcast(job.board.open_group() if processes.is_first() else Path())
     write_text(group / f"rank-{processes.rank()}.place", f"process {os.getpid()} on {os.uname().nodename}")
     hardware: Hardware = getattr(job.config, "hardware")  # noqa: B009 - of training stages only
-    threading.Thread(target=_heed, args=(job.board.stop,), daemon=True).start()
+    threading.Thread(target=_watch_for_stop, args=(job.board.stop,), daemon=True).start()
     metrics: dict[str, float] = {}
-    with Attempt() as attempt, _heard(job.board.said, processes.is_first()):
+    with Attempt() as attempt, _printing_to(job.board.output, processes.is_first()):
         strategies.begin(hardware.strategy)
-        metrics = importlib.import_module(STAGES[job.config.stage]).run(job.config, job.inputs, job.out)
+        metrics = _stage(job.config).run(job.config, job.inputs, job.out)
     if isinstance(attempt.error, Interrupted):
         if processes.is_first():
             job.board.settle(interrupted=True)
     elif attempt.error is not None:
-        _last_words(attempt.error, job, group / f"rank-{processes.rank()}.txt", processes.rank())
+        _report_error(attempt.error, job, group / f"rank-{processes.rank()}.txt", processes.rank())
         raise attempt.error
     elif processes.is_first():
         job.board.settle(metrics=metrics)
 
 
 @contextmanager
-def _heard(said: Path, is_first: bool) -> Iterator[None]:
-    """Keep what this rank prints and its warnings for the driver, if it is the one that speaks for all."""
+def _printing_to(output: Path, is_first: bool) -> Iterator[None]:
+    """Write output and warnings of the first rank to a file; the others print as they are."""
     if not is_first:
         yield
         return
-    with said.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file):
+    with output.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file):
         handler = logging.StreamHandler(file)
         logging.getLogger("align").addHandler(handler)
         try:
@@ -329,16 +345,16 @@ def _heard(said: Path, is_first: bool) -> Iterator[None]:
             logging.getLogger("align").removeHandler(handler)
 
 
-def _heed(stop: Path) -> None:
-    """Wait for the driver's request to stop and pass it on to the training loop."""
+def _watch_for_stop(stop: Path) -> None:
+    """Wait for the driver's request to stop and hand it to the training loop."""
     stop_requested.clear()
     while not stop.exists():
         time.sleep(_LOOK_EVERY_S)
     stop_requested.set()
 
 
-def _last_words(error: BaseException, job: _Job, path: Path, rank: int) -> None:
-    """Tell what ended this rank. A mistake of the stage itself settles it: it would only be made again."""
+def _report_error(error: BaseException, job: _Job, path: Path, rank: int) -> None:
+    """Write what ended this rank. An error of the stage itself ends the stage: it would only come again."""
     lines = "".join(traceback.format_exception(error))
     write_text(path, f"{lines}\n{type(error).__name__}: {' '.join(str(error).split())}\n")
     if not _is_lost_peer(error) and job.board.outcome is None:

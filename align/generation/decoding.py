@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from align.generation.engine import Decoding, request_seed
 
 Step = Callable[[Tensor, Tensor, Tensor, DynamicCache], Tensor]
-"""Tokens (R, 1), which keys are seen (R, T + 1), positions (R, 1) and the cache -> next logits (R, V)."""
+"""Tokens (R, 1), which keys count (R, T + 1), positions (R, 1) and the cache -> next logits (R, V)."""
 _ROWS = 64
 """Rows whose cumulative probabilities exist at a time, in float64."""
 
@@ -27,7 +29,7 @@ _ROWS = 64
 def decode(
     logits: Tensor,
     cache: DynamicCache,
-    seen: Tensor,
+    mask: Tensor,
     step: Step,
     decoding: Decoding,
     draws: np.ndarray | None,
@@ -38,16 +40,17 @@ def decode(
     Args:
         logits: (R, V) after the prompts.
         cache: holds the prompts' keys and values; rows that are done leave it.
-        seen: (R, T) booleans, False at padding on the left.
+        mask: (R, T) booleans, False at padding on the left.
         step: the language model and its head.
         decoding: how many tokens and how they are drawn.
         draws: `uniforms` (R, max_new_tokens); None where decoding is greedy.
         stops: tokens that end a completion.
     """
     n, device = len(logits), logits.device
+    _reserve(cache, decoding.max_new_tokens)
     tokens = torch.full((n, decoding.max_new_tokens), -1, device=device)
     logps = torch.zeros(n, decoding.max_new_tokens, device=device)
-    rows, positions = torch.arange(n, device=device), seen.sum(-1, keepdim=True)
+    rows, positions = torch.arange(n, device=device), mask.sum(-1, keepdim=True)
     ends = torch.tensor(list(stops), device=device)
     left = torch.from_numpy(draws).to(device) if draws is not None else None
     for t in range(decoding.max_new_tokens):
@@ -60,14 +63,50 @@ def decode(
         if not goes_on.all():
             kept = goes_on.nonzero()[:, 0]
             cache.batch_select_indices(kept)
-            rows, chosen, positions, seen = rows[kept], chosen[kept], positions[kept], seen[kept]
-        seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
-        logits = step(chosen[:, None], seen, positions, cache)
+            rows, chosen, positions, mask = rows[kept], chosen[kept], positions[kept], mask[kept]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        logits = step(chosen[:, None], mask, positions, cache)
         positions = positions + 1
     lengths = (tokens >= 0).sum(-1).tolist()
     return [
         (ids[:length], scores[:length])
         for ids, scores, length in zip(tokens.tolist(), logps.tolist(), lengths, strict=True)
+    ]
+
+
+class _ReservedLayer(DynamicLayer):
+    """A layer of a cache with room for the tokens to come, so that adding one copies nothing else."""
+
+    def __init__(self, layer: DynamicLayer, more: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        length = layer.get_seq_length()
+        self._buffers = [F.pad(states, (0, 0, 0, more)) for states in (layer.keys, layer.values)]
+        self._show(length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Write keys and values (R, H, n, D) behind the others; returns all of them."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        length = self.get_seq_length()
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def _reserve(cache: DynamicCache, more: int) -> None:
+    """Give every layer that attends to everything room for so many more tokens."""
+    cache.layers = [
+        _ReservedLayer(layer, more) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
 
 

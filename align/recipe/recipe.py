@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from align.recipe.config import CONFIGS, TRL_CONFIGS
-from align.recipe.config.base import Needs, Outside, StageConfig
+from align.recipe.config.base import Config, Needs, Outside, StageConfig, marks, parts
 from align.recipe.config.corpus import DataSetShare
+from align.recipe.config.stages import STAGES
 from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
-from align.recipe.trl_names import instead_of, known_names
+from align.recipe.trl_names import instead_of, known_names, problem_with
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
@@ -57,7 +57,7 @@ class Step:
     def folders(self) -> list[str]:
         """Folders and files of data from outside the run."""
         fields = type(self.config).model_fields.items()
-        marked = [name for name, info in fields if any(isinstance(one, Outside) for one in _marks(info))]
+        marked = [name for name, info in fields if any(isinstance(mark, Outside) for mark in marks(info))]
         values = [value for name in marked if (value := getattr(self.config, name))]
         return [path for value in values for path in _paths(value)]
 
@@ -71,15 +71,15 @@ class Recipe:
     steps: list[Step]
 
     def step(self, name: str) -> Step:
-        """The step of this name, or the only one whose name has this part after the number.
+        """The step of this name, or the only step whose name has this part after the number.
 
         Raises:
             RecipeError: there is none, or more than one.
         """
-        found = _matching(name, [step.name for step in self.steps])
-        if isinstance(found, str):
-            raise RecipeError([Problem(str(self.folder), "", found)])
-        return next(step for step in self.steps if step.name == found[0])
+        match = _matching(name, [step.name for step in self.steps])
+        if isinstance(match, str):
+            raise RecipeError([Problem(str(self.folder), "", match)])
+        return next(step for step in self.steps if step.name == match[0])
 
 
 def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
@@ -88,24 +88,26 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: with every problem of every file.
     """
-    if not folder.is_dir():
-        raise RecipeError([Problem(str(folder), "", "is not a folder; a recipe is a folder of N_name.yaml")])
     problems: list[Problem] = []
-    files = read_files(folder, problems)
+    try:
+        files = read_files(folder, problems)
+    except OSError as error:
+        message = f"is not a folder that can be read ({error.strerror}); a recipe is a folder of N_name.yaml"
+        raise RecipeError([Problem(str(folder), "", message)]) from None
     for override in overrides or []:
         problems += _apply(override, files)
-    steps = []
+    steps: list[Step] = []
     for file in files:
-        config, found = _validate(file)
+        config, mistakes = _validate(file)
         earlier = {other.name: other for other in files if other.number < file.number}
-        found += _check_references(file, earlier, files)
-        found += _check_trl(file)
-        found += _check_facts(file, earlier)
-        problems += sorted(found, key=lambda problem: problem.line)
-        if config is not None and not found:
+        mistakes += _check_references(file, earlier, files)
+        mistakes += _check_trl(file)
+        if config is not None:
+            mistakes += _check_facts(file, config, {step.name: step.config for step in steps})
             refs = [ref for _, _, ref in _references(type(config), file.data)]
             needs = [name for name in earlier if name in refs]
             steps.append(Step(file.name, file.number, config, needs, file.path))
+        problems += sorted(mistakes, key=lambda problem: problem.line)
     if problems:
         raise RecipeError(problems)
     return Recipe(folder.resolve().name, folder, steps)
@@ -126,15 +128,15 @@ def _apply(override: str, files: list[StageFile]) -> list[Problem]:
     except (yaml.YAMLError, ValueError) as error:
         return [Problem(place, target, f"the value is not YAML: {str(error).splitlines()[0]}")]
     if name == "*":
-        chosen = [file for file in files if _has_key(file, keys)]
-        if not chosen:
+        targets = [file for file in files if _has_key(file, keys)]
+        if not targets:
             return [Problem(place, "", f"no stage of the recipe has the key {'.'.join(keys)!r}")]
     else:
-        found = _matching(name, [file.name for file in files])
-        if isinstance(found, str):
-            return [Problem(place, "", found)]
-        chosen = [file for file in files if file.name == found[0]]
-    for file in chosen:
+        match = _matching(name, [file.name for file in files])
+        if isinstance(match, str):
+            return [Problem(place, "", match)]
+        targets = [file for file in files if file.name == match[0]]
+    for file in targets:
         inner = file.data
         for depth, key in enumerate(keys[:-1], start=1):
             if inner.get(key) is None:
@@ -152,19 +154,19 @@ def _apply(override: str, files: list[StageFile]) -> list[Problem]:
 
 def _has_key(file: StageFile, keys: list[str]) -> bool:
     """Whether the file's kind of stage knows this key."""
-    kind = CONFIGS.get(str(file.data.get("stage")))
+    kind = STAGES.get(str(file.data.get("stage")))
     model = _model_at(kind, tuple(keys[:-1])) if kind else None
     return model is not None and keys[-1] in model.model_fields
 
 
 def _matching(name: str, names: list[str]) -> list[str] | str:
-    """The one stage meant by a full name or by the part after its number, else what is wrong."""
-    found = [full for full in names if full == name] or [
+    """The stage meant by a full name or by the part after its number, else what is wrong."""
+    matches = [full for full in names if full == name] or [
         full for full in names if full.partition("_")[2] == name
     ]
-    if len(found) > 1:
-        return f"{name!r} could be {' or '.join(found)}; give the full name"
-    return found or f"there is no stage {name!r}{_suggestion(name, names)}; stages: {', '.join(names)}"
+    if len(matches) > 1:
+        return f"{name!r} could be {' or '.join(matches)}; give the full name"
+    return matches or f"there is no stage {name!r}{_suggestion(name, names)}; stages: {', '.join(names)}"
 
 
 # -------------------------------------------------------------------------- values -> typed config
@@ -175,15 +177,15 @@ def _validate(file: StageFile) -> tuple[StageConfig | None, list[Problem]]:
     if not file.data:
         return None, []  # already reported as unreadable
     kind = file.data.get("stage")
-    if not isinstance(kind, str) or kind not in CONFIGS:
+    if not isinstance(kind, str) or kind not in STAGES:
         if "stage" not in file.data:
-            return None, [file.problem(("stage",), f"required, missing; one of {', '.join(CONFIGS)}")]
-        hint = _suggestion(str(kind), CONFIGS)
-        return None, [file.problem(("stage",), f"{kind!r} is not one of {', '.join(CONFIGS)}{hint}")]
+            return None, [file.problem(("stage",), f"required, missing; one of {', '.join(STAGES)}")]
+        hint = _suggestion(str(kind), STAGES)
+        return None, [file.problem(("stage",), f"{kind!r} is not one of {', '.join(STAGES)}{hint}")]
     try:
-        return CONFIGS[kind].model_validate(file.data), []
+        return STAGES[kind].model_validate(file.data), []
     except ValidationError as error:
-        return None, [_explain(file, CONFIGS[kind], detail) for detail in error.errors()]
+        return None, [_explain(file, STAGES[kind], detail) for detail in error.errors()]
 
 
 _EXPECTED = MappingProxyType(
@@ -211,7 +213,12 @@ def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> P
         message = "required, missing"
     elif kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
-        message = f"{value!r} is not one of {options}{_suggestion(str(value), options.split(', '))}"
+        model = _model_at(config, tagged[:-1])
+        renamed = model.renamed_values if model and issubclass(model, Config) else {}
+        if str(value) in renamed:
+            message = f"{value!r} is called {renamed[str(value)]!r} now"
+        else:
+            message = f"{value!r} is not one of {options}{_suggestion(str(value), options.split(', '))}"
     elif kind == "value_error":
         message = str(context["error"])
     elif what in _EXPECTED and kind.endswith(("_type", "_parsing", "_from_float")):
@@ -230,9 +237,11 @@ def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[Base
     """Where an unknown key belongs, or which key was probably meant."""
     if model is None:
         return ""
-    stage = next((name for name, known in CONFIGS.items() if known is model), "")
-    if stage in TRL_CONFIGS and key in known_names(TRL_CONFIGS[stage]):
-        ours = instead_of(key, frozenset(config.model_fields))
+    if issubclass(model, Config) and key in model.renamed:
+        return f": it is called {model.renamed[key]!r} now"
+    trl = model.trl_config if issubclass(model, StageConfig) else None
+    if trl and key in known_names(trl):
+        ours = instead_of(key, config.model_fields)
         return f" (use {ours})" if ours else f" (a name of TRL's: put it under `trl:`, as trl.{key})"
     return _suggestion(key, model.model_fields)
 
@@ -246,15 +255,10 @@ def _model_at(config: type[BaseModel] | None, loc: Loc) -> type[BaseModel] | Non
                 return None
             info = annotation.model_fields.get(part)
             annotation = info.annotation if info else None
-        models = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        models = [a for a in parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
         meant = [model for model in models if loc[place + 1 : place + 2] == (f"[{model.__name__}]",)]
         annotation = next(iter([*meant, *models]), None)
     return annotation
-
-
-def _parts(annotation: Any) -> list[Any]:
-    """An annotation and everything it is made of."""
-    return [annotation, *(part for inner in get_args(annotation) for part in _parts(inner))]
 
 
 # -------------------------------------------------------------------------- references and TRL names
@@ -262,17 +266,13 @@ def _parts(annotation: Any) -> list[Any]:
 
 def _needs(info: FieldInfo) -> Needs | None:
     """The mark of a field that names earlier stages."""
-    return next((mark for mark in _marks(info) if isinstance(mark, Needs)), None)
+    return next((mark for mark in marks(info) if isinstance(mark, Needs)), None)
 
 
 def _paths(value: str | Sequence[str | DataSetShare]) -> list[str]:
     """What a marked field names: a path, several, or data sets."""
     listed = [value] if isinstance(value, str) else value
-    return [one if isinstance(one, str) else one.folder for one in listed]
-
-
-def _marks(info: FieldInfo) -> list[Any]:
-    return [*info.metadata, *_parts(info.annotation)]
+    return [item if isinstance(item, str) else item.folder for item in listed]
 
 
 def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple[Loc, Needs, str]]:
@@ -290,7 +290,7 @@ def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple
 
 def _members(info: FieldInfo, value: dict[str, Any]) -> list[type[BaseModel]]:
     """The models among a field's types that have one of these keys."""
-    models = [a for a in _parts(info.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+    models = [a for a in parts(info.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
     return [model for model in models if model.model_fields.keys() & value.keys()]
 
 
@@ -298,14 +298,14 @@ def _check_references(
     file: StageFile, earlier: dict[str, StageFile], files: list[StageFile]
 ) -> list[Problem]:
     """References that lead nowhere, forward, or to the wrong kind of stage."""
-    config = CONFIGS.get(str(file.data.get("stage")))
+    config = STAGES.get(str(file.data.get("stage")))
     problems = []
     for loc, needs, ref in _references(config, file.data) if config else ():
         message = None
         if "/" in ref:
             message = _foreign_problem(ref, needs)
         elif ref in earlier:
-            kind = CONFIGS.get(str(earlier[ref].data.get("stage")))
+            kind = STAGES.get(str(earlier[ref].data.get("stage")))
             if kind and kind.produces != needs.kind:
                 message = f"{ref!r} produces {kind.produces}, not {needs.kind}"
         elif ref in [other.name for other in files]:
@@ -313,7 +313,7 @@ def _check_references(
         elif needs.kind == "checkpoint":
             message = f"{ref!r} is neither a folder (./{ref}) nor a Hub id (owner/name)"
         else:
-            named = {n: CONFIGS.get(str(f.data.get("stage"))) for n, f in earlier.items()}
+            named = {n: STAGES.get(str(f.data.get("stage"))) for n, f in earlier.items()}
             fitting = [n for n, c in named.items() if c and c.produces == needs.kind]
             listed = f"; earlier stages producing {needs.kind}: {', '.join(fitting) or 'none'}"
             message = f"there is no stage {ref!r}{_suggestion(ref, fitting)}{listed}"
@@ -337,40 +337,28 @@ def _foreign_problem(ref: str, needs: Needs) -> str | None:
 
 
 def _check_trl(file: StageFile) -> list[Problem]:
-    """Names under `trl:` that TRL does not know, or that repeat a key of ours."""
-    stage, given = str(file.data.get("stage")), file.data.get("trl")
-    if stage not in TRL_CONFIGS or not isinstance(given, dict) or not given:
+    """Names under `trl:` that TRL does not know, that repeat a key of ours, or that cannot work."""
+    config, given = STAGES.get(str(file.data.get("stage"))), file.data.get("trl")
+    if config is None or config.trl_config is None or not isinstance(given, dict):
         return []
-    ours, known = frozenset(CONFIGS[stage].model_fields), known_names(TRL_CONFIGS[stage])
-    problems = []
-    for name in given:
-        instead = instead_of(name, ours)
-        if instead:
-            problems.append(file.problem(("trl", name), f"set by the stage; use {instead} instead"))
-        elif name not in known:
-            hint = _suggestion(name, known)
-            problems.append(file.problem(("trl", name), f"trl.{TRL_CONFIGS[stage]} has no such name{hint}"))
-    return problems
-
-
-def _check_facts(file: StageFile, earlier: dict[str, StageFile]) -> list[Problem]:
-    """What asks about a clip's facts, of a corpus that knows none: a mixture, or a folder from outside."""
-    stage, corpus = file.data.get("stage"), str(file.data.get("corpus"))
-    if "/" not in corpus and (corpus not in earlier or earlier[corpus].data.get("corpus") != "mixture"):
-        return []
-    asks = {
-        "evaluate": ("judge", file.data.get("judge", "facts") == "facts", "judge: {model: ...}"),
-        "annotate": ("by", file.data.get("by", "simulated") == "simulated", "by: people"),
-        "dpo": ("choose", _chooses_by_facts(file.data.get("choose")), "choose: {by: held_out_loss}"),
+    messages = {
+        name: problem_with(name, value, config.trl_config, config.model_fields)
+        for name, value in given.items()
     }
-    key, is_asked, instead = asks.get(str(stage), ("", False, ""))
-    if not is_asked or (Path(corpus).expanduser() / "phrasebook.yaml").exists():
+    return [file.problem(("trl", name), message) for name, message in messages.items() if message]
+
+
+def _check_facts(file: StageFile, config: StageConfig, earlier: dict[str, StageConfig]) -> list[Problem]:
+    """A key that needs the facts of clips, where the corpus has none: a mixture, or one from outside."""
+    needed, corpus = config.needs_facts(), str(file.data.get("corpus"))
+    if needed is None or (corpus in earlier and earlier[corpus].has_facts):
         return []
+    if "/" not in corpus and corpus not in earlier:
+        return []  # reported where the reference is
+    if (Path(corpus).expanduser() / "phrasebook.yaml").exists():
+        return []
+    key, instead = needed
     return [file.problem((key,), f"needs the facts of every clip, and {corpus!r} has none: use `{instead}`")]
-
-
-def _chooses_by_facts(choose: Any) -> bool:
-    return isinstance(choose, dict) and choose.get("by", "facts") == "facts"
 
 
 def _suggestion(wrong: str, known: Any) -> str:

@@ -13,11 +13,13 @@ import yaml
 Loc = tuple[str | int, ...]
 """Where a value is inside a file: keys and list positions from the top."""
 
+_ODD_NUMBER = re.compile(r"[-+]?0[0-9_]+|[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
+"""Octal and base-60 numbers of YAML 1.1, which nobody means: 010 would be 8, and 1:30 would be 90."""
 _FILE = re.compile(r"(?P<number>\d+)_(?P<title>[A-Za-z0-9_-]+)\.yaml")
 
 
 class Problem(NamedTuple):
-    """One mistake: `place` is `file:line` or the override that made it, `key` a dotted path or empty."""
+    """A mistake: `place` is `file:line` or the override that made it, `key` a dotted path or empty."""
 
     place: str
     key: str
@@ -88,19 +90,25 @@ def _parse(file: StageFile) -> list[Problem]:
         return [Problem(f"{file.path}:{line}", "", f"not YAML: {error.problem or error.context}")]
     except (yaml.YAMLError, ValueError) as error:
         return [Problem(f"{file.path}:1", "", f"not YAML: {error}")]
+    except RecursionError:
+        return [Problem(f"{file.path}:1", "", "not a stage file: its brackets are nested too deeply")]
+    except OSError as error:
+        return [Problem(str(file.path), "", f"cannot be read: {error.strerror}")]
     return problems
 
 
-def _walk(node: yaml.Node, loc: Loc, file: StageFile, seen: set[int]) -> Iterator[Problem]:
+def _walk(node: yaml.Node, loc: Loc, file: StageFile, visited: set[int]) -> Iterator[Problem]:
     """Note the line of every value; yields repeated keys and anchors, which would hide a value."""
-    if id(node) in seen:
+    if id(node) in visited:
         yield file.problem(loc, "anchors (&, *) are not supported in recipes; write the value out")
         return
-    seen.add(id(node))
+    visited.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.style is None and _ODD_NUMBER.fullmatch(node.value):
+        yield file.problem(loc, f"YAML reads {node.value} in base 8 or 60; write it plainly, or in quotes")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             file.places[(*loc, index)] = f"{file.path}:{item.start_mark.line + 1}"
-            yield from _walk(item, (*loc, index), file, seen)
+            yield from _walk(item, (*loc, index), file, visited)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here, place = (*loc, str(key.value)), f"{file.path}:{key.start_mark.line + 1}"
@@ -109,7 +117,7 @@ def _walk(node: yaml.Node, loc: Loc, file: StageFile, seen: set[int]) -> Iterato
             elif key.tag != "tag:yaml.org,2002:str":
                 yield Problem(place, dotted(here), "a key must be text; put it in quotes")
             file.places.setdefault(here, place)
-            yield from _walk(value, here, file, seen)
+            yield from _walk(value, here, file, visited)
 
 
 def dotted(loc: Loc) -> str:

@@ -6,17 +6,11 @@ Importing TRL takes seconds and torch; a recipe is checked in a blink. So the co
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-
-_PARENTS = {
-    "SFTConfig": ("trl", "trainer/sft_config.py", "_BaseConfig"),
-    "DPOConfig": ("trl", "trainer/dpo_config.py", "_BaseConfig"),
-    "_BaseConfig": ("trl", "trainer/base_config.py", "TrainingArguments"),
-    "TrainingArguments": ("transformers", "training_args.py", None),
-}
-"""Class -> package, file, and the class whose fields it inherits."""
 
 INSTEAD = {
     "learning_rate": ("learning_rate",),
@@ -34,13 +28,13 @@ INSTEAD = {
     "eval_steps": ("save_steps",),
     "load_best_model_at_end": ("choose",),
     "metric_for_best_model": ("choose",),
+    "greater_is_better": ("choose",),
     "output_dir": ("--out on the command line",),
     "resume_from_checkpoint": ("nothing: an interrupted stage resumes by itself",),
     "max_length": ("nothing: answers are never cut",),
     "packing": ("nothing: rows are not packed",),
     "assistant_only_loss": ("nothing: the loss is on the answers only",),
     "completion_only_loss": ("nothing: the loss is on the answers only",),
-    "train_sampling_strategy": ("nothing: example n of a run is a function of seed and n",),
     "remove_unused_columns": ("nothing: the collator needs every column",),
     "deepspeed": ("hardware",),
     "fsdp": ("hardware",),
@@ -49,9 +43,71 @@ INSTEAD = {
     "ddp_backend": ("hardware",),
     "ddp_timeout": ("hardware",),
     "ddp_find_unused_parameters": ("hardware",),
+    "parallelism_config": ("hardware",),
+    "accelerator_config": ("hardware",),
+    "local_rank": ("hardware",),
+    "loss_weights": ("loss",),
+    "chat_template_path": ("nothing: the policy's own chat template is used",),
+    "model_init_kwargs": ("nothing: the stage loads the policy",),
     "report_to": ("MLFLOW_TRACKING_URI in the environment",),
 }
 """TRL's name -> our keys that set the same thing, best first. One way to set each thing."""
+
+
+_HUB = "models are published by `align export`, after the gate, not from inside a training"
+_EVALUATION = "the stage decides what is held out and when it is scored"
+_PLAIN_TEXT = "it prepares rows of plain text, and the stage prepares its own"
+_WRAPPED = "it replaces the model's forward, which the packed backbone and TRL's fused head do already"
+REFUSED = {
+    "save_only_model": "a killed run would resume without its optimizer and learn something else",
+    "ignore_data_skip": "a resumed run would see the first examples again",
+    "restore_callback_states_from_checkpoint": "the stage's own callbacks keep their state in its folder",
+    "enable_jit_checkpoint": "the stage saves by itself when it is stopped",
+    "save_on_each_node": "all machines share the run folder, and would write the same files",
+    "save_total_limit": "the stage decides which checkpoints it needs",
+    **dict.fromkeys(
+        "push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push"
+        " hub_revision".split(),
+        _HUB,
+    ),
+    "trackio_space_id": "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment",
+    "trackio_bucket_id": "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment",
+    "trackio_static_space_id": "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment",
+    **dict.fromkeys(
+        "do_eval do_predict eval_on_start eval_delay eval_packing eval_accumulation_steps"
+        " eval_do_concat_batches eval_use_gather_object batch_eval_metrics bf16_full_eval fp16_full_eval"
+        " include_for_metrics prediction_loss_only".split(),
+        _EVALUATION,
+    ),
+    "do_train": "a training stage always trains",
+    **dict.fromkeys(
+        "dataset_kwargs dataset_text_field packing_strategy padding_free pad_to_multiple_of truncation_mode"
+        " eos_token pad_token length_column_name label_names".split(),
+        _PLAIN_TEXT,
+    ),
+    "train_sampling_strategy": "the stage decides the order of examples, so that it resumes exactly",
+    "shuffle_dataset": "the stage decides the order of examples, so that it resumes exactly",
+    "dataloader_drop_last": "every step has exactly batch_size examples",
+    **dict.fromkeys(
+        "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config".split(),
+        _WRAPPED,
+    ),
+    "fp16": "the policies are trained in bfloat16 on GPUs and float32 on CPUs",
+    "sync_ref_model": "the reference is the policy that training starts from, scored once",
+    "ref_model_mixup_alpha": "the reference is the policy that training starts from, scored once",
+    "ref_model_sync_steps": "the reference is the policy that training starts from, scored once",
+    "router_aux_loss_coef": "the models have no experts to balance",
+    "label_smoothing_factor": "TRL computes the loss itself; for DPO, label_smoothing is its own name",
+    "trust_remote_code": "no code is loaded from a checkpoint",
+    "debug": "its checks read the model's outputs on a TPU or count overflows of fp16",
+}
+"""TRL's names that cannot work here, or would undo what the stages promise -> why."""
+_CHOICES = {
+    "optim": ("training_args.py", "OptimizerNames"),
+    "lr_scheduler_type": ("trainer_utils.py", "SchedulerType"),
+}
+"""Names whose values are those of an enum -> its file in transformers."""
+_SCHEDULERS_THAT_EVALUATE = ("reduce_lr_on_plateau", "greedy")
 
 
 @cache
@@ -61,26 +117,51 @@ def known_names(config_class: str) -> frozenset[str]:
     Raises:
         FileNotFoundError: the installed TRL or transformers keeps its configs elsewhere.
     """
-    package, file, parent = _PARENTS[config_class]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"{package} is not installed; run `pip install {package}`")
-    path = Path(spec.origin).parent / file
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config_class]
+    node = _class(config_class)
     names = {
         item.target.id
-        for node in classes
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
         and not item.target.id.startswith("_")
         and "ClassVar" not in ast.unparse(item.annotation)
     }
-    return frozenset(names) | (known_names(parent) if parent else frozenset())
+    parents = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    return frozenset(names).union(*map(known_names, parents))
 
 
-def instead_of(name: str, ours: frozenset[str]) -> str | None:
+def _class(name: str) -> ast.ClassDef:
+    """The definition of a config class: each is in a file of its own in TRL, the root in transformers."""
+    files = [
+        *sorted(_folder("trl").glob("trainer/*_config.py")),
+        _folder("transformers") / "training_args.py",
+    ]
+    for path in files:
+        if f"class {name}" in (text := path.read_text(encoding="utf-8")):
+            for node in ast.parse(text).body:
+                if isinstance(node, ast.ClassDef) and node.name == name:
+                    return node
+    raise FileNotFoundError(f"neither TRL nor transformers define {name} where their configs were so far")
+
+
+def _folder(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"{package} is not installed; run `pip install {package}`")
+    return Path(spec.origin).parent
+
+
+@cache
+def _choices(name: str) -> frozenset[str]:
+    """The values that a name can have."""
+    file, enum = _CHOICES[name]
+    tree = ast.parse((_folder("transformers") / file).read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == enum)
+    values = [item.value for item in body if isinstance(item, ast.Assign)]
+    return frozenset(str(value.value) for value in values if isinstance(value, ast.Constant))
+
+
+def instead_of(name: str, ours: Collection[str]) -> str | None:
     """What to use instead of a TRL name that a stage with the keys `ours` sets itself; None if free."""
     if name in ours:
         return name
@@ -88,3 +169,21 @@ def instead_of(name: str, ours: frozenset[str]) -> str | None:
         return None
     options = INSTEAD[name]
     return next((option for option in options if option.split(".")[0] in ours), options[0])
+
+
+def problem_with(name: str, value: object, config_class: str, ours: Collection[str]) -> str | None:
+    """Why a name of the `trl:` mapping, or its value, cannot be used; None if it can."""
+    if instead := instead_of(name, ours):
+        return f"set by the stage; use {instead} instead"
+    known = known_names(config_class)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        return f"trl.{config_class} has no such name" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if name in REFUSED:
+        return f"cannot be used: {REFUSED[name]}"
+    if name in _CHOICES and value not in _choices(name):
+        close = get_close_matches(str(value), _choices(name), n=1)
+        return f"{value!r} is not one of transformers'" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if name == "lr_scheduler_type" and value in _SCHEDULERS_THAT_EVALUATE:
+        return f"{value!r} cannot be used: {_EVALUATION}"
+    return None

@@ -2,7 +2,7 @@
 
 A stage works in `<run>/.partial-<stage>/` (kept across restarts, so that it can resume) and is renamed
 to `<run>/<stage>/` once its manifest is on disk. A fingerprint over config and inputs tells whether
-finished or partial work still belongs to the recipe.
+finished or partial work still belongs to the recipe; what does not is kept in `<run>/.stale-<stage>-N/`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from preference_data.store import write_text
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+_MARK = ".fingerprint"
 SECONDS = ".seconds"
 """Time spent on unfinished work so far, over all attempts."""
-SCRATCH = (".fingerprint", SECONDS, "checkpoints")
+SCRATCH = (_MARK, SECONDS, "checkpoints")
 """In a stage's folder until it is finished: what lets killed work be taken up again."""
 _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow", "argilla")
 
@@ -38,9 +39,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
 
 
+class DamagedFile(ValueError):
+    """A file of a run folder cannot be read: empty, cut short, or edited by hand."""
+
+
 def read_json(path: Path) -> Any:
-    """Parse a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Parse a JSON file.
+
+    Raises:
+        DamagedFile: naming the file, what is wrong with it, and what to do.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        what = "is empty" if path.stat().st_size == 0 else f"is not whole JSON ({error})"
+        raise DamagedFile(
+            f"{path} {what}: restore it from a copy; or, to make again what it describes, move "
+            f"{path.parent} elsewhere and run again"
+        ) from None
 
 
 def sha256_file(path: Path) -> str:
@@ -95,7 +111,7 @@ def commit_folder(partial: Path, final: Path) -> None:
 def foreign_digest(ref: str) -> str:
     """Stands for the contents of a policy or of data from outside the recipe, without reading gigabytes.
 
-    A stage folder has its digest in the manifest; another folder is told by names, sizes and times of
+    A stage folder has its digest in the manifest; another folder has that of the names, sizes and times of
     its files (hidden ones are caches), a prepared data set by those of its records, which name each clip's
     hash; a file by its contents; a Hub id, or what is not there, stands for itself.
     """
@@ -106,8 +122,8 @@ def foreign_digest(ref: str) -> str:
         return f"hub:{ref}"
     if (folder / MANIFEST).exists():
         return str(read_manifest(folder)["output_digest"])
-    found = folder.glob("*") if (folder / SOURCE).exists() else folder.rglob("*")
-    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    paths = folder.glob("*") if (folder / SOURCE).exists() else folder.rglob("*")
+    files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
     stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     return sha256_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
@@ -125,6 +141,13 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _VERSIONS_OF}
 
 
+def set_aside(path: Path, stage: str) -> Path:
+    """Rename a folder of a stage's earlier work to the next free `.stale-<stage>-N` beside it."""
+    taken = {other.name for other in path.parent.glob(f".stale-{stage}-*")}
+    n = next(n for n in range(1, len(taken) + 2) if f".stale-{stage}-{n}" not in taken)
+    return path.rename(path.with_name(f".stale-{stage}-{n}"))
+
+
 class StageFolder:
     """Where one stage writes. `path` is the partial folder until `commit`."""
 
@@ -133,20 +156,29 @@ class StageFolder:
         self.final = run / name
         self.path = run / f".partial-{name}"
         self.fingerprint = fingerprint
+        self.stale: list[Path] = []
+        """Where `open` and `commit` have put earlier work that does not fit."""
 
-    def is_done(self) -> bool:
-        """Whether a finished folder of the same fingerprint is in place."""
-        manifest = self.final / MANIFEST
-        return manifest.exists() and read_json(manifest)["fingerprint"] == self.fingerprint
+    def is_resumable(self) -> bool:
+        """Whether earlier work of the same fingerprint is in the partial folder."""
+        mark = self.path / _MARK
+        return mark.exists() and mark.read_text(encoding="utf-8") == self.fingerprint
 
     def open(self) -> bool:
-        """Prepare the partial folder; returns whether earlier work of this fingerprint is there."""
-        mark = self.path / ".fingerprint"
-        if mark.exists() and mark.read_text(encoding="utf-8") == self.fingerprint:
+        """Prepare the partial folder; returns whether earlier work of this fingerprint is there.
+
+        Other work that is there is set aside.
+        """
+        if self.is_resumable():
+            _drop_torn_line(self.path / METRICS)
             return True
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.exists():
+            if {path.name for path in self.path.iterdir()} <= {_MARK, SECONDS}:
+                shutil.rmtree(self.path)  # it had not begun
+            else:
+                self.stale.append(set_aside(self.path, self.name))
         self.path.mkdir(parents=True)
-        write_text(mark, self.fingerprint)
+        write_text(self.path / _MARK, self.fingerprint)
         return False
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -155,20 +187,23 @@ class StageFolder:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget metrics after `step`, the one a resumed training starts from."""
+        """Forget metrics after `step`, the one that training starts from: 0 without a checkpoint."""
         path = self.path / METRICS
         if path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= step]
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def commit(self, manifest: dict[str, Any]) -> None:
-        """Hash the outputs, write the manifest and move the folder into place."""
+        """Hash the outputs, write the manifest and move the folder into place.
+
+        A finished folder of other settings that is there is set aside.
+        """
         files = sorted(
             path
             for path in self.path.rglob("*")
             if path.is_file() and path.relative_to(self.path).parts[0] not in (*SCRATCH, MANIFEST)
         )
-        outputs = {str(path.relative_to(self.path)): hash_ for path, hash_ in sha256_files(files).items()}
+        outputs = {str(path.relative_to(self.path)): digest for path, digest in sha256_files(files).items()}
         write_json(
             self.path / MANIFEST,
             {
@@ -177,8 +212,12 @@ class StageFolder:
                 **manifest,
                 "output_digest": sha256_json(outputs),
                 "outputs": outputs,
+                "sizes": {name: (self.path / name).stat().st_size for name in outputs},
             },
         )
+        if self.final.exists():
+            fsync_tree(self.path)  # before the other is moved: at any moment one of the two is whole
+            self.stale.append(set_aside(self.final, self.name))
         commit_folder(self.path, self.final)
         self.remove_scratch()
 
@@ -192,11 +231,20 @@ class StageFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; a torn last line (killed while writing) is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a metrics file; lines torn by a kill are left out."""
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Remove what follows the last line's end, so that the next row does not continue it."""
+    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def read_manifest(stage: Path) -> dict[str, Any]:
@@ -204,12 +252,35 @@ def read_manifest(stage: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the stage has not finished there.
+        DamagedFile: the manifest is not whole.
     """
     path = stage / MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"{stage} is not a finished stage: it has no {MANIFEST}")
     manifest: dict[str, Any] = read_json(path)
+    if not isinstance(manifest, dict) or "output_digest" not in manifest:
+        raise DamagedFile(
+            f"{path} is not a manifest: restore it from a copy, or move {stage} elsewhere and run again"
+        )
     return manifest
+
+
+def damage(stage: Path, manifest: dict[str, Any], *, by_hash: bool = False) -> list[str]:
+    """Files of a finished stage that are missing or cut short; with `by_hash` all that have changed."""
+    wrong = []
+    for name, digest in manifest.get("outputs", {}).items():
+        path, size = stage / name, manifest.get("sizes", {}).get(name)
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif size is not None and path.stat().st_size != size:
+            wrong.append(f"{name} has {path.stat().st_size:,} bytes, not {size:,}")
+        elif by_hash and sha256_file(path) != digest:
+            wrong.append(f"{name} has other contents than when it was written")
+    return wrong
+
+
+class NotThisRun(RuntimeError):
+    """The run folder belongs to something else; nothing was run."""
 
 
 class RunIsBusy(RuntimeError):
@@ -264,11 +335,11 @@ class Waiting(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The stage stopped because it was asked to; what it saved lets it resume."""
+    """The stage stopped on request; what it saved lets it resume."""
 
 
 stop_requested = threading.Event()
-"""Set by the first SIGINT or SIGTERM. Loops that can save and resume poll it inside `heeding_stop`."""
+"""Set by the first SIGINT, SIGTERM or SIGHUP. A loop that can save and resume polls it in `heeding_stop`."""
 _heeded = threading.Event()
 
 

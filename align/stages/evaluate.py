@@ -145,7 +145,9 @@ def _agreement(
 ) -> dict[str, dict[str, Any]]:
     """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
     comparisons = [
-        one for one in store.read(annotated / "comparisons.jsonl", Comparison) if one.purpose == "comparison"
+        item
+        for item in store.read(annotated / "comparisons.jsonl", Comparison)
+        if item.purpose == "comparison"
     ]
     lot = np.random.default_rng(config.seed).permutation(len(comparisons))[: config.annotated_pairs]
     return judge_agreement.measure(
@@ -257,7 +259,7 @@ def _scores(
     marking: Marking,
     label: str,
 ) -> dict[str, Any]:
-    """What the report says of one policy."""
+    """One policy's part of the report."""
     scores: dict[str, Any] = {"overall": marked.overall, "categories": marked.categories}
     scores["recognition"] = {**recognition.score(questions.utterances, texts["recognised"])}
     for number, (path, rows) in enumerate(questions.rows.items()):

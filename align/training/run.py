@@ -181,7 +181,7 @@ def arguments(
         "dataloader_pin_memory": on_gpu,
         "activation_checkpointing": False,
         "train_sampling_strategy": "sequential",  # the data set has the order, see `data_loading`
-        "logging_steps": 10,
+        "logging_steps": min(10, schedule.steps),
         "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -244,10 +244,10 @@ def fit(trainer: AudioTrainer, out: StageFolder, trained: Sequence[str] = ("",))
     """
     keep_freed_memory()
     checkpoint = _resumed_from(Path(trainer.args.output_dir))
+    if processes.is_first():
+        out.rewind(0 if checkpoint is None else step_of(checkpoint))
     if checkpoint is not None:
         check_resumable(checkpoint, trainer.strategy)
-        if processes.is_first():
-            out.rewind(step_of(checkpoint))
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
         trainer.load_finished(checkpoint)
     else:
@@ -312,7 +312,7 @@ def _scored_once(
     folder: Path,
 ) -> dict[str, float]:
     """Metrics of a checkpoint's policy, kept in `folder`."""
-    path = folder / f"{checkpoint.name}.json"
+    path = folder / f"checkpoint-{step_of(checkpoint)}.json"
     if not path.exists():
         with as_policy(checkpoint, base, processor) as policy:
             write_json(path, dict(score(policy)))

@@ -4,6 +4,7 @@ Two groups of tests share one finished run, each in a worker of its own: what th
 that are killed or wait for people. Only the finished run starts the command itself; see `tests.forked`.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -16,7 +17,6 @@ import wave
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests import forked
 from tests.align.evaluation.openai_server import judge, serving
@@ -94,7 +94,8 @@ def whole(tmp_path_factory, worker_id) -> Path:
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     out = shared / "loop" / "runs" / "whole"
-    with FileLock(shared / "loop.lock"):
+    with (shared / "loop.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "loop" / "done").exists():
             result = subprocess.run(
                 [ALIGN, *command(out)], env=environment(), capture_output=True, text=True, check=False
@@ -182,7 +183,7 @@ def wait_and_kill(programs, out: Path, sign: str) -> bool:
 
 SIGNS = [
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
-    "snapshots/*/annotations.jsonl",
+    "snapshots/*/judgements.jsonl",
     ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
 ]
 ALL_SIGNS = [

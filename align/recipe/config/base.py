@@ -1,10 +1,17 @@
-"""What all stages' files have in common: types of references, and the keys every stage has."""
+"""What all stages' files have in common: types of references, marks on keys, and what a stage declares.
+
+A stage declares here everything that others need to know about it: what it produces, which TRL config its
+`trl:` mapping is passed on to, how much work it is. Nobody else keeps a table of stages.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 OutputKind = Literal[
     "corpus",
@@ -30,6 +37,18 @@ class Outside:
     """Marks a field that names folders or files outside the run, whose contents decide what is made."""
 
 
+class NoEffect(NamedTuple):
+    """Marks a key that decides where, how fast or how closely watched a stage runs, but not its result.
+
+    Every other key counts: changing it makes the stage's earlier work outdated.
+    """
+
+    unless: str | None = None
+    """The key does change the result where this key of the stage is set."""
+    names: Collection[str] | None = None
+    """Of a mapping, the names that have no effect; None is for all of it."""
+
+
 OutsideFolder = Annotated[str, Outside()]
 CorpusRef = Annotated[str, Needs("corpus")]
 PolicyRef = Annotated[str, Needs("policy")]
@@ -46,12 +65,80 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Keys of older recipes -> what they are called now, for the error that says so."""
+    renamed_values: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Values of older recipes -> what they are called now."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        types = parts(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in types and (int in types or float in types):
+            raise ValueError(f"expected a number, got {value} (YAML reads yes, no, on, off as booleans)")
+        return value
+
 
 class StageConfig(Config):
-    """Keys every stage has."""
+    """Keys every stage has, and what each kind of stage declares about itself."""
 
     produces: ClassVar[OutputKind]
+    epoch: ClassVar[int] = 1
+    """Raise it when the stage's code makes something else of the same keys: earlier work is outdated then.
+    Changing a default needs it too, because only keys that differ from their defaults are compared."""
+    trl_config: ClassVar[str | None] = None
+    """TRL's config class whose names the stage's `trl:` mapping may use."""
+    sequences_per_example: ClassVar[int] = 1
+    """Rows that the model sees for one training example."""
+    report_panels: ClassVar[Literal["training", "preference"] | None] = None
+    """Which curves the report draws from the stage's metrics."""
 
     stage: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Everything random in this stage follows from it."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """What `stage:` says of this stage; the module of `align.stages` that runs it is named the same."""
+        return str(get_args(cls.model_fields["stage"].annotation)[0])
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether it leaves a corpus that knows what is true of every clip."""
+        return False
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """The key that asks for the facts of every clip and what to write instead, if one does."""
+        return None
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """How much work the stage is, given the clips per split as far as known; empty if it cannot say."""
+        return ""
+
+
+def marks(info: FieldInfo) -> list[Any]:
+    """The marks of a field, also those inside its type."""
+    return [*info.metadata, *parts(info.annotation)]
+
+
+def parts(annotation: Any) -> list[Any]:
+    """An annotation and everything it is made of."""
+    return [annotation, *(part for inner in get_args(annotation) for part in parts(inner))]
+
+
+def result_keys(config: BaseModel) -> dict[str, Any]:
+    """The keys that decide what a stage makes, as far as they differ from their defaults."""
+    keys: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json", exclude_defaults=True).items():
+        held = getattr(config, name)
+        mark = next((m for m in marks(type(config).model_fields[name]) if isinstance(m, NoEffect)), None)
+        if isinstance(held, BaseModel):
+            value = result_keys(held)
+        if mark and not (mark.unless and getattr(config, mark.unless, None)):
+            if mark.names is None:
+                continue
+            value = {key: inner for key, inner in value.items() if key not in mark.names}
+            if not value:
+                continue
+        keys[name] = value
+    return keys

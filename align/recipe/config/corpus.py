@@ -1,12 +1,13 @@
-"""What the stage that prepares a corpus can be told."""
+"""Keys of the stage that prepares a corpus."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.config.base import Config, OutputKind, Outside, OutsideFolder, StageConfig
+from align.recipe.config.base import Config, NoEffect, OutputKind, Outside, OutsideFolder, StageConfig
 
 
 class ClipCounts(Config):
@@ -24,13 +25,14 @@ class DataSetShare(Config):
     folder: str = Field(min_length=1)
     """Holds `source.json` and records, as `align data prepare` writes them."""
     share: float | None = Field(None, gt=0, le=1)
-    """Of the training draws. Without one, by size among those that have none."""
+    """Share of the training draws; data sets without one share the rest by size."""
 
 
 class CorpusConfig(StageConfig):
     """Prepare a corpus: audio files, records, and an evaluation set in AIR-Bench's layout."""
 
     produces: ClassVar[OutputKind] = "corpus"
+    renamed_values: ClassVar[Mapping[str, str]] = {"made_world": "synthetic"}
     stage: Literal["corpus"]
     corpus: Literal["synthetic", "spoken_digits", "folder", "mixture"]
     """A file of `preference_data/corpora/`. `mixture`: prepared data sets, whose audio stays where it is."""
@@ -39,7 +41,7 @@ class CorpusConfig(StageConfig):
     sources: Annotated[list[DataSetShare], Outside()] = []
     """The data sets of a mixture."""
     temperature: float = Field(1.0, ge=1)
-    """Of a mixture: data sets without a share are drawn from by size^(1/temperature)."""
+    """In a mixture, data sets without a share are drawn from by size^(1/temperature)."""
     clips: ClipCounts | None = None
     """How many clips to make, for corpora that make or compose them."""
     held_out: dict[Literal["dev", "test"], list[str]] = {}
@@ -48,10 +50,21 @@ class CorpusConfig(StageConfig):
     turns_per_chat: int = Field(3, ge=1)
     defect_rate: float = Field(0.5, ge=0, le=1)
     """Share of SFT answers that are wrong on purpose (invented, wrong format, about absent things)."""
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    max_bad_fraction: Annotated[float, NoEffect()] = Field(0.01, ge=0, le=1)
     """Stop when more than this share of the audio files is unusable; else quarantine them."""
     max_duration_s: float = Field(3.0, gt=0)
     """Longer clips are bad audio: the model would silently not hear their end."""
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether it knows what is true of every clip: a mixture does not."""
+        return self.corpus != "mixture"
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Clips per split."""
+        counts = self.clips.model_dump() if self.clips else {}
+        splits = ", ".join(f"{split} {n:,}" for split, n in counts.items())
+        return f"{sum(counts.values()):,} clips ({splits})" if counts else ""
 
     @model_validator(mode="after")
     def _source_is_given(self) -> CorpusConfig:

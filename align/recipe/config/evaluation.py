@@ -1,7 +1,8 @@
-"""What the stages that decide on a policy can be told: evaluate, gate, promote."""
+"""Keys of the stages that decide on a policy: evaluate, gate, promote."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from align.recipe.config.base import (
     Config,
     CorpusRef,
     EvaluationRef,
+    NoEffect,
     OutputKind,
     OutsideFolder,
     PolicyRef,
@@ -32,7 +34,7 @@ class JudgeModel(Config):
     """`official` asks and reads as AIR-Bench's scripts do; `strict` cannot be talked round as easily."""
     parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1024}
     """Sent with every request as they are."""
-    concurrency: int = Field(8, ge=1)
+    concurrency: Annotated[int, NoEffect()] = Field(8, ge=1)
     canary_items: int = Field(20, ge=0)
     """Questions on which known tricks are tried: can an answer sway the judge?"""
 
@@ -41,6 +43,7 @@ class EvaluateConfig(StageConfig):
     """AIR-Bench chat questions and recognition for several policies, with controls."""
 
     produces: ClassVar[OutputKind] = "evaluation"
+    renamed: ClassVar[Mapping[str, str]] = {"dialect": "prompt_format"}
     stage: Literal["evaluate"]
     corpus: CorpusRef
     split: Literal["dev", "test"] = "test"
@@ -73,16 +76,25 @@ class EvaluateConfig(StageConfig):
     reads them, audio relative to the file, and how each is scored. Results stand per source beside the
     corpus' own recognition, and the gate's `recognition_margins` may name them."""
     annotations: AnnotationsRef | None = None
-    """Comparisons that annotators made: the judge scores the same answers, and told is how often it prefers
-    what most of them prefer."""
+    """Comparisons that annotators made: the judge scores the same answers, and the evaluation reports how
+    often it prefers what most of them prefer."""
     annotated_pairs: int = Field(200, ge=1)
     """How many of those comparisons, drawn by chance: a judge model rates two answers for each."""
     prompt_format: PromptFormat = "sentences"
-    """PromptFormat of the recognition prompts."""
+    """Format of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
-    batch_size: int = Field(128, ge=1)
-    workers: int = Field(1, ge=1)
+    batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
+    workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """The demo's judge decides by the facts."""
+        return ("judge", "judge: {model: ...}") if self.judge == "facts" else None
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Policies, and the clips they are asked about."""
+        per_policy = f" x {clips[self.split]:,} clips" if clips else ""
+        return f"{len(self.policies)} policies{per_policy}"
 
     @model_validator(mode="after")
     def _compared_policies_are_scored(self) -> EvaluateConfig:

@@ -1,8 +1,9 @@
-"""What the stages that collect preferences can be told: sample, annotate, pairs."""
+"""Keys of the stages that collect preferences: sample, annotate, pairs."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,7 @@ from align.recipe.config.base import (
     AnnotationsRef,
     CompletionsRef,
     CorpusRef,
+    NoEffect,
     OutputKind,
     PolicyRef,
     StageConfig,
@@ -28,15 +30,21 @@ class SampleConfig(StageConfig):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(32, ge=1)
-    batch_size: int = Field(128, ge=1)
-    workers: int = Field(1, ge=1)
+    batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
+    workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Completions, and the clips they are about."""
+        per_prompt = f"{self.completions_per_prompt} completions per prompt"
+        return f"{clips['preference']:,} clips, {per_prompt}" if clips else per_prompt
 
 
 class AnnotateConfig(StageConfig):
     """Judge pairs of completions for factuality and behaviour, in Argilla."""
 
     produces: ClassVar[OutputKind] = "annotations"
+    renamed: ClassVar[Mapping[str, str]] = {"repeats": "retests"}
     stage: Literal["annotate"]
     completions: CompletionsRef
     corpus: CorpusRef
@@ -55,11 +63,15 @@ class AnnotateConfig(StageConfig):
     """Comparisons shown once more with their sides swapped, as a share of all: does one judge the same?"""
     gold: float = Field(0.05, ge=0, le=0.5)
     """Comparisons added whose better side is known, as a share of all: does one listen?"""
-    enough: float = Field(1.0, gt=0, le=1)
-    """People: go on when this share of the judgements is there."""
+    enough: Annotated[float, NoEffect()] = Field(1.0, gt=0, le=1)
+    """People: go on when this share of the judgements is there. It reopens nothing that is finished."""
     error_rate: float = Field(0.05, ge=0, le=1)
     """Simulated: how often an answer to a question is random."""
     comparisons_per_prompt: int = Field(3, ge=1)
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """Simulated annotators judge by the facts."""
+        return ("by", "by: people") if self.by == "simulated" else None
 
     @model_validator(mode="after")
     def _simulated_have_accounts(self) -> AnnotateConfig:

@@ -1,7 +1,8 @@
-"""What the stages that train a policy can be told: pretrain, sft, dpo."""
+"""Keys of the stages that train a policy: pretrain, sft, dpo."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -10,6 +11,7 @@ from align.recipe.config.base import (
     CheckpointRef,
     Config,
     CorpusRef,
+    NoEffect,
     OutputKind,
     PairsRef,
     PolicyRef,
@@ -32,6 +34,12 @@ class ModelShape(Config):
     clip_s: int = Field(3, ge=1)
     """Longest clip in whole seconds; shorter ones are padded to it."""
     vocab_size: int = Field(640, ge=300)
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> ModelShape:
+        if self.d_model % (2 * self.heads):
+            raise ValueError(f"d_model {self.d_model} is not a multiple of 2 x heads ({self.heads})")
+        return self
 
 
 class Assemble(Config):
@@ -110,10 +118,11 @@ class Hardware(Config):
     micro-batches by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned
     without it."""
     address: str | None = None
-    """Of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
+    """Address of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
     cluster of this machine alone is started, and ended with the stage."""
     cpus_per_worker: int = Field(1, ge=1)
-    """Logical CPUs that Ray sets aside for each worker."""
+    """Logical CPUs, and OpenMP threads, of each worker. With offload the optimizer runs on them: give as many
+    as the machine has for each GPU."""
     max_failures: int = Field(3, ge=0)
     """How often dead or unreachable workers are replaced before the stage fails."""
     timeout_s: int = Field(1800, ge=5)
@@ -154,11 +163,26 @@ class LoRA(Config):
 ModelPart = Literal["audio_tower", "projector", "language_model", "new_tokens"]
 
 
-class TrainingConfig(StageConfig):
-    """What the three training stages share."""
+TRL_WITHOUT_EFFECT = frozenset(
+    "activation_checkpointing activation_checkpointing_kwargs activation_offloading"
+    " dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers"
+    " dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc"
+    " ddp_broadcast_buffers ddp_bucket_cap_mb disable_tqdm gradient_accumulation_steps"
+    " gradient_checkpointing gradient_checkpointing_kwargs include_num_input_tokens_seen log_level"
+    " log_level_replica log_on_each_node logging_first_step logging_nan_inf_filter logging_steps"
+    " logging_strategy per_device_eval_batch_size precompute_ref_batch_size precompute_ref_log_probs project"
+    " run_name skip_memory_metrics torch_empty_cache_steps".split()
+)
+"""Names of TRL's that decide how a step is computed, loaded or logged, but nothing beyond rounding about its
+result: as little as the number of GPUs does."""
 
+
+class TrainingConfig(StageConfig):
+    """What the training stages share."""
+
+    produces: ClassVar[OutputKind] = "policy"
     corpus: CorpusRef
-    hardware: Hardware | None = None
+    hardware: Annotated[Hardware | None, NoEffect()] = None
     """Without it, training runs in this process, on its GPU if it has one."""
     train: list[ModelPart] | None = Field(None, min_length=1)
     """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
@@ -167,39 +191,114 @@ class TrainingConfig(StageConfig):
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
-    save_steps: int = Field(100, ge=1)
+    save_steps: Annotated[int, NoEffect(unless="choose")] = Field(100, ge=1)
     """Optimizer steps between checkpoints; a killed run loses at most this many."""
     packed: bool | Literal["split", "varlen", "dense"] = True
     """Compute every clip and every shared prompt of a batch once, without padding: the same loss and
     gradients for a fraction of the work (align/kernels/README.md). False: transformers' own way."""
-    trl: dict[str, Any] = {}
+    trl: Annotated[dict[str, Any], NoEffect(names=TRL_WITHOUT_EFFECT)] = {}
     """Anything else TRL's config knows; names are checked before anything runs."""
 
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingConfig:
+        workers = self.hardware.workers if self.hardware else 1
+        accumulated = self.trl.get("gradient_accumulation_steps", 1)
+        if not isinstance(accumulated, int) or accumulated < 1:
+            raise ValueError(
+                f"trl.gradient_accumulation_steps is {accumulated!r}, not a whole number from 1 on"
+            )
+        if self.batch_size % (workers * accumulated):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split evenly over hardware.workers ({workers}) "
+                f"times trl.gradient_accumulation_steps ({accumulated})"
+            )
+        return self
 
-def _refuse_both(train: list[ModelPart] | None, lora: LoRA | None) -> None:
-    if "new_tokens" in (train or ()):
-        raise ValueError("train: new_tokens are learned in pretrain only: here language_model learns them")
-    if train is not None and lora is not None:
-        raise ValueError("lora already freezes every part of the model: remove train, or lora")
+    @property
+    def starts_from(self) -> ModelShape | Assemble | str:
+        """The model that learns: a stage, a folder or Hub id, or what it is made of."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it starts from")
+
+    @property
+    def adapter(self) -> LoRA | None:
+        """Low-rank updates, where they are what learns."""
+        return None
+
+    @property
+    def n_examples(self) -> int | None:
+        """Examples over the whole stage, where the config alone tells."""
+        return None
 
 
-class PretrainConfig(TrainingConfig):
+class StepsConfig(TrainingConfig):
+    """A training stage whose length is given in optimizer steps."""
+
+    trl_config: ClassVar[str | None] = "SFTConfig"
+    report_panels: ClassVar[Literal["training", "preference"] | None] = "training"
+    renamed: ClassVar[Mapping[str, str]] = {"dialect": "prompt_format"}
+
+    steps: int = Field(ge=1)
+    prompt_format: PromptFormat = "sentences"
+    """Pre-training prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its
+    paper or its release spells them."""
+    augment: Augment = Augment()
+    max_bad_fraction: Annotated[float, NoEffect()] = Field(0.01, ge=0, le=1)
+    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
+
+    @property
+    def n_examples(self) -> int | None:
+        """Steps by examples a step."""
+        return self.steps * self.batch_size
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Steps, examples, and how often each clip comes up."""
+        n = self.steps * self.batch_size
+        epochs = f", {n / clips['train']:.1f} per training clip" if clips else ""
+        return f"{self.steps:,} steps x {self.batch_size} = {n:,} examples{epochs}"
+
+
+class FurtherTrainingConfig(TrainingConfig):
+    """A training stage that starts from a policy, and may learn low-rank updates of it alone."""
+
+    policy: PolicyRef
+    lora: LoRA | None = None
+    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
+
+    @property
+    def starts_from(self) -> str:
+        """The policy."""
+        return self.policy
+
+    @property
+    def adapter(self) -> LoRA | None:
+        """What `lora` says."""
+        return self.lora
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> FurtherTrainingConfig:
+        if "new_tokens" in (self.train or ()):
+            raise ValueError(
+                "train: new_tokens are learned in pretrain only: here language_model learns them"
+            )
+        if self.train is not None and self.lora is not None:
+            raise ValueError("lora already freezes every part of the model: remove train, or lora")
+        return self
+
+
+class PretrainConfig(StepsConfig):
     """Multi-task pre-training on audio-to-text targets (Qwen2-Audio stage 1)."""
 
-    produces: ClassVar[OutputKind] = "policy"
     stage: Literal["pretrain"]
     model: StartingModel
     """What to start from: a small model from random weights, a Whisper and a Qwen2 put together, or a
     Qwen2-Audio (an earlier stage, a folder, or an id on the Hub such as Qwen/Qwen2-Audio-7B)."""
-    prompt_format: PromptFormat = "sentences"
-    """Prompts in natural language (Qwen2-Audio), or in Qwen-Audio's hierarchical tags as its paper or its
-    release spells them."""
-    steps: int = Field(ge=1)
     curriculum: list[Lesson] = []
     """Easier clips first; step counts add up from the start."""
-    augment: Augment = Augment()
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
+
+    @property
+    def starts_from(self) -> ModelShape | Assemble | str:
+        """What `model` says."""
+        return self.model
 
     @model_validator(mode="after")
     def _new_tokens_alone(self) -> PretrainConfig:
@@ -221,8 +320,8 @@ class Filters(Config):
     max_answer_chars: int | None = Field(None, ge=1)
     """Chats with a longer answer are left out."""
     max_similarity: float | None = Field(None, gt=0, le=1)
-    """Of chats about the same clips whose texts are more alike (Jaccard index of 5-character shingles) one
-    stays; 1 leaves out exact repetitions, but for case and punctuation, alone."""
+    """Keep a single chat of those about the same clips whose texts are more alike than this (Jaccard index of
+    5-character shingles); 1 leaves out exact repetitions, but for case and punctuation, alone."""
     languages: list[str] = []
     """Answers must be written in the script of one of these, given by code: en, zh ..."""
     min_audio_effect: float | None = None
@@ -236,28 +335,13 @@ class Filters(Config):
         return self
 
 
-class SFTConfig(TrainingConfig):
+class SFTConfig(StepsConfig, FurtherTrainingConfig):
     """Supervised fine-tuning on multi-turn chats; loss on the assistant's tokens only."""
 
-    produces: ClassVar[OutputKind] = "policy"
     stage: Literal["sft"]
-    policy: PolicyRef
-    lora: LoRA | None = None
-    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
-    steps: int = Field(ge=1)
     filters: Filters = Filters()
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
-    prompt_format: PromptFormat = "sentences"
-    """PromptFormat of the replayed pre-training prompts."""
-    augment: Augment = Augment()
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
-
-    @model_validator(mode="after")
-    def _lora_freezes(self) -> SFTConfig:
-        _refuse_both(self.train, self.lora)
-        return self
 
 
 class Objective(Config):
@@ -285,14 +369,13 @@ class Choose(Config):
     """Longest answer to them, in tokens."""
 
 
-class DPOConfig(TrainingConfig):
+class DPOConfig(FurtherTrainingConfig):
     """Direct preference optimisation (arXiv:2305.18290) through TRL."""
 
-    produces: ClassVar[OutputKind] = "policy"
+    trl_config: ClassVar[str | None] = "DPOConfig"
+    sequences_per_example: ClassVar[int] = 2
+    report_panels: ClassVar[Literal["training", "preference"] | None] = "preference"
     stage: Literal["dpo"]
-    policy: PolicyRef
-    lora: LoRA | None = None
-    """Train low-rank updates only; `model/` then holds them merged in, `adapter/` alone."""
     pairs: PairsRef
     objective: Objective = Objective()
     loss: Literal[
@@ -321,8 +404,9 @@ class DPOConfig(TrainingConfig):
     """How to choose among the checkpoints (one every `save_steps`); without it the last one is published."""
 
     @model_validator(mode="after")
-    def _lora_freezes(self) -> DPOConfig:
-        _refuse_both(self.train, self.lora)
+    def _loss_is_defined(self) -> DPOConfig:
+        if self.loss == "exo_pair" and not self.trl.get("label_smoothing"):
+            raise ValueError("loss: exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
         return self
 
     @model_validator(mode="after")
@@ -330,3 +414,12 @@ class DPOConfig(TrainingConfig):
         if self.choose is not None and self.choose.by != "facts" and not self.held_out:
             raise ValueError(f"choose by {self.choose.by} needs held-out pairs: set held_out, to 0.05 or so")
         return self
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """Answers to dev questions are judged by the facts."""
+        by_facts = self.choose is not None and self.choose.by == "facts"
+        return ("choose", "choose: {by: held_out_loss}") if by_facts else None
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Epochs over the pairs."""
+        return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"

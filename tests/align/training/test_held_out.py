@@ -145,12 +145,12 @@ def test_any_function_of_a_policy_chooses_and_is_called_once(tmp_path, world):
         saved.append(tmp_path / f"checkpoint-{step}")
         (saved[-1]).symlink_to(world / "policy" / "model")
     scores = iter([1.0, 3.0, 3.0])
-    out = StageOut(tmp_path)
+    out, processor = StageOut(tmp_path), qwen2_audio.load_processor(world / "policy" / "model")
     choice = CheckpointChoice("reward", score=lambda policy: {"reward": next(scores)})
-    best, metrics = choose(choice, saved, [], None, None, out)
+    best, metrics = choose(choice, saved, [], None, processor, out)
     assert (step_of(best), metrics) == (4, {"chosen_step": 4.0, "reward": 3.0})
     assert read_json(tmp_path / "dev" / "checkpoint-2.json") == {"reward": 1.0}
-    again, _ = choose(choice, saved, [], None, None, out)  # the iterator is used up
+    again, _ = choose(choice, saved, [], None, processor, out)  # the iterator is used up
     assert again == best
 
 

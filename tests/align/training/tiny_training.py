@@ -128,12 +128,11 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
 def run_here(config, world, folder):
     """Run the stage in this process; returns its metrics."""
     from align.run_folder.artifacts import StageFolder
-    from align.stages import STAGES
 
     out = StageFolder(Path(folder), "stage", "fingerprint")
     out.path.mkdir(parents=True, exist_ok=True)
     inputs = {name: Path(world) / name for name in ("corpus", "policy", "pairs")}
-    return importlib.import_module(STAGES[config.stage]).run(config, inputs, out)
+    return importlib.import_module(f"align.stages.{config.stage}").run(config, inputs, out)
 
 
 def trace(path, stop_before=None):
@@ -220,6 +219,7 @@ def forget_accelerate():
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     gc.collect()
+    gc.freeze()  # what is left, modules above all, need not be looked through in each collection
 
 
 def main(world, out, *cases):

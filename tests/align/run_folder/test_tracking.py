@@ -10,7 +10,7 @@ import pytest
 from align.run_folder.artifacts import read_json, read_metrics
 from align.run_folder.tracking import StageRecord, Tracker, tracking_uri
 
-TOYS = Path(__file__).parents[1] / "recipes"
+TOYS = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -34,21 +34,24 @@ def test_a_run_killed_and_resumed_is_tracked_without_duplicates(toys, tmp_path):
 
     toys.write_recipe(
         tmp_path / "toy",
-        s2_sft=toys.RECIPE["2_sft"].replace("steps: 6", "steps: 120") + "trl: {weight_decay: 0.1}\n",
+        s2_sft=toys.RECIPE["2_sft"].replace("steps: 6", "steps: 50") + "trl: {weight_decay: 0.1}\n",
         s8_gate="stage: gate\nevaluation: 7_evaluate\nthresholds: {min_questions: 1}\n",
         s9_promote=toys.PROMOTE,
     )
     run = tmp_path / "runs" / "toy"
     first = start(tmp_path)
     deadline = time.monotonic() + 120
-    while "2_sft" not in (read_json(run / "mlflow.json")["runs"] if (run / "mlflow.json").exists() else {}):
+    links = run / "mlflow.json"
+    while "2_sft" not in (read_json(links)["runs"] if links.exists() else {}) or not read_metrics(
+        run / ".partial-2_sft" / "metrics.jsonl"
+    ):
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert 0 < len(read_metrics(run / ".partial-2_sft" / "metrics.jsonl")) < 120
+    assert 0 < len(read_metrics(run / ".partial-2_sft" / "metrics.jsonl")) < 50
 
     second = start(tmp_path)
     text, _ = second.communicate(timeout=300)
@@ -111,3 +114,13 @@ def test_an_absent_mlflow_is_told_once_and_never_waited_for(tmp_path, monkeypatc
     tracker.close("failed", [])
     [warning] = warnings
     assert warning.startswith("MLflow is not reachable, the run goes on without it")
+
+
+@pytest.mark.parametrize("text", ["", '{"tracking_uri": ', "[]", '{"run_id": 3}'])
+def test_a_damaged_file_of_mlflows_never_stops_a_run(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "mlflow.json").write_text(text)
+    warnings = []
+    tracker = Tracker(tmp_path, "toy", warnings.append)
+    assert [w.split(";")[0] for w in warnings] in ([], [f"{tmp_path}/mlflow.json is damaged"])
+    tracker.close("done", [])

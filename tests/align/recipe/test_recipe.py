@@ -1,13 +1,17 @@
 import dataclasses
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from align.execution.plan import reads
+from align.recipe.config.base import result_keys
+from align.recipe.config.stages import STAGES
+from align.recipe.config.training import TRL_WITHOUT_EFFECT
 from align.recipe.recipe import RecipeError, load
-from align.recipe.trl_names import INSTEAD, known_names
+from align.recipe.trl_names import INSTEAD, REFUSED, known_names
 
 CORPUS = "stage: corpus\ncorpus: folder\ndir: recordings\n"
 PRETRAIN = "stage: pretrain\ncorpus: 1_corpus\nmodel: {d_model: 64}\nsteps: 5\nbatch_size: 2\n"
@@ -173,6 +177,92 @@ def test_names_for_trl_are_checked(write):
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("save_only_model: true", "cannot be used: a killed run would resume without its optimizer"),
+        ("push_to_hub: true", "cannot be used: models are published by `align export`"),
+        ("hub_strategy: end", "cannot be used: models are published by `align export`"),
+        ("load_best_model_at_end: true", "set by the stage; use choose instead"),
+        ("auto_find_batch_size: true", "set by the stage; use batch_size instead"),
+        ("torch_compile: true", "cannot be used: it replaces the model's forward"),
+        ("eval_on_start: true", "cannot be used: the stage decides what is held out"),
+        ("optim: adamw_torhc", "'adamw_torhc' is not one of transformers' (did you mean 'adamw_torch'?)"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "'reduce_lr_on_plateau' cannot be used"),
+    ],
+)
+def test_names_for_trl_that_cannot_work_are_refused_with_the_reason(write, given, reason):
+    [problem] = problems(write(s7_dpo=DPO + f"trl: {{{given}}}\n"))
+    assert problem.startswith(f"7_dpo.yaml:9: trl.{given.partition(':')[0]}: {reason}")
+
+
+def test_exo_pair_needs_the_smoothing_without_which_trl_refuses_it(write):
+    [problem] = problems(write(s7_dpo=DPO + "loss: exo_pair\n"))
+    assert problem.endswith("loss: exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
+    load(write(s7_dpo=DPO + "loss: exo_pair\ntrl: {label_smoothing: 0.001}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("steps: 010", "steps: YAML reads 010 in base 8 or 60; write it plainly, or in quotes"),
+        ("steps: 1:30", "steps: YAML reads 1:30 in base 8 or 60; write it plainly, or in quotes"),
+        ("seed: 100000000000000000000", "seed: should be less than 4294967296, got 100000000000000000000"),
+        (
+            "trl: {gradient_accumulation_steps: 4}",
+            "batch_size 2 cannot be split evenly over hardware.workers (1) times "
+            "trl.gradient_accumulation_steps (4)",
+        ),
+        (
+            "hardware: {workers: 3}",
+            "batch_size 2 cannot be split evenly over hardware.workers (3) times "
+            "trl.gradient_accumulation_steps (1)",
+        ),
+    ],
+)
+def test_values_that_would_fail_hours_later(write, text, problem):
+    key = text.partition(":")[0]
+    kept = "".join(line for line in SFT.splitlines(keepends=True) if not line.startswith(f"{key}:"))
+    [message] = problems(write(s3_sft=kept + text + "\n"))
+    assert message.partition(": ")[2] == problem
+
+
+def test_a_width_that_heads_cannot_share(write):
+    [message] = problems(write(), "2_pretrain.model.d_model=33")
+    assert "model: d_model 33 is not a multiple of 2 x heads (4)" in message
+
+
+def test_keys_and_values_of_older_recipes_are_told_their_new_names(write):
+    assert problems(write(s2_pretrain=PRETRAIN + "learning_rate: 1\ndialect: tags_released\n")) == [
+        "2_pretrain.yaml:7: dialect: unknown key: it is called 'prompt_format' now"
+    ]
+    made_world = "stage: corpus\ncorpus: made_world\nclips: {train: 1, preference: 1, dev: 1, test: 1}\n"
+    assert problems(write(s1_corpus=made_world)) == [
+        "1_corpus.yaml:2: corpus: 'made_world' is called 'synthetic' now"
+    ]
+
+
+def test_every_stage_declares_itself_and_has_a_file_of_its_name():
+    for kind, config in STAGES.items():
+        assert config.kind() == kind
+        assert config.produces
+        assert find_spec(f"align.stages.{kind}") is not None
+        assert config.trl_config is None or known_names(config.trl_config)
+
+
+def test_save_steps_count_where_a_checkpoint_is_chosen_among_them(write):
+    def keys(*overrides):
+        return result_keys(load(write(), list(overrides)).step("7_dpo").config)
+
+    assert keys("7_dpo.save_steps=7") == keys()
+    assert keys("7_dpo.choose={}", "7_dpo.save_steps=7") != keys("7_dpo.choose={}")
+    assert keys("7_dpo.trl={logging_steps: 1}") == keys()
+    assert keys("7_dpo.trl={logging_steps: 1, weight_decay: 1}") == keys("7_dpo.trl={weight_decay: 1}")
+    assert keys("7_dpo.beta=0.1") == keys()
+    assert keys("7_dpo.beta=0.2") != keys()
+    assert keys("7_dpo.seed=1") != keys()
+
+
 def test_a_name_of_trls_at_the_top_is_sent_where_it_belongs(write):
     assert problems(write(s7_dpo=DPO + "weight_decay: 0.1\nper_device_train_batch_size: 2\n")) == [
         "7_dpo.yaml:9: weight_decay: unknown key (a name of TRL's: put it under `trl:`, as trl.weight_decay)",
@@ -188,7 +278,10 @@ def test_names_read_from_source_are_those_of_the_class(name):
         field.name for field in dataclasses.fields(getattr(trl, name)) if not field.name.startswith("_")
     }
     assert known_names(name) == public
-    assert INSTEAD.keys() <= known_names("DPOConfig") | known_names("SFTConfig")
+    everything = known_names("DPOConfig") | known_names("SFTConfig")
+    assert INSTEAD.keys() | REFUSED.keys() | TRL_WITHOUT_EFFECT <= everything
+    assert not INSTEAD.keys() & REFUSED.keys()
+    assert not TRL_WITHOUT_EFFECT & (INSTEAD.keys() | REFUSED.keys())
 
 
 def test_broken_files_are_all_reported(write):
@@ -246,7 +339,7 @@ def test_wrong_overrides_are_reported_like_the_rest(write):
         "--set seed=1: expected S.key=value, such as 6_dpo.beta=0.2 or '*.seed=1'",
         "--set *.nothing=1: no stage of the recipe has the key 'nothing'",
         "--set 3_sft.seed.x=1: seed: expected a whole number, got {'x': 1}",
-        "--set 3_sft.steps=no: steps: should be greater than or equal to 1, got False",
+        "--set 3_sft.steps=no: steps: expected a number, got False (YAML reads yes, no, on, off as booleans)",
         "--set 7_dpo.lss=ipo: lss: unknown key (did you mean 'loss'?)",
     ]
 

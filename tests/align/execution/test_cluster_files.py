@@ -14,14 +14,15 @@ from align.execution import cluster_files
 from align.recipe.recipe import RecipeError
 
 GOLDEN = Path(__file__).parent / "cluster_files"
-DEMO = Path(__file__).parents[2] / "recipes" / "demo"
-WANTED = cluster_files.Wanted(
+DEMO = Path(__file__).parents[3] / "recipes" / "demo"
+JOB = cluster_files.ClusterJob(
     recipe="recipes/qwen2_audio_7b",
     run="runs/7b one",
     stages=("2_sft", "6_dpo"),
     workers=12,
     on_gpu=True,
     cpus_per_worker=4,
+    loaders=4,
     overrides=("2_sft.steps=5",),
 )
 
@@ -33,8 +34,8 @@ def render(*args):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("train.sbatch", cluster_files.slurm(WANTED, time="2-00:00:00")),
-        ("train.yaml", cluster_files.kuberay(WANTED, image="reg/align:1", claim="runs", mount="/runs")),
+        ("train.sbatch", cluster_files.slurm(JOB, time="2-00:00:00")),
+        ("train.yaml", cluster_files.kuberay(JOB, image="reg/align:1", claim="runs", mount="/runs")),
     ],
 )
 def test_the_files_are_those_kept_here(name, text):
@@ -46,28 +47,29 @@ def test_the_files_are_those_kept_here(name, text):
 
 def test_the_sbatch_script_is_valid_bash_and_the_rayjob_valid_yaml(tmp_path):
     script = tmp_path / "train.sbatch"
-    script.write_text(cluster_files.slurm(WANTED, time="1:00:00"))
+    script.write_text(cluster_files.slurm(JOB, time="1:00:00"))
     subprocess.run(["bash", "-n", str(script)], check=True)
-    job = yaml.safe_load(cluster_files.kuberay(WANTED, image="i", claim="c", mount="/m"))
+    job = yaml.safe_load(cluster_files.kuberay(JOB, image="i", claim="c", mount="/m"))
     assert job["kind"] == "RayJob"
     (workers,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert workers["replicas"] == 2
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits == {"cpu": "33", "nvidia.com/gpu": "8"}
+    assert limits == {"cpu": "65", "nvidia.com/gpu": "8"}
 
 
 def test_one_machine_asks_for_no_more_gpus_than_it_has_workers():
-    one = cluster_files.Wanted("r", "runs/r", ("2_sft",), workers=2, on_gpu=True, cpus_per_worker=1)
+    one = cluster_files.ClusterJob("r", "runs/r", ("2_sft",), workers=2, on_gpu=True, cpus_per_worker=1)
     text = cluster_files.slurm(one, time="1:00:00")
     assert "--nodes=1\n" in text
     assert "--gpus-per-node=2\n" in text
-    on_cpu = cluster_files.Wanted("r", "runs/r", ("2_sft",), workers=2, on_gpu=False, cpus_per_worker=1)
+    assert "--cpus-per-task=9\n" in text  # 4 for each GPU, and one for Ray
+    on_cpu = cluster_files.ClusterJob("r", "runs/r", ("2_sft",), workers=2, on_gpu=False, cpus_per_worker=1)
     assert "gpu" not in cluster_files.slurm(on_cpu, time="1:00:00")
 
 
 def test_a_hostile_recipe_name_stays_one_word(tmp_path):
     touched = tmp_path / "touched"
-    evil = cluster_files.Wanted(
+    evil = cluster_files.ClusterJob(
         f"recipes/x; touch {touched} #\n$(touch {touched})", "r", (), 1, on_gpu=False, cpus_per_worker=1
     )
     found = subprocess.run(
@@ -111,7 +113,7 @@ def test_a_warned_job_saves_and_is_requeued(tmp_path, code, requeued):
         commands, "align", f"trap 'exit {code}' TERM; touch {tmp_path}/started; while :; do sleep 0.05; done"
     )
     script = tmp_path / "train.sbatch"
-    script.write_text(cluster_files.slurm(WANTED, time="1:00:00"))
+    script.write_text(cluster_files.slurm(JOB, time="1:00:00"))
     job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
     env = {**os.environ, **job, "SLURM_JOB_NODELIST": "node1", "PATH": f"{commands}:{os.environ['PATH']}"}
     batch = subprocess.Popen(["bash", str(script)], env=env)

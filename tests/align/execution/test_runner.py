@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from align.execution.runner import execute
+from align.execution.plan import OtherRecipe, check_recipe, survey
+from align.execution.runner import DamagedRun, execute
+from align.recipe.config.training import SFTConfig
 from align.recipe.recipe import RecipeError, load
 from align.run_folder.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
-from align.stages import STAGES
 
-TOYS = Path(__file__).parents[1] / "recipes"
+TOYS = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def toys(monkeypatch):
     import toy_stages
 
     for kind in ("corpus", "sft", "evaluate", "gate"):
-        monkeypatch.setitem(STAGES, kind, "toy_stages")
+        monkeypatch.setitem(sys.modules, f"align.stages.{kind}", toy_stages)
     return toy_stages
 
 
@@ -32,7 +34,7 @@ def gate(questions):
 
 
 def made_at(run):
-    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("*/manifest.json")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("[!.]*/manifest.json")}
 
 
 def test_a_whole_run(toys, tmp_path):
@@ -76,6 +78,116 @@ def test_a_second_run_does_nothing_and_a_change_reruns_what_depends_on_it(toys, 
     assert {name for name in third if third[name] == second[name]} == set()
 
 
+def statuses(recipe, run):
+    return {standing.step.name: standing.state for standing in survey(recipe, run)}
+
+
+HARMLESS = [
+    "2_sft.save_steps=7",
+    "2_sft.hardware={workers: 1}",
+    "2_sft.trl.logging_steps=5",
+    "2_sft.trl.dataloader_num_workers=2",
+    "2_sft.max_bad_fraction=0.5",
+    "7_evaluate.batch_size=3",
+    "1_corpus.chats_per_clip=2",  # the default
+]
+
+
+def test_keys_without_effect_and_versions_outdate_nothing(toys, tmp_path, monkeypatch, capsys):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    first = made_at(run)
+    capsys.readouterr()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
+    assert set(statuses(load(folder, HARMLESS), run).values()) == {"done"}
+    assert execute(load(folder, HARMLESS), run).exit_code == 0
+    assert capsys.readouterr().out.count("up to date") == 4
+    assert made_at(run) == first
+    monkeypatch.setattr(SFTConfig, "epoch", 2)
+    assert statuses(load(folder), run)["2_sft"] == "outdated"
+
+
+def test_unfinished_work_that_does_not_fit_is_kept_and_named(toys, tmp_path, monkeypatch, capsys):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    monkeypatch.setattr(toys, "save_file", lambda *_: (_ for _ in ()).throw(RuntimeError("killed here")))
+    assert execute(load(folder), run).exit_code == 1
+    monkeypatch.undo()
+    for kind in ("corpus", "sft", "evaluate", "gate"):
+        monkeypatch.setitem(sys.modules, f"align.stages.{kind}", toys)
+    assert statuses(load(folder, HARMLESS), run)["2_sft"] == "partial"
+    changed = load(folder, ["2_sft.learning_rate=1"])
+    current = next(s for s in survey(changed, run) if s.step.name == "2_sft")
+    assert (current.state, current.misfit) == ("pending", run / ".partial-2_sft")
+    capsys.readouterr()
+    assert execute(changed, run).exit_code == 0
+    kept = run / ".stale-2_sft-1"
+    assert f"2_sft  unfinished work of other settings or inputs is kept in {kept}" in capsys.readouterr().out
+    assert len(read_metrics(kept / "metrics.jsonl")) == 6
+    # Finished work of other settings is kept as well
+    assert execute(load(folder), run).exit_code == 0
+    assert read_manifest(run / ".stale-2_sft-2")["config"]["learning_rate"] == 1
+    assert "finished work of other settings or inputs is kept in" in capsys.readouterr().out
+
+
+def test_a_run_folder_of_another_recipe_is_refused(toys, tmp_path):
+    a, b = (load(toys.write_recipe(tmp_path / name / "toy", s8_gate=gate(1))) for name in ("a", "b"))
+    run = tmp_path / "run"
+    execute(a, run)
+    first = made_at(run)
+    with pytest.raises(OtherRecipe, match=f"{run} holds a run of the recipe {a.folder}, not of {b.folder}"):
+        execute(b, run)
+    assert made_at(run) == first
+    assert execute(b, run, replace=True).exit_code == 0
+    assert made_at(run) == first  # it asks for the same
+    with pytest.raises(OtherRecipe):
+        execute(a, run)
+
+
+def test_a_recipe_and_its_run_may_be_moved(toys, tmp_path):
+    folder = toys.write_recipe(tmp_path / "here" / "toy", s8_gate=gate(1))
+    execute(load(folder), tmp_path / "here" / "run")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    check_recipe(load(tmp_path / "there" / "toy"), tmp_path / "there" / "run")
+    (tmp_path / "here").rename(tmp_path / "elsewhere")
+    check_recipe(load(tmp_path / "there" / "toy"), tmp_path / "elsewhere" / "run")
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "manifest"])
+def test_a_damaged_stage_is_named_before_anything_runs(toys, tmp_path, harm):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    weights = run / "2_sft" / "model" / "model.safetensors"
+    if harm == "missing":
+        shutil.rmtree(weights.parent)
+    elif harm == "empty":
+        weights.write_bytes(b"")
+    else:
+        (run / "2_sft" / "manifest.json").write_text("")
+    before = made_at(run)
+    assert statuses(load(folder), run)["2_sft"] == "damaged"
+    with pytest.raises(DamagedRun, match=r"2_sft.*(missing|has 0 bytes|is empty).*[Rr]estore it from a copy"):
+        execute(load(folder), run)
+    with pytest.raises(DamagedRun):
+        execute(load(folder), run, only="7_evaluate")
+    assert made_at(run) == before
+    (run / "2_sft").rename(tmp_path / "old")
+    assert execute(load(folder), run).exit_code == 0
+
+
+def test_a_full_disk_is_one_line(toys, tmp_path, monkeypatch):
+    def fill(*_):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    folder, run = toys.write_recipe(tmp_path / "toy"), tmp_path / "run"
+    monkeypatch.setattr(toys, "save_file", fill)
+    outcome = execute(load(folder), run)
+    assert outcome.exit_code == 1
+    assert outcome.error.startswith(f"2_sft: no space left on the disk of {run}: ")
+    assert "\n" not in outcome.error
+    assert (run / ".partial-2_sft" / "metrics.jsonl").exists()
+
+
 def test_a_rerun_with_equal_output_does_not_spread(toys, tmp_path):
     folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
     execute(load(folder), run)
@@ -111,10 +223,10 @@ def test_a_closed_gate_stops_before_promotion_and_still_reports(
 def test_a_failing_stage_is_told_and_the_rest_waits(toys, tmp_path, monkeypatch):
     sample = "stage: sample\npolicy: 2_sft\ncorpus: 1_corpus\n"
     recipe = load(toys.write_recipe(tmp_path / "toy", s3_sample=sample))
-    monkeypatch.setitem(STAGES, "sample", "no_such_stage_module")
+    monkeypatch.setitem(sys.modules, "align.stages.sample", None)
     outcome = execute(recipe, tmp_path / "run")
     assert outcome.exit_code == 1
-    assert outcome.error == "3_sample: No module named 'no_such_stage_module'"
+    assert outcome.error == "3_sample: import of align.stages.sample halted; None in sys.modules"
     statuses = {name: entry["status"] for name, entry in outcome.summary["stages"].items()}
     assert statuses == {
         "1_corpus": "done",
@@ -160,8 +272,8 @@ def start(folder, run, log):
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[3]); import toy_stages\n"
         "from align.execution.runner import execute\n"
-        "from align.recipe.recipe import load; from align.stages import STAGES\n"
-        "STAGES.update({kind: 'toy_stages' for kind in ('corpus', 'sft', 'evaluate', 'gate')})\n"
+        "from align.recipe.recipe import load\n"
+        "toy_stages.replace_stages()\n"
         "sys.exit(execute(load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2])).exit_code)"
     )
     arguments = [sys.executable, "-c", code, str(folder), str(run), str(TOYS)]
@@ -184,6 +296,7 @@ def wait_for_step(run, step, process):
         (signal.SIGKILL, -9, "running"),
         (signal.SIGTERM, 75, "interrupted"),
         (signal.SIGINT, 75, "interrupted"),
+        (signal.SIGHUP, 75, "interrupted"),
     ],
 )
 def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status):
@@ -207,6 +320,20 @@ def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status)
     # 40 steps of 0.05 s over both attempts; kill -9 may come before the first has written how long it took
     assert read_manifest(run / "2_sft")["seconds"] >= (1.7 if code == 75 else 1.5)
     assert (run / "1_corpus" / "attempts.txt").read_text() == "x"
+
+
+def test_a_run_whose_reader_goes_away_ends_as_if_nothing_had_happened(toys, tmp_path):
+    toys.write_recipe(tmp_path / "toy", s2_sft=SLOW, s8_gate=gate(1))
+    command = [sys.executable, str(TOYS / "toy_stages.py"), "run", "toy"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_step(tmp_path / "runs" / "toy", 3, process)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert json.loads((tmp_path / "runs" / "toy" / "summary.json").read_text())["status"] == "done"
 
 
 def test_a_stage_that_does_not_heed_a_stop_is_interrupted_at_once(tmp_path):

@@ -65,7 +65,7 @@ def test_check_prints_the_plan_and_writes_nothing(recipe):
     assert done.returncode == 0, done.stderr
     assert "50 steps x 2 = 100 examples" in done.stdout
     assert "1_corpus, owner/base" in done.stdout
-    assert done.stdout.endswith("2 stages, no mistakes. Next: align run toy\n")
+    assert done.stdout.endswith("2 stages, no mistakes. Next: align run toy --set sft.steps=50\n")
     assert sorted(recipe.parent.rglob("*")) == before
 
 
@@ -85,6 +85,12 @@ def test_help_shows_an_example(verb, tmp_path):
         (["run", "toy", "--only", "2_sft"], "needs 1_corpus, which has not finished in runs/toy"),
         (["compare", "a", "b"], "a has no finished evaluation"),
         (["compare", "a", "--seeds"], "a is not a run folder"),
+        (["run", "toy", "--out", ""], "is empty; name a folder"),
+        (["status", "toy", "--out", ""], "is empty; name a folder"),
+        (["run", "toy", "--out", "toy/1_corpus.yaml"], "toy/1_corpus.yaml is a file; choose another folder"),
+        (["run", "toy", "--out", "x" * 300], "File name too long; choose another folder with --out"),
+        (["check", "toy", "--gpu-gb", "nan"], "must be a number above 0"),
+        (["verify", "toy"], "toy has no finished stages"),
         (["nonsense"], "No such command"),
     ],
 )
@@ -95,6 +101,36 @@ def test_usage_errors_are_one_clean_message_and_write_nothing(recipe, arguments,
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(recipe.parent.rglob("*")) == before
+
+
+def test_the_command_runs_as_a_module_and_survives_a_reader_that_is_gone(recipe):
+    command = f"{sys.executable} -m align.cli check toy"
+    shell = f"set -o pipefail; {command} | head -n 0; {command} >&-; {command} > /dev/full"
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=recipe.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_next_command_keeps_options_and_quotes(recipe):
+    done = align("status", "toy", "--set", "*.seed=1", "--out", "a b", cwd=recipe.parent)
+    assert done.stdout.endswith("Next: align run toy --set '*.seed=1' --out 'a b'\n")
+
+
+def test_what_cannot_be_read_as_a_stage_file_is_one_line(recipe):
+    (recipe / "3_sample.yaml").symlink_to("nowhere.yaml")
+    (recipe / "4_annotate.yaml").mkdir()
+    (recipe / "5_pairs.yaml").symlink_to("5_pairs.yaml")
+    (recipe / "6_dpo.yaml").write_text("[" * 20_000)
+    done = align("check", "toy", cwd=recipe.parent)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "toy/3_sample.yaml: cannot be read: No such file or directory",
+        "toy/4_annotate.yaml: cannot be read: Is a directory",
+        "toy/5_pairs.yaml: cannot be read: Too many levels of symbolic links",
+        "toy/6_dpo.yaml:1: not a stage file: its brackets are nested too deeply",
+        "4 mistakes; nothing was run",
+    ]
 
 
 def test_status_before_anything_ran(recipe):
@@ -130,10 +166,10 @@ def test_doctor_says_what_deepspeed_needs_to_compile(tmp_path, monkeypatch):
     def found():
         return next(finding for finding in examine(tmp_path) if finding.thing == "DeepSpeed")
 
-    assert found().found.split(",")[0].count(".") == 2
+    assert found().state.split(",")[0].count(".") == 2
     monkeypatch.setenv("PATH", str(tmp_path))
     assert found().status == "warn"
-    assert "no g++ and no ninja" in found().found
+    assert "no g++ and no ninja" in found().state
     assert "apt-get install" in found().mend
 
 
@@ -168,13 +204,13 @@ def test_a_verb_imports_what_it_needs(recipe, arguments, not_needed):
 def test_training_alone_on_a_cpu_prints_its_progress_only(tmp_path):
     """DeepSpeed, which accelerate imports whenever there is one, would tell on stdout that it sees no GPU."""
     program = (
-        "from align.run_folder.quiet import quieten; quieten(); "
+        "from align.run_folder.progress import quieten; quieten(); "
         "import sys; from pathlib import Path; from tests.align.training import tiny_training as tiny; "
         "world = tiny.make_world(Path(sys.argv[1])); "
         "tiny.run_here(tiny.make_config('sft', steps=1), world, Path(sys.argv[1]) / 'run'); "
         "assert 'deepspeed' in sys.modules"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         capture_output=True,
