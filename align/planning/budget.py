@@ -31,17 +31,18 @@ _WORKERS = 8
 """GPUs over which the table spreads what the recipe has in one process."""
 _RANK = 16
 """Of the table's LoRA, where the recipe has none."""
-_PUBLISHED: dict[str, Shape] = {
-    "Qwen/Qwen2-Audio-7B": Shape(),
-    "Qwen/Qwen2-Audio-7B-Instruct": Shape(),
-    "openai/whisper-large-v2": Shape(mel_bins=80),
-    "openai/whisper-large-v3": Shape(),
-    "Qwen/Qwen1.5-7B": Shape(vocab=151_936),
+_QWEN2_AUDIO = {"audio_config": {}, "text_config": {"vocab_size": 156_032, "intermediate_size": 11_008}}
+_WHISPER = dict(zip(estimate.AUDIO_FIELDS, (128, 1280, 32, 5120, 1500), strict=True))
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2-Audio-7B": _QWEN2_AUDIO,
+    "Qwen/Qwen2-Audio-7B-Instruct": _QWEN2_AUDIO,
+    "openai/whisper-large-v2": {**_WHISPER, "num_mel_bins": 80},
+    "openai/whisper-large-v3": _WHISPER,
+    "Qwen/Qwen1.5-7B": dict(zip(estimate.TEXT_FIELDS, (151_936, 4096, 32, 11_008, 32), strict=True)),
 }
-"""Of models that are named by their Hub id and not downloaded yet."""
+"""config.json of models that are named by their Hub id and not downloaded yet."""
 _NEW_TOKENS = 3 + sum(map(len, all_tags("tags_released")))
 """At most, around audio and for every task, where a model is assembled."""
-_TEXT_FIELDS = ("vocab", "width", "layers", "ffn", "heads", "kv_heads")
 
 
 def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]:
@@ -94,7 +95,7 @@ def shape_of(name: str, recipe: Recipe) -> Shape | None:
     step = next((step for step in recipe.steps if step.name == name), None)
     if step is None:
         config = _config_json(name)
-        return _PUBLISHED.get(name) if config is None else _read(name, estimate.shape_of_config, config)
+        return None if config is None else estimate.shape_of_config(config, name)
     if not isinstance(step.config, TrainingConfig):
         return None
     match step.config.starts_from:
@@ -127,17 +128,11 @@ def _small(model: ModelShape) -> Shape:
 def _assembled(audio: str, text: str) -> Shape | None:
     """Of a Whisper and a Qwen2; the embeddings at most as large as all new tokens make them."""
     whisper, qwen = _config_json(audio), _config_json(text)
-    if (whisper is None and audio not in _PUBLISHED) or (qwen is None and text not in _PUBLISHED):
+    if whisper is None or qwen is None:
         return None
-    language = (
-        {name: getattr(_PUBLISHED[text], name) for name in _TEXT_FIELDS}
-        if qwen is None
-        else _read(text, estimate.text_fields, qwen)
-    )
+    language = estimate.fields_of(qwen, estimate.TEXT_FIELDS, text)
     language["vocab"] += _NEW_TOKENS
-    if whisper is None:
-        return _PUBLISHED[audio]._replace(**language)
-    return Shape(**_read(audio, estimate.audio_fields, whisper), **language)
+    return Shape(**estimate.fields_of(whisper, estimate.AUDIO_FIELDS, audio), **language)
 
 
 def _config_json(ref: str) -> dict[str, Any] | None:
@@ -146,15 +141,7 @@ def _config_json(ref: str) -> dict[str, Any] | None:
         if path.exists():
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return config
-    return None
-
-
-def _read(ref: str, reader: Any, config: dict[str, Any]) -> Any:
-    """What `reader` makes of a config.json; an error names its folder."""
-    try:
-        return reader(config)
-    except UnknownShape as error:
-        raise UnknownShape(f"the config.json of {ref} {error}") from error
+    return _PUBLISHED.get(ref)
 
 
 def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
@@ -244,8 +231,9 @@ def _measured(step: Step, run: Path) -> str:
 def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int) -> str:
     """Hours at an assumed share of the GPUs' peak."""
     examples, noun = _examples(config)
+    seconds = examples / workers * estimate.flops(shape, load) / (estimate.MFU * estimate.PEAK_FLOPS)
     return (
-        f"{_duration(estimate.hours(examples / workers, shape, load))}{noun} at {estimate.MFU:.0%} of "
+        f"{_duration(seconds / 3600)}{noun} at {estimate.MFU:.0%} of "
         f"{estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of {_gpus(workers)}: assumed, not measured"
     )
 
