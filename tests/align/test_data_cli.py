@@ -86,7 +86,7 @@ def test_mistakes_are_told_in_one_message(sounds, tmp_path):
 def test_a_failed_download_says_so_and_one_by_hand_says_how(tmp_path, monkeypatch):
     file = vocalsound._FILES["16k"][0]._replace(url="http://127.0.0.1:9/gone.zip")
     monkeypatch.setattr(vocalsound, "_FILES", {"16k": [file]})
-    monkeypatch.setattr("preference_data.corpora.fetch.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("preference_data.corpora.fetch.Publisher.sleep", lambda publisher, seconds: None)
     assert "ConnectError" in run("download", "vocalsound", tmp_path, code=1)
     assert "no part '44k'" in run("download", "vocalsound", tmp_path, "--part", "44k", code=2)
     assert f"align data prepare common_voice --from {tmp_path}" in run("download", "common_voice", tmp_path)

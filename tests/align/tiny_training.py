@@ -217,6 +217,7 @@ def forget_accelerate():
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     gc.collect()
+    gc.freeze()  # what is left, modules above all, need not be looked through in each collection
 
 
 def main(world, out, *cases):

@@ -186,7 +186,7 @@ fetch_many(remote(At), Path(sys.argv[2]), "part", at_once=AT_ONCE, wait_s=0.01)
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_an_ended_process_is_gone_on_with(server, tmp_path, how):
-    server.delay_s, server.broken = 0.05, 0.5
+    server.delay_s, server.broken = 0.3, 0.5  # slow enough to be ended in time on a busy machine
     command = [sys.executable, "-c", PROGRAM, str(server.server_port), str(tmp_path)]
     fetching = subprocess.Popen(
         command, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": os.getcwd()}
@@ -199,7 +199,7 @@ def test_an_ended_process_is_gone_on_with(server, tmp_path, how):
     there = len(list(tmp_path.rglob("[0-9]*.bin")))
     assert there < N
     before = len(server.asked)
-    server.broken = 0.0
+    server.delay_s, server.broken = 0.0, 0.0
     fetch_many(remote(server), tmp_path, "part", at_once=AT_ONCE, wait_s=0.01)
     check(tmp_path)
     assert len(server.asked) - before == N - there  # whole ones are not asked for again

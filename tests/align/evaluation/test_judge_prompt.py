@@ -173,8 +173,11 @@ ASKED = [
 ]
 
 
-@settings(max_examples=10_000, deadline=None)
-@given(SCORE_LIKE | st.text(max_size=9), st.sampled_from(["stop", "length", "content_filter", None]))
+REPLIES = given(SCORE_LIKE | st.text(max_size=9), st.sampled_from(["stop", "length", "content_filter", None]))
+
+
+@settings(max_examples=1_000, deadline=None)
+@REPLIES
 def test_no_reply_crashes_the_reading(reply, finish_reason):
     for protocol, asked, low in ASKED:
         read = protocol.read(asked, reply, finish_reason)
@@ -185,7 +188,13 @@ def test_no_reply_crashes_the_reading(reply, finish_reason):
             assert (read.first, read.second) == (None, None)
 
 
-@settings(max_examples=500, deadline=None)
+@pytest.mark.slow
+def test_none_of_ten_thousand_replies_crashes_the_reading():
+    reading = test_no_reply_crashes_the_reading.hypothesis.inner_test
+    settings(max_examples=10_000, deadline=None)(REPLIES(reading))()
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.text() | SCORE_LIKE)
 def test_any_answer_stays_inside_its_quotation(answer):
     asked = Strict().ask(ITEM, answer, "reference_first")

@@ -124,7 +124,6 @@ def test_adapters_are_merged_and_names_are_those_of_the_hub(runs, tiny, tmp_path
     assert not list(tmp_path.glob(".partial-*"))
 
 
-@pytest.mark.slow
 def test_a_registered_champion_is_exported_and_changed_files_are_refused(
     runs, tiny, tmp_path, monkeypatch, capsys
 ):

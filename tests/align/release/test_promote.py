@@ -255,7 +255,6 @@ def server(tmp_path, empty_database):
     server.kill()
 
 
-@pytest.mark.slow
 def test_mlflow_that_is_away_promotes_nothing_and_a_repetition_completes(
     gated, tmp_path, server, monkeypatch
 ):
