@@ -10,6 +10,7 @@
 | `_load_rng_state` | with another number of processes some would have no random states |
 | `_clip_grad_norm` | a gradient norm that is not finite would be stepped with |
 | **DeepSpeed 0.19** `DeepSpeedEngine.save_checkpoint`, `.load_checkpoint` | all hold frozen weights |
+| **torch 2.13** `cpp_extension._get_build_directory` | a killed build is waited for for ever |
 
 `tests/align/training/test_library_fixes.py` holds for each that the library still needs it and still fits it.
 Public methods that our trainers override (`compute_loss`, `training_step`, `log`, `evaluate`,
@@ -18,6 +19,7 @@ Public methods that our trainers override (`compute_loss`, `training_step`, `log
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partialmethod
@@ -176,3 +178,22 @@ def leave_frozen_weights_out() -> None:
         return engine._stock_load_checkpoint(*args, load_module_strict=False, **kwargs)
 
     DeepSpeedEngine.load_checkpoint = load_checkpoint
+
+
+def compile_once() -> None:
+    """Load the op that DeepSpeed needs on a CPU, compiled on first use by one process at a time.
+
+    torch marks a build by a file. If its process is killed, the mark stays, and all later ones wait for it
+    for ever, without a word. Who holds our lock, which dies with its holder, may remove such a mark.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils import cpp_extension
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None:
+        return
+    folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
+    with (folder / ".align-lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
