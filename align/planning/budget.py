@@ -13,15 +13,7 @@ from typing import Any
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.config.corpus import CorpusConfig
-from align.recipe.config.training import (
-    Assemble,
-    DPOConfig,
-    Hardware,
-    ModelShape,
-    PretrainConfig,
-    SFTConfig,
-    TrainingConfig,
-)
+from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, read_json
 from preference_data.prompts.prompts import all_tags
@@ -79,7 +71,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
-    measured = _measured(step, run)
+    measured = _measured(step.name, config, run)
     if measured:
         yield f"  {measured}"
     elif count.total > SMALL:
@@ -99,16 +91,14 @@ def shape_of(name: str, recipe: Recipe) -> Shape | None:
     if step is None:
         config = _config_json(name)
         return None if config is None else estimate.shape_of_config(config, name)
-    if isinstance(step.config, SFTConfig | DPOConfig):
-        return shape_of(step.config.policy, recipe)
-    if not isinstance(step.config, PretrainConfig):
+    if not isinstance(step.config, TrainingConfig):
         return None
-    match step.config.model:
+    match step.config.starts_from:
         case ModelShape() as small:
             return _small(small)
         case Assemble(audio=audio, text=text):
             return _assembled(audio, text)
-        case policy:
+        case str(policy):
             return shape_of(policy, recipe)
 
 
@@ -158,8 +148,7 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora = config.lora if isinstance(config, SFTConfig | DPOConfig) else None
-    packed = bool(config.packed)
+    lora, packed, is_pair = config.adapter, bool(config.packed), config.sequences_per_example == 2
     load = Workload(
         sequences=1,
         clips=1,
@@ -171,7 +160,7 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
         checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
         packed=packed,
     )
-    if not isinstance(config, DPOConfig):
+    if not is_pair:
         return load
     live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
     load = load._replace(sequences=2, with_reference=live)
@@ -224,13 +213,13 @@ def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
     return "1 with layers checkpointed in" if thrifty else _NO
 
 
-def _measured(step: Step, run: Path) -> str:
+def _measured(name: str, config: TrainingConfig, run: Path) -> str:
     """Hours at the speed of the same stage of an earlier run, if there is one."""
-    path = run / step.name / MANIFEST
+    path = run / name / MANIFEST
     speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
     if not speed:
         return ""
-    examples, noun = _examples(step.config)
+    examples, noun = _examples(config)
     return f"{_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
 
 
@@ -244,16 +233,14 @@ def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int)
     )
 
 
-def _examples(config: Any) -> tuple[int, str]:
+def _examples(config: TrainingConfig) -> tuple[int, str]:
     """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
-    if isinstance(config, PretrainConfig | SFTConfig):
-        return config.steps * config.batch_size, ""
-    return 1000, " per 1,000 pairs"
+    return (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
 
 
 def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
     """How many checkpoints there are at a time."""
-    if isinstance(config, DPOConfig) and config.choose:
+    if getattr(config, "choose", None):
         weights = _size(estimate.weights_bytes(shape, load, strategy))
         return f"2 at a time and weights of {weights} every {config.save_steps} steps; none when it is done"
     return "2 at a time, none when it is done"  # the last one, and the new one until it is sealed
