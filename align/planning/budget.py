@@ -148,7 +148,7 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora, packed, is_pair = config.adapter, bool(config.packed), config.sequences_per_example == 2
+    lora, packed = config.adapter, bool(config.packed)
     load = Workload(
         sequences=1,
         clips=1,
@@ -160,11 +160,10 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
         checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
         packed=packed,
     )
-    if not is_pair:
-        return load
+    n = config.sequences_per_example
     live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
-    load = load._replace(sequences=2, with_reference=live)
-    return load._replace(completions=2) if packed else load._replace(clips=2)  # packed, they share a clip
+    load = load._replace(sequences=n, with_reference=config.has_reference and live)
+    return load._replace(completions=n) if packed else load._replace(clips=n)  # packed, they share a clip
 
 
 # -------------------------------------------------------------------------- in words
@@ -240,7 +239,7 @@ def _examples(config: TrainingConfig) -> tuple[int, str]:
 
 def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
     """How many checkpoints there are at a time."""
-    if getattr(config, "choose", None):
+    if config.keeps_candidates:
         weights = _size(estimate.weights_bytes(shape, load, strategy))
         return f"2 at a time and weights of {weights} every {config.save_steps} steps; none when it is done"
     return "2 at a time, none when it is done"  # the last one, and the new one until it is sealed

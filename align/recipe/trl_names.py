@@ -85,7 +85,6 @@ REFUSED = {
         " eos_token pad_token length_column_name label_names".split(),
         _PLAIN_TEXT,
     ),
-    "train_sampling_strategy": "the stage decides the order of examples, so that it resumes exactly",
     "shuffle_dataset": "the stage decides the order of examples, so that it resumes exactly",
     "dataloader_drop_last": "every step has exactly batch_size examples",
     **dict.fromkeys(

@@ -165,7 +165,7 @@ def arguments(
     parts = processes.world_size() * accumulation
     if schedule.batch_size % parts:
         raise ValueError(
-            f"batch_size {schedule.batch_size} cannot be split evenly over {parts} "
+            f"batch_size {schedule.batch_size} cannot be divided evenly over {parts} "
             "(processes x micro-batches)"
         )
     on_gpu = torch.cuda.is_available()

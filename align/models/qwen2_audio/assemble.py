@@ -233,7 +233,7 @@ def _matched(
     if unknown or missing:
         raise CannotAssemble(
             f"tensors do not match. Without a place in Qwen2-Audio: {_some(unknown)}; "
-            f"in neither checkpoint: {_some(missing)}"
+            f"found in neither checkpoint: {_some(missing)}"
         )
     return used, unused, new
 

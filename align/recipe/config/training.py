@@ -181,6 +181,8 @@ class TrainingConfig(StageConfig):
     """What the training stages share."""
 
     produces: ClassVar[OutputKind] = "policy"
+    has_reference: ClassVar[bool] = False
+    """Whether the loss compares with the policy that training starts from."""
     corpus: CorpusRef
     hardware: Annotated[Hardware | None, NoEffect()] = None
     """Without it, training runs in this process, on its GPU if it has one."""
@@ -226,8 +228,13 @@ class TrainingConfig(StageConfig):
 
     @property
     def n_examples(self) -> int | None:
-        """Examples over the whole stage, where the config alone tells."""
+        """Examples over the whole stage, where the config alone says how many."""
         return None
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """Whether all checkpoints are kept, to choose among them."""
+        return False
 
 
 class StepsConfig(TrainingConfig):
@@ -374,6 +381,7 @@ class DPOConfig(FurtherTrainingConfig):
 
     trl_config: ClassVar[str | None] = "DPOConfig"
     sequences_per_example: ClassVar[int] = 2
+    has_reference: ClassVar[bool] = True
     report_panels: ClassVar[Literal["training", "preference"] | None] = "preference"
     stage: Literal["dpo"]
     pairs: PairsRef
@@ -414,6 +422,11 @@ class DPOConfig(FurtherTrainingConfig):
         if self.choose is not None and self.choose.by != "facts" and not self.held_out:
             raise ValueError(f"choose by {self.choose.by} needs held-out pairs: set held_out, to 0.05 or so")
         return self
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """With `choose`."""
+        return self.choose is not None
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Answers to dev questions are judged by the facts."""

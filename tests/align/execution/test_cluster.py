@@ -18,7 +18,7 @@ from tests.align.training import tiny_training
 from tests.benchmarks import kill_drill
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS, SAVE_STEPS = 60, 10
 
 

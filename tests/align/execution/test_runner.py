@@ -89,6 +89,7 @@ HARMLESS = [
     "2_sft.trl.dataloader_num_workers=2",
     "2_sft.max_bad_fraction=0.5",
     "7_evaluate.batch_size=3",
+    "7_evaluate.workers=2",
     "1_corpus.chats_per_clip=2",  # the default
 ]
 

@@ -120,6 +120,22 @@ def whole(tiny, tmp_path):
     return weights(trainer), read_metrics(out.path / "metrics.jsonl")
 
 
+def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_forgotten(tiny, tmp_path, whole):
+    out = folder(tmp_path / "killed")
+    first = make(tiny, out)
+    kill_at(first, 1)
+    with pytest.raises(Killed):
+        fit(first, out)
+    assert newest(out.path / "checkpoints") is None
+    assert [row["step"] for row in read_metrics(out.path / "metrics.jsonl")] == [1]
+    with (out.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    out = folder(tmp_path / "killed")
+    fit(make(tiny, out), out)
+    steps = [row["step"] for row in read_metrics(out.path / "metrics.jsonl")]
+    assert steps == [row["step"] for row in whole[1]]
+
+
 def test_a_killed_run_resumes_to_identical_weights_and_metrics(tiny, tmp_path, whole):
     out = folder(tmp_path / "killed")
     first = make(tiny, out)
