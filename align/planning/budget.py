@@ -187,9 +187,9 @@ def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) 
         offload = config.hardware.offload if chosen and config.hardware else "none"
         states = estimate.states_of(shape, option, strategy, n, offload)
         room = gpu_gb * 1e9 - sum(states) - estimate.OVERHEAD
-        one = estimate.activations(shape, option)
+        kept = estimate.activations(shape, option)
         cells = "".join(
-            f"{part / 1e9:>13.1f}" for part in (*states, one, sum(states) + one + estimate.OVERHEAD)
+            f"{part / 1e9:>13.1f}" for part in (*states, kept, sum(states) + kept + estimate.OVERHEAD)
         )
         verdict = _verdict(shape, option, room, max(1, config.batch_size // n))
         yield f"    {name:<12}{cells}  {verdict} {gpu_gb:g} GB" + (" <- the recipe's" if chosen else "")
