@@ -157,8 +157,8 @@ def test_only_chosen_layers_run_twice_and_a_copy_has_its_own():
     checkpoint_layers(model.model.language_model.layers[:2])
     copied = copy.deepcopy(model)
     runs = {}
-    for name, one in (("original", model), ("copy", copied)):
-        for n, layer in enumerate(one.model.language_model.layers):
+    for name, subject in (("original", model), ("copy", copied)):
+        for n, layer in enumerate(subject.model.language_model.layers):
             layer.mlp.register_forward_pre_hook(
                 lambda *_, key=(name, n): runs.__setitem__(key, runs.get(key, 0) + 1)
             )
@@ -179,8 +179,8 @@ def test_tokens_of_clips_are_those_of_their_features(world):
     clips = list(table(world / "corpus", "clips", AudioClip))
     tokens = ClipTokens(clips, processor)
     features = ClipFeatures(processor, world / "corpus")([clip.path for clip in clips])
-    assert [tokens[clip.path] for clip in clips] == [n_audio_tokens(found.n_frames) for found in features]
-    assert tokens.longest == max(n_audio_tokens(found.n_frames) for found in features)
+    assert [tokens[clip.path] for clip in clips] == [n_audio_tokens(clip.n_frames) for clip in features]
+    assert tokens.longest == max(n_audio_tokens(clip.n_frames) for clip in features)
     assert tokens["unknown.wav"] == 12  # as long as the model hears: 1 s at a hop of 20 ms
 
 
