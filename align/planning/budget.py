@@ -13,12 +13,7 @@ from typing import Any
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.config.corpus import CorpusConfig
-from align.recipe.config.training import (
-    Assemble,
-    Hardware,
-    ModelShape,
-    TrainingConfig,
-)
+from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, read_json
 from preference_data.prompts.prompts import all_tags
@@ -76,7 +71,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
-    measured = _measured(step, run)
+    measured = _measured(step.name, config, run)
     if measured:
         yield f"  {measured}"
     elif count.total > SMALL:
@@ -103,7 +98,7 @@ def shape_of(name: str, recipe: Recipe) -> Shape | None:
             return _small(small)
         case Assemble(audio=audio, text=text):
             return _assembled(audio, text)
-        case policy:
+        case str(policy):
             return shape_of(policy, recipe)
 
 
@@ -153,8 +148,7 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora = config.adapter
-    packed = bool(config.packed)
+    lora, packed = config.adapter, bool(config.packed)
     load = Workload(
         sequences=1,
         clips=1,
@@ -193,9 +187,9 @@ def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) 
         offload = config.hardware.offload if chosen and config.hardware else "none"
         states = estimate.states_of(shape, option, strategy, n, offload)
         room = gpu_gb * 1e9 - sum(states) - estimate.OVERHEAD
-        one = estimate.activations(shape, option)
+        kept = estimate.activations(shape, option)
         cells = "".join(
-            f"{part / 1e9:>13.1f}" for part in (*states, one, sum(states) + one + estimate.OVERHEAD)
+            f"{part / 1e9:>13.1f}" for part in (*states, kept, sum(states) + kept + estimate.OVERHEAD)
         )
         verdict = _verdict(shape, option, room, max(1, config.batch_size // n))
         yield f"    {name:<12}{cells}  {verdict} {gpu_gb:g} GB" + (" <- the recipe's" if chosen else "")
@@ -218,13 +212,13 @@ def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
     return "1 with layers checkpointed in" if thrifty else _NO
 
 
-def _measured(step: Step, run: Path) -> str:
+def _measured(name: str, config: TrainingConfig, run: Path) -> str:
     """Hours at the speed of the same stage of an earlier run, if there is one."""
-    path = run / step.name / MANIFEST
+    path = run / name / MANIFEST
     speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
     if not speed:
         return ""
-    examples, noun = _examples(step.config)
+    examples, noun = _examples(config)
     return f"{_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
 
 
@@ -238,11 +232,9 @@ def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int)
     )
 
 
-def _examples(config: Any) -> tuple[int, str]:
+def _examples(config: TrainingConfig) -> tuple[int, str]:
     """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
-    if config.n_examples is not None:
-        return config.n_examples, ""
-    return 1000, " per 1,000 pairs"
+    return (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
 
 
 def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:

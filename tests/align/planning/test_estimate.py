@@ -58,13 +58,13 @@ def count(module):
 def test_parameters_are_those_of_the_model(shape):
     with torch.device("meta"):
         model = build(shape)
-    found = estimate.parameters(shape)
-    assert found.audio_tower == count(model.model.audio_tower)
-    assert found.projector == count(model.model.multi_modal_projector)
-    assert found.language_model == count(model.model.language_model) + count(model.lm_head)
-    assert found.total == count(model)
+    counts = estimate.parameters(shape)
+    assert counts.audio_tower == count(model.model.audio_tower)
+    assert counts.projector == count(model.model.multi_modal_projector)
+    assert counts.language_model == count(model.model.language_model) + count(model.lm_head)
+    assert counts.total == count(model)
     if shape == FULL:
-        assert found.total == 8_397_094_912
+        assert counts.total == 8_397_094_912
         config = model.config.to_dict()
         released = {"audio_config": {}, "text_config": {"intermediate_size": 11008, "vocab_size": 156032}}
         assert estimate.shape_of_config(config, "x") == estimate.shape_of_config(released, "x") == FULL

@@ -50,8 +50,8 @@ for step in range(steps):
     total += twin.weight.grad.float()
     if step < steps - 1:
         engine.step()
-found = safe_get_full_grad(engine.module.weight).float()
-print("RESULT", json.dumps({"error": ((found - total).norm() / total.norm()).item()}), flush=True)
+gradient = safe_get_full_grad(engine.module.weight).float()
+print("RESULT", json.dumps({"error": ((gradient - total).norm() / total.norm()).item()}), flush=True)
 os._exit(0)
 """
 
