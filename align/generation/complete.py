@@ -21,7 +21,7 @@ from align.run_folder.artifacts import read_json
 from preference_data.store import write_text
 
 Completions = list[list[Completion]]
-"""Of every request, in order."""
+"""The completions of each request, in order."""
 MakeEngine = Callable[[], Engine]
 """Loads an engine where it is called: in this process, or in a worker on a machine of its own."""
 

@@ -13,12 +13,13 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
-from align.evaluation import scores
 from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.comparison import levels
 from align.evaluation.judges.facts import FactJudge
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
@@ -133,12 +134,12 @@ class DevScore:
         """Means over the questions; KL in nats per answer."""
         engine = TransformersEngine(policy, self.reference.clips)
         answers = self._answers(engine)
-        judgements = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
-        overall = scores.summary(judgements, answers)
+        judged = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
+        overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
         names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
         kl = self._kl(engine, answers)
         engine.close()
-        return {**{f"dev/{name}": overall[name] for name in names}, "dev/kl": kl}
+        return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": kl}
 
     def _answers(self, engine: TransformersEngine) -> list[str]:
         numbered = list(enumerate(self.requests))

@@ -1,7 +1,7 @@
 """Which chats are fit to learn from: lengths, languages and repetitions, each refusal with its reason.
 
 What needs a model to tell, whether an answer could be given without the clip, is in
-`align.training.audio_effect`.
+`align.training.filtering`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio import portable
 from align.models.qwen2_audio.model import hub_name
 from align.models.shards import weights_sha256
+from align.release.policy_files import NoPolicy, find
 from align.release.registry import Registry
-from align.release.source import NoPolicy, find
 
 app = typer.Typer()
 app.command()(export.export)

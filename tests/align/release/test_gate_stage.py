@@ -8,14 +8,14 @@ import pytest
 import soundfile
 
 import preference_data
-from align.evaluation import scores as scoring
+from align.evaluation import comparison
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.fragments import unfinished
 from align.evaluation.judges.facts import FactJudge
 from align.recipe.config.evaluation import Thresholds
 from align.release.registry import RegistryDown
 from align.release.verdict import Evidence, checks, decide
 from align.run_folder.artifacts import read_manifest
+from align.stages.gate import unfinished_share
 from preference_data import store
 from preference_data.audio import contamination
 from preference_data.audio.contamination import Contamination
@@ -169,22 +169,22 @@ def judged(questions, candidate, baseline):
     """scores.json as the evaluation writes it, from answers through the real fact judge."""
     items, _, _ = questions
     judge = FactJudge(PHRASEBOOK)
-    marks = {name: judge.judge(items, texts) for name, texts in (("sft", baseline), ("dpo", candidate))}
+    answers = {name: judge.judge(items, texts) for name, texts in (("sft", baseline), ("dpo", candidate))}
     shuffled = judge.judge(items, [*candidate[1:], candidate[0]])
-    plain = {key: one._asdict() for key, one in scoring.compare(marks["sft"], marks["dpo"]).items()}
+    overall = comparison.differences(answers["sft"], answers["dpo"])["overall"]
     return {
         "before": "sft",
         "after": "dpo",
         "n": len(items),
-        "judge": {"name": judge.name, "shares_ground_truth": judge.shares_ground_truth},
+        "judge": judge.describe(items),
         "policies": {
-            "sft": {"overall": scoring.summary(marks["sft"], baseline)},
+            "sft": {"overall": comparison.levels(answers["sft"])},
             "dpo": {
-                "overall": scoring.summary(marks["dpo"], candidate),
-                "shuffled_audio": scoring.summary(shuffled, candidate),
+                "overall": comparison.levels(answers["dpo"]),
+                "shuffled_audio": comparison.levels(shuffled),
             },
         },
-        "comparison": plain,
+        "comparison": {key: row._asdict() for key, row in overall.items()},
     }
 
 
@@ -197,7 +197,7 @@ def outcome(questions, spoil):
     thresholds = Thresholds(judge=None).model_dump()
     evidence = Evidence(
         judged(questions, candidate, baseline),
-        {"sft": unfinished(baseline), "dpo": unfinished(candidate)},
+        {"sft": unfinished_share(baseline), "dpo": unfinished_share(candidate)},
         Contamination((), 600, 5000, ()),
         None,
     )

@@ -1,4 +1,4 @@
-"""Which policy is meant by a run folder, a stage folder, a model's folder or a registry name."""
+"""The policy behind a run folder, a stage folder, a model's folder or a registry name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from align.release.evaluations import stage_order
-from align.release.provenance import VERDICT
+from align.release.ancestry import VERDICT, newest_first, resolve, stage_order
 from align.release.registry import Registry
 from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
@@ -18,7 +17,7 @@ class NoPolicy(ValueError):
     """There is no policy where one was named; the message says what is there."""
 
 
-class Source(NamedTuple):
+class PolicyFiles(NamedTuple):
     """A policy: its saved model, adapters to merge into it in this order, and where it comes from.
 
     `stage` is its stage folder, None for a model from elsewhere; `tags` are its registered version's.
@@ -31,8 +30,8 @@ class Source(NamedTuple):
     tags: dict[str, str]
 
 
-def find(named: str, tracking_uri: str, scratch: Path) -> Source:
-    """The policy meant by `named`.
+def find(named: str, tracking_uri: str, scratch: Path) -> PolicyFiles:
+    """The policy behind a name.
 
     Args:
         named: a stage folder, a run folder (what it promoted, else its gate's candidate, else its last
@@ -47,33 +46,29 @@ def find(named: str, tracking_uri: str, scratch: Path) -> Source:
     registered = _REGISTERED.fullmatch(named)
     if registered:
         files, tags = Registry(tracking_uri, registered["name"]).fetch(registered["alias"], scratch)
-        return Source(named, files, (), None, tags)
+        return PolicyFiles(named, files, (), None, tags)
     folder = Path(named).expanduser()
     if not folder.is_dir():
         raise NoPolicy(f"{named}: there is no such folder; name a run, a stage, or models:/NAME@champion")
     if (folder / "config.json").exists():
-        return Source(folder.name, folder, (), None, {})
-    stage = folder if (folder / MANIFEST).exists() else _of_run(folder)
+        return PolicyFiles(folder.name, folder, (), None, {})
+    stage = folder if (folder / MANIFEST).exists() else _stage_of_run(folder)
     model, adapters = _weights(stage)
-    return Source(f"{stage.resolve().parent.name}/{stage.name}", model, adapters, stage, {})
+    return PolicyFiles(f"{stage.resolve().parent.name}/{stage.name}", model, adapters, stage, {})
 
 
-def _of_run(run: Path) -> Path:
-    """The stage whose policy a run is about."""
-    for file, key in (("promotion.json", "config"), (VERDICT, "candidate")):
-        for path in sorted(run.glob(f"[!.]*/{file}"), key=_by_stage, reverse=True):
-            told = read_manifest(path.parent)["config"]["policy"] if key == "config" else read_json(path)[key]
-            if (run / told / MANIFEST).exists():
-                return run / told
-    stages = [path for kind in ("model", "adapter") for path in run.glob(f"[!.]*/{kind}/")]
-    finished = sorted((path for path in stages if (path.parent / MANIFEST).exists()), key=_by_stage)
+def _stage_of_run(run: Path) -> Path:
+    """The stage whose policy a run is about: promoted, else judged by the gate, else the last one."""
+    named = [read_manifest(stage)["config"]["policy"] for stage in newest_first(run, "promotion.json")]
+    named += [read_json(stage / VERDICT)["candidate"] for stage in newest_first(run, VERDICT)]
+    for name in named:
+        if (run / name / MANIFEST).exists():
+            return run / name
+    folders = [path.parent for kind in ("model", "adapter") for path in run.glob(f"[!.]*/{kind}/")]
+    finished = [folder for folder in folders if (folder / MANIFEST).exists()]
     if not finished:
         raise NoPolicy(f"{run} holds no finished policy; first: align run RECIPE --out {run}")
-    return finished[-1].parent
-
-
-def _by_stage(path: Path) -> tuple[int, str]:
-    return stage_order(path.parent.name)
+    return max(finished, key=lambda folder: stage_order(folder.name))
 
 
 def _weights(stage: Path) -> tuple[Path | str, tuple[Path, ...]]:
@@ -83,7 +78,7 @@ def _weights(stage: Path) -> tuple[Path | str, tuple[Path, ...]]:
     if not (stage / "adapter").is_dir():
         raise NoPolicy(f"{stage} holds no policy: neither model/ nor adapter/")
     base = str(read_manifest(stage)["config"]["policy"])
-    folder = Path(base).expanduser() if "/" in base else stage.parent / base
+    folder = resolve(stage.parent, base)
     if (folder / MANIFEST).exists():
         model, adapters = _weights(folder)
         return model, (*adapters, stage / "adapter")
