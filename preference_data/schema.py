@@ -49,8 +49,8 @@ class AudioClip(Record):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     speaker: str | None = None
     facts: Facts = {}
-    source: str = "made"
-    """Where it came from within its corpus: results are also told per source."""
+    source: str = "synthetic"
+    """Where it came from within its corpus: results are also reported per source."""
 
 
 class Turn(BaseModel):

@@ -18,8 +18,9 @@ import httpx
 import soundfile
 from argilla._exceptions import ArgillaError
 
-from preference_data.audio import clip_paths, decode
-from preference_data.audio.clip_paths import ClipFile
+from preference_data.audio import decode
+from preference_data.audio.clip_files import ClipFile
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import Prompt, Shown
 from ui_annotation import assignment, client, render
 from ui_annotation.settings import settings
@@ -174,7 +175,7 @@ def _upload(
 
 
 def _upload_one(argilla: rg.Argilla, workspace: str, corpus: Path, relative: str) -> _Clip:
-    clip = clip_paths.find(corpus, relative)
+    clip = Dataset(corpus).find(relative)
     info = decode.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
     content = None if playable else _flac(clip)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from preference_data.audio import decode
+from preference_data.audio.clip_files import resolve_inside
 from preference_data.store import write_rows
 
 CATEGORIES = {
@@ -111,7 +113,10 @@ def audit(
     """
     clips = sorted({item.audio for item in items})
     refused = decode.audit(
-        root, [(clip, clip) for clip in clips], max_duration_s=max_duration_s, on_progress=on_progress
+        partial(resolve_inside, root),
+        [(clip, clip) for clip in clips],
+        max_duration_s=max_duration_s,
+        on_progress=on_progress,
     )[1]
     why = {one.id: one for one in refused}
     usable = [item for item in items if item.audio not in why]
@@ -127,7 +132,7 @@ def longer_than(heard_s: float, root: Path, items: Sequence[_Question]) -> list[
     """The ids of items whose clip goes on after the first `heard_s` seconds; by the files' headers."""
     clips = {item.audio for item in items}
     seconds = {
-        clip: decode.inspect(decode.resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
+        clip: decode.inspect(resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
         for clip in clips
     }
     return [item.uniq_id for item in items if seconds[item.audio] > heard_s]

@@ -13,8 +13,8 @@ from align.release import evaluations, provenance
 from align.release.evaluations import Evaluation
 from align.release.lineage import lineage
 from align.release.source import Source
-from align.run_folder.artifacts import read_json, read_manifest
-from preference_data.audio.clip_paths import SOURCE
+from align.run_folder.artifacts import read_manifest
+from preference_data.dataset.dataset import Dataset
 
 _HEAD = """---
 library_name: transformers
@@ -93,9 +93,8 @@ def _licences(stage: Path) -> Iterator[str]:
     rows = []
     for corpus in lineage(stage).of_kind("corpus").values():
         for source in read_manifest(corpus)["config"].get("sources", []):
-            path = Path(source["folder"]).expanduser() / SOURCE
-            told = read_json(path) if path.exists() else {}
-            rows.append([told.get("name", source["folder"]), told.get("licence", "unknown")])
+            about = Dataset(Path(source["folder"]).expanduser()).about
+            rows.append([about.get("name", source["folder"]), about.get("licence", "unknown")])
     if rows:
         yield _table(["data set", "licence"], rows)
 

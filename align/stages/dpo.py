@@ -37,7 +37,7 @@ from align.training.publish import as_policy, publish
 from align.training.reference import ReferenceStore
 from align.training.trainers import AudioDPOTrainer
 from preference_data import store
-from preference_data.dataset.sources import table
+from preference_data.dataset.dataset import Dataset as Corpus
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
 
@@ -46,7 +46,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
-    check_heard(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
+    check_heard(Corpus(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
     features = ClipFeatures(processor, corpus)
     dataset = _dataset(config, inputs[config.pairs])
     tuning = tuning_of(config)
@@ -130,7 +130,7 @@ def _dataset(config: DPOConfig, pairs: Path) -> Dataset:
 def _reference(dataset: Dataset, corpus: Path, out: StageFolder) -> ReferenceStore:
     """The run's store: what the reference said stays known when only `beta` or a rate is changed."""
     used = {path for audios in dataset["audios"] for path in audios}
-    clips = {clip.path: clip.sha256 for clip in table(corpus, "clips", AudioClip) if clip.path in used}
+    clips = {clip.path: clip.sha256 for clip in Corpus(corpus).table(AudioClip) if clip.path in used}
     return ReferenceStore(out.path.parent / ".reference", clips)
 
 

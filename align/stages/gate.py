@@ -22,8 +22,9 @@ from align.run_folder.progress import Progress
 from align.run_folder.tracking import tracking_uri
 from preference_data import store
 from preference_data.audio import contamination
-from preference_data.audio.clip_paths import BadAudio, ClipFile, ClipRoot
-from preference_data.audio.contamination import Contamination
+from preference_data.audio.clip_files import BadAudio, ClipFile
+from preference_data.audio.contamination import Clip, Contamination
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
 
 _TOLD = 20
@@ -113,7 +114,7 @@ def _contamination(evaluation: Path, history: Lineage, name: str) -> Contaminati
         return contamination.find(benchmark, trained, on_progress=progress.update)
 
 
-def _benchmark(evaluation: Path) -> tuple[dict[str, ClipFile], str]:
+def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
     """The clips that an evaluation asked about, by their path in its corpus, and their split."""
     asked, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
     corpus, split = evaluation.parent / asked["corpus"], asked["split"]
@@ -121,16 +122,17 @@ def _benchmark(evaluation: Path) -> tuple[dict[str, ClipFile], str]:
     prefix = "" if asked.get("air_bench") else f"{split}/"
     root = evaluation.parent / scores.get("audio_root", asked["corpus"])
     rows = corpus / split / "recognition.jsonl"
-    asked_about, own = ClipRoot(root), ClipRoot(corpus)
+    asked_about, own = Dataset(root), Dataset(corpus)
     found = {
-        clip: _place(asked_about, clip) for clip in sorted({prefix + item.audio for item, _ in answered})
+        clip: Clip(_place(asked_about, clip))
+        for clip in sorted({prefix + item.audio for item, _ in answered})
     }
     if rows.exists():
-        found |= {row.audio: _place(own, row.audio) for row in recognition.read(rows)}
+        found |= {row.audio: Clip(_place(own, row.audio)) for row in recognition.read(rows)}
     return found, split
 
 
-def _place(root: ClipRoot, clip: str) -> ClipFile:
+def _place(root: Dataset, clip: str) -> ClipFile:
     """Where a clip is, or should be: what is not there is told as unreadable, not raised."""
     try:
         return root.find(clip)
@@ -138,13 +140,13 @@ def _place(root: ClipRoot, clip: str) -> ClipFile:
         return root.folder / clip
 
 
-def _trained(history: Lineage, split: str) -> dict[str, ClipFile]:
+def _trained(history: Lineage, split: str) -> dict[str, Clip]:
     """Every clip of a corpus behind the candidate that it was trained, sampled or chosen on."""
     held_out = {split, "test"}
     return {
-        f"{name}/{clip.path}": _place(root, clip.path)
+        f"{name}/{clip.path}": Clip(_place(root, clip.path), clip.sha256, clip.duration_s)
         for name, corpus in history.of_kind("corpus").items()
-        for root in [ClipRoot(corpus)]
+        for root in [Dataset(corpus)]
         for clip in store.stream(corpus / "clips.jsonl", AudioClip)
         if clip.split not in held_out
     }

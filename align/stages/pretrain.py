@@ -30,7 +30,7 @@ from align.training.preflight import check_heard
 from align.training.rows import task_row
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.dataset.sources import sources, table
+from preference_data.dataset.dataset import Dataset
 from preference_data.prompts.prompts import (
     AUDIO,
     PromptFormat,
@@ -51,7 +51,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
-    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
+    check_heard(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
     n_parameters = qwen2_audio.n_parameters(model)
     metrics = supervised.train(
         model,
@@ -147,14 +147,14 @@ def _said(corpus: Path) -> list[str]:
     """What a tokenizer learns words from: all that can be said of made clips, else some of the targets."""
     if (corpus / "phrasebook.yaml").exists():
         return list(Phrasebook.load(corpus / "phrasebook.yaml").texts())
-    records = [source.records for source in sources(corpus, "pretrain", TaskExample)]
+    records = [part.records for part in Dataset(corpus).parts(TaskExample)]
     return [example.text for one in records for example in islice(one, _TOKENIZER_TEXTS // len(records))]
 
 
 def _examples(config: PretrainConfig, corpus: Path) -> Examples:
     parts = [
         Part(name, records, share, partial(task_row, prompt_format=config.prompt_format))
-        for name, records, share in sources(corpus, "pretrain", TaskExample)
+        for name, records, share in Dataset(corpus).parts(TaskExample)
     ]
     lessons = [
         Lesson(lesson.steps * config.batch_size, [_matching(lesson, corpus, part.records) for part in parts])

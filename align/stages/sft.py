@@ -28,9 +28,10 @@ from align.training.filtering import keep
 from align.training.order import Examples, Part
 from align.training.preflight import check_heard
 from align.training.rows import chat_row, task_row
+from preference_data.dataset import dataset
+from preference_data.dataset.dataset import Dataset
 from preference_data.dataset.filters import Limits
 from preference_data.dataset.manifest import Selection
-from preference_data.dataset.sources import Source, sources, table
 from preference_data.schema import AudioClip, Chat, TaskExample
 
 
@@ -39,13 +40,13 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     tuning = tuning_of(config)
     model, processor = tuning.load(policy), qwen2_audio.load_processor(policy)
-    check_heard(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
-    chats, counts = sources(corpus, "sft", Chat), dict[str, float]()
+    check_heard(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
+    chats, counts = Dataset(corpus).parts(Chat), dict[str, float]()
     if config.filters != Filters():
         collator = SFTCollator(processor, ClipFeatures(processor, corpus))
         effects = partial(_effects, config, model, collator, out)
         limits, least = _limits(config.filters), config.filters.min_audio_effect
-        kept = keep(table(corpus, "sft", Chat), limits, out, least, effects)
+        kept = keep(Dataset(corpus).table(Chat), limits, out, least, effects)
         chats, counts = _chosen(chats, np.array(kept.numbers)), kept.counts
     metrics = supervised.train(
         model,
@@ -86,7 +87,7 @@ def _effects(
         return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, tell)
 
 
-def _chosen(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[Chat]]:
+def _chosen(chats: Sequence[dataset.Part[Chat]], numbers: np.ndarray) -> list[dataset.Part[Chat]]:
     """Of each data set only the chats of these numbers, which count through all of them."""
     left, start = [], 0
     for source in chats:
@@ -97,11 +98,11 @@ def _chosen(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[C
     return left
 
 
-def _examples(config: SFTConfig, corpus: Path, chats: Sequence[Source[Chat]]) -> Examples:
+def _examples(config: SFTConfig, corpus: Path, chats: Sequence[dataset.Part[Chat]]) -> Examples:
     parts = [Part(name, records, share * (1 - config.replay), chat_row) for name, records, share in chats]
     if config.replay:
         parts += [
             Part(name, records, share * config.replay, partial(task_row, prompt_format=config.prompt_format))
-            for name, records, share in sources(corpus, "pretrain", TaskExample)
+            for name, records, share in Dataset(corpus).parts(TaskExample)
         ]
     return Examples(parts, config.steps * config.batch_size, config.seed)

@@ -16,7 +16,7 @@ import torch
 
 from align.training.collate import Row, SFTCollator
 from align.training.order import Examples
-from preference_data.audio.decode import BadAudio
+from preference_data.audio.clip_files import BadAudio
 
 ABOUT = "about"
 """In a batch, not for the model: `tasks` and `sources` per row, and what was wrong with `replaced` clips."""

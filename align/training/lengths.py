@@ -21,7 +21,7 @@ from align.planning.estimate import Job, Shape, Strategy
 from align.training.collate import Row, encode_row
 from align.training.order import Examples
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.dataset.sources import table
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
 
 _BYTES_PER_TOKEN = 4
@@ -82,7 +82,7 @@ class Lengths:
     @cached_property
     def clips(self) -> ClipTokens:
         """Of the corpus."""
-        return ClipTokens(table(self.corpus, "clips", AudioClip), self.processor)
+        return ClipTokens(Dataset(self.corpus).table(AudioClip), self.processor)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy for another process takes the table along."""

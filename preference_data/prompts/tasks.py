@@ -88,8 +88,6 @@ class TaskFile(BaseModel):
 _FILE = TaskFile.model_validate(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8")))
 
 TASKS: dict[str, Task] = _FILE.tasks
-INSTRUCTIONS: tuple[str, ...] = tuple(name for names in _FILE.instructions.values() for name in names)
-"""Every output instruction, those that the released tokenizer knows first."""
 
 
 def task_named(name: str) -> Task:

@@ -75,31 +75,6 @@ def render_words(words: Sequence[Word], duration_s: float | None = None) -> str:
     return text
 
 
-def parse_words(text: str, duration_s: float | None = None) -> list[Word]:
-    """The words that `render_words` wrote, without the pauses.
-
-    Stricter than `align.evaluation.srwt.parse`, which reads what models write.
-
-    Raises:
-        BadStamps: not n words between n + 1 stamps from 0.00 on that never run backwards or pass the end.
-    """
-    pieces = _STAMP.split(text)
-    said, times = pieces[2:-1:2], _times(pieces)
-    if len(times) < 2 or pieces[0] or pieces[-1]:
-        raise BadStamps(f"text must begin and end with a time stamp and hold at least two: {text[:60]!r}")
-    if times[0] != 0:
-        raise BadStamps(f"the first time stamp is {times[0]:.2f}, not 0.00")
-    for number, word in enumerate(said, 1):
-        if word != SILENCE:
-            _check_word(word, number)
-    if backwards := [i for i in range(1, len(times)) if times[i] < times[i - 1]]:
-        at = backwards[0]
-        raise BadStamps(f"word {at} {said[at - 1]!r} ends at {times[at]:.2f} s, before it begins")
-    _check_end(times, duration_s)
-    spoken = zip(said, times, times[1:], strict=False)
-    return [Word(text=w, start_s=start, end_s=end) for w, start, end in spoken if w != SILENCE]
-
-
 def render_spans(spans: Sequence[Word], duration_s: float | None = None) -> str:
     """What happens when; spans may overlap, and are told in order of their beginning.
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from align.cli.main import app
 from align.recipe.recipe import load
 from preference_data import store
-from preference_data.corpora.published import PUBLISHED, vocalsound
+from preference_data.corpora.catalog import PUBLISHED
+from preference_data.corpora.published import vocalsound
 from preference_data.schema import PreferencePair, TaskExample
 
 PAIR = PreferencePair(
@@ -111,7 +112,12 @@ def test_pairs_go_out_come_back_and_a_recipe_can_name_them(tmp_path):
         "batch_size: 1\nlearning_rate: 1.0e-6\n"
     )
     assert load(recipe).step("1_dpo").foreign == sorted(["Qwen/Qwen2-Audio-7B-Instruct", str(out)])
+    before = (out / "pairs.jsonl").read_bytes()
+    again = run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2)
+    assert "holds a data set already; name another folder" in " ".join(again.replace("│", " ").split())
+    assert (out / "pairs.jsonl").read_bytes() == before
     (tmp_path / "rows/pairs.jsonl").write_text(json.dumps({"messages": 3}) + "\n")
+    arguments[3] = tmp_path / "other"
     assert "none of its 1 rows can be used" in " ".join(
         run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2).split()
     )

@@ -22,7 +22,7 @@ from align.training.order import Examples, Part
 from align.training.tally import Tally, TooManyBadClips
 from align.training.trainers import AudioSFTTrainer
 from preference_data import store
-from preference_data.audio.decode import BadAudio
+from preference_data.audio.clip_files import BadAudio
 from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
 

@@ -23,7 +23,7 @@ from align.training.recompute import compute_again
 from align.training.rows import chat_row
 from align.training.tuning import Tuning
 from preference_data import store
-from preference_data.dataset.sources import sources, table
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Chat, PreferencePair
 from tests.align import tiny_training
 from tests.align.ragged_batch import Rows, gradients, pairs, small_model, worst
@@ -193,7 +193,7 @@ def world(tmp_path_factory):
 
 def test_tokens_of_clips_are_those_of_their_features(world):
     processor = qwen2_audio.load_processor(world / "policy" / "model")
-    clips = list(table(world / "corpus", "clips", AudioClip))
+    clips = list(Dataset(world / "corpus").table(AudioClip))
     tokens = ClipTokens(clips, processor)
     features = ClipFeatures(processor, world / "corpus")([clip.path for clip in clips])
     assert [tokens[clip.path] for clip in clips] == [found.n_tokens for found in features]
@@ -276,7 +276,7 @@ def memory_gb_for(world, kind, share):
     else:
         chats = [
             Part(name, records, share_, chat_row)
-            for name, records, share_ in sources(world / "corpus", "sft", Chat)
+            for name, records, share_ in Dataset(world / "corpus").parts(Chat)
         ]
         job = lengths.longest_example(Examples(chats, 24, 0), job)
     standing = estimate.memory(shape, job, "ddp", 1).standing

@@ -1,5 +1,6 @@
 """Downloads from a real server on this machine, with its failures; archives of friends and of strangers."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import pytest
 
 from preference_data.corpora import fetch
 from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart, fetch_parts
-from preference_data.corpora.published import air_bench, audiocaps
+from preference_data.corpora.published import audiocaps
 from preference_data.corpora.unpack import BadArchive, unpack, unpack_inner
 from tests.http_servers import running
 
@@ -32,6 +33,7 @@ class Server(ThreadingHTTPServer):
         """Bytes after which the next responses break off."""
         self.failing = 0
         """How many of the next requests are answered 503."""
+        self.retry_after: str | None = None
         self.etag: str | None = '"one"'
         self.kind = "application/octet-stream"
         self.seen: list[tuple[str, str | None, int]] = []
@@ -81,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
                 rest = rest[: server.cut_after.pop(0)]
             self.wfile.write(rest)
         else:
+            if server.retry_after:
+                self.send_header("Retry-After", server.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -168,6 +172,40 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert [status for _, _, status in server.seen] == [503, 503, 503, 200]
 
 
+def test_a_server_that_asks_to_wait_is_left_alone_for_as_long(server, tmp_path, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr(fetch.time, "sleep", waits.append)
+    server.failing, server.retry_after = 2, "7"
+    assert get(remote(server), tmp_path).read_bytes() == CONTENT
+    assert waits == [7, 7]
+
+
+def test_what_is_there_is_checked_too(server, tmp_path):
+    (tmp_path / "a.bin").write_bytes(CONTENT[:-1])
+    file = remote(server, checksum=f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+    with pytest.raises(DownloadFailed, match=r"a\.bin: is there, but its sha256 is [0-9a-f]{64}.*Remove it"):
+        get(file, tmp_path)
+    assert server.seen == []
+    (tmp_path / "a.bin").unlink()
+    assert get(file, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_another_process_finishes_in_between_is_left_whole(server, tmp_path, monkeypatch):
+    """Between opening the part and locking it, the other process puts it in place and lets the lock go."""
+    lock = fcntl.flock
+
+    def slow(file, how):
+        if not (tmp_path / "a.bin").exists():
+            (tmp_path / ".a.bin.part").write_bytes(CONTENT[:1000])
+            (tmp_path / ".a.bin.part").rename(tmp_path / "a.bin")
+        return lock(file, how)
+
+    monkeypatch.setattr(fetch.fcntl, "flock", slow)
+    assert get(remote(server), tmp_path).read_bytes() == CONTENT[:1000]
+    assert server.seen == []
+    assert left_behind(tmp_path) == []
+
+
 def test_another_checksum_is_refused_and_nothing_is_kept(server, tmp_path):
     with pytest.raises(DownloadFailed, match=r"md5 is [0-9a-f]{32}, its publisher says 00"):
         get(remote(server, checksum="md5:00"), tmp_path)
@@ -196,8 +234,6 @@ def test_what_is_not_the_file_is_refused_at_once(server, tmp_path, more, kind, m
 
 
 def test_a_second_process_does_not_fetch_the_same_file(server, tmp_path):
-    import fcntl
-
     with (tmp_path / ".a.bin.part").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(DownloadFailed, match="another process is fetching it"):
@@ -336,42 +372,4 @@ def test_where_only_the_user_can_fetch_the_audio_it_says_how(server, tmp_path, m
     told = audiocaps.download(tmp_path)
     assert f"{tmp_path}/audio/{{youtube_id}}.wav" in told
     assert f"align data prepare audiocaps --from {tmp_path}" in told
-    assert list(audiocaps.prepare(tmp_path)) == []
-
-
-def hub(server: Server, files: dict[str, bytes], **forged: str) -> None:
-    """Let the server answer as the Hub does: a listing, and the files."""
-    repo = "qyang1021/AIR-Bench-Dataset"
-    listing = [
-        {
-            "type": "file",
-            "path": path,
-            "oid": "0" * 40,
-            "size": len(content),
-            "lfs": {
-                "oid": forged.get("sha256", hashlib.sha256(content).hexdigest()),
-                "size": len(content),
-                "pointerSize": 100,
-            },
-        }
-        for path, content in files.items()
-    ]
-    server.files[f"/api/datasets/{repo}/tree/main/Chat"] = json.dumps(listing).encode()
-    server.files |= {f"/datasets/{repo}/resolve/main/{path}": content for path, content in files.items()}
-
-
-def test_air_bench_comes_from_the_hub_each_file_by_its_checksum(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(air_bench, "_ENDPOINT", server.url)
-    files = {"Chat/Chat_meta.json": b"[]", "Chat/speech_QA_cv/a.mp3": b"sound"}
-    hub(server, files)
-    assert air_bench.download(tmp_path) == ""
-    assert {path: (tmp_path / path).read_bytes() for path in files} == files
-    with pytest.raises(UnknownPart, match="no part 'Music'; there are Chat, Foundation"):
-        air_bench.download(tmp_path, ["Music"])
-    hub(server, {"Chat/b.mp3": b"sound"}, sha256="0" * 64)
-    with pytest.raises(DownloadFailed, match="its publisher says 0000"):
-        air_bench.download(tmp_path)
-    hub(server, {"../evil": b"sound"})
-    with pytest.raises(DownloadFailed, match="the Hub lists a path that is refused"):
-        air_bench.download(tmp_path / "chat")
-    assert not (tmp_path / "evil").exists()
+    assert list(audiocaps.read(tmp_path)) == []

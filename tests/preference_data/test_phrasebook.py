@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preference_data.corpora import phrasebook_of
+from preference_data.corpora.catalog import phrasebook_of
 from preference_data.toy_world.phrasebook import BadPhrasebook, Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of
 

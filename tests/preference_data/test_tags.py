@@ -1,4 +1,6 @@
-"""Tags are read as strictly as they are written, in both prompt formats."""
+"""Tags keep the order and the spelling of either prompt format, and nothing else is written."""
+
+import re
 
 import pytest
 from hypothesis import given
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from preference_data.prompts.languages import LANGUAGES, UNKNOWN
 from preference_data.prompts.prompts import AUDIO, pretraining_prompt
-from preference_data.prompts.tags import BadTags, Tags, parse, render
+from preference_data.prompts.tags import BadTags, Tags, names_of, render
 from preference_data.prompts.tasks import TASKS
 
 PROMPT_FORMATS = ("tags_paper", "tags_released")
@@ -30,80 +32,67 @@ def valid_tags(draw, prompt_format):
     return Tags(start, audio, kind, text, timestamps, instruction, question)
 
 
+def pieces(text):
+    """Tags, and the text between them."""
+    return [piece for piece in re.split(r"(<\|[^<>|\s]+\|>)", text) if piece]
+
+
 @given(st.data(), st.sampled_from(PROMPT_FORMATS))
-def test_what_is_written_is_read_back(data, prompt_format):
+def test_the_order_is_the_formats(data, prompt_format):
     tags = data.draw(valid_tags(prompt_format))
-    assert parse(render(tags, prompt_format), prompt_format) == tags
-
-
-@given(st.data(), st.sampled_from(PROMPT_FORMATS))
-def test_the_order_is_the_format(data, prompt_format):
-    names = render(data.draw(valid_tags(prompt_format)), prompt_format)
-    pieces = [piece + "|>" for piece in names.split("|>") if piece]
-    at = data.draw(st.integers(0, len(pieces) - 1))
-    dropped = "".join(pieces[:at] + pieces[at + 1 :])
-    swapped = [*pieces]
-    swapped[at], swapped[at - 1] = swapped[at - 1], swapped[at]
-    for changed in (dropped, "".join(swapped), names + "x"):
-        if changed == names:
-            continue  # two equal neighbours swapped
-        try:
-            found = parse(changed, prompt_format)
-        except BadTags:
-            continue
-        assert render(found, prompt_format) == changed  # another valid prompt, and read as what it says
-
-
-@given(st.text(alphabet="<|>enot startofanalysiunkw"), st.sampled_from(PROMPT_FORMATS))
-def test_any_text_is_read_or_refused(text, prompt_format):
-    try:
-        assert render(parse(text, prompt_format), prompt_format) == text
-    except BadTags:
-        pass
+    released = prompt_format == "tags_released"
+    start = {"transcript": "startoftranscript" + "s" * (not released), "analysis": "startofanalysis"}
+    task = {"analysis": "keyword", "question-answer": "question"} if released else {}
+    expected = [
+        f"<|{start[tags.start]}|>",
+        f"<|{tags.audio_language}|>",
+        f"<|{task.get(tags.task, tags.task)}|>",
+    ]
+    if tags.question is not None:
+        expected += [tags.question, *(["<|answer|>"] if released else [])]
+    if tags.text_language is not None:
+        expected += [f"<|{name}|>" for name in (tags.text_language, tags.timestamps, *tags.instruction)]
+    assert pieces(render(tags, prompt_format)) == expected
 
 
 @pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 @pytest.mark.parametrize("task", TASKS)
-def test_every_tasks_prompt_is_valid(task, prompt_format):
+def test_every_tasks_prompt_is_of_the_formats_tags(task, prompt_format):
     question = "What barks?" if TASKS[task].asks else None
     prompt = pretraining_prompt(task, 1, prompt_format, question=question).removeprefix(AUDIO)
-    assert render(parse(prompt, prompt_format), prompt_format) == prompt
-
-
-@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
-def test_a_dialect_refuses_the_others_spelling(prompt_format):
+    names = [piece[2:-2] for piece in pieces(prompt) if piece != question]
+    assert set(names) <= set(names_of(prompt_format))
     other = PROMPT_FORMATS[1 - PROMPT_FORMATS.index(prompt_format)]
-    for task in ("transcribe", "scene", "question_answer"):
-        prompt = pretraining_prompt(task, 0, other, question="X" if TASKS[task].asks else None)
-        with pytest.raises(BadTags):
-            parse(prompt, prompt_format)
+    if task in ("transcribe", "scene", "question_answer"):
+        assert not set(names) <= set(names_of(other))
 
 
-ASR = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"
+ASR = Tags("transcript", "en", "transcribe", "en", "notimestamps", ("wo_itn",))
+ANSWER = Tags("analysis", "en", "question-answer", None, None, (), "What?")
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("tags", "what"),
     [
-        (ASR.replace("<|en|><|trans", "<|trans"), r"tag 2 is the audio language: .* found '<\|transcribe\|>"),
-        (ASR.replace("notimestamps", "timestamps"), "no task of tasks.yaml has 'transcribe', 'timestamps'"),
+        (ASR._replace(timestamps="timestamps"), "no task of tasks.yaml has 'transcribe', 'timestamps'"),
+        (ASR._replace(start="analysis"), "'analysis' does not begin the task 'transcribe'"),
         (
-            ASR.replace("startoftranscript", "startofanalysis"),
-            "'analysis' does not begin the task 'transcribe'",
+            ASR._replace(audio_language="unknown"),
+            "'unknown' is not an audio language of the task 'tr",
         ),
-        (ASR.replace("<|en|>", "<|unknown|>", 1), "'unknown' is no audio language of the task 'transcribe'"),
-        (ASR.replace("<|en|><|no", "<|de|><|no"), "a transcript of en in de is a translation"),
-        (ASR.replace("wo_itn", "scene"), "the output instruction 'scene'"),
-        (ASR + " hello", r"text after the tags: ' hello'"),
-        (ASR[:40], "tag 3 is the task"),
-        ("", "tag 1 is the transcription tag: .*; found 'the end'"),
-        (
-            "<|startofanalysis|><|en|><|question|>What?",
-            "tag 4 is the end of the question",
-        ),
-        ("<|startofanalysis|><|en|><|question|><|answer|>", "the question '' is empty"),
+        (ASR._replace(audio_language="transcribe"), "'transcribe' is not an audio language"),
+        (ASR._replace(text_language="de"), "a transcript of en in de is a translation"),
+        (ASR._replace(task="translate"), "a translation of en into en is a transcript"),
+        (ASR._replace(text_language="xx"), "text language 'xx'"),
+        (ASR._replace(text_language=None, timestamps=None), "text language None"),
+        (ASR._replace(instruction=("scene",)), "the output instruction 'scene'"),
+        (ASR._replace(question="What?"), "the task 'transcribe' with the question 'What"),
+        (ANSWER._replace(question=None), "the task 'question-answer' with the question None"),
+        (ANSWER._replace(question=" "), "the question ' ' is empty"),
+        (ANSWER._replace(question="a<|en|>"), "is empty or holds marks of a tag"),
+        (ANSWER._replace(text_language="en", timestamps="notimestamps"), "in tags_released"),
     ],
 )
-def test_what_is_wrong_is_named(text, what):
+def test_what_is_wrong_is_named(tags, what):
     with pytest.raises(BadTags, match=what):
-        parse(text, "tags_released")
+        render(tags, "tags_released")

@@ -9,7 +9,7 @@ import typer
 
 from align.cli.main import app
 from align.recipe.recipe import RecipeError, load
-from preference_data.corpora.published import PUBLISHED
+from preference_data.corpora.catalog import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
 USAGE_ERROR = typer.BadParameter.__base__

@@ -22,7 +22,7 @@ class DataSetShare(Config):
     """A prepared data set of a mixture."""
 
     folder: str = Field(min_length=1)
-    """Holds `source.json` and records, as `align data prepare` writes them."""
+    """Holds `dataset.json` and records, as `align data prepare` writes them."""
     share: float | None = Field(None, gt=0, le=1)
     """Of the training draws. Without one, by size among those that have none."""
 

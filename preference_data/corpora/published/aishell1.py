@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import Card, Content, Found, lines, nothing_in
+from preference_data.corpora.published.recording import Card, Content, Recording, lines, not_a_corpus
 from preference_data.corpora.unpack import unpack_inner
 from preference_data.schema import Split
 
@@ -53,11 +53,11 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     return ""
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every recording with a transcript."""
     root = folder / "data_aishell" if (folder / "data_aishell").is_dir() else folder
     if not (root / "wav").is_dir():
-        raise nothing_in(folder, "data_aishell/wav/", "aishell1")
+        raise not_a_corpus(folder, "data_aishell/wav/", "aishell1")
     texts = dict(
         line.split(None, 1)
         for _, line in lines(root / "transcript" / "aishell_transcript_v0.8.txt")
@@ -72,7 +72,7 @@ def prepare(folder: Path) -> Iterator[Found]:
                 contents = [Content("transcribe", text, "zh", "zh", benchmark=f"aishell1_{split}")]
                 if speaker in genders:
                     contents.append(Content("gender", genders[speaker], "zh", "en"))
-                yield Found(
+                yield Recording(
                     path.relative_to(folder).as_posix(),
                     split,
                     f"aishell1_{split}",

@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     DESCRIBE_SOUND,
-    Asked,
     Card,
     Content,
-    Found,
+    QuestionAnswer,
+    Recording,
     comma_separated,
     grouped,
-    nothing_in,
+    not_a_corpus,
 )
 from preference_data.schema import Split
 
@@ -54,10 +54,10 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     )
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every captioned piece, there or not."""
     if not any((folder / f"{part}.csv").is_file() for part in _SPLITS):
-        raise nothing_in(folder, "train.csv, val.csv or test.csv", "audiocaps")
+        raise not_a_corpus(folder, "train.csv, val.csv or test.csv", "audiocaps")
     files = audio_files(folder)
     for part, split in _SPLITS.items():
         table = folder / f"{part}.csv"
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> Iterator[Found]:
         for (video, start), captioned in pieces.items():
             captions = [row["caption"] for row in captioned]
             names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in captioned)]
-            yield Found(
+            yield Recording(
                 next((files[name] for name in names if name in files), f"audio/{video}.wav"),
                 split,
                 "audiocaps",
@@ -75,11 +75,11 @@ def prepare(folder: Path) -> Iterator[Found]:
                     Content("caption_audiocaps", text, text_language="en", benchmark="audiocaps")
                     for text in captions
                 ),
-                tuple(Asked(DESCRIBE_SOUND, text) for text in captions[:1]),
+                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
             )
 
 
 def audio_files(folder: Path) -> Mapping[str, str]:
     """Name without ending -> path of every audio file below `audio/`, relative to `folder`."""
-    found = sorted(path for path in (folder / "audio").rglob("*") if path.suffix in _AUDIO)
-    return {path.stem: path.relative_to(folder).as_posix() for path in found}
+    paths = sorted(path for path in (folder / "audio").rglob("*") if path.suffix in _AUDIO)
+    return {path.stem: path.relative_to(folder).as_posix() for path in paths}

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     DESCRIBE_SOUND,
-    Asked,
     Card,
     Content,
-    Found,
+    QuestionAnswer,
+    Recording,
     comma_separated,
-    nothing_in,
+    not_a_corpus,
 )
 from preference_data.schema import Split
 
@@ -64,15 +64,15 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     return f"The audio is packed with 7-Zip (apt-get install p7zip-full); unpack it:\n{commands}"
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every recording with its five captions."""
     if not any((folder / f"clotho_captions_{part}.csv").is_file() for part in _SPLITS):
-        raise nothing_in(folder, "clotho_captions_*.csv", "clotho")
+        raise not_a_corpus(folder, "clotho_captions_*.csv", "clotho")
     for part, split in _SPLITS.items():
         table = folder / f"clotho_captions_{part}.csv"
         for row in comma_separated(table, ("file_name", *_CAPTIONS)) if table.is_file() else ():
             captions = [row[name] for name in _CAPTIONS]
-            yield Found(
+            yield Recording(
                 f"{part}/{row['file_name']}",
                 split,
                 "clotho",
@@ -80,5 +80,5 @@ def prepare(folder: Path) -> Iterator[Found]:
                     Content("caption_clotho", text, text_language="en", benchmark="clotho")
                     for text in captions
                 ),
-                tuple(Asked(DESCRIBE_SOUND, text) for text in captions[:1]),
+                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
             )

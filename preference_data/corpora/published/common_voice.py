@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, fetch_parts
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     Card,
     Content,
-    Found,
+    Recording,
     language,
-    nothing_in,
+    not_a_corpus,
     tab_separated,
 )
 from preference_data.prompts.languages import LANGUAGES
@@ -52,7 +52,7 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     )
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every validated sentence of the locales that are there."""
     locales = sorted(
         path.parent
@@ -61,15 +61,15 @@ def prepare(folder: Path) -> Iterator[Found]:
         if (path.parent / "clips").is_dir()
     )
     if not locales:
-        raise nothing_in(folder, "{locale}/test.tsv with {locale}/clips/", "common_voice")
+        raise not_a_corpus(folder, "{locale}/test.tsv with {locale}/clips/", "common_voice")
     for split in _SPLITS:
         for locale in locales:
             table = locale / f"{split}.tsv"
             for row in tab_separated(table, _COLUMNS) if table.is_file() else ():
-                yield _found(folder, locale, split, row)
+                yield _recording(folder, locale, split, row)
 
 
-def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> Found:
+def _recording(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> Recording:
     spoken = language(row.get("locale") or locale.name)
     version = _VERSION.search(str(locale.resolve()))
     contents = [
@@ -87,7 +87,7 @@ def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> 
         contents.append(Content("gender", gender, spoken, "en"))
     if row["age"]:
         contents.append(Content("age", row["age"], spoken, "en"))
-    return Found(
+    return Recording(
         (locale / "clips" / row["path"]).relative_to(folder).as_posix(),
         split,
         locale.name,

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     BadCorpus,
     Card,
     Content,
-    Found,
+    Recording,
     language,
-    nothing_in,
+    not_a_corpus,
     tab_separated,
 )
 from preference_data.schema import Split, stable_id
@@ -69,20 +69,20 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     )
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every translated recording of the language pairs that are there."""
     tables = sorted(folder.glob("covost_v2.*_*.tsv"))
     if not tables:
-        raise nothing_in(folder, "covost_v2.{source}_{target}.tsv", "covost2")
+        raise not_a_corpus(folder, "covost_v2.{source}_{target}.tsv", "covost2")
     sources = sorted({_pair(table)[0] for table in tables})
     for split in ("test", "dev", "train"):
         for source in sources:
             translated = _translations([table for table in tables if _pair(table)[0] == source])
             validated = folder / source / "validated.tsv"
             for row in tab_separated(validated, ("client_id", "path", "sentence"), escape="\\"):
-                found = _found(source, row, translated.get(row["path"], {}))
-                if found and found.split == split:
-                    yield found
+                recording = _recording(source, row, translated.get(row["path"], {}))
+                if recording and recording.split == split:
+                    yield recording
 
 
 def _pair(table: Path) -> tuple[str, str]:
@@ -91,20 +91,22 @@ def _pair(table: Path) -> tuple[str, str]:
 
 
 def _translations(tables: Sequence[Path]) -> _Translations:
-    found: _Translations = {}
+    translations: _Translations = {}
     for table in tables:
         target = _pair(table)[1]
         for row in tab_separated(table, ("path", "translation", "split"), escape="\\"):
             if row["split"] not in _SPLITS:
                 raise BadCorpus(f"{table}: split {row['split']!r} is none of {', '.join(_SPLITS)}")
-            found.setdefault(row["path"], {})[target] = (_SPLITS[row["split"]], row["translation"])
-    return found
+            translations.setdefault(row["path"], {})[target] = (_SPLITS[row["split"]], row["translation"])
+    return translations
 
 
-def _found(source: str, row: Mapping[str, str], translated: Mapping[str, tuple[Split, str]]) -> Found | None:
+def _recording(
+    source: str, row: Mapping[str, str], translated: Mapping[str, tuple[Split, str]]
+) -> Recording | None:
     """A recording is held out from training if any of its language pairs holds it out."""
     splits = {split for split, _ in translated.values()}
-    split = next((one for one in _SPLITS.values() if one in splits), None)
+    split = next((name for name in _SPLITS.values() if name in splits), None)
     if split is None:
         return None
     spoken = language(source)
@@ -112,7 +114,7 @@ def _found(source: str, row: Mapping[str, str], translated: Mapping[str, tuple[S
     for target, (_, text) in translated.items():
         name = f"covost2_{spoken}_{language(target)}_{split}"
         contents.append(Content("translate_speech", text, spoken, language(target), benchmark=name))
-    return Found(
+    return Recording(
         f"{source}/clips/{row['path']}",
         split,
         f"covost2_{spoken}",

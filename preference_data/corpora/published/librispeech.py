@@ -17,7 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import BadCorpus, Card, Content, Found, lines, nothing_in
+from preference_data.corpora.published.recording import (
+    BadCorpus,
+    Card,
+    Content,
+    Recording,
+    lines,
+    not_a_corpus,
+)
 from preference_data.schema import Split, Word
 
 _PARTS: dict[str, tuple[Split, float, str]] = {
@@ -56,25 +63,25 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     return ""
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every utterance of the parts that are there."""
     root = folder / "LibriSpeech" if (folder / "LibriSpeech").is_dir() else folder
     there = [part for part in _PARTS if (root / part).is_dir()]
     if not there:
-        raise nothing_in(folder, "LibriSpeech/{train,dev,test}-*", "librispeech")
+        raise not_a_corpus(folder, "LibriSpeech/{train,dev,test}-*", "librispeech")
     genders = _genders(root / "SPEAKERS.TXT")
     for part in there:
         for transcripts in sorted((root / part).glob("*/*/*.trans.txt")):
             yield from _chapter(folder, part, transcripts, genders)
 
 
-def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, str]) -> Iterator[Found]:
+def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, str]) -> Iterator[Recording]:
     speaker = transcripts.parent.parent.name
     stamped = _alignments(transcripts.with_name(transcripts.name.replace(".trans.", ".alignment.")))
     for number, line in lines(transcripts):
         utterance, _, text = line.partition(" ")
         if not utterance.startswith(f"{speaker}-"):
-            raise BadCorpus(f"{transcripts}:{number}: {utterance[:40]!r} is no utterance of {speaker}")
+            raise BadCorpus(f"{transcripts}:{number}: {utterance[:40]!r} is not an utterance of {speaker}")
         benchmark = f"librispeech_{part.replace('-', '_')}"
         contents = [Content("transcribe", text.strip().lower(), "en", "en", benchmark=benchmark)]
         if words := stamped.get(utterance):
@@ -83,7 +90,7 @@ def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, s
         if speaker in genders:
             contents.append(Content("gender", genders[speaker], "en", "en"))
         path = (transcripts.parent / f"{utterance}.flac").relative_to(folder).as_posix()
-        yield Found(path, _PARTS[part][0], part, tuple(contents), speaker=speaker)
+        yield Recording(path, _PARTS[part][0], part, tuple(contents), speaker=speaker)
 
 
 def _genders(table: Path) -> dict[str, str]:
@@ -98,7 +105,7 @@ def _alignments(path: Path) -> dict[str, tuple[Word, ...]]:
     """Utterance -> its words, from lines `utterance ",A,,B," "0.5,0.9,1.2,1.4,2.0"`."""
     if not path.is_file():
         return {}
-    found = {}
+    words = {}
     for number, line in lines(path):
         parts = line.split(" ")
         spoken, ends = (
@@ -112,9 +119,9 @@ def _alignments(path: Path) -> dict[str, tuple[Word, ...]]:
             times = [0.0, *map(float, ends)]
         except ValueError as error:
             raise BadCorpus(f"{path}:{number}: {error}; fetch it again") from error
-        found[parts[0]] = tuple(
+        words[parts[0]] = tuple(
             Word(text=text.lower(), start_s=start, end_s=end)
             for text, (start, end) in zip(spoken, pairwise(times), strict=True)
             if text
         )
-    return found
+    return words

@@ -5,7 +5,7 @@ broadcaster and are for research. 13.7 h, 11 GB of video.
 Layout: `MELD.Raw/{train,dev,test}_sent_emo.csv` (Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID),
 clips `dia{D}_utt{U}.wav` (or .flac), made from the .mp4, in `train_splits/`, `dev_splits_complete/` and
 `output_repeated_splits_test/`. The tables are its splits; the actors are in all of them, so speakers are
-not told. A few clips are missing or damaged in the official download.
+not given. A few clips are missing or damaged in the official download.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import Asked, Card, Content, Found, comma_separated, nothing_in
+from preference_data.corpora.published.recording import (
+    Card,
+    Content,
+    QuestionAnswer,
+    Recording,
+    comma_separated,
+    not_a_corpus,
+)
 from preference_data.corpora.unpack import unpack_inner
 from preference_data.schema import Split
 
@@ -58,11 +65,11 @@ def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes
     )
 
 
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every labelled utterance, its clip there or not."""
     root = folder / "MELD.Raw" if (folder / "MELD.Raw").is_dir() else folder
     if not any((root / f"{split}_sent_emo.csv").is_file() for split in _CLIPS):
-        raise nothing_in(folder, "MELD.Raw/{train,dev,test}_sent_emo.csv", "meld")
+        raise not_a_corpus(folder, "MELD.Raw/{train,dev,test}_sent_emo.csv", "meld")
     for split, clips in _CLIPS.items():
         table = root / f"{split}_sent_emo.csv"
         for row in comma_separated(table, _COLUMNS) if table.is_file() else ():
@@ -70,7 +77,7 @@ def prepare(folder: Path) -> Iterator[Found]:
             name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
             flac = root / clips / f"{name}.flac"
             path = flac if flac.exists() else flac.with_suffix(".wav")
-            yield Found(
+            yield Recording(
                 path.relative_to(folder).as_posix(),
                 split,
                 "meld",
@@ -78,5 +85,5 @@ def prepare(folder: Path) -> Iterator[Found]:
                     Content("emotion", emotion, "en", "en", benchmark="meld"),
                     Content("transcribe", text, "en", "en"),
                 ),
-                (Asked(_QUESTION, emotion),),
+                (QuestionAnswer(_QUESTION, emotion),),
             )
