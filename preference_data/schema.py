@@ -54,12 +54,12 @@ class AudioClip(Record):
 
 
 class Turn(BaseModel):
-    """One question and its answer within a chat; `defect` names what is wrong with the answer."""
+    """A question and its answer within a chat; `defect` names what is wrong with the answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: str
-    """Empty where the clips do the asking: voice chat."""
+    """Empty where the clips hold the question: voice chat."""
     answer: str
     defect: str | None = None
     audios: tuple[str, ...] = ()
@@ -120,13 +120,13 @@ class TaskExample(Record):
     text_language: str | None = None
     """Of the text, likewise."""
     question: str | None = None
-    """Of tasks that answer one."""
+    """Where the task answers a question."""
     words: tuple[Word, ...] = ()
     """Of tasks with word-level time stamps: the words of `text` in order."""
 
 
 class Prompt(Record):
-    """A question about clips, as asked of a policy. `meta_info` is what a judge may know of the clip."""
+    """A question about clips, put to a policy. `meta_info` is what a judge may know of the clip."""
 
     audios: tuple[str, ...]
     question: str
@@ -137,7 +137,7 @@ class Prompt(Record):
 
 
 class Completion(Record):
-    """What a policy answered. `index` counts the samples of one prompt from 0."""
+    """A policy's answer to a prompt. `index` counts the samples of the prompt from 0."""
 
     prompt_id: Id
     index: int = Field(ge=0)

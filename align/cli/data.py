@@ -38,11 +38,10 @@ def list_corpora() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from preference_data.corpora.catalog import PUBLISHED, published_corpus
+    from preference_data.corpora.catalog import CARDS
 
     table = Table("name", "what for", "hours", "GB", "licence", "needs", "parts", box=None, pad_edge=False)
-    for name in PUBLISHED:
-        card = published_corpus(name).CARD
+    for card in CARDS.values():
         parts = ", ".join(card.parts[:3]) + (f" ... {len(card.parts)}" if len(card.parts) > 3 else "")
         row = (f"{card.hours:,.0f}", f"{card.size_gb:g}", card.licence, _ACCESS[card.access], parts)
         table.add_row(card.name, card.what_for, *row)
@@ -62,14 +61,14 @@ def download(
 
     Example: align data download librispeech data/librispeech --part dev-clean --part test-clean
     """
-    from preference_data.corpora.catalog import published_corpus
+    from preference_data.corpora import catalog
     from preference_data.corpora.fetch import DownloadFailed, UnknownPart
     from preference_data.corpora.published.recording import BadCorpus
     from preference_data.corpora.unpack import BadArchive
 
     try:
         with _Bytes() as on_bytes:
-            left_to_do = published_corpus(name).download(folder, parts or None, on_bytes)
+            left_to_do = catalog.download(catalog.card_of(name), folder, parts or None, on_bytes)
     except (BadCorpus, UnknownPart) as error:
         raise typer.BadParameter(str(error)) from error
     except (DownloadFailed, BadArchive, OSError) as error:
@@ -229,7 +228,7 @@ def import_rows(
 
 
 class _Checked:
-    """Shows one line of progress, begun when it is known of how many."""
+    """Shows a line of progress, begun when the total is known."""
 
     def __init__(self, label: str) -> None:
         self._label = label

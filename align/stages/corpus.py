@@ -35,7 +35,7 @@ def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     with Progress(f"{out.name} records", 0) as progress:
         summary = mixture.mix(
             out.path,
-            [mixture.DataSet(Path(item.folder).expanduser(), item.share) for item in config.sources],
+            [mixture.MixturePart(Path(item.folder).expanduser(), item.share) for item in config.sources],
             temperature=config.temperature,
             seed=config.seed,
             max_duration_s=config.max_duration_s,

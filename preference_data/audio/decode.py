@@ -207,7 +207,7 @@ def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, sou
 
 
 def _file(clip: ClipFile) -> FileIO:
-    """A clip's bytes as a file; those of a shard's member as one in memory, so that all go the same way."""
+    """A clip's bytes as a file; those of a shard's member as a file in memory: all go the same way."""
     if isinstance(clip, Path):
         if clip.exists() and not clip.is_file():  # opening a pipe would wait for its writer
             raise BadAudio(clip, "not_a_file", "is a folder or a device; name an audio file")

@@ -1,7 +1,8 @@
 """The corpora by name: those that a recipe makes from facts, and those that others publish.
 
-A file of `published/` only parses its publisher's layout. What is the same for all is done once: fetching
-and unpacking in `fetch` and `unpack`, checking the audio and writing records in `prepare`.
+A file of `published/` only parses its publisher's layout, and `published/cards.yaml` says what to fetch. What
+is the same for all is done once: fetching and unpacking here, checking the audio and writing records in
+`prepare`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict
 
 import preference_data.toy_world
-from preference_data.corpora.fetch import OnBytes
-from preference_data.corpora.published.recording import BadCorpus, Card, Recording
+from preference_data.corpora.fetch import OnBytes, RemoteFile, UnknownPart, fetch_part
+from preference_data.corpora.hub import fetch_folder
+from preference_data.corpora.published.recording import BadCorpus, Recording
+from preference_data.corpora.unpack import unpack_inner
 from preference_data.dataset.splits import HeldOut
 from preference_data.toy_world.clip_files import PreparedClips
 
@@ -23,21 +29,38 @@ CORPORA: dict[str, str] = {
     "folder": "preference_data.corpora.folder",
 }
 """Imported when used: making audio needs the speech synthesiser, reading a folder does not."""
-PUBLISHED: tuple[str, ...] = (
-    "librispeech",
-    "common_voice",
-    "aishell1",
-    "covost2",
-    "clotho",
-    "audiocaps",
-    "clothoaqa",
-    "meld",
-    "vocalsound",
-    "musiccaps",
-    "nsynth",
-    "air_bench",
-)
 _PHRASEBOOKS = Path(preference_data.toy_world.__file__).parent / "phrasebooks"
+
+
+class Card(BaseModel):
+    """What to know of a published corpus before fetching it; `published/cards.yaml` explains the keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    what_for: str
+    hours: float
+    size_gb: float
+    licence: str
+    home: str
+    access: Literal["open", "account", "links"]
+    files: dict[str, tuple[RemoteFile, ...]] = {}
+    hub: str | None = None
+    hub_folders: tuple[str, ...] = ()
+    inner_archives: str | None = None
+    then: str = ""
+    max_duration_s: float = 30.0
+    """Longer recordings are refused: Qwen2-Audio hears 30 s."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What `download` can be limited to."""
+        return self.hub_folders or tuple(self.files)
+
+
+_CARDS = yaml.safe_load((Path(__file__).parent / "published" / "cards.yaml").read_text("utf-8"))
+CARDS: dict[str, Card] = {name: Card.model_validate({"name": name, **card}) for name, card in _CARDS.items()}
+"""Of every published corpus."""
 
 
 class Corpus(Protocol):
@@ -63,27 +86,6 @@ class Corpus(Protocol):
 class PublishedCorpus(Protocol):
     """A file of `published/`."""
 
-    CARD: Card
-
-    def download(
-        self, folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None
-    ) -> str:
-        """Fetch what can be fetched into `folder`; repeated or interrupted, it goes on where it was.
-
-        Args:
-            folder: where to; `read` reads it.
-            parts: keys of `CARD.parts`; None: all.
-            on_bytes: called with how far each file is.
-
-        Returns:
-            What the user must still do, empty if nothing.
-
-        Raises:
-            UnknownPart: a part is not one of the corpus'.
-            DownloadFailed, BadArchive: naming the file and the next step.
-        """
-        ...
-
     def read(self, folder: Path) -> Iterator[Recording]:
         """Everything that the corpus says about its recordings: test first, then dev, then train.
 
@@ -106,15 +108,67 @@ def corpus_module(name: str) -> Corpus:
     return cast(Corpus, import_module(CORPORA[name]))
 
 
+def card_of(name: str) -> Card:
+    """The card of the published corpus of this name.
+
+    Raises:
+        BadCorpus: there is none.
+    """
+    if name not in CARDS:
+        raise BadCorpus(f"unknown corpus {name!r}; published ones: {', '.join(CARDS)}")
+    return CARDS[name]
+
+
 def published_corpus(name: str) -> PublishedCorpus:
     """The published corpus of this name.
 
     Raises:
         BadCorpus: there is none.
     """
-    if name not in PUBLISHED:
-        raise BadCorpus(f"unknown corpus {name!r}; published ones: {', '.join(PUBLISHED)}")
-    return cast(PublishedCorpus, import_module(f"preference_data.corpora.published.{name}"))
+    return cast(PublishedCorpus, import_module(f"preference_data.corpora.published.{card_of(name).name}"))
+
+
+def download(
+    card: Card, folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None
+) -> str:
+    """Fetch what can be fetched into `folder`; repeated or interrupted, it goes on where it was.
+
+    Args:
+        card: of the corpus.
+        folder: where to; `read` reads it.
+        parts: of `card.parts`; None: all, or the first folder of a data set on the Hub.
+        on_bytes: called with how far each file is.
+
+    Returns:
+        What the user must still do, empty if nothing.
+
+    Raises:
+        UnknownPart: a part is not one of the corpus'.
+        DownloadFailed, BadArchive: naming the file and the next step.
+    """
+    if unknown := [part for part in parts or () if part not in card.parts]:
+        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(card.parts) or 'none'}")
+    if card.hub:
+        for name in parts or card.hub_folders[:1]:
+            fetch_folder(card.hub, name, folder, on_bytes)
+    for part in parts or card.files:
+        fetch_part(card.files.get(part, ()), folder, on_bytes)
+    if card.inner_archives:
+        unpack_inner(folder, card.inner_archives)
+    packed = [part for part in parts or card.parts if not (folder / part).is_dir()]
+    return _still_to_do(card.then, folder, packed)
+
+
+def _still_to_do(then: str, folder: Path, packed: Sequence[str]) -> str:
+    """A card's text for a folder; empty where it is about parts to unpack and there is none."""
+    if "<part>" in then and not packed:
+        return ""
+    lines = [
+        line.replace("<part>", part).replace("<folder>", str(folder))
+        for line in then.split("\n")
+        for part in (packed if "<part>" in line else [""])
+    ]
+    return "\n".join(lines)
 
 
 def phrasebook_of(corpus: str, recordings: Path | None) -> Path:

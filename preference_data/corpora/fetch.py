@@ -14,9 +14,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -44,38 +45,33 @@ class RemoteFile(NamedTuple):
     """A file at its publisher. `max_gb` bounds what is accepted; `checksum` is "md5:…" or "sha256:…"."""
 
     url: str
-    name: str
     max_gb: float
     checksum: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Under which it is kept."""
+        return PurePosixPath(urlsplit(self.url).path).name
 
-def fetch_parts(
-    folder: Path,
-    parts: Mapping[str, Sequence[RemoteFile]],
-    wanted: Sequence[str] | None,
-    on_bytes: OnBytes | None = None,
-) -> None:
-    """Fetch all files of the wanted parts and unpack their archives, each once.
+
+def fetch_part(files: Sequence[RemoteFile], folder: Path, on_bytes: OnBytes | None = None) -> None:
+    """Fetch files and unpack their archives, each once.
 
     An archive is deleted when it is unpacked; `.fetched/NAME` says that it was.
 
     Raises:
-        UnknownPart: there is no such part; nothing was fetched.
         DownloadFailed: see `fetch`.
         BadArchive: see `unpack`.
     """
-    if unknown := [name for name in wanted or () if name not in parts]:
-        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(parts) or 'none'}")
-    for part in wanted or parts:
-        for file in parts[part]:
-            done = folder / ".fetched" / file.name
-            if done.exists():
-                continue
-            path = fetch(file, folder, on_bytes)
-            if file.name.endswith((".tar.gz", ".tgz", ".zip")):
-                unpack(path, folder)
-                write_text(done, json.dumps({"url": file.url, "checksum": file.checksum}) + "\n")
-                path.unlink()
+    for file in files:
+        done = folder / ".fetched" / file.name
+        if done.exists():
+            continue
+        path = fetch(file, folder, on_bytes)
+        if file.name.endswith((".tar.gz", ".tgz", ".zip")):
+            unpack(path, folder)
+            write_text(done, json.dumps({"url": file.url, "checksum": file.checksum}) + "\n")
+            path.unlink()
 
 
 def fetch(

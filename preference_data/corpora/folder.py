@@ -136,11 +136,11 @@ def _bad_columns(columns: Sequence[str], phrasebook: Phrasebook) -> Iterator[str
 
 def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
     """What is wrong across lines."""
-    seen: set[str] = set()
+    before: set[str] = set()
     for row in rows:
-        if row.path in seen:
+        if row.path in before:
             yield f"column 'path': {row.path!r} comes more than once"
-        seen.add(row.path)
+        before.add(row.path)
     speakers = {row.speaker for row in rows}
     for split, names in held_out.items():
         for name in names:

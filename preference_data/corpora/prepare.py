@@ -15,8 +15,8 @@ from typing import Any
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.decode import AudioInfo, Depth
-from preference_data.corpora.catalog import published_corpus
-from preference_data.corpora.published.recording import BadCorpus, Card, Recording
+from preference_data.corpora.catalog import Card, card_of, published_corpus
+from preference_data.corpora.published.recording import BadCorpus, Recording
 from preference_data.dataset.dataset import (
     QUARANTINE,
     RECOGNITION,
@@ -50,7 +50,7 @@ def prepare(
     """Read a published corpus, check every recording, and write its dataset.
 
     Args:
-        name: of the corpus, see `catalog.PUBLISHED`.
+        name: of the corpus, see `catalog.CARDS`.
         folder: what its `download` filled; stays as it is and must not move afterwards.
         out: the dataset; an earlier one is replaced.
         by: how far each file is looked at.
@@ -73,7 +73,7 @@ def prepare(
         total = sum(1 for _ in corpus.read(folder))
         kept_out = {digest for benchmark in keep_out for digest in _held_out_digests(benchmark)}
         with RecordWriter(partial) as records:
-            preparation = _Preparation(corpus.CARD, records, preference_share, kept_out)
+            preparation = _Preparation(card_of(name), records, preference_share, kept_out)
             for recording, outcome in preparation.examined(corpus.read(folder), folder, by):
                 preparation.take(recording, outcome)
                 if on_checked:

@@ -1,6 +1,6 @@
 """Which example is drawn when: a pure function of a seed and the draw's number, with almost no memory.
 
-Nothing here has state. The n-th draw is the same whether or not the ones before it were made, so a training
+Nothing here has state. The n-th draw is the same whether or not earlier draws were computed, so a training
 run goes on from any step, in any number of processes, by asking for draw n.
 """
 

@@ -51,7 +51,7 @@ class BadMixture(ValueError):
     """Data sets that cannot be mixed as they are; says which record of which and what to do."""
 
 
-class DataSet(NamedTuple):
+class MixturePart(NamedTuple):
     """A part of a mixture: its folder, and its share of the draws. None: by its size and the temperature."""
 
     folder: Path
@@ -88,7 +88,7 @@ class _Part(NamedTuple):
 
 def mix(
     out: Path,
-    data_sets: Sequence[DataSet],
+    data_sets: Sequence[MixturePart],
     *,
     temperature: float,
     seed: int,
@@ -126,7 +126,7 @@ def mix(
     return mixing.summary(temperature)
 
 
-def _opened(data: DataSet) -> _Part:
+def _opened(data: MixturePart) -> _Part:
     if not is_described(data.folder):
         raise BadMixture(f"{data.folder} is not a dataset: it has no {DESCRIPTION}; prepare it first")
     dataset = Dataset(data.folder)

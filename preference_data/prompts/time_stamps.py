@@ -76,15 +76,15 @@ def render_words(words: Sequence[Word], duration_s: float | None = None) -> str:
 
 
 def render_spans(spans: Sequence[Word], duration_s: float | None = None) -> str:
-    """What happens when; spans may overlap, and are told in order of their beginning.
+    """Spans with their times, in order of their beginning; they may overlap.
 
     Raises:
         BadStamps: a span runs backwards, passes the end or names nothing.
     """
     if not spans:
         raise BadStamps("no spans to stamp")
-    told = sorted(spans, key=lambda span: (round(span.start_s * 100), round(span.end_s * 100)))
-    text = DELIMITER.join(stamp(span.start_s) + span.text + stamp(span.end_s) for span in told)
+    ordered = sorted(spans, key=lambda span: (round(span.start_s * 100), round(span.end_s * 100)))
+    text = DELIMITER.join(stamp(span.start_s) + span.text + stamp(span.end_s) for span in ordered)
     parse_spans(text, duration_s)
     return text
 

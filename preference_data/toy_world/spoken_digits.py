@@ -41,7 +41,7 @@ _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[A-Za-z0-9-]+)_(?P<take>[0-9]+
 
 
 class Recording(NamedTuple):
-    """One person saying one digit, silence cut off, peak 1."""
+    """A person saying a digit, silence cut off, peak 1."""
 
     name: str
     digit: int
@@ -163,8 +163,8 @@ def _divide(
     of: dict[Split, list[Recording]] = {"train": training, "preference": training}
     of["dev"] = [r for r in recordings if r.speaker in held_out.get("dev", ())]
     of["test"] = [r for r in recordings if r.speaker in held_out.get("test", ())]
-    for split, found in of.items():
-        if counts.get(split) and not found:
+    for split, usable in of.items():
+        if counts.get(split) and not usable:
             raise ValueError(
                 f"{folder} leaves no usable recording for {split}: {len(recordings)} by "
                 f"{', '.join(speakers) or 'nobody'}, held out {dict(held_out)}; dev and test need a speaker "
@@ -196,7 +196,7 @@ def facts_of(digits: Sequence[int]) -> Facts:
 
 
 def _single(writer: ClipWriter, split: Split, recording: Recording, seed: int) -> AudioClip:
-    """One recording as it is."""
+    """A recording as it is."""
     rng = np.random.default_rng([seed, len(SPLITS), recording.digit, recording.take])
     return writer.write(
         f"spoken_digits-{split}-{recording.name}",
@@ -209,15 +209,15 @@ def _single(writer: ClipWriter, split: Split, recording: Recording, seed: int) -
 
 
 def _sequence(writer: ClipWriter, split: Split, number: int, voices: Voices, rng: Generator) -> AudioClip:
-    """A string of one speaker's digits."""
-    chosen = _draw(voices, rng)
+    """A string of a speaker's digits."""
+    drawn = _draw(voices, rng)
     render = _clean if split in ("dev", "test") else _varied
     return writer.write(
         f"spoken_digits-{split}-{number:05d}",
         split,
-        render([recording.samples for recording in chosen], rng),
-        facts_of([recording.digit for recording in chosen]),
-        speaker=chosen[0].speaker,
+        render([recording.samples for recording in drawn], rng),
+        facts_of([recording.digit for recording in drawn]),
+        speaker=drawn[0].speaker,
         source="sequence",
     )
 

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from align.cli.main import app
 from align.recipe.recipe import load
 from preference_data import store
-from preference_data.corpora.catalog import PUBLISHED
-from preference_data.corpora.published import vocalsound
+from preference_data.corpora.catalog import CARDS
 from preference_data.schema import PreferencePair, TaskExample
 
 PAIR = PreferencePair(
@@ -52,7 +51,7 @@ def sounds(tmp_path) -> Path:
 
 def test_list_names_every_corpus_and_what_it_needs():
     told = run("list")
-    assert all(name in told for name in PUBLISHED)
+    assert all(name in told for name in CARDS)
     assert "CC BY-SA 4.0" in told
     assert "account at the publisher" in told
     assert "audio is on YouTube" in told
@@ -85,8 +84,8 @@ def test_mistakes_are_told_in_one_message(sounds, tmp_path):
 
 
 def test_a_failed_download_says_so_and_one_by_hand_says_how(tmp_path, monkeypatch):
-    file = vocalsound._FILES["16k"][0]._replace(url="http://127.0.0.1:9/gone.zip")
-    monkeypatch.setattr(vocalsound, "_FILES", {"16k": [file]})
+    gone = {"16k": (CARDS["vocalsound"].files["16k"][0]._replace(url="http://127.0.0.1:9/gone.zip"),)}
+    monkeypatch.setitem(CARDS, "vocalsound", CARDS["vocalsound"].model_copy(update={"files": gone}))
     monkeypatch.setattr("preference_data.corpora.fetch.time.sleep", lambda seconds: None)
     assert "ConnectError" in run("download", "vocalsound", tmp_path, code=1)
     assert "no part '44k'" in run("download", "vocalsound", tmp_path, "--part", "44k", code=2)

@@ -136,11 +136,11 @@ def make_data_set(folder: Path, name: str, n: int) -> None:
 
 def mix_part(folder: Path) -> dict[str, Any]:
     """Check and mix two data sets."""
-    from preference_data.dataset.mixture import DataSet, mix
+    from preference_data.dataset.mixture import MixturePart, mix
 
     mixed = mix(
         folder / "corpus",
-        [DataSet(folder / "large"), DataSet(folder / "small")],
+        [MixturePart(folder / "large"), MixturePart(folder / "small")],
         temperature=2.0,
         seed=0,
         max_duration_s=30,

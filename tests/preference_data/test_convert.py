@@ -389,11 +389,11 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_number_and_reason(corp
     assert len(list((tmp_path / "out/audio").iterdir())) == 1
     (corpus / "one.jsonl").write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(BadRow, match=r"none of its 1 rows can be used: row 1: audio .*missing"):
-        exchange.read_rows(corpus / "one.jsonl", "ms-swift", tmp_path / "out", audio_root=corpus)
+        exchange.read_rows(corpus / "one.jsonl", "ms-swift", tmp_path / "other", audio_root=corpus)
     assert store.read(tmp_path / "out/pairs.jsonl", PreferencePair)  # what was there stays
     (corpus / "bad.jsonl").write_text("{}\n{nonsense\n")
     with pytest.raises(BadRow, match=r"bad.jsonl:2: is not JSON"):
-        exchange.read_rows(corpus / "bad.jsonl", "ms-swift", tmp_path / "out", audio_root=corpus)
+        exchange.read_rows(corpus / "bad.jsonl", "ms-swift", tmp_path / "other", audio_root=corpus)
 
 
 def test_a_clip_that_is_not_there_is_not_exported(corpus, tmp_path):

@@ -89,6 +89,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         with RecordWriter(partial) as writer:
             writer.add(CLIP)
         describe(partial, {"name": "first"})
+
     def fail() -> None:
         with replacing_dataset(out, tmp_path / "audio") as partial, RecordWriter(partial) as writer:
             writer.add(EXAMPLE)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from preference_data.corpora import fetch
-from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart, fetch_parts
+from preference_data.corpora.catalog import CARDS, download
+from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart
 from preference_data.corpora.published import audiocaps
 from preference_data.corpora.unpack import BadArchive, unpack, unpack_inner
 from tests.http_servers import running
@@ -99,7 +100,7 @@ def server() -> Iterator[Server]:
 
 
 def remote(server: Server, **more: object) -> RemoteFile:
-    return RemoteFile(**{"url": f"{server.url}/a.bin", "name": "a.bin", "max_gb": 0.01, **more})  # type: ignore[arg-type]
+    return RemoteFile(**{"url": f"{server.url}/a.bin", "max_gb": 0.01, **more})  # type: ignore[arg-type]
 
 
 def get(file: RemoteFile, folder: Path) -> Path:
@@ -276,20 +277,20 @@ def test_parts_are_fetched_unpacked_and_not_fetched_again(server, tmp_path):
         "/y.zip": zip_bytes(("x/3.wav", b"three")),
         "/z.csv": b"a,b\n",
     }
-    parts = {
-        name: [RemoteFile(f"{server.url}/{name}", name, 0.01)] for name in ("x.tar.gz", "y.zip", "z.csv")
-    }
-    fetch_parts(tmp_path, parts, ["x.tar.gz"])
+    names = ("x.tar.gz", "y.zip", "z.csv")
+    files = {name: (RemoteFile(f"{server.url}/{name}", 0.01),) for name in names}
+    card = CARDS["clothoaqa"].model_copy(update={"files": files})
+    assert download(card, tmp_path, ["x.tar.gz"]) == ""
     assert (tmp_path / "x/deep/2.wav").read_bytes() == b"two"
     assert not (tmp_path / "x/3.wav").exists()
-    fetch_parts(tmp_path, parts, None)
+    download(card, tmp_path)
     assert (tmp_path / "x/3.wav").read_bytes() == b"three"
     assert (tmp_path / "z.csv").read_bytes() == b"a,b\n"
-    fetch_parts(tmp_path, parts, None)
+    download(card, tmp_path)
     assert [path for path, _, _ in server.seen] == ["/x.tar.gz", "/y.zip", "/z.csv"]
     assert left_behind(tmp_path) == [".fetched"]
     with pytest.raises(UnknownPart, match="no part 'w'; there are x.tar.gz, y.zip, z.csv"):
-        fetch_parts(tmp_path, parts, ["w"])
+        download(card, tmp_path, ["w"])
 
 
 def link_in_zip(name: str) -> zipfile.ZipInfo:
@@ -360,16 +361,28 @@ def test_archives_inside_an_archive_are_unpacked_where_they_lie(tmp_path):
 # ----------------------------------------------------------- whole downloads
 
 
-def test_where_only_the_user_can_fetch_the_audio_it_says_how(server, tmp_path, monkeypatch):
-    server.files |= {
-        f"/{part}.csv": b"audiocap_id,youtube_id,start_time,caption\n" for part in ("train", "val", "test")
-    }
-    files = {
-        part: [RemoteFile(f"{server.url}/{part}.csv", f"{part}.csv", 0.1)]
-        for part in ("train", "val", "test")
-    }
-    monkeypatch.setattr(audiocaps, "_FILES", files)
-    told = audiocaps.download(tmp_path)
+def test_every_card_has_a_bound_for_each_file_and_names_that_are_distinct():
+    for card in CARDS.values():
+        names = [file.name for files in card.files.values() for file in files]
+        assert len(set(names)) == len(names)
+        assert all(file.max_gb > 0 for files in card.files.values() for file in files)
+        assert all(file.url.startswith("https://") for files in card.files.values() for file in files)
+
+
+def test_where_only_the_user_can_fetch_the_audio_it_says_how(server, tmp_path):
+    parts = ("train", "val", "test")
+    server.files |= {f"/{part}.csv": b"audiocap_id,youtube_id,start_time,caption\n" for part in parts}
+    files = {part: (RemoteFile(f"{server.url}/{part}.csv", 0.1),) for part in parts}
+    told = download(CARDS["audiocaps"].model_copy(update={"files": files}), tmp_path)
     assert f"{tmp_path}/audio/{{youtube_id}}.wav" in told
     assert f"align data prepare audiocaps --from {tmp_path}" in told
     assert list(audiocaps.read(tmp_path)) == []
+
+
+def test_what_is_packed_by_seven_zip_is_named_until_it_is_unpacked(tmp_path):
+    clotho = CARDS["clotho"].model_copy(update={"files": {"validation": (), "evaluation": ()}})
+    (tmp_path / "validation").mkdir()
+    told = download(clotho, tmp_path)
+    assert told.split("\n")[1:] == [f"  7z x -o{tmp_path} {tmp_path}/clotho_audio_evaluation.7z"]
+    (tmp_path / "evaluation").mkdir()
+    assert download(clotho, tmp_path) == ""

@@ -14,9 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from preference_data.corpora import hub
+from preference_data.corpora import catalog, hub
 from preference_data.corpora.fetch import DownloadFailed, UnknownPart
-from preference_data.corpora.published import air_bench
 from tests.http_servers import running
 
 REPO = "qyang1021/AIR-Bench-Dataset"
@@ -196,18 +195,19 @@ def test_a_hub_that_refuses_is_named(server, tmp_path):
 
 
 def test_air_bench_comes_from_the_hub(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(air_bench, "fetch_folder", partial(hub.fetch_folder, endpoint=server.url))
-    assert air_bench.download(tmp_path) == ""
+    monkeypatch.setattr(catalog, "fetch_folder", partial(hub.fetch_folder, endpoint=server.url))
+    card = catalog.CARDS["air_bench"]
+    assert catalog.download(card, tmp_path) == ""
     check(tmp_path)
     with pytest.raises(UnknownPart, match="no part 'Music'; there are Chat, Foundation"):
-        air_bench.download(tmp_path, ["Music"])
+        catalog.download(card, tmp_path, ["Music"])
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from preference_data.corpora.published import air_bench
-air_bench.download(Path(sys.argv[1]))
+from preference_data.corpora import catalog
+catalog.download(catalog.CARDS["air_bench"], Path(sys.argv[1]))
 """
 
 

@@ -13,7 +13,7 @@ from preference_data import store
 from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.tar_shards import write_shards
 from preference_data.dataset.dataset import BadDataset, Dataset
-from preference_data.dataset.mixture import BadMixture, DataSet, mix
+from preference_data.dataset.mixture import BadMixture, MixturePart, mix
 from preference_data.dataset.sharding import shard
 from preference_data.dataset.splits import Leak
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn
@@ -59,7 +59,7 @@ def data_set(folder, name, n, first=0, held_out=1):
 def mixed(tmp_path, *data_sets, **settings):
     out = tmp_path / "0_corpus"
     defaults = {"temperature": 1.0, "seed": 0, "max_duration_s": 30.0, "max_bad_fraction": 0.0}
-    data_sets = [one if isinstance(one, DataSet) else DataSet(one) for one in data_sets]
+    data_sets = [one if isinstance(one, MixturePart) else MixturePart(one) for one in data_sets]
     return out, mix(out, data_sets, **{**defaults, **settings})
 
 
@@ -96,7 +96,7 @@ def test_training_draws_by_temperature_or_by_share(two, tmp_path):
     assert [len(part.records) for part in parts] == [8, 2]
     assert {record.text.split()[0] for record in parts[1].records} == {"other"}
     assert [part.share for part in parts] == pytest.approx([2 / 3, 1 / 3])  # sqrt 8 : sqrt 2
-    out, counts = mixed(tmp_path, DataSet(one), DataSet(other, 0.75))
+    out, counts = mixed(tmp_path, MixturePart(one), MixturePart(other, 0.75))
     assert counts.shares == pytest.approx({"one": 0.25, "other": 0.75})
 
 

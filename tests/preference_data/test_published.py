@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data.corpora.catalog import PUBLISHED, published_corpus
+from preference_data.corpora.catalog import CARDS, published_corpus
 from preference_data.corpora.published.recording import (
     BadCorpus,
     Content,
@@ -58,8 +58,7 @@ def benchmarks(found: list[Recording]) -> set[str | None]:
 
 
 def test_every_card_says_what_one_wants_to_know():
-    for name in PUBLISHED:
-        card = published_corpus(name).CARD
+    for name, card in CARDS.items():
         assert card.name == name
         assert card.hours > 0
         assert card.licence
@@ -69,7 +68,7 @@ def test_every_card_says_what_one_wants_to_know():
         published_corpus("os")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CARDS)
 def test_an_empty_folder_is_no_corpus_and_says_what_is_missing(name, tmp_path):
     with pytest.raises(BadCorpus, match=f"align data download|{tmp_path}"):
         read(name, tmp_path)

@@ -175,7 +175,7 @@ def test_what_is_no_tar(tmp_path):
     with tarfile.open(tmp_path / "b.tar", "w:gz"):
         pass
     for name in ("a.tar", "b.tar"):
-        with pytest.raises(BadShard, match="no plain tar file"):
+        with pytest.raises(BadShard, match="not a plain tar file"):
             tar_shards.find(tmp_path / name, "x.flac")
 
 

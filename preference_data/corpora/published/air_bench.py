@@ -12,37 +12,13 @@ corpora: `align data prepare clotho … --keep-out FOLDER`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, UnknownPart
-from preference_data.corpora.hub import fetch_folder
-from preference_data.corpora.published.recording import BadCorpus, Card, Recording, not_a_corpus
+from preference_data.corpora.published.recording import BadCorpus, Recording, not_a_corpus
 
-_REPO = "qyang1021/AIR-Bench-Dataset"
 _PARTS = ("Chat", "Foundation")
 _KEYS = ("path", "task_name", "dataset_name")
-
-CARD = Card(
-    "air_bench",
-    "evaluation: chat and foundation; nothing to train on",
-    100,
-    49,
-    "those of its sources; evaluation",
-    f"https://huggingface.co/datasets/{_REPO}",
-    "open",
-    _PARTS,
-    max_duration_s=600.0,
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch Chat (the gate's part) or the parts named, several files at once, checked by the Hub's sha256."""
-    if unknown := [part for part in parts or () if part not in _PARTS]:
-        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(_PARTS)}")
-    for part in parts or ("Chat",):
-        fetch_folder(_REPO, part, folder, on_bytes)
-    return ""
 
 
 def read(folder: Path) -> Iterator[Recording]:

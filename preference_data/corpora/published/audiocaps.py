@@ -9,13 +9,11 @@ The tables are its splits: one caption per recording in train, five in val and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.recording import (
     DESCRIBE_SOUND,
-    Card,
     Content,
     QuestionAnswer,
     Recording,
@@ -27,31 +25,7 @@ from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
 _COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
-_URL = "https://raw.githubusercontent.com/cdjkim/audiocaps/master/dataset"
-_FILES = {part: [RemoteFile(f"{_URL}/{part}.csv", f"{part}.csv", 0.1)] for part in _SPLITS}
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
-
-CARD = Card(
-    "audiocaps",
-    "sound captions (en)",
-    137,
-    50,
-    "captions: MIT; audio: none given",
-    "https://github.com/cdjkim/audiocaps",
-    "links",
-    tuple(_FILES),
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch the captions; the audio is on YouTube."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return (
-        "The captions are there; the audio is on YouTube, whose terms and the uploaders' rights are yours\n"
-        "to settle. Cut 10 s from start_time on out of each video and put the pieces here:\n"
-        f"  {folder}/audio/{{youtube_id}}.wav   (or .flac, .mp3, .ogg; sub-folders are fine)\n"
-        f"What is missing is counted: align data prepare audiocaps --from {folder} --out FOLDER"
-    )
 
 
 def read(folder: Path) -> Iterator[Recording]:

@@ -14,9 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.recording import (
-    Card,
     Content,
     QuestionAnswer,
     Recording,
@@ -27,31 +25,7 @@ from preference_data.corpora.published.recording import (
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
-_URL = "https://zenodo.org/records/6473207/files"
-_FILES = {
-    "questions": [
-        RemoteFile(f"{_URL}/clotho_aqa_{part}.csv", f"clotho_aqa_{part}.csv", 0.1) for part in _SPLITS
-    ],
-    "audio": [RemoteFile(f"{_URL}/audio_files.zip", "audio_files.zip", 4)],
-}
 _AGREEING = 2
-
-CARD = Card(
-    "clothoaqa",
-    "questions about sounds (en)",
-    12.5,
-    4,
-    "questions: MIT; audio: CC",
-    "https://zenodo.org/records/6473207",
-    "open",
-    tuple(_FILES),
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack it."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return ""
 
 
 def read(folder: Path) -> Iterator[Recording]:

@@ -10,12 +10,10 @@ audio in `{locale}/clips/`. The three tables are its splits; no client_id is in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, fetch_parts
 from preference_data.corpora.published.recording import (
-    Card,
     Content,
     Recording,
     language,
@@ -28,28 +26,6 @@ from preference_data.schema import Split, stable_id
 _SPLITS: tuple[Split, ...] = ("test", "dev", "train")
 _COLUMNS = ("client_id", "path", "sentence", "age", "gender")
 _VERSION = re.compile(r"cv-corpus-(\d+)")
-
-CARD = Card(
-    "common_voice",
-    "transcription, language, gender, age (100+ languages)",
-    19_160,
-    400,
-    "CC0",
-    "https://commonvoice.mozilla.org/datasets",
-    "account",
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Say what to do: the publisher asks for an account or an address."""
-    fetch_parts(folder, {}, parts, on_bytes)
-    return (
-        "Common Voice asks who you are, and to promise not to identify speakers; fetch it in a browser:\n"
-        "  1. open https://commonvoice.mozilla.org/datasets, choose languages and version (the Qwen2-Audio\n"
-        "     report tests on Common Voice Corpus 15.0: en, zh-CN, yue, fr), accept, download\n"
-        f"  2. unpack each file: tar xzf cv-corpus-*-LOCALE.tar.gz -C {folder}\n"
-        f"  3. align data prepare common_voice --from {folder} --out FOLDER"
-    )
 
 
 def read(folder: Path) -> Iterator[Recording]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.recording import (
     BadCorpus,
-    Card,
     Content,
     Recording,
     language,
@@ -24,49 +22,11 @@ from preference_data.corpora.published.recording import (
 )
 from preference_data.schema import Split, stable_id
 
-_INTO_ENGLISH = "fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy".split()
-_FROM_ENGLISH = "de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja".split()
-_PAIRS = [*(f"en_{target}" for target in _FROM_ENGLISH), *(f"{source}_en" for source in _INTO_ENGLISH)]
-_FILES = {
-    pair: [
-        RemoteFile(
-            f"https://dl.fbaipublicfiles.com/covost/covost_v2.{pair}.tsv.tar.gz",
-            f"covost_v2.{pair}.tsv.tar.gz",
-            0.5,
-        )
-    ]
-    for pair in _PAIRS
-}
 _SPLITS: dict[str, Split] = {"test": "test", "dev": "dev", "train": "train", "train_covost": "train"}
 
-CARD = Card(
-    "covost2",
-    "speech translation, transcription (21 languages <-> en)",
-    2_880,
-    90,
-    "CC BY-NC 4.0",
-    "https://github.com/facebookresearch/covost",
-    "account",
-    tuple(_FILES),
-)
 
 _Translations = dict[str, dict[str, tuple[Split, str]]]
 """File name -> target locale -> split and translation."""
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch the translations; the audio is Common Voice's."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return (
-        "The translations are there; the audio is Common Voice 4 (cv-corpus-4-2019-12-10), which asks who\n"
-        "you are; fetch it in a browser:\n"
-        "  1. open https://commonvoice.mozilla.org/datasets, version Common Voice Corpus 4, one file per\n"
-        "     source language, accept, download\n"
-        "  2. unpack each into its own folder:\n"
-        f"     mkdir -p {folder}/LOCALE && tar xzf LOCALE.tar.gz -C {folder}/LOCALE\n"
-        f"     so that there are {folder}/LOCALE/validated.tsv and {folder}/LOCALE/clips/\n"
-        f"  3. align data prepare covost2 --from {folder} --out FOLDER"
-    )
 
 
 def read(folder: Path) -> Iterator[Recording]:

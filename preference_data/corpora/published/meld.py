@@ -10,26 +10,18 @@ not given. A few clips are missing or damaged in the official download.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.recording import (
-    Card,
     Content,
     QuestionAnswer,
     Recording,
     comma_separated,
     not_a_corpus,
 )
-from preference_data.corpora.unpack import unpack_inner
 from preference_data.schema import Split
 
-_FILES = {
-    "raw": [
-        RemoteFile("https://web.eecs.umich.edu/~mihalcea/downloads/MELD.Raw.tar.gz", "MELD.Raw.tar.gz", 13)
-    ]
-}
 _CLIPS: dict[Split, str] = {
     "test": "output_repeated_splits_test",
     "dev": "dev_splits_complete",
@@ -41,28 +33,6 @@ _TYPOGRAPHY = str.maketrans(
 )
 """The tables were once saved as Windows text and read as Latin."""
 _QUESTION = "What emotion does the speaker express?"
-
-CARD = Card(
-    "meld",
-    "emotion, transcription (en)",
-    13.7,
-    11,
-    "labels: GPL 3.0; clips: research",
-    "https://affective-meld.github.io",
-    "open",
-    tuple(_FILES),
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack the videos; their sound is taken out by FFmpeg."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    unpack_inner(folder, "MELD.Raw/*.tar.gz")
-    return (
-        "The clips are videos; take out their sound (apt-get install ffmpeg):\n"
-        f"  find {folder}/MELD.Raw -name 'dia*_utt*.mp4' -exec sh -c 'for f do ffmpeg -nostdin -v error -n "
-        '-i "$f" -vn -ac 1 -ar 16000 "${f%.mp4}.wav"; done\' _ {} +'
-    )
 
 
 def read(folder: Path) -> Iterator[Recording]:

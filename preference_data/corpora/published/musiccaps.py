@@ -9,15 +9,13 @@ anywhere below `audio/`, named by ytid. Pieces of AudioSet's evaluation set are 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.audiocaps import audio_files
 from preference_data.corpora.published.recording import (
     DESCRIBE_MUSIC,
     BadCorpus,
-    Card,
     Content,
     QuestionAnswer,
     Recording,
@@ -27,33 +25,6 @@ from preference_data.schema import Split
 
 _TABLE = "musiccaps-public.csv"
 _COLUMNS = ("ytid", "start_s", "aspect_list", "caption", "is_audioset_eval")
-_FILES = {
-    "captions": [
-        RemoteFile(f"https://huggingface.co/datasets/google/MusicCaps/resolve/main/{_TABLE}", _TABLE, 0.1)
-    ]
-}
-
-CARD = Card(
-    "musiccaps",
-    "music descriptions and keywords (en)",
-    15,
-    5,
-    "captions: CC BY-SA 4.0; audio: none given",
-    "https://huggingface.co/datasets/google/MusicCaps",
-    "links",
-    tuple(_FILES),
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch the descriptions; the audio is on YouTube."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return (
-        "The descriptions are there; the audio is on YouTube, whose terms and the uploaders' rights are\n"
-        "yours to settle. Cut start_s to end_s (10 s) out of each video and put the pieces here:\n"
-        f"  {folder}/audio/{{ytid}}.wav   (or .flac, .mp3, .ogg; sub-folders are fine)\n"
-        f"What is missing is counted: align data prepare musiccaps --from {folder} --out FOLDER"
-    )
 
 
 def read(folder: Path) -> Iterator[Recording]:

@@ -9,16 +9,14 @@ The folders are its splits; no instrument of train is in the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ijson
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.recording import (
     BadCorpus,
-    Card,
     Content,
     Recording,
     missing,
@@ -27,34 +25,7 @@ from preference_data.corpora.published.recording import (
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "valid": "dev", "train": "train"}
-_FILES = {
-    part: [
-        RemoteFile(
-            f"https://download.magenta.tensorflow.org/datasets/nsynth/nsynth-{part}.jsonwav.tar.gz",
-            f"nsynth-{part}.jsonwav.tar.gz",
-            gb,
-        )
-    ]
-    for part, gb in (("test", 1.0), ("valid", 2.0), ("train", 26.0))
-}
 _KEYS = ("pitch", "velocity", "instrument_str", "instrument_family_str", "instrument_source_str")
-
-CARD = Card(
-    "nsynth",
-    "instrument, pitch, velocity, qualities of notes",
-    340,
-    24,
-    "CC BY 4.0",
-    "https://magenta.tensorflow.org/datasets/nsynth",
-    "open",
-    tuple(_FILES),
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack it."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return ""
 
 
 def read(folder: Path) -> Iterator[Recording]:

@@ -9,9 +9,6 @@ from typing import Literal, NamedTuple
 
 from preference_data.schema import Split, Word
 
-Access = Literal["open", "account", "links"]
-"""How to get the audio: by `download`; with an account at the publisher; from addresses of videos."""
-
 DESCRIBE_SOUND = "Describe what can be heard in this recording."
 DESCRIBE_MUSIC = "Describe the music in this recording."
 _LONGEST_CELL = 1_000_000  # characters
@@ -19,22 +16,6 @@ _LONGEST_CELL = 1_000_000  # characters
 
 class BadCorpus(ValueError):
     """A corpus is unknown, or its folder is not laid out as its publisher does."""
-
-
-class Card(NamedTuple):
-    """What to know before fetching a corpus. Hours and sizes are the publisher's."""
-
-    name: str
-    what_for: str
-    hours: float
-    size_gb: float
-    licence: str
-    home: str
-    access: Access
-    parts: tuple[str, ...] = ()
-    """What `download` can be limited to."""
-    max_duration_s: float = 30.0
-    """Longer recordings are refused: Qwen2-Audio hears 30 s."""
 
 
 class Content(NamedTuple):

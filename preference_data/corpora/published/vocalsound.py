@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.recording import (
-    Card,
     Content,
     QuestionAnswer,
     Recording,
@@ -24,36 +22,12 @@ from preference_data.corpora.published.recording import (
 )
 from preference_data.schema import Split
 
-_FILES = {
-    "16k": [
-        RemoteFile(
-            "https://www.dropbox.com/s/c5ace70qh1vbyzb/vs_release_16k.zip?dl=1", "vs_release_16k.zip", 2.5
-        )
-    ],
-}
 _SPLITS: dict[str, Split] = {"te": "test", "val": "dev", "tr": "train"}
 _FOLDERS = ("audio_16k", "audio_44k", "data_44k")
 _NAME = re.compile(r"(?P<speaker>[fm]\d+)_\d+_(?P<sound>[a-z]+)")
 _SOUNDS = {"throatclearing": "throat clearing"}
 _GENDERS = {"f": "female", "m": "male"}
 _QUESTION = "What sound does the person make?"
-
-CARD = Card(
-    "vocalsound",
-    "vocal sounds, gender, age",
-    24,
-    1.7,
-    "CC BY-SA 4.0",
-    "https://github.com/YuanGongND/vocalsound",
-    "open",
-    tuple(_FILES),
-)
-
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack it."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return ""
 
 
 def read(folder: Path) -> Iterator[Recording]:
