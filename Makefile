@@ -9,8 +9,9 @@ DIGITS ?= data/free-spoken-digit-dataset
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
+unexport PYTHONDONTWRITEBYTECODE # or each of the many processes would compile our modules again
 
-.PHONY: demo demo-seeds digits bench-dpo test check clean
+.PHONY: demo demo-seeds digits bench-dpo test test-slow check clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -43,9 +44,15 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: check $(ANNOTATION)  ## the longest files begin, each in one worker; then the tests that want to be alone
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone
+	$(PYTEST) -m "not alone and not slow" $(PARALLEL)
+	$(PYTEST) -m "alone and not slow"
+
+test-slow: $(ANNOTATION)  ## what rarely breaks and takes long
+	$(PYTEST) -m "slow" $(PARALLEL)
 
 clean:  ## what can be made again; runs/ stays, people's annotations may be in it
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """The records that flow through the pipeline. Frozen, validated on construction, addressed by id.
 
-clip -> (prompt -> completion) -> comparison -> annotation -> preference pair. Records refer to audio
+clip -> (prompt -> completion) -> comparison -> judgement -> preference pair. Records refer to audio
 by a path relative to their corpus folder; they never contain it. Times are seconds.
 """
 
@@ -23,7 +23,7 @@ Choice = Literal["a", "b", "tie", "both_bad"]
 ErrorType = Literal[
     "omission", "invented_event", "wrong_order", "wrong_count", "wrong_words", "wrong_speaker"
 ]
-Purpose = Literal["comparison", "repeat", "gold"]
+Purpose = Literal["comparison", "retest", "gold"]
 """Why something is shown: to learn a preference, or to measure the annotator (the same again with its
 sides swapped; a pair whose better side is known)."""
 
@@ -146,7 +146,7 @@ class Completion(Record):
     """sha256 of the weights that produced it."""
 
 
-class Shown(Record):
+class Comparison(Record):
     """Two answers as annotators see them, and who they are: the key that un-blinds a judgement.
 
     `id` is the record's id in the annotation tool. It tells nothing, and neither does anything else that is
@@ -161,21 +161,21 @@ class Shown(Record):
     everyone: bool
     """Every annotator judges it, else one does."""
     purpose: Purpose = "comparison"
-    repeat_of: Id | None = None
+    retest_of: Id | None = None
     """The record that shows the same answers with their sides swapped."""
     expected: Choice | None = None
     """Of gold: the right answer to the question about factuality."""
 
 
-class Annotation(Record):
+class Judgement(Record):
     """One annotator's judgement of two answers to the same prompt, already un-blinded.
 
     `completion_a` and `completion_b` keep the sides as they were shown. What annotators typed (`corrected`,
     `rationale`) is untrusted text.
     """
 
-    shown: Id
-    """The `Shown` record it judges."""
+    comparison: Id
+    """The `Comparison` record it judges."""
     prompt_id: Id
     completion_a: Id
     completion_b: Id
@@ -183,7 +183,7 @@ class Annotation(Record):
     factuality: Choice
     behaviour: Choice
     purpose: Purpose = "comparison"
-    repeat_of: Id | None = None
+    retest_of: Id | None = None
     expected: Choice | None = None
     errors_a: tuple[ErrorType, ...] = ()
     errors_b: tuple[ErrorType, ...] = ()

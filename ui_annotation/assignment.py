@@ -1,6 +1,6 @@
 """Which answers are compared, on which side, by whom, and why: drawn from a seed, blind to the annotator.
 
-`draw` makes the key (`Shown`); only ids that tell nothing, texts and clips leave this machine. `unblind`
+`draw` makes the key (`Comparison`); only ids that tell nothing, texts and clips leave this machine. `unblind`
 joins what an annotator said to the key again.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.random import Generator
 from pydantic import ValidationError
 
-from preference_data.schema import Annotation, Completion, Prompt, Purpose, Shown, stable_id
+from preference_data.schema import Comparison, Completion, Judgement, Prompt, Purpose, stable_id
 from ui_annotation import AnnotationError
 
 
@@ -32,10 +32,10 @@ def draw(
     *,
     per_prompt: int,
     overlap: float,
-    repeats: float,
+    retests: float,
     gold: float,
     seed: int,
-) -> list[Shown]:
+) -> list[Comparison]:
     """Up to `per_prompt` pairs of different answers per prompt, and what measures their annotators.
 
     Args:
@@ -43,7 +43,7 @@ def draw(
         prompts: By id, at least those that the completions answer.
         per_prompt: Most comparisons of one prompt.
         overlap: Share of the comparisons that every annotator judges; the others get one.
-        repeats: As a share of the comparisons: shown once more with their sides swapped. Taken from those
+        retests: As a share of the comparisons: shown once more with their sides swapped. Taken from those
             that everyone judges, where there are any: only then the same person sees both.
         gold: As a share of the comparisons: added, a prompt's reference answer against the one of another
             clip that was asked the same and has another answer. Fewer where there are no such prompts.
@@ -55,17 +55,19 @@ def draw(
     rng = np.random.default_rng(seed)
     compared = _comparisons(completions, per_prompt, rng)
     everyone = set(rng.permutation(len(compared))[: round(overlap * len(compared))].tolist())
-    shown = [
+    comparisons = [
         _show(seed, "comparison", a, b, everyone=number in everyone, rng=rng)
         for number, (a, b) in enumerate(compared)
     ]
-    again = [one for one in shown if one.everyone] or shown
-    chosen = rng.permutation(len(again))[: round(repeats * len(shown))]
-    known = _gold(sorted({one.prompt_id for one in shown}), prompts, round(gold * len(shown)), rng)
+    again = [one for one in comparisons if one.everyone] or comparisons
+    chosen = rng.permutation(len(again))[: round(retests * len(comparisons))]
+    known = _gold(
+        sorted({one.prompt_id for one in comparisons}), prompts, round(gold * len(comparisons)), rng
+    )
     extra = [_swapped(seed, again[i]) for i in chosen] + [
         _show(seed, "gold", right, wrong, everyone=bool(everyone), rng=rng) for right, wrong in known
     ]
-    both = shown + extra
+    both = comparisons + extra
     return [both[i] for i in rng.permutation(len(both))]
 
 
@@ -123,11 +125,11 @@ def _reference(prompt: Prompt, source: Prompt) -> Completion:
 
 def _show(
     seed: int, purpose: Purpose, first: Completion, second: Completion, *, everyone: bool, rng: Generator
-) -> Shown:
+) -> Comparison:
     """Show two answers with their sides drawn by lot. Of gold, `first` is the right one."""
     swapped = rng.random() < 0.5
     a, b = (second, first) if swapped else (first, second)
-    return Shown(
+    return Comparison(
         id=_id(seed, purpose, a.prompt_id, a.id, a.text, b.id, b.text),
         prompt_id=a.prompt_id,
         completion_a=a.id,
@@ -140,17 +142,17 @@ def _show(
     )
 
 
-def _swapped(seed: int, one: Shown) -> Shown:
-    return Shown(
-        id=_id(seed, "repeat", one.prompt_id, one.completion_b, one.text_b, one.completion_a, one.text_a),
+def _swapped(seed: int, one: Comparison) -> Comparison:
+    return Comparison(
+        id=_id(seed, "retest", one.prompt_id, one.completion_b, one.text_b, one.completion_a, one.text_a),
         prompt_id=one.prompt_id,
         completion_a=one.completion_b,
         completion_b=one.completion_a,
         text_a=one.text_b,
         text_b=one.text_a,
         everyone=one.everyone,
-        purpose="repeat",
-        repeat_of=one.id,
+        purpose="retest",
+        retest_of=one.id,
     )
 
 
@@ -158,56 +160,56 @@ def _id(seed: int, *parts: str) -> str:
     return stable_id(seed, json.dumps(parts))  # JSON: texts may hold any separator
 
 
-def datasets(name: str, shown: Sequence[Shown]) -> dict[str, list[Shown]]:
+def datasets(name: str, comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
     """The datasets that hold what is shown, by name: Argilla sets the overlap per dataset, not per record.
 
     The names carry a digest of all that is shown, so another set never lands among the answers to this one.
     """
-    key = "\n".join(sorted(one.model_dump_json() for one in shown))
+    key = "\n".join(sorted(one.model_dump_json() for one in comparisons))
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     parts = {
-        f"{name}-{digest}-everyone": [one for one in shown if one.everyone],
-        f"{name}-{digest}-one-each": [one for one in shown if not one.everyone],
+        f"{name}-{digest}-everyone": [one for one in comparisons if one.everyone],
+        f"{name}-{digest}-one-each": [one for one in comparisons if not one.everyone],
     }
     return {dataset: records for dataset, records in parts.items() if records}
 
 
 def unblind(
-    shown: Shown,
+    comparison: Comparison,
     annotator: str,
     answers: Mapping[str, Any],
     *,
     submitted_at: str | None = None,
     seconds: float | None = None,
     heard: float | None = None,
-) -> Annotation:
+) -> Judgement:
     """Say what an annotator's answers about "A" and "B" are about.
 
     Args:
-        shown: The key of the record.
+        comparison: The key of the record.
         annotator: User name.
         answers: By question as in `settings`; optional ones may be missing.
-        submitted_at: See `Annotation`, as `seconds` and `heard`.
+        submitted_at: See `Judgement`, as `seconds` and `heard`.
         seconds: From the previous submission.
         heard: Share of the clip.
 
     Raises:
         BadAnswer: naming the record, the annotator, the question and the answer that do not fit.
     """
-    who = f"record {shown.id!r}, annotator {annotator!r}"
+    who = f"record {comparison.id!r}, annotator {annotator!r}"
     try:
-        return Annotation(
-            id=stable_id(shown.id, annotator),
-            shown=shown.id,
-            prompt_id=shown.prompt_id,
-            completion_a=shown.completion_a,
-            completion_b=shown.completion_b,
+        return Judgement(
+            id=stable_id(comparison.id, annotator),
+            comparison=comparison.id,
+            prompt_id=comparison.prompt_id,
+            completion_a=comparison.completion_a,
+            completion_b=comparison.completion_b,
             annotator=annotator,
             factuality=answers.get("factuality"),
             behaviour=answers.get("behaviour"),
-            purpose=shown.purpose,
-            repeat_of=shown.repeat_of,
-            expected=shown.expected,
+            purpose=comparison.purpose,
+            retest_of=comparison.retest_of,
+            expected=comparison.expected,
             errors_a=tuple(answers.get("errors_a") or ()),
             errors_b=tuple(answers.get("errors_b") or ()),
             audio_unusable=_is_unusable(answers.get("clip"), who),

@@ -1,4 +1,4 @@
-"""What annotators submitted -> un-blinded annotations, and immutable snapshots of them."""
+"""What annotators submitted -> un-blinded judgements, and immutable snapshots of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import argilla as rg
 
 from preference_data import store
-from preference_data.schema import Annotation, Shown
+from preference_data.schema import Comparison, Judgement
 from ui_annotation import assignment, client, render
 from ui_annotation.assignment import BadAnswer
 
@@ -29,7 +29,7 @@ Heard = Mapping[tuple[str, str], Sequence[tuple[datetime, float]]]
 class _Response(NamedTuple):
     """One annotator's submission to one record, as it was shown."""
 
-    shown: str
+    comparison: str
     clips: tuple[str, ...]
     annotator: str
     submitted_at: datetime
@@ -44,7 +44,9 @@ class Progress(NamedTuple):
     submitted: dict[str, int]
 
 
-def pull(argilla: rg.Argilla, *, workspace: str, name: str, shown: Sequence[Shown]) -> list[Annotation]:
+def pull(
+    argilla: rg.Argilla, *, workspace: str, name: str, comparisons: Sequence[Comparison]
+) -> list[Judgement]:
     """Every submitted judgement of what was pushed, un-blinded, sorted by time and annotator.
 
     Drafts and discarded records are not judgements. Where more people judged a record than had to, all count.
@@ -53,27 +55,28 @@ def pull(argilla: rg.Argilla, *, workspace: str, name: str, shown: Sequence[Show
         argilla: Signed in as owner.
         workspace: As pushed to.
         name: As pushed.
-        shown: The key.
+        comparisons: The key.
 
     Raises:
         client.Unreachable: the server does not answer.
         client.Refused: a dataset is not there, or not complete.
         BadAnswer: a record or an answer is not of this key.
     """
-    key = {one.id: one for one in shown}
+    key = {one.id: one for one in comparisons}
     responses = sorted(
-        _responses(argilla, workspace, name, shown), key=lambda r: (r.submitted_at, r.annotator, r.shown)
+        _responses(argilla, workspace, name, comparisons),
+        key=lambda r: (r.submitted_at, r.annotator, r.comparison),
     )
     heard = _heard(argilla, workspace)
     before: dict[str, datetime] = {}
-    annotations = []
+    judgements = []
     for one in responses:
         previous = before.get(one.annotator)
         before[one.annotator] = one.submitted_at
         pause = one.submitted_at - previous if previous else None
-        annotations.append(
+        judgements.append(
             assignment.unblind(
-                key[one.shown],
+                key[one.comparison],
                 one.annotator,
                 one.answers,
                 submitted_at=one.submitted_at.isoformat(),
@@ -81,14 +84,16 @@ def pull(argilla: rg.Argilla, *, workspace: str, name: str, shown: Sequence[Show
                 heard=_least_heard(one, heard),
             )
         )
-    return annotations
+    return judgements
 
 
-def _responses(argilla: rg.Argilla, workspace: str, name: str, shown: Sequence[Shown]) -> list[_Response]:
+def _responses(
+    argilla: rg.Argilla, workspace: str, name: str, comparisons: Sequence[Comparison]
+) -> list[_Response]:
     names = {user["id"]: user["username"] for user in _get(argilla, "/api/v1/users")["items"]}
     there = client.datasets(argilla, workspace)
     found: list[_Response] = []
-    for dataset, part in assignment.datasets(name, shown).items():
+    for dataset, part in assignment.datasets(name, comparisons).items():
         if dataset not in there:
             raise client.Refused(
                 f"{argilla.api_url}: no dataset {dataset!r} in workspace {workspace!r}; push first"
@@ -116,7 +121,7 @@ def _submitted(record: Mapping[str, Any], names: Mapping[str, str]) -> list[_Res
     clips = tuple(PurePosixPath(url).stem for url in render.sources(record["fields"]["audio"]))
     return [
         _Response(
-            shown=record["external_id"],
+            comparison=record["external_id"],
             clips=clips,
             # an annotator who was deleted since goes on by id
             annotator=names.get(one["user_id"], one["user_id"]),
@@ -157,7 +162,7 @@ def _get(argilla: rg.Argilla, path: str) -> dict[str, Any]:
 
 
 def progress(
-    argilla: rg.Argilla, *, workspace: str, name: str, shown: Sequence[Shown], annotators: int
+    argilla: rg.Argilla, *, workspace: str, name: str, comparisons: Sequence[Comparison], annotators: int
 ) -> Progress:
     """How far the annotators are; a few cheap questions to the server.
 
@@ -168,7 +173,7 @@ def progress(
     there = client.datasets(argilla, workspace)
     done = wanted = 0
     submitted: Counter[str] = Counter()
-    for dataset, part in assignment.datasets(name, shown).items():
+    for dataset, part in assignment.datasets(name, comparisons).items():
         needed = annotators if part[0].everyone else 1
         wanted += needed * len(part)
         if there.get(dataset, {}).get("status") != "ready":
@@ -185,12 +190,12 @@ def progress(
 # -------------------------------------------------------------------- snapshots
 
 
-def snapshot(folder: Path, annotations: Sequence[Annotation], *, url: str, datasets: Sequence[str]) -> Path:
+def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, datasets: Sequence[str]) -> Path:
     """Keep annotations as `<folder>/0001-<digest>/`, read-only; the same again makes no new version.
 
     Args:
         folder: Of all versions; made if it is not there.
-        annotations: As `pull` gives them.
+        judgements: As `pull` gives them.
         url: Of the server they are from.
         datasets: Names of the datasets they are from.
 
@@ -198,7 +203,7 @@ def snapshot(folder: Path, annotations: Sequence[Annotation], *, url: str, datas
         The folder of the version that holds exactly these.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(one.model_dump_json() + "\n" for one in sorted(annotations, key=lambda one: one.id))
+    lines = "".join(one.model_dump_json() + "\n" for one in sorted(judgements, key=lambda one: one.id))
     digest = hashlib.sha256(lines.encode()).hexdigest()
     versions = sorted(path for path in folder.iterdir() if path.name[:4].isdigit())
     for version in versions:
@@ -207,9 +212,9 @@ def snapshot(folder: Path, annotations: Sequence[Annotation], *, url: str, datas
     number = 1 + max((int(path.name.split("-")[0]) for path in versions), default=0)
     about = {
         "sha256": digest,
-        "annotations": len(annotations),
-        "annotators": dict(sorted(Counter(one.annotator for one in annotations).items())),
-        "purposes": dict(sorted(Counter(one.purpose for one in annotations).items())),
+        "judgements": len(judgements),
+        "annotators": dict(sorted(Counter(one.annotator for one in judgements).items())),
+        "purposes": dict(sorted(Counter(one.purpose for one in judgements).items())),
         "server": url,
         "datasets": list(datasets),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -218,7 +223,7 @@ def snapshot(folder: Path, annotations: Sequence[Annotation], *, url: str, datas
         folder,
         f"{number:04d}-{digest[:12]}",
         {
-            "annotations.jsonl": lines,
+            "judgements.jsonl": lines,
             "snapshot.json": json.dumps(about, indent=1, ensure_ascii=False) + "\n",
         },
     )

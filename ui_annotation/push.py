@@ -21,7 +21,7 @@ from argilla._exceptions import ArgillaError
 from preference_data.audio import decode
 from preference_data.audio.clip_files import ClipFile
 from preference_data.dataset.dataset import Dataset
-from preference_data.schema import Prompt, Shown
+from preference_data.schema import Comparison, Prompt
 from ui_annotation import assignment, client, render
 from ui_annotation.settings import settings
 
@@ -63,7 +63,7 @@ def push(
     *,
     workspace: str,
     name: str,
-    shown: Sequence[Shown],
+    comparisons: Sequence[Comparison],
     prompts: Mapping[str, Prompt],
     corpus: Path,
     annotators: int,
@@ -75,8 +75,8 @@ def push(
         argilla: Signed in as owner.
         workspace: Whose members annotate.
         name: The datasets' names start with it.
-        shown: See `assignment.draw`.
-        prompts: By id, at least those of `shown`.
+        comparisons: See `assignment.draw`.
+        prompts: By id, at least those of `comparisons`.
         corpus: Folder that the prompts' audio paths are relative to.
         annotators: How many judge what everyone judges.
         on_progress: See `Progress`.
@@ -86,10 +86,10 @@ def push(
         client.Refused: the server said no.
         audio.BadAudio: a clip is no audio.
     """
-    paths = sorted({path for one in shown for path in prompts[one.prompt_id].audios})
+    paths = sorted({path for one in comparisons for path in prompts[one.prompt_id].audios})
     clips = _upload(argilla, workspace, corpus, paths, on_progress)
     added = 0
-    parts = assignment.datasets(name, shown)
+    parts = assignment.datasets(name, comparisons)
     for dataset, part in parts.items():
         dataset_id = _dataset(argilla, workspace, dataset, annotators if part[0].everyone else 1)
         there = {record["external_id"] for record in client.records(argilla, dataset_id)}
@@ -144,7 +144,7 @@ def _log(
             told("records", sent, total)
 
 
-def _record(one: Shown, prompts: Mapping[str, Prompt], clips: Mapping[str, _Clip]) -> dict[str, Any]:
+def _record(one: Comparison, prompts: Mapping[str, Prompt], clips: Mapping[str, _Clip]) -> dict[str, Any]:
     """All that an annotator may know; everything else about `one` stays in the key."""
     prompt = prompts[one.prompt_id]
     fields = {

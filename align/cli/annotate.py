@@ -114,7 +114,7 @@ def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
 
     with _at_desk(recipe, overrides, out) as (at, asked):
         pushed = annotate.send(at, asked.config, asked.questions)
-    _say(f"{at.url}  {pushed.added} of {len(asked.questions.shown)} records are new")
+    _say(f"{at.url}  {pushed.added} of {len(asked.questions.comparisons)} records are new")
     for name in pushed.datasets:
         _say(f"  {name}")
 
@@ -130,7 +130,7 @@ def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     with _at_desk(recipe, overrides, out) as (at, asked):
         found = annotate.fetch(at, asked.config, asked.questions, asked.run / "snapshots")
     annotate.report(found, asked.config, asked.questions, found.snapshot)
-    _say(f"{found.snapshot}  {len(found.annotations)} judgements; report: {found.snapshot}.html")
+    _say(f"{found.snapshot}  {len(found.judgements)} judgements; report: {found.snapshot}.html")
 
 
 @users.command("add")

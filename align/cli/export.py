@@ -25,7 +25,7 @@ def export(
 
     Example: align export runs/demo --to exported
     """
-    from align.models.portable import DoesNotLoad
+    from align.models.qwen2_audio.portable import DoesNotLoad
     from align.release.export import export as write
     from align.release.registry import RegistryDown
     from align.release.source import NoPolicy

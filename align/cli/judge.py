@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from align.evaluation.air_bench import Item
-    from align.evaluation.llm_judge import LLMJudge
-    from align.evaluation.local_model import LocalModel
+    from align.evaluation.benchmarks.air_bench import Item
+    from align.evaluation.judges.llm_judge import LLMJudge
+    from align.evaluation.judges.local_model import LocalModel
 
 
 def judge(
@@ -46,10 +46,12 @@ def judge(
 
     Example: align judge answers.jsonl --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged
     """
-    from align.evaluation import aggregation, air_bench, ratings
-    from align.evaluation.endpoint import Endpoint, JudgeFailed
-    from align.evaluation.judge_prompt import Official, Strict
-    from align.evaluation.llm_judge import LLMJudge
+    from align.evaluation import aggregation
+    from align.evaluation.benchmarks import air_bench
+    from align.evaluation.judges import ratings
+    from align.evaluation.judges.endpoint import Endpoint, JudgeFailed
+    from align.evaluation.judges.llm_judge import LLMJudge
+    from align.evaluation.judges.prompt import Official, Strict
     from align.run_folder.artifacts import write_json
 
     try:
@@ -79,14 +81,16 @@ def judge(
 
 
 def _local(model: str) -> LocalModel:
-    from align.evaluation.local_model import LocalModel  # with torch: an endpoint's user need not wait for it
+    from align.evaluation.judges.local_model import (
+        LocalModel,  # with torch: an endpoint's user need not wait for it
+    )
 
     return LocalModel(Path(model).expanduser())
 
 
 def _uplift(rater: LLMJudge, items: Sequence[Item]) -> float | None:
     """Points that known tricks gain on the mean; None where they could not be tried."""
-    from align.evaluation import canary
+    from align.evaluation.judges import canary
 
     try:
         tried = canary.measure(rater, items)
@@ -99,7 +103,7 @@ def _uplift(rater: LLMJudge, items: Sequence[Item]) -> float | None:
 
 
 def _print(scores: dict[str, Any]) -> None:
-    from align.evaluation import published
+    from align.evaluation.benchmarks import published
 
     for name, mean in {**scores["categories"], "overall": scores["overall"]}.items():
         print(f"{name:<8} {'-' if mean is None else f'{mean:.2f}'}")

@@ -24,9 +24,10 @@ def score(
 
     Example: align score librispeech.jsonl --kind asr_en
     """
-    from align.evaluation import benchmarks, foundation, published
-    from align.evaluation.air_bench import BadBenchmark
-    from align.evaluation.recognition import BadRows
+    from align.evaluation.benchmarks import foundation, published
+    from align.evaluation.benchmarks import tasks as benchmarks
+    from align.evaluation.benchmarks.air_bench import BadBenchmark
+    from align.evaluation.benchmarks.recognition import BadRows
     from align.run_folder.artifacts import write_json
 
     known = ("foundation", *get_args(benchmarks.Kind))

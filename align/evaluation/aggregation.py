@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from align.evaluation.air_bench import CATEGORIES, Item
-from align.evaluation.ratings import Order, Rating, State
+from align.evaluation.benchmarks.air_bench import CATEGORIES, Item
+from align.evaluation.judges.ratings import Order, Rating, State
 
 COLUMNS = ("speech", "sound", "music", "mixed")
 SCALE_MINIMUM = 1.0

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from align.evaluation.aggregation import SCALE_MINIMUM, by_item, cell, weights
-from align.evaluation.air_bench import Item
-from align.evaluation.ratings import Order, OrderReply, Rating
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.ratings import Order, OrderReply, Rating
 from align.evaluation.statistics import (
     Difference,
     Share,

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from align.evaluation import aggregation, canary, comparison, scores
-from align.evaluation.air_bench import Item
-from align.evaluation.judge import FactJudge, Judgement
-from align.evaluation.llm_judge import LLMJudge
-from align.evaluation.ratings import Rating
+from align.evaluation import aggregation, comparison, scores
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges import canary
+from align.evaluation.judges.facts import FactJudge, Judgement
+from align.evaluation.judges.llm_judge import LLMJudge
+from align.evaluation.judges.ratings import Rating
 from align.evaluation.statistics import Interval
 from preference_data.schema import AXES, Axis
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from align.evaluation.air_bench import Item
-from align.evaluation.judge import Judgement
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.facts import Judgement
 from align.evaluation.statistics import Interval, paired_bootstrap
 from preference_data.schema import Axis
 

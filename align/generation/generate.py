@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from align.models import qwen2_audio
 from align.models.chat import Encoded, encode_prompt, encode_text, expand_audio, user
 from align.models.features import Clip, ClipFeatures, stack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens
 from preference_data.schema import stable_id
 
 
@@ -99,7 +100,7 @@ class Sampler:
             else encode_prompt(self.processor, [user(request.text, len(request.audios))])
         )
         audio_id = self.processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-        return expand_audio(encoded, [clip.n_tokens for clip in clips], audio_id)
+        return expand_audio(encoded, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)
 
 
 def batches(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:

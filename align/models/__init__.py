@@ -1,1 +1,1 @@
-"""Qwen2-Audio: building, loading, audio tokens."""
+"""What any audio language model shares: packing, clip features, chats, shards; and a folder per family."""

@@ -6,14 +6,14 @@ positions without a label first; on a CPU it multiplies every position with the 
 labels that are already aligned (`shift_labels`). So it is handed one row with nothing but the answers'
 positions, and what comes back is put where it belongs. Losses and metrics stay TRL's.
 
-What this relies on beyond TRL's documented interface, held by tests/align/test_packed_trl.py: that its
+What this relies on beyond TRL's documented interface, held by test_packed_trl.py: that its
 trainers call the model they are given with `fused_lm_head` and `labels`, that the fused forward takes
 `shift_labels` and passes other arguments on to the backbone, and the fields of its output in `PER_TOKEN`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,12 @@ from align.models.packing import PackedBatch
 
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 """Fields (N, T - 1) of TRL's `FusedCausalLMOutput`."""
+
+
+def is_completion(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens (B, T) of a batch are completions': `labels` in SFT, `completion_mask` in pairs."""
+    mask: Tensor = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
+    return mask
 
 
 def answers_only(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,17 +1,16 @@
 """Chats and prompts -> token ids, with one <|AUDIO|> token per 40 ms of each clip.
 
-Ids equal those of Qwen2AudioProcessor on the same text and audio (tests compare them); going around it
-lets a clip's features be computed once instead of once per appearance.
+Ids equal those of the model's own processor on the same text and audio (tests compare them); going around
+it lets a clip's features be computed once instead of once per appearance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from transformers import Qwen2AudioProcessor
-
-from align.models.qwen2_audio import END_OF_TURN
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 Message = dict[str, Any]
 
@@ -34,7 +33,7 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def encode_chat(processor: Qwen2AudioProcessor, messages: Sequence[Message]) -> Encoded:
+def encode_chat(processor: ProcessorMixin, messages: Sequence[Message]) -> Encoded:
     """A whole chat; mask 1 on every assistant token including its end-of-turn."""
     encoded = processor.tokenizer.apply_chat_template(
         list(messages),
@@ -46,7 +45,7 @@ def encode_chat(processor: Qwen2AudioProcessor, messages: Sequence[Message]) -> 
     return Encoded(encoded["input_ids"], encoded["assistant_masks"])
 
 
-def encode_prompt(processor: Qwen2AudioProcessor, messages: Sequence[Message]) -> Encoded:
+def encode_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> Encoded:
     """A chat up to where the assistant should speak."""
     text = processor.tokenizer.apply_chat_template(
         list(messages), chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
@@ -55,13 +54,31 @@ def encode_prompt(processor: Qwen2AudioProcessor, messages: Sequence[Message]) -
     return Encoded(ids, [0] * len(ids))
 
 
-def encode_completion(processor: Qwen2AudioProcessor, text: str) -> Encoded:
+def encode_completion(processor: ProcessorMixin, text: str) -> Encoded:
     """An answer with its end-of-turn, to stand after `encode_prompt` or a plain text."""
-    ids = processor.tokenizer(text + END_OF_TURN, add_special_tokens=False)["input_ids"]
+    ids = processor.tokenizer(text + end_of_turn(processor), add_special_tokens=False)["input_ids"]
     return Encoded(ids, [1] * len(ids))
 
 
-def encode_text(processor: Qwen2AudioProcessor, text: str) -> Encoded:
+def end_of_turn(processor: ProcessorMixin) -> str:
+    """What the chat template puts after an assistant's words, such as <|im_end|>."""
+    return _end_of_turn(processor.tokenizer, processor.chat_template)
+
+
+@lru_cache(maxsize=8)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    encoded = tokenizer.apply_chat_template(
+        [user("?"), assistant("")],
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ids = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def encode_text(processor: ProcessorMixin, text: str) -> Encoded:
     """Plain text without a chat around it, as in pre-training."""
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     return Encoded(ids, [0] * len(ids))

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen2AudioProcessor
+from transformers import ProcessorMixin
 
-from align.models.audio_tokens import HALO, n_audio_tokens
 from preference_data.audio.decode import SAMPLE_RATE, load
 from preference_data.dataset.dataset import Dataset
 
@@ -34,11 +33,6 @@ class Clip(NamedTuple):
     n_frames: int
     n_padded: int
 
-    @property
-    def n_tokens(self) -> int:
-        """Audio tokens the clip becomes."""
-        return n_audio_tokens(self.n_frames)
-
     def padded(self) -> Clip:
         """The clip with the silence up to the stock model's fixed length."""
         missing = self.n_padded - self.mel.shape[-1]
@@ -54,7 +48,7 @@ class ClipFeatures:
 
     def __init__(
         self,
-        processor: Qwen2AudioProcessor,
+        processor: ProcessorMixin,
         root: Path,
         *,
         longest_s: float | None = None,
@@ -132,15 +126,3 @@ def stack(clips: Sequence[Clip]) -> dict[str, Tensor]:
         "input_features": torch.stack([clip.padded().mel for clip in clips]),
         "feature_attention_mask": (frames[None] < lengths[:, None]).long(),
     }
-
-
-def stack_unpadded(clips: Sequence[Clip]) -> dict[str, Tensor]:
-    """The packed model's input of C clips: input_features (C, M, F), F no more than the longest needs."""
-    if not clips:
-        return {}
-    width = max(min(clip.n_frames + HALO, clip.n_padded) for clip in clips)
-    features = torch.zeros(len(clips), clips[0].mel.shape[0], width)
-    for row, clip in zip(features, clips, strict=True):
-        here = min(width, clip.mel.shape[-1])
-        row[:, :here] = clip.mel[:, :here]
-    return {"input_features": features}

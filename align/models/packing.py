@@ -1,50 +1,21 @@
 """Rows of token ids and their clips -> what the packed backbone needs to know of a batch, as integers.
 
 Made in the collator, on the host and in its workers, so that a GPU never waits for it.
-Shapes: N rows, T tokens of the longest, L packed tokens, A audio tokens among them, E encoder frames of
-all distinct clips, V audio vectors they give.
+Shapes: N rows, T tokens of the longest, L packed tokens, A audio tokens among them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from align.kernels.attention import Ragged
-from align.kernels.movable import Movable
-from align.kernels.prefix_tree import clips_apart, prefix_tree
-from align.models.audio_tokens import n_audio_tokens, n_encoder_frames
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedClips(Movable):
-    """Distinct clips in one packed row of encoder frames, without padding.
-
-    `clip` and `position` (E,) say where each frame comes from and where in its clip it is; `pooled` (2V,)
-    are the frames that are averaged in twos; `sees` keeps clips apart.
-    """
-
-    clip: Tensor
-    position: Tensor
-    pooled: Tensor
-    sees: Ragged
-
-    @classmethod
-    def of(cls, n_frames: Sequence[int]) -> PackedClips:
-        """Of clips with so many mel frames each."""
-        frames = [n_encoder_frames(n) for n in n_frames]
-        starts = np.cumsum([0, *frames[:-1]])
-        pooled = [start + np.arange(n // 2 * 2) for start, n in zip(starts, frames, strict=True)]
-        return cls(
-            torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(frames)),
-            torch.cat([torch.arange(n) for n in frames]),
-            torch.from_numpy(np.concatenate(pooled)),
-            Ragged.of(clips_apart(frames), causal=False),
-        )
+from align.kernels.attention import Movable, Ragged
+from align.kernels.prefix_tree import prefix_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +24,7 @@ class PackedBatch(Movable):
 
     `tokens`, `positions` (L,): the packed row. `index` (N, T): where each token of each row is in it; 0 at
     padding. `sees`: the prefix tree. `audio_at`, `audio_from` (A,): which of its places take which audio
-    vector. `clips`: None in a batch of text alone.
+    vector. `clips`: how the family's encoder packs its clips; None in a batch of text alone.
     """
 
     tokens: Tensor
@@ -62,26 +33,28 @@ class PackedBatch(Movable):
     sees: Ragged
     audio_at: Tensor
     audio_from: Tensor
-    clips: PackedClips | None
+    clips: Any
 
 
-def pack_rows(
+def pack_tokens(
     rows: Sequence[Sequence[int] | Tensor],
     row_clips: Sequence[Sequence[int]],
-    n_frames: Sequence[int],
+    n_tokens: Sequence[int],
     audio_token_id: int,
+    clips: Any,
     min_shared: int = 4,
 ) -> PackedBatch:
     """Pack rows of token ids, of which row i hears the distinct clips `row_clips[i]`, in that order.
 
-    `n_frames` are the mel frames of each distinct clip. See `prefix_tree` for `min_shared`.
+    `n_tokens` are the audio tokens of each distinct clip. See `prefix_tree` for `min_shared`. A family calls
+    this with its own `clips`.
 
     Raises:
         ValueError: a row has not as many audio tokens as its clips have vectors.
     """
-    starts = np.cumsum([0, *(n_audio_tokens(n) for n in n_frames)])
+    starts = np.cumsum([0, *n_tokens])
     keys = [
-        _told_apart(number, np.asarray(row, dtype=np.int64), clips, starts, audio_token_id)
+        _with_audio_keys(number, np.asarray(row, dtype=np.int64), clips, starts, audio_token_id)
         for number, (row, clips) in enumerate(zip(rows, row_clips, strict=True))
     ]
     tree = prefix_tree(keys, min_shared)
@@ -96,11 +69,11 @@ def pack_rows(
         Ragged.of(tree.segments, causal=True),
         torch.from_numpy(audio_at),
         torch.from_numpy(-1 - tree.tokens[audio_at]),
-        PackedClips.of(n_frames) if len(n_frames) else None,
+        clips,
     )
 
 
-def _told_apart(
+def _with_audio_keys(
     number: int, row: np.ndarray, clips: Sequence[int], starts: np.ndarray, audio_token_id: int
 ) -> np.ndarray:
     """The row with -1 - v in place of the token that takes audio vector v: other audio is another prefix."""
@@ -111,7 +84,7 @@ def _told_apart(
         raise ValueError(
             f"row {number} has {at.sum()} audio tokens but its clips {list(clips)} give {n_vectors}"
         )
-    told = row.copy()
+    keys = row.copy()
     if vectors:
-        told[at] = -1 - np.concatenate(vectors)
-    return told
+        keys[at] = -1 - np.concatenate(vectors)
+    return keys

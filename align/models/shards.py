@@ -5,6 +5,7 @@ A 7B checkpoint of 17 GB is so copied with the memory of one file.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,23 @@ def _name_parts(folder: Path, weight_map: dict[str, int], n_shards: int, total: 
         (folder / f"part-{i}.safetensors").rename(folder / name)
     listed = {name: names[i] for name, i in sorted(weight_map.items())}
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": listed})
+
+
+def weights_sha256(path: Path | str) -> str:
+    """One hash over all weight files of a saved model.
+
+    Raises:
+        FileNotFoundError: there are none; a model that is only on the Hub must be downloaded first.
+    """
+    digest = hashlib.sha256()
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds no *.safetensors. If it is on the Hub, download it to a folder and name that: "
+            "what is sampled from must be identified by its weights"
+        )
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:  # in blocks: a shard has 5 GB
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

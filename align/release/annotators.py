@@ -12,7 +12,7 @@ from align.release.page import Bounds
 from preference_data.preferences import quality as limits
 from preference_data.preferences.agreement import SECONDS_EDGES
 from preference_data.preferences.quality import Quality
-from preference_data.schema import AXES, Annotation, Prompt, Shown
+from preference_data.schema import AXES, Comparison, Judgement, Prompt
 from preference_data.store import write_text
 
 _EXAMPLES = 12
@@ -26,23 +26,25 @@ class Example(NamedTuple):
     question: str
     text_a: str
     text_b: str
-    annotation: Annotation
+    judgement: Judgement
 
 
 def examples(
-    annotations: Sequence[Annotation], shown: Sequence[Shown], prompts: Mapping[str, Prompt]
+    judgements: Sequence[Judgement], comparisons: Sequence[Comparison], prompts: Mapping[str, Prompt]
 ) -> list[Example]:
     """A dozen answers that came with a rationale or a correction.
 
     Which ones is decided by a hash of their id: neither by chance, nor by what looks good.
     """
-    seen = {one.id: one for one in shown}
+    seen = {one.id: one for one in comparisons}
     typed = [
-        one for one in annotations if any(text and text.strip() for text in (one.rationale, one.corrected))
+        one for one in judgements if any(text and text.strip() for text in (one.rationale, one.corrected))
     ]
     typed.sort(key=lambda one: hashlib.sha256(one.id.encode()).hexdigest())
     return [
-        Example(prompts[one.prompt_id].question, seen[one.shown].text_a, seen[one.shown].text_b, one)
+        Example(
+            prompts[one.prompt_id].question, seen[one.comparison].text_a, seen[one.comparison].text_b, one
+        )
         for one in typed[:_EXAMPLES]
     ]
 

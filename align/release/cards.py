@@ -14,8 +14,7 @@ from markupsafe import Markup, escape
 from align.release.clips import Clip
 from align.release.comparison import Comparison, Question
 from align.release.evaluations import Item
-from preference_data import store
-from preference_data.schema import Annotation, Shown
+from preference_data import schema, store
 
 _MOST_PAIRS = 250_000
 """Of words in two texts whose differences are marked: a policy that repeats itself for ever takes minutes."""
@@ -29,10 +28,10 @@ class Answer(NamedTuple):
     text: Markup
 
 
-class Judgement(NamedTuple):
+class JudgedAnswers(NamedTuple):
     """What a person said of two answers to a question. All of it is untrusted text."""
 
-    annotation: Annotation
+    judgement: schema.Judgement
     text_a: str
     text_b: str
 
@@ -43,15 +42,15 @@ class Card(NamedTuple):
     question: Question
     answers: tuple[Answer, ...]
     clip: Clip
-    people: tuple[Judgement, ...]
+    people: tuple[JudgedAnswers, ...]
 
 
 def make(c: Comparison, clips: Mapping[str, Clip]) -> list[Card]:
     """A card for each question, in the order of the comparison."""
-    people: dict[str, list[Judgement]] = {}
+    people: dict[str, list[JudgedAnswers]] = {}
     for run in dict.fromkeys(policy.folder.parent for policy in c.policies):
-        for judgement in _judgements(run):
-            people.setdefault(judgement.annotation.prompt_id, []).append(judgement)
+        for judged in _judgements(run):
+            people.setdefault(judged.judgement.prompt_id, []).append(judged)
     return [
         Card(
             question,
@@ -71,15 +70,15 @@ def _answers(labels: Sequence[str], question: Question) -> tuple[Answer, ...]:
     )
 
 
-def _judgements(run: Path) -> list[Judgement]:
-    """What people said in a run; repeats and gold measure the annotator and are left out."""
+def _judgements(run: Path) -> list[JudgedAnswers]:
+    """What people said in a run; retests and gold measure the annotator and are left out."""
     found = []
-    for key in sorted(run.glob("[!.]*/shown.jsonl")):
-        shown = {one.id: one for one in store.read(key, Shown)}
+    for key in sorted(run.glob("[!.]*/comparisons.jsonl")):
+        comparisons = {one.id: one for one in store.read(key, schema.Comparison)}
         found += [
-            Judgement(one, shown[one.shown].text_a, shown[one.shown].text_b)
-            for one in store.stream(key.with_name("annotations.jsonl"), Annotation)
-            if one.purpose == "comparison" and not one.audio_unusable and one.shown in shown
+            JudgedAnswers(one, comparisons[one.comparison].text_a, comparisons[one.comparison].text_b)
+            for one in store.stream(key.with_name("judgements.jsonl"), schema.Judgement)
+            if one.purpose == "comparison" and not one.audio_unusable and one.comparison in comparisons
         ]
     return found
 

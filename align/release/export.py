@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from align.models import portable, qwen2_audio
-from align.models.portable import Loaded
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio import portable
+from align.models.qwen2_audio.portable import Loaded
 from align.release import model_card
 from align.release.source import Source, find
 from align.run_folder.artifacts import commit_folder

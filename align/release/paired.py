@@ -13,7 +13,7 @@ import numpy as np
 from align.evaluation import comparison
 from align.evaluation.aggregation import COLUMNS, SCALE_MINIMUM, cell, weights
 from align.evaluation.comparison import League, OrderConsistency, Paired, WinRate
-from align.evaluation.ratings import Rating
+from align.evaluation.judges.ratings import Rating
 from align.evaluation.statistics import Difference, Interval, Share, paired_bootstrap
 from align.release.evaluations import Item
 

@@ -70,7 +70,7 @@ class Registry:
         """
         from mlflow.artifacts import download_artifacts
 
-        from align.models.qwen2_audio import weights_sha256
+        from align.models.shards import weights_sha256
 
         with self._answering() as client:
             version = self._holder(client, alias).version

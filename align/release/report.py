@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from align.evaluation import published
+from align.evaluation.benchmarks import published
 from align.evaluation.statistics import Interval
 from align.release import charts, clips, evaluations, page
 from align.release.evaluations import Evaluation, Item

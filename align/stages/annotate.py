@@ -2,8 +2,8 @@
 
 What is compared, on which side, is drawn here and stays here as the key; annotators see texts and clips
 only. Their judgements come back un-blinded as a snapshot, with a report on how far they can be trusted.
-Reads: completions, corpus. Writes: shown.jsonl (the key), annotations.jsonl, snapshot.json, quality.json,
-quality.html.
+Reads: completions, corpus. Writes: comparisons.jsonl (the key), judgements.jsonl, snapshot.json,
+quality.json, quality.html.
     align run recipes/demo --only 4_annotate
     align run recipes/demo --set 4_annotate.by=people
 """
@@ -26,7 +26,7 @@ from align.run_folder.artifacts import StageFolder, Waiting, write_json
 from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.preferences import quality
-from preference_data.schema import MIN_HEARD, Annotation, AudioClip, Completion, Prompt, Shown
+from preference_data.schema import MIN_HEARD, AudioClip, Comparison, Completion, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import assignment, client, environment, launch, pull, push, simulated
 
@@ -38,7 +38,7 @@ class Questionnaire(NamedTuple):
     """What annotators are asked. Its datasets on the server are named after `name`."""
 
     name: str
-    shown: list[Shown]
+    comparisons: list[Comparison]
     prompts: dict[str, Prompt]
     corpus: Path
 
@@ -55,7 +55,7 @@ class Judgements(NamedTuple):
     """What came back: the snapshot's folder, its records, and whether they can be trusted."""
 
     snapshot: Path
-    annotations: list[Annotation]
+    judgements: list[Judgement]
     quality: quality.Quality
 
 
@@ -66,7 +66,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         Waiting: people have not judged enough yet.
     """
     asked = questionnaire(config, inputs, out.name, out.fingerprint)
-    store.write(out.path / "shown.jsonl", asked.shown)
+    store.write(out.path / "comparisons.jsonl", asked.comparisons)
     with desk(config, out.final.parent) as at:
         pushed = send(at, config, asked)
         if config.by == "simulated":
@@ -75,12 +75,12 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         else:
             _wait_for_people(at, config, asked)
         found = fetch(at, config, asked, out.final.parent / "snapshots")
-    for name in ("annotations.jsonl", "snapshot.json"):
+    for name in ("judgements.jsonl", "snapshot.json"):
         store.write_text(out.path / name, (found.snapshot / name).read_text(encoding="utf-8"))
     report(found, config, asked, out.path / "quality")
     return {
-        "shown": float(len(asked.shown)),
-        "annotations": float(len(found.annotations)),
+        "comparisons": float(len(asked.comparisons)),
+        "judgements": float(len(found.judgements)),
         **({"error_rate_declared": config.error_rate} if config.by == "simulated" else {}),
         **quality.metrics(found.quality),
     }
@@ -96,17 +96,17 @@ def questionnaire(
     """
     source = inputs[config.completions]
     prompts = {one.id: one for one in store.stream(source / "prompts.jsonl", Prompt)}
-    shown = assignment.draw(
+    comparisons = assignment.draw(
         store.read(source / "completions.jsonl", Completion),
         prompts,
         per_prompt=config.comparisons_per_prompt,
         overlap=config.overlap,
-        repeats=config.repeats,
+        retests=config.retests,
         gold=config.gold,
         seed=config.seed,
     )
     name = f"{step}-{fingerprint[:8]}-simulated" if config.by == "simulated" else step
-    return Questionnaire(name, shown, prompts, inputs[config.corpus])
+    return Questionnaire(name, comparisons, prompts, inputs[config.corpus])
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def send(at: Desk, config: AnnotateConfig, asked: Questionnaire) -> push.Pushed:
             at.argilla,
             workspace=_workspace(config),
             name=asked.name,
-            shown=asked.shown,
+            comparisons=asked.comparisons,
             prompts=asked.prompts,
             corpus=asked.corpus,
             annotators=config.annotators,
@@ -158,14 +158,16 @@ def send(at: Desk, config: AnnotateConfig, asked: Questionnaire) -> push.Pushed:
 
 def fetch(at: Desk, config: AnnotateConfig, asked: Questionnaire, snapshots: Path) -> Judgements:
     """Keep all judgements so far as a version in `snapshots`; the same ones again make no new version."""
-    annotations = pull.pull(at.argilla, workspace=_workspace(config), name=asked.name, shown=asked.shown)
-    datasets = tuple(assignment.datasets(asked.name, asked.shown))
-    folder = pull.snapshot(snapshots, annotations, url=at.url, datasets=datasets)
+    judgements = pull.pull(
+        at.argilla, workspace=_workspace(config), name=asked.name, comparisons=asked.comparisons
+    )
+    datasets = tuple(assignment.datasets(asked.name, asked.comparisons))
+    folder = pull.snapshot(snapshots, judgements, url=at.url, datasets=datasets)
     # The snapshot's order does not depend on time, so that the same answers make the same report.
-    annotations = store.read(folder / "annotations.jsonl", Annotation)
+    judgements = store.read(folder / "judgements.jsonl", Judgement)
     seconds = None if config.by == "simulated" else _clip_seconds(asked)
-    found = quality.assess(annotations, min_heard=MIN_HEARD, seed=config.seed, clip_seconds=seconds)
-    return Judgements(folder, annotations, found)
+    found = quality.assess(judgements, min_heard=MIN_HEARD, seed=config.seed, clip_seconds=seconds)
+    return Judgements(folder, judgements, found)
 
 
 def report(found: Judgements, config: AnnotateConfig, asked: Questionnaire, path: Path) -> None:
@@ -175,7 +177,7 @@ def report(found: Judgements, config: AnnotateConfig, asked: Questionnaire, path
         found.quality,
         path.with_name(f"{path.name}.html"),
         title="Simulated annotators" if config.by == "simulated" else "Annotators",
-        examples=page.examples(found.annotations, asked.shown, asked.prompts),
+        examples=page.examples(found.judgements, asked.comparisons, asked.prompts),
     )
 
 
@@ -185,7 +187,7 @@ def progress(at: Desk, config: AnnotateConfig, asked: Questionnaire) -> pull.Pro
         at.argilla,
         workspace=_workspace(config),
         name=asked.name,
-        shown=asked.shown,
+        comparisons=asked.comparisons,
         annotators=config.annotators,
     )
 

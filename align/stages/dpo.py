@@ -15,12 +15,13 @@ import numpy as np
 from datasets import Dataset
 from trl import DPOConfig as TRLConfig
 
-from align.evaluation import air_bench, scores
-from align.evaluation.judge import FactJudge
+from align.evaluation import scores
+from align.evaluation.benchmarks import air_bench
+from align.evaluation.judges.facts import FactJudge
 from align.generation.generate import Decoding, Request, Sampler, complete_all, flatten
-from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.training import Choose, DPOConfig
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from align.stages.tuning import tuning_of

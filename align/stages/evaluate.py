@@ -15,96 +15,79 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation import air_bench, benchmarks, judge_agreement, recognition
-from align.evaluation.air_bench import Item
-from align.evaluation.judge import FactJudge
-from align.evaluation.judge_prompt import Official, Strict
-from align.evaluation.llm_judge import ChatModel, LLMJudge
-from align.evaluation.local_model import LocalModel
+from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import tasks as benchmarks
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.judges import agreement as judge_agreement
+from align.evaluation.judges.facts import FactJudge
+from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
+from align.evaluation.judges.local_model import LocalModel
+from align.evaluation.judges.prompt import Official, Strict
 from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
-from align.evaluation.recognition import Utterance
-from align.generation.generate import Decoding, Request
-from align.generation.sheets import Sheet, answer
+from align.generation.complete import RequestSet, complete_all, first_texts
+from align.generation.engine import Decoding, Request
+from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
-from align.models.qwen2_audio import Qwen2AudioProcessor, load_processor, located
+from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
-from align.run_folder.artifacts import StageFolder, read_json, write_json
+from align.run_folder.artifacts import StageFolder, write_json
+from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
-from preference_data.schema import Annotation, Prompt, Shown
+from preference_data.schema import Comparison, Judgement, Prompt
 from preference_data.store import write_rows
 
-_CONSTANTS_TRIED = 20
+_CONSTANTS = 20
+"""Frequent reference answers that are tried as the answer to everything."""
+_CONTROL = "shuffled"
 
 
 def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
-    """Answer, judge and compare; returns the after-policy's headline numbers."""
+    """Complete all prompts with each policy, judge, compare; returns the after-policy's main numbers."""
     corpus = inputs[config.corpus]
     processor = load_processor(located(inputs[config.after]))
-    asked = _questions(config, corpus)
-    items = asked.usable
-    own = corpus / config.split / "recognition.jsonl"
-    utterances = recognition.read(own) if own.exists() else []
-    marking = _marking(config, corpus, out.final.parent, asked.everything)
-    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    sheets = _sheets(config, asked, utterances, processor)
-    found: dict[str, dict[str, Any]] = {}
-    marked: dict[str, Marked] = {}
-    said: dict[str, dict[str, list[str]]] = {}
+    questions = _questions(config, corpus)
+    marking = _marking(config, corpus, out.final.parent, questions.everything)
+    sets = _request_sets(config, questions, processor)
+    texts: dict[str, dict[str, list[str]]] = {}
     for policy in config.policies:
-        texts = said[policy] = _texts(config, policy, located(inputs[policy]), sheets, out)
-        one = marked[policy] = marking.mark(items, texts["answers"], f"{out.name} {policy} judged")
-        found[policy] = {
-            "overall": one.overall,
-            "categories": one.categories,
-            "recognition": _recognition(config, asked, utterances, texts),
-        }
-        if one.ratings:
-            found[policy]["ratings"] = one.ratings
-        if marking.is_free or policy == config.after:
-            label = f"{out.name} {policy} judged, clips shuffled"
-            found[policy]["shuffled_audio"] = marking.mark(items, texts["shuffled"], label).overall
-        name = policy.replace("/", "_")
-        air_bench.write_answers(out.path / "answers" / f"{name}.jsonl", items, texts["answers"])
-        _write_items(out.path / "items" / f"{name}.jsonl", asked, one)
-    after = marked[config.after]
-    comparison, by_category = marking.compare(items, marked[config.before], after, config.seed)
+        # Where judging costs money, one policy's control is enough.
+        needed = [part for part in sets if marking.is_free or policy == config.after or part.name != _CONTROL]
+        texts[policy] = _complete(config, policy, located(inputs[policy]), needed, out)
+    marked = {policy: _judge(policy, questions, texts[policy], marking, out) for policy in config.policies}
     report = {
         "split": config.split,
-        "n": len(items),
-        "audio_root": str(asked.root.resolve()) if config.air_bench else config.corpus,
-        "unusable": [one._asdict() for one in asked.missing],
-        "unusable_rows": {path: [one._asdict() for one in rows.missing] for path, rows in asked.rows.items()},
-        "cut": air_bench.longer_than(heard_s, asked.root, items) if config.air_bench else [],
-        "judge": marking.about(items),
+        "n": len(questions.usable),
+        "audio_root": str(questions.root.resolve()) if config.air_bench else config.corpus,
+        "unusable": [clip._asdict() for clip in questions.missing],
+        "unusable_rows": {
+            path: [clip._asdict() for clip in rows.missing] for path, rows in questions.rows.items()
+        },
+        "cut": _cut(config, questions, processor),
+        "judge": marking.about(questions.usable),
         "before": config.before,
         "after": config.after,
-        "policies": found,
-        "comparison": comparison,
-        "by_category": by_category,
-        "recognition_comparison": _recognition_differences(
-            config, asked, utterances, said[config.before], said[config.after]
-        ),
-        "against": {
-            policy: marking.compare(items, one, after, config.seed)[0]
-            for policy, one in marked.items()
-            if policy not in (config.before, config.after)
+        "policies": {
+            policy: _scores(config, policy, questions, texts[policy], marked[policy], marking, out.name)
+            for policy in config.policies
         },
+        **_comparisons(config, questions, texts, marked, marking),
     }
     if config.annotations:
         report["judge_agreement"] = _agreement(config, marking, inputs[config.annotations], corpus, out.name)
     if marking.is_free:
-        report["constant_answer"] = _best_constant(marking, items)
+        report["constant_answer"] = _best_constant(marking, questions.usable)
     write_json(out.path / "scores.json", report)
     return {
-        **found[config.after]["overall"],
-        **{f"delta_{name}": interval["delta"] for name, interval in comparison.items()},
+        **marked[config.after].overall,
+        **{f"delta_{name}": interval["delta"] for name, interval in report["comparison"].items()},
     }
 
 
 class _Questions(NamedTuple):
-    """What is asked. `root` / (`prefix` + an item's audio) is its clip."""
+    """Everything that policies are given. `root` / (`prefix` + an item's audio) is its clip."""
 
     corpus: Path
     root: Path
@@ -112,6 +95,8 @@ class _Questions(NamedTuple):
     everything: list[Item]
     usable: list[Item]
     missing: list[air_bench.Missing]
+    utterances: list[Utterance]
+    """The corpus' own, to be recognised."""
     rows: dict[str, benchmarks.Rows]
     """The reports' other benchmarks, by their file."""
 
@@ -122,157 +107,225 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
     Raises:
         ValueError: no clip of AIR-Bench can be used.
     """
+    own = corpus / config.split / "recognition.jsonl"
+    utterances = recognition.read(own) if own.exists() else []
     rows = {path: benchmarks.open_rows(Path(path).expanduser()) for path in config.benchmarks}
     if config.air_bench is None:
         items = air_bench.read(corpus / config.split)
-        return _Questions(corpus, corpus, f"{config.split}/", items, items, [], rows)
+        return _Questions(corpus, corpus, f"{config.split}/", items, items, [], utterances, rows)
     root = Path(config.air_bench).expanduser()
     items = air_bench.read(root)
     usable, missing = air_bench.audit(root, items)
     if not usable:
         raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {missing[0].why}")
-    return _Questions(corpus, root, "", items, usable, missing, rows)
+    return _Questions(corpus, root, "", items, usable, missing, utterances, rows)
 
 
 def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[Item]) -> Marking:
     """How answers are judged. Replies are kept in the run folder: no call is made twice."""
     if config.judge == "facts":
         return ByFacts(FactJudge(corpus / "phrasebook.yaml"))
-    asked = config.judge
+    judge = config.judge
     model: ChatModel = (
-        _endpoint(asked, asked.url) if asked.url else LocalModel(Path(asked.model).expanduser())
+        _endpoint(judge, judge.url) if judge.url else LocalModel(Path(judge.model).expanduser())
     )
-    protocol = Official() if asked.protocol == "official" else Strict()
-    judge = LLMJudge(model, run / "judge_replies.jsonl", protocol)
-    return ByRatings(judge, benchmark, asked.canary_items)
+    protocol = Official() if judge.protocol == "official" else Strict()
+    rater = LLMJudge(model, run / "judge_replies.jsonl", protocol)
+    return ByRatings(rater, benchmark, judge.canary_items)
 
 
-def _endpoint(asked: JudgeModel, url: str) -> ChatModel:
-    from align.evaluation.endpoint import Endpoint  # its client takes a second to import
+def _endpoint(judge: JudgeModel, url: str) -> ChatModel:
+    from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
 
-    return Endpoint(url, asked.model, parameters=asked.parameters, concurrency=asked.concurrency)
+    return Endpoint(url, judge.model, parameters=judge.parameters, concurrency=judge.concurrency)
 
 
 def _agreement(
     config: EvaluateConfig, marking: Marking, annotated: Path, corpus: Path, label: str
 ) -> dict[str, dict[str, Any]]:
     """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
-    shown = [one for one in store.read(annotated / "shown.jsonl", Shown) if one.purpose == "comparison"]
-    lot = np.random.default_rng(config.seed).permutation(len(shown))[: config.annotated_pairs]
+    comparisons = [
+        one for one in store.read(annotated / "comparisons.jsonl", Comparison) if one.purpose == "comparison"
+    ]
+    lot = np.random.default_rng(config.seed).permutation(len(comparisons))[: config.annotated_pairs]
     return judge_agreement.measure(
         partial(marking.points, label=f"{label} annotated answers judged"),
-        [shown[i] for i in sorted(lot)],
-        store.stream(annotated / "annotations.jsonl", Annotation),
+        [comparisons[i] for i in sorted(lot)],
+        store.stream(annotated / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(corpus / "prompts.jsonl", Prompt)},
     )
 
 
-def _recognition(
-    config: EvaluateConfig, asked: _Questions, utterances: list[Utterance], texts: dict[str, list[str]]
-) -> dict[str, dict[str, Any]]:
-    """Source -> metrics: of the corpus' own utterances, and of the reports' benchmarks."""
-    found: dict[str, dict[str, Any]] = {**recognition.score(utterances, texts["recognised"])}
-    for path, rows in asked.rows.items():
-        found |= benchmarks.score(config.benchmarks[path], rows.usable, texts[path])
-    return found
+# -------------------------------------------------------------------------- complete
 
 
-def _recognition_differences(
-    config: EvaluateConfig,
-    asked: _Questions,
-    utterances: list[Utterance],
-    before: dict[str, list[str]],
-    after: dict[str, list[str]],
-) -> dict[str, dict[str, Any]]:
-    """Source -> metric -> paired difference with its interval, where there is one."""
-    found = recognition.compare(utterances, before["recognised"], after["recognised"], config.seed)
-    for path, rows in asked.rows.items():
-        found |= benchmarks.compare(
-            config.benchmarks[path], rows.usable, before[path], after[path], config.seed
-        )
-    return found
-
-
-def _sheets(
-    config: EvaluateConfig, asked: _Questions, utterances: list[Utterance], processor: Qwen2AudioProcessor
-) -> list[Sheet]:
-    """The benchmark, the benchmark with its clips shuffled, what is recognised, and the reports' own rows."""
-    of_corpus = ClipFeatures(processor, asked.corpus)
+def _request_sets(
+    config: EvaluateConfig, questions: _Questions, processor: Qwen2AudioProcessor
+) -> list[RequestSet]:
+    """The benchmark, the same with its clips shuffled, what is recognised, and the reports' own rows."""
+    of_corpus = ClipFeatures(processor, questions.corpus)
     of_benchmark = of_corpus
     if config.air_bench:
-        of_benchmark = ClipFeatures(processor, asked.root, longest_s=air_bench.LONGEST_S)
-    items, clips = asked.usable, [asked.prefix + item.audio for item in asked.usable]
-    order = np.random.default_rng(config.seed).permutation(len(items))
-    wrong = [""] * len(items)
-    for here, there in zip(order, np.roll(order, 1), strict=True):  # nobody keeps their own clip
-        wrong[here] = clips[there]
-    groups = {
-        "answers": (
-            of_benchmark,
-            [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)],
-        ),
-        "shuffled": (
-            of_benchmark,
-            [Request(item.question, (clip,)) for item, clip in zip(items, wrong, strict=True)],
-        ),
-        "recognised": (
+        of_benchmark = ClipFeatures(processor, questions.root, longest_s=air_bench.LONGEST_S)
+    items, clips = questions.usable, [questions.prefix + item.audio for item in questions.usable]
+    sets = [
+        RequestSet("answers", of_benchmark, _about(items, clips)),
+        RequestSet(_CONTROL, of_benchmark, _about(items, _shuffled(clips, config.seed))),
+        RequestSet(
+            "recognised",
             of_corpus,
-            [Request(_plain(one, config.prompt_format), (one.audio,), plain=True) for one in utterances],
+            [
+                Request(_plain(utterance, config.prompt_format), (utterance.audio,), plain=True)
+                for utterance in questions.utterances
+            ],
         ),
-    }
-    return [Sheet(name, features, requests) for name, (features, requests) in groups.items()] + [
-        Sheet(
-            path,
-            ClipFeatures(processor, rows.root, longest_s=air_bench.LONGEST_S),
-            [Request(benchmarks.prompt_of(row), (row.audio,), plain=True) for row in rows.usable],
-        )
-        for path, rows in asked.rows.items()
     ]
+    for number, rows in enumerate(questions.rows.values()):
+        features = ClipFeatures(processor, rows.root, longest_s=air_bench.LONGEST_S)
+        requests = [Request(benchmarks.prompt_of(row), (row.audio,), plain=True) for row in rows.usable]
+        sets.append(RequestSet(f"benchmark_{number}", features, requests))
+    return sets
 
 
-def _plain(one: Utterance, prompt_format: PromptFormat) -> str:
-    """What a policy is to continue, in the prompt format that it was pre-trained in."""
+def _about(items: list[Item], clips: list[str]) -> list[Request]:
+    return [Request(item.question, (clip,)) for item, clip in zip(items, clips, strict=True)]
+
+
+def _shuffled(clips: list[str], seed: int) -> list[str]:
+    """The clips in an order in which none keeps its place."""
+    order = np.random.default_rng(seed).permutation(len(clips))
+    wrong = [""] * len(clips)
+    for here, there in zip(order, np.roll(order, 1), strict=True):
+        wrong[here] = clips[there]
+    return wrong
+
+
+def _plain(utterance: Utterance, prompt_format: PromptFormat) -> str:
+    """The text that a policy is to continue, in the prompt format that it was pre-trained in."""
     return pretraining_prompt(
-        one.prompt,
+        utterance.prompt,
         1,
         prompt_format,
-        audio_language=one.audio_language,
-        text_language=one.text_language,
-        question=one.question,
+        audio_language=utterance.audio_language,
+        text_language=utterance.text_language,
+        question=utterance.question,
     )
 
 
-def _texts(
-    config: EvaluateConfig, policy: str, model: Path | str, sheets: list[Sheet], out: StageFolder
+def _complete(
+    config: EvaluateConfig, policy: str, model: Path | str, sets: list[RequestSet], out: StageFolder
 ) -> dict[str, list[str]]:
-    """A policy's texts by sheet; saved once made."""
-    saved = out.path / "texts" / f"{policy.replace('/', '_')}.json"
-    if not saved.exists():
-        how = Decoding(config.max_new_tokens)
-        label = f"{out.name} {policy}"
-        texts = answer(model, sheets, how, seed=config.seed, batch_size=config.batch_size, label=label)
-        write_json(saved, texts)
-    found: dict[str, list[str]] = read_json(saved)
-    return found
+    """A policy's texts by set, greedy; each batch is saved when done."""
+    with Progress(f"{out.name} {policy}", sum(len(part.requests) for part in sets)) as progress:
+        completions = complete_all(
+            partial(TransformersEngine, model, sets[0].clips),
+            sets,
+            Decoding(config.max_new_tokens),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            folder=out.path / "completions" / _file_name(policy),
+            workers=config.workers,
+            on_progress=progress.update,
+        )
+    return {name: first_texts(groups) for name, groups in completions.items()}
+
+
+def _file_name(policy: str) -> str:
+    return policy.replace("/", "_")
+
+
+# -------------------------------------------------------------------------- judge
+
+
+def _judge(
+    policy: str, questions: _Questions, texts: dict[str, list[str]], marking: Marking, out: StageFolder
+) -> Marked:
+    """Judge a policy's answers, and write them with their marks for people and for AIR-Bench's own tools."""
+    marked = marking.mark(questions.usable, texts["answers"], f"{out.name} {policy} judged")
+    name = f"{_file_name(policy)}.jsonl"
+    air_bench.write_answers(out.path / "answers" / name, questions.usable, texts["answers"])
+    _write_items(out.path / "items" / name, questions, marked)
+    return marked
+
+
+def _scores(
+    config: EvaluateConfig,
+    policy: str,
+    questions: _Questions,
+    texts: dict[str, list[str]],
+    marked: Marked,
+    marking: Marking,
+    label: str,
+) -> dict[str, Any]:
+    """What the report says of one policy."""
+    scores: dict[str, Any] = {"overall": marked.overall, "categories": marked.categories}
+    scores["recognition"] = {**recognition.score(questions.utterances, texts["recognised"])}
+    for number, (path, rows) in enumerate(questions.rows.items()):
+        task = config.benchmarks[path]
+        scores["recognition"] |= benchmarks.score(task, rows.usable, texts[f"benchmark_{number}"])
+    if marked.ratings:
+        scores["ratings"] = marked.ratings
+    if _CONTROL in texts:
+        label = f"{label} {policy} judged, clips shuffled"
+        scores["shuffled_audio"] = marking.mark(questions.usable, texts[_CONTROL], label).overall
+    return scores
 
 
 def _best_constant(marking: Marking, items: list[Item]) -> dict[str, Any]:
     """The frequent reference answer that would do best if given to every question."""
-    frequent = [text for text, _ in Counter(item.answer_gt for item in items).most_common(_CONSTANTS_TRIED)]
+    frequent = [text for text, _ in Counter(item.answer_gt for item in items).most_common(_CONSTANTS)]
     tried = {text: marking.mark(items, [text] * len(items), "constant").overall for text in frequent}
     best = max(tried, key=lambda text: tried[text]["score"])
     return {"text": best, **tried[best]}
 
 
-def _write_items(path: Path, asked: _Questions, marked: Marked) -> None:
+def _cut(config: EvaluateConfig, questions: _Questions, processor: Qwen2AudioProcessor) -> Any:
+    """AIR-Bench's clips that are longer than the model hears."""
+    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    return air_bench.longer_than(heard_s, questions.root, questions.usable) if config.air_bench else []
+
+
+def _write_items(path: Path, questions: _Questions, marked: Marked) -> None:
     rows = [
         {
             **item._asdict(),
             "category": item.category,
-            "audio": asked.prefix + item.audio,
+            "audio": questions.prefix + item.audio,
             "response": response,
             **marks,
         }
-        for item, response, marks in zip(asked.usable, marked.responses, marked.rows, strict=True)
+        for item, response, marks in zip(questions.usable, marked.responses, marked.rows, strict=True)
     ]
     write_rows(path, rows)
+
+
+# -------------------------------------------------------------------------- compare
+
+
+def _comparisons(
+    config: EvaluateConfig,
+    questions: _Questions,
+    texts: dict[str, dict[str, list[str]]],
+    marked: dict[str, Marked],
+    marking: Marking,
+) -> dict[str, Any]:
+    """Paired differences of `after` from `before`, by category, in recognition, and from other policies."""
+    after = marked[config.after]
+    comparison, by_category = marking.compare(questions.usable, marked[config.before], after, config.seed)
+    first, second = texts[config.before], texts[config.after]
+    spoken = recognition.compare(questions.utterances, first["recognised"], second["recognised"], config.seed)
+    for number, (path, rows) in enumerate(questions.rows.items()):
+        name = f"benchmark_{number}"
+        spoken |= benchmarks.compare(
+            config.benchmarks[path], rows.usable, first[name], second[name], config.seed
+        )
+    return {
+        "comparison": comparison,
+        "by_category": by_category,
+        "recognition_comparison": spoken,
+        "against": {
+            policy: marking.compare(questions.usable, other, after, config.seed)[0]
+            for policy, other in marked.items()
+            if policy not in (config.before, config.after)
+        },
+    }

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.evaluation import air_bench, recognition
+from align.evaluation.benchmarks import air_bench, recognition
 from align.evaluation.fragments import unfinished
-from align.models.qwen2_audio import located, weights_sha256
+from align.models.qwen2_audio.model import located
+from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import GateConfig
 from align.release import verdict
 from align.release.lineage import Lineage, lineage

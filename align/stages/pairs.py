@@ -12,7 +12,7 @@ from align.recipe.config.preference import PairsConfig
 from align.run_folder.artifacts import StageFolder
 from preference_data import store
 from preference_data.preferences import pairs
-from preference_data.schema import Annotation, Completion, Prompt
+from preference_data.schema import Completion, Judgement, Prompt
 
 
 def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -23,7 +23,7 @@ def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
     """
     source = inputs[config.completions]
     built, tallies = pairs.build(
-        store.read(inputs[config.annotations] / "annotations.jsonl", Annotation),
+        store.read(inputs[config.annotations] / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)},
         {one.id: one for one in store.stream(source / "completions.jsonl", Completion)},
         min_agreement=config.min_agreement,

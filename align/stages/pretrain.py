@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from align.models import assemble, qwen2_audio
-from align.models.vocabulary import add_tags, fit_embeddings
+from align.models.qwen2_audio import assemble
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.vocabulary import add_tags, fit_embeddings
 from align.recipe.config.training import Assemble, ModelShape, PretrainConfig
 from align.recipe.config.training import Lesson as LessonConfig
 from align.run_folder.artifacts import StageFolder

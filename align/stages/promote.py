@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.models.qwen2_audio import located, weights_sha256
+from align.models.qwen2_audio.model import located
+from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import PromoteConfig
 from align.release.alias_lock import NotPromoted
 from align.release.lineage import lineage

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.training import Filters, SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress

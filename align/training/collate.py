@@ -28,8 +28,8 @@ from align.models.chat import (
     join,
     user,
 )
-from align.models.features import Clip, ClipFeatures, stack, stack_unpadded
-from align.models.packing import pack_rows
+from align.models.features import Clip, ClipFeatures, stack
+from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
 from align.training.augment import Augmentation, SpecAugment, augment, mask
 
 Row = dict[str, Any]
@@ -147,7 +147,7 @@ def _audio(
 
 def _expand(processor: Qwen2AudioProcessor, encoded: Encoded, clips: Sequence[Clip]) -> Encoded:
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    return expand_audio(encoded, [clip.n_tokens for clip in clips], audio_id)
+    return expand_audio(encoded, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)
 
 
 def _right_pad(rows: Sequence[Tensor], value: int) -> Tensor:

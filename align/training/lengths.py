@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from transformers import Qwen2AudioProcessor
 
-from align.models.audio_tokens import n_audio_tokens
 from align.models.chat import encode_completion, encode_prompt, user
+from align.models.qwen2_audio.clips import n_audio_tokens
 from align.planning import estimate
 from align.planning.estimate import Job, Shape, Strategy
 from align.training.collate import Row, encode_row

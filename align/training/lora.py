@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
 
-from align.models import qwen2_audio
+from align.models.qwen2_audio import model as qwen2_audio
 
 
 class CannotQuantise(RuntimeError):

@@ -27,8 +27,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from align.models.packed_qwen2_audio import is_packed
-from align.models.qwen2_audio import END_OF_TURN
+from align.models.qwen2_audio.model import END_OF_TURN
+from align.models.qwen2_audio.packed import is_packed
 from align.training.both_ways import compare
 from align.training.collate import MODEL_INPUTS, Row, labelled
 from align.training.device import listening

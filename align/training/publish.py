@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from align.models import qwen2_audio
+from align.models.qwen2_audio import model as qwen2_audio
 from align.training.lora import merged
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

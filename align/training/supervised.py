@@ -7,9 +7,9 @@ from typing import Any
 
 from trl import SFTConfig
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import is_packed
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import is_packed
 from align.run_folder.artifacts import StageFolder
 from align.training import ranks
 from align.training.arguments import arguments

@@ -17,7 +17,7 @@ from torch.utils import data
 from trl import DPOTrainer, SFTTrainer
 
 from align.models.answer_head import answers_only
-from align.models.packed_qwen2_audio import is_packed, pack
+from align.models.qwen2_audio.packed import is_packed, pack
 from align.training import ranks
 from align.training.checkpoints import AtomicCheckpoints
 from align.training.collate import Row

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import Qwen2AudioForConditionalGeneration
 
-from align.models import qwen2_audio
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.training import ranks, strategies
 from align.training.freeze import PARTS, Part, freeze_all_but, learn_in_full_precision, learn_rows
 from align.training.lora import LoRA, load_quantised
@@ -22,7 +22,7 @@ from align.training.strategies import Offload, Strategy
 class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
-    `packed` is how batches are computed and `attention` by which back end, see `packed_qwen2_audio`;
+    `packed` is how batches are computed and `attention` by which back end, see `qwen2_audio.packed`;
     `memory_gb` what one process may use, in 10^9 bytes, by default its GPU's.
     """
 

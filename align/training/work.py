@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from align.models.flops import Cost, cost_of, gemm_peak
 from align.models.packing import PackedBatch
+from align.models.qwen2_audio.flops import Cost, cost_of, gemm_peak
 from align.training.collate import labelled
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from preference_data.schema import Annotation, Axis, Choice
+from preference_data.schema import Axis, Choice, Judgement
 
 _CODES: dict[Choice, int] = {"a": 0, "b": 1, "tie": 2, "both_bad": 3}
 _SWAPPED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
@@ -87,12 +87,12 @@ class Seconds:
     histogram: tuple[int, ...]
 
 
-def is_heard(one: Annotation, min_heard: float) -> bool:
+def is_heard(one: Judgement, min_heard: float) -> bool:
     """Whether its annotator had played at least that share of the clip. Unknown is not heard."""
     return (one.heard or 0.0) >= min_heard
 
 
-def is_vote(one: Annotation, min_heard: float) -> bool:
+def is_vote(one: Judgement, min_heard: float) -> bool:
     """Whether an answer counts as a preference: to a comparison, heard, with usable audio."""
     return one.purpose == "comparison" and not one.audio_unusable and is_heard(one, min_heard)
 
@@ -105,20 +105,22 @@ def share(hits: int, n: int) -> Share | None:
     return Share(hits, n, hits / n, float(interval.low), float(interval.high))
 
 
-def alpha(annotations: Iterable[Annotation], axis: Axis, *, seed: int = 0) -> Alpha:
+def alpha(judgements: Iterable[Judgement], axis: Axis, *, seed: int = 0) -> Alpha:
     """Krippendorff's alpha between annotators over comparisons, with its interval.
 
-    Repeats and gold are left out: they are there to measure annotators, and would weigh twice.
+    Retests and gold are left out: they are there to measure annotators, and would weigh twice.
     The interval is a percentile bootstrap over whole comparisons, for answers to one comparison depend on
     each other. It has no width where all agree on everything, however few they are.
 
     Args:
-        annotations: answers that count, see `is_vote`.
+        judgements: answers that count, see `is_vote`.
         axis: the question.
         seed: equal seeds give equal intervals.
     """
-    votes = [one for one in annotations if one.purpose == "comparison"]
-    counts = _counts(votes, axis, {unit: i for i, unit in enumerate(dict.fromkeys(v.shown for v in votes))})
+    votes = [one for one in judgements if one.purpose == "comparison"]
+    counts = _counts(
+        votes, axis, {unit: i for i, unit in enumerate(dict.fromkeys(v.comparison for v in votes))}
+    )
     counts = counts[counts.sum(axis=1) > 1]
     value = float(_alpha(*(part.sum(axis=0) for part in _coincidences(counts))))
     if np.isnan(value):
@@ -127,14 +129,14 @@ def alpha(annotations: Iterable[Annotation], axis: Axis, *, seed: int = 0) -> Al
     return Alpha(value, float(low), float(high), len(counts))
 
 
-def rise_without(votes: Sequence[Annotation], axis: Axis, annotator: str, *, seed: int = 0) -> Rise | None:
+def rise_without(votes: Sequence[Judgement], axis: Axis, annotator: str, *, seed: int = 0) -> Rise | None:
     """Whether the others agree more among themselves than with this annotator.
 
     Both alphas are of the same comparisons. None where fewer than two others judged any, or where alpha
     is undefined.
     """
     votes = [one for one in votes if one.purpose == "comparison"]
-    units = {unit: i for i, unit in enumerate(dict.fromkeys(v.shown for v in votes))}
+    units = {unit: i for i, unit in enumerate(dict.fromkeys(v.comparison for v in votes))}
     everyone = _counts(votes, axis, units)
     others = _counts([one for one in votes if one.annotator != annotator], axis, units)
     both = np.stack([everyone, others], axis=1)
@@ -149,18 +151,18 @@ def rise_without(votes: Sequence[Annotation], axis: Axis, annotator: str, *, see
     return Rise(float(values[0]), float(values[1]), len(both), p)
 
 
-def self_consistency(annotations: Iterable[Annotation], axis: Axis) -> Consistency | None:
-    """How often annotators gave the same judgement to a repeat as to the comparison it repeats.
+def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency | None:
+    """How often annotators gave the same judgement to a retest as to the comparison it repeats.
 
-    Sides are swapped back first. None without a repeat that was judged both times by the same annotator,
+    Sides are swapped back first. None without a retest that was judged both times by the same annotator,
     with usable audio.
     """
-    usable = [one for one in annotations if not one.audio_unusable]
-    first = {(one.shown, one.annotator): one for one in usable if one.purpose != "repeat"}
+    usable = [one for one in judgements if not one.audio_unusable]
+    first = {(one.comparison, one.annotator): one for one in usable if one.purpose != "retest"}
     judged: list[tuple[Choice, Choice]] = []
     for again in usable:
-        before = first.get((again.repeat_of or "", again.annotator))
-        if again.purpose != "repeat" or before is None:
+        before = first.get((again.retest_of or "", again.annotator))
+        if again.purpose != "retest" or before is None:
             continue
         swapped = before.completion_a == again.completion_b
         choice: Choice = getattr(again, axis)
@@ -176,29 +178,29 @@ def self_consistency(annotations: Iterable[Annotation], axis: Axis) -> Consisten
     return Consistency(same, None if np.isnan(value) else value)
 
 
-def gold_accuracy(annotations: Iterable[Annotation]) -> Share | None:
+def gold_accuracy(judgements: Iterable[Judgement]) -> Share | None:
     """How often the question about factuality was answered as it is known to be right; None without gold."""
-    gold = [one for one in annotations if one.expected is not None and not one.audio_unusable]
+    gold = [one for one in judgements if one.expected is not None and not one.audio_unusable]
     return share(sum(one.factuality == one.expected for one in gold), len(gold))
 
 
-def side_a(annotations: Iterable[Annotation], axis: Axis) -> Lean | None:
+def side_a(judgements: Iterable[Judgement], axis: Axis) -> Lean | None:
     """How often side A wins among clear preferences; None without any.
 
-    Only comparisons count: an honest annotator who prefers A prefers B in the repeat.
+    Only comparisons count: an honest annotator who prefers A prefers B in the retest.
     """
     clear = [
         getattr(one, axis)
-        for one in annotations
+        for one in judgements
         if one.purpose == "comparison" and not one.audio_unusable and getattr(one, axis) in ("a", "b")
     ]
     of_a = share(clear.count("a"), len(clear))
     return Lean(of_a, float(stats.binomtest(of_a.hits, of_a.n).pvalue)) if of_a else None
 
 
-def seconds(annotations: Iterable[Annotation]) -> Seconds | None:
+def seconds(judgements: Iterable[Judgement]) -> Seconds | None:
     """Time per record over all answers whose time is known; None if there is none."""
-    known = [one.seconds for one in annotations if one.seconds is not None]
+    known = [one.seconds for one in judgements if one.seconds is not None]
     if not known:
         return None
     low, middle, high = np.percentile(known, [10, 50, 90])
@@ -209,9 +211,9 @@ def seconds(annotations: Iterable[Annotation]) -> Seconds | None:
 # ---------------------------------------------------------------- alpha by coincidence counts
 
 
-def _counts(votes: Sequence[Annotation], axis: Axis, units: dict[str, int]) -> npt.NDArray[np.float64]:
+def _counts(votes: Sequence[Judgement], axis: Axis, units: dict[str, int]) -> npt.NDArray[np.float64]:
     """How often each choice was given to each comparison, shape (comparisons, choices)."""
-    places = [units[one.shown] * len(_CODES) + _CODES[getattr(one, axis)] for one in votes]
+    places = [units[one.comparison] * len(_CODES) + _CODES[getattr(one, axis)] for one in votes]
     flat = np.bincount(np.array(places, dtype=np.intp), minlength=len(units) * len(_CODES))
     return flat.reshape(len(units), len(_CODES)).astype(np.float64)
 

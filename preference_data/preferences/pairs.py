@@ -1,6 +1,6 @@
 """Annotations -> preference pairs, one axis at a time, by stated rules.
 
-1. Votes are answers to comparisons. Repeats and gold measure annotators and are not votes.
+1. Votes are answers to comparisons. Retests and gold measure annotators and are not votes.
 2. An answer is dropped if its annotator called the audio unusable, or had played less than `min_heard` of
    the clip when submitting; unknown is not heard.
 3. A comparison yields a pair on an axis when at least `min_agreement` of its counted annotators prefer the
@@ -22,10 +22,10 @@ from preference_data.preferences import agreement
 from preference_data.preferences.agreement import Alpha
 from preference_data.schema import (
     AXES,
-    Annotation,
     Axis,
     Choice,
     Completion,
+    Judgement,
     PreferencePair,
     Prompt,
     stable_id,
@@ -61,7 +61,7 @@ class WeightedPair(NamedTuple):
 
 
 def build(
-    annotations: Sequence[Annotation],
+    judgements: Sequence[Judgement],
     prompts: Mapping[str, Prompt],
     completions: Mapping[str, Completion],
     *,
@@ -75,15 +75,15 @@ def build(
         LowAgreement: alpha of an axis is below `min_alpha` or undefined; says which, over how many
             comparisons, and what to do.
     """
-    asked = [one for one in annotations if one.purpose == "comparison"]
+    asked = [one for one in judgements if one.purpose == "comparison"]
     votes = [one for one in asked if agreement.is_vote(one, min_heard)]
     if min_alpha is not None:
         _check_agreement(votes, min_alpha)
     unusable = sum(one.audio_unusable for one in asked)
     unheard = len(asked) - len(votes) - unusable
-    by_comparison: dict[str, list[Annotation]] = defaultdict(list)
+    by_comparison: dict[str, list[Judgement]] = defaultdict(list)
     for one in votes:
-        by_comparison[one.shown].append(one)
+        by_comparison[one.comparison].append(one)
     pairs: list[PreferencePair] = []
     tallies: dict[Axis, Tally] = {}
     for axis in AXES:
@@ -107,7 +107,7 @@ def build(
 
 
 def _vote(
-    given: Sequence[Annotation],
+    given: Sequence[Judgement],
     axis: Axis,
     prompts: Mapping[str, Prompt],
     completions: Mapping[str, Completion],
@@ -135,7 +135,7 @@ def _vote(
 
 
 def _corrections(
-    given: Sequence[Annotation],
+    given: Sequence[Judgement],
     axis: Axis,
     prompts: Mapping[str, Prompt],
     completions: Mapping[str, Completion],
@@ -169,7 +169,7 @@ def _decide(choices: Sequence[Choice], min_agreement: float) -> tuple[str, float
     return ("tie" if 2 * neither > len(choices) or not (for_a or for_b) else "disagreement"), share
 
 
-def _check_agreement(votes: Sequence[Annotation], min_alpha: float) -> None:
+def _check_agreement(votes: Sequence[Judgement], min_alpha: float) -> None:
     alphas = {axis: agreement.alpha(votes, axis) for axis in AXES}
     low = {axis: found for axis, found in alphas.items() if found.value is None or found.value < min_alpha}
     if low:

@@ -18,7 +18,7 @@ from scipy import stats
 
 from preference_data.preferences import agreement
 from preference_data.preferences.agreement import Alpha, Consistency, Lean, Rise, Seconds, Share
-from preference_data.schema import AXES, Annotation, Axis, ErrorType, Purpose, stable_id
+from preference_data.schema import AXES, Axis, ErrorType, Judgement, Purpose, stable_id
 
 ERROR_LEVEL = 0.05
 """How often a report may name anybody when nothing is wrong with anybody."""
@@ -52,7 +52,7 @@ class Measured(BaseModel):
     """Of these, those of whom it is not known."""
     gold: Share | None
     same: dict[Axis, Consistency | None]
-    """Judgements given to repeats, against the first time."""
+    """Judgements given to retests, against the first time."""
     side_a: dict[Axis, Lean | None]
     seconds: Seconds | None
     too_fast: Share | None
@@ -93,7 +93,7 @@ class _Test(NamedTuple):
 
 
 def assess(
-    annotations: Sequence[Annotation],
+    judgements: Sequence[Judgement],
     *,
     min_heard: float,
     seed: int,
@@ -102,17 +102,15 @@ def assess(
     """Measure annotations and say what stands out.
 
     Args:
-        annotations: all answers, also those that will not count.
+        judgements: all answers, also those that will not count.
         min_heard: share of the clip that must have been played for an answer to count.
         seed: of the bootstrap.
         clip_seconds: prompt id -> seconds of audio it plays; without it nobody is too fast.
     """
-    people: dict[str, list[Annotation]] = {
-        name: [] for name in sorted({one.annotator for one in annotations})
-    }
-    for one in annotations:
+    people: dict[str, list[Judgement]] = {name: [] for name in sorted({one.annotator for one in judgements})}
+    for one in judgements:
         people[one.annotator].append(one)
-    votes = [one for one in annotations if agreement.is_vote(one, min_heard)]
+    votes = [one for one in judgements if agreement.is_vote(one, min_heard)]
     clips = clip_seconds or {}
     measured = {name: _measure(given, min_heard, clips) for name, given in people.items()}
     alpha = {axis: agreement.alpha(votes, axis, seed=seed) for axis in AXES}
@@ -120,13 +118,13 @@ def assess(
         name: {axis: agreement.rise_without(votes, axis, name, seed=seed) for axis in AXES} for name in people
     }
     marked = Counter(
-        error for one in annotations if one.purpose == "comparison" for error in one.errors_a + one.errors_b
+        error for one in judgements if one.purpose == "comparison" for error in one.errors_a + one.errors_b
     )
     tests = [test for name in people for test in _tests(name, measured[name], without[name])]
     facts = [fact for name in people for fact in _facts(name, measured[name], min_heard)]
     return Quality(
         min_heard=min_heard,
-        overall=_measure(annotations, min_heard, clips),
+        overall=_measure(judgements, min_heard, clips),
         annotators=measured,
         alpha=alpha,
         without=without,
@@ -182,7 +180,7 @@ def _safe(name: str) -> str:
     return safe if safe == name else f"{safe}-{stable_id(name)[:6]}"
 
 
-def _measure(given: Sequence[Annotation], min_heard: float, clip_seconds: Mapping[str, float]) -> Measured:
+def _measure(given: Sequence[Judgement], min_heard: float, clip_seconds: Mapping[str, float]) -> Measured:
     timed = [
         one.seconds < min_heard * clip_seconds[one.prompt_id]
         for one in given
@@ -240,7 +238,7 @@ def _tests(name: str, measured: Measured, without: Mapping[Axis, Rise | None]) -
                 _below(same.share, SAME_EXPECTED),
                 True,
                 f"{name} contradicts their own judgement of {axis} when the sides are swapped: the same in "
-                f"{same.share.hits} of {same.share.n} repeats ({_percent(same.share.value)}; at least "
+                f"{same.share.hits} of {same.share.n} retests ({_percent(same.share.value)}; at least "
                 f"{_percent(SAME_EXPECTED)} expected).",
             )
     for axis in AXES:

@@ -59,11 +59,8 @@ class Slot(BaseModel):
     @property
     def pattern(self) -> str:
         """What a value looks like in lower-case text."""
-        return (
-            rf"(?:{self._value_pattern})(?: (?:{self._value_pattern}))*"
-            if self.sequence
-            else self._value_pattern
-        )
+        value = self._value_pattern
+        return rf"(?:{value})(?: (?:{value}))*" if self.sequence else value
 
     @property
     def _value_pattern(self) -> str:

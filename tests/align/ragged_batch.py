@@ -10,9 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-from align.models.audio_tokens import n_audio_tokens
-from align.models.features import Clip, stack, stack_unpadded
-from align.models.packing import pack_rows
+from align.models.features import Clip, stack
+from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
 
 AUDIO, PAD, VOCAB, BINS, FULL = 7, 0, 64, 8, 160
 N_FRAMES = (87, 42, 160)

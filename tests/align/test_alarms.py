@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig
 
-from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.alarms import Alarms
 from align.training.arguments import arguments

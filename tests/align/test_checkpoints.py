@@ -7,10 +7,10 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig
 
-from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
 from align.training.arguments import arguments
 from align.training.augment import Augmentation

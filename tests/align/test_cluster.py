@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,8 +15,10 @@ from align.execution.workers import ClusterTooSmall, WorkersFailed, run_stage
 from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.checkpoints import newest, step_of
 from tests.align import tiny_training
+from tests.benchmarks import kill_drill
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
 STEPS, SAVE_STEPS = 60, 10
 
 
@@ -40,21 +40,15 @@ def alone(world, tmp_path_factory):
 class Driver:
     """A driver with two Ray workers, in a process of its own."""
 
-    def __init__(self, world, out):
-        command = [sys.executable, "-m", "tests.benchmarks.kill_drill", "--drive", str(world), str(out)]
-        env = {"STEPS": STEPS, "SAVE_STEPS": SAVE_STEPS, "TIMEOUT_S": 15}
+    def __init__(self, programs, world, out):
+        env = {"STEPS": str(STEPS), "SAVE_STEPS": str(SAVE_STEPS), "TIMEOUT_S": "15"}
         out.mkdir(exist_ok=True)
         self.out = out
         self.stage = out / "sft-ddp" / ".partial-stage"
         self.log = out / "log.txt"
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **{name: str(value) for name, value in env.items()}},
-                start_new_session=True,
-            )
+        words = ["--drive", str(world), str(out)]
+        env, log = {**os.environ, **env, "PYTHONPATH": str(ROOT)}, self.log
+        self.process = programs.start(kill_drill.__file__, *words, env=env, stdout=log, stderr=log)
 
     def at(self, step, group):
         """Wait until this step has been taken by this group of workers; returns each rank's process."""
@@ -82,8 +76,8 @@ def assert_equal_to(alone, stage):
         torch.testing.assert_close(weights(stage)[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_hung_and_a_killed_worker_are_named_and_replaced(world, alone, tmp_path):
-    driver = Driver(world, tmp_path / "run")
+def test_a_hung_and_a_killed_worker_are_named_and_replaced(programs, world, alone, tmp_path):
+    driver = Driver(programs, world, tmp_path / "run")
     hung = driver.at(13, group=1)[1]
     hung.suspend()
     driver.at(35, group=2)[0].kill()
@@ -100,8 +94,8 @@ def test_a_hung_and_a_killed_worker_are_named_and_replaced(world, alone, tmp_pat
     assert_equal_to(alone, driver.stage)
 
 
-def test_a_stopped_run_saves_exits_with_75_and_resumes_in_one_process(world, alone, tmp_path):
-    driver = Driver(world, tmp_path / "run")
+def test_a_stopped_run_saves_exits_with_75_and_resumes_in_one_process(programs, world, alone, tmp_path):
+    driver = Driver(programs, world, tmp_path / "run")
     driver.at(5, group=1)
     os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
     assert driver.process.wait(timeout=300) == 75, driver.log.read_text()[-3000:]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_mistakes_are_told_in_one_message(sounds, tmp_path):
 def test_a_failed_download_says_so_and_one_by_hand_says_how(tmp_path, monkeypatch):
     gone = {"16k": (CARDS["vocalsound"].files["16k"][0]._replace(url="http://127.0.0.1:9/gone.zip"),)}
     monkeypatch.setitem(CARDS, "vocalsound", CARDS["vocalsound"].model_copy(update={"files": gone}))
-    monkeypatch.setattr("preference_data.corpora.fetch.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("preference_data.corpora.fetch.time", SimpleNamespace(sleep=lambda seconds: None))
     assert "ConnectError" in run("download", "vocalsound", tmp_path, code=1)
     assert "no part '44k'" in run("download", "vocalsound", tmp_path, "--part", "44k", code=2)
     assert f"align data prepare common_voice --from {tmp_path}" in run("download", "common_voice", tmp_path)

@@ -1,12 +1,19 @@
 """Two processes train as one does: same losses, same data, same files; stopped and resumed, bit for bit.
 
 All cases run in one group of two gloo processes, started once (DeepSpeed compiles an op on first use).
+Which case covers which pair of properties; those in brackets are `slow`:
+
+             all parameters         low rank       stock model    tight memory       resumed
+    ddp      sft, pretrain (dpo)    dpo (sft)      dpo (sft)      sft                sft (dpo low rank)
+    zero2    sft, dpo               sft                                              sft
+    zero3    sft (dpo)              dpo (sft)      sft            dpo (sft)          dpo low rank (sft)
 """
 
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -18,24 +25,33 @@ from align.training.checkpoints import CannotResume, checkpoints, is_whole, step
 from tests.align import tiny_training
 from tests.compiler import CAN_COMPILE, need_compiler, possible
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1500)]
-KINDS = ("sft", "dpo", "sft-lora", "dpo-lora", "sft-stock", "dpo-stock")  # packed, but for the last two
+pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(1500)]
 STRATEGIES = ("ddp", "zero2", "zero3")
-RESUMED = ("sft-ddp", "sft-zero2", "sft-zero3", "dpo-zero3-lora", "dpo-ddp-lora")
+CASES = (
+    *("sft-ddp", "pretrain-ddp", "dpo-ddp-lora", "dpo-ddp-stock", "sft-ddp-tight"),
+    *("sft-zero2", "dpo-zero2", "sft-zero2-lora"),
+    *("sft-zero3", "dpo-zero3-lora", "sft-zero3-stock", "dpo-zero3-tight-lora"),
+)
+RARE_CASES = (
+    *("dpo-ddp", "sft-ddp-lora", "sft-ddp-stock"),
+    *("dpo-zero3", "sft-zero3-lora", "sft-zero3-tight", "dpo-zero3-once"),
+)
+RESUMED = ("sft-ddp", "sft-zero2", "dpo-zero3-lora")
+RARELY_RESUMED = ("dpo-ddp-lora", "sft-zero3")
 STOPPED_IN = 7
 
 
-def case_of(kind, strategy):
-    name, *option = kind.split("-")
-    return "-".join([name, strategy, *option])
+def kind_of(case):
+    """The case in one process, with all the memory there is."""
+    return "-".join(word for word in case.split("-") if word not in (*STRATEGIES, "tight"))
 
 
-PAIRS = [(kind, strategy) for strategy in STRATEGIES for kind in KINDS]
-PAIRS = [(kind, strategy) for kind, strategy in PAIRS if strategy != "zero2" or "-" not in kind]
-PAIRS.remove(("dpo-stock", "zero3"))
-PAIRS += [("sft-tight", "ddp"), ("sft-tight", "zero3"), ("dpo-tight-lora", "zero3")]
-PAIRS += [("dpo-once", "zero3"), ("pretrain", "ddp")]
-CASES = [case_of(kind, strategy) for kind, strategy in PAIRS]
+def parameters(cases, rare):
+    return [*cases, *(pytest.param(case, marks=pytest.mark.slow) for case in rare)]
+
+
+def those(is_wanted):
+    return parameters(filter(is_wanted, CASES), filter(is_wanted, RARE_CASES))
 
 
 @pytest.fixture(scope="module")
@@ -50,36 +66,55 @@ def world(root):
 
 @pytest.fixture(scope="module")
 def alone(root, world):
-    """Each kind in one process: folder per kind."""
-    for kind in (*KINDS, "dpo-once", "pretrain"):
-        (root / "alone" / kind).mkdir(parents=True)
-        tiny_training.trace(root / "alone" / kind / "trace-0.jsonl")
-        tiny_training.run_here(tiny_training.make_config(kind), world, root / "alone" / kind)
-    return root / "alone"
+    """Folder of a kind trained in one process."""
+
+    @cache
+    def train(kind):
+        folder = root / "alone" / kind
+        folder.mkdir(parents=True)
+        tiny_training.trace(folder / "trace-0.jsonl")
+        tiny_training.run_here(tiny_training.make_config(kind), world, folder)
+        return folder
+
+    return train
 
 
 @pytest.fixture(scope="module")
-def together(root, world):
-    """Every case on two processes, and some of them stopped and resumed."""
-    asked = possible([*CASES, *(f"{case}@{STOPPED_IN}" for case in RESUMED)])
-    # zero3 last: it patches torch's linear layers
-    in_order = [case for strategy in STRATEGIES for case in asked if strategy in case]
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*program, tiny_training.__file__, str(world), str(root / "two"), *in_order]
-    with (root / "log.txt").open("w") as log:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=env, timeout=1400, check=False
-        )
-    assert done.returncode == 0, (root / "log.txt").read_text()[-4000:]
-    return root / "two"
+def log_of(root, world):
+    """Log of the two processes that run the frequent or the rare cases, some of them stopped and resumed."""
+
+    @cache
+    def run(name):
+        cases, resumed = (CASES, RESUMED) if name == "often" else (RARE_CASES, RARELY_RESUMED)
+        wanted = possible([*cases, *(f"{case}@{STOPPED_IN}" for case in resumed)])
+        # zero3 last: it patches torch's linear layers
+        in_order = [case for strategy in STRATEGIES for case in wanted if strategy in case]
+        program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [*program, tiny_training.__file__, str(world), str(root / "two"), *in_order]
+        path = root / f"{name}.txt"
+        with path.open("w") as log:
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=env, timeout=1400, check=False
+            )
+        assert done.returncode == 0, path.read_text()[-4000:]
+        return path.read_text()
+
+    return run
 
 
-def finished(together, case):
-    if "zero" in case:
-        need_compiler()
-    assert (together / case / "finished").exists()
-    return together / case
+@pytest.fixture(scope="module")
+def together(root, log_of):
+    """Folder of a case trained on two processes; of one stopped and resumed with `-resumed` at its end."""
+
+    def finished(case):
+        if "zero" in case:
+            need_compiler()
+        log_of("often" if case in (*CASES, *(f"{case}-resumed" for case in RESUMED)) else "rare")
+        assert (root / "two" / case / "finished").exists()
+        return root / "two" / case
+
+    return finished
 
 
 def stage(folder):
@@ -90,10 +125,9 @@ def weights(folder):
     return load_file(stage(folder) / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("kind", "strategy"), PAIRS)
-def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, strategy):
-    case = case_of(kind, strategy)
-    one, two = alone / kind.replace("-tight", ""), finished(together, case)
+@pytest.mark.parametrize("case", parameters(CASES, RARE_CASES))
+def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, case):
+    one, two = alone(kind_of(case)), together(case)
     a, b = (read_metrics(stage(folder) / "metrics.jsonl") for folder in (one, two))
     assert [row["step"] for row in a] == [row["step"] for row in b] == list(range(1, 21))
     for x, y in zip(a, b, strict=True):
@@ -104,81 +138,83 @@ def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, kind, 
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_two_processes_without_memory_took_their_steps_in_two_passes_each(together):
-    finished(together, "sft-ddp-tight")
-    log = (together.parent / "log.txt").read_text()
-    assert log.count("stage: does not fit 3.0 GB") == (3 if CAN_COMPILE else 1)
+def test_two_processes_without_memory_took_their_steps_in_two_passes_each(together, log_of):
+    folder = together("sft-ddp-tight")
+    log = log_of("often")
+    assert log.count("stage: does not fit 3.0 GB") == (2 if CAN_COMPILE else 1)
     assert "2 of 3 layers are computed again" in log
-    assert len((together / "sft-ddp-tight" / "trace-1.jsonl").read_text().splitlines()) == 2 * 20
+    assert len((folder / "trace-1.jsonl").read_text().splitlines()) == 2 * 20
 
 
-@pytest.mark.parametrize(("kind", "strategy"), [pair for pair in PAIRS if pair[0].startswith("dpo")])
-def test_every_strategy_has_the_reference_of_one_process(alone, together, kind, strategy):
+@pytest.mark.parametrize("case", those(lambda case: case.startswith("dpo")))
+def test_every_strategy_has_the_reference_of_one_process(alone, together, case):
     """Each process computes its share, before the model is divided; what was known is not asked again."""
-    two = finished(together, case_of(kind, strategy))
-    (one,), (both,) = (
-        list((folder / ".reference").iterdir()) for folder in (alone / kind.replace("-tight", ""), two)
-    )
+    two = together(case)
+    (one,), (both,) = (list((folder / ".reference").iterdir()) for folder in (alone(kind_of(case)), two))
     assert one.name == both.name  # weights, rows, clips, template and dtype are the same
     for name, logps in read_json(one).items():
         assert read_json(both)[name] == pytest.approx(logps, rel=1e-6), name
-    if case_of(kind, strategy) in RESUMED:
-        assert len(list((together / f"{two.name}-resumed" / ".reference").iterdir())) == 1
 
 
-def test_the_preflight_listens_under_every_strategy(root, together):
+@pytest.mark.parametrize("name", parameters(["often"], ["rare"]))
+def test_the_preflight_listens_under_every_strategy(log_of, name):
     """Also in DPO under DeepSpeed, whose engine is the only one. A stopped and resumed run looks twice."""
-    started = possible(CASES) + 2 * possible(RESUMED)
-    compared = (root / "log.txt").read_text().count("a forward pass takes")
+    cases, resumed = (CASES, RESUMED) if name == "often" else (RARE_CASES, RARELY_RESUMED)
+    started = possible([*cases]) + 2 * possible([*resumed])
+    compared = log_of(name).count("a forward pass takes")
     assert compared == len([case for case in started if "stock" not in case])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_processes_share_the_rows_of_one_and_sometimes_one_has_no_audio(alone, together, kind):
-    two = finished(together, case_of(kind, "ddp"))
-    a, b = tiny_training.read_trace(alone / kind, 1), tiny_training.read_trace(two, 2)
+@pytest.mark.parametrize("case", those(lambda case: "-ddp" in case and "tight" not in case))
+def test_the_processes_share_the_rows_of_one_and_sometimes_one_has_no_audio(alone, together, case):
+    two = together(case)
+    a, b = tiny_training.read_trace(alone(kind_of(case)), 1), tiny_training.read_trace(two, 2)
     # Each step's rows are dealt to the two by their length, so they stand in another order
     assert {step: sorted(rows) for step, (rows, _) in a.items()} == {
         step: sorted(rows) for step, (rows, _) in b.items()
     }
+    if case.startswith("pretrain"):
+        return  # every target has a clip
     per_rank = [tiny_training.read_trace_of(two, rank) for rank in range(2)]
     silent = [[not per_rank[rank][step]["clips"] for rank in range(2)] for step in range(1, 21)]
     assert [True, False] in silent
     assert [False, True] in silent
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("case", parameters(RESUMED, RARELY_RESUMED))
 def test_stopped_and_resumed_is_bit_equal(together, case):
-    undisturbed, resumed = finished(together, case), finished(together, f"{case}-resumed")
+    undisturbed, resumed = together(case), together(f"{case}-resumed")
     for name, value in weights(undisturbed).items():
         assert torch.equal(weights(resumed)[name], value), name
     a, b = (read_metrics(stage(folder) / "metrics.jsonl") for folder in (undisturbed, resumed))
     keep = ("step", "loss", "grad_norm", "learning_rate", "num_tokens")
     assert [[row[k] for k in keep] for row in a] == [[row[k] for k in keep] for row in b]
     assert tiny_training.read_trace(undisturbed, 2) == tiny_training.read_trace(resumed, 2)
+    if case.startswith("dpo"):  # the reference has been asked once
+        assert len(list((resumed / ".reference").iterdir())) == 1
 
 
-@pytest.mark.parametrize("case", ["sft-ddp", "dpo-ddp-lora"])
+@pytest.mark.parametrize("case", parameters(["sft-ddp"], ["dpo-ddp-lora"]))
 def test_a_run_of_two_processes_resumes_in_one_with_the_same_rows(root, world, together, case):
-    kind = case.replace("-ddp", "")
+    kind, undisturbed = kind_of(case), together(case)
     folder = root / f"{case}-two-to-one"
-    shutil.copytree(finished(together, f"{case}-resumed").parent / f"{case}-stopped", folder)
+    shutil.copytree(together(f"{case}-resumed").with_name(f"{case}-stopped"), folder)
     before = step_of(checkpoints(stage(folder) / "checkpoints")[-1])
     assert before == STOPPED_IN
     (folder / "trace-1.jsonl").unlink()
     tiny_training.trace(folder / "trace-0.jsonl")
     tiny_training.run_here(tiny_training.make_config(kind), world, folder)
-    undisturbed = tiny_training.read_trace(together / case, 2)
+    rows = tiny_training.read_trace(undisturbed, 2)
     here = tiny_training.read_trace(folder, 1)
     for step in range(before + 1, tiny_training.STEPS + 1):
-        assert sorted(here[step][0]) == sorted(undisturbed[step][0]), step
-    for name, value in weights(together / case).items():
+        assert sorted(here[step][0]) == sorted(rows[step][0]), step
+    for name, value in weights(undisturbed).items():
         torch.testing.assert_close(weights(folder)[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_parts_of_an_optimizer_are_not_handed_to_another_number_of_processes(root, world, together):
     folder = root / "zero2-to-one"
-    shutil.copytree(finished(together, "sft-zero2-resumed").parent / "sft-zero2-stopped", folder)
+    shutil.copytree(together("sft-zero2-resumed").with_name("sft-zero2-stopped"), folder)
     with pytest.raises(CannotResume, match=r"set .*strategy|set it back to zero2"):
         tiny_training.run_here(tiny_training.make_config("sft"), world, folder)
 
@@ -186,7 +222,7 @@ def test_parts_of_an_optimizer_are_not_handed_to_another_number_of_processes(roo
 def test_a_zero3_run_ends_as_a_plain_checkpoint_with_equal_logits(world, together):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    folder = stage(finished(together, "sft-zero3"))
+    folder = stage(together("sft-zero3"))
     names = set(load_file(folder / "model" / "model.safetensors"))
     assert names == set(load_file(world / "policy" / "model" / "model.safetensors"))
     assert {"language_model.lm_head.weight", "language_model.model.norm.weight"} <= names
@@ -205,7 +241,7 @@ def test_a_zero3_run_ends_as_a_plain_checkpoint_with_equal_logits(world, togethe
 
 @pytest.mark.parametrize("case", ["sft-ddp", "sft-zero2", "sft-zero3", "dpo-zero3-lora"])
 def test_checkpoints_are_whole_down_to_each_ranks_part(together, tmp_path, case):
-    last = checkpoints(stage(finished(together, case)) / "checkpoints")[-1]
+    last = checkpoints(stage(together(case)) / "checkpoints")[-1]
     assert is_whole(last)
     manifest = read_json(last / "manifest.json")
     assert manifest["workers"] == 2
@@ -224,11 +260,11 @@ def test_checkpoints_are_whole_down_to_each_ranks_part(together, tmp_path, case)
     assert not list(last.parent.glob(".partial-*"))
 
 
-@pytest.mark.parametrize("case", ["sft-ddp-lora", "dpo-zero3-lora"])
+@pytest.mark.parametrize("case", ["sft-zero2-lora", "dpo-zero3-lora"])
 def test_low_rank_updates_are_saved_alone_and_merged(world, together, case):
     from peft import PeftModel
 
-    folder = stage(finished(together, case))
+    folder = stage(together(case))
     base = Qwen2AudioForConditionalGeneration.from_pretrained(world / "policy" / "model", dtype=torch.float32)
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():

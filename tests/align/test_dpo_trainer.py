@@ -7,11 +7,12 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig
 
-from align.models import qwen2_audio
 from align.models.chat import encode_completion, encode_prompt, expand_audio, join, user
 from align.models.features import ClipFeatures, stack
-from align.models.flops import cost_of
-from align.models.packed_qwen2_audio import PackedQwen2AudioModel, is_packed, pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens
+from align.models.qwen2_audio.flops import cost_of
+from align.models.qwen2_audio.packed import PackedQwen2AudioModel, is_packed, pack
 from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator
 from align.training.trainers import AudioDPOTrainer
@@ -48,7 +49,9 @@ def answer_logp(model, processor, features, row, side):
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     prompt = encode_prompt(processor, [user(row["question"], len(clips))])
     encoded = expand_audio(
-        join(prompt, encode_completion(processor, row[side])), [c.n_tokens for c in clips], audio_id
+        join(prompt, encode_completion(processor, row[side])),
+        [n_audio_tokens(c.n_frames) for c in clips],
+        audio_id,
     )
     ids = torch.tensor([encoded.ids])
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **stack(clips)).logits[0, :-1]

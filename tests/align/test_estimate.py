@@ -14,9 +14,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from align.models.audio_tokens import n_audio_tokens
-from align.models.packed_qwen2_audio import pack
-from align.models.packing import pack_rows
+from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows
+from align.models.qwen2_audio.packed import pack
 from align.planning import budget, estimate
 from align.planning.estimate import Job, Shape
 from align.recipe.config.training import DPOConfig
@@ -378,7 +377,7 @@ def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
 
 
 def test_the_shape_of_a_small_model_is_that_of_the_one_which_is_built(tmp_path, tiny):
-    from align.models import qwen2_audio
+    from align.models.qwen2_audio import model as qwen2_audio
 
     size = len(qwen2_audio.load_processor(tiny.policy).tokenizer)
     model = "{d_model: 32, heads: 2, audio_layers: 1, text_layers: 1, mel_bins: 32, clip_s: 1}"

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from trl import SFTConfig
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
 from align.training.arguments import arguments
 from align.training.augment import Augmentation

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
 from align.run_folder.artifacts import StageFolder
 from align.training.audio_effect import answer_logps, audio_effects, saved_effects
 from align.training.collate import SFTCollator

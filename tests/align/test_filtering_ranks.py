@@ -1,9 +1,6 @@
 """Two processes leave out of SFT what one does, each having listened to its share of the chats."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -11,24 +8,20 @@ from align.run_folder.artifacts import read_json, read_metrics
 from tests.align import tiny_training
 from tests.compiler import need_compiler, possible
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(600)]
 CASES = ["sft-ddp-filtered", "sft-zero3-filtered"]
 CHATS = 300
 """Of which 100 have a clip: two chunks, one for each process."""
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(programs, tmp_path_factory):
     """One run in this process, and each case on two."""
     root = tmp_path_factory.mktemp("filtered")
     world = tiny_training.make_world(root / "world", CHATS)
     (root / "alone").mkdir()
     tiny_training.run_here(tiny_training.make_config("sft-filtered", steps=2), world, root / "alone")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [tiny_training.__file__, str(world), str(root), *possible(CASES)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "STEPS": "2"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=480, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    programs.run_ranks(2, tiny_training.__file__, str(world), str(root), *possible(CASES), STEPS="2")
     return root
 
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from align.models import qwen2_audio
+from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.training import Hardware, SFTConfig
 from align.training.freeze import PARTS, freeze_all_but, learn_in_full_precision
 from align.training.lora import CannotQuantise, load_quantised

@@ -1,17 +1,28 @@
 """Two of the kill drill's twenty: a process killed anywhere, and one killed while it writes a checkpoint."""
 
+import os
 import random
 
 import pytest
 
+from tests.align import tiny_training
 from tests.benchmarks import kill_drill
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def drill(tmp_path_factory):
-    return kill_drill.Drill(tmp_path_factory.mktemp("drill"))
+def drill(programs, tmp_path_factory):
+    class Drill(kill_drill.Drill):
+        """Its trainings, all of one process, start without imports."""
+
+        def _start(self, case, out):
+            out.mkdir(parents=True, exist_ok=True)
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "SAVE_STEPS": str(kill_drill.SAVE_STEPS)}
+            script, log = tiny_training.__file__, out / "log.txt"
+            return programs.start(script, str(self.world), str(out), case, env=env, stdout=log, stderr=log)
+
+    return Drill(tmp_path_factory.mktemp("drill"))
 
 
 @pytest.mark.parametrize("kind", ["process", "save"])

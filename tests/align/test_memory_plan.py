@@ -6,9 +6,10 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens
+from align.models.qwen2_audio.packed import pack
 from align.planning import estimate, memory_plan
 from align.planning.estimate import Job, Shape
 from align.planning.memory_plan import MARGIN, plan
@@ -196,8 +197,8 @@ def test_tokens_of_clips_are_those_of_their_features(world):
     clips = list(Dataset(world / "corpus").table(AudioClip))
     tokens = ClipTokens(clips, processor)
     features = ClipFeatures(processor, world / "corpus")([clip.path for clip in clips])
-    assert [tokens[clip.path] for clip in clips] == [found.n_tokens for found in features]
-    assert tokens.longest == max(found.n_tokens for found in features)
+    assert [tokens[clip.path] for clip in clips] == [n_audio_tokens(found.n_frames) for found in features]
+    assert tokens.longest == max(n_audio_tokens(found.n_frames) for found in features)
     assert tokens["unknown.wav"] == 12  # as long as the model hears: 1 s at a hop of 20 ms
 
 

@@ -1,9 +1,5 @@
 """Tags learn while the language model is frozen: their rows alone; the others stay, bit for bit."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -15,24 +11,21 @@ from preference_data.prompts.prompts import all_tags
 from tests.align import tiny_training
 from tests.compiler import need_compiler, possible
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(600)]
 TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 CASES = [f"pretrain-{strategy}-tags" for strategy in ("ddp", "zero2", "zero3")]
 BOTH = (*CASES, "alone")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(programs, tmp_path_factory):
     """Six steps of weight decay and Adam: in this process, and on two."""
     root = tmp_path_factory.mktemp("tags")
     world = tiny_training.make_world(root / "world")
     (root / "alone").mkdir()
     tiny_training.run_here(tiny_training.make_config("pretrain-tags", steps=6), world, root / "alone")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [tiny_training.__file__, str(world), str(root), *possible(CASES)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "STEPS": "6", "SAVE_STEPS": "3"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    cases = possible(CASES)
+    programs.run_ranks(2, tiny_training.__file__, str(world), str(root), *cases, STEPS="6", SAVE_STEPS="3")
     return root
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from align.models.answer_head import answers_only
-from align.models.packed_qwen2_audio import PackedQwen2AudioModel, pack
+from align.models.qwen2_audio.packed import PackedQwen2AudioModel, pack
 from tests.align.ragged_batch import (
     VOCAB,
     Rows,

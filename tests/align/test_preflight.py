@@ -11,10 +11,10 @@ from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, SFTConfig
 
 from align.kernels.attention import BACKENDS
-from align.models import qwen2_audio
 from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import StageFolder
 from align.training import preflight
 from align.training.arguments import arguments

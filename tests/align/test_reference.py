@@ -8,9 +8,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import DPOConfig
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
-from align.models.packed_qwen2_audio import pack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import pack
 from align.run_folder.artifacts import sha256_file
 from align.training.arguments import arguments
 from align.training.collate import PreferenceCollator

@@ -5,8 +5,9 @@ import pytest
 import soundfile
 from transformers import Qwen2AudioProcessor
 
-from align.models import qwen2_audio
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens
 from align.training.collate import SFTCollator
 from align.training.rows import chat_row, task_row
 from preference_data.prompts.prompts import BadExample
@@ -77,7 +78,10 @@ def test_all_modes_in_one_batch_with_losses_on_the_assistant_alone(processor, ti
         assert processor.tokenizer.decode(ids[labels != -100]) == answers
     assert len(batch["input_features"]) == 3 + 2 + 0 + 2
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    n_tokens = [clip.n_tokens for clip in ClipFeatures(processor, tiny.audio)(["0.wav", "1.wav", "3.wav"])]
+    n_tokens = [
+        n_audio_tokens(clip.n_frames)
+        for clip in ClipFeatures(processor, tiny.audio)(["0.wav", "1.wav", "3.wav"])
+    ]
     assert int((batch["input_ids"][0] == audio_id).sum()) == sum(n_tokens)
     assert not (batch["input_ids"][2] == audio_id).any()
 

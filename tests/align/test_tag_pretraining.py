@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from align.generation.generate import Decoding, Request, Sampler
-from align.models.qwen2_audio import load_processor
+from align.models.qwen2_audio.model import load_processor
 from align.recipe.config.training import ModelShape, PretrainConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import pretrain

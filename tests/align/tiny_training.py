@@ -34,7 +34,7 @@ def make_world(root, n=24):
     import numpy as np
     import soundfile
 
-    from align.models import qwen2_audio
+    from align.models.qwen2_audio import model as qwen2_audio
     from align.run_folder.artifacts import sha256_file
     from preference_data import store
     from preference_data.schema import AudioClip, Chat, PreferencePair, TaskExample, Turn
@@ -217,6 +217,7 @@ def forget_accelerate():
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     gc.collect()
+    gc.freeze()  # what is left, modules above all, need not be looked through in each collection
 
 
 def main(world, out, *cases):

@@ -35,7 +35,7 @@ from datasets import disable_progress_bars
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer import utils as trl_utils
 
-from align.models.flops import cost_of, gemm_peak
+from align.models.qwen2_audio.flops import cost_of, gemm_peak
 from tests.benchmarks.trl_steps import (
     CONTENDERS,
     SHAPES,

@@ -94,8 +94,8 @@ def speeds(n: int) -> dict[str, dict[str, float]]:
     """Of every format and length."""
     import torch
 
-    from align.models import qwen2_audio
     from align.models.features import ClipFeatures
+    from align.models.qwen2_audio import model as qwen2_audio
 
     torch.set_num_threads(1)
     processor = qwen2_audio.build_processor(["x"], vocab_size=300, mel_bins=128, hop_length=160, clip_s=30)

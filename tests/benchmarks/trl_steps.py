@@ -27,11 +27,10 @@ from transformers import (
 )
 
 from align.models.answer_head import answers_only
-from align.models.audio_tokens import n_audio_tokens
-from align.models.features import ClipFeatures, stack, stack_unpadded
-from align.models.packed_qwen2_audio import pack
-from align.models.packing import pack_rows
-from align.models.qwen2_audio import build_processor
+from align.models.features import ClipFeatures, stack
+from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
+from align.models.qwen2_audio.model import build_processor
+from align.models.qwen2_audio.packed import pack
 
 AUDIO, RATE = 7, 16_000
 

@@ -13,15 +13,15 @@ from preference_data.preferences.agreement import (
     self_consistency,
     side_a,
 )
-from preference_data.schema import Annotation
+from preference_data.schema import Judgement
 
 CHOICES = ("a", "b", "tie", "both_bad")
 
 
-def answer(shown, annotator, factuality, behaviour="tie", **more):
-    return Annotation(
-        id=f"{shown} {annotator}",
-        shown=shown,
+def answer(comparison, annotator, factuality, behaviour="tie", **more):
+    return Judgement(
+        id=f"{comparison} {annotator}",
+        comparison=comparison,
         prompt_id="p",
         annotator=annotator,
         factuality=factuality,
@@ -104,7 +104,7 @@ def test_undefined_is_none_not_one(rows, comparisons):
 def test_only_comparisons_tell_about_agreement():
     given = table([("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")])
     gold = [answer("g", f"r{i}", "a", purpose="gold", expected="a") for i in range(2)]
-    again = [answer("again", f"r{i}", "b", purpose="repeat", repeat_of="u0") for i in range(2)]
+    again = [answer("again", f"r{i}", "b", purpose="retest", retest_of="u0") for i in range(2)]
     assert alpha(given + gold + again, "factuality") == alpha(given, "factuality")
 
 
@@ -149,18 +149,18 @@ def test_of_two_nobody_can_say_who_is_odd():
 
 
 def test_repeats_are_swapped_back_and_held_against_the_same_annotator():
-    def repeat(shown, annotator, choice, **sides):
-        of = f"again {shown}"
-        return answer(of, annotator, choice, purpose="repeat", repeat_of=shown, **sides)
+    def retest(comparison, annotator, choice, **sides):
+        of = f"again {comparison}"
+        return answer(of, annotator, choice, purpose="retest", retest_of=comparison, **sides)
 
     swapped = {"completion_a": "y", "completion_b": "x"}
     given = [
         *table([("a", "b"), ("tie", "a"), ("b", "a"), ("b", None)]),
-        repeat("u0", "r0", "b", **swapped),  # the same: A was on the other side
-        repeat("u1", "r0", "tie", **swapped),  # the same
-        repeat("u2", "r0", "b", **swapped),  # side B twice: another answer
-        repeat("u3", "r0", "b"),  # not swapped: the same
-        repeat("u3", "r1", "b"),  # never judged by them before: says nothing
+        retest("u0", "r0", "b", **swapped),  # the same: A was on the other side
+        retest("u1", "r0", "tie", **swapped),  # the same
+        retest("u2", "r0", "b", **swapped),  # side B twice: another answer
+        retest("u3", "r0", "b"),  # not swapped: the same
+        retest("u3", "r1", "b"),  # never judged by them before: says nothing
     ]
     found = self_consistency(given, "factuality")
     assert (found.share.hits, found.share.n) == (3, 4)

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -175,7 +176,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 
 def test_a_server_that_asks_to_wait_is_left_alone_for_as_long(server, tmp_path, monkeypatch):
     waits: list[float] = []
-    monkeypatch.setattr(fetch.time, "sleep", waits.append)
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append))
     server.failing, server.retry_after = 2, "7"
     assert get(remote(server), tmp_path).read_bytes() == CONTENT
     assert waits == [7, 7]

@@ -1,7 +1,5 @@
 """What chats are left out for, each on its own, and near repetitions without comparing all with all."""
 
-import time
-
 import pytest
 
 from preference_data.dataset.filters import Limits, band_width, normalised, review
@@ -95,9 +93,9 @@ def jaccard(one, other):
 
 
 def test_the_estimate_is_the_jaccard_index_of_what_is_compared():
-    from preference_data.dataset.filters import _Seen
+    from preference_data.dataset.filters import _EarlierChats
 
-    seen = _Seen(0.5)
+    seen = _EarlierChats(0.5)
     other = LONG.replace("dog barking", "cat crying").replace("roof", "tent")
     one, two = seen._minima(LONG), seen._minima(other)
     assert (one == two).mean() == pytest.approx(jaccard(LONG, other), abs=0.18)  # 64 draws: 3 sigma
@@ -105,17 +103,25 @@ def test_the_estimate_is_the_jaccard_index_of_what_is_compared():
 
 
 def test_many_texts_take_time_in_proportion():
-    def seconds(n):
-        texts = [f"Answer {i}: {i * 7919 % 10_007} birds and {i * i % 9973} bees." for i in range(n)]
-        chats = [chat(text, clip="") for text in texts]
-        started = time.process_time()
-        found = reasons(chats, max_similarity=0.9)
-        assert len(found) == n
-        return time.process_time() - started
+    """Few texts are compared with few others, where all with all would be 400 for each."""
+    from preference_data.dataset.filters import _EarlierChats
 
-    seconds(50)
-    small, large = seconds(100), seconds(800)
-    assert large < 8 * 2.5 * small  # all with all would be 64 times
+    class Counted(dict):
+        candidates = 0
+
+        def get(self, key, default):
+            numbers = super().get(key, default)
+            self.candidates += len(numbers)
+            return numbers
+
+    def candidates_per_text(n):
+        earlier = _EarlierChats(0.9)
+        earlier.bands = Counted()
+        texts = [f"Answer {i}: {i * 7919 % 10_007} birds and {i * i % 9973} bees." for i in range(n)]
+        assert not any(earlier.repeats(chat(text, clip="")) for text in texts)
+        return earlier.bands.candidates / n
+
+    assert candidates_per_text(800) < 8
 
 
 @pytest.mark.parametrize(

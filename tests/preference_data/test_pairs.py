@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preference_data.preferences.pairs import LowAgreement, Tally, build, weigh
-from preference_data.schema import Annotation, Completion, PreferencePair, Prompt
+from preference_data.schema import Completion, Judgement, PreferencePair, Prompt
 
 PROMPT = Prompt(
     id="p", audios=("a.wav",), question="What?", answer_gt="A.", meta_info="{}", task_name="speech_QA"
@@ -15,9 +15,9 @@ COMPLETIONS = {
 
 
 def vote(a, b, factuality, behaviour="tie", annotator="r1", **more):
-    return Annotation(
+    return Judgement(
         id=f"{a}{b}{annotator}",
-        shown=f"{a}-{b}",
+        comparison=f"{a}-{b}",
         prompt_id="p",
         completion_a=a,
         completion_b=b,
@@ -74,7 +74,7 @@ def test_the_stated_rule(choices, expected):
 def test_repeats_and_gold_are_not_votes():
     pairs, tallies = pairs_of(
         vote("c0", "c1", "a"),
-        vote("c1", "c0", "a", purpose="repeat", repeat_of="c0-c1", corrected="better"),
+        vote("c1", "c0", "a", purpose="retest", retest_of="c0-c1", corrected="better"),
         vote("g1", "g0", "a", purpose="gold", expected="a", corrected="better"),  # of no policy
     )
     assert told(pairs) == [("answer 0", "answer 1", 1.0)]
@@ -172,7 +172,7 @@ def crowd(answers, **more):
     """Two annotators per comparison; `answers` has shape (comparisons, 2)."""
     return [
         vote("c0", "c1", choice, choice, annotator=f"r{j}", **more).model_copy(
-            update={"shown": f"u{i}", "id": f"u{i}{j}"}
+            update={"comparison": f"u{i}", "id": f"u{i}{j}"}
         )
         for i, row in enumerate(answers)
         for j, choice in enumerate(row)
@@ -198,7 +198,7 @@ def test_answers_by_lot_are_refused():
 
 def test_agreeing_annotators_pass_and_only_votes_are_looked_at():
     good = crowd([("a", "a"), ("b", "b"), ("tie", "tie"), ("b", "b")])
-    deaf = [vote("c0", "c1", "b", "b", annotator="deaf", heard=0.0).model_copy(update={"shown": "u0"})]
+    deaf = [vote("c0", "c1", "b", "b", annotator="deaf", heard=0.0).model_copy(update={"comparison": "u0"})]
     pairs, _ = pairs_of(*good, *deaf, min_alpha=0.9)
     assert len(told(pairs)) == 3
 

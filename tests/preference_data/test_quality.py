@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preference_data.preferences.quality import Quality, assess, metrics
-from preference_data.schema import Annotation
+from preference_data.schema import Judgement
 
 CHOICES = ("a", "b", "tie", "both_bad")
 SWAPPED = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
@@ -26,21 +26,27 @@ def guessing(rng, truth):
 
 
 def judged(people, *, seed=0, n=240, **more):
-    """Comparisons (half of them judged by all), a repeat of each tenth, gold for all."""
+    """Comparisons (half of them judged by all), a retest of each tenth, gold for all."""
     rng = np.random.default_rng(seed)
     made = []
 
-    def ask(shown, who, truth, **fields):
+    def ask(comparison, who, truth, **fields):
         manner = people[who]
         made.append(
-            Annotation(
-                id=f"{shown} {who}",
-                shown=shown,
+            Judgement(
+                id=f"{comparison} {who}",
+                comparison=comparison,
                 prompt_id="p",
                 annotator=who,
                 factuality=manner(rng, truth[0]),
                 behaviour=manner(rng, truth[1]),
-                **{"heard": 1.0, "completion_a": f"x{shown}", "completion_b": f"y{shown}", **more, **fields},
+                **{
+                    "heard": 1.0,
+                    "completion_a": f"x{comparison}",
+                    "completion_b": f"y{comparison}",
+                    **more,
+                    **fields,
+                },
             )
         )
 
@@ -51,7 +57,7 @@ def judged(people, *, seed=0, n=240, **more):
             if i % 10 < 2:
                 back = [SWAPPED[choice] for choice in truth]
                 sides = {"completion_a": f"yu{i}", "completion_b": f"xu{i}"}
-                ask(f"r{i}", who, back, purpose="repeat", repeat_of=f"u{i}", **sides)
+                ask(f"r{i}", who, back, purpose="retest", retest_of=f"u{i}", **sides)
         if i % 12 == 0:
             gold = CHOICES[rng.integers(2)]
             for who in people:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.evaluation import srwt
+from align.evaluation.benchmarks import srwt
 from preference_data.prompts.time_stamps import (
     BadStamps,
     parse_spans,

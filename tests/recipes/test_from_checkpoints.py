@@ -1,18 +1,16 @@
 """Pre-training from a Whisper and a Qwen2 on disk, SFT on top, export: through the real command."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from align.run_folder.artifacts import read_json, read_metrics
-from tests.align.test_assemble import make_qwen
+from tests import forked
+from tests.align.models.test_assemble import make_qwen
 
 ROOT = Path(__file__).parents[2]
-ALIGN = [sys.executable, "-c", "from align.cli.main import main; main()"]
 RECIPE = {
     "0_corpus": "stage: corpus\ncorpus: synthetic\nclips: {train: 12, preference: 2, dev: 2, test: 2}\n",
     "1_pretrain": "stage: pretrain\ncorpus: 0_corpus\nmodel: {audio: ../whisper, text: ../qwen}\nsteps: 4\n"
@@ -20,7 +18,7 @@ RECIPE = {
     "2_sft": "stage: sft\ncorpus: 0_corpus\npolicy: 1_pretrain\nsteps: 2\nbatch_size: 2\n"
     "learning_rate: 1.0e-3\ntrl: {logging_steps: 1}\n",
 }
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 
 def make_whisper(folder):
@@ -54,19 +52,17 @@ def place(tmp_path):
     return tmp_path / "work"
 
 
-def align(place, *arguments):
+def test_a_model_is_assembled_trained_and_exported(programs, place):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*ALIGN, *arguments], cwd=place, env=environment, capture_output=True, text=True, check=False
-    )
 
+    def align(*arguments):
+        return programs.run(forked.ALIGN, *arguments, cwd=place, env=environment)
 
-def test_a_model_is_assembled_trained_and_exported(place):
-    checked = align(place, "check", "toy")
+    checked = align("check", "toy")
     assert checked.returncode == 0, checked.stderr
     assert "1_pretrain: 0." in checked.stdout
 
-    done = align(place, "run", "toy")
+    done = align("run", "toy")
     assert done.returncode == 0, done.stdout + done.stderr
     run = place / "runs" / "toy"
     told = read_json(run / "1_pretrain" / "assembly.json")
@@ -77,11 +73,11 @@ def test_a_model_is_assembled_trained_and_exported(place):
     assert set(manifest["inputs"]) == {"0_corpus", "../whisper", "../qwen"}
     assert all(row["examples_per_s"] > 0 for row in read_metrics(run / "2_sft" / "metrics.jsonl"))
 
-    again = align(place, "check", "toy")
+    again = align("check", "toy")
     assert "at the speed measured in runs/toy/1_pretrain/manifest.json" in again.stdout
-    assert "1_pretrain  up to date" in align(place, "run", "toy").stdout
+    assert "1_pretrain  up to date" in align("run", "toy").stdout
 
-    exported = align(place, "export", "runs/toy", "--to", "exported")
+    exported = align("export", "runs/toy", "--to", "exported")
     assert exported.returncode == 0, exported.stderr
     assert "toy/2_sft -> exported" in exported.stdout
     card = (place / "exported" / "README.md").read_text()

@@ -1,14 +1,13 @@
-"""recipes/qwen2_audio_7b as it is, but for sizes: two CPU processes, tiny checkpoints, published layouts.
+"""recipes/qwen2_audio_7b as it is, but for sizes: CPU processes, tiny checkpoints, published layouts.
 
-Data sets are prepared from the layouts that their publishers ship, mixed, and trained on by two workers
-under ZeRO-2 and ZeRO-3; people's judgements come as imported pairs. Evaluation and gate: `test_whole_loop`.
+Data sets are prepared from the layouts that their publishers ship, mixed, and trained on; people's
+judgements come as imported pairs. Two Ray workers train under ZeRO-3 in DPO; where a test is `slow`, also
+under ZeRO-2 in pre-training and under ZeRO-3 in SFT. Evaluation and gate: `test_whole_loop`.
 """
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ import pytest
 import soundfile
 
 from align.run_folder.artifacts import read_json, read_metrics
-from tests.align.test_assemble import make_qwen
+from tests import forked
+from tests.align.models.test_assemble import make_qwen
 from tests.compiler import need_compiler
 from tests.recipes.test_from_checkpoints import make_whisper
 
 ROOT = Path(__file__).parents[2]
-ALIGN = [sys.executable, "-c", "from align.cli.main import main; main()"]
 TWO = "{workers: 2, device: cpu, strategy: %s}"
 TRL = "{gradient_accumulation_steps: 2, logging_steps: 1}"
 SMALL = {
@@ -31,11 +30,9 @@ SMALL = {
     "1_pretrain.steps": 4,
     "1_pretrain.batch_size": 8,
     "1_pretrain.save_steps": 2,
-    "1_pretrain.hardware": TWO % "zero2",
     "1_pretrain.trl": TRL,
     "2_sft.steps": 3,
     "2_sft.batch_size": 8,
-    "2_sft.hardware": TWO % "zero3",
     "2_sft.trl": TRL,
     "3_sample.workers": 1,
     "3_sample.max_new_tokens": 4,
@@ -44,7 +41,9 @@ SMALL = {
     "6_dpo.hardware": TWO % "zero3",
     "6_dpo.trl": "{logging_steps: 1}",
 }
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+ALL_ON_TWO = {"1_pretrain.hardware": TWO % "zero2", "2_sft.hardware": TWO % "zero3"}
+ON_ONE = dict.fromkeys(ALL_ON_TWO, "{workers: 1, device: cpu, strategy: ddp}")
+pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(900)]
 
 
 def tone(path: Path, hertz: float, seconds: float = 1.0) -> None:
@@ -72,59 +71,63 @@ def clothoaqa(root: Path) -> None:
     (root / "clotho_aqa_train.csv").write_text("".join(rows))
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("full_size")
-    make_whisper(place / "whisper")
-    make_qwen(place / "qwen")
-    librispeech(place / "librispeech")
-    clothoaqa(place / "clothoaqa")
-    shutil.copytree(ROOT / "recipes/qwen2_audio_7b", place / "qwen2_audio_7b")
-    return place
+class Place:
+    """A folder with checkpoints, data sets and the recipe; `hardware` is what its trainings run on."""
+
+    def __init__(self, programs, folder, hardware):
+        self.programs, self.folder, self.hardware = programs, folder, hardware
+        make_whisper(folder / "whisper")
+        make_qwen(folder / "qwen")
+        librispeech(folder / "librispeech")
+        clothoaqa(folder / "clothoaqa")
+        shutil.copytree(ROOT / "recipes/qwen2_audio_7b", folder / "qwen2_audio_7b")
+
+    def align(self, *arguments):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": ""}
+        done = self.programs.run(forked.ALIGN, *arguments, cwd=self.folder, env=environment)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def run(self, only, **more):
+        small = SMALL | self.hardware | {name.replace("__", "."): value for name, value in more.items()}
+        changes = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+        self.align("run", "qwen2_audio_7b", "--only", only, *changes)
+        return self.folder / "runs/qwen2_audio_7b" / only
 
 
-def align(place, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": ""}
-    done = subprocess.run(
-        [*ALIGN, *arguments], cwd=place, env=environment, capture_output=True, text=True, check=False
-    )
-    return done
-
-
-def run(place, only, **more):
-    small = {**SMALL, **{name.replace("__", "."): value for name, value in more.items()}}
-    changes = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
-    done = align(place, "run", "qwen2_audio_7b", "--only", only, *changes)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return place / "runs/qwen2_audio_7b" / only
-
-
-def test_the_recipe_runs_on_two_processes_from_published_layouts_to_dpo(place):
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        pytest.param(ON_ONE, id="DPO on two"),
+        pytest.param(ALL_ON_TWO, id="all on two", marks=pytest.mark.slow),
+    ],
+)
+def test_the_recipe_runs_from_published_layouts_to_dpo(programs, tmp_path, hardware):
     need_compiler()
+    place = Place(programs, tmp_path, hardware)
     for name in ("librispeech", "clothoaqa"):
-        prepared = align(place, "data", "prepare", name, "--from", name, "--out", f"ready/{name}")
-        assert prepared.returncode == 0, prepared.stdout + prepared.stderr
+        place.align("data", "prepare", name, "--from", name, "--out", f"ready/{name}")
 
-    corpus = run(place, "0_corpus")
+    corpus = place.run("0_corpus")
     assert read_json(corpus / "manifest.json")["metrics"]["clips_train"] >= 24
 
-    pretrained = run(place, "1_pretrain")
+    pretrained = place.run("1_pretrain")
     rows = [row for row in read_metrics(pretrained / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     manifest = read_json(pretrained / "manifest.json")
-    assert (manifest["metrics"]["workers"], manifest["metrics"]["workers_replaced"]) == (2, 0)
+    if hardware == ALL_ON_TWO:
+        assert (manifest["metrics"]["workers"], manifest["metrics"]["workers_replaced"]) == (2, 0)
     assert any(name.startswith("loss/task/transcribe") for name in rows[-1] | rows[0] | rows[1])
 
-    finetuned = run(place, "2_sft")
+    finetuned = place.run("2_sft")
     assert (finetuned / "model/model.safetensors").exists()
 
-    sampled = run(place, "3_sample")
+    sampled = place.run("3_sample")
     completions = [json.loads(line) for line in (sampled / "completions.jsonl").read_text().splitlines()]
     assert len(completions) % 4 == 0
     assert completions
 
     prompts = [json.loads(line) for line in (sampled / "prompts.jsonl").read_text().splitlines()]
-    (place / "imported").mkdir()
+    (tmp_path / "imported").mkdir()
     pairs = [
         {
             "id": f"pair{number}",
@@ -138,9 +141,9 @@ def test_the_recipe_runs_on_two_processes_from_published_layouts_to_dpo(place):
         }
         for number, prompt in enumerate(prompts * 8)
     ]
-    (place / "imported/pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "imported/pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     imported = {"6_dpo__pairs": "./imported"}
-    preferred = run(place, "6_dpo", **imported)
+    preferred = place.run("6_dpo", **imported)
     first, *_, last = [row for row in read_metrics(preferred / "metrics.jsonl") if "loss" in row]
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-3)
     assert last["rewards/margins"] > 0

@@ -34,34 +34,34 @@ def world(n=100):
 
 
 def drawn(n=100, **changed):
-    chosen = {"per_prompt": 2, "overlap": 0.3, "repeats": 0.1, "gold": 0.05, "seed": 0} | changed
+    chosen = {"per_prompt": 2, "overlap": 0.3, "retests": 0.1, "gold": 0.05, "seed": 0} | changed
     return draw(*world(n), **chosen)
 
 
 def test_counts_are_the_shares_asked_for():
-    shown = drawn()
-    assert Counter(one.purpose for one in shown) == {"comparison": 200, "repeat": 20, "gold": 10}
-    comparisons = [one for one in shown if one.purpose == "comparison"]
+    comparisons = drawn()
+    assert Counter(one.purpose for one in comparisons) == {"comparison": 200, "retest": 20, "gold": 10}
+    comparisons = [one for one in comparisons if one.purpose == "comparison"]
     assert sum(one.everyone for one in comparisons) == 60
-    assert all(one.everyone for one in shown if one.purpose != "comparison")
+    assert all(one.everyone for one in comparisons if one.purpose != "comparison")
     assert set(Counter(one.prompt_id for one in comparisons).values()) == {2}
-    assert all(one.text_a != one.text_b for one in shown)
+    assert all(one.text_a != one.text_b for one in comparisons)
 
 
 def test_repeats_have_their_sides_swapped():
-    shown = {one.id: one for one in drawn()}
-    for again in shown.values():
-        if again.purpose == "repeat":
-            first = shown[again.repeat_of]
+    comparisons = {one.id: one for one in drawn()}
+    for again in comparisons.values():
+        if again.purpose == "retest":
+            first = comparisons[again.retest_of]
             assert first.purpose == "comparison"
             assert (again.completion_a, again.text_a) == (first.completion_b, first.text_b)
             assert (again.completion_b, again.text_b) == (first.completion_a, first.text_a)
 
 
 def test_without_overlap_repeats_and_gold_go_to_one_annotator_each():
-    shown = drawn(overlap=0.0)
-    assert Counter(one.purpose for one in shown) == {"comparison": 200, "repeat": 20, "gold": 10}
-    assert not any(one.everyone for one in shown)
+    comparisons = drawn(overlap=0.0)
+    assert Counter(one.purpose for one in comparisons) == {"comparison": 200, "retest": 20, "gold": 10}
+    assert not any(one.everyone for one in comparisons)
 
 
 def test_gold_is_the_right_answer_against_the_right_answer_about_another_clip():
@@ -83,15 +83,15 @@ def test_answers_that_say_the_same_make_no_gold():
         name: prompt.model_copy(update={"answer_gt": text})
         for (name, prompt), text in zip(prompts.items(), spelled, strict=True)
     }
-    shown = draw(completions, same, per_prompt=2, overlap=0.5, repeats=0.0, gold=0.5, seed=0)
-    assert {one.purpose for one in shown} == {"comparison"}
+    comparisons = draw(completions, same, per_prompt=2, overlap=0.5, retests=0.0, gold=0.5, seed=0)
+    assert {one.purpose for one in comparisons} == {"comparison"}
 
 
 def test_another_question_makes_no_gold():
     completions, prompts = world(2)
     other = {name: prompt.model_copy(update={"question": name}) for name, prompt in prompts.items()}
-    shown = draw(completions, other, per_prompt=2, overlap=0.5, repeats=0.0, gold=0.5, seed=0)
-    assert {one.purpose for one in shown} == {"comparison"}
+    comparisons = draw(completions, other, per_prompt=2, overlap=0.5, retests=0.0, gold=0.5, seed=0)
+    assert {one.purpose for one in comparisons} == {"comparison"}
 
 
 def test_the_seed_decides_all_and_another_seed_shares_no_id():
@@ -106,8 +106,8 @@ def test_ids_are_all_different_and_look_alike():
 
 
 def test_place_in_the_list_tells_nothing():
-    shown = drawn(n=400)
-    places = [i / len(shown) for i, one in enumerate(shown) if one.purpose != "comparison"]
+    comparisons = drawn(n=400)
+    places = [i / len(comparisons) for i, one in enumerate(comparisons) if one.purpose != "comparison"]
     # 120 uniform draws: mean 0.5, standard deviation of the mean 0.289 / sqrt(120) = 0.026
     assert sum(places) / len(places) == pytest.approx(0.5, abs=4 * 0.026)
 
@@ -119,15 +119,15 @@ def test_sides_are_even():
 
 
 def test_datasets_split_by_who_judges_and_are_named_after_their_content():
-    shown = drawn()
-    parts = datasets("demo", shown)
+    comparisons = drawn()
+    parts = datasets("demo", comparisons)
     everyone, one_each = parts
     assert everyone.startswith("demo-")
     assert everyone.endswith("-everyone")
     assert one_each == everyone.replace("everyone", "one-each")
     assert [len(part) for part in parts.values()] == [90, 140]
-    assert list(datasets("demo", shown[::-1])) == list(parts)
-    assert not set(datasets("demo", shown[1:])) & set(parts)
+    assert list(datasets("demo", comparisons[::-1])) == list(parts)
+    assert not set(datasets("demo", comparisons[1:])) & set(parts)
     assert len(datasets("demo", drawn(overlap=0.0))) == 1
 
 
@@ -145,14 +145,14 @@ def test_blinding_round_trips(seed, overlap, ranks):
     rank = {text: i for i, text in enumerate(ranks)}
     completions, prompts = world(12)
     text_of = {one.id: one.text for one in completions}
-    for one in draw(completions, prompts, per_prompt=3, overlap=overlap, repeats=0.3, gold=0.0, seed=seed):
+    for one in draw(completions, prompts, per_prompt=3, overlap=overlap, retests=0.3, gold=0.0, seed=seed):
         seen = "a" if rank[one.text_a] > rank[one.text_b] else "b"
         back = unblind(one, "annotator-1", {"factuality": seen, "behaviour": seen})
         chosen = back.completion_a if back.factuality == "a" else back.completion_b
         rejected = back.completion_b if back.factuality == "a" else back.completion_a
         assert rank[text_of[chosen]] > rank[text_of[rejected]]
-        assert (back.shown, back.prompt_id, back.purpose) == (one.id, one.prompt_id, one.purpose)
-        assert back.repeat_of == one.repeat_of
+        assert (back.comparison, back.prompt_id, back.purpose) == (one.id, one.prompt_id, one.purpose)
+        assert back.retest_of == one.retest_of
 
 
 def test_unblind_keeps_everything_that_was_said():

@@ -87,14 +87,20 @@ def asked(folder: Path, questions: list[str], answers: list[list[str]], tasks: l
             Completion(id=f"{name[:190]} {j}", prompt_id=name, index=j, text=text, policy=question)
             for j, text in enumerate(answers[i])
         ]
-    shown = assignment.draw(completions, prompts, per_prompt=1, overlap=1, repeats=0, gold=0, seed=0)
-    return prompts, shown
+    comparisons = assignment.draw(completions, prompts, per_prompt=1, overlap=1, retests=0, gold=0, seed=0)
+    return prompts, comparisons
 
 
-def sent(server: Server, folder: Path, name: str, prompts, shown):
+def sent(server: Server, folder: Path, name: str, prompts, comparisons):
     owner = client.connect(server.url, server.users["owner"]["api_key"])
     pushed = push.push(
-        owner, workspace="audio", name=name, shown=shown, prompts=prompts, corpus=folder, annotators=2
+        owner,
+        workspace="audio",
+        name=name,
+        comparisons=comparisons,
+        prompts=prompts,
+        corpus=folder,
+        annotators=2,
     )
     return owner, pushed
 
@@ -140,11 +146,13 @@ def fields(page: Page) -> list[str]:
 
 def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(server, page, tmp_path):
     answers = [["A dog barks.", "A bell rings twice."]] * 3
-    prompts, shown = asked(tmp_path, ["What is heard?", "And here?", "And now?"], answers, ["sound_QA"] * 3)
-    owner, pushed = sent(server, tmp_path, "keyboard", prompts, shown)
+    prompts, comparisons = asked(
+        tmp_path, ["What is heard?", "And here?", "And now?"], answers, ["sound_QA"] * 3
+    )
+    owner, pushed = sent(server, tmp_path, "keyboard", prompts, comparisons)
     signed_in(page, server, "annotator-1", pushed.datasets[0])
     until(lambda: len(fields(page)) == 4, "the record's fields")
-    by_fields = {(prompts[one.prompt_id].question, one.text_a, one.text_b): one for one in shown}
+    by_fields = {(prompts[one.prompt_id].question, one.text_a, one.text_b): one for one in comparisons}
     first = by_fields[tuple(fields(page)[1:])]
     kept(page, "annotate-1-record")
 
@@ -161,10 +169,11 @@ def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(server, 
     until(lambda: fields(page)[1:] != [prompts[first.prompt_id].question, first.text_a, first.text_b], "next")
     kept(page, "annotate-3-next-record")
     found = until(
-        lambda: pull.pull(owner, workspace="audio", name="keyboard", shown=shown), "the submitted answer"
+        lambda: pull.pull(owner, workspace="audio", name="keyboard", comparisons=comparisons),
+        "the submitted answer",
     )
     (one,) = found
-    assert (one.shown, one.annotator) == (first.id, "annotator-1")
+    assert (one.comparison, one.annotator) == (first.id, "annotator-1")
     assert (one.completion_a, one.completion_b) == (first.completion_a, first.completion_b)
     assert (one.factuality, one.behaviour) == ("b", "tie")
     assert (one.errors_a, one.errors_b) == (("invented_event",), ())
@@ -178,25 +187,27 @@ def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(server, 
 
 
 def test_an_answer_given_without_listening_is_not_heard(server, page, tmp_path):
-    prompts, shown = asked(tmp_path, ["Deaf?"], [["Yes.", "No."]], ["sound_QA"])
-    owner, pushed = sent(server, tmp_path, "deaf", prompts, shown)
+    prompts, comparisons = asked(tmp_path, ["Deaf?"], [["Yes.", "No."]], ["sound_QA"])
+    owner, pushed = sent(server, tmp_path, "deaf", prompts, comparisons)
     signed_in(page, server, "annotator-2", pushed.datasets[0])
     until(lambda: len(fields(page)) == 4, "the record's fields")
     for key in ("1", "1", "Enter"):
         page.keyboard.press(key)
-    (one,) = until(lambda: pull.pull(owner, workspace="audio", name="deaf", shown=shown), "the answer")
+    (one,) = until(
+        lambda: pull.pull(owner, workspace="audio", name="deaf", comparisons=comparisons), "the answer"
+    )
     assert one.heard == 0.0
 
 
 def test_hostile_text_is_shown_literally_and_does_nothing(server, page, tmp_path):
-    prompts, shown = asked(tmp_path, HOSTILE, [[f"{h} 1", f"2 {h}"] for h in HOSTILE], HOSTILE)
+    prompts, comparisons = asked(tmp_path, HOSTILE, [[f"{h} 1", f"2 {h}"] for h in HOSTILE], HOSTILE)
     elsewhere, dialogs = [], []
     ours = (server.url, "data:", "blob:")
     page.on("request", lambda one: elsewhere.append(one.url) if not one.url.startswith(ours) else None)
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    _, pushed = sent(server, tmp_path, "hostile", prompts, shown)
+    _, pushed = sent(server, tmp_path, "hostile", prompts, comparisons)
     signed_in(page, server, "annotator-1", pushed.datasets[0])
-    expected = {(prompts[one.prompt_id].question, one.text_a, one.text_b) for one in shown}
+    expected = {(prompts[one.prompt_id].question, one.text_a, one.text_b) for one in comparisons}
     seen = set()
     for _ in HOSTILE:
         until(lambda: tuple(fields(page)[1:]) not in seen and len(fields(page)) == 4, "the next record")

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data.schema import Prompt, Shown
+from preference_data.schema import Comparison, Prompt
 from tests.ui_annotation.fake_elasticsearch import FakeElasticsearch
 from tests.ui_annotation.production import (
     COMPOSE,
@@ -172,9 +172,9 @@ def production() -> Iterator[Production]:
 
 
 @pytest.fixture(scope="module")
-def shown() -> list[Shown]:
+def comparisons() -> list[Comparison]:
     sides = {"completion_a": "a", "completion_b": "b", "text_a": "Seven.", "text_b": "Nine."}
-    return [Shown(id=f"r{i}", prompt_id=f"p{i}", everyone=True, **sides) for i in range(3)]
+    return [Comparison(id=f"r{i}", prompt_id=f"p{i}", everyone=True, **sides) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +186,8 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(production, shown, corpus) -> push.Pushed:
-    return _push(production, shown, corpus, annotators=2)
+def pushed(production, comparisons, corpus) -> push.Pushed:
+    return _push(production, comparisons, corpus, annotators=2)
 
 
 def test_migrations_users_and_workspace_are_in_postgresql(production):
@@ -209,7 +209,7 @@ def test_migrations_users_and_workspace_are_in_postgresql(production):
         assert "; Secure" in browser.get("/api/v1/me", headers=bearer | https).headers["set-cookie"]
 
 
-def test_what_is_pushed_is_stored_and_indexed(production, pushed, shown):
+def test_what_is_pushed_is_stored_and_indexed(production, pushed, comparisons):
     (name,) = pushed.datasets
     assert pushed.added == 3
     assert production.psql("select status from datasets") == "ready"
@@ -231,7 +231,7 @@ def test_clips_are_served_whole_and_in_part(production, pushed, corpus):
     assert httpx.get(production.url + url).status_code == 401
 
 
-def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed, shown, corpus):
+def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed, comparisons, corpus):
     with production.signed_in("ann") as ann:
         record = _queue(ann, production)[0]
         ann.post(f"{pushed.media['tone.wav']}/heard", json={"share": 1.0}).raise_for_status()
@@ -241,15 +241,15 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
         assert len(_queue(ann, production)) == 2
     status = f"select status from records where id = '{record['id']}'"
     assert production.psql(status) == "pending"  # one of two judgements
-    _push(production, shown, corpus, annotators=1)
+    _push(production, comparisons, corpus, annotators=1)
     wait_until(lambda: production.psql(status) == "completed", production.processes["worker"], production.log)
     assert production.psql("select count(*) from records where status = 'pending'") == "2"
     (index,) = production.elasticsearch.indices.values()
     assert index[record["id"]]["status"] == "completed"
 
     argilla = client.connect(production.url, production.credentials()["owner"]["api_key"])
-    (judged,) = pull.pull(argilla, workspace="audio", name="production", shown=shown)
-    assert (judged.shown, judged.annotator, judged.factuality) == (record["external_id"], "ann", "a")
+    (judged,) = pull.pull(argilla, workspace="audio", name="production", comparisons=comparisons)
+    assert (judged.comparison, judged.annotator, judged.factuality) == (record["external_id"], "ann", "a")
     assert judged.heard == 1.0
 
 
@@ -287,7 +287,7 @@ def test_a_lost_index_is_made_anew(production, pushed):
     }
 
 
-def test_a_restart_keeps_everything(production, pushed, shown, corpus):
+def test_a_restart_keeps_everything(production, pushed, comparisons, corpus):
     password = production.credentials()["ben"]["password"]
     form = {"username": "ben", "password": password}
     token = httpx.post(f"{production.url}/api/v1/token", data=form).json()["access_token"]
@@ -299,7 +299,7 @@ def test_a_restart_keeps_everything(production, pushed, shown, corpus):
     assert me.json()["username"] == "ben"
     with production.signed_in("ben") as ben:
         assert ben.get(pushed.media["tone.wav"]).content == (corpus / "tone.wav").read_bytes()
-    assert _push(production, shown, corpus, annotators=1).added == 0
+    assert _push(production, comparisons, corpus, annotators=1).added == 0
 
 
 def test_settings_that_cannot_work_are_refused_in_one_line(production, tmp_path):
@@ -329,7 +329,9 @@ def test_settings_that_cannot_work_are_refused_in_one_line(production, tmp_path)
 # ------------------------------------------------------------------------------------ how they are run
 
 
-def _push(production: Production, shown: list[Shown], corpus: Path, *, annotators: int) -> push.Pushed:
+def _push(
+    production: Production, comparisons: list[Comparison], corpus: Path, *, annotators: int
+) -> push.Pushed:
     prompts = {
         one.prompt_id: Prompt(
             id=one.prompt_id,
@@ -339,13 +341,13 @@ def _push(production: Production, shown: list[Shown], corpus: Path, *, annotator
             meta_info="{}",
             task_name="digit",
         )
-        for one in shown
+        for one in comparisons
     }
     return push.push(
         client.connect(production.url, production.credentials()["owner"]["api_key"]),
         workspace="audio",
         name="production",
-        shown=shown,
+        comparisons=comparisons,
         prompts=prompts,
         corpus=corpus,
         annotators=annotators,

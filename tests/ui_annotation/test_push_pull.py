@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from preference_data import store
-from preference_data.schema import Choice, Completion, ErrorType, Prompt, Shown
+from preference_data.schema import Choice, Comparison, Completion, ErrorType, Prompt
 from tests.ui_annotation.test_render import HOSTILE
 from ui_annotation import assignment, client, pull, push, render, settings
 from ui_annotation.assignment import BadAnswer
@@ -58,13 +58,13 @@ def world(corpus, n=6, texts=("right", "wrong", "vague"), clips_of=lambda i: (f"
         for name in prompts
         for j, text in enumerate(texts)
     ]
-    chosen = {"per_prompt": 3, "overlap": 0.5, "repeats": 0.2, "gold": 0.1, "seed": 0} | draws
+    chosen = {"per_prompt": 3, "overlap": 0.5, "retests": 0.2, "gold": 0.1, "seed": 0} | draws
     return prompts, assignment.draw(completions, prompts, **chosen)
 
 
-def pushed(owner, workspace, corpus, prompts, shown, **more):
+def pushed(owner, workspace, corpus, prompts, comparisons, **more):
     chosen = {"workspace": workspace[0], "name": "t", "annotators": 2} | more
-    return push.push(owner, shown=shown, prompts=prompts, corpus=corpus, **chosen)
+    return push.push(owner, comparisons=comparisons, prompts=prompts, corpus=corpus, **chosen)
 
 
 def stored(owner, workspace, dataset):
@@ -89,10 +89,10 @@ def submit(annotator, record, **answers):
 
 
 def test_the_server_holds_what_is_shown_and_nothing_that_tells_more(owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path)
-    done = pushed(owner, workspace, tmp_path, prompts, shown)
-    assert done.added == len(shown)
-    parts = assignment.datasets("t", shown)
+    prompts, comparisons = world(tmp_path)
+    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
+    assert done.added == len(comparisons)
+    parts = assignment.datasets("t", comparisons)
     assert done.datasets == tuple(parts)
     for dataset, part in parts.items():
         records = {record["external_id"]: record for record in stored(owner, workspace, dataset)}
@@ -106,14 +106,14 @@ def test_the_server_holds_what_is_shown_and_nothing_that_tells_more(owner, works
             assert render.plain(fields["prompt"]) == prompts[one.prompt_id].question
             assert render.sources(fields["audio"]) == (done.media[prompts[one.prompt_id].audios[0]],)
             told = json.dumps(record)
-            for secret in (one.prompt_id, one.completion_a, one.completion_b, "0" * 64, "gold", "repeat"):
+            for secret in (one.prompt_id, one.completion_a, one.completion_b, "0" * 64, "gold", "retest"):
                 assert f'"{secret}"' not in told
 
 
 def test_every_choice_of_the_schema_can_be_answered(owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path, n=1, repeats=0, gold=0)
-    pushed(owner, workspace, tmp_path, prompts, shown)
-    dataset = client.datasets(owner, workspace[0])[next(iter(assignment.datasets("t", shown)))]
+    prompts, comparisons = world(tmp_path, n=1, retests=0, gold=0)
+    pushed(owner, workspace, tmp_path, prompts, comparisons)
+    dataset = client.datasets(owner, workspace[0])[next(iter(assignment.datasets("t", comparisons)))]
     path = f"/api/v1/datasets/{dataset['id']}"
     questions = {q["name"]: q for q in client.request(owner, "GET", f"{path}/questions").json()["items"]}
     options = {
@@ -131,13 +131,13 @@ def test_every_choice_of_the_schema_can_be_answered(owner, workspace, tmp_path):
 
 def test_hostile_text_is_stored_literally(owner, workspace, tmp_path):
     texts = [*HOSTILE, "plain", "another", "third"]
-    prompts, shown = world(tmp_path, n=1, texts=texts, per_prompt=60, overlap=1, repeats=0, gold=0)
+    prompts, comparisons = world(tmp_path, n=1, texts=texts, per_prompt=60, overlap=1, retests=0, gold=0)
     prompts["p0"] = prompts["p0"].model_copy(update={"question": HOSTILE[0], "task_name": HOSTILE[1]})
-    pushed(owner, workspace, tmp_path, prompts, shown)
-    (dataset,) = assignment.datasets("t", shown)
+    pushed(owner, workspace, tmp_path, prompts, comparisons)
+    (dataset,) = assignment.datasets("t", comparisons)
     there = {record["external_id"]: record["fields"] for record in stored(owner, workspace, dataset)}
     seen = set()
-    for one in shown:
+    for one in comparisons:
         fields = there[one.id]
         pair = [render.plain(fields[f"response_{side}"]) for side in "ab"]
         assert pair == [one.text_a, one.text_b]
@@ -147,8 +147,8 @@ def test_hostile_text_is_stored_literally(owner, workspace, tmp_path):
 
 
 def test_clips_arrive_whole_and_once(argilla_server, owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path, n=3, clips_of=lambda i: (f"{i}.wav", "0.wav"))
-    done = pushed(owner, workspace, tmp_path, prompts, shown)
+    prompts, comparisons = world(tmp_path, n=3, clips_of=lambda i: (f"{i}.wav", "0.wav"))
+    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
     assert set(done.media) == {"0.wav", "1.wav", "2.wav"}
     for path, url in done.media.items():
         content = (tmp_path / path).read_bytes()
@@ -156,15 +156,15 @@ def test_clips_arrive_whole_and_once(argilla_server, owner, workspace, tmp_path)
         assert client.request(owner, "GET", url).content == content
     folder = argilla_server.home / "media" / workspace[0]
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    pushed(owner, workspace, tmp_path, prompts, shown)
+    pushed(owner, workspace, tmp_path, prompts, comparisons)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
 def test_a_clip_that_no_browser_plays_becomes_flac(owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path, n=1)
+    prompts, comparisons = world(tmp_path, n=1)
     samples, rate = soundfile.read(tmp_path / "0.wav")
     soundfile.write(tmp_path / "0.wav", samples, rate, subtype="IMA_ADPCM")
-    done = pushed(owner, workspace, tmp_path, prompts, shown)
+    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
     url = done.media["0.wav"]
     assert url.endswith(".flac")
     (tmp_path / "back.flac").write_bytes(client.request(owner, "GET", url).content)
@@ -178,22 +178,22 @@ def test_a_clip_that_no_browser_plays_becomes_flac(owner, workspace, tmp_path):
 
 
 def test_another_number_of_annotators_moves_the_goal(owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path, overlap=1, repeats=0, gold=0)
-    pushed(owner, workspace, tmp_path, prompts, shown, annotators=2)
-    pushed(owner, workspace, tmp_path, prompts, shown, annotators=3)
-    (dataset,) = assignment.datasets("t", shown)
+    prompts, comparisons = world(tmp_path, overlap=1, retests=0, gold=0)
+    pushed(owner, workspace, tmp_path, prompts, comparisons, annotators=2)
+    pushed(owner, workspace, tmp_path, prompts, comparisons, annotators=3)
+    (dataset,) = assignment.datasets("t", comparisons)
     assert client.datasets(owner, workspace[0])[dataset]["distribution"]["min_submitted"] == 3
 
 
 def test_a_draft_left_by_a_kill_is_completed(owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path, n=2)
-    first, *_ = assignment.datasets("t", shown)
+    prompts, comparisons = world(tmp_path, n=2)
+    first, *_ = assignment.datasets("t", comparisons)
     ids = client.request(owner, "GET", "/api/v1/me/workspaces").json()["items"]
     (home,) = (one["id"] for one in ids if one["name"] == workspace[0])
     draft = {"name": first, "workspace_id": home}
     client.request(owner, "POST", "/api/v1/datasets", json=draft)  # as if killed before it had questions
     assert client.datasets(owner, workspace[0])[first]["status"] == "draft"
-    assert pushed(owner, workspace, tmp_path, prompts, shown).added == len(shown)
+    assert pushed(owner, workspace, tmp_path, prompts, comparisons).added == len(comparisons)
     assert client.datasets(owner, workspace[0])[first]["status"] == "ready"
 
 
@@ -201,7 +201,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from preference_data import store
-from preference_data.schema import Prompt, Shown
+from preference_data.schema import Prompt, Comparison
 from ui_annotation import client, push
 
 url, workspace, corpus, batches = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
@@ -213,7 +213,7 @@ def told(what, done, total):
 
 push.push(
     client.connect(url, os.environ["KEY"]), workspace=workspace, name="t", annotators=2, corpus=corpus,
-    shown=store.read(corpus / "shown.jsonl", Shown), on_progress=told,
+    comparisons=store.read(corpus / "comparisons.jsonl", Comparison), on_progress=told,
     prompts={one.id: one for one in store.read(corpus / "prompts.jsonl", Prompt)},
 )
 """
@@ -222,10 +222,10 @@ push.push(
 def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
     argilla_server, owner, workspace, annotators, tmp_path
 ):
-    prompts, shown = world(tmp_path, n=12, overlap=1)
-    store.write(tmp_path / "shown.jsonl", shown)
+    prompts, comparisons = world(tmp_path, n=12, overlap=1)
+    store.write(tmp_path / "comparisons.jsonl", comparisons)
     store.write(tmp_path / "prompts.jsonl", prompts.values())
-    (dataset,) = assignment.datasets("t", shown)
+    (dataset,) = assignment.datasets("t", comparisons)
     told = {}
     for batches in (1, 2, 1):
         command = [
@@ -244,26 +244,26 @@ def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
                 choice = ("a", "b", "tie")[len(told) % 3]
                 submit(annotators[0], record, factuality=choice, corrected=f"said {len(told)}")
                 told[record["external_id"]] = (choice, f"said {len(told)}")
-    assert 20 <= len(told) < len(shown)  # 5 + 10 + 5, and what a kill let through
+    assert 20 <= len(told) < len(comparisons)  # 5 + 10 + 5, and what a kill let through
     before = responses(stored(owner, workspace, dataset))
 
     stop = threading.Event()
     second = threading.Thread(target=keep_submitting, args=(annotators[1], owner, workspace, dataset, stop))
     second.start()
     for _ in range(3):
-        pushed(owner, workspace, tmp_path, prompts, shown)
+        pushed(owner, workspace, tmp_path, prompts, comparisons)
     stop.set()
     second.join()
 
     records = stored(owner, workspace, dataset)
-    assert sorted(record["external_id"] for record in records) == sorted(one.id for one in shown)
+    assert sorted(record["external_id"] for record in records) == sorted(one.id for one in comparisons)
     after = responses(records)
     assert {key: after[key] for key in before} == before  # every byte, times included
-    made = pull.pull(owner, workspace=workspace[0], name="t", shown=shown)
+    made = pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
     mine = [one for one in made if one.annotator == workspace[1][0]]
-    assert {one.shown: (one.factuality, one.corrected) for one in mine} == told
+    assert {one.comparison: (one.factuality, one.corrected) for one in mine} == told
     assert len(made) == len(after) > len(mine)
-    assert pushed(owner, workspace, tmp_path, prompts, shown).added == 0
+    assert pushed(owner, workspace, tmp_path, prompts, comparisons).added == 0
 
 
 def responses(records):
@@ -290,12 +290,14 @@ def hear(annotator, clip, share):
 
 
 def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp_path):
-    prompts, shown = world(tmp_path, n=3, clips_of=lambda i: ("0.wav", "1.wav") if i == 0 else (f"{i}.wav",))
-    done = pushed(owner, workspace, tmp_path, prompts, shown)
-    everyone, one_each = assignment.datasets("t", shown)
+    prompts, comparisons = world(
+        tmp_path, n=3, clips_of=lambda i: ("0.wav", "1.wav") if i == 0 else (f"{i}.wav",)
+    )
+    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
+    everyone, one_each = assignment.datasets("t", comparisons)
     records = {r["external_id"]: r for part in (everyone, one_each) for r in stored(owner, workspace, part)}
-    both = next(one for one in shown if one.everyone and one.prompt_id == "p0")
-    single = next(one for one in shown if not one.everyone and one.prompt_id != "p0")
+    both = next(one for one in comparisons if one.everyone and one.prompt_id == "p0")
+    single = next(one for one in comparisons if not one.everyone and one.prompt_id != "p0")
     hear(annotators[0], done.media["0.wav"], 1.0)
     hear(annotators[0], done.media["1.wav"], 0.5)
     submit(
@@ -317,9 +319,9 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     }
     client.request(annotators[1], "POST", "/api/v1/me/responses/bulk", json={"items": [draft]})
 
-    first, second, third = pull.pull(owner, workspace=workspace[0], name="t", shown=shown)
+    first, second, third = pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
     assert [one.annotator for one in (first, second, third)] == [*workspace[1], workspace[1][0]]
-    assert [one.shown for one in (first, second, third)] == [both.id, both.id, single.id]
+    assert [one.comparison for one in (first, second, third)] == [both.id, both.id, single.id]
     assert (first.factuality, first.behaviour) == ("b", "both_bad")
     assert (first.errors_a, first.errors_b) == (("wrong_words", "omission"), ())
     assert (first.audio_unusable, first.corrected, first.rationale) == (True, "<b>no</b>", "heard it twice")
@@ -330,56 +332,58 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     assert third.seconds == pytest.approx((at[2] - at[0]).total_seconds())
     assert all(abs(datetime.now(UTC) - when) < timedelta(minutes=5) for when in at)
 
-    so_far = pull.progress(owner, workspace=workspace[0], name="t", shown=shown, annotators=2)
-    wanted = sum(2 if one.everyone else 1 for one in shown)
+    so_far = pull.progress(owner, workspace=workspace[0], name="t", comparisons=comparisons, annotators=2)
+    wanted = sum(2 if one.everyone else 1 for one in comparisons)
     assert so_far == pull.Progress(3, wanted, {workspace[1][0]: 2, workspace[1][1]: 1})
 
 
 def test_one_judgement_more_than_needed_is_kept_but_not_counted_as_progress(
     owner, workspace, annotators, tmp_path
 ):
-    prompts, shown = world(tmp_path, n=2, overlap=0, repeats=0, gold=0)
-    pushed(owner, workspace, tmp_path, prompts, shown)
-    (dataset,) = assignment.datasets("t", shown)
+    prompts, comparisons = world(tmp_path, n=2, overlap=0, retests=0, gold=0)
+    pushed(owner, workspace, tmp_path, prompts, comparisons)
+    (dataset,) = assignment.datasets("t", comparisons)
     record = stored(owner, workspace, dataset)[0]
     for annotator in annotators:  # both had it on their screen
         submit(annotator, record)
-    assert len(pull.pull(owner, workspace=workspace[0], name="t", shown=shown)) == 2
-    so_far = pull.progress(owner, workspace=workspace[0], name="t", shown=shown, annotators=2)
-    assert (so_far.done, so_far.wanted) == (1, len(shown))
+    assert len(pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)) == 2
+    so_far = pull.progress(owner, workspace=workspace[0], name="t", comparisons=comparisons, annotators=2)
+    assert (so_far.done, so_far.wanted) == (1, len(comparisons))
 
 
 def test_listening_after_the_judgement_does_not_count(owner, workspace, annotators, tmp_path, monkeypatch):
     monkeypatch.setattr(pull, "_REPORTING", timedelta(0))
-    prompts, shown = world(tmp_path, n=1, overlap=1, repeats=0, gold=0)
-    done = pushed(owner, workspace, tmp_path, prompts, shown)
-    (dataset,) = assignment.datasets("t", shown)
+    prompts, comparisons = world(tmp_path, n=1, overlap=1, retests=0, gold=0)
+    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
+    (dataset,) = assignment.datasets("t", comparisons)
     first, second, *_ = stored(owner, workspace, dataset)
     submit(annotators[0], first)
     hear(annotators[0], done.media["0.wav"], 1.0)
     submit(annotators[0], second)
-    assert [one.heard for one in pull.pull(owner, workspace=workspace[0], name="t", shown=shown)] == [0, 1]
+    assert [
+        one.heard for one in pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
+    ] == [0, 1]
 
 
 def test_records_of_others_are_named(owner, workspace, tmp_path):
-    prompts, shown = world(tmp_path, n=1, overlap=1)
-    pushed(owner, workspace, tmp_path, prompts, shown)
-    (dataset,) = assignment.datasets("t", shown)
+    prompts, comparisons = world(tmp_path, n=1, overlap=1)
+    pushed(owner, workspace, tmp_path, prompts, comparisons)
+    (dataset,) = assignment.datasets("t", comparisons)
     path = f"/api/v1/datasets/{client.datasets(owner, workspace[0])[dataset]['id']}/records/bulk"
     stray = {"external_id": "stray", "fields": dict.fromkeys(settings.FIELDS, "x")}
     client.request(owner, "PUT", path, json={"items": [stray]})
     with pytest.raises(BadAnswer, match="'stray'.*not in the key"):
-        pull.pull(owner, workspace=workspace[0], name="t", shown=shown)
+        pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
 
 
 def test_what_was_never_pushed_is_refused(owner, workspace, tmp_path):
-    _, shown = world(tmp_path, n=1)
+    _, comparisons = world(tmp_path, n=1)
     with pytest.raises(client.Refused, match="push first"):
-        pull.pull(owner, workspace=workspace[0], name="t", shown=shown)
+        pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
     with pytest.raises(client.Refused, match="no workspace 'nowhere'"):
-        pull.pull(owner, workspace="nowhere", name="t", shown=shown)
-    wanted = sum(2 if one.everyone else 1 for one in shown)
-    so_far = pull.progress(owner, workspace=workspace[0], name="t", shown=shown, annotators=2)
+        pull.pull(owner, workspace="nowhere", name="t", comparisons=comparisons)
+    wanted = sum(2 if one.everyone else 1 for one in comparisons)
+    so_far = pull.progress(owner, workspace=workspace[0], name="t", comparisons=comparisons, annotators=2)
     assert so_far == pull.Progress(0, wanted, {})
 
 
@@ -387,7 +391,7 @@ def test_what_was_never_pushed_is_refused(owner, workspace, tmp_path):
 
 
 def judged(n):
-    one = Shown(
+    one = Comparison(
         id="s", prompt_id="p", completion_a="x", completion_b="y", text_a="X", text_b="Y", everyone=True
     )
     return [assignment.unblind(one, f"ann-{i}", {"factuality": "a", "behaviour": "b"}) for i in range(n)]
@@ -401,11 +405,11 @@ def test_snapshots_are_versions_that_never_change(tmp_path):
     assert [first.name[:5], second.name[:5]] == ["0001-", "0002-"]
     assert pull.snapshot(tmp_path / "snaps", judged(2), **keep) == first
     assert sorted(path.name for path in (tmp_path / "snaps").iterdir()) == [first.name, second.name]
-    lines = (second / "annotations.jsonl").read_bytes()
+    lines = (second / "judgements.jsonl").read_bytes()
     about = json.loads((second / "snapshot.json").read_text())
     assert about["sha256"] == hashlib.sha256(lines).hexdigest()
     assert second.name == f"0002-{about['sha256'][:12]}"
-    assert about["annotations"] == 3
+    assert about["judgements"] == 3
     assert about["annotators"] == {"ann-0": 1, "ann-1": 1, "ann-2": 1}
     assert (about["server"], about["datasets"]) == ("http://h", ["d"])
     for file in second.iterdir():

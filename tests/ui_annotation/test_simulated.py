@@ -57,13 +57,13 @@ class Office:
         self.owner = client.connect(server.url, server.api_key("owner"))
         self.annotators = [client.connect(server.url, server.api_key(one)) for one in self.people]
         self.prompts, completions = world(corpus)
-        chosen = {"per_prompt": 3, "overlap": 0.4, "repeats": 0.1, "gold": 0.1, "seed": 0} | draws
-        self.shown = assignment.draw(completions, self.prompts, **chosen)
+        chosen = {"per_prompt": 3, "overlap": 0.4, "retests": 0.1, "gold": 0.1, "seed": 0} | draws
+        self.comparisons = assignment.draw(completions, self.prompts, **chosen)
         self.pushed = push.push(
             self.owner,
             workspace=self.name,
             name="s",
-            shown=self.shown,
+            comparisons=self.comparisons,
             prompts=self.prompts,
             corpus=corpus,
             annotators=2,
@@ -78,10 +78,10 @@ class Office:
         )
 
     def pull(self):
-        return pull.pull(self.owner, workspace=self.name, name="s", shown=self.shown)
+        return pull.pull(self.owner, workspace=self.name, name="s", comparisons=self.comparisons)
 
     def wanted(self):
-        return sum(2 if one.everyone else 1 for one in self.shown)
+        return sum(2 if one.everyone else 1 for one in self.comparisons)
 
 
 def test_without_errors_the_truth_comes_back_and_the_work_is_shared(argilla_server, tmp_path):
@@ -91,14 +91,16 @@ def test_without_errors_the_truth_comes_back_and_the_work_is_shared(argilla_serv
     assert done == office.wanted()
     assert told == [(i + 1, done) for i in range(done)]
 
-    key = {one.id: one for one in office.shown}
+    key = {one.id: one for one in office.comparisons}
     made = office.pull()
-    assert Counter(one.shown for one in made) == {one.id: 2 if one.everyone else 1 for one in office.shown}
+    assert Counter(one.comparison for one in made) == {
+        one.id: 2 if one.everyone else 1 for one in office.comparisons
+    }
     assert set(Counter(one.annotator for one in made)) == set(office.people)
     assert {one.heard for one in made} == {1.0}
     for one in made:
         truth = office.prompts[one.prompt_id].answer_gt
-        texts = key[one.shown].text_a, key[one.shown].text_b
+        texts = key[one.comparison].text_a, key[one.comparison].text_b
         if truth in texts:
             assert one.factuality == ("a" if texts[0] == truth else "b")
         else:
@@ -108,8 +110,8 @@ def test_without_errors_the_truth_comes_back_and_the_work_is_shared(argilla_serv
         assert one.behaviour == ("tie" if LONG not in texts else "b" if texts[0] == LONG else "a")
         assert one.errors_a == (("invented_event",) if texts[0] == LONG else ())
     # where one judgement is wanted, the hash of the id says whose it is: nothing is done twice
-    one_each = [one for one in made if not key[one.shown].everyone]
-    assert all(one.annotator == office.people[int(stable_id(one.shown), 16) % 2] for one in one_each)
+    one_each = [one for one in made if not key[one.comparison].everyone]
+    assert all(one.annotator == office.people[int(stable_id(one.comparison), 16) % 2] for one in one_each)
 
     assert office.annotate(office.informed()) == 0  # the queues are empty
 
@@ -134,7 +136,7 @@ def test_killed_and_repeated_it_goes_on_and_says_the_same(argilla_server, tmp_pa
     assert len(after) == office.wanted()
     assert all(after[name].submitted_at == one.submitted_at for name, one in before.items())
     undisturbed.annotate(undisturbed.informed())
-    said, same = ({one.shown: one.factuality for one in each.pull()} for each in (office, undisturbed))
+    said, same = ({one.comparison: one.factuality for one in each.pull()} for each in (office, undisturbed))
     assert said == same
 
 

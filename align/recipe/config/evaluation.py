@@ -81,6 +81,8 @@ class EvaluateConfig(StageConfig):
     """PromptFormat of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
     batch_size: int = Field(128, ge=1)
+    workers: int = Field(1, ge=1)
+    """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
 
     @model_validator(mode="after")
     def _compared_policies_are_scored(self) -> EvaluateConfig:

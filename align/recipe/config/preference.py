@@ -30,7 +30,7 @@ class SampleConfig(StageConfig):
     max_new_tokens: int = Field(32, ge=1)
     batch_size: int = Field(128, ge=1)
     workers: int = Field(1, ge=1)
-    """More than one: Ray Data actors, each with its own copy of the policy."""
+    """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
 
 
 class AnnotateConfig(StageConfig):
@@ -51,7 +51,7 @@ class AnnotateConfig(StageConfig):
     """How many judge what everyone judges; an own server gets that many accounts."""
     overlap: float = Field(0.3, ge=0, le=1)
     """Share of comparisons judged by every annotator; the rest by one."""
-    repeats: float = Field(0.1, ge=0, le=0.5)
+    retests: float = Field(0.1, ge=0, le=0.5)
     """Comparisons shown once more with their sides swapped, as a share of all: does one judge the same?"""
     gold: float = Field(0.05, ge=0, le=0.5)
     """Comparisons added whose better side is known, as a share of all: does one listen?"""

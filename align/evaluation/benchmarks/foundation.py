@@ -1,0 +1,246 @@
+"""AIR-Bench foundation (arXiv:2402.07729): single-choice questions in their official layout, and their score.
+
+Reads `Foundation/Foundation_meta.json` with audio at `Foundation/{task_name}_{dataset_name}/{path}`.
+`answer_gt` is the text of the right choice. The official script takes a letter where it finds one and
+leaves the other answers out of the mean; here they are counted, and both readings are reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from align.evaluation.benchmarks.air_bench import (
+    BadBenchmark,
+    lines_of,
+    official_id,
+    response_of,
+    rows_of,
+    text_fields,
+)
+from preference_data.store import write_rows
+
+CATEGORIES = {
+    "Speech_Grounding": "speech",
+    "Spoken_Language_Identification": "speech",
+    "Speaker_Gender_Recognition": "speech",
+    "Speaker_Emotion_Recontion": "speech",
+    "Speaker_Age_Prediction": "speech",
+    "Speech_Entity_Reconition": "speech",
+    "Speaker_Intent_Classification": "speech",
+    "Speaker_Number_Verification": "speech",
+    "Synthesized_Voice_Detection": "speech",
+    "Audio_Grounding": "sound",
+    "vocal_sound_classification": "sound",
+    "Acoustic_Scene_Classification": "sound",
+    "Sound_AQA": "sound",
+    "Music_Instruments_Classfication": "music",
+    "Music_Genre_Recognition": "music",
+    "Music_Midi_Pitch_Analysis": "music",
+    "Music_Midi_Velocity_Analysis": "music",
+    "Music_AQA": "music",
+    "Music_Mood_Recognition": "music",
+}
+"""The 19 tasks, spelled (and misspelled) as in the official files."""
+
+State = Literal["right", "wrong", "unparsed"]
+LETTERS = "ABCD"
+_KEYS = ("path", "question", "choice_a", "choice_b", "answer_gt", "task_name", "dataset_name", "uniq_id")
+_INSTRUCTION = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
+    "you may only choose A or B or C or D."
+)
+_MARKED = re.compile(r"(?<!\w)([A-D])(?:[.):,]|$)")
+_NAMED = re.compile(  # small letters only where they cannot be the article
+    r"\b(?i:answer|option|choice)(?i:\s+(?:is|would be))?\s*:?\s*\(?([A-D]\b|[a-d](?=[.):,]|$))"
+)
+
+
+class Question(NamedTuple):
+    """A clip, a question and two to four choices, of which one is `answer_gt`, word for word."""
+
+    uniq_id: str
+    path: str
+    question: str
+    choices: tuple[str, ...]
+    """In the order A to D; a choice that the file does not have is the empty text."""
+    answer_gt: str
+    task_name: str
+    dataset_name: str
+
+    @property
+    def category(self) -> str:
+        """speech, sound or music."""
+        return CATEGORIES[self.task_name]
+
+    @property
+    def audio(self) -> str:
+        """The clip's file relative to the folder that holds `Foundation/`.
+
+        Audio_Grounding ships FLAC although its paths say .wav; the official script replaces the ending.
+        """
+        path = self.path[:-3] + "flac" if self.task_name == "Audio_Grounding" else self.path
+        return f"Foundation/{self.task_name}_{self.dataset_name}/{path}"
+
+    @property
+    def answer(self) -> str:
+        """The letter of the right choice."""
+        return LETTERS[self.choices.index(self.answer_gt)]
+
+    @property
+    def prompt(self) -> str:
+        """What is asked of a policy, word for word as officially; choices that are not there read None."""
+        lines = [f"{letter}. {text or None}" for letter, text in zip(LETTERS, self.choices, strict=True)]
+        return "\n".join([_INSTRUCTION, self.question, *lines])
+
+
+def read(root: Path) -> list[Question]:
+    """All questions below `root`, the folder that holds `Foundation/`.
+
+    Raises:
+        BadBenchmark: naming file, item and key.
+    """
+    meta = root / "Foundation" / "Foundation_meta.json"
+    return [_question(row, f"{meta}: item {number}") for number, row in enumerate(rows_of(meta))]
+
+
+def write_answers(path: Path, questions: Sequence[Question], responses: Iterable[str]) -> None:
+    """Answers as JSON lines with the official inference keys."""
+    rows = [
+        {
+            "path": one.path,
+            "question": one.question,
+            **{f"choice_{name}": text or None for name, text in zip("abcd", one.choices, strict=True)},
+            "answer_gt": one.answer_gt,
+            "task_name": one.task_name,
+            "dataset_name": one.dataset_name,
+            "response": response,
+            "uniq_id": official_id(one.uniq_id),
+        }
+        for one, response in zip(questions, responses, strict=True)
+    ]
+    write_rows(path, rows)
+
+
+def read_answers(path: Path) -> list[tuple[Question, str]]:
+    """Questions and responses of an answer file in the official jsonl; null is the empty answer.
+
+    Raises:
+        BadBenchmark: naming file, line and key; a question that comes twice.
+    """
+    answers = [(_question(row, where), response_of(row, where)) for where, row in lines_of(path)]
+    seen = Counter((one.task_name, one.dataset_name, one.uniq_id) for one, _ in answers)
+    if twice := [key for key, n in seen.items() if n > 1]:
+        raise BadBenchmark(f"{path}: {'/'.join(twice[0])} comes more than once; keep one row of it")
+    return answers
+
+
+def official_letter(response: str) -> str | None:
+    """The choice as the official script reads it: the first character, else the last but one.
+
+    So "A dog barks" is read as choice A, and "the answer is B." as B.
+    """
+    text = response.strip().replace("\n", "")
+    if not text or text == "None":
+        return None
+    if text[0] in LETTERS:
+        return text[0]
+    return text[-2] if len(text) > 1 and text[-2] in LETTERS else None
+
+
+def strict_letter(response: str, choices: Sequence[str]) -> str | None:
+    """The choice, where the answer says one and only one.
+
+    In this order: a letter marked as one at the start ("A", "B.", "(C) ..."), a letter named as the answer
+    ("the answer is D"), the whole text of one choice and nothing else. What fits none is unparsed, as are
+    letters that contradict each other and letters of choices that were not offered.
+    """
+    text = response.strip()
+    letters = {found.upper() for found in _NAMED.findall(text)}
+    if re.match(r"\(?[A-D](?:[.):,]|$)", text):
+        letters |= set(_MARKED.findall(text))
+    if not letters and (said := _plain(text)):
+        letters = {letter for letter, choice in zip(LETTERS, choices, strict=True) if _plain(choice) == said}
+    offered = [letter for letter in letters if choices[LETTERS.index(letter)]]
+    return offered[0] if len(letters) == 1 and offered else None
+
+
+def score(answers: Sequence[tuple[Question, str]]) -> dict[str, Any]:
+    """Accuracies by the strict reading and, under "official", by the official one.
+
+    Returns:
+        `categories` (macro over the tasks present), `average` (macro over the three categories), `tasks`
+        (micro over the questions of its data sets), `n`, `states`, `tasks_missing`. Unparsed answers count
+        as wrong; the official reading leaves them out, and its `answered` says over what share it speaks.
+        Shares are 0..1; None without answers.
+    """
+    strict = [_state(one, strict_letter(text, one.choices)) for one, text in answers]
+    official = [_state(one, official_letter(text)) for one, text in answers]
+    answered = sum(state != "unparsed" for state in official)
+    return {
+        **_means(answers, strict, lambda states: states.count("right") / len(states)),
+        "n": len(answers),
+        "states": _counts(strict),
+        "tasks_missing": sorted(set(CATEGORIES) - {one.task_name for one, _ in answers}),
+        "official": {
+            **_means(answers, official, _share_of_parsed),
+            "states": _counts(official),
+            "answered": answered / len(answers) if answers else None,
+        },
+    }
+
+
+def _state(question: Question, letter: str | None) -> State:
+    if letter is None:
+        return "unparsed"
+    return "right" if letter == question.answer else "wrong"
+
+
+def _share_of_parsed(states: Sequence[State]) -> float | None:
+    parsed = [state for state in states if state != "unparsed"]
+    return parsed.count("right") / len(parsed) if parsed else None
+
+
+def _means(
+    answers: Sequence[tuple[Question, str]],
+    states: Sequence[State],
+    accuracy: Callable[[Sequence[State]], float | None],
+) -> dict[str, Any]:
+    of_task: dict[str, list[State]] = {}
+    for (question, _), state in zip(answers, states, strict=True):
+        of_task.setdefault(question.task_name, []).append(state)
+    tasks = {task: accuracy(of_task[task]) for task in CATEGORIES if task in of_task}
+    categories = {
+        category: _mean([value for task, value in tasks.items() if CATEGORIES[task] == category])
+        for category in dict.fromkeys(CATEGORIES.values())
+    }
+    return {"categories": categories, "average": _mean(list(categories.values())), "tasks": tasks}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; what is not is told by `tasks_missing` and the counts."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _counts(states: Sequence[State]) -> dict[str, int]:
+    names: tuple[State, ...] = ("right", "wrong", "unparsed")
+    return {name: states.count(name) for name in names}
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
+
+
+def _question(row: Any, where: str) -> Question:
+    fields = text_fields(row, _KEYS, where)
+    if fields["task_name"] not in CATEGORIES:
+        raise BadBenchmark(f"{where}: unknown task_name {fields['task_name']!r}")
+    later = tuple("" if row.get(key) is None else str(row[key]) for key in ("choice_c", "choice_d"))
+    choices = (fields.pop("choice_a"), fields.pop("choice_b"), *later)
+    if fields["answer_gt"] not in choices:
+        raise BadBenchmark(f"{where}: answer_gt {fields['answer_gt'][:80]!r} is none of its choices")
+    return Question(choices=choices, **fields)

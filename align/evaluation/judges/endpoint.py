@@ -1,0 +1,285 @@
+"""A judge model behind an OpenAI-compatible chat endpoint: a paid service, or an open model under vLLM.
+
+The key comes from ALIGN_JUDGE_API_KEY, or OPENAI_API_KEY for openai.com alone: that key is not shown to
+other hosts. A server that wants none gets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
+
+from align.evaluation.judges.prompt import Message, encodable, visible
+from align.evaluation.judges.reply_cache import FILTERED, NO_REPLY, TOO_LONG, Reply
+
+PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "max_tokens": 1024})
+"""Request parameters unless told otherwise."""
+
+_PASSING = {408, 409, 425, 429}
+"""Client errors that another attempt may cure; so may every server error."""
+_PROBE: Message = {"role": "user", "content": "Reply with the word yes."}
+_PROBES = 3
+_LONGEST_BACKOFF_S = 60.0
+_FIRST_ATTEMPTS = 3
+"""To connect to where nothing has ever answered: the URL is wrong, or the server has not started."""
+
+
+class JudgeFailed(RuntimeError):
+    """The judge model cannot be used; what it has answered is kept, so the same command goes on."""
+
+
+class JudgeMisconfigured(JudgeFailed):
+    """Trying again cannot help: key, URL, model, parameters or credit must change."""
+
+
+class JudgeUnavailable(JudgeFailed):
+    """The endpoint does not answer for now."""
+
+
+class _Malformed(ValueError):
+    """A success whose body is no chat completion: cut off, or another service's."""
+
+
+class Endpoint:
+    """Asks many prompts at once, repeats what failed in passing, and stops at what will not heal.
+
+    Args:
+        url: of the API, up to and with "/v1".
+        model: as the server names it.
+        parameters: sent with every request as they are, so also those that only your server knows.
+        concurrency: requests in flight at most; one that waits for its next attempt counts.
+        timeout_s: for one attempt.
+        attempts: per prompt, before it is given up.
+        backoff_s: the first pause; it doubles, up to a minute, half of it at random.
+        max_wait_s: the longest Retry-After that is waited for.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        parameters: Mapping[str, Any] = PARAMETERS,
+        concurrency: int = 8,
+        timeout_s: float = 120.0,
+        attempts: int = 8,
+        backoff_s: float = 0.5,
+        max_wait_s: float = 300.0,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(
+                f"judge URL {_shown(url)!r}: expected one like https://api.openai.com/v1, with nothing after"
+            )
+        self.url = url
+        self.name = model
+        self.parameters = dict(parameters)
+        self.identity = {"model": model, "parameters": self.parameters}
+        self.calls = 0
+        """Requests sent so far, failed ones included."""
+        self._concurrency, self._timeout_s = concurrency, timeout_s
+        self._attempts, self._backoff_s, self._max_wait_s = attempts, backoff_s, max_wait_s
+        self._key = _key_for(parts.hostname)
+        self._failures: list[JudgeFailed] = []
+        self._stopping = asyncio.Event()
+        self._is_known = False
+        """Whether a server has ever answered there, if only with an error."""
+
+    def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
+        """Ask every prompt; `on_reply(index, reply)` is called as each is answered or given up.
+
+        Raises:
+            JudgeMisconfigured: naming URL, model and next step, at the first refusal to serve us.
+            JudgeUnavailable: a prompt failed every time, and so did a harmless one. Where that is answered,
+                the prompt is to blame: it alone gets a reply with finish reason "no_reply".
+        """
+        asyncio.run(self._all(prompts, on_reply))
+
+    async def _all(
+        self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]
+    ) -> None:
+        waiting = iter(enumerate(prompts))
+        self._failures, self._stopping = [], asyncio.Event()
+        client = AsyncOpenAI(
+            base_url=self.url, api_key=self._key or "none", max_retries=0, timeout=self._timeout_s
+        )
+        async with client, asyncio.TaskGroup() as workers:
+            for _ in range(min(self._concurrency, len(prompts))):
+                workers.create_task(self._work(client, waiting, on_reply))
+        if self._failures:
+            raise self._failures[0]
+
+    async def _work(
+        self,
+        client: AsyncOpenAI,
+        waiting: Iterator[tuple[int, Sequence[Message]]],
+        on_reply: Callable[[int, Reply], None],
+    ) -> None:
+        """Take prompts until there are none. A failure lets calls in flight, which are paid for, end."""
+        try:
+            while not self._stopping.is_set() and (taken := next(waiting, None)):
+                index, prompt = taken
+                on_reply(index, await self._ask(client, prompt))
+        except JudgeFailed as failure:
+            self._failures.append(failure)
+            self._stopping.set()
+
+    async def _ask(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
+        problem = ""
+        for attempt in range(self._attempts):
+            retry_after = None
+            try:
+                return await self._call(client, prompt)
+            except APIStatusError as error:
+                self._is_known = True
+                if not _passes(error):
+                    return self._turned_away(error)
+                problem, retry_after = self._said(error), _retry_after(error)
+            except APITimeoutError:
+                problem = f"no reply within {self._timeout_s:g} s"
+            except APIConnectionError as error:
+                problem = f"no connection: {self._redacted(str(error.__cause__ or error))}"
+                if not self._is_known and attempt + 1 == _FIRST_ATTEMPTS:
+                    raise self._away(attempt + 1, problem) from None
+            except _Malformed as error:
+                problem = str(error)
+            if attempt + 1 < self._attempts:
+                await self._wait(self._pause(attempt, retry_after))
+        if not await self._is_up(client):
+            raise self._away(self._attempts, problem)
+        return Reply(f"no reply after {self._attempts} attempts; last: {problem}", NO_REPLY)
+
+    async def _call(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
+        self.calls += 1
+        messages: Any = list(prompt)
+        raw = await client.chat.completions.with_raw_response.create(
+            model=self.name, messages=messages, extra_body=self.parameters
+        )
+        self._is_known = True
+        return _completion(raw.content)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep, unless another call finds meanwhile that there is no use in it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+            raise self._failures[0]
+
+    async def _is_up(self, client: AsyncOpenAI) -> bool:
+        """Whether a harmless prompt is answered, so that the failed one is to blame."""
+        for attempt in range(_PROBES):
+            await self._wait(self._pause(attempt, None))
+            with suppress(APIStatusError, APIConnectionError, _Malformed):
+                await self._call(client, [_PROBE])
+                return True
+        return False
+
+    def _pause(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds until the next attempt; never less than the server asks for."""
+        if retry_after is None:
+            return min(_LONGEST_BACKOFF_S, self._backoff_s * 2**attempt) * random.uniform(0.5, 1.0)
+        if retry_after > self._max_wait_s:
+            raise JudgeUnavailable(
+                f"{self._where()} asks to wait {retry_after:.0f} s. Run the same command again then: "
+                "what is answered is kept"
+            )
+        return retry_after + random.uniform(0.0, self._backoff_s)
+
+    def _turned_away(self, error: APIStatusError) -> Reply:
+        text = self._said(error)
+        if error.code == "content_filter":
+            return Reply(text, FILTERED)
+        too_long = error.code == "context_length_exceeded" or error.status_code == 413
+        if too_long or "context length" in text or "context size" in text:
+            return Reply(text, TOO_LONG)
+        self._stop(error.status_code, text)
+
+    def _stop(self, status: int, text: str) -> NoReturn:
+        step = {
+            401: "set ALIGN_JUDGE_API_KEY (OPENAI_API_KEY counts for openai.com alone)",
+            403: "ask for access to this model, or set another ALIGN_JUDGE_API_KEY",
+            404: "check that the URL ends as the API's does, mostly in /v1, and that it serves this model "
+            f"(GET {_shown(self.url)}/models lists what it does)",
+            429: "the account is out of credit: add some or use another key",
+        }.get(status, "change what the server complains of, then run the same command again")
+        raise JudgeMisconfigured(f"{self._where()} refused: {text}. Next: {step}")
+
+    def _away(self, attempts: int, problem: str) -> JudgeUnavailable:
+        return JudgeUnavailable(
+            f"{self._where()} does not answer ({attempts} attempts; last: {problem}). Check that it is up, "
+            "then run the same command again: what is answered is kept"
+        )
+
+    def _where(self) -> str:
+        return f"judge model {self.name!r} at {_shown(self.url)}"
+
+    def _said(self, error: APIStatusError) -> str:
+        body = error.body
+        text = body.get("message") if isinstance(body, dict) else None
+        return f"HTTP {error.status_code}, {self._redacted(str(text or body or error.message))}"
+
+    def _redacted(self, text: str) -> str:
+        """Foreign text fit for messages and logs: short, visible, and without our key."""
+        if self._key:
+            text = text.replace(self._key, "<key>")
+        return visible(encodable(" ".join(text.split())))[:300]
+
+
+def _key_for(host: str) -> str:
+    """The key to show to a host, "" for none."""
+    own = os.environ.get("ALIGN_JUDGE_API_KEY", "")
+    if not own and (host == "openai.com" or host.endswith(".openai.com")):
+        return os.environ.get("OPENAI_API_KEY", "")
+    return own
+
+
+def _shown(url: str) -> str:
+    """A URL without the user, password and query that may hold a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _passes(error: APIStatusError) -> bool:
+    if error.code == "insufficient_quota":
+        return False
+    return error.status_code in _PASSING or error.status_code >= 500
+
+
+def _retry_after(error: APIStatusError) -> float | None:
+    """Seconds the server asks us to wait, if it says so in a way we can read."""
+    value = error.response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if seconds == seconds else None
+
+
+def _completion(body: bytes) -> Reply:
+    try:
+        data = json.loads(body)
+        choice = data["choices"][0]
+        message = choice["message"]
+        refusal, content = message.get("refusal"), message.get("content")
+        usage = data.get("usage") or {}
+        return Reply(
+            encodable(refusal or content or ""),
+            "refusal" if refusal else choice.get("finish_reason"),
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _Malformed(f"a success without a chat completion in it ({type(error).__name__})") from None

@@ -1,0 +1,93 @@
+"""A judge model in this process: any causal chat model that transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.evaluation.judges.prompt import Message
+from align.evaluation.judges.reply_cache import TOO_LONG, Reply
+from align.generation.decoding import stop_tokens
+from align.generation.engine import Decoding
+from align.generation.text_prompts import complete_prompts
+from align.models.shards import weights_sha256
+from align.run_folder.artifacts import sha256_file, sha256_json
+
+_PROMPTS = 8
+"""That are answered together: of about equal length, so that little is padded."""
+
+
+class LocalModel:
+    """Answers greedily; nothing of the checkpoint's generation config counts but its stop tokens.
+
+    Args:
+        folder: a saved model with its tokenizer and chat template (safetensors, no code of its own).
+        max_new_tokens: a longer reply is cut, finish reason "length".
+
+    Raises:
+        FileNotFoundError: the folder holds no safetensors.
+        ValueError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, folder: Path, max_new_tokens: int = 512) -> None:
+        self.name = folder.name
+        weights = weights_sha256(folder)  # first: it says what is wrong with a folder without weights
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not self.tokenizer.chat_template:
+            raise ValueError(f"{folder}: the tokenizer has no chat template; a judge must be a chat model")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        self.model = model.to(device).eval()
+        self.decoding = Decoding(max_new_tokens)
+        self.stops = stop_tokens(self.model, self.tokenizer)
+        self.identity = {
+            "weights": weights,
+            "files": _digest(folder),
+            "max_new_tokens": max_new_tokens,
+            "stops": self.stops,
+            "dtype": str(dtype),
+        }
+
+    def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
+        """Answer every prompt, calling `on_reply(index, reply)` as each is ready."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        encoded = [self._encode(prompt) for prompt in prompts]
+        fitting = []
+        for index, ids in enumerate(encoded):
+            if limit and len(ids) + self.decoding.max_new_tokens > limit:
+                on_reply(index, Reply(f"the prompt has {len(ids)} tokens, the model takes {limit}", TOO_LONG))
+            else:
+                fitting.append(index)
+        fitting.sort(key=lambda index: len(encoded[index]))
+        for start in range(0, len(fitting), _PROMPTS):
+            batch = fitting[start : start + _PROMPTS]
+            decoded = complete_prompts(self.model, [encoded[i] for i in batch], self.decoding, self.stops)
+            for index, (tokens, _) in zip(batch, decoded, strict=True):
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                reason = "stop" if tokens[-1] in self.stops else "length"
+                on_reply(index, Reply(text, reason, len(encoded[index]), len(tokens)))
+
+    def _encode(self, prompt: Sequence[Message]) -> list[int]:
+        """Token ids up to where the model should speak."""
+        try:
+            text = self._render(prompt)
+        except TemplateError:  # a template without a system role, e.g. Gemma's
+            joined = "\n\n".join(message["content"] for message in prompt)
+            text = self._render([{"role": "user", "content": joined}])
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _render(self, prompt: Sequence[Message]) -> str:
+        return self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+
+
+def _digest(folder: Path) -> str:
+    """Of the files that decide a reply beside the weights: config, tokenizer, chat template."""
+    names = {".json", ".jinja", ".txt", ".model"}
+    files = sorted(file for file in folder.iterdir() if file.suffix in names)
+    return sha256_json([(f.name, sha256_file(f)) for f in files if f.name != "generation_config.json"])

@@ -1,0 +1,232 @@
+"""What a judge is asked, and what of its reply counts: the official way, and ours.
+
+Both show a judge the clip's description, the question and two answers, one of them the reference, and
+want two scores from 1 to 10. JUDGE.md lists where each differs from the official scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.ratings import Order, State
+from align.evaluation.judges.reply_cache import FILTERED, UNANSWERED
+
+Message = dict[str, str]
+"""{"role": "system" or "user", "content": text}."""
+
+OFFICIAL_PROMPT = Path(__file__).with_name("judge_prompt.txt")
+STRICT_PROMPT = Path(__file__).with_name("judge_prompt_strict.txt")
+_SLOT = re.compile(r"\{(\w+)\}")
+_SLOTS = {"meta_info", "question", "first", "second"}
+
+
+class Asked(NamedTuple):
+    """A judge's prompt. `mark` and `response` are what reading the reply needs to know of it."""
+
+    messages: tuple[Message, ...]
+    mark: str
+    response: str
+
+
+class Reading(NamedTuple):
+    """The scores of the first and the second answer, None unless `state` is "scored"."""
+
+    state: State
+    first: float | None = None
+    second: float | None = None
+
+
+class JudgeProtocol(Protocol):
+    """A way to ask and to read the reply."""
+
+    name: str
+    prompt_sha256: str
+    max_disagreement: float
+    """Points between the two orders' scores of one response above which the item is inconsistent."""
+    expected_tokens: int
+    """Of a usual reply, for cost estimates."""
+
+    def ask(self, item: Item, response: str, order: Order) -> Asked:
+        """The prompt for one item in one order."""
+        ...
+
+    def read(self, asked: Asked, text: str, finish_reason: str | None) -> Reading:
+        """The scores a reply gives. Never raises, whatever the text."""
+        ...
+
+
+class Official:
+    """Scores as the official scripts intend: one user message, replies of exactly two whole numbers.
+
+    Nothing keeps an answer from forging delimiters or speaking to the judge.
+
+    Args:
+        template: replaces our wording, e.g. by the official text; slots are {meta_info}, {question},
+            {first} and {second}.
+
+    Raises:
+        ValueError: the template lacks a slot or has one that is not known.
+    """
+
+    name = "official"
+    max_disagreement = float("inf")
+    expected_tokens = 4
+
+    def __init__(self, template: Path = OFFICIAL_PROMPT) -> None:
+        self.template = template.read_text(encoding="utf-8").rstrip("\n")
+        slots = set(_SLOT.findall(self.template))
+        if slots != _SLOTS:
+            raise ValueError(f"{template}: slots must be {sorted(_SLOTS)}, found {sorted(slots)}")
+        self.prompt_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
+
+    def ask(self, item: Item, response: str, order: Order) -> Asked:
+        """The prompt for one item in one order."""
+        content = _fill(self.template, _slots(item, response, order))
+        return Asked(({"role": "user", "content": content},), "", response)
+
+    def read(self, asked: Asked, text: str, finish_reason: str | None) -> Reading:
+        """Two integers with one space between them, none above 10; zero counts."""
+        parts = text.strip().replace("\n", "").split(" ")
+        if finish_reason not in UNANSWERED and len(parts) == 2:
+            try:
+                first, second = map(int, parts)
+            except ValueError:
+                return _unscored(text, finish_reason)
+            if max(first, second) <= 10:
+                return Reading("scored", float(first), float(second))
+        return _unscored(text, finish_reason)
+
+
+class Strict:
+    """Ours: answers are quoted between marks they cannot know, and scores come from the judge's last line.
+
+    The mark is a hash over everything quoted. No text can hold its own hash, so no answer can close its
+    quotation or forge the score line, yet equal items give equal prompts, which the cache needs.
+    """
+
+    name = "strict"
+    max_disagreement = 4.0
+    expected_tokens = 120
+
+    def __init__(self) -> None:
+        text = STRICT_PROMPT.read_text(encoding="utf-8")
+        self.system, self.user = text.rstrip("\n").split("\n=== user ===\n")
+        self.prompt_sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+    def ask(self, item: Item, response: str, order: Order) -> Asked:
+        """The prompt for one item in one order."""
+        quoted = {name: visible(defused(value)) for name, value in _slots(item, response, order).items()}
+        slots = {**quoted, "mark": _mark(tuple(quoted.values()))}
+        messages: tuple[Message, ...] = (
+            {"role": "system", "content": _fill(self.system, slots)},
+            {"role": "user", "content": _fill(self.user, slots)},
+        )
+        return Asked(messages, slots["mark"], response)
+
+    def read(self, asked: Asked, text: str, finish_reason: str | None) -> Reading:
+        """The scores of the judge's own last line, 1 to 10 each; a reply cut at its limit has none."""
+        if finish_reason == "length":
+            return Reading("invalid")
+        scores = None if finish_reason in UNANSWERED else _last_line_scores(text, asked)
+        if scores is None:
+            return _unscored(text, finish_reason)
+        if not all(1 <= score <= 10 for score in scores):
+            return Reading("invalid")
+        return Reading("scored", *scores)
+
+
+_SCORE = r"([0-9]{1,3}(?:\.[0-9]{1,6})?)(?:\s*/\s*10)?"
+_PAIR = rf"{_SCORE}(?:\s*[,;]\s*|\s+){_SCORE}"
+_BARE = re.compile(rf"(?:SCORES\s*:\s*)?{_PAIR}", re.IGNORECASE)
+_JSON = re.compile(rf'\{{\s*"assistant_1"\s*:\s*{_SCORE}\s*,\s*"assistant_2"\s*:\s*{_SCORE}\s*\}}')
+_REFUSAL = re.compile(
+    r"\b(?:i(?:['\u2019]m| am) (?:sorry|unable|not able)|i (?:can(?:['\u2019]t|not)|won['\u2019]t|will not)"
+    r"|(?:cannot|can['\u2019]t|unable to) (?:assist|help|comply|rate|judge|provide))\b",
+    re.IGNORECASE,
+)
+
+
+def _last_line_scores(text: str, asked: Asked) -> tuple[float, float] | None:
+    """Scores a reply ends with.
+
+    With the mark they are the judge's own for certain. Without it, they count only where the response
+    holds nothing that a judge quoting it could end on by chance.
+    """
+    lines = [line for line in (re.sub("[*`]", "", raw).strip() for raw in text.splitlines()) if line]
+    if not lines:
+        return None
+    own = rf"SCORES\s*{asked.mark}\s*:\s*{_PAIR}\.?"
+    found = re.fullmatch(own, re.sub("[<>]", "", lines[-1]), re.IGNORECASE)
+    if not found and not _could_be_echoed(asked.response):
+        found = (
+            re.fullmatch(_PAIR, " ".join(lines[-2:] if len(lines) == 2 else lines[-1:]))
+            or _BARE.fullmatch(lines[-1])
+            or re.fullmatch(rf"(?:json\s)?{_JSON.pattern}", " ".join(lines))
+            or _JSON.fullmatch(lines[-1])
+        )
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def _could_be_echoed(response: str) -> bool:
+    plain = unicodedata.normalize("NFKC", response)
+    return bool(re.search(_PAIR, plain) or "assistant_1" in plain)
+
+
+def _unscored(text: str, finish_reason: str | None) -> Reading:
+    if finish_reason in ("content_filter", "refusal", FILTERED):
+        return Reading("refused")
+    if finish_reason in UNANSWERED:
+        return Reading("invalid")
+    return Reading("refused" if _REFUSAL.search(text) else "invalid")
+
+
+def _slots(item: Item, response: str, order: Order) -> dict[str, str]:
+    first, second = item.answer_gt, response
+    if order == "response_first":
+        first, second = second, first
+    slots = {"meta_info": item.meta_info, "question": item.question, "first": first, "second": second}
+    return {name: encodable(value) for name, value in slots.items()}
+
+
+def _fill(template: str, slots: Mapping[str, str]) -> str:
+    """Fill all slots in one pass: slots inside of values stay as they are."""
+    return _SLOT.sub(lambda found: slots[found[1]], template)
+
+
+def encodable(text: str) -> str:
+    """The text with lone surrogates, which no request can carry, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def defused(text: str) -> str:
+    """The text with the special tokens of chat templates (<|im_end|>, </s>, [INST], ...) broken by a space.
+
+    Servers of open models read them also inside of a message, where they would start a turn.
+    """
+    return re.sub(r"<(?=[^\s<=\d])|\[(?=/?[A-Z_]+\])", r"\g<0> ", text)
+
+
+def visible(text: str) -> str:
+    """The text with control and invisible characters written as <U+XXXX>, so that they hide nothing.
+
+    Line feeds, tabs and the joiners that scripts need stay.
+    """
+    kept = "\n\t\u200c\u200d"
+    return "".join(
+        f"<U+{ord(c):04X}>" if c not in kept and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c
+        for c in text.replace("\r\n", "\n")
+    )
+
+
+def _mark(quoted: Sequence[str]) -> str:
+    """16 hex digits that occur in none of the texts."""
+    digest = hashlib.sha256("\0".join(quoted).encode())
+    while any(digest.hexdigest()[:16] in text for text in quoted):
+        digest.update(b"again")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""What every engine does: it completes requests. Which engine it was must not show in the completions.
+
+A request's draws are a function of the run's seed and the request's number, so its completions are the same
+whatever else is in flight, on however many workers, and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from align.models.features import ClipFeatures
+from preference_data.schema import stable_id
+
+
+class Request(NamedTuple):
+    """A prompt with its clips. A `plain` text is continued as it stands, without a chat around it."""
+
+    text: str
+    audios: tuple[str, ...]
+    plain: bool = False
+
+
+class Decoding(NamedTuple):
+    """How completions are drawn. Nothing else decides: a checkpoint's own settings are ignored.
+
+    `temperature` 0 is greedy. `top_p` keeps the likeliest tokens that together have this probability.
+    `completions` of each prompt are drawn.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    completions: int = 1
+
+
+class Completion(NamedTuple):
+    """A completion: its text, its tokens up to and with the end of turn, and log p of each of them.
+
+    Log-probabilities, in nats, are those of the model as it is, before temperature and top-p. A completion
+    that does not end with a stop token was cut at `max_new_tokens`.
+    """
+
+    text: str
+    token_ids: list[int]
+    logps: list[float]
+
+
+class Engine(Protocol):
+    """A loaded policy that completes requests."""
+
+    clips: ClipFeatures
+    """Where the clips of requests are looked up. May be set between calls."""
+
+    def complete(
+        self, numbered: Mapping[int, Request], decoding: Decoding, seed: int
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Each request's number and its `decoding.completions` completions, as they are done."""
+        ...
+
+    def load(self, policy: Path | str) -> None:
+        """Complete as `policy` from now on: the same shape, other weights."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory, and end any process that the engine started."""
+        ...
+
+
+def request_seed(seed: int, number: int, completion: int = 0) -> int:
+    """64 bits for one completion of request `number`: the same wherever and whenever it is drawn."""
+    return int(stable_id(seed, number, completion)[:16], 16)

@@ -1,0 +1,144 @@
+"""Completions from transformers in this process: every clip encoded once, every prompt prefilled once.
+
+The prompts of a batch are packed as training packs them (`align/kernels/README.md`): distinct clips on their
+true length, what prompts share computed once, no padding. The keys and values of the packed row are then laid
+out as rows, one for each completion, and decoded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from align.generation.decoding import decode, stop_tokens, uniforms
+from align.generation.engine import Completion, Decoding, Request
+from align.models.chat import Encoded, encode_prompt, encode_text, expand_audio, user
+from align.models.features import Clip, ClipFeatures
+from align.models.packing import PackedBatch
+from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
+from align.models.qwen2_audio.model import load_model, load_processor
+from align.models.qwen2_audio.packed import pack_for_inference
+
+
+class TransformersEngine:
+    """A Qwen2-Audio on this process' device.
+
+    Args:
+        policy: folder of a saved model, or a Hub id.
+        clips: where requests' clips are looked up; may be set later.
+
+    Raises:
+        ValueError: the language model has sliding-window layers.
+    """
+
+    def __init__(self, policy: Path | str, clips: ClipFeatures) -> None:
+        self.processor = load_processor(policy)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = pack_for_inference(load_model(policy)).to(self.device).eval()
+        self.clips = clips
+        self.stops = stop_tokens(self.model, self.processor.tokenizer)
+
+    def complete(
+        self, numbered: Mapping[int, Request], decoding: Decoding, seed: int
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """All requests as one batch: callers divide, see `complete_all`."""
+        requests, k = list(numbered.values()), decoding.completions
+        if not requests:
+            return
+        draws = uniforms(decoding, seed, list(numbered))
+        decoded = self._decode(requests, decoding, draws)
+        for i, (number, request) in enumerate(numbered.items()):
+            group = decoded[i * k : (i + 1) * k]
+            yield number, [Completion(self._text(ids, request), ids, logps) for ids, logps in group]
+
+    def load(self, policy: Path | str) -> None:
+        """Complete as `policy` from now on: the same shape, other weights. The old ones stay if it fails."""
+        self.model.load_state_dict(load_model(policy).state_dict())
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def _decode(
+        self, requests: Sequence[Request], decoding: Decoding, draws: np.ndarray | None
+    ) -> list[tuple[list[int], list[float]]]:
+        """Tokens and their log-probabilities, R = requests x completions rows of them."""
+        packed, features, lengths = self._pack(requests)
+        states, cache = self.model.model.prefill(packed, features)
+        last = packed.index[torch.arange(len(requests)), torch.tensor(lengths) - 1]
+        logits = self.model.lm_head(states[last])
+        places, seen = _left_padded(packed.index, lengths)
+        k = decoding.completions
+        _lay_out(cache, places.repeat_interleave(k, 0))
+        repeated = logits.repeat_interleave(k, 0), cache, seen.repeat_interleave(k, 0)
+        return decode(*repeated, self._step, decoding, draws, self.stops)
+
+    def _step(self, tokens: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits (R, V) after one more token (R, 1) each."""
+        mask = None if bool(seen.all()) else seen[:, None, None, :]
+        states = self.model.model.language_model(
+            input_ids=tokens,
+            attention_mask={"full_attention": mask},
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits: Tensor = self.model.lm_head(states[:, -1])
+        return logits
+
+    def _pack(self, requests: Sequence[Request]) -> tuple[PackedBatch, Tensor | None, list[int]]:
+        """The prompts as one packed row, the features of their distinct clips, and the prompts' lengths."""
+        clips = self.clips.per_row([request.audios for request in requests])
+        rows = [self._encode(request, own).ids for request, own in zip(requests, clips, strict=True)]
+        numbers: dict[str, int] = {}
+        distinct: list[Clip] = []
+        for request, own in zip(requests, clips, strict=True):
+            for path, clip in zip(request.audios, own, strict=True):
+                if path not in numbers:
+                    numbers[path] = len(distinct)
+                    distinct.append(clip)
+        row_clips = [[numbers[path] for path in request.audios] for request in requests]
+        audio_id = self.processor.tokenizer.convert_tokens_to_ids(self.processor.audio_token)
+        packed = pack_rows(rows, row_clips, [clip.n_frames for clip in distinct], audio_id).to(self.device)
+        features = stack_unpadded(distinct).get("input_features")
+        return packed, features, [len(row) for row in rows]
+
+    def _encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
+        encoded = (
+            encode_text(self.processor, request.text)
+            if request.plain
+            else encode_prompt(self.processor, [user(request.text, len(request.audios))])
+        )
+        audio_id = self.processor.tokenizer.convert_tokens_to_ids(self.processor.audio_token)
+        return expand_audio(encoded, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)
+
+    def _text(self, tokens: Sequence[int], request: Request) -> str:
+        """The text of a completion. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""
+        tokenizer = self.processor.tokenizer
+        if request.plain:
+            tokens = [i for i in tokens if i not in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
+        return str(tokenizer.decode(tokens, skip_special_tokens=not request.plain)).strip()
+
+
+def _left_padded(index: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Places (P, T) of prompts in the packed row, moved to the right end, and which of them are real."""
+    width = index.shape[1]
+    shift = width - torch.tensor(lengths, device=index.device)[:, None]
+    column = torch.arange(width, device=index.device)[None] - shift
+    seen = column >= 0
+    return index.gather(1, column.clamp(min=0)) * seen, seen
+
+
+def _lay_out(cache: DynamicCache, places: Tensor) -> None:
+    """Turn keys and values (1, H, L, D) of the packed row into those of rows, (R, H, T, D), in place."""
+    for layer in cache.layers:
+        layer.keys = layer.keys[0][:, places].transpose(0, 1)
+        layer.values = layer.values[0][:, places].transpose(0, 1)

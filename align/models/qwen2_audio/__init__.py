@@ -1,0 +1,1 @@
+"""Qwen2-Audio itself: checkpoints, processor, tokens per clip, the packed backbone, export."""

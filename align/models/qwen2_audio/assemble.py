@@ -1,0 +1,312 @@
+"""A Qwen2-Audio made of a Whisper encoder and a Qwen2-family language model, as both reports start.
+
+    Whisper  model.encoder.*    -> audio_tower.*            the decoder and its head are left behind
+    Qwen2    model.*, lm_head   -> language_model.*         embeddings grown by the new special tokens
+             (random)           -> multi_modal_projector.*  the one new part
+
+Copied tensor by tensor: a 7B model takes the memory of one file. The audio tower computes what Whisper's
+encoder does, except that it averages each two frames (40 ms instead of 20) before the last layer norm.
+Qwen2-Audio-7B is Whisper-large-v3 and a language model in Qwen1.5-7B's shape; others fit as well.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+
+from align.models import shards
+from align.models.qwen2_audio.model import CHAT_TEMPLATE, END_OF_TURN, SPECIAL_TOKENS, hub_name
+from align.models.qwen2_audio.vocabulary import add_tags, spelled_row
+from align.models.shards import SavedTensors
+from align.run_folder.artifacts import commit_folder, write_json
+from preference_data.prompts.prompts import Tagset
+
+REPORT = "assembly.json"
+"""In the assembled folder: where each tensor came from."""
+_AUDIO_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+"""First of the new ones, so that they get the released checkpoint's ids where Qwen's tokenizer is grown."""
+_NO_TAGS = Tagset((), ())
+_ROWS_MULTIPLE = 64
+"""Embeddings grow to a multiple of it: matrix units want whole tiles, and tensor parallelism equal parts."""
+_NOT_NEEDED = re.compile(r"(model\.)?decoder\..*|proj_out\.weight|.*\.rotary_emb\.inv_freq")
+_EMBEDDINGS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+
+
+class CannotAssemble(ValueError):
+    """The two checkpoints do not make a Qwen2-Audio; the message says which part and why."""
+
+
+class Assembly(NamedTuple):
+    """Where everything came from and went.
+
+    `used`: tensor of the result -> "audio:NAME" or "text:NAME"; `unused`: what was left behind; `new`:
+    made here; `new_tokens`: special tokens and their ids, whose embedding is the mean of the old ones.
+    """
+
+    used: dict[str, str]
+    unused: list[str]
+    new: list[str]
+    new_tokens: dict[str, int]
+    rows: tuple[int, int]
+    """Of the embeddings, before and after."""
+
+
+def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset = _NO_TAGS) -> Assembly:
+    """Write a Qwen2-Audio to the folder `to`, which appears whole or not at all.
+
+    Args:
+        audio: a Whisper checkpoint: config, feature extractor, safetensors.
+        text: a Qwen2ForCausalLM checkpoint: config, tokenizer, safetensors.
+        to: the new folder.
+        seed: of the projector's weights.
+        tags: added to the tokenizer, those that it lacks, after the tokens around audio and turns.
+
+    Raises:
+        CannotAssemble: a model of another family, parts that do not fit, a tensor too many or too few.
+        FileNotFoundError: a checkpoint without safetensors.
+    """
+    whisper = _config(audio, WhisperConfig, "a Whisper model, such as openai/whisper-large-v3")
+    qwen = _config(text, Qwen2Config, "a Qwen2-family language model, such as Qwen/Qwen1.5-7B")
+    sources = {"audio": SavedTensors(audio), "text": SavedTensors(text)}
+    extractor = _extractor(audio, whisper)
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    new_tokens = _add_tokens(tokenizer, tags)
+    old_rows = qwen.vocab_size
+    config = _joined(whisper, qwen, tokenizer)
+    expected = expected_tensors(config)
+    used, unused, new = _matched(sources, expected)
+    _check_shapes(sources, used, expected, old_rows)
+
+    partial = to.with_name(f".partial-{to.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    found = Assembly(used, unused, new, new_tokens, (old_rows, config.text_config.vocab_size))
+    shards.write(_tensors(sources, found, expected, tokenizer, seed), partial)
+    config.save_pretrained(partial)
+    _generation(tokenizer).save_pretrained(partial)
+    Qwen2AudioProcessor(extractor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(partial)
+    write_json(partial / REPORT, found._asdict())
+    commit_folder(partial, to)
+    return found
+
+
+def fetched(checkpoint: Path) -> Path:
+    """The folder of a checkpoint; one on the Hub is downloaded to the usual cache first.
+
+    Raises:
+        CannotAssemble: it is no folder, and the Hub does not have it or does not answer.
+    """
+    if checkpoint.is_dir():
+        return checkpoint
+    try:
+        wanted = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
+        return Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise CannotAssemble(
+            f"{checkpoint} is no folder here, and could not be fetched from the Hub ({error}). Download it "
+            f"elsewhere (hf download {checkpoint} --local-dir DIR), copy it here and name its folder"
+        ) from error
+
+
+def expected_tensors(config: Qwen2AudioConfig) -> dict[str, tuple[int, ...]]:
+    """Name on the Hub and shape of every tensor of such a model, without making it."""
+    with torch.device("meta"):
+        model = Qwen2AudioForConditionalGeneration(config)
+    return {hub_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+# -------------------------------------------------------------------------- the parts
+
+
+def _config(folder: Path, family: type[PreTrainedConfig], wanted: str) -> PreTrainedConfig:
+    if not (folder / "config.json").exists():
+        raise CannotAssemble(f"{folder} holds no config.json; name the folder of {wanted}")
+    config = AutoConfig.from_pretrained(folder)
+    if type(config) is not family:
+        raise CannotAssemble(f"{folder} holds a model of type {config.model_type!r}; needed is {wanted}")
+    return config
+
+
+def _extractor(audio: Path, whisper: WhisperConfig) -> WhisperFeatureExtractor:
+    """Whisper's feature extractor, which must make what its encoder takes."""
+    if not any((audio / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise CannotAssemble(f"{audio} holds no preprocessor_config.json: fetch Whisper's to it")
+    extractor = WhisperFeatureExtractor.from_pretrained(audio, return_attention_mask=True)
+    made = (extractor.feature_size, extractor.nb_max_frames)
+    taken = (whisper.num_mel_bins, 2 * whisper.max_source_positions)
+    if made != taken:
+        raise CannotAssemble(
+            f"{audio}: its feature extractor makes {made[0]} mel bins x {made[1]} frames, its encoder takes "
+            f"{taken[0]} x {taken[1]} (2 x max_source_positions); they are not of the same model"
+        )
+    return extractor
+
+
+def _n_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, tags: Tagset) -> dict[str, int]:
+    """Give the tokenizer the tokens it lacks, and the roles that our chats need; returns the new ones."""
+    has = tokenizer.get_vocab()
+    new = [token for token in dict.fromkeys([*_AUDIO_TOKENS, *SPECIAL_TOKENS]) if token not in has]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in new], special_tokens=True)
+    new += add_tags(tokenizer, tags)
+    tokenizer.eos_token = END_OF_TURN
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.padding_side = "left"
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in new}
+
+
+def _joined(
+    whisper: WhisperConfig, qwen: Qwen2Config, tokenizer: PreTrainedTokenizerBase
+) -> Qwen2AudioConfig:
+    """The config of the two in one; embeddings only ever grow."""
+    fields = Qwen2AudioEncoderConfig().to_dict().keys() - {"model_type", "transformers_version", "dtype"}
+    audio = Qwen2AudioEncoderConfig(
+        **{name: value for name, value in whisper.to_dict().items() if name in fields}
+    )
+    text = Qwen2Config.from_dict(qwen.to_dict())
+    if _n_ids(tokenizer) > text.vocab_size:
+        text.vocab_size = -(-_n_ids(tokenizer) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+    text.tie_word_embeddings = False  # Qwen2-Audio has a head of its own; a tied one starts as a copy
+    text.eos_token_id = tokenizer.eos_token_id
+    text.pad_token_id = tokenizer.pad_token_id
+    audio_token = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=audio_token)
+    config.architectures = ["Qwen2AudioForConditionalGeneration"]
+    config.dtype = qwen.dtype
+    return config
+
+
+def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Stop at the end of a turn, and at the end of a text, as a language model without turns does."""
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+
+
+# -------------------------------------------------------------------------- name by name
+
+
+def _matched(
+    sources: dict[str, SavedTensors], expected: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Which tensor becomes which: used (target -> source), unused, new. Nothing is left unsaid."""
+    used: dict[str, str] = {}
+    unused, unknown = [], []
+    for kind, tensors in sources.items():
+        for name in tensors.names:
+            target = _target(kind, name)
+            if target in expected:
+                used[target] = f"{kind}:{name}"
+            elif _NOT_NEEDED.fullmatch(name):
+                unused.append(f"{kind}:{name}")
+            else:
+                unknown.append(f"{kind}:{name}")
+    if _EMBEDDINGS[1] not in used and _EMBEDDINGS[0] in used:
+        used[_EMBEDDINGS[1]] = used[_EMBEDDINGS[0]]  # a tied head is saved once
+    new = [name for name in expected if name.startswith("multi_modal_projector.")]
+    missing = [name for name in expected if name not in used and name not in new]
+    if unknown or missing:
+        raise CannotAssemble(
+            f"tensors do not match. Without a place in Qwen2-Audio: {_some(unknown)}; "
+            f"found in neither checkpoint: {_some(missing)}"
+        )
+    return used, unused, new
+
+
+def _target(kind: str, name: str) -> str:
+    """What a source's tensor is called in Qwen2-Audio, if it has a place there."""
+    if kind == "audio":
+        return re.sub(r"^(model\.)?encoder\.", "audio_tower.", name)
+    return f"language_model.{name}"
+
+
+def _check_shapes(
+    sources: dict[str, SavedTensors],
+    used: dict[str, str],
+    expected: dict[str, tuple[int, ...]],
+    old_rows: int,
+) -> None:
+    """Every tensor must have its place's shape; embeddings, that with their old number of rows."""
+    wrong = []
+    for target, source in used.items():
+        kind, _, name = source.partition(":")
+        wanted = expected[target]
+        if target in _EMBEDDINGS:
+            wanted = (old_rows, *wanted[1:])
+        if sources[kind].shape(name) != wanted:
+            wrong.append(f"{source} is {sources[kind].shape(name)}, its config says {wanted}")
+    if wrong:
+        raise CannotAssemble(f"tensors of another shape than their config says: {_some(wrong)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5]) or "none"
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+# -------------------------------------------------------------------------- values
+
+
+def _tensors(
+    sources: dict[str, SavedTensors],
+    found: Assembly,
+    expected: dict[str, tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the result, one at a time, in the dtype it came in."""
+    draw = torch.Generator().manual_seed(seed)
+    for target, shape in expected.items():
+        if target in found.new:
+            yield target, _fresh(shape, draw)
+            continue
+        kind, _, name = found.used[target].partition(":")
+        tensor = sources[kind][name]
+        yield target, _grown(tensor, shape[0], tokenizer, found) if target in _EMBEDDINGS else tensor
+
+
+def _fresh(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Weights as transformers draws them (normal, 0.02), biases zero."""
+    return torch.zeros(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=draw)
+
+
+def _grown(tensor: Tensor, rows: int, tokenizer: PreTrainedTokenizerBase, found: Assembly) -> Tensor:
+    """Embeddings (rows, d): the old ones, and for each new token a mean of old ones.
+
+    Of those that spell its name for a tag (see `vocabulary`), of all for the tokens around audio and turns,
+    and for rows that nobody has. Means leave the model's predictions nearly as they were, where random rows
+    can outbid all others (nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    """
+    old = sorted(set(tokenizer.get_vocab().values()) - {*found.new_tokens.values()})
+    mean = tensor[old].float().mean(0).to(tensor.dtype)
+    grown = tensor.new_empty(rows, tensor.shape[1])
+    grown[: len(tensor)] = tensor
+    grown[len(tensor) :] = mean
+    for token, row in found.new_tokens.items():
+        is_control = token in (*_AUDIO_TOKENS, *SPECIAL_TOKENS)
+        grown[row] = mean if is_control else spelled_row(tensor, tokenizer, token)
+    return grown

@@ -1,0 +1,91 @@
+"""Clips as Qwen2-Audio's encoder takes them: how many frames and tokens, and several in one packed row.
+
+Shapes: C distinct clips, M mel bins, F mel frames, E encoder frames of all clips, V audio vectors they give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.kernels.attention import Movable, Ragged
+from align.kernels.prefix_tree import clips_apart
+from align.models.features import Clip
+from align.models.packing import PackedBatch, pack_tokens
+
+HALO = 2
+"""Mel frames after a clip that its last encoder frame is computed from: two convolutions of width 3."""
+
+
+def n_encoder_frames(n_frames: int) -> int:
+    """Frames that `n_frames` mel frames become in the encoder: convolution by 2."""
+    return (n_frames - 1) // 2 + 1
+
+
+def n_audio_tokens(n_frames: int) -> int:
+    """Tokens that `n_frames` mel frames become: convolution by 2, then pooling by 2, each rounding its way.
+
+    30 s = 3,000 frames at the released hop of 10 ms = 750 tokens.
+    """
+    return (n_encoder_frames(n_frames) - 2) // 2 + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedClips(Movable):
+    """Distinct clips in one packed row of encoder frames, without padding.
+
+    `clip` and `position` (E,) say where each frame comes from and where in its clip it is; `pooled` (2V,)
+    are the frames that are averaged in twos; `sees` keeps clips apart.
+    """
+
+    clip: Tensor
+    position: Tensor
+    pooled: Tensor
+    sees: Ragged
+
+    @classmethod
+    def of(cls, n_frames: Sequence[int]) -> PackedClips:
+        """Of clips with so many mel frames each."""
+        frames = [n_encoder_frames(n) for n in n_frames]
+        starts = np.cumsum([0, *frames[:-1]])
+        pooled = [start + np.arange(n // 2 * 2) for start, n in zip(starts, frames, strict=True)]
+        return cls(
+            torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(frames)),
+            torch.cat([torch.arange(n) for n in frames]),
+            torch.from_numpy(np.concatenate(pooled)),
+            Ragged.of(clips_apart(frames), causal=False),
+        )
+
+
+def pack_rows(
+    rows: Sequence[Sequence[int] | Tensor],
+    row_clips: Sequence[Sequence[int]],
+    n_frames: Sequence[int],
+    audio_token_id: int,
+    min_shared: int = 4,
+) -> PackedBatch:
+    """`pack_tokens` for distinct clips of so many mel frames each.
+
+    Raises:
+        ValueError: a row has not as many audio tokens as its clips have vectors.
+    """
+    clips = PackedClips.of(n_frames) if len(n_frames) else None
+    return pack_tokens(
+        rows, row_clips, [n_audio_tokens(n) for n in n_frames], audio_token_id, clips, min_shared
+    )
+
+
+def stack_unpadded(clips: Sequence[Clip]) -> dict[str, Tensor]:
+    """The packed model's input of C clips: input_features (C, M, F), F no more than the longest needs."""
+    if not clips:
+        return {}
+    width = max(min(clip.n_frames + HALO, clip.n_padded) for clip in clips)
+    features = torch.zeros(len(clips), clips[0].mel.shape[0], width)
+    for row, clip in zip(features, clips, strict=True):
+        here = min(width, clip.mel.shape[-1])
+        row[:, :here] = clip.mel[:, :here]
+    return {"input_features": features}

@@ -1,0 +1,226 @@
+"""The gate on a run folder of real files: contamination, the champion, and what is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import preference_data
+from align.evaluation import scores as scoring
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.fragments import unfinished
+from align.evaluation.judges.facts import FactJudge
+from align.recipe.config.evaluation import Thresholds
+from align.release.registry import RegistryDown
+from align.release.verdict import Evidence, checks, decide
+from align.run_folder.artifacts import read_manifest
+from preference_data import store
+from preference_data.audio import contamination
+from preference_data.audio.contamination import Clip, Contamination
+from preference_data.schema import AudioClip
+from preference_data.toy_world.phrasebook import Phrasebook
+
+PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "synthetic.yaml"
+
+
+@pytest.fixture
+def gated(monkeypatch):
+    """The module that makes runs, with a registry beside each run."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    import gated_run
+
+    return gated_run
+
+
+# -------------------------------------------------------------------------- contamination
+
+
+def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
+    gated.tone(tmp_path / "b.wav", 440)
+    gated.tone(tmp_path / "other.wav", 450)
+    samples, rate = soundfile.read(tmp_path / "b.wav", dtype="float32")
+    (tmp_path / "copy.wav").write_bytes((tmp_path / "b.wav").read_bytes())
+    soundfile.write(tmp_path / "flac.flac", samples, rate, subtype="PCM_16")
+    soundfile.write(tmp_path / "float.wav", samples, rate, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], 1), rate, subtype="PCM_24")
+    soundfile.write(tmp_path / "quieter.wav", samples * 0.9, rate)
+    soundfile.write(tmp_path / "cut.wav", samples[:-1], rate)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    trained = {path.name: Clip(path) for path in sorted(tmp_path.iterdir()) if path.name != "b.wav"}
+    seen = []
+    found = contamination.find({"b.wav": Clip(tmp_path / "b.wav")}, trained, on_progress=seen.append)
+    assert {(one.trained, one.by) for one in found.overlaps} == {
+        ("copy.wav", "bytes"),
+        ("flac.flac", "samples"),
+        ("float.wav", "samples"),
+        ("stereo.wav", "samples"),
+    }
+    assert (found.heard, found.n_benchmark, found.n_trained) == (1, 1, 8)
+    assert found.unreadable == ("broken.wav: unreadable",)
+    assert seen == list(range(1, 10))
+
+
+def test_a_clean_run_passes_and_the_verdict_tells_what_it_rests_on(gated, tmp_path):
+    run = gated.make(tmp_path / "run")
+    found = gated.gate(run)
+    assert found["verdict"] == "pass", found["reasons"]
+    assert found["champion"] == {"version": None, "weights": None, "move": None}
+    assert found["registry"] == {"model_name": gated.MODEL, "alias": "champion"}
+    assert found["contamination"] == {
+        "benchmark_clips": 4,
+        "trained_clips": 5,
+        "heard": 0,
+        "overlaps": [],
+        "unreadable": [],
+        "unknown_training_data": [],
+        "changed_corpora": [],
+    }
+    assert found["weights"]["6_dpo"] != found["weights"]["2_sft"]
+    assert read_manifest(run / "8_gate")["metrics"]["checks_fail"] == 0
+
+
+@pytest.mark.parametrize(("name", "by"), [("again.wav", "bytes"), ("again.flac", "samples")])
+def test_a_benchmark_clip_among_the_trained_ones_fails(gated, tmp_path, name, by):
+    def corpus(folder):
+        gated.corpus(folder)
+        clips = store.read(folder / "clips.jsonl", AudioClip)
+        clip, copied = folder / "test/Chat/speech_QA_made/2.wav", folder / "audio/preference" / name
+        if copied.suffix == clip.suffix:
+            copied.write_bytes(clip.read_bytes())
+        else:
+            soundfile.write(copied, *soundfile.read(clip))
+        path = f"audio/preference/{name}"
+        more = AudioClip(id="more", path=path, split="preference", duration_s=0.2, sha256="0" * 64)
+        store.write(folder / "clips.jsonl", [*clips, more])
+
+    found = gated.gate(gated.make(tmp_path / "run", corpus=corpus), model_name=None)
+    assert found["verdict"] == "fail"
+    assert found["contamination"]["overlaps"] == [
+        {
+            "benchmark": "test/Chat/speech_QA_made/2.wav",
+            "trained": f"0_corpus/audio/preference/{name}",
+            "by": by,
+        }
+    ]
+    assert "contamination: 1 of 4 benchmark clips" in found["reasons"][0]
+
+
+def test_a_training_clip_that_is_gone_or_a_corpus_that_changed_fails(gated, tmp_path):
+    run = gated.make(tmp_path / "run")
+    (run / "0_corpus/audio/train/1.wav").unlink()
+    found = gated.gate(run, model_name=None)
+    assert found["reasons"] == [
+        "contamination: not measured: 1 clips cannot be read, e.g. 0_corpus/audio/train/1.wav: missing"
+    ]
+
+    def other(folder):
+        gated.corpus(folder)
+        (folder / "more.txt").write_text("other")
+
+    gated.stage(run, "0_corpus", "corpus", [], other)
+    found = gated.gate(run, model_name=None)
+    assert found["reasons"] == ["contamination: not measured: a corpus has changed since it was used"]
+    assert found["contamination"]["changed_corpora"] == ["0_corpus"]
+
+
+# -------------------------------------------------------------------------- the registry
+
+
+def test_without_mlflow_there_is_no_verdict(gated, tmp_path, monkeypatch):
+    run = gated.make(tmp_path / "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(RegistryDown, match="MLFLOW_TRACKING_URI") as caught:
+        gated.gate(run)
+    assert "secret" not in str(caught.value)
+    assert not (run / "8_gate").exists()
+    assert gated.gate(run, model_name=None)["verdict"] == "pass"  # who asks for no champion needs no MLflow
+
+
+# -------------------------------------------------------------------------- collapse, as answers
+
+
+@pytest.fixture(scope="module")
+def questions():
+    """600 questions on made facts, and what a policy with the demo's habits answers to them."""
+    book, rng = Phrasebook.load(PHRASEBOOK), np.random.default_rng(0)
+    made = [
+        {"word": "seven", "gender": "man"},
+        {"word": "tiger", "gender": "woman"},
+        {"event": "bell", "count": "two"},
+        {"event": "knock", "count": "four"},
+        {"instrument": "piano", "direction": "rising", "tempo": "fast"},
+        {"instrument": "flute", "direction": "falling", "tempo": "slow"},
+    ]
+    items, references, spoiled = [], [], []
+    for i in range(600):
+        facts = made[i % len(made)]
+        asked = book.ask(facts, rng)
+        task = book.task_of(facts)
+        items.append(Item(f"q{i}", f"{i}.wav", asked.text, asked.reference, json.dumps(facts), task, "made"))
+        references.append(asked.reference)
+        spoiled.append(book.spoil(asked, facts, rng)[0])
+    return items, references, spoiled
+
+
+def judged(questions, candidate, baseline):
+    """scores.json as the evaluation writes it, from answers through the real fact judge."""
+    items, _, _ = questions
+    judge = FactJudge(PHRASEBOOK)
+    marks = {name: judge.judge(items, texts) for name, texts in (("sft", baseline), ("dpo", candidate))}
+    shuffled = judge.judge(items, [*candidate[1:], candidate[0]])
+    plain = {key: one._asdict() for key, one in scoring.compare(marks["sft"], marks["dpo"]).items()}
+    return {
+        "before": "sft",
+        "after": "dpo",
+        "n": len(items),
+        "judge": {"name": judge.name, "shares_ground_truth": judge.shares_ground_truth},
+        "policies": {
+            "sft": {"overall": scoring.summary(marks["sft"], baseline)},
+            "dpo": {
+                "overall": scoring.summary(marks["dpo"], candidate),
+                "shuffled_audio": scoring.summary(shuffled, candidate),
+            },
+        },
+        "comparison": plain,
+    }
+
+
+def outcome(questions, spoil):
+    """The verdict on a candidate whose i-th answer is `spoil(i, good answer)`."""
+    _, references, spoiled = questions
+    baseline = [spoiled[i] if i % 2 else references[i] for i in range(len(references))]
+    better = [spoiled[i] if i % 5 == 1 else references[i] for i in range(len(references))]
+    candidate = [spoil(i, text) for i, text in enumerate(better)]
+    thresholds = Thresholds(judge=None).model_dump()
+    evidence = Evidence(
+        judged(questions, candidate, baseline),
+        {"sft": unfinished(baseline), "dpo": unfinished(candidate)},
+        Contamination((), 600, 5000, ()),
+        None,
+    )
+    return decide(checks(evidence, thresholds))
+
+
+def test_a_better_candidate_passes(questions):
+    found = outcome(questions, lambda i, text: text)
+    assert found.verdict == "pass", found.reasons
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda i, text: "There is no music." if i % 8 == 0 else text, "over-abstention"),
+        (lambda i, text: " ".join(text.split()[:2]), "shortest length ratio"),
+        (lambda i, text: f"{text} The" if i % 8 == 0 else text, "rise of unfinished answers"),
+        (lambda i, text: f"{text} {text} {text}", "length ratio"),
+        (lambda i, text: "The speaker says seven.", "distinct answers"),
+    ],
+    ids=["over-abstention", "short", "fragments", "repetition", "one answer"],
+)
+def test_each_collapse_is_caught_by_its_own_sign(questions, spoil, reason):
+    found = outcome(questions, spoil)
+    assert found.verdict == "fail"
+    assert any(one.startswith(reason) for one in found.reasons), found.reasons

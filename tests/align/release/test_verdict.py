@@ -1,0 +1,367 @@
+"""The gate's decision: fail-closed, the worst check wins, and collapsed runs do not get through."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from align.recipe.config.evaluation import GateConfig, Thresholds
+from align.release.verdict import Champion, Evidence, checks, decide, gain
+from preference_data.audio.contamination import Contamination, Overlap
+
+COLLAPSED = Path(__file__).parent / "collapsed"
+RECIPES = Path(__file__).parents[3] / "recipes"
+CLEAN = Contamination((), 640, 5000, ())
+WHOLE = {"2_sft": 0.05, "6_dpo": 0.14, "base": 0.0, "dpo": 0.0}
+THRESHOLDS = {
+    "judge": None,
+    "category_margins": {"factuality": 0.1},
+    "recognition_margins": {"asr/digits": {"wer": 0.05, "exact": 0.05}},
+}
+GOOD = {
+    "before": "2_sft",
+    "after": "6_dpo",
+    "judge": {"name": "facts", "shares_ground_truth": True},
+    "policies": {
+        "2_sft": {
+            "overall": {"factuality": 0.65, "asked": 0.80, "words": 5.0, "distinct": 200, "n": 640},
+            "recognition": {"asr/digits": {"wer": 0.10, "exact": 0.80, "n": 200}},
+        },
+        "6_dpo": {
+            "overall": {
+                "factuality": 0.75,
+                "asked": 0.79,
+                "words": 4.5,
+                "distinct": 180,
+                "n": 640,
+                "over_abstention": 0.01,
+            },
+            "categories": {"speech": {}, "music": {}},
+            "shuffled_audio": {"factuality": 0.2},
+            "recognition": {"asr/digits": {"wer": 0.12, "exact": 0.79, "n": 200}},
+        },
+    },
+    "comparison": {
+        "factuality": {"ci_low": 0.05, "ci_high": 0.15},
+        "behaviour": {"ci_low": 0.02, "ci_high": 0.10},
+    },
+    "by_category": {
+        "speech": {"factuality": {"ci_low": -0.02, "ci_high": 0.15}},
+        "music": {"factuality": {"ci_low": 0.01, "ci_high": 0.15}},
+    },
+}
+PROMPT = "ab" * 32
+STATES = {"scored": 2150, "invalid": 10, "refused": 5, "inconsistent": 30, "missing": 5}
+RATED = {
+    "overall": {"score": 6.9, "words": 30.0, "distinct": 2000, "n": 2200},
+    "shuffled_audio": {"score": 3.0},
+    "categories": {"speech": {}},
+    "ratings": {"n": 2200, "states": STATES, "tasks_missing": []},
+}
+JUDGED = {
+    "before": "base",
+    "after": "dpo",
+    "judge": {
+        "name": "llm",
+        "shares_ground_truth": False,
+        "model": "gpt-4-0125-preview",
+        "prompt_sha256": PROMPT,
+        "protocol": "official",
+        "canary_uplift": 0.1,
+    },
+    "policies": {"base": {**RATED, "overall": {**RATED["overall"], "score": 6.5}}, "dpo": RATED},
+    "comparison": {"score": {"ci_low": 0.2, "ci_high": 0.6}},
+    "by_category": {"speech": {"score": {"ci_low": -0.1, "ci_high": 0.6}}},
+}
+FOR_A_JUDGE = {
+    "factuality_gain": None,
+    "behaviour_gain": None,
+    "score_gain": 0.0,
+    "category_margins": {"score": 0.2},
+    "max_over_abstention": None,
+    "max_asked_loss": None,
+    "min_audio_effect": None,
+    "min_audio_effect_on_score": 1.0,
+}
+SHORT = {"dpo": "6_dpo", "sft": "2_sft", "digits": "asr/digits"}
+
+
+def changed(scores, changes):
+    """A copy with values replaced by their path, `policies__dpo__overall__n`; None removes."""
+    scores = copy.deepcopy(scores)
+    for path, value in changes.items():
+        *parents, key = (
+            SHORT.get(name, name) if scores["after"] != "dpo" else name for name in path.split("__")
+        )
+        node = scores
+        for name in parents:
+            node = node[name]
+        if value is None:
+            del node[key]
+        else:
+            node[key] = value
+    return scores
+
+
+def decided(scores, thresholds, contamination=CLEAN, champion=None, unfinished=WHOLE):
+    evidence = Evidence(scores, unfinished, contamination, champion)
+    return decide(checks(evidence, Thresholds(**thresholds).model_dump()))
+
+
+def with_facts(**changes):
+    return decided(changed(GOOD, changes), THRESHOLDS)
+
+
+def with_judge(limits=None, **changes):
+    return decided(changed(JUDGED, changes), FOR_A_JUDGE | ({"judge": limits} if limits else {}))
+
+
+def test_a_good_candidate_passes():
+    found = with_facts()
+    assert found.verdict == "pass", found.reasons
+    assert {check.outcome for check in found.checks} == {"pass"}
+    assert with_judge().verdict == "pass", with_judge().reasons
+
+
+def test_an_interval_containing_no_gain_is_inconclusive():
+    found = with_facts(comparison__factuality={"ci_low": -0.01, "ci_high": 0.05})
+    assert found.verdict == "inconclusive"
+    assert found.reasons == ["factuality: 95 % interval of the difference [-0.010, +0.050] contains +0.000"]
+
+
+def test_a_loss_fails():
+    assert with_facts(comparison__behaviour={"ci_low": -0.09, "ci_high": -0.01}).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("policies__dpo__overall__n", 499),
+        ("policies__dpo__overall__over_abstention", 0.06),
+        ("policies__dpo__overall__asked", 0.76),
+        ("policies__dpo__overall__words", 8.0),
+        ("policies__dpo__overall__words", 2.9),
+        ("policies__dpo__overall__distinct", 90),
+        ("policies__dpo__shuffled_audio__factuality", 0.71),
+        ("policies__dpo__recognition__digits__wer", 0.16),
+        ("policies__dpo__recognition__digits__exact", 0.74),
+        ("by_category__music__factuality", {"ci_low": -0.3, "ci_high": -0.11}),
+    ],
+)
+def test_each_limit_can_fail_alone(path, value):
+    found = with_facts(**{path: value})
+    assert found.verdict == "fail"
+    assert len(found.reasons) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "policies__dpo__overall",
+        "policies__dpo__overall__over_abstention",
+        "policies__dpo__shuffled_audio",
+        "policies__dpo__recognition",
+        "policies__sft__overall",
+        "policies__sft__recognition__digits__wer",
+        "comparison",
+        "comparison__factuality",
+        "comparison__behaviour__ci_low",
+        "by_category",
+        "by_category__speech",
+        "policies__dpo",
+        "after",
+    ],
+)
+def test_what_was_not_measured_does_not_pass(path):
+    found = with_facts(**{path: None})
+    assert found.verdict == "fail"
+    assert all("not measured" in reason for reason in found.reasons)
+
+
+def test_what_is_no_finite_number_was_not_measured():
+    for value in (math.nan, math.inf, "0.9", True, [1]):
+        found = with_facts(policies__dpo__overall__over_abstention=value)
+        assert found.reasons == ["over-abstention: not measured"], value
+    assert with_facts(comparison__factuality={"ci_low": math.nan, "ci_high": 0.2}).verdict == "fail"
+
+
+def test_fragments_fail_by_their_rise():
+    found = decided(GOOD, THRESHOLDS, unfinished={"2_sft": 0.05, "6_dpo": 0.16})
+    assert found.reasons == ["rise of unfinished answers: 0.11, allowed at most 0.1"]
+    for unknown in ({}, {"2_sft": None, "6_dpo": 0.0}):
+        found = decided(GOOD, THRESHOLDS, unfinished=unknown)
+        assert found.reasons == ["rise of unfinished answers: not measured"]
+
+
+def test_nothing_at_all_fails():
+    assert decide([]).verdict == "fail"
+    assert decided({}, THRESHOLDS).verdict == "fail"
+
+
+def test_a_failure_outweighs_an_inconclusive_check():
+    found = with_facts(
+        comparison__factuality={"ci_low": -0.01, "ci_high": 0.05},
+        policies__dpo__overall__over_abstention=0.5,
+    )
+    assert found.verdict == "fail"
+
+
+def test_non_inferiority_on_a_category_goes_by_the_interval():
+    assert gain("x", -0.09, 0.05, -0.1).outcome == "pass"
+    assert (
+        with_facts(by_category__speech__factuality={"ci_low": -0.12, "ci_high": 0.1}).verdict
+        == "inconclusive"
+    )
+
+
+def test_recognition_goes_by_the_interval_where_there_is_one():
+    scores = copy.deepcopy(GOOD)
+    wer = {"before": 0.1, "after": 0.12, "delta": 0.02, "ci_low": -0.01, "ci_high": 0.06}
+    scores["recognition_comparison"] = {"asr/digits": {"wer": wer}}
+    found = decided(scores, THRESHOLDS)
+    assert found.verdict == "inconclusive"
+    assert found.reasons == [
+        "asr/digits wer: 0.100 -> 0.120; improvement: 95 % interval of the difference [-0.060, +0.010] "
+        "contains -0.050"
+    ]
+
+
+# -------------------------------------------------------------------------- the judge
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("policies__dpo__ratings__states__invalid", 23, "invalid ratings: 0.01045, allowed at most 0.01"),
+        ("policies__base__ratings__states__refused", 30, "refused ratings"),
+        ("policies__base__ratings__states__inconsistent", 250, "inconsistent ratings"),
+        ("policies__dpo__ratings__states__missing", 23, "missing ratings"),
+        ("policies__dpo__ratings__states__missing", None, "missing ratings: not measured"),
+        ("policies__base__ratings__tasks_missing", ["music_QA"], "missing tasks: 1, allowed at most 0"),
+        ("policies__base__ratings__tasks_missing", None, "missing tasks: not measured"),
+        ("judge__canary_uplift", 0.31, "canary uplift: 0.31, allowed at most 0.3"),
+        ("judge__canary_uplift", None, "canary uplift: not measured"),
+        ("judge__model", None, "judge: not measured: model unknown"),
+        ("judge__prompt_sha256", None, "judge: not measured: prompt_sha256 unknown"),
+        ("judge", {}, "judge: not measured: name, model, prompt_sha256, protocol unknown"),
+        ("comparison__score", None, "score: not measured"),
+        ("policies__dpo__shuffled_audio__score", 6.0, "audio effect on score: 0.9"),
+    ],
+)
+def test_a_judge_that_cannot_be_believed_blocks(path, value, reason):
+    found = with_judge(**{path: value})
+    assert found.verdict == "fail"
+    assert reason in found.reasons[0]
+
+
+def test_both_policies_need_the_same_judge():
+    found = with_judge(policies__base__judge={"model": "gpt-4o", "prompt_sha256": PROMPT})
+    assert found.reasons == [
+        "judge: base was judged with model 'gpt-4o', the evaluation with 'gpt-4-0125-preview'"
+    ]
+    assert with_judge(policies__base__judge={"prompt_sha256": "cd" * 32}).verdict == "fail"
+    assert with_judge(policies__base__judge={"prompt_sha256": PROMPT}).verdict == "pass"
+
+
+def test_the_policy_may_name_the_only_judge_that_counts():
+    assert with_judge({"model": "gpt-4-0125-preview", "prompt_sha256": PROMPT}).verdict == "pass"
+    found = with_judge({"model": "gpt-4o"})
+    assert found.reasons == ["judge: model is 'gpt-4-0125-preview', asked for is 'gpt-4o'"]
+
+
+def test_only_the_judge_that_marks_by_rule_may_go_without_limits():
+    found = decided(JUDGED, FOR_A_JUDGE | {"judge": None})
+    assert found.reasons == ["judge: no limits are set for 'llm'"]
+    assert with_facts(judge={"name": "facts", "shares_ground_truth": False}).verdict == "fail"
+    assert with_facts(judge=None).verdict == "fail"
+    # and by default there are limits, which the fact judge cannot keep
+    assert decided(GOOD, {**THRESHOLDS, "judge": {}}).verdict == "fail"
+
+
+# -------------------------------------------------------------------------- contamination, champion
+
+
+def test_one_clip_of_the_benchmark_in_training_fails():
+    overlap = Overlap("test/a.wav", "0_corpus/audio/b.flac", "samples")
+    found = decided(GOOD, THRESHOLDS, Contamination((overlap,), 640, 5000, ()))
+    assert found.reasons == [
+        "contamination: 1 of 640 benchmark clips are among 5000 clips trained on, e.g. test/a.wav is "
+        "0_corpus/audio/b.flac (same samples)"
+    ]
+    allowed = {**THRESHOLDS, "max_contaminated": 1}
+    assert decided(GOOD, allowed, Contamination((overlap,), 640, 5000, ())).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, Contamination((), 0, 5000, ()), Contamination((), 640, 0, ()), CLEAN._replace(unreadable=("x",))],
+)
+def test_contamination_that_was_not_measured_fails(found):
+    verdict = decided(GOOD, THRESHOLDS, found)
+    assert verdict.verdict == "fail"
+    assert "contamination: not measured" in verdict.reasons[0]
+
+
+def test_a_champion_must_have_been_compared_with():
+    def outcome(champion, **thresholds):
+        return decided(GOOD, {**THRESHOLDS, **thresholds}, CLEAN, champion).verdict
+
+    assert outcome(Champion(None, None, "c", "b")) == "pass"
+    assert outcome(Champion(3, "b", "c", "b")) == "pass"
+    assert outcome(Champion(3, "c", "c", "b")) == "pass"
+    assert outcome(Champion(3, "other", "c", "b")) == "fail"
+    assert outcome(Champion(3, None, "c", None)) == "fail"
+    assert outcome(Champion(3, "other", "c", "b"), replaces_any_champion=True) == "pass"
+
+
+# -------------------------------------------------------------------------- the policy
+
+
+def test_a_policy_that_asks_for_no_quality_is_refused():
+    with pytest.raises(ValidationError, match="nothing is asked for"):
+        Thresholds(factuality_gain=None, behaviour_gain=None)
+    with pytest.raises(ValidationError):
+        Thresholds(category_margins={"factuality": -0.1})
+
+
+def under_the_demos_policy(name, **more):
+    """The verdict on a real run, kept in `collapsed/`, by the demo's own 8_gate.yaml."""
+    run = json.loads((COLLAPSED / f"{name}.json").read_text())
+    run["scores"]["policies"]["6_dpo"]["overall"] |= more
+    written = yaml.safe_load((RECIPES / "demo/8_gate.yaml").read_text())
+    evidence = Evidence(run["scores"], run["unfinished"], CLEAN, None)
+    return run, decide(checks(evidence, GateConfig(**written).thresholds.model_dump()))
+
+
+def test_the_healthy_run_passes():
+    _, found = under_the_demos_policy("healthy")
+    assert found.verdict == "pass", found.reasons
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("over_abstention", "over-abstention: 0.3827"),
+        ("repetition", "length ratio: 2.25"),
+        ("fragments", "rise of unfinished answers: 0.6453"),
+        ("stuck", "audio effect: "),
+    ],
+)
+def test_real_runs_with_a_too_hot_learning_rate_are_caught_by_their_own_sign(name, reason):
+    run, found = under_the_demos_policy(name)
+    assert found.verdict == "fail"
+    assert any(one.startswith(reason) for one in found.reasons), found.reasons
+
+
+def test_pair_accuracy_alone_never_passes():
+    healthy, _ = under_the_demos_policy("healthy")
+    for name in ("over_abstention", "repetition", "fragments", "stuck"):
+        run, found = under_the_demos_policy(name, **{"rewards/accuracies": 0.94, "accuracy": 0.94})
+        assert run["training"]["rewards/accuracies"] > healthy["training"]["rewards/accuracies"]
+        assert found.verdict == "fail"
+    alone = {"6_dpo": {"overall": {"rewards/accuracies": 0.94}}}
+    assert decided({"before": "2_sft", "after": "6_dpo", "policies": alone}, THRESHOLDS).verdict == "fail"
