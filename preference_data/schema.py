@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Facts = dict[str, str | list[str]]
-"""What is true of a clip: slot -> value, e.g. {"word": "seven", "gender": "woman"}."""
+"""True statements about a clip: slot -> value, e.g. {"word": "seven", "gender": "woman"}."""
 
 Split = Literal["train", "preference", "dev", "test"]
 Axis = Literal["factuality", "behaviour"]
@@ -118,11 +118,11 @@ class TaskExample(Record):
     audio_language: str | None = None
     """ISO 639-1 (yue: 639-3) of the speech, where the task does not say; None: as the task has it."""
     text_language: str | None = None
-    """Of the text, likewise."""
+    """Language of the text, likewise."""
     question: str | None = None
     """Where the task answers a question."""
     words: tuple[Word, ...] = ()
-    """Of tasks with word-level time stamps: the words of `text` in order."""
+    """The words of `text` in order, where the task has word-level time stamps."""
 
 
 class Prompt(Record):

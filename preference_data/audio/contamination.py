@@ -18,10 +18,10 @@ import numpy as np
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio, ClipFile
-from preference_data.audio.isolation import Died, in_workers
+from preference_data.audio.isolation import Died, in_order
 
 _MAX_DURATION_S = 24 * 3600.0
-"""Only clips as long as one of the benchmark's are decoded, so this bounds no memory."""
+"""In effect no limit: clips longer than the benchmark's are not decoded, and workers bound the memory."""
 _TIMEOUT_S = 60.0
 
 
@@ -56,7 +56,7 @@ class Contamination(NamedTuple):
 
 
 class _Sound(NamedTuple):
-    """What a file holds: `samples` is a hash, `length` counts samples at 16 kHz."""
+    """The contents of a file: `samples` is a hash, `length` counts samples at 16 kHz."""
 
     sha256: str
     samples: str
@@ -111,24 +111,19 @@ def find(
         elif isinstance(sound, _Sound) and sound.samples in by_samples:
             overlaps[name] = Overlap(by_samples[sound.samples], name, "samples")
         count(name, None if isinstance(sound, _Sound) else sound)
-    found = tuple(overlaps[name] for name in trained if name in overlaps)
-    return Contamination(found, len(benchmark), len(trained), tuple(unreadable))
+    in_turn = tuple(overlaps[name] for name in trained if name in overlaps)
+    return Contamination(in_turn, len(benchmark), len(trained), tuple(unreadable))
 
 
 def _sounds(clips: Mapping[str, Clip]) -> Iterator[tuple[str, _Sound | str]]:
-    """What each file holds, or why it cannot be read, in the order of `clips`."""
-    names = list(clips)
-    outcomes: dict[int, _Sound | str] = {}
-    following = 0
-    for index, outcome in in_workers(_sound, (clip.file for clip in clips.values()), _TIMEOUT_S):
-        outcomes[index] = "decoder_crashed" if isinstance(outcome, Died) else outcome
-        while following in outcomes:
-            yield names[following], outcomes.pop(following)
-            following += 1
+    """The contents of each file, or why it cannot be read, in the order of `clips`."""
+    outcomes = in_order(_sound, (clip.file for clip in clips.values()), _TIMEOUT_S)
+    for name, (_, outcome) in zip(clips, outcomes, strict=True):
+        yield name, "decoder_crashed" if isinstance(outcome, Died) else outcome
 
 
 def _sound(file: ClipFile) -> _Sound | str:
-    """What a worker does with a file; samples are compared as 16 bit: lossless conversions round them."""
+    """Read a file, in a worker; samples are compared as 16 bit: lossless conversions round them."""
     try:
         info = decode.inspect(file, max_duration_s=_MAX_DURATION_S)
         samples = decode.load(file, max_duration_s=_MAX_DURATION_S)

@@ -28,7 +28,7 @@ import soxr
 
 from preference_data.audio import mp3
 from preference_data.audio.clip_files import BadAudio, ClipFile, Reason
-from preference_data.audio.isolation import Died, in_workers
+from preference_data.audio.isolation import Died, in_order
 from preference_data.audio.tar_shards import BadShard
 
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
@@ -54,7 +54,7 @@ _TELLTALES = (  # offset, bytes and meaning of files that often stand where audi
 
 
 class AudioInfo(NamedTuple):
-    """What a file says about itself: `frames` are samples per channel, `sha256` is of its bytes.
+    """A file's header: `frames` are samples per channel, `sha256` is of its bytes.
 
     `format` is container and coding by the bytes, not by the name, e.g. "WAV/PCM_16".
     """
@@ -153,7 +153,7 @@ def examine(
     max_duration_s: float,
     file_timeout_s: float = 20.0,
 ) -> Iterator[AudioInfo | BadAudio]:
-    """What each file is, or why it is refused, in the order of `paths`; in worker processes.
+    """Describe each file, or why it is refused, in the order of `paths`; in worker processes.
 
     `paths` is read as files are finished, so it may be longer than memory; the rest is as in `audit`.
 
@@ -161,27 +161,14 @@ def examine(
         RuntimeError: no process starts; the calling script must guard its `__main__`.
     """
     verify = partial(_verify, find=find, max_duration_s=max_duration_s, by=by)
-    begun: dict[int, str] = {}
-
-    def beginning() -> Iterator[str]:
-        for index, path in enumerate(paths):
-            begun[index] = path
-            yield path
-
-    finished: dict[int, AudioInfo | BadAudio] = {}
-    following = 0
-    for index, outcome in in_workers(verify, beginning(), file_timeout_s):
-        path = begun.pop(index)
-        finished[index] = _blame(path, outcome) if isinstance(outcome, Died) else outcome
-        while following in finished:
-            yield finished.pop(following)
-            following += 1
+    for path, outcome in in_order(verify, paths, file_timeout_s):
+        yield _blame(path, outcome) if isinstance(outcome, Died) else outcome
 
 
 def _verify(
     path: str, find: Callable[[str], ClipFile], max_duration_s: float, by: Depth
 ) -> AudioInfo | BadAudio:
-    """What a worker does with a file."""
+    """Check a file, in a worker."""
     try:
         clip = find(path)
         with _opened(clip, max_duration_s) as (file, sound):

@@ -23,7 +23,7 @@ _GUARD = 'guard the calling script by `if __name__ == "__main__":`'
 
 
 class Died(NamedTuple):
-    """What is known of an item whose worker ended: the worker's exit code; a negative one is a signal."""
+    """An item whose worker ended, with the worker's exit code; a negative code is a signal."""
 
     exit_code: int | None
 
@@ -118,6 +118,26 @@ def in_workers(
     finally:
         for worker in workers:
             worker.stop()
+
+
+def in_order(
+    work: Callable[[Item], T], items: Iterable[Item], timeout_s: float
+) -> Iterator[tuple[Item, T | Died]]:
+    """Yield every item with its result in the order of `items`, see `in_workers`."""
+    begun: dict[int, Item] = {}
+    finished: dict[int, T | Died] = {}
+    following = 0
+
+    def beginning() -> Iterator[Item]:
+        for index, item in enumerate(items):
+            begun[index] = item
+            yield item
+
+    for index, result in in_workers(work, beginning(), timeout_s):
+        finished[index] = result
+        while following in finished:
+            yield begun.pop(following), finished.pop(following)
+            following += 1
 
 
 class _Waiting(Generic[Item]):

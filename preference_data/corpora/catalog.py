@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +21,9 @@ from preference_data.corpora.hub import fetch_folder
 from preference_data.corpora.published.recording import BadCorpus, Recording
 from preference_data.corpora.unpack import unpack_inner
 from preference_data.dataset.splits import HeldOut
-from preference_data.toy_world.clip_files import PreparedClips
+
+if TYPE_CHECKING:  # it loads a synthesiser's libraries
+    from preference_data.toy_world.clip_files import PreparedClips
 
 CORPORA: dict[str, str] = {
     "synthetic": "preference_data.toy_world.synthetic",
@@ -33,7 +35,7 @@ _PHRASEBOOKS = Path(preference_data.toy_world.__file__).parent / "phrasebooks"
 
 
 class Card(BaseModel):
-    """What to know of a published corpus before fetching it; `published/cards.yaml` explains the keys."""
+    """Facts about a published corpus and its files; `published/cards.yaml` explains the keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,13 +56,13 @@ class Card(BaseModel):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What `download` can be limited to."""
+        """Names that `download` can be limited to."""
         return self.hub_folders or tuple(self.files)
 
 
 _CARDS = yaml.safe_load((Path(__file__).parent / "published" / "cards.yaml").read_text("utf-8"))
 CARDS: dict[str, Card] = {name: Card.model_validate({"name": name, **card}) for name, card in _CARDS.items()}
-"""Of every published corpus."""
+"""The card of every published corpus."""
 
 
 class Corpus(Protocol):

@@ -31,7 +31,7 @@ from preference_data.toy_world.wording import Slot
 _OURS = ("path", "speaker", "split")
 _PREFERENCE_SHARE = 0.2
 _LONGEST_S = 30.0
-"""What Qwen2-Audio hears; a recipe may allow less."""
+"""Qwen2-Audio hears as much; a recipe may allow less."""
 _MOST_PROBLEMS = 20  # in an error
 
 
@@ -135,7 +135,7 @@ def _bad_columns(columns: Sequence[str], phrasebook: Phrasebook) -> Iterator[str
 
 
 def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
-    """What is wrong across lines."""
+    """Problems across lines."""
     before: set[str] = set()
     for row in rows:
         if row.path in before:

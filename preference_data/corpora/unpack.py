@@ -20,10 +20,13 @@ _MAX_PATH = 1024  # characters
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
+    gzip.BadGzipFile,
     zlib.error,
     EOFError,
     NotImplementedError,  # a compression that Python does not know
-    OSError,  # of gzip; a name that is a file and a folder
+    FileExistsError,  # a name that is a file and a folder
+    NotADirectoryError,
+    IsADirectoryError,
 )
 
 
@@ -32,7 +35,7 @@ class BadArchive(ValueError):
 
 
 class _Bounds:
-    """What the members of an archive may be; raises `BadArchive` for others."""
+    """Limits for the members of an archive."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
@@ -40,7 +43,7 @@ class _Bounds:
         self._left = archive.stat().st_size * _MAX_GROWTH + _SPARE_BYTES
 
     def take(self, name: str, size: int, is_plain: bool) -> None:
-        """Count a file; `is_plain` says that it is neither a link nor a device."""
+        """Count a file, or raise `BadArchive`; `is_plain`: it is neither a link nor a device."""
         if not is_plain:
             raise BadArchive(f"{self.archive}: {name[:200]!r} is a link or a device; do not use it")
         parts = name.split("/")

@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 DESCRIPTION = "dataset.json"
 _FORMER_NAMES = ("source.json", "sources.json")
-"""Of the description; datasets that have it under such a name are read all the same."""
+"""Names that the description had; datasets that have it under such a name are read all the same."""
 TABLES: dict[type[Record], str] = {
     AudioClip: "clips",
     TaskExample: "pretrain",

@@ -24,12 +24,12 @@ MIN_SCRIPT_SHARE = 0.8
 _SHINGLE = 5
 _MINIMA = 64
 _RECALL = 0.95
-"""Of the texts that are just too alike, this share at least must meet in some band of minima."""
+"""At least this share of the texts that are just too alike must meet in some band of minima."""
 _PRIME = np.uint64((1 << 31) - 1)
 
 
 class Limits(NamedTuple):
-    """What chats must keep; see `Filters` in the configuration. As it stands all pass."""
+    """Limits that chats must keep; see `Filters` in the configuration. By default all pass."""
 
     min_answer_chars: int = 0
     max_answer_chars: int | None = None

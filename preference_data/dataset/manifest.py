@@ -80,13 +80,13 @@ def open_manifest(path: Path, kind: type[R]) -> Manifest[R]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadRecord: it is no Parquet file, or its row groups are too large to read single rows from.
+        BadRecord: it is not a Parquet file, or its row groups are too large to read single rows from.
     """
     return _Parquet(path, kind) if path.suffix == ".parquet" else _JsonLines(path, kind)
 
 
 class _JsonLines(Manifest[R]):
-    """Every 64th row's offset and line; blank lines are no rows."""
+    """Every 64th row's offset and line; blank lines do not count."""
 
     def __init__(self, path: Path, kind: type[R]) -> None:
         self.path, self.kind = path, kind

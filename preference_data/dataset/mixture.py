@@ -59,7 +59,7 @@ class MixturePart(NamedTuple):
 
 
 class MixtureSummary(NamedTuple):
-    """What was written."""
+    """Counts of what was written."""
 
     clips: dict[str, int]
     """Per split."""
@@ -72,7 +72,7 @@ class MixtureSummary(NamedTuple):
     speakers_on_both_sides: int
     """Heard in training and in dev or test: as their publishers have it, so it is counted, not refused."""
     shares: dict[str, float]
-    """Of the pre-training draws, per data set."""
+    """Shares of the pre-training draws, per data set."""
 
 
 class _Part(NamedTuple):
@@ -141,7 +141,7 @@ def _opened(data: MixturePart) -> _Part:
 
 
 class _Mixing:
-    """What is known of all clips while records go by."""
+    """Writes the mixture, and keeps what must be known of all clips while records go by."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Mixing:
         return {"name": part.name, "root": str(part.root), "share": part.share, "rows": rows}
 
     def summary(self, temperature: float) -> MixtureSummary:
-        """What was written."""
+        """Counts of what was written."""
         sizes = [self.rows[part.name]["pretrain"] for part in self.parts]
         given = [part.share for part in self.parts]
         shares = mixing_shares(sizes, given, temperature) if any(sizes) else [0.0] * len(sizes)
@@ -242,7 +242,7 @@ class _Mixing:
             yield row
 
     def _problem(self, duration_s: float, clip_id: str, path: str) -> Quarantined | None:
-        """What is wrong with a clip, as far as its record and its place show."""
+        """A problem of a clip, as far as its record and its place show."""
         if duration_s > self.max_duration_s:
             detail = f"{duration_s:.1f} s, the limit is {self.max_duration_s:g} s; cut it"
             return Quarantined(clip_id, path, "too_long", detail)
@@ -307,7 +307,7 @@ class _Mixing:
             store.write_rows(self.out / name, rows)
 
     def write_quarantine(self) -> None:
-        """What the data sets had left out already, and what is left out here."""
+        """Rows that the data sets had left out already, and those left out here."""
         before = (
             with_paths(row, part.prefixed)
             for part in self.parts

@@ -75,6 +75,6 @@ def _members(dataset: Dataset, clip: AudioClip) -> dict[str, bytes]:
 
 
 def _ending(path: str) -> str:
-    """What follows the last dot, as far as it is letters and digits; WebDataset tells members by it."""
+    """The letters and digits after the last dot; WebDataset distinguishes members by them."""
     match = re.search(r"\.([A-Za-z0-9]{1,8})$", path)
     return match[1].lower() if match and match[1].lower() != "json" else "audio"

@@ -42,7 +42,7 @@ class _Message(NamedTuple):
 
 
 class _Conversation(NamedTuple):
-    """What all three formats hold: turns that end with the (chosen) answer, and the rejected answer."""
+    """A row, whatever its format: turns that end with the (chosen) answer, and the rejected answer."""
 
     messages: list[_Message]
     rejected: str | None
@@ -55,25 +55,14 @@ def pair_row(pair: PreferencePair, audios: Sequence[str], form: Form) -> Row:
     Raises:
         BadRow: a text holds `<audio>`, which readers would take for a clip.
     """
-    question, chosen, rejected = (_plain(text) for text in (pair.question, pair.chosen, pair.rejected))
-    kept = {"id": pair.id, "prompt_id": pair.prompt_id, "axis": pair.axis, "agreement": pair.agreement}
-    tagged = TAG * len(audios) + question
+    prompt, chosen = _written([(pair.question, pair.chosen, len(audios))], form)
+    rejected = _written([("", pair.rejected, 0)], form)[1]
     rows: dict[Form, Row] = {
-        "trl": {
-            "prompt": [_parts("user", question, len(audios))],
-            "chosen": [_parts("assistant", chosen)],
-            "rejected": [_parts("assistant", rejected)],
-        },
-        "llamafactory": {
-            "conversations": [{"from": "human", "value": tagged}],
-            "chosen": {"from": "gpt", "value": chosen},
-            "rejected": {"from": "gpt", "value": rejected},
-        },
-        "ms-swift": {
-            "messages": [{"role": "user", "content": tagged}, {"role": "assistant", "content": chosen}],
-            "rejected_response": rejected,
-        },
+        "trl": {"prompt": [prompt], "chosen": [chosen], "rejected": [rejected]},
+        "llamafactory": {"conversations": [prompt], "chosen": chosen, "rejected": rejected},
+        "ms-swift": {"messages": [prompt, chosen], "rejected_response": pair.rejected},
     }
+    kept = {"id": pair.id, "prompt_id": pair.prompt_id, "axis": pair.axis, "agreement": pair.agreement}
     return {**rows[form], "audios": list(audios), **kept}
 
 
@@ -83,34 +72,10 @@ def chat_row(chat: Chat, audios: Sequence[str], form: Form) -> Row:
     Raises:
         BadRow: a text holds `<audio>`.
     """
-    clips = [len(brought) for brought in chat.audios_per_turn]
-    turns = [
-        (_plain(turn.question), _plain(turn.answer), n) for turn, n in zip(chat.turns, clips, strict=True)
-    ]
-    rows: dict[Form, Row] = {
-        "trl": {
-            "messages": [
-                part
-                for question, answer, n in turns
-                for part in (_parts("user", question, n), _parts("assistant", answer))
-            ]
-        },
-        "llamafactory": {
-            "conversations": [
-                {"from": who, "value": text}
-                for question, answer, n in turns
-                for who, text in (("human", TAG * n + question), ("gpt", answer))
-            ]
-        },
-        "ms-swift": {
-            "messages": [
-                {"role": who, "content": text}
-                for question, answer, n in turns
-                for who, text in (("user", TAG * n + question), ("assistant", answer))
-            ]
-        },
-    }
-    return {**rows[form], "audios": list(audios), "id": chat.id}
+    clips = chat.audios_per_turn
+    turns = [(turn.question, turn.answer, len(own)) for turn, own in zip(chat.turns, clips, strict=True)]
+    column = "conversations" if form == "llamafactory" else "messages"
+    return {column: _written(turns, form), "audios": list(audios), "id": chat.id}
 
 
 def dataset_info(name: str, file_name: str, kind: Literal["pairs", "chats"]) -> Row:
@@ -339,11 +304,19 @@ def _text_or(row: Row, key: str, otherwise: str) -> str:
 # ------------------------------------------------------------------- writing
 
 
-def _parts(role: str, text: str, clips: int = 0) -> Row:
-    return {
-        "role": role,
-        "content": [*({"type": "audio"} for _ in range(clips)), {"type": "text", "text": text}],
-    }
+def _written(turns: Sequence[tuple[str, str, int]], form: Form) -> list[Row]:
+    """Questions and answers as messages of a format; each question has its number of clips before it."""
+    rows = []
+    for question, answer, n in turns:
+        for role, text, clips in (("user", _plain(question), n), ("assistant", _plain(answer), 0)):
+            if form == "trl":
+                parts = [*({"type": "audio"} for _ in range(clips)), {"type": "text", "text": text}]
+                rows.append({"role": role, "content": parts})
+            elif form == "llamafactory":
+                rows.append({"from": "human" if role == "user" else "gpt", "value": TAG * clips + text})
+            else:
+                rows.append({"role": role, "content": TAG * clips + text})
+    return rows
 
 
 def _plain(text: str) -> str:

@@ -34,7 +34,7 @@ _Infos = Mapping[str, AudioInfo | BadAudio]
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """A file of rows that was written."""
 
     path: Path
     kind: Literal["pairs", "chats"]
@@ -42,7 +42,7 @@ class Exported(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What was read; `refused` are the first rows that could not be, with place and reason."""
+    """Counts of what was read; `refused` are the first rows that could not be, with place and reason."""
 
     pairs: int
     chats: int
@@ -151,7 +151,7 @@ def _renamed(record: PreferencePair | Chat, rename: Callable[[str], str]) -> Pre
 def _checked(
     records: Iterator[_Read], root: Path, on_checked: Callable[[int, int], object] | None
 ) -> dict[str, AudioInfo | BadAudio]:
-    """What every file is that the rows name."""
+    """Describe every file that the rows name."""
     paths = sorted({path for _, record in records for path in _audios_of(record)})
     infos: dict[str, AudioInfo | BadAudio] = {}
     outcomes = decode.examine(Dataset(root, {}).find, paths, by="header", max_duration_s=_MAX_DURATION_S)

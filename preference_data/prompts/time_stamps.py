@@ -50,7 +50,7 @@ def render_words(words: Sequence[Word], duration_s: float | None = None) -> str:
     """Words with n + 1 stamps from 0.00 on; pauses become `<|sil|>`, also one up to `duration_s` if given.
 
     Raises:
-        BadStamps: words overlap, run backwards, pass the end, or are no words.
+        BadStamps: words overlap, run backwards, pass the end, or are not words.
     """
     if not words:
         raise BadStamps("no words to stamp")

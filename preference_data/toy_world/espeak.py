@@ -37,7 +37,7 @@ class SpeechError(RuntimeError):
 
 
 class Utterance(NamedTuple):
-    """What to say and how; see `say`."""
+    """A text to speak, and how; see `say`."""
 
     text: str
     voice: str

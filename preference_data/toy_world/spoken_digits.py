@@ -184,7 +184,7 @@ def _voices(recordings: Sequence[Recording]) -> Voices:
 
 
 def facts_of(digits: Sequence[int]) -> Facts:
-    """What is true of a clip in which these digits are said."""
+    """The facts of a clip in which these digits are spoken."""
     words = [WORDS[digit] for digit in digits]
     return {
         **dict(zip(_PLACES, words, strict=False)),

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["closed", "one_word", "check", "absent", "describe"]
-"""What a question asks for: a sentence, one word, yes/no about a value, an abstention, a description."""
+"""The form that a question asks for: a sentence, one word, yes or no, an abstention, a description."""
 
 AirBenchTask = Literal[
     "speech_QA",
@@ -58,7 +58,7 @@ class Slot(BaseModel):
 
     @property
     def pattern(self) -> str:
-        """What a value looks like in lower-case text."""
+        """A regular expression for a value in lower-case text."""
         value = self._value_pattern
         return rf"(?:{value})(?: (?:{value}))*" if self.sequence else value
 

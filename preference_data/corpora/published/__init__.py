@@ -1,1 +1,1 @@
-"""Published corpora, one file each: `download` fetches a corpus, `read` parses its layout."""
+"""Published corpora: `cards.yaml` says what to fetch, and a file for each reads its publisher's layout."""

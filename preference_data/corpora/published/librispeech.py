@@ -34,7 +34,7 @@ _SPLITS: dict[str, Split] = {
     "train-clean-360": "train",
     "train-other-500": "train",
 }
-"""Of each part; held-out parts first."""
+"""Split of each part; held-out parts first."""
 _GENDERS = {"F": "female", "M": "male"}
 
 

@@ -77,7 +77,7 @@ def rows(
     """Rows by column name, blanks around cells removed; reads as it goes.
 
     Raises:
-        BadCorpus: the file is missing, is no such table, lacks a column, or a line has too few cells.
+        BadCorpus: the file is missing, is not such a table, lacks a column, or a line has too few cells.
     """
     if not path.is_file():
         raise missing(path)

@@ -21,7 +21,7 @@ from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of, laid_out, trimmed
 
 RATE = decode.SAMPLE_RATE
-ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
+ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
 
 
 def check_files(out: Path, clips: list[AudioClip], corpus: str, book: Phrasebook) -> None:
