@@ -102,5 +102,5 @@ def test_a_bad_example_stops_the_stage_before_it_trains(corpus, tmp_path):
     for name in ("clips.jsonl", "phrasebook.yaml"):
         (root / name).write_bytes((corpus / name).read_bytes())
     store.write(root / "pretrain.jsonl", [*examples(0, 0.2), bad])
-    with pytest.raises(BadExample, match="example 'bad': 'xx' is no language"):
+    with pytest.raises(BadExample, match="example 'bad': 'xx' is not a language"):
         trained(root, tmp_path, "tags_paper", steps=1)
