@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from preference_data.audio.clip_paths import ClipRoot
 from preference_data.audio.decode import SAMPLE_RATE, load
+from preference_data.dataset.dataset import Dataset
 
 _SHORTEST = SAMPLE_RATE // 10
 """Samples. Below ~70 ms a clip has one token at most; transformers then takes a legacy path that crashes."""
@@ -56,7 +56,7 @@ class ClipFeatures:
     ) -> None:
         self.extractor = processor.feature_extractor
         self.root = root
-        self._files = ClipRoot(root)
+        self._files = Dataset(root)
         self.longest_s = longest_s or self.extractor.n_samples / SAMPLE_RATE
         self.cache_bytes = cache_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()

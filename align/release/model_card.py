@@ -12,8 +12,7 @@ from typing import Any
 from align.release import ancestry, evaluations
 from align.release.evaluations import Evaluation
 from align.release.policy_files import PolicyFiles
-from align.run_folder.artifacts import read_json
-from preference_data.audio.clip_paths import SOURCE
+from preference_data.dataset.dataset import Dataset
 
 _HEAD = """---
 library_name: transformers
@@ -98,9 +97,8 @@ def _licences(stage: Path) -> Iterator[str]:
     rows = []
     for corpus in ancestry.ancestry(stage).corpora().values():
         for source in corpus.manifest["config"].get("sources", []):
-            path = Path(source["folder"]).expanduser() / SOURCE
-            stated = read_json(path) if path.exists() else {}
-            rows.append([stated.get("name", source["folder"]), stated.get("licence", "unknown")])
+            about = Dataset(Path(source["folder"]).expanduser()).about
+            rows.append([about.get("name", source["folder"]), about.get("licence", "unknown")])
     if rows:
         yield _table(["data set", "licence"], rows)
 

@@ -38,7 +38,7 @@ from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
 from preference_data import store
-from preference_data.dataset.sources import table
+from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
 
@@ -50,7 +50,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
-    check_clip_lengths(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
     pairs = _rows(config, inputs[config.pairs])
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
@@ -99,7 +99,7 @@ def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
 def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> ReferenceStore:
     """The run's store of reference log-probs, which stay when only `beta` or a rate is changed."""
     used = {path for row in rows for path in row["audios"]}
-    clips = {clip.path: clip.sha256 for clip in table(corpus, "clips", AudioClip) if clip.path in used}
+    clips = {clip.path: clip.sha256 for clip in Dataset(corpus).table(AudioClip) if clip.path in used}
     return ReferenceStore(out.path.parent / ".reference", clips)
 
 

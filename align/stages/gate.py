@@ -23,8 +23,9 @@ from align.run_folder.progress import Progress
 from align.run_folder.tracking import tracking_uri
 from preference_data import store
 from preference_data.audio import contamination
-from preference_data.audio.clip_paths import BadAudio, ClipFile, ClipRoot
-from preference_data.audio.contamination import Contamination
+from preference_data.audio.clip_files import BadAudio, ClipFile
+from preference_data.audio.contamination import Clip, Contamination
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
 
 _OVERLAPS_LISTED = 20
@@ -119,26 +120,23 @@ def _contamination(evaluation: Path, history: Ancestry, name: str) -> Contaminat
         return contamination.find(benchmark, trained, on_progress=progress.update)
 
 
-def _benchmark(evaluation: Path) -> tuple[dict[str, ClipFile], str]:
+def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
     """The clips behind an evaluation's questions, by their path in its corpus, and their split."""
     config, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
     corpus, split = evaluation.parent / config["corpus"], config["split"]
     answers = air_bench.read_answers(evaluation / "answers" / f"{scores['after'].replace('/', '_')}.jsonl")
     prefix = "" if config.get("air_bench") else f"{split}/"
     rows = corpus / split / "recognition.jsonl"
-    of_benchmark, of_corpus = (
-        ClipRoot(evaluation.parent / scores.get("audio_root", config["corpus"])),
-        ClipRoot(corpus),
-    )
-    clips = {
-        clip: _place(of_benchmark, clip) for clip in sorted({prefix + item.audio for item, _ in answers})
-    }
+    benchmark = Dataset(evaluation.parent / scores.get("audio_root", config["corpus"]))
+    names = sorted({prefix + item.audio for item, _ in answers})
+    clips = {name: Clip(_place(benchmark, name)) for name in names}
     if rows.exists():
-        clips |= {row.audio: _place(of_corpus, row.audio) for row in recognition.read(rows)}
+        own = Dataset(corpus)
+        clips |= {row.audio: Clip(_place(own, row.audio)) for row in recognition.read(rows)}
     return clips, split
 
 
-def _place(root: ClipRoot, clip: str) -> ClipFile:
+def _place(root: Dataset, clip: str) -> ClipFile:
     """The clip's file, also where it is missing: then it is reported as unreadable, not raised."""
     try:
         return root.find(clip)
@@ -146,13 +144,13 @@ def _place(root: ClipRoot, clip: str) -> ClipFile:
         return root.folder / clip
 
 
-def _trained(history: Ancestry, split: str) -> dict[str, ClipFile]:
+def _trained(history: Ancestry, split: str) -> dict[str, Clip]:
     """Every clip of a corpus behind the candidate that it was trained, sampled or chosen on."""
     held_out = {split, "test"}
     return {
-        f"{name}/{clip.path}": _place(root, clip.path)
+        f"{name}/{clip.path}": Clip(_place(root, clip.path), clip.sha256, clip.duration_s)
         for name, corpus in history.corpora().items()
-        for root in [ClipRoot(corpus.folder)]
+        for root in [Dataset(corpus.folder)]
         for clip in store.stream(corpus.folder / "clips.jsonl", AudioClip)
         if clip.split not in held_out
     }

@@ -33,7 +33,7 @@ from align.training.methods import Schedule, supervised_fine_tuning
 from align.training.preflight import check_clip_lengths
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.dataset.sources import sources, table
+from preference_data.dataset.dataset import Dataset
 from preference_data.prompts.prompts import (
     AUDIO,
     PromptFormat,
@@ -54,7 +54,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
-    check_clip_lengths(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
     n_parameters = qwen2_audio.n_parameters(model)
     method = supervised_fine_tuning(
         _examples(config, corpus), augmentation_of(**config.augment.model_dump()), config.max_bad_fraction
@@ -151,14 +151,14 @@ def _tokenizer_texts(corpus: Path) -> list[str]:
     """Texts that a tokenizer is trained on: all texts about synthetic clips, else some of the targets."""
     if (corpus / "phrasebook.yaml").exists():
         return list(Phrasebook.load(corpus / "phrasebook.yaml").texts())
-    records = [source.records for source in sources(corpus, "pretrain", TaskExample)]
+    records = [part.records for part in Dataset(corpus).parts(TaskExample)]
     return [example.text for part in records for example in islice(part, _TOKENIZER_TEXTS // len(records))]
 
 
 def _examples(config: PretrainConfig, corpus: Path) -> Examples:
     parts = [
         Part(name, records, share, partial(task_row, prompt_format=config.prompt_format))
-        for name, records, share in sources(corpus, "pretrain", TaskExample)
+        for name, records, share in Dataset(corpus).parts(TaskExample)
     ]
     lessons = [
         Lesson(lesson.steps * config.batch_size, [_matching(lesson, corpus, part.records) for part in parts])

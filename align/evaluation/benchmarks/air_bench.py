@@ -9,11 +9,13 @@ download are empty or damaged: `audit` finds and counts them, nothing is left ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, text_fields
 from preference_data.audio import decode
+from preference_data.audio.clip_files import resolve_inside
 from preference_data.store import write_rows
 
 CATEGORIES = {
@@ -110,7 +112,10 @@ def audit(
     """
     clips = sorted({item.audio for item in items})
     refused = decode.audit(
-        root, [(clip, clip) for clip in clips], max_duration_s=max_duration_s, on_progress=on_progress
+        partial(resolve_inside, root),
+        [(clip, clip) for clip in clips],
+        max_duration_s=max_duration_s,
+        on_progress=on_progress,
     )[1]
     reasons = {clip.id: clip for clip in refused}
     usable = [item for item in items if item.audio not in reasons]
@@ -126,7 +131,7 @@ def longer_than(limit_s: float, root: Path, items: Sequence[_Question]) -> list[
     """The ids of items whose clip goes on after the first `limit_s` seconds; by the files' headers."""
     clips = {item.audio for item in items}
     seconds = {
-        clip: decode.inspect(decode.resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
+        clip: decode.inspect(resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
         for clip in clips
     }
     return [item.uniq_id for item in items if seconds[item.audio] > limit_s]

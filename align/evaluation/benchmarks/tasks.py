@@ -7,6 +7,7 @@ One function for all kinds: rows {audio, prompt, gt, source} and the policy's te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from align.evaluation.benchmarks.recognition import Utterance
 from align.evaluation.benchmarks.rows import BadBenchmark, json_rows, require_text
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
+from preference_data.audio.clip_files import resolve_inside
 from preference_data.audio.decode import Quarantined
 from preference_data.prompts.prompts import AUDIO
 
@@ -58,7 +60,9 @@ def open_rows(path: Path) -> Rows:
     """
     rows = recognition.read(path)
     clips = sorted({row.audio for row in rows})
-    good, missing = decode.audit(path.parent, [(clip, clip) for clip in clips], max_duration_s=LONGEST_S)
+    good, missing = decode.audit(
+        partial(resolve_inside, path.parent), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
+    )
     usable = [row for row in rows if row.audio in good]
     if not usable:
         raise BadBenchmark(f"{path}: none of {len(rows)} rows has a usable clip; first: {missing[0].detail}")

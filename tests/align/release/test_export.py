@@ -218,7 +218,7 @@ def test_the_card_tells_the_licences_of_the_data_sets(runs, tmp_path):
     from align.release import model_card
 
     (tmp_path / "libri").mkdir()
-    (tmp_path / "libri" / "source.json").write_text('{"name": "librispeech", "licence": "CC BY 4.0"}')
+    (tmp_path / "libri" / "dataset.json").write_text('{"name": "librispeech", "licence": "CC BY 4.0"}')
     folders = [{"folder": str(tmp_path / "libri"), "share": None}, {"folder": "gone", "share": None}]
     run = tmp_path / "toy"
     runs.stage(run, "0_corpus", "corpus", [], runs.text("clips.jsonl", ""), sources=folders)

@@ -18,7 +18,7 @@ from align.run_folder.artifacts import read_manifest
 from align.stages.gate import unfinished_share
 from preference_data import store
 from preference_data.audio import contamination
-from preference_data.audio.contamination import Contamination
+from preference_data.audio.contamination import Clip, Contamination
 from preference_data.schema import AudioClip
 from preference_data.toy_world.phrasebook import Phrasebook
 
@@ -49,9 +49,9 @@ def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
     soundfile.write(tmp_path / "quieter.wav", samples * 0.9, rate)
     soundfile.write(tmp_path / "cut.wav", samples[:-1], rate)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
-    trained = {path.name: path for path in sorted(tmp_path.iterdir()) if path.name != "b.wav"}
+    trained = {path.name: Clip(path) for path in sorted(tmp_path.iterdir()) if path.name != "b.wav"}
     seen = []
-    found = contamination.find({"b.wav": tmp_path / "b.wav"}, trained, on_progress=seen.append)
+    found = contamination.find({"b.wav": Clip(tmp_path / "b.wav")}, trained, on_progress=seen.append)
     assert {(one.trained, one.by) for one in found.overlaps} == {
         ("copy.wav", "bytes"),
         ("flac.flac", "samples"),

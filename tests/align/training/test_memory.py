@@ -29,7 +29,7 @@ from align.training.memory import (
 from align.training.recompute import checkpoint_layers, restore_layers
 from align.training.tuning import LoRA, Tuning, prepare_model
 from preference_data import store
-from preference_data.dataset.sources import sources, table
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Chat, PreferencePair
 from tests.align.planning.test_estimate import kept_by_autograd as slow_twin
 from tests.align.planning.test_estimate import learning, packed_pairs
@@ -176,7 +176,7 @@ def world(tmp_path_factory):
 
 def test_tokens_of_clips_are_those_of_their_features(world):
     processor = qwen2_audio.load_processor(world / "policy" / "model")
-    clips = list(table(world / "corpus", "clips", AudioClip))
+    clips = list(Dataset(world / "corpus").table(AudioClip))
     tokens = ClipTokens(clips, processor)
     features = ClipFeatures(processor, world / "corpus")([clip.path for clip in clips])
     assert [tokens[clip.path] for clip in clips] == [n_audio_tokens(clip.n_frames) for clip in features]
@@ -228,8 +228,7 @@ def test_the_longest_example_may_have_the_longest_clip_and_the_longest_text(worl
 
 def chats_of(world, n):
     parts = [
-        Part(name, records, share, chat_row)
-        for name, records, share in sources(world / "corpus", "sft", Chat)
+        Part(name, records, share, chat_row) for name, records, share in Dataset(world / "corpus").parts(Chat)
     ]
     return Examples(parts, n, 0)
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference_data import store
+from preference_data.dataset.dataset import with_paths
 from preference_data.interchange import exchange
 from preference_data.interchange.convert import (
     BadRow,
@@ -21,7 +22,6 @@ from preference_data.interchange.convert import (
     dataset_info,
     pair_row,
     read_row,
-    with_audios,
 )
 from preference_data.schema import AudioClip, Chat, PreferencePair, Turn
 
@@ -186,10 +186,6 @@ def test_rows_of_others_as_they_are_found():
             {"messages": [said, good], "rejected_messages": [said, bad], "audios": [{"path": "a.wav"}]},
         ),
         (
-            "ms-swift",
-            {"query": "What is it?", "response": "Rain.", "rejected_response": "A dog.", "audios": ["a.wav"]},
-        ),
-        (
             "llamafactory",
             {
                 "conversations": [{"from": "human", "value": "What is it?\n<audio>"}],
@@ -255,9 +251,8 @@ def test_clips_come_with_their_turn_and_may_do_the_asking():
         Turn(question="", answer="Hello to you.", audios=("hello.wav",)),
         Turn(question="And this?", answer="Rain.", audios=("rain.wav",)),
     )
-    moved = with_audios(chat, ["a/1.wav", "a/2.wav"])
-    assert moved == Chat.model_validate(moved.model_dump())
-    assert moved.audios_per_turn == (("a/1.wav",), ("a/2.wav",))
+    moved = Chat.model_validate(with_paths(chat.model_dump(), lambda path: f"a/{path}"))
+    assert moved.audios_per_turn == (("a/hello.wav",), ("a/rain.wav",))
     with pytest.raises(BadRow, match="a turn has neither a question nor a clip"):
         read_row({"messages": [{"role": "user", "content": " "}, messages[1]], "audios": []}, "ms-swift")
 
@@ -394,11 +389,11 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_number_and_reason(corp
     assert len(list((tmp_path / "out/audio").iterdir())) == 1
     (corpus / "one.jsonl").write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(BadRow, match=r"none of its 1 rows can be used: row 1: audio .*missing"):
-        exchange.read_rows(corpus / "one.jsonl", "ms-swift", tmp_path / "out", audio_root=corpus)
+        exchange.read_rows(corpus / "one.jsonl", "ms-swift", tmp_path / "other", audio_root=corpus)
     assert store.read(tmp_path / "out/pairs.jsonl", PreferencePair)  # what was there stays
     (corpus / "bad.jsonl").write_text("{}\n{nonsense\n")
     with pytest.raises(BadRow, match=r"bad.jsonl:2: is not JSON"):
-        exchange.read_rows(corpus / "bad.jsonl", "ms-swift", tmp_path / "out", audio_root=corpus)
+        exchange.read_rows(corpus / "bad.jsonl", "ms-swift", tmp_path / "other", audio_root=corpus)
 
 
 def test_a_clip_that_is_not_there_is_not_exported(corpus, tmp_path):

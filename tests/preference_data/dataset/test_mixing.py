@@ -44,11 +44,11 @@ def test_an_order_is_the_same_on_every_machine():
 def test_shares_hold_and_each_source_goes_through_whole_passes():
     mixture = Mixture([1000, 10], [0.75, 0.25], 3)
     draws = [mixture[n] for n in range(40_000)]
-    small = [draw.example for draw in draws if draw.source == 1]
+    small = [draw.example for draw in draws if draw.part == 1]
     assert len(small) / len(draws) == pytest.approx(0.25, abs=0.01)
     for start in range(0, len(small) - 10, 10):
         assert sorted(small[start : start + 10]) == list(range(10))
-    large = [draw.example for draw in draws if draw.source == 0]
+    large = [draw.example for draw in draws if draw.part == 0]
     assert sorted(large[:1000]) == sorted(large[1000:2000]) == list(range(1000))
     assert large[:1000] != large[1000:2000]
 
@@ -56,8 +56,8 @@ def test_shares_hold_and_each_source_goes_through_whole_passes():
 def test_whole_passes_go_on_over_the_edge_of_a_block():
     mixture = Mixture([7, 5], [0.5, 0.5], "edge")
     first = (1 << 16) - 40
-    before = sum(mixture[n].source == 1 for n in range(first))
-    after = [draw.example for n in range(first, first + 80) if (draw := mixture[n]).source == 1]
+    before = sum(mixture[n].part == 1 for n in range(first))
+    after = [draw.example for n in range(first, first + 80) if (draw := mixture[n]).part == 1]
     skipped = -before % 5
     assert sorted(after[skipped : skipped + 5]) == list(range(5))
     assert sorted(after[skipped + 5 : skipped + 10]) == list(range(5))
@@ -72,14 +72,14 @@ def test_draws_do_not_depend_on_what_was_drawn_before():
 
 def test_a_tiny_share_is_not_lost_and_a_share_of_nothing_draws_nothing():
     mixture = Mixture([10, 3, 4], [1.0, 1e-9, 0.0], 0)
-    drawn = Counter(mixture[n].source for n in range(1 << 16))
+    drawn = Counter(mixture[n].part for n in range(1 << 16))
     assert drawn == {0: (1 << 16) - 1, 1: 1}
 
 
 def test_nothing_to_draw_from_is_an_error():
     with pytest.raises(ValueError, match="no example"):
         Mixture([5], [0.0], 0)
-    with pytest.raises(ValueError, match="source 1 has a share of 0.5 but no example"):
+    with pytest.raises(ValueError, match="data set 1 has a share of 0.5 but no example"):
         Mixture([5, 0], [0.5, 0.5], 0)
 
 
@@ -94,7 +94,7 @@ def test_given_shares_come_first_and_empty_sources_leave_theirs():
     assert mixing_shares([0, 100, 100], [0.8, 0.1, 0.1]) == pytest.approx([0.0, 0.5, 0.5])
     with pytest.raises(ValueError, match="leave nothing"):
         mixing_shares([10, 10, 10], [0.5, 0.5, None])
-    with pytest.raises(ValueError, match="no source"):
+    with pytest.raises(ValueError, match="no data set"):
         mixing_shares([0, 0], [None, 0.5])
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from align.cli.main import app
 from align.recipe.recipe import load
 from preference_data import store
-from preference_data.corpora.published import PUBLISHED, vocalsound
+from preference_data.corpora.catalog import CARDS
 from preference_data.schema import PreferencePair, TaskExample
 
 PAIR = PreferencePair(
@@ -51,7 +52,7 @@ def sounds(tmp_path) -> Path:
 
 def test_list_names_every_corpus_and_what_it_needs():
     told = run("list")
-    assert all(name in told for name in PUBLISHED)
+    assert all(name in told for name in CARDS)
     assert "CC BY-SA 4.0" in told
     assert "account at the publisher" in told
     assert "audio is on YouTube" in told
@@ -84,9 +85,9 @@ def test_mistakes_are_told_in_one_message(sounds, tmp_path):
 
 
 def test_a_failed_download_says_so_and_one_by_hand_says_how(tmp_path, monkeypatch):
-    file = vocalsound._FILES["16k"][0]._replace(url="http://127.0.0.1:9/gone.zip")
-    monkeypatch.setattr(vocalsound, "_FILES", {"16k": [file]})
-    monkeypatch.setattr("preference_data.corpora.fetch.Publisher.sleep", lambda publisher, seconds: None)
+    gone = {"16k": (CARDS["vocalsound"].files["16k"][0]._replace(url="http://127.0.0.1:9/gone.zip"),)}
+    monkeypatch.setitem(CARDS, "vocalsound", CARDS["vocalsound"].model_copy(update={"files": gone}))
+    monkeypatch.setattr("preference_data.corpora.fetch.time", SimpleNamespace(sleep=lambda seconds: None))
     assert "ConnectError" in run("download", "vocalsound", tmp_path, code=1)
     assert "no part '44k'" in run("download", "vocalsound", tmp_path, "--part", "44k", code=2)
     assert f"align data prepare common_voice --from {tmp_path}" in run("download", "common_voice", tmp_path)
@@ -111,7 +112,12 @@ def test_pairs_go_out_come_back_and_a_recipe_can_name_them(tmp_path):
         "batch_size: 1\nlearning_rate: 1.0e-6\n"
     )
     assert load(recipe).step("1_dpo").foreign == sorted(["Qwen/Qwen2-Audio-7B-Instruct", str(out)])
+    before = (out / "pairs.jsonl").read_bytes()
+    again = run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2)
+    assert "holds a data set already; name another folder" in " ".join(again.replace("│", " ").split())
+    assert (out / "pairs.jsonl").read_bytes() == before
     (tmp_path / "rows/pairs.jsonl").write_text(json.dumps({"messages": 3}) + "\n")
+    arguments[3] = tmp_path / "other"
     assert "none of its 1 rows can be used" in " ".join(
         run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2).split()
     )

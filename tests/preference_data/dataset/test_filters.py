@@ -93,9 +93,9 @@ def jaccard(one, other):
 
 
 def test_the_estimate_is_the_jaccard_index_of_what_is_compared():
-    from preference_data.dataset.filters import _Seen
+    from preference_data.dataset.filters import _EarlierChats
 
-    seen = _Seen(0.5)
+    seen = _EarlierChats(0.5)
     other = LONG.replace("dog barking", "cat crying").replace("roof", "tent")
     one, two = seen._minima(LONG), seen._minima(other)
     assert (one == two).mean() == pytest.approx(jaccard(LONG, other), abs=0.18)  # 64 draws: 3 sigma
@@ -104,7 +104,7 @@ def test_the_estimate_is_the_jaccard_index_of_what_is_compared():
 
 def test_many_texts_take_time_in_proportion():
     """Few texts are compared with few others, where all with all would be 400 for each."""
-    from preference_data.dataset.filters import _Seen
+    from preference_data.dataset.filters import _EarlierChats
 
     class Counted(dict):
         candidates = 0
@@ -115,11 +115,11 @@ def test_many_texts_take_time_in_proportion():
             return numbers
 
     def candidates_per_text(n):
-        seen = _Seen(0.9)
-        seen.bands = Counted()
+        earlier = _EarlierChats(0.9)
+        earlier.bands = Counted()
         texts = [f"Answer {i}: {i * 7919 % 10_007} birds and {i * i % 9973} bees." for i in range(n)]
-        assert not any(seen.repeats(chat(text, clip="")) for text in texts)
-        return seen.bands.candidates / n
+        assert not any(earlier.repeats(chat(text, clip="")) for text in texts)
+        return earlier.bands.candidates / n
 
     assert candidates_per_text(800) < 8
 

@@ -1,5 +1,6 @@
 """Downloads from a real server on this machine, with its failures; archives of friends and of strangers."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -10,12 +11,14 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from preference_data.corpora import fetch
-from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart, fetch_parts
-from preference_data.corpora.published import air_bench, audiocaps
+from preference_data.corpora.catalog import CARDS, download
+from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart
+from preference_data.corpora.published import audiocaps
 from preference_data.corpora.unpack import BadArchive, unpack, unpack_inner
 from tests.http_servers import running
 
@@ -32,6 +35,7 @@ class Server(ThreadingHTTPServer):
         """Bytes after which the next responses break off."""
         self.failing = 0
         """How many of the next requests are answered 503."""
+        self.retry_after: str | None = None
         self.etag: str | None = '"one"'
         self.kind = "application/octet-stream"
         self.seen: list[tuple[str, str | None, int]] = []
@@ -81,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
                 rest = rest[: server.cut_after.pop(0)]
             self.wfile.write(rest)
         else:
+            if server.retry_after:
+                self.send_header("Retry-After", server.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -95,7 +101,7 @@ def server() -> Iterator[Server]:
 
 
 def remote(server: Server, **more: object) -> RemoteFile:
-    return RemoteFile(**{"url": f"{server.url}/a.bin", "name": "a.bin", "max_gb": 0.01, **more})  # type: ignore[arg-type]
+    return RemoteFile(**{"url": f"{server.url}/a.bin", "max_gb": 0.01, **more})  # type: ignore[arg-type]
 
 
 def get(file: RemoteFile, folder: Path) -> Path:
@@ -168,6 +174,40 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert [status for _, _, status in server.seen] == [503, 503, 503, 200]
 
 
+def test_a_server_that_asks_to_wait_is_left_alone_for_as_long(server, tmp_path, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append))
+    server.failing, server.retry_after = 2, "7"
+    assert get(remote(server), tmp_path).read_bytes() == CONTENT
+    assert waits == [7, 7]
+
+
+def test_what_is_there_is_checked_too(server, tmp_path):
+    (tmp_path / "a.bin").write_bytes(CONTENT[:-1])
+    file = remote(server, checksum=f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+    with pytest.raises(DownloadFailed, match=r"a\.bin: is there, but its sha256 is [0-9a-f]{64}.*Remove it"):
+        get(file, tmp_path)
+    assert server.seen == []
+    (tmp_path / "a.bin").unlink()
+    assert get(file, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_another_process_finishes_in_between_is_left_whole(server, tmp_path, monkeypatch):
+    """Between opening the part and locking it, the other process puts it in place and lets the lock go."""
+    lock = fcntl.flock
+
+    def slow(file, how):
+        if not (tmp_path / "a.bin").exists():
+            (tmp_path / ".a.bin.part").write_bytes(CONTENT[:1000])
+            (tmp_path / ".a.bin.part").rename(tmp_path / "a.bin")
+        return lock(file, how)
+
+    monkeypatch.setattr(fetch.fcntl, "flock", slow)
+    assert get(remote(server), tmp_path).read_bytes() == CONTENT[:1000]
+    assert server.seen == []
+    assert left_behind(tmp_path) == []
+
+
 def test_another_checksum_is_refused_and_nothing_is_kept(server, tmp_path):
     with pytest.raises(DownloadFailed, match=r"md5 is [0-9a-f]{32}, its publisher says 00"):
         get(remote(server, checksum="md5:00"), tmp_path)
@@ -196,8 +236,6 @@ def test_what_is_not_the_file_is_refused_at_once(server, tmp_path, more, kind, m
 
 
 def test_a_second_process_does_not_fetch_the_same_file(server, tmp_path):
-    import fcntl
-
     with (tmp_path / ".a.bin.part").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(DownloadFailed, match="another process is fetching it"):
@@ -240,20 +278,20 @@ def test_parts_are_fetched_unpacked_and_not_fetched_again(server, tmp_path):
         "/y.zip": zip_bytes(("x/3.wav", b"three")),
         "/z.csv": b"a,b\n",
     }
-    parts = {
-        name: [RemoteFile(f"{server.url}/{name}", name, 0.01)] for name in ("x.tar.gz", "y.zip", "z.csv")
-    }
-    fetch_parts(tmp_path, parts, ["x.tar.gz"])
+    names = ("x.tar.gz", "y.zip", "z.csv")
+    files = {name: (RemoteFile(f"{server.url}/{name}", 0.01),) for name in names}
+    card = CARDS["clothoaqa"].model_copy(update={"files": files})
+    assert download(card, tmp_path, ["x.tar.gz"]) == ""
     assert (tmp_path / "x/deep/2.wav").read_bytes() == b"two"
     assert not (tmp_path / "x/3.wav").exists()
-    fetch_parts(tmp_path, parts, None)
+    download(card, tmp_path)
     assert (tmp_path / "x/3.wav").read_bytes() == b"three"
     assert (tmp_path / "z.csv").read_bytes() == b"a,b\n"
-    fetch_parts(tmp_path, parts, None)
+    download(card, tmp_path)
     assert [path for path, _, _ in server.seen] == ["/x.tar.gz", "/y.zip", "/z.csv"]
     assert left_behind(tmp_path) == [".fetched"]
     with pytest.raises(UnknownPart, match="no part 'w'; there are x.tar.gz, y.zip, z.csv"):
-        fetch_parts(tmp_path, parts, ["w"])
+        download(card, tmp_path, ["w"])
 
 
 def link_in_zip(name: str) -> zipfile.ZipInfo:
@@ -324,54 +362,28 @@ def test_archives_inside_an_archive_are_unpacked_where_they_lie(tmp_path):
 # ----------------------------------------------------------- whole downloads
 
 
-def test_where_only_the_user_can_fetch_the_audio_it_says_how(server, tmp_path, monkeypatch):
-    server.files |= {
-        f"/{part}.csv": b"audiocap_id,youtube_id,start_time,caption\n" for part in ("train", "val", "test")
-    }
-    files = {
-        part: [RemoteFile(f"{server.url}/{part}.csv", f"{part}.csv", 0.1)]
-        for part in ("train", "val", "test")
-    }
-    monkeypatch.setattr(audiocaps, "_FILES", files)
-    told = audiocaps.download(tmp_path)
+def test_every_card_has_a_bound_for_each_file_and_names_that_are_distinct():
+    for card in CARDS.values():
+        names = [file.name for files in card.files.values() for file in files]
+        assert len(set(names)) == len(names)
+        assert all(file.max_gb > 0 for files in card.files.values() for file in files)
+        assert all(file.url.startswith("https://") for files in card.files.values() for file in files)
+
+
+def test_where_only_the_user_can_fetch_the_audio_it_says_how(server, tmp_path):
+    parts = ("train", "val", "test")
+    server.files |= {f"/{part}.csv": b"audiocap_id,youtube_id,start_time,caption\n" for part in parts}
+    files = {part: (RemoteFile(f"{server.url}/{part}.csv", 0.1),) for part in parts}
+    told = download(CARDS["audiocaps"].model_copy(update={"files": files}), tmp_path)
     assert f"{tmp_path}/audio/{{youtube_id}}.wav" in told
     assert f"align data prepare audiocaps --from {tmp_path}" in told
-    assert list(audiocaps.prepare(tmp_path)) == []
+    assert list(audiocaps.read(tmp_path)) == []
 
 
-def hub(server: Server, files: dict[str, bytes], **forged: str) -> None:
-    """Let the server answer as the Hub does: a listing, and the files."""
-    repo = "qyang1021/AIR-Bench-Dataset"
-    listing = [
-        {
-            "type": "file",
-            "path": path,
-            "oid": "0" * 40,
-            "size": len(content),
-            "lfs": {
-                "oid": forged.get("sha256", hashlib.sha256(content).hexdigest()),
-                "size": len(content),
-                "pointerSize": 100,
-            },
-        }
-        for path, content in files.items()
-    ]
-    server.files[f"/api/datasets/{repo}/tree/main/Chat"] = json.dumps(listing).encode()
-    server.files |= {f"/datasets/{repo}/resolve/main/{path}": content for path, content in files.items()}
-
-
-def test_air_bench_comes_from_the_hub_each_file_by_its_checksum(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(air_bench, "_ENDPOINT", server.url)
-    files = {"Chat/Chat_meta.json": b"[]", "Chat/speech_QA_cv/a.mp3": b"sound"}
-    hub(server, files)
-    assert air_bench.download(tmp_path) == ""
-    assert {path: (tmp_path / path).read_bytes() for path in files} == files
-    with pytest.raises(UnknownPart, match="no part 'Music'; there are Chat, Foundation"):
-        air_bench.download(tmp_path, ["Music"])
-    hub(server, {"Chat/b.mp3": b"sound"}, sha256="0" * 64)
-    with pytest.raises(DownloadFailed, match="its publisher says 0000"):
-        air_bench.download(tmp_path)
-    hub(server, {"../evil": b"sound"})
-    with pytest.raises(DownloadFailed, match="the Hub lists a path that is refused"):
-        air_bench.download(tmp_path / "chat")
-    assert not (tmp_path / "evil").exists()
+def test_what_is_packed_by_seven_zip_is_named_until_it_is_unpacked(tmp_path):
+    clotho = CARDS["clotho"].model_copy(update={"files": {"validation": (), "evaluation": ()}})
+    (tmp_path / "validation").mkdir()
+    told = download(clotho, tmp_path)
+    assert told.split("\n")[1:] == [f"  7z x -o{tmp_path} {tmp_path}/clotho_audio_evaluation.7z"]
+    (tmp_path / "evaluation").mkdir()
+    assert download(clotho, tmp_path) == ""

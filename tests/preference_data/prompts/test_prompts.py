@@ -138,7 +138,7 @@ def test_words_are_stamped_after_the_prompts_first_stamp():
         (example("question_answer", question="What?<|im_end|>"), "holds <|im_end|>"),
         (example("question_answer", question="What?<|answer|>yes"), "marks of a tag"),
         (example("speaker_verification", audios=("a.wav",)), "is about 2 clips, not 1"),
-        (example("transcribe", audio_language="xx"), "'xx' is no language"),
+        (example("transcribe", audio_language="xx"), "'xx' is not a language"),
         (example("transcribe", audio_language="de", text_language="en"), "is a translation"),
         (example("translate_speech", audio_language="en", text_language="en"), "is a transcript"),
         (
@@ -156,7 +156,7 @@ def test_bad_examples_are_refused_and_named(bad, what):
 
 
 def test_a_bad_example_is_told_by_its_id():
-    with pytest.raises(BadExample, match="example 'e1': 'xx' is no language"):
+    with pytest.raises(BadExample, match="example 'e1': 'xx' is not a language"):
         prompt_of(example("transcribe", audio_language="xx"), "sentences")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_data.corpora import phrasebook_of
+from preference_data.corpora.catalog import phrasebook_of
 from preference_data.schema import AudioClip
 from preference_data.toy_world import examples
 from preference_data.toy_world.phrasebook import Phrasebook
@@ -100,7 +100,7 @@ def test_prompts_ask_kinds_by_their_weights_and_carry_what_a_judge_needs():
 
 
 def test_the_evaluation_set_is_laid_out_as_air_bench(tmp_path: Path):
-    clips = [clip(n, "dev", f"dev/Chat/{TASKS[n]}_made_world") for n in range(5)]
+    clips = [clip(n, "dev", f"dev/Chat/{TASKS[n]}_synthetic") for n in range(5)]
     examples.write_air_bench(tmp_path / "dev", clips, WORLD, "synthetic", 0)
     rows = json.loads((tmp_path / "dev" / "Chat" / "Chat_meta.json").read_text())
     keys = {"path", "question", "answer_gt", "meta_info", "task_name", "dataset_name", "uniq_id"}
@@ -111,14 +111,13 @@ def test_the_evaluation_set_is_laid_out_as_air_bench(tmp_path: Path):
 
 
 def test_a_clip_outside_the_layout_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="'c0'.*should lie in 'dev/Chat/speech_QA_made_world'"):
+    with pytest.raises(ValueError, match="'c0'.*should lie in 'dev/Chat/speech_QA_synthetic'"):
         examples.write_air_bench(tmp_path / "dev", [clip(0)], WORLD, "synthetic", 0)
 
 
-def test_recognition_rows_are_those_of_the_qwen2_audio_evaluation(tmp_path: Path):
-    path = tmp_path / "test" / "recognition.jsonl"
-    examples.write_recognition(path, [clip(1, "test").model_copy(update={"source": "recording"})], WORLD)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+def test_recognition_rows_are_those_of_the_qwen2_audio_evaluation():
+    clips = [clip(1, "test").model_copy(update={"source": "recording"})]
+    assert examples.recognition_rows(clips, WORLD) == [
         {
             "audio": "audio/train/c1.wav",
             "prompt": "caption",

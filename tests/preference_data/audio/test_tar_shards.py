@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from preference_data.audio import decode, tar_shards
-from preference_data.audio.clip_paths import ClipRoot
-from preference_data.audio.decode import BadAudio
+from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.tar_shards import BadShard, write_shards
+from preference_data.dataset.dataset import Dataset
 
 
 def flac(i, subtype="PCM_16", format="FLAC"):
@@ -86,7 +86,7 @@ def test_clips_in_a_shard_are_clips_like_any_other(tmp_path):
     tar_of(tmp_path / "s.tar", [("x.flac", flac(1)), ("x.wav", flac(1, format="WAV"))])
     (tmp_path / "x.flac").write_bytes(flac(1))
     (tmp_path / "x.wav").write_bytes(flac(1, format="WAV"))
-    root = ClipRoot(tmp_path)
+    root = Dataset(tmp_path)
     for name in ("x.flac", "x.wav"):
         alone, member = root.find(name), root.find(f"s.tar/{name}")
         assert np.array_equal(*(decode.load(clip, max_duration_s=1) for clip in (alone, member)))
@@ -103,7 +103,7 @@ def test_refusals_of_members_bear_the_usual_codes(tmp_path):
             ("whole.wav", flac(1, format="WAV")),
         ],
     )
-    root = ClipRoot(tmp_path)
+    root = Dataset(tmp_path)
     codes = {}
     for name in ("page.flac", "none.flac", "half.wav", "absent.flac"):
         with pytest.raises(BadAudio) as caught:
@@ -117,12 +117,13 @@ def test_refusals_of_members_bear_the_usual_codes(tmp_path):
         "absent.flac": "missing",
     }
     with pytest.raises(BadAudio, match="too_long"):
-        decode.load(ClipRoot(tmp_path).find("s.tar/whole.wav"), max_duration_s=0.1)
+        decode.load(Dataset(tmp_path).find("s.tar/whole.wav"), max_duration_s=0.1)
 
 
 def test_an_audit_looks_into_shards(tmp_path):
     tar_of(tmp_path / "s.tar", [("a.flac", flac(1)), ("b.flac", b"<html>")])
-    good, bad = decode.audit(tmp_path, [("a", "s.tar/a.flac"), ("b", "s.tar/b.flac")], max_duration_s=1)
+    clips = [("a", "s.tar/a.flac"), ("b", "s.tar/b.flac")]
+    good, bad = decode.audit(Dataset(tmp_path).find, clips, max_duration_s=1)
     assert list(good) == ["a"]
     assert [(one.id, one.code) for one in bad] == [("b", "unreadable")]
 
@@ -134,7 +135,7 @@ def test_names_are_never_paths(tmp_path):
     (tmp_path / "secret.flac").write_bytes(b"secret")
     (tmp_path / "in").mkdir()
     tar_of(tmp_path / "in/s.tar", [("../secret.flac", flac(1)), ("/etc/passwd", flac(2))])
-    root = ClipRoot(tmp_path / "in")
+    root = Dataset(tmp_path / "in")
     for path in ("s.tar/../secret.flac", "../secret.flac", "s.tar/../../secret.flac"):
         with pytest.raises(BadAudio, match="outside_root"):
             root.find(path)
@@ -166,7 +167,7 @@ def test_a_shard_that_stops_in_the_middle(tmp_path):
     shard = tar_of(tmp_path / "s.tar", [("a.flac", flac(1)), ("b.flac", flac(2))])
     shard.write_bytes(shard.read_bytes()[: 512 + len(flac(1)) + 2000])
     with pytest.raises(BadAudio, match="unreadable.*stops in the middle"):
-        ClipRoot(tmp_path).find("s.tar/a.flac")
+        Dataset(tmp_path).find("s.tar/a.flac")
 
 
 def test_what_is_no_tar(tmp_path):
@@ -174,14 +175,14 @@ def test_what_is_no_tar(tmp_path):
     with tarfile.open(tmp_path / "b.tar", "w:gz"):
         pass
     for name in ("a.tar", "b.tar"):
-        with pytest.raises(BadShard, match="no plain tar file"):
+        with pytest.raises(BadShard, match="not a plain tar file"):
             tar_shards.find(tmp_path / name, "x.flac")
 
 
 def test_a_folder_called_tar_is_a_folder(tmp_path):
     (tmp_path / "x.tar").mkdir()
     (tmp_path / "x.tar/a.flac").write_bytes(flac(1))
-    assert len(decode.load(ClipRoot(tmp_path).find("x.tar/a.flac"), max_duration_s=1)) == 8000
+    assert len(decode.load(Dataset(tmp_path).find("x.tar/a.flac"), max_duration_s=1)) == 8000
 
 
 def with_checksum(header):

@@ -1,25 +1,16 @@
-"""From a clip's path in a record to where its bytes are, never outside the folders that were named.
+"""From a clip's path in a record to where its bytes are, never outside the folder that was named.
 
-A corpus folder is the root of its clips' paths, unless it is a prepared data set, whose `source.json` names
-the root. If it is a mixture, which has a `sources.json`, the first part of a path names one of its data sets
-and the rest is a path in that one. A part that is a tar file is a shard, and the rest is the name of one of
-its members.
+A part of a path that is a tar file is a shard, and the rest is the name of one of its members.
 """
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from preference_data.audio import tar_shards
 from preference_data.audio.tar_shards import BadShard, Member
-
-SOURCES = "sources.json"
-"""In a mixture: {"sources": [{"name": ..., "root": ...}, ...], ...}."""
-SOURCE = "source.json"
-"""What marks a folder as a prepared data set: {"name": ..., "root": folder of its audio, ...}."""
 
 _PathReason = Literal["bad_path", "outside_root", "missing", "not_a_file", "empty_file"]
 _HeaderReason = Literal["unreadable", "unsupported_format", "bad_sample_rate", "too_many_channels"]
@@ -44,41 +35,17 @@ class BadAudio(ValueError):
         return f"{self.path!r}: {self.code}: {self.detail}"
 
 
-class ClipRoot:
-    """Finds the clips of a corpus folder by the paths in its records."""
+def find_below(root: Path, path: str) -> ClipFile:
+    """Where the bytes of a clip are that a record names by its path below `root`.
 
-    def __init__(self, folder: Path) -> None:
-        """Read what the folder says of where its clips are."""
-        self.folder = folder
-        self._root, self._roots = folder, dict[str, Path]()
-        if (folder / SOURCES).exists():
-            listed = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["sources"]
-            self._roots = {source["name"]: Path(source["root"]) for source in listed}
-        elif (folder / SOURCE).exists():
-            self._root = folder / json.loads((folder / SOURCE).read_text(encoding="utf-8"))["root"]
-
-    def find(self, path: str) -> ClipFile:
-        """Where the clip's bytes are.
-
-        Raises:
-            BadAudio: as `resolve_inside`; `missing`, `unreadable` or `truncated` of a shard or its member.
-        """
-        root, inner = self._root, path
-        if self._roots:
-            name, _, inner = path.partition("/")
-            if name not in self._roots:
-                raise BadAudio(path[:_MAX_NAME], "bad_path", f"names no source; known: {sorted(self._roots)}")
-            root = self._roots[name]
-        before, is_inside, name = inner.partition(".tar/")
-        if is_inside and (shard := _shard(root, f"{before}.tar")):
-            _refuse_unsafe(root, inner)
-            return _member(shard, name)
-        return resolve_inside(root, inner)
-
-
-def find(folder: Path, path: str) -> ClipFile:
-    """One clip of a corpus folder, see `ClipRoot.find`."""
-    return ClipRoot(folder).find(path)
+    Raises:
+        BadAudio: as `resolve_inside`; `missing`, `unreadable` or `truncated` of a shard or its member.
+    """
+    before, is_inside, name = path.partition(".tar/")
+    if is_inside and (shard := _shard(root, f"{before}.tar")):
+        _refuse_unsafe(root, path)
+        return _member(shard, name)
+    return resolve_inside(root, path)
 
 
 @lru_cache(maxsize=4096)
@@ -112,14 +79,14 @@ def resolve_inside(root: Path, relative: str) -> Path:
     try:
         resolved = (root / relative).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, half a surrogate pair
-        raise refuse("bad_path", f"is no path ({error}); mend the manifest") from error
+        raise refuse("bad_path", f"is not a path ({error}); mend the manifest") from error
     if not resolved.is_relative_to(_real(root.absolute())):
         raise refuse("outside_root", f"is a link that leaves {root}; copy the file into it")
     return resolved
 
 
 def _refuse_unsafe(root: Path, relative: str) -> None:
-    """What is wrong with a path whatever lies there."""
+    """Refuse a path that is unsafe whatever lies there."""
     refuse = partial(BadAudio, relative[:_MAX_NAME])
     if not PurePosixPath(relative).parts or "://" in relative:
         raise refuse("bad_path", "is empty or a URL; fetch the file and name it by its path below the root")

@@ -1,4 +1,4 @@
-"""What an adapter finds out about one recording, and how adapters read their publishers' tables."""
+"""A recording as its publisher describes it, and how adapters read their publishers' tables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from typing import Literal, NamedTuple
 
 from preference_data.schema import Split, Word
 
-Access = Literal["open", "account", "links"]
-"""How one gets the audio: by `download`; with an account at the publisher; from addresses of videos."""
-
-HELD_OUT: tuple[Split, ...] = ("test", "dev")
 DESCRIBE_SOUND = "Describe what can be heard in this recording."
 DESCRIBE_MUSIC = "Describe the music in this recording."
 _LONGEST_CELL = 1_000_000  # characters
@@ -22,24 +18,8 @@ class BadCorpus(ValueError):
     """A corpus is unknown, or its folder is not laid out as its publisher does."""
 
 
-class Card(NamedTuple):
-    """What one wants to know before fetching a corpus. Hours and sizes are the publisher's."""
-
-    name: str
-    what_for: str
-    hours: float
-    size_gb: float
-    licence: str
-    home: str
-    access: Access
-    parts: tuple[str, ...] = ()
-    """What `download` can be limited to."""
-    max_duration_s: float = 30.0
-    """Longer recordings are refused: Qwen2-Audio hears 30 s."""
-
-
 class Content(NamedTuple):
-    """One thing that is known about a recording: a `TaskExample` without its audio."""
+    """Something that is known about a recording: a `TaskExample` without its audio."""
 
     task: str
     """A key of the pre-training tasks."""
@@ -52,22 +32,22 @@ class Content(NamedTuple):
     """The published benchmark that it is a row of, if its recording is held out."""
 
 
-class Asked(NamedTuple):
+class QuestionAnswer(NamedTuple):
     """A question about a recording and its right answer."""
 
     question: str
     answer: str
 
 
-class Found(NamedTuple):
-    """One recording, its path relative to the corpus folder, and all that its publisher says about it."""
+class Recording(NamedTuple):
+    """A recording: its path relative to the corpus folder, and all that its publisher says about it."""
 
     path: str
     split: Split
     source: str
-    """Which part of the corpus it is of: results are also told per source."""
+    """Which part of the corpus it is of: results are also reported per source."""
     contents: tuple[Content, ...]
-    asked: tuple[Asked, ...] = ()
+    questions: tuple[QuestionAnswer, ...] = ()
     """For chats (train) and prompts (preference)."""
     speaker: str | None = None
     """None also where the publisher's own splits share their speakers."""
@@ -97,10 +77,10 @@ def rows(
     """Rows by column name, blanks around cells removed; reads as it goes.
 
     Raises:
-        BadCorpus: the file is missing, is no such table, lacks a column, or a line has too few cells.
+        BadCorpus: the file is missing, is not such a table, lacks a column, or a line has too few cells.
     """
     if not path.is_file():
-        raise BadCorpus(f"{path} is missing: is this the folder that `align data download` filled?")
+        raise missing(path)
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open(encoding=encoding, newline="") as file:
@@ -117,7 +97,7 @@ def rows(
                     raise BadCorpus(f"{path}:{table.line_num}: has fewer cells than columns; fetch it again")
                 yield {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str)}
     except (UnicodeDecodeError, csv.Error) as error:
-        raise BadCorpus(f"{path} is no such table: {error}; fetch it again") from error
+        raise BadCorpus(f"{path} is not such a table: {error}; fetch it again") from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -127,7 +107,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         BadCorpus: the file is missing or not UTF-8.
     """
     if not path.is_file():
-        raise BadCorpus(f"{path} is missing: is this the folder that `align data download` filled?")
+        raise missing(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -139,10 +119,10 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def grouped(table: Iterable[Mapping[str, str]], *key: str) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
     """Rows by the value of `key`, in the order in which each value comes first."""
-    found: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in table:
-        found.setdefault(tuple(row[name] for name in key), []).append(row)
-    return found
+        groups.setdefault(tuple(row[name] for name in key), []).append(row)
+    return groups
 
 
 def language(locale: str) -> str:
@@ -150,7 +130,12 @@ def language(locale: str) -> str:
     return {"zh-HK": "yue"}.get(locale, locale.split("-")[0])
 
 
-def nothing_in(folder: Path, wanted: str, name: str) -> BadCorpus:
+def missing(path: Path) -> BadCorpus:
+    """The error for a file of the corpus that is not there."""
+    return BadCorpus(f"{path} is missing: is this the folder that `align data download` filled?")
+
+
+def not_a_corpus(folder: Path, wanted: str, name: str) -> BadCorpus:
     """The error for a folder that holds nothing of the corpus."""
     return BadCorpus(
         f"{folder} holds no {wanted}: name the folder that holds it, or fetch it with "

@@ -8,9 +8,10 @@ import pytest
 import soundfile
 
 from preference_data import store
-from preference_data.corpora.published import BadCorpus
-from preference_data.dataset import dataset_folder, splits
-from preference_data.dataset.dataset_folder import RECORDS, SOURCE, prepare
+from preference_data.corpora.prepare import prepare
+from preference_data.corpora.published.recording import BadCorpus
+from preference_data.dataset import splits
+from preference_data.dataset.dataset import DESCRIPTION, RECORD_FILES, BadDataset, Dataset
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample
 
 RATE = 16_000
@@ -67,7 +68,7 @@ def test_records_refer_to_the_audio_where_it_lies(tmp_path):
     }
     assert seen[-1][:2] == (6, 6)
     assert seen[-1][2] == pytest.approx(3 / 3600)
-    assert json.loads((out / SOURCE).read_text()) == told
+    assert json.loads((out / DESCRIPTION).read_text()) == told
     assert told == {
         "name": "librispeech",
         "root": str(root.resolve()),
@@ -85,7 +86,7 @@ def test_records_refer_to_the_audio_where_it_lies(tmp_path):
         "quarantined": {},
         "speakers": 3,
         "speakers_in_train_and_held_out": 0,
-        "digest": dataset_folder.digest_of(out),
+        "digest": Dataset(out).digest(),
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["libri", "ready"]
 
@@ -93,14 +94,14 @@ def test_records_refer_to_the_audio_where_it_lies(tmp_path):
 def test_the_same_corpus_gives_the_same_records_and_replaces_them(tmp_path):
     root, out = librispeech(tmp_path / "libri"), tmp_path / "ready"
     first = prepare("librispeech", root, out)
-    before = {name: (out / name).read_bytes() for name in RECORDS}
+    before = {name: (out / name).read_bytes() for name in RECORD_FILES}
     (root / "LibriSpeech/train-clean-100/14/1/14-1-0002.flac").unlink()
     second = prepare("librispeech", root, out)
     assert second["clips"]["train"] == 2
     assert second["digest"] != first["digest"]
     tone(root / "LibriSpeech/train-clean-100/14/1/14-1-0002.flac", 1420)
     assert prepare("librispeech", root, out, by="samples")["digest"] == first["digest"]
-    assert {name: (out / name).read_bytes() for name in RECORDS} == before
+    assert {name: (out / name).read_bytes() for name in RECORD_FILES} == before
 
 
 def test_bad_audio_is_left_out_with_its_reason_and_the_rest_is_used(tmp_path):
@@ -151,7 +152,7 @@ def test_a_held_out_recording_is_never_trained_on(tmp_path):
     told = prepare("librispeech", root, out, keep_out=[tmp_path / "bench-ready"])
     assert told["quarantined"] == {"held_out": 2}
     assert told["clips"]["train"] == 1
-    with pytest.raises(BadCorpus, match="is no dataset folder: it has no clips.jsonl"):
+    with pytest.raises(BadDataset, match="is not a dataset: it has no clips.jsonl"):
         prepare("librispeech", root, out, keep_out=[tmp_path])
 
 
@@ -260,11 +261,11 @@ def test_mp3_and_wav_are_read_as_they_are_published(tmp_path):
 
 def test_a_wrong_out_folder_is_refused_and_a_failure_leaves_the_old_records(tmp_path):
     root = librispeech(tmp_path / "libri")
-    with pytest.raises(BadCorpus, match="holds the recordings"):
+    with pytest.raises(BadDataset, match="holds the recordings"):
         prepare("librispeech", root, tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/diary.txt").write_text("mine")
-    with pytest.raises(BadCorpus, match=r"is there and is no dataset folder \(it has no source.json\)"):
+    with pytest.raises(BadDataset, match=r"is there and is not a dataset \(it has no dataset.json\)"):
         prepare("librispeech", root, tmp_path / "notes")
     out = tmp_path / "ready"
     told = prepare("librispeech", root, out)
@@ -274,7 +275,7 @@ def test_a_wrong_out_folder_is_refused_and_a_failure_leaves_the_old_records(tmp_
         BadCorpus, match="none of the 6 recordings of librispeech in .* can be used: .*empty_file"
     ):
         prepare("librispeech", root, out)
-    assert json.loads((out / SOURCE).read_text()) == told
+    assert json.loads((out / DESCRIPTION).read_text()) == told
     assert not list(tmp_path.glob(".partial-*"))
 
 

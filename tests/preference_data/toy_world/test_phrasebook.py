@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preference_data.corpora import phrasebook_of
+from preference_data.corpora.catalog import phrasebook_of
 from preference_data.toy_world.phrasebook import BadPhrasebook, Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of
 
@@ -201,7 +201,7 @@ def test_values_keep_their_capitals_and_may_be_several_words():
         ({"descriptions": ["You hear {name} and {name}."]}, "holds a slot twice"),
         ({"descriptions": ["You hear {name.__class__}."]}, "braces may hold"),
         ({"tasks": [{"task": "speach_QA"}]}, "tasks.0.task"),
-        ({"targets": [{"task": "transcibe", "text": "{name}"}]}, "'transcibe' is no pre-training task"),
+        ({"targets": [{"task": "transcibe", "text": "{name}"}]}, "'transcibe' is not a pre-training task"),
         ({"kinds": {"closed": 0}}, "not all 0"),
         ({"describe_questions": ["Who is it?"]}, "'Who is it\\?' comes twice"),
         ({"one_wrd": "x"}, "one_wrd"),

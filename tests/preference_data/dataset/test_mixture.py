@@ -10,12 +10,11 @@ import pytest
 import soundfile
 
 from preference_data import store
-from preference_data.audio.clip_paths import BadAudio, ClipRoot
+from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.tar_shards import write_shards
-from preference_data.corpora.published import BadCorpus
-from preference_data.dataset.mixture import BadMixture, DataSet, mix
+from preference_data.dataset.dataset import BadDataset, Dataset
+from preference_data.dataset.mixture import BadMixture, MixturePart, mix
 from preference_data.dataset.sharding import shard
-from preference_data.dataset.sources import sources
 from preference_data.dataset.splits import Leak
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn
 from preference_data.store import BadRecord
@@ -36,8 +35,8 @@ def data_set(folder, name, n, first=0, held_out=1):
     """`n` training clips and a test clip, with records of every kind; its audio lies in `audio/`."""
     clips = [clip(folder / "audio", f"c{i}", first + i, speaker="s") for i in range(n)]
     tests = [clip(folder / "audio", f"t{i}", first + 900 + i, "test", "t") for i in range(held_out)]
-    store.write_rows(folder / "source.json", [])
-    (folder / "source.json").write_text(json.dumps({"name": name, "root": "audio", "licence": "CC0"}))
+    store.write_rows(folder / "dataset.json", [])
+    (folder / "dataset.json").write_text(json.dumps({"name": name, "root": "audio", "licence": "CC0"}))
     store.write(folder / "clips.jsonl", [*clips, *tests])
     store.write(
         folder / "pretrain.jsonl",
@@ -60,7 +59,7 @@ def data_set(folder, name, n, first=0, held_out=1):
 def mixed(tmp_path, *data_sets, **settings):
     out = tmp_path / "0_corpus"
     defaults = {"temperature": 1.0, "seed": 0, "max_duration_s": 30.0, "max_bad_fraction": 0.0}
-    data_sets = [one if isinstance(one, DataSet) else DataSet(one) for one in data_sets]
+    data_sets = [one if isinstance(one, MixturePart) else MixturePart(one) for one in data_sets]
     return out, mix(out, data_sets, **{**defaults, **settings})
 
 
@@ -74,7 +73,7 @@ def test_two_data_sets_become_one_corpus(two, tmp_path):
     assert counts.clips == {"train": 10, "test": 2}
     assert counts.rows == {"clips": 12, "pretrain": 10, "sft": 2, "prompts": 2}
     assert counts.shares == pytest.approx({"one": 0.8, "other": 0.2})
-    root = ClipRoot(out)
+    root = Dataset(out)
     for record in store.read(out / "clips.jsonl", AudioClip):
         found = root.find(record.path)
         assert hashlib.sha256(found.read_bytes()).hexdigest() == record.sha256
@@ -92,28 +91,28 @@ def test_two_data_sets_become_one_corpus(two, tmp_path):
 def test_training_draws_by_temperature_or_by_share(two, tmp_path):
     one, other = two
     out, _ = mixed(tmp_path, one, other, temperature=2.0)
-    parts = sources(out, "pretrain", TaskExample)
+    parts = Dataset(out).parts(TaskExample)
     assert [part.name for part in parts] == ["one", "other"]
     assert [len(part.records) for part in parts] == [8, 2]
     assert {record.text.split()[0] for record in parts[1].records} == {"other"}
     assert [part.share for part in parts] == pytest.approx([2 / 3, 1 / 3])  # sqrt 8 : sqrt 2
-    out, counts = mixed(tmp_path, DataSet(one), DataSet(other, 0.75))
+    out, counts = mixed(tmp_path, MixturePart(one), MixturePart(other, 0.75))
     assert counts.shares == pytest.approx({"one": 0.25, "other": 0.75})
 
 
 def test_a_prepared_data_set_is_a_corpus_too(two):
     record = store.read(two[0] / "clips.jsonl", AudioClip)[2]
-    assert ClipRoot(two[0]).find(record.path) == two[0] / "audio" / "c2.wav"
-    (only,) = sources(two[0], "pretrain", TaskExample)
+    assert Dataset(two[0]).find(record.path) == two[0] / "audio" / "c2.wav"
+    (only,) = Dataset(two[0]).parts(TaskExample)
     assert (only.name, len(only.records), only.share) == ("", 8, 1.0)
     (two[0] / "sft.jsonl").unlink()
     with pytest.raises(ValueError, match="no rows in sft.jsonl"):
-        sources(two[0], "sft", Chat)
+        Dataset(two[0]).parts(Chat)
 
 
 def test_paths_lead_nowhere_but_into_their_data_set(two, tmp_path):
     out, _ = mixed(tmp_path, *two)
-    root = ClipRoot(out)
+    root = Dataset(out)
     for path, code in {
         "c0.wav": "bad_path",
         "third/c0.wav": "bad_path",
@@ -141,12 +140,12 @@ def test_tables_may_be_parquet_and_clips_in_shards(two, tmp_path):
         table = store.read(one / f"{name}.jsonl", kind)
         renamed = [r.model_copy(update={"audios": (path_of[r.audios[0][:-4]],)}) for r in table]
         store.write(one / f"{name}.jsonl", renamed)
-    (one / "source.json").write_text(json.dumps({"name": "one", "root": str(tmp_path / "shards")}))
+    (one / "dataset.json").write_text(json.dumps({"name": "one", "root": str(tmp_path / "shards")}))
     (one / "test/recognition.jsonl").unlink()
     out, counts = mixed(tmp_path, one)
     assert counts.rows["pretrain"] == 8
     record = store.read(out / "clips.jsonl", AudioClip)[3]
-    assert hashlib.sha256(ClipRoot(out).find(record.path).read()).hexdigest() == record.sha256
+    assert hashlib.sha256(Dataset(out).find(record.path).read()).hexdigest() == record.sha256
     store.write(one / "clips.jsonl", store.read(out / "clips.jsonl", AudioClip))
     with pytest.raises(ValueError, match=r"both clips\.jsonl and clips\.parquet"):
         mixed(tmp_path, one)
@@ -162,13 +161,13 @@ def change(folder, table, edit):
 
 
 def test_a_folder_that_is_no_data_set(two, tmp_path):
-    with pytest.raises(BadMixture, match=r"no source\.json; prepare it first"):
+    with pytest.raises(BadMixture, match=r"no dataset\.json; prepare it first"):
         mixed(tmp_path, tmp_path)
-    (two[0] / "source.json").write_text('{"name": "../x", "root": "audio"}')
+    (two[0] / "dataset.json").write_text('{"name": "../x", "root": "audio"}')
     with pytest.raises(BadMixture, match=r"name '\.\./x'"):
         mixed(tmp_path, two[0])
-    (two[0] / "source.json").write_text('{"name": "one", "root": "gone"}')
-    with pytest.raises(BadMixture, match="root 'gone' is no folder"):
+    (two[0] / "dataset.json").write_text('{"name": "one", "root": "gone"}')
+    with pytest.raises(BadMixture, match="root 'gone' is not a folder"):
         mixed(tmp_path, two[0])
 
 
@@ -188,7 +187,7 @@ def test_records_that_come_twice(two, tmp_path):
 
 def test_a_record_of_an_unknown_clip_or_a_held_out_one(two, tmp_path):
     change(two[0], "pretrain.jsonl", lambda rows: rows[2].update(audios=["nobody.wav"]))
-    with pytest.raises(BadMixture, match=r"record 'c2' speaks of 'one/nobody\.wav', not in clips\.jsonl"):
+    with pytest.raises(BadMixture, match=r"record 'c2' names 'one/nobody\.wav', not in clips\.jsonl"):
         mixed(tmp_path, *two)
     change(two[0], "pretrain.jsonl", lambda rows: rows[2].update(audios=["t0.wav"]))
     with pytest.raises(BadMixture, match=r"record 'c2' teaches 'one/t0\.wav', a test clip"):
@@ -204,7 +203,7 @@ def test_the_same_audio_in_training_here_and_in_the_test_set_there(two, tmp_path
         mixed(tmp_path, one, other)
 
 
-def test_speakers_heard_on_both_sides_are_told_and_those_of_two_data_sets_are_two(two, tmp_path):
+def test_speakers_heard_on_both_sides_are_counted_and_those_of_two_data_sets_are_two(two, tmp_path):
     """Each has a training speaker 's' and a test speaker 't'."""
     assert mixed(tmp_path, *two)[1].speakers_on_both_sides == 0
     change(two[0], "clips.jsonl", lambda rows: [row.update(speaker="t") for row in rows[:1]])
@@ -251,7 +250,7 @@ def test_a_sharded_data_set_is_the_same_data_set_and_can_move(two, tmp_path):
     assert told["licence"] == "CC0"
     assert len(list((out / "shards").glob("*.tar"))) == 3
     moved = out.rename(tmp_path / "moved")
-    plain, in_tar = ClipRoot(two[0]), ClipRoot(moved)
+    plain, in_tar = Dataset(two[0]), Dataset(moved)
     for before, after in zip(
         store.read(two[0] / "clips.jsonl", AudioClip),
         store.read(moved / "clips.jsonl", AudioClip),
@@ -264,7 +263,7 @@ def test_a_sharded_data_set_is_the_same_data_set_and_can_move(two, tmp_path):
     other, second = mixed(tmp_path, moved)
     assert [(r.id, r.text) for r in store.read(other / "pretrain.jsonl", TaskExample)] == texts
     assert first == second
-    with pytest.raises(BadCorpus, match="no dataset folder"):
+    with pytest.raises(BadDataset, match="is not a dataset"):
         shard(two[0], two[1] / "audio")
     (two[0] / "audio/c3.wav").unlink()
     with pytest.raises(BadAudio, match=r"c3\.wav.*missing"):

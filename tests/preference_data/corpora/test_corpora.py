@@ -1,7 +1,6 @@
 """Every corpus becomes clips with true facts, in the right place, the same every time."""
 
 import csv
-import json
 import os
 import shutil
 import tarfile
@@ -13,7 +12,8 @@ import pytest
 import soundfile
 
 from preference_data.audio import decode
-from preference_data.corpora import CORPORA, corpus_module, folder, phrasebook_of
+from preference_data.corpora import folder
+from preference_data.corpora.catalog import CORPORA, corpus_module, phrasebook_of
 from preference_data.dataset import splits
 from preference_data.schema import AudioClip
 from preference_data.toy_world import spoken_digits, synthetic
@@ -21,7 +21,7 @@ from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of, laid_out, trimmed
 
 RATE = decode.SAMPLE_RATE
-ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
+ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
 
 
 def check_files(out: Path, clips: list[AudioClip], corpus: str, book: Phrasebook) -> None:
@@ -51,7 +51,7 @@ def test_corpora_are_found_by_name():
     assert phrasebook_of("spoken_digits", None) == spoken_digits.PHRASEBOOK
 
 
-# ------------------------------------------------------------------ made world
+# ------------------------------------------------------------------ synthetic world
 
 COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
 
@@ -60,12 +60,12 @@ COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
 def world(tmp_path_factory) -> tuple[Path, list[AudioClip]]:
     out = tmp_path_factory.mktemp("world")
     done: list[int] = []
-    clips = synthetic.prepare(out, counts=COUNTS, seed=3, on_progress=done.append)
+    clips, _ = synthetic.prepare(out, counts=COUNTS, seed=3, on_progress=done.append)
     assert done == list(range(1, 161))
     return out, clips
 
 
-def test_the_made_world_has_all_categories_equally_often_and_voices_by_split(world):
+def test_the_synthetic_world_has_all_categories_equally_often_and_voices_by_split(world):
     out, clips = world
     check_files(out, clips, "synthetic", Phrasebook.load(synthetic.PHRASEBOOK))
     assert Counter(clip.split for clip in clips) == COUNTS
@@ -83,9 +83,9 @@ def test_the_made_world_has_all_categories_equally_often_and_voices_by_split(wor
 
 def test_clips_depend_on_seed_and_number_only(world, tmp_path):
     _, clips = world
-    few = synthetic.prepare(tmp_path, counts={"train": 6, "test": 8}, seed=3)
+    few, _ = synthetic.prepare(tmp_path, counts={"train": 6, "test": 8}, seed=3)
     assert few == [c for c in clips if c.split == "train"][:6] + [c for c in clips if c.split == "test"][:8]
-    other = synthetic.prepare(tmp_path, counts={"dev": 4}, seed=4)
+    other, _ = synthetic.prepare(tmp_path, counts={"dev": 4}, seed=4)
     assert not {clip.sha256 for clip in other} & {clip.sha256 for clip in clips}
 
 
@@ -103,9 +103,9 @@ def test_a_clip_holds_as_many_sounds_as_its_facts_say(world):
     assert checked >= 8
 
 
-def test_the_made_world_refuses_recordings(tmp_path):
-    with pytest.raises(ValueError, match="neither source="):
-        synthetic.prepare(tmp_path, source=tmp_path, counts={"dev": 2})
+def test_the_synthetic_world_refuses_recordings(tmp_path):
+    with pytest.raises(ValueError, match="neither recordings="):
+        synthetic.prepare(tmp_path, recordings=tmp_path, counts={"dev": 2})
     with pytest.raises(ValueError, match="counts=None"):
         synthetic.prepare(tmp_path)
 
@@ -137,8 +137,8 @@ HELD_OUT = {"dev": ["eve"], "test": ["kim"]}
 def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     out = tmp_path / "out"
     done: list[int] = []
-    options = {"source": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT, "seed": 1}
-    clips = spoken_digits.prepare(out, **options, on_progress=done.append)
+    options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT, "seed": 1}
+    clips, bad = spoken_digits.prepare(out, **options, on_progress=done.append)
     check_files(out, clips, "spoken_digits", Phrasebook.load(spoken_digits.PHRASEBOOK))
     assert done == list(range(1, 51))
     assert Counter((clip.split, clip.source) for clip in clips) == {
@@ -153,13 +153,12 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     assert {clip.speaker for clip in clips if clip.split == "dev"} == {"eve"}
     singles = [clip for clip in clips if clip.source == "recording" and clip.split == "test"]
     assert Counter(clip.facts["digits"] for clip in singles) == {"zero": 4, "three": 4, "seven": 4}
-    assert (out / "quarantine.jsonl").read_text() == ""
-    again = spoken_digits.prepare(tmp_path / "again", **options)
-    assert again == clips
+    assert bad == []
+    assert spoken_digits.prepare(tmp_path / "again", **options).clips == clips
 
 
 def test_a_single_recording_is_heard_as_it_is(recordings, tmp_path):
-    clips = spoken_digits.prepare(tmp_path, source=recordings, counts={"test": 1}, held_out=HELD_OUT)
+    clips, _ = spoken_digits.prepare(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
     clip = next(clip for clip in clips if clip.id == "spoken_digits-test-7_kim_6")
     samples = decode.load(tmp_path / clip.path, max_duration_s=3)
     spectrum = np.abs(np.fft.rfft(samples))
@@ -218,10 +217,11 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
     write_tone(wavs / "7_ann_10.wav", 500, duration_s=4)
     write_tone(wavs / "seven_ann_11.wav", 500)
     soundfile.write(wavs / "0_ann_12.wav", np.zeros(4000), 8000)
-    clips = spoken_digits.prepare(tmp_path, source=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
+    clips, bad = spoken_digits.prepare(
+        tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT
+    )
     assert len(clips) == 50 + 24
-    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert {row["id"]: row["code"] for row in rows} == {
+    assert {one.id: one.code for one in bad} == {
         "0_ann_12": "bad_level",
         "0_ann_7": "empty_file",
         "3_ann_8": "unreadable",
@@ -233,7 +233,7 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
 
 def test_unusable_digits_say_what_to_do(recordings, tmp_path):
     def prepare(**changes):
-        options = {"source": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT}
+        options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT}
         spoken_digits.prepare(tmp_path / "out", **{**options, **changes})
 
     with pytest.raises(ValueError, match="'zoe' must be .* ann, bob, eve, kim"):
@@ -245,10 +245,10 @@ def test_unusable_digits_say_what_to_do(recordings, tmp_path):
     with pytest.raises(ValueError, match="no usable recording for train"):
         prepare(held_out={"dev": ["ann", "bob"], "test": ["eve", "kim"]})
     with pytest.raises(ValueError, match="fetch https://github.com/Jakobovski"):
-        prepare(source=tmp_path / "nowhere")
+        prepare(recordings=tmp_path / "nowhere")
     (tmp_path / "digits.tar.gz").write_bytes(b"x")
     with pytest.raises(ValueError, match="unpack it \\(tar xzf digits.tar.gz\\)"):
-        prepare(source=tmp_path / "digits.tar.gz")
+        prepare(recordings=tmp_path / "digits.tar.gz")
     for path in (recordings / "recordings").iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="none of the 48 recordings"):
@@ -272,11 +272,11 @@ def real_recordings(tmp_path_factory) -> Path:
 
 def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
     counts = {"train": 60, "preference": 20, "dev": 10, "test": 10}
-    clips = spoken_digits.prepare(
-        tmp_path, source=real_recordings, counts=counts, held_out={"dev": ["george"], "test": ["theo"]}
+    clips, bad = spoken_digits.prepare(
+        tmp_path, recordings=real_recordings, counts=counts, held_out={"dev": ["george"], "test": ["theo"]}
     )
     check_files(tmp_path, clips, "spoken_digits", Phrasebook.load(spoken_digits.PHRASEBOOK))
-    assert (tmp_path / "quarantine.jsonl").read_text() == ""
+    assert bad == []
     singles = [clip for clip in clips if clip.source == "recording"]
     assert Counter((clip.speaker, clip.facts["digits"]) for clip in singles) == {
         (speaker, word): 50 for speaker in ("george", "theo") for word in spoken_digits.WORDS
@@ -320,7 +320,7 @@ def mine(tmp_path) -> Path:
 def test_a_folder_of_your_own(mine, tmp_path):
     out, done = tmp_path / "out", []
     held_out = {"dev": ["bob"], "test": ["eve"]}
-    clips = folder.prepare(out, source=mine, held_out=held_out, on_progress=done.append)
+    clips, _ = folder.prepare(out, recordings=mine, held_out=held_out, on_progress=done.append)
     check_files(out, clips, "folder", Phrasebook.load(mine / "phrasebook.yaml"))
     assert done == [1, 2, 3, 4]
     by_speaker = {(clip.speaker, clip.facts["digits"]): clip for clip in clips}
@@ -331,7 +331,7 @@ def test_a_folder_of_your_own(mine, tmp_path):
     assert by_speaker["ann", "one"].duration_s == pytest.approx(0.5, abs=0.001)
     mixed = decode.load(out / by_speaker["eve", "six"].path, max_duration_s=3)
     assert np.allclose(mixed, 0.25, atol=1e-3)  # two channels, one of them silent
-    assert folder.prepare(tmp_path / "again", source=mine, held_out=held_out) == clips
+    assert folder.prepare(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
 
 
 def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, tmp_path):
@@ -340,7 +340,7 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
         shutil.copyfile(mine / "c.wav", mine / row["path"])
     given = [{**row, "split": split} for row, split in zip(ROWS, ("test", "test", "dev", "dev"), strict=True)]
     write_table(mine, given + rest)
-    clips = folder.prepare(tmp_path / "out", source=mine)
+    clips, _ = folder.prepare(tmp_path / "out", recordings=mine)
     assert [clip.split for clip in clips[:4]] == ["test", "test", "dev", "dev"]
     shares = Counter(clip.split for clip in clips[4:])
     assert set(shares) == {"train", "preference"}
@@ -349,14 +349,13 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
 
 def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
     (mine / "c.wav").write_text("<html>")
-    clips = folder.prepare(tmp_path / "out", source=mine)
+    clips, bad = folder.prepare(tmp_path / "out", recordings=mine)
     assert len(clips) == 3
-    row = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
-    assert (row["path"], row["code"]) == ("c.wav", "unreadable")
+    assert [(one.path, one.code) for one in bad] == [("c.wav", "unreadable")]
     for path in [*mine.rglob("*.wav"), *mine.rglob("*.flac")]:
         path.unlink()
     with pytest.raises(ValueError, match="none of the 4 recordings.*'a/one.wav': missing"):
-        folder.prepare(tmp_path / "out", source=mine)
+        folder.prepare(tmp_path / "out", recordings=mine)
 
 
 @pytest.mark.parametrize(
@@ -380,14 +379,14 @@ def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
 def test_a_bad_table_names_line_column_and_value(mine, tmp_path, change, message):
     write_table(mine, [ROWS[0], {**ROWS[1], **change}, *ROWS[2:]])
     with pytest.raises(folder.BadFacts) as caught:
-        folder.prepare(tmp_path / "out", source=mine, held_out={"dev": ["bob"]})
+        folder.prepare(tmp_path / "out", recordings=mine, held_out={"dev": ["bob"]})
     assert message in str(caught.value)
 
 
 def test_all_problems_of_a_table_are_told_at_once(mine, tmp_path):
     write_table(mine, [{**row, "first": "ten"} for row in ROWS])
     with pytest.raises(folder.BadFacts) as caught:
-        folder.prepare(tmp_path / "out", source=mine, held_out={"test": ["zoe"]})
+        folder.prepare(tmp_path / "out", recordings=mine, held_out={"test": ["zoe"]})
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     assert "nobody is called 'zoe'" in lines[4]
@@ -396,7 +395,7 @@ def test_all_problems_of_a_table_are_told_at_once(mine, tmp_path):
 def test_a_folder_without_its_files_says_which(mine, tmp_path):
     def message(source: Path | None) -> str:
         with pytest.raises(ValueError) as caught:
-            folder.prepare(tmp_path / "out", source=source)
+            folder.prepare(tmp_path / "out", recordings=source)
         return str(caught.value)
 
     (mine / "facts.csv").write_text("path,speaker\nc.wav\n")
@@ -409,7 +408,7 @@ def test_a_folder_without_its_files_says_which(mine, tmp_path):
     assert "facts.csv is missing" in message(mine)
     (mine / "phrasebook.yaml").unlink()
     assert "phrasebook.yaml, which says what can be asked" in message(mine)
-    assert "needs source=None" in message(None)
+    assert "needs recordings=None" in message(None)
 
 
 def test_a_link_out_of_the_folder_is_refused(mine, tmp_path):
@@ -417,4 +416,4 @@ def test_a_link_out_of_the_folder_is_refused(mine, tmp_path):
     (mine / "c.wav").unlink()
     (mine / "c.wav").symlink_to(tmp_path / "outside.wav")
     with pytest.raises(folder.BadFacts, match=":5: column 'path': 'c.wav' is a link that leaves"):
-        folder.prepare(tmp_path / "out", source=mine)
+        folder.prepare(tmp_path / "out", recordings=mine)

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 import soundfile
 
-from preference_data.corpora.published import PUBLISHED, BadCorpus, published_corpus
-from preference_data.corpora.published.found import Asked, Content, Found, language
-from preference_data.corpora.published.nsynth import entries
+from preference_data.corpora.catalog import CARDS, published_corpus
+from preference_data.corpora.published.recording import (
+    BadCorpus,
+    Content,
+    QuestionAnswer,
+    Recording,
+    language,
+)
 from preference_data.prompts.prompts import prompt_of, target_of
 from preference_data.schema import TaskExample, Word
 
 
-def read(name: str, folder: Path) -> list[Found]:
+def read(name: str, folder: Path) -> list[Recording]:
     """What an adapter finds; all of it can be put to a model, in either prompt format."""
-    found = list(published_corpus(name).prepare(folder))
+    found = list(published_corpus(name).read(folder))
     for one in found:
         for content in one.contents:
             known = {key: value for key, value in content._asdict().items() if key != "benchmark"}
@@ -27,6 +32,10 @@ def read(name: str, folder: Path) -> list[Found]:
             assert prompt_of(example, "tags_released")
             assert target_of(example)
     return found
+
+
+def read_lazily(name: str, folder: Path) -> Iterator[Recording]:
+    return published_corpus(name).read(folder)
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -40,17 +49,16 @@ def tone(path: Path, hz: float = 440.0, seconds: float = 0.2, rate: int = 16_000
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate), rate)
 
 
-def texts(found: Found) -> dict[str, str]:
+def texts(found: Recording) -> dict[str, str]:
     return {content.task: content.text for content in found.contents}
 
 
-def benchmarks(found: list[Found]) -> set[str | None]:
+def benchmarks(found: list[Recording]) -> set[str | None]:
     return {content.benchmark for one in found for content in one.contents} - {None}
 
 
 def test_every_card_says_what_one_wants_to_know():
-    for name in PUBLISHED:
-        card = published_corpus(name).CARD
+    for name, card in CARDS.items():
         assert card.name == name
         assert card.hours > 0
         assert card.licence
@@ -60,7 +68,7 @@ def test_every_card_says_what_one_wants_to_know():
         published_corpus("os")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CARDS)
 def test_an_empty_folder_is_no_corpus_and_says_what_is_missing(name, tmp_path):
     with pytest.raises(BadCorpus, match=f"align data download|{tmp_path}"):
         read(name, tmp_path)
@@ -107,7 +115,7 @@ def test_librispeech(tmp_path):
 
 def test_librispeech_refuses_a_foreign_utterance_and_uneven_alignments(tmp_path):
     transcripts = write(tmp_path / "dev-clean/84/121/84-121.trans.txt", "85-121-0000 GO\n")
-    with pytest.raises(BadCorpus, match=r"84-121.trans.txt:1: '85-121-0000' is no utterance of 84"):
+    with pytest.raises(BadCorpus, match=r"84-121.trans.txt:1: '85-121-0000' is not an utterance of 84"):
         read("librispeech", tmp_path)
     write(transcripts, "84-121-0000 GO\n")
     write(transcripts.with_name("84-121.alignment.txt"), '84-121-0000 ",GO," "0.49,0.89"\n')
@@ -155,7 +163,7 @@ def test_a_table_of_another_version_or_cut_off_is_named(tmp_path):
     with pytest.raises(BadCorpus, match=r"en/test.tsv:3: has fewer cells than columns"):
         read("common_voice", tmp_path)
     table.write_bytes(CV.encode() + b"a\tb.mp3\t\xff\t2\t0\t\t\t\ten\t\n")
-    with pytest.raises(BadCorpus, match="is no such table: 'utf-8' codec"):
+    with pytest.raises(BadCorpus, match="is not such a table: 'utf-8' codec"):
         read("common_voice", tmp_path)
 
 
@@ -223,7 +231,7 @@ def test_meld(tmp_path):
         ("MELD.Raw/train_splits/dia3_utt1.wav", "train", None),  # as FFmpeg will make it
     ]
     assert texts(found[1]) == {"emotion": "surprise", "transcribe": 'Wasn\'t it, "so"?'}
-    assert found[1].asked == (Asked("What emotion does the speaker express?", "surprise"),)
+    assert found[1].questions == (QuestionAnswer("What emotion does the speaker express?", "surprise"),)
     assert benchmarks(found) == {"meld"}
 
 
@@ -267,7 +275,7 @@ def test_clotho(tmp_path):
         "Wet",
     ]
     assert {content.task for content in found[1].contents} == {"caption_clotho"}
-    assert len(found[1].asked) == 1
+    assert len(found[1].questions) == 1
 
 
 def test_audiocaps_finds_audio_however_it_is_named(tmp_path):
@@ -298,7 +306,7 @@ def test_clothoaqa_takes_the_majority_for_training_and_everybody_for_the_benchma
     assert train.contents == (
         Content("question_answer", "yes", None, "en", "Is it rain?", benchmark="clothoaqa"),
     )
-    assert train.asked == (Asked("Is it rain?", "yes"),)
+    assert train.questions == (QuestionAnswer("Is it rain?", "yes"),)
     assert test.split == "test"
     assert [content.text for content in test.contents] == ["yes", "Yes", "no", "rain", "hail", "water"]
 
@@ -323,7 +331,7 @@ def test_musiccaps(tmp_path):
         ("audio/bb.wav", "train", {"describe_music": "Drums."}),
     ]
     write(tmp_path / "musiccaps-public.csv", header + "cc,0,10,/m,__import__('os').abort(),D,1,False,False\n")
-    with pytest.raises(BadCorpus, match="aspect_list of 'cc' is no list"):
+    with pytest.raises(BadCorpus, match="aspect_list of 'cc' is not a list"):
         read("musiccaps", tmp_path)
 
 
@@ -364,20 +372,22 @@ def test_nsynth(tmp_path):
         read("nsynth", tmp_path)
 
 
-def test_a_large_json_object_is_read_piece_by_piece_and_a_cut_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("preference_data.corpora.published.nsynth._CHUNK", 7)  # pieces end everywhere
-    whole = {f"key, {n}": {"text": f'a "quoted" }}, {n}', "list": [n, n]} for n in range(50)}
-    path = write(tmp_path / "a.json", json.dumps(whole, indent=1))
-    assert dict(entries(path)) == whole
-    assert dict(entries(write(path, "{}"))) == {}
-
-    def cut() -> Iterator[str]:
-        text = json.dumps(whole)
-        yield from (text[:-1], text[: len(text) // 2], text[1:], "[1]", "")
-
-    for text in cut():
-        with pytest.raises(BadCorpus, match="not one JSON object, or is cut off"):
-            list(entries(write(path, text)))
+def test_a_large_table_of_notes_is_read_piece_by_piece_and_a_cut_one_is_refused(tmp_path):
+    names = [f"bass_a, {n}-022-050" for n in range(3000)]  # more than the reader takes at once
+    whole = {name: note(name, qualities_str=['a "quoted" }', "x"]) for name in names}
+    table = tmp_path / "nsynth-test/examples.json"
+    write(table, json.dumps(whole, indent=1))
+    recordings = read_lazily("nsynth", tmp_path)
+    assert [next(recordings).path, *(one.path for one in recordings)] == [
+        f"nsynth-test/audio/{name}.wav" for name in names
+    ]
+    write(table, "{}")
+    assert list(read_lazily("nsynth", tmp_path)) == []
+    text = json.dumps(whole)
+    for cut in (text[:-1], text[: len(text) // 2], text[1:], "[1]", ""):
+        write(table, cut)
+        with pytest.raises(BadCorpus, match="is not a JSON object, or is cut off"):
+            list(read_lazily("nsynth", tmp_path))
 
 
 def test_air_bench_is_test_only_and_each_clip_comes_once(tmp_path):
@@ -387,8 +397,8 @@ def test_air_bench_is_test_only_and_each_clip_comes_once(tmp_path):
     ]
     write(tmp_path / "Chat/Chat_meta.json", json.dumps(items))
     assert read("air_bench", tmp_path) == [
-        Found("Chat/speech_QA_cv/a.mp3", "test", "air_bench/speech_QA_cv", ()),
-        Found("Chat/speech_QA_iemocap/b.wav", "test", "air_bench/speech_QA_iemocap", ()),
+        Recording("Chat/speech_QA_cv/a.mp3", "test", "air_bench/speech_QA_cv", ()),
+        Recording("Chat/speech_QA_iemocap/b.wav", "test", "air_bench/speech_QA_iemocap", ()),
     ]
     write(tmp_path / "Chat/Chat_meta.json", json.dumps([{"path": 3}]))
     with pytest.raises(BadCorpus, match="item 0: no text under path, task_name, dataset_name"):

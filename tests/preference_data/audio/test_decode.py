@@ -17,7 +17,8 @@ import soundfile
 import soxr
 
 from preference_data.audio import decode, isolation
-from preference_data.audio.decode import BadAudio
+from preference_data.audio.clip_files import BadAudio, resolve_inside
+from preference_data.dataset.dataset import Dataset
 
 SILENCE = np.zeros(16_000, "float32")
 
@@ -336,12 +337,12 @@ def test_path_that_leaves_the_root_is_refused(tmp_path: Path, relative: str, cod
     (root / "link_to_folder").symlink_to(tmp_path)
     (root / "loop.wav").symlink_to(root / "loop.wav")
     with pytest.raises(BadAudio) as caught:
-        decode.resolve_inside(root, relative)
+        resolve_inside(root, relative)
     assert caught.value.code == code
     assert ";" in caught.value.detail
     assert len(str(caught.value)) < 600
 
-    good, refused = decode.audit(root, [("r1", relative)], max_duration_s=1)
+    good, refused = decode.audit(Dataset(root).find, [("r1", relative)], max_duration_s=1)
     assert good == {}
     assert [(one.id, one.path, one.code) for one in refused] == [("r1", relative, code)]
 
@@ -354,7 +355,7 @@ def test_links_and_odd_names_inside_the_root_are_followed(tmp_path: Path) -> Non
     soundfile.write(root / name, SILENCE, 16_000)
     (root / "link.wav").symlink_to(root / name)
     expected = (tmp_path / "corpus" / name).resolve()
-    assert decode.resolve_inside(root, name) == decode.resolve_inside(root, "./link.wav") == expected
+    assert resolve_inside(root, name) == resolve_inside(root, "./link.wav") == expected
 
 
 def test_audit_names_the_records_and_keeps_the_order(tmp_path: Path) -> None:
@@ -366,7 +367,9 @@ def test_audit_names_the_records_and_keeps_the_order(tmp_path: Path) -> None:
     clips.append(("outside", "../x.wav"))
     progress: list[int] = []
 
-    good, refused = decode.audit(tmp_path, clips, max_duration_s=30, on_progress=progress.append)
+    good, refused = decode.audit(
+        Dataset(tmp_path).find, clips, max_duration_s=30, on_progress=progress.append
+    )
 
     assert list(good) == [f"good {name}" for name in REFUSED]
     assert {info.duration_s for info in good.values()} == {0.5}
@@ -376,12 +379,14 @@ def test_audit_names_the_records_and_keeps_the_order(tmp_path: Path) -> None:
 
 
 def test_audit_of_nothing(tmp_path: Path) -> None:
-    assert decode.audit(tmp_path, [], max_duration_s=1) == ({}, [])
+    assert decode.audit(Dataset(tmp_path).find, [], max_duration_s=1) == ({}, [])
 
 
 def test_audit_refuses_an_id_that_comes_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="record id 'a' comes more than once"):
-        decode.audit(tmp_path, [("a", "1.wav"), ("b", "2.wav"), ("a", "3.wav")], max_duration_s=1)
+        decode.audit(
+            Dataset(tmp_path).find, [("a", "1.wav"), ("b", "2.wav"), ("a", "3.wav")], max_duration_s=1
+        )
 
 
 def decoders() -> list[psutil.Process]:
@@ -411,7 +416,7 @@ def test_audit_leaves_no_process_when_it_is_stopped(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decode.audit(tmp_path, clips, max_duration_s=1, on_progress=stop)
+        decode.audit(Dataset(tmp_path).find, clips, max_duration_s=1, on_progress=stop)
     assert decoders() == []
 
 
@@ -462,7 +467,7 @@ def test_file_that_hangs_its_decoder_is_given_up(tmp_path: Path, lease: Callable
     for _, path in clips:
         soundfile.write(tmp_path / path, SILENCE, 16_000)
     lease(tmp_path / "3.wav")
-    good, refused = decode.audit(tmp_path, clips, max_duration_s=1, file_timeout_s=0.5)
+    good, refused = decode.audit(Dataset(tmp_path).find, clips, max_duration_s=1, file_timeout_s=0.5)
     assert [(one.id, one.path, one.code) for one in refused] == [("r3", "3.wav", "decoder_hung")]
     assert len(good) == 7
 
@@ -482,7 +487,7 @@ def test_file_that_kills_two_decoders_is_given_up(tmp_path: Path, lease: Callabl
 
     killer = threading.Thread(target=kill_decoders_that_open_the_file)
     killer.start()
-    good, refused = decode.audit(tmp_path, [("r", "a.wav")], max_duration_s=1)
+    good, refused = decode.audit(Dataset(tmp_path).find, [("r", "a.wav")], max_duration_s=1)
     done.set()
     killer.join()
     assert [(one.id, one.code) for one in refused] == [("r", "decoder_crashed")]
@@ -498,6 +503,7 @@ def test_worker_is_blamed_by_how_it_died() -> None:
     assert [found[0], found[3]] == [2, 4]
     assert found[1].exit_code == -signal.SIGABRT
     assert found[2].exit_code == -signal.SIGALRM
+    assert found[2].of_timeout
     assert time.monotonic() - started < 30
 
 
@@ -514,5 +520,5 @@ def test_workers_have_little_memory_and_no_torch() -> None:
 def test_file_too_large_for_a_worker_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     path.write_bytes(with_flac_length(encoded(tmp_path, ".flac"), 2**30))
-    _, refused = decode.audit(tmp_path, [("r", "a.flac")], max_duration_s=1e9)
+    _, refused = decode.audit(Dataset(tmp_path).find, [("r", "a.flac")], max_duration_s=1e9)
     assert [(one.id, one.code) for one in refused] == [("r", "too_large")]

@@ -133,7 +133,7 @@ def prepared(tmp_path):
     for name, n in (("first", 6), ("second", 3)):
         folder = tmp_path / name
         (folder / "audio").mkdir(parents=True)
-        (folder / "source.json").write_text(json.dumps({"name": name, "root": "audio"}))
+        (folder / "dataset.json").write_text(json.dumps({"name": name, "root": "audio"}))
         clips, examples = [], []
         for i in range(n):
             tone(folder / "audio" / f"{10 * n + i}.wav", high=i % 2 == 0, seconds=0.2 + 0.01 * (n + i))
