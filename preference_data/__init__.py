@@ -1,1 +1,1 @@
-"""What the data is: records, audio, prompts, corpora, pairs. Usable without torch."""
+"""Records, audio, datasets, corpora, prompts and preferences. Usable without torch."""

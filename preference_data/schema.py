@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Facts = dict[str, str | list[str]]
-"""What is true of a clip: slot -> value, e.g. {"word": "seven", "gender": "woman"}."""
+"""True statements about a clip: slot -> value, e.g. {"word": "seven", "gender": "woman"}."""
 
 Split = Literal["train", "preference", "dev", "test"]
 Axis = Literal["factuality", "behaviour"]
@@ -45,17 +45,17 @@ class AudioClip(Record):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     speaker: str | None = None
     facts: Facts = {}
-    source: str = "made"
-    """Where it came from within its corpus: results are also told per source."""
+    source: str = "synthetic"
+    """Where it came from within its corpus: results are also reported per source."""
 
 
 class Turn(BaseModel):
-    """One question and its answer within a chat; `defect` names what is wrong with the answer."""
+    """A question and its answer within a chat; `defect` names what is wrong with the answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: str
-    """Empty where the clips do the asking: voice chat."""
+    """Empty where the clips hold the question: voice chat."""
     answer: str
     defect: str | None = None
     audios: tuple[str, ...] = ()
@@ -114,15 +114,15 @@ class TaskExample(Record):
     audio_language: str | None = None
     """ISO 639-1 (yue: 639-3) of the speech, where the task does not say; None: as the task has it."""
     text_language: str | None = None
-    """Of the text, likewise."""
+    """Language of the text, likewise."""
     question: str | None = None
-    """Of tasks that answer one."""
+    """Where the task answers a question."""
     words: tuple[Word, ...] = ()
-    """Of tasks with word-level time stamps: the words of `text` in order."""
+    """The words of `text` in order, where the task has word-level time stamps."""
 
 
 class Prompt(Record):
-    """A question about clips, as asked of a policy. `meta_info` is what a judge may know of the clip."""
+    """A question about clips, put to a policy. `meta_info` is what a judge may know of the clip."""
 
     audios: tuple[str, ...]
     question: str
@@ -133,7 +133,7 @@ class Prompt(Record):
 
 
 class Completion(Record):
-    """What a policy answered. `index` counts the samples of one prompt from 0."""
+    """A policy's answer to a prompt. `index` counts the samples of the prompt from 0."""
 
     prompt_id: Id
     index: int = Field(ge=0)

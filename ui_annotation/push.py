@@ -19,8 +19,9 @@ import httpx
 import soundfile
 from argilla._exceptions import ArgillaError
 
-from preference_data.audio import clip_paths, decode
-from preference_data.audio.clip_paths import ClipFile
+from preference_data.audio import decode
+from preference_data.audio.clip_files import ClipFile
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import Comparison, Prompt
 from ui_annotation import client, render
 from ui_annotation.project import Project
@@ -172,7 +173,7 @@ def _upload(
 
 
 def _upload_clip(argilla: rg.Argilla, project: Project, path: str) -> _Clip:
-    clip = clip_paths.find(project.corpus, path)
+    clip = Dataset(project.corpus).find(path)
     info = decode.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
     content = None if playable else _flac(clip)

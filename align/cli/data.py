@@ -26,7 +26,7 @@ _USE = {
     "llamafactory": "llamafactory-cli train ... --dataset_dir {out} --dataset align_{stem}",
     "ms-swift": "swift rlhf --rlhf_type dpo --dataset {path} ...",
 }
-_SHOWN = 5
+_MOST_REFUSED = 5  # rows that are listed
 
 
 @app.command("list")
@@ -38,11 +38,10 @@ def list_corpora() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from preference_data.corpora.published import PUBLISHED, published_corpus
+    from preference_data.corpora.catalog import CARDS
 
     table = Table("name", "what for", "hours", "GB", "licence", "needs", "parts", box=None, pad_edge=False)
-    for name in PUBLISHED:
-        card = published_corpus(name).CARD
+    for card in CARDS.values():
         parts = ", ".join(card.parts[:3]) + (f" ... {len(card.parts)}" if len(card.parts) > 3 else "")
         row = (f"{card.hours:,.0f}", f"{card.size_gb:g}", card.licence, _ACCESS[card.access], parts)
         table.add_row(card.name, card.what_for, *row)
@@ -62,13 +61,14 @@ def download(
 
     Example: align data download librispeech data/librispeech --part dev-clean --part test-clean
     """
+    from preference_data.corpora import catalog
     from preference_data.corpora.fetch import DownloadFailed, UnknownPart
-    from preference_data.corpora.published import BadCorpus, published_corpus
+    from preference_data.corpora.published.recording import BadCorpus
     from preference_data.corpora.unpack import BadArchive
 
     try:
-        with _Bytes() as told:
-            left_to_do = published_corpus(name).download(folder, parts or None, told)
+        with _Bytes() as on_bytes:
+            left_to_do = catalog.download(catalog.card_of(name), folder, parts or None, on_bytes)
     except (BadCorpus, UnknownPart) as error:
         raise typer.BadParameter(str(error)) from error
     except (DownloadFailed, BadArchive, OSError) as error:
@@ -80,7 +80,7 @@ def download(
 @app.command()
 def prepare(
     name: Name,
-    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="The corpus, as downloaded.")],
+    folder: Annotated[Path, typer.Option("--from", metavar="DIR", help="The corpus, as downloaded.")],
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="For the records; audio stays in DIR.")
     ],
@@ -102,15 +102,16 @@ def prepare(
 
     Example: align data prepare librispeech --from data/librispeech --out data/ready/librispeech
     """
-    from preference_data.corpora.published import BadCorpus
-    from preference_data.dataset import dataset_folder
+    from preference_data.corpora import prepare as preparation
+    from preference_data.corpora.published.recording import BadCorpus
+    from preference_data.dataset.dataset import BadDataset
     from preference_data.store import BadRecord
 
     try:
         with _Checked(name) as line:
-            told = dataset_folder.prepare(
+            about = preparation.prepare(
                 name,
-                source,
+                folder,
                 out,
                 by=check,
                 preference_share=preference,
@@ -119,9 +120,9 @@ def prepare(
                     done, total, hours=hours, refused=refused
                 ),
             )
-    except (BadCorpus, BadRecord) as error:
+    except (BadCorpus, BadDataset, BadRecord) as error:
         raise typer.BadParameter(str(error)) from error
-    _print_summary(told, out)
+    _print_summary(about, out)
 
 
 @app.command()
@@ -134,28 +135,31 @@ def shard(
 
     Example: align data shard data/ready/librispeech --out data/sharded/librispeech
     """
+    from preference_data.dataset.dataset import DESCRIPTION, is_described
     from preference_data.dataset.sharding import shard as write
 
-    if not (folder / "source.json").is_file():
-        raise typer.BadParameter(f"{folder} is no prepared data set: it has no source.json")
+    if not is_described(folder):
+        raise typer.BadParameter(f"{folder} is not a prepared data set: it has no {DESCRIPTION}")
     try:
-        told = write(folder, out, max_bytes=megabytes << 20)
-    except ValueError as error:  # BadCorpus, BadAudio and BadRecord among them
+        about = write(folder, out, max_bytes=megabytes << 20)
+    except ValueError as error:  # BadDataset, BadAudio and BadRecord among them
         raise typer.BadParameter(str(error)) from error
     shards = len(list((out / "shards").glob("*.tar")))
-    print(f"{out}  {told['name']}: {shards} shards. Name it in a mixture: sources: [{{folder: {out}}}]")
+    print(f"{out}  {about['name']}: {shards} shards. Name it in a mixture: sources: [{{folder: {out}}}]")
 
 
-def _print_summary(told: dict[str, Any], out: Path) -> None:
-    for split, clips in told["clips"].items():
-        print(f"{split:<10} {clips:>9,} clips  {told['hours'][split]:>10,.2f} h")
-    print("tasks      " + (", ".join(f"{task} {n:,}" for task, n in told["tasks"].items()) or "none"))
-    if told["quarantined"]:
-        reasons = ", ".join(f"{code} {n:,}" for code, n in told["quarantined"].items())
+def _print_summary(about: dict[str, Any], out: Path) -> None:
+    for split, clips in about["clips"].items():
+        print(f"{split:<10} {clips:>9,} clips  {about['hours'][split]:>10,.2f} h")
+    print("tasks      " + (", ".join(f"{task} {n:,}" for task, n in about["tasks"].items()) or "none"))
+    if about["quarantined"]:
+        reasons = ", ".join(f"{code} {n:,}" for code, n in about["quarantined"].items())
         print(f"left out   {reasons}  (see {out / 'quarantine.jsonl'})")
-    if told["speakers_in_train_and_held_out"]:
-        print(f"warning    {told['speakers_in_train_and_held_out']} speakers are in train and in dev or test")
-    print(f"{out}  {told['name']}, {told['licence']}")
+    if about["speakers_in_train_and_held_out"]:
+        print(
+            f"warning    {about['speakers_in_train_and_held_out']} speakers are in train and in dev or test"
+        )
+    print(f"{out}  {about['name']}, {about['licence']}")
 
 
 @app.command()
@@ -176,11 +180,11 @@ def export(
     from preference_data.store import BadRecord
 
     try:
-        told = exchange.write_rows(pairs, form, corpus, out)
+        exported = exchange.write_rows(pairs, form, corpus, out)
     except (BadRow, BadRecord, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    use = _USE[form].format(path=told.path, out=out, stem=pairs.stem)
-    print(f"{told.written:,} {told.kind} in {told.path}. Next: {use}")
+    use = _USE[form].format(path=exported.path, out=out, stem=pairs.stem)
+    print(f"{exported.written:,} {exported.kind} in {exported.path}. Next: {use}")
 
 
 @app.command("import")
@@ -203,28 +207,28 @@ def import_rows(
 
     Example: align data import dpo.jsonl --format ms-swift --out data/imported
     """
-    from preference_data.corpora.published import BadCorpus
+    from preference_data.dataset.dataset import BadDataset
     from preference_data.interchange import exchange
     from preference_data.interchange.convert import BadRow
 
     try:
         with _Checked("clips") as on_checked:
-            told = exchange.read_rows(
+            imported = exchange.read_rows(
                 rows, form, out, audio_root=root or rows.parent, axis=axis, on_checked=on_checked
             )
-    except (BadRow, BadCorpus, OSError) as error:
+    except (BadRow, BadDataset, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    for line in told.refused[:_SHOWN]:
+    for line in imported.refused[:_MOST_REFUSED]:
         print(f"left out: {line}")
-    kept = f"{told.pairs:,} pairs, {told.chats:,} chats and {told.clips:,} clips"
-    print(f"{kept} in {out}; {told.n_refused:,} rows left out")
-    if told.pairs:
+    kept = f"{imported.pairs:,} pairs, {imported.chats:,} chats and {imported.clips:,} clips"
+    print(f"{kept} in {out}; {imported.n_refused:,} rows left out")
+    if imported.pairs:
         named = out if "/" in str(out) else f"./{out}"
         print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
 
 
 class _Checked:
-    """Shows one line of progress, begun when it is known of how many."""
+    """Shows a line of progress, begun when the total is known."""
 
     def __init__(self, label: str) -> None:
         self._label = label

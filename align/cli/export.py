@@ -27,8 +27,8 @@ def export(
     """
     from align.models.qwen2_audio.portable import DoesNotLoad
     from align.release.export import export as write
+    from align.release.policy_files import NoPolicy
     from align.release.registry import RegistryDown
-    from align.release.source import NoPolicy
     from align.run_folder.tracking import tracking_uri
 
     try:
@@ -37,8 +37,8 @@ def export(
         _fail(str(error), 2)
     except (DoesNotLoad, RegistryDown, LookupError) as error:
         _fail(str(error), 1)
-    merged = f", {len(done.source.adapters)} adapters merged" if done.source.adapters else ""
-    print(f"{done.source.name} -> {to}: {done.n_parameters:,} parameters{merged}")
+    merged = f", {len(done.policy.adapters)} adapters merged" if done.policy.adapters else ""
+    print(f"{done.policy.name} -> {to}: {done.n_parameters:,} parameters{merged}")
     print(
         f"plain transformers loads it; logits differ by at most {done.loaded.difference:.2g} "
         f"of {done.loaded.largest:.3g}. Read {to / 'README.md'} before publishing"

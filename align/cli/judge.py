@@ -23,7 +23,8 @@ def judge(
         typer.Option("--judge-url", metavar="URL", help="Up to /v1. Without: M is a local model's folder."),
     ] = None,
     protocol: Annotated[
-        Literal["strict", "official"], typer.Option("--protocol", help="How the judge is asked and read.")
+        Literal["strict", "official"],
+        typer.Option("--protocol", help="How the judge is prompted and read."),
     ] = "strict",
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 8,
     canary_items: Annotated[
@@ -36,7 +37,7 @@ def judge(
         float | None, typer.Option("--reply-price", help="Per million tokens, for the estimate.")
     ] = None,
     estimate_only: Annotated[
-        bool, typer.Option("--estimate", help="Tell what it would cost, and ask nothing.")
+        bool, typer.Option("--estimate", help="Print what it would cost, and send nothing.")
     ] = False,
 ) -> None:
     """Rate answers in AIR-Bench's official jsonl with a judge model, each in both orders.
@@ -46,60 +47,59 @@ def judge(
 
     Example: align judge answers.jsonl --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged
     """
-    from align.evaluation import aggregation
+    from align.evaluation import aggregation, judged_answers
     from align.evaluation.benchmarks import air_bench
-    from align.evaluation.judges import ratings
     from align.evaluation.judges.endpoint import Endpoint, JudgeFailed
     from align.evaluation.judges.llm_judge import LLMJudge
     from align.evaluation.judges.prompt import Official, Strict
     from align.run_folder.artifacts import write_json
 
     try:
-        read = air_bench.read_answers(answers)
-        items, responses = [item for item, _ in read], [response for _, response in read]
-        asked = Endpoint(url, model, concurrency=concurrency) if url else _local(model)
-        rater = LLMJudge(
-            asked, out / "judge_replies.jsonl", Official() if protocol == "official" else Strict()
+        rows = air_bench.read_answers(answers)
+        items, responses = [item for item, _ in rows], [response for _, response in rows]
+        chat_model = Endpoint(url, model, concurrency=concurrency) if url else _local_model(model)
+        llm_judge = LLMJudge(
+            chat_model, out / "judge_replies.jsonl", Official() if protocol == "official" else Strict()
         )
-        print(rater.estimate(items, responses, prompt_price, reply_price), flush=True)
+        print(llm_judge.estimate(items, responses, prompt_price, reply_price), flush=True)
         if estimate_only:
             return
-        rated = rater.rate(items, responses, "judge")
-        uplift = _uplift(rater, items[:canary_items]) if canary_items else None
-    except (air_bench.BadBenchmark, FileNotFoundError, ValueError) as error:
+        judged = llm_judge.judge(items, responses)
+        uplift = _uplift(llm_judge, items[:canary_items]) if canary_items else None
+    except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except JudgeFailed as error:
         print(error, flush=True)
         raise typer.Exit(1) from error
-    scores = aggregation.as_scores(items, rated)
-    judged_by = {"name": rater.name, "protocol": protocol, "prompt_sha256": rater.prompt_sha256}
-    told = {"judge": {**judged_by, "canary_uplift": uplift}, "answers": str(answers)}
-    write_json(out / "scores.json", {**told, **scores})
-    ratings.write_replies(out / "replies.jsonl", rated)
+    scores = aggregation.as_scores(items, judged)
+    prompt_sha256 = llm_judge.protocol.prompt_sha256
+    identity = {"name": llm_judge.name, "protocol": protocol, "prompt_sha256": prompt_sha256}
+    head = {"judge": {**identity, "canary_uplift": uplift}, "answers": str(answers)}
+    write_json(out / "scores.json", {**head, **scores})
+    judged_answers.write(out / "replies.jsonl", judged)
     _print(scores)
     print(f"{out / 'scores.json'}, {out / 'replies.jsonl'}")
 
 
-def _local(model: str) -> LocalModel:
-    from align.evaluation.judges.local_model import (
-        LocalModel,  # with torch: an endpoint's user need not wait for it
-    )
+def _local_model(folder: str) -> LocalModel:
+    # Imported here, because it brings torch, which an endpoint's user need not wait for.
+    from align.evaluation.judges.local_model import LocalModel
 
-    return LocalModel(Path(model).expanduser())
+    return LocalModel(Path(folder).expanduser())
 
 
-def _uplift(rater: LLMJudge, items: Sequence[Item]) -> float | None:
+def _uplift(llm_judge: LLMJudge, items: Sequence[Item]) -> float | None:
     """Points that known tricks gain on the mean; None where they could not be tried."""
     from align.evaluation.judges import canary
 
     try:
-        tried = canary.measure(rater, items)
+        result = canary.measure(llm_judge.judge, items)
     except ValueError as error:
         print(f"canary: {error}")
         return None
-    worst = f", most by {tried.worst.name!r}: {tried.worst.points:+.2f}" if tried.worst else ""
-    print(f"canary: tricks gain {tried.uplift} points on the mean of {tried.scored}{worst}")
-    return tried.uplift
+    worst = f", most by {result.worst.name!r}: {result.worst.points:+.2f}" if result.worst else ""
+    print(f"canary: tricks gain {result.uplift} points on the mean of {result.scored}{worst}")
+    return result.uplift
 
 
 def _print(scores: dict[str, Any]) -> None:

@@ -214,22 +214,24 @@ def compare(
 
     Example: align compare runs/demo/2_sft runs/demo/6_dpo --html compare.html
     """
-    from align.release import compare as comparing
+    from align.release import compare_page
+    from align.release.comparison import CannotCompare
+    from align.release.comparison import compare as compare_policies
     from preference_data.store import BadRecord, write_text
 
     if seeds:
         _table(_seed_rows(policies))
         return
     try:
-        comparison = comparing.compare(policies)
-    except (comparing.CannotCompare, BadRecord, FileNotFoundError) as error:
+        comparison = compare_policies(policies)
+    except (CannotCompare, BadRecord, FileNotFoundError) as error:
         _fail(str(error), 2)
-    print("\n".join(comparing.as_table(comparison)))
+    print("\n".join(compare_page.as_table(comparison)))
     if html:
-        comparing.write_html(comparison, html, audio)
+        compare_page.write_html(comparison, html, audio)
         print(f"Page: {html}")
     if as_json:
-        write_text(as_json, json.dumps(comparing.to_json(comparison), indent=2) + "\n")
+        write_text(as_json, json.dumps(compare_page.to_json(comparison), indent=2) + "\n")
         print(f"Numbers: {as_json}")
 
 

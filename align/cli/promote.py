@@ -30,22 +30,21 @@ def promote(
 
     Example: align promote runs/demo --to champion
     """
-    from align.release.alias_lock import NotPromoted
-    from align.release.registry import Registry, RegistryDown
+    from align.release.registry import NotPromoted, Registry, RegistryDown
     from align.run_folder.artifacts import exclusive, read_json
     from align.run_folder.tracking import tracking_uri
     from align.stages import promote as stage
 
     gate = _gate(run)
-    decided = read_json(gate / "verdict.json")
-    name = model or _model_name(run, decided)
+    decision = read_json(gate / "verdict.json")
+    name = model or _model_name(run, decision)
     try:
         with exclusive(run):
             if rollback:
                 left, back = Registry(tracking_uri(run), name).roll_back(to)
                 print(f"{name}: {to} is version {back} again, it was version {left}")
                 return
-            done = stage.promote(gate, decided["candidate"], model_name=name, alias=to)
+            done = stage.promote(gate, decision["candidate"], model_name=name, alias=to)
     except stage.GateClosed as error:
         _fail(str(error), _CODES[error.verdict])
     except (NotPromoted, RegistryDown) as error:
@@ -59,27 +58,25 @@ def promote(
 
 def _gate(run: Path) -> Path:
     """The run's finished gate."""
-    from align.run_folder.artifacts import MANIFEST, read_manifest
+    from align.release.ancestry import VERDICT, newest_first
 
-    folders = [path.parent for path in sorted(run.glob(f"[!.]*/{MANIFEST}"))]
-    gates = [folder for folder in folders if read_manifest(folder)["kind"] == "gate"]
+    gates = newest_first(run, VERDICT)
     if not gates:
         _fail(f"{run} has no finished gate; first: align run RECIPE --out {run}", 2)
     if len(gates) > 1:
-        names = ", ".join(gate.name for gate in gates)
+        names = ", ".join(gate.name for gate in reversed(gates))
         _fail(f"{run} has several gates ({names}); a run is promoted by one", 2)
     return gates[0]
 
 
-def _model_name(run: Path, decided: dict[str, Any]) -> str:
+def _model_name(run: Path, decision: dict[str, Any]) -> str:
     """The registered model that the gate, or else the run's promotion, names."""
-    from align.run_folder.artifacts import MANIFEST, read_manifest
+    from align.release.ancestry import newest_first
+    from align.run_folder.artifacts import read_manifest
 
-    named = decided.get("registry", {}).get("model_name")
-    for path in () if named else sorted(run.glob(f"[!.]*/{MANIFEST}")):
-        manifest = read_manifest(path.parent)
-        if manifest["kind"] == "promote":
-            named = manifest["config"]["model_name"]
+    named = decision.get("registry", {}).get("model_name")
+    for stage in () if named else newest_first(run, "promotion.json"):
+        named = read_manifest(stage)["config"]["model_name"]
     if named is None:
         _fail(
             f"no registered model is named in {run}; give --model NAME, or model_name in the gate's file", 2

@@ -20,14 +20,13 @@ def score(
 
     Foundation reads the official jsonl (question, choices, response). The others read rows with gt, response
     and source, as the Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers
-    stand beside ours; harnesses differ, so they are a reference and no ranking.
+    stand beside ours; harnesses differ, so they are a reference, not a ranking.
 
     Example: align score librispeech.jsonl --kind asr_en
     """
     from align.evaluation.benchmarks import foundation, published
     from align.evaluation.benchmarks import tasks as benchmarks
-    from align.evaluation.benchmarks.air_bench import BadBenchmark
-    from align.evaluation.benchmarks.recognition import BadRows
+    from align.evaluation.benchmarks.rows import BadBenchmark
     from align.run_folder.artifacts import write_json
 
     known = ("foundation", *get_args(benchmarks.Kind))
@@ -35,19 +34,19 @@ def score(
         raise typer.BadParameter(f"--kind {kind!r}: there are {', '.join(known)}")
     try:
         if kind == "foundation":
-            found: dict[str, Any] = foundation.score(foundation.read_answers(answers))
+            numbers: dict[str, Any] = foundation.score(foundation.read_answers(answers))
         else:
             rows, texts = benchmarks.read_answers(answers)
-            found = benchmarks.score(cast(benchmarks.Kind, kind), rows, texts)
-    except (BadBenchmark, BadRows, benchmarks.CannotScore, FileNotFoundError) as error:
+            numbers = benchmarks.score(cast(benchmarks.Kind, kind), rows, texts)
+    except (BadBenchmark, benchmarks.CannotScore) as error:
         raise typer.BadParameter(str(error)) from error
-    print(json.dumps(found, indent=2, ensure_ascii=False))
-    sources = {} if kind == "foundation" else found
-    beside = [row for source, numbers in sources.items() for row in published.beside(source, numbers)]
+    print(json.dumps(numbers, indent=2, ensure_ascii=False))
+    sources = {} if kind == "foundation" else numbers
+    beside = [row for source, own in sources.items() for row in published.beside(source, own)]
     for row in beside:
         print(f"published: {row.benchmark}  {row.policy}  {row.metric} {row.value:g}  ({row.source})")
     if beside:
         print(published.warnings()[0])
     if out:
-        write_json(out, found)
+        write_json(out, numbers)
         print(out)

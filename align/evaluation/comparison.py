@@ -1,60 +1,44 @@
-"""Two policies' ratings, or several, on the same items: differences, wins, lengths, order effects.
+"""Policies' answers to the same questions side by side: differences, wins, lengths, order effects, leagues.
 
-Paired by item, stratified by task, clustered by clip. Scores of different judges, prompts or harnesses
-are never comparable; these are functions of one judge's ratings.
+The evaluate stage, the compare page and the command all use these. Differences are those of one question's
+two answers, stratified by task and clustered by clip. Scores of different judges, prompts or harnesses are
+never comparable: all rows must come from one judge.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from align.evaluation.aggregation import SCALE_MINIMUM, by_item, cell, weights
-from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.judges.ratings import Order, OrderReply, Rating
+from align.evaluation.aggregation import SCALE_MINIMUM, cell, table, weights
+from align.evaluation.benchmarks.air_bench import COLUMNS
+from align.evaluation.judged_answers import JudgedAnswer, Order, OrderReply
 from align.evaluation.statistics import (
     Difference,
+    Interval,
     Share,
     bradley_terry,
     length_controlled,
     macro_bootstrap,
+    paired_bootstrap,
     wilson,
 )
 
 TIE_MARGIN = 0.5
 """Points of mean score up to which two answers tie: half a point is one order moving by one."""
+ALL = "overall"
+MARKS = ("factuality", "behaviour", "asked")
+"""Yes-or-no marks that policies are compared on. `asked` counts answerable questions only."""
 
 
-class Asked(Protocol):
-    """What pairing needs of a question."""
+class ScorePairs(NamedTuple):
+    """Two policies' answers to the same questions and their scores; what is unscored is left out, counted."""
 
-    @property
-    def uniq_id(self) -> str | int: ...  # noqa: D102
-
-    @property
-    def task_name(self) -> str: ...  # noqa: D102
-
-    @property
-    def category(self) -> str: ...  # noqa: D102
-
-    @property
-    def audio(self) -> str: ...  # noqa: D102
-
-
-class Replied(Protocol):
-    """What order effects need of a rating: the judge's replies, `ratings.OrderReply` or alike."""
-
-    @property
-    def replies(self) -> Sequence[Any]: ...  # noqa: D102
-
-
-class Paired(NamedTuple):
-    """Items that both policies were scored on, with both scores; the others are left out and counted."""
-
-    items: tuple[Asked, ...]
+    before_answers: tuple[JudgedAnswer, ...]
+    after_answers: tuple[JudgedAnswer, ...]
     before: np.ndarray
     after: np.ndarray
     left_out: int
@@ -81,8 +65,8 @@ class OrderConsistency(NamedTuple):
     """Mean points that an answer, response or reference, gains by standing first."""
 
 
-class League(NamedTuple):
-    """Strengths on the Elo scale (400 points are odds of 10), mean 1000, with 95 % intervals."""
+class LeagueRow(NamedTuple):
+    """A policy's strength on the Elo scale (400 points are odds of 10), mean 1000, with a 95 % interval."""
 
     policy: str
     elo: float
@@ -90,55 +74,181 @@ class League(NamedTuple):
     ci_high: float
 
 
-def pair(items: Sequence[Item], before: Sequence[Rating], after: Sequence[Rating]) -> Paired:
-    """Complete cases: items scored for both policies, in the order of `items`."""
-    first, second = by_item(items, before), by_item(items, after)
-    kept = [item for item in items if _is_scored(first, item) and _is_scored(second, item)]
-    return Paired(
-        tuple(kept),
-        np.array([first[item.uniq_id].score for item in kept], dtype=float),
-        np.array([second[item.uniq_id].score for item in kept], dtype=float),
-        len(items) - len(kept),
+class PolicyDifference(NamedTuple):
+    """A policy against a baseline. Tables are keyed by "overall" and category, in published order."""
+
+    scores: dict[str, Difference]
+    """On the questions scored for both, averaged as AIR-Bench averages."""
+    wins: dict[str, WinRate]
+    length_controlled: Share
+    """The win rate had both answered at equal length, in characters."""
+    left_out: int
+    worst_case: dict[str, Difference]
+    """`scores` over all questions, with everything unscored counted as the scale's minimum."""
+    marks: dict[str, dict[str, Interval]]
+    """Yes-or-no mark -> shares and their difference; empty where the judge gives no marks."""
+
+
+def compare(
+    before: Sequence[JudgedAnswer],
+    after: Sequence[JudgedAnswer],
+    *,
+    tie_margin: float = TIE_MARGIN,
+    seed: int = 0,
+) -> PolicyDifference:
+    """Everything measured of two policies together, on the same questions in the same order."""
+    pairs = pair_scores(before, after)
+    return PolicyDifference(
+        scores=score_differences(pairs, seed=seed),
+        wins=win_rates(pairs, tie_margin=tie_margin, seed=seed),
+        length_controlled=length_controlled_win_rate(pairs, tie_margin=tie_margin),
+        left_out=pairs.left_out,
+        worst_case=score_differences(worst_case(before, after), seed=seed),
+        marks=mark_differences(before, after, seed),
     )
 
 
+def differences(
+    before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer], seed: int = 0
+) -> dict[str, dict[str, Interval]]:
+    """After minus before: "overall" and each category -> metric (marks and score) -> interval."""
+    marks = mark_differences(before, after, seed)
+    scores = score_differences(pair_scores(before, after), seed=seed)
+    rows: dict[str, dict[str, Interval]] = {name: dict(marks.get(name, {})) for name in {**marks, **scores}}
+    for name, row in scores.items():
+        rows[name]["score"] = Interval(*(getattr(row, field) for field in Interval._fields))
+    return rows
+
+
+def levels(answers: Sequence[JudgedAnswer]) -> dict[str, float]:
+    """One policy's numbers by metric: the score over what was scored, the rest over all its answers."""
+    values = {
+        **{name: [float(m) for answer in answers if (m := answer.mark(name)) is not None] for name in MARKS},
+        "over_abstention": [
+            float(answer.abstains) for answer in answers if answer.answerable and answer.abstains is not None
+        ],
+        "words": [float(len(answer.response.split())) for answer in answers],
+    }
+    means = {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
+    score = table((answer.task_name, answer.score) for answer in answers)["overall"]
+    if score is not None:
+        means["score"] = score
+    return {**means, "distinct": len({answer.response for answer in answers}), "n": len(answers)}
+
+
+def levels_by_category(answers: Sequence[JudgedAnswer]) -> dict[str, dict[str, float]]:
+    """`levels` within each category."""
+    return {
+        name: levels([answer for answer in answers if answer.category == name])
+        for name in ordered(answer.category for answer in answers)
+    }
+
+
+def ordered(categories: Iterable[str]) -> list[str]:
+    """Categories in the order of the published tables, others behind them as they came; without `ALL`."""
+    names = [name for name in dict.fromkeys(categories) if name != ALL]
+    return sorted(names, key=lambda name: COLUMNS.index(name) if name in COLUMNS else len(COLUMNS))
+
+
+# -------------------------------------------------------------------------- scores and marks
+
+
+def pair_scores(before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer]) -> ScorePairs:
+    """Complete cases: the questions scored for both policies."""
+    pairs = _aligned(before, after)
+    kept = [(a, b) for a, b in pairs if a.score is not None and b.score is not None]
+    first, second = tuple(a for a, _ in kept), tuple(b for _, b in kept)
+    return ScorePairs(first, second, _scores(first), _scores(second), len(pairs) - len(kept))
+
+
 def worst_case(
-    items: Sequence[Item],
-    before: Sequence[Rating],
-    after: Sequence[Rating],
-    *,
-    minimum: float = SCALE_MINIMUM,
-) -> Paired:
-    """All items; what was not scored counts as the scale's minimum, for either policy."""
-    first, second = by_item(items, before), by_item(items, after)
-    sides = [
-        np.array([of[item.uniq_id].score if _is_scored(of, item) else minimum for item in items], dtype=float)
-        for of in (first, second)
-    ]
-    return Paired(tuple(items), sides[0], sides[1], 0)
+    before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer], *, minimum: float = SCALE_MINIMUM
+) -> ScorePairs:
+    """All questions; what was not scored counts as the scale's minimum, for either policy."""
+    _aligned(before, after)
+    return ScorePairs(tuple(before), tuple(after), _scores(before, minimum), _scores(after, minimum), 0)
 
 
-def differences(paired: Paired, *, resamples: int = 4000, seed: int = 0) -> dict[str, Difference]:
-    """After minus before for each category and overall, weighted as the published table is."""
-    tasks = [item.task_name for item in paired.items]
-    return _bootstrap(paired, [cell(task) for task in tasks], weights(tasks), resamples, seed)
+def score_differences(pairs: ScorePairs, *, resamples: int = 4000, seed: int = 0) -> dict[str, Difference]:
+    """After minus before overall and per category, weighted as the published table; empty without pairs."""
+    if not pairs.before_answers:
+        return {}
+    tasks = [answer.task_name for answer in pairs.before_answers]
+    rows = _bootstrap(pairs, [cell(task) for task in tasks], weights(tasks), resamples, seed)
+    return {name: rows[name] for name in (ALL, *ordered(rows))}
+
+
+def mark_differences(
+    before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer], seed: int = 0
+) -> dict[str, dict[str, Interval]]:
+    """Differences of the yes-or-no marks by "overall" and category; a mark that nothing shows is left out."""
+    groups: dict[str, list[tuple[JudgedAnswer, JudgedAnswer]]] = {ALL: _aligned(before, after)}
+    for a, b in groups[ALL]:
+        groups.setdefault(a.category, []).append((a, b))
+    rows: dict[str, dict[str, Interval]] = {}
+    for name in (ALL, *ordered(groups)):
+        for mark in MARKS:
+            both = [(a.mark(mark), b.mark(mark)) for a, b in groups[name]]
+            known = [(float(x), float(y)) for x, y in both if x is not None and y is not None]
+            if known:
+                sides = [x for x, _ in known], [y for _, y in known]
+                rows.setdefault(name, {})[mark] = paired_bootstrap(*sides, seed=seed)
+    return rows
+
+
+def _aligned(
+    before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer]
+) -> list[tuple[JudgedAnswer, JudgedAnswer]]:
+    pairs = list(zip(before, after, strict=True))
+    for number, (a, b) in enumerate(pairs):
+        if a.uniq_id != b.uniq_id:
+            raise ValueError(f"answer {number}: question {a.uniq_id!r} beside {b.uniq_id!r}; sort both alike")
+    return pairs
+
+
+def _scores(answers: Sequence[JudgedAnswer], unscored: float = np.nan) -> np.ndarray:
+    return np.array([unscored if answer.score is None else answer.score for answer in answers], dtype=float)
+
+
+def _bootstrap(
+    pairs: ScorePairs,
+    cells: Sequence[str],
+    means: Mapping[str, Mapping[str, float]],
+    resamples: int,
+    seed: int,
+) -> dict[str, Difference]:
+    return macro_bootstrap(
+        pairs.before,
+        pairs.after,
+        cells=cells,
+        strata=[answer.task_name for answer in pairs.before_answers],
+        clusters=[answer.audio for answer in pairs.before_answers],
+        means=means,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+# -------------------------------------------------------------------------- wins
 
 
 def win_rates(
-    paired: Paired, *, tie_margin: float = TIE_MARGIN, resamples: int = 4000, seed: int = 0
+    pairs: ScorePairs, *, tie_margin: float = TIE_MARGIN, resamples: int = 4000, seed: int = 0
 ) -> dict[str, WinRate]:
-    """Wins, ties and losses over the items of each category and over all of them."""
-    outcome = outcomes(paired, tie_margin)
-    categories = [item.category for item in paired.items]
+    """Wins, ties and losses over all pairs and over those of each category; empty without pairs."""
+    if not pairs.before_answers:
+        return {}
+    outcome = outcomes(pairs, tie_margin)
+    categories = [answer.category for answer in pairs.before_answers]
     counts = Counter(categories)
     means = {name: {name: 1.0} for name in counts}
-    means["overall"] = {name: n / len(categories) for name, n in counts.items()}
-    game = Paired(paired.items, np.zeros_like(outcome), outcome, 0)
-    rates = _bootstrap(game, categories, means, resamples, seed)
-    results = {
-        name: outcome if name == "overall" else outcome[[one == name for one in categories]] for name in means
-    }
-    return {name: _win_rate(results[name], rate) for name, rate in rates.items()}
+    means[ALL] = {name: n / len(categories) for name, n in counts.items()}
+    games = pairs._replace(before=np.zeros_like(outcome), after=outcome)
+    rates = _bootstrap(games, categories, means, resamples, seed)
+    rows = {ALL: outcome}
+    for name in ordered(counts):
+        rows[name] = outcome[[category == name for category in categories]]
+    return {name: _win_rate(results, rates[name]) for name, results in rows.items()}
 
 
 def _win_rate(outcome: np.ndarray, rate: Difference) -> WinRate:
@@ -147,149 +257,95 @@ def _win_rate(outcome: np.ndarray, rate: Difference) -> WinRate:
     return WinRate(wins, ties, losses, rate.after, low, high, outcome.size)
 
 
-def outcomes(paired: Paired, tie_margin: float) -> np.ndarray:
-    """1 where the second policy won, 0.5 where both tied, 0 where it lost; shape (items,)."""
-    delta = paired.after - paired.before
+def outcomes(pairs: ScorePairs, tie_margin: float) -> np.ndarray:
+    """1 where the second policy won, 0.5 where both tied, 0 where it lost; shape (pairs,)."""
+    delta = pairs.after - pairs.before
     return np.where(np.abs(delta) <= tie_margin, 0.5, (delta > 0).astype(float))
 
 
-def length_controlled_win_rate(
-    paired: Paired,
-    before_texts: Mapping[Any, str],
-    after_texts: Mapping[Any, str],
-    *,
-    tie_margin: float = TIE_MARGIN,
-) -> Share:
-    """The second policy's win rate had both answered at equal length (in characters); texts by uniq_id."""
-    ids = [item.uniq_id for item in paired.items]
-    extra = [len(after_texts[one]) - len(before_texts[one]) for one in ids]
-    return length_controlled(outcomes(paired, tie_margin), extra, [item.audio for item in paired.items])
-
-
-def order_consistency(ratings: Sequence[Replied]) -> OrderConsistency:
-    """How much one policy's ratings depend on which answer stood first; items scored in both orders."""
-    both = [replies for rating in ratings if (replies := _both_orders(rating))]
-    same = sum(_sign(first) == _sign(second) for first, second in both)
-    gains = [_first_place_gain(first, second) for first, second in both]
-    return OrderConsistency(wilson(same, len(both)), float(np.mean(gains)) if gains else None)
+def length_controlled_win_rate(pairs: ScorePairs, *, tie_margin: float = TIE_MARGIN) -> Share:
+    """The second policy's win rate had both answered at equal length (in characters)."""
+    if not pairs.before_answers:
+        return Share(None, None, None, 0)
+    extra = [
+        len(b.response) - len(a.response)
+        for a, b in zip(pairs.before_answers, pairs.after_answers, strict=True)
+    ]
+    clips = [answer.audio for answer in pairs.before_answers]
+    return length_controlled(outcomes(pairs, tie_margin), extra, clips)
 
 
 def league(
-    items: Sequence[Asked],
-    ratings: Mapping[str, Sequence[Rating]],
+    policies: Mapping[str, Sequence[JudgedAnswer]],
     *,
     tie_margin: float = TIE_MARGIN,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[League]:
-    """Policies from strongest to weakest by Bradley and Terry's model, on items scored for all of them.
+) -> list[LeagueRow]:
+    """Policies from strongest to weakest by Bradley and Terry's model, on questions scored for all of them.
+
+    Empty where no question was scored for all.
 
     Raises:
-        ValueError: fewer than two policies, or no item was scored for all.
+        ValueError: fewer than two policies.
     """
-    of_policy = [by_item(items, one) for one in ratings.values()]
-    kept = [item for item in items if all(_is_scored(one, item) for one in of_policy)]
-    if len(of_policy) < 2 or not kept:
-        raise ValueError(
-            f"a league needs two policies and items scored for all, got {list(ratings)}, {len(kept)} items"
-        )
-    scores = np.array([[one[item.uniq_id].score for one in of_policy] for item in kept], dtype=float)
+    if len(policies) < 2:
+        raise ValueError(f"a league needs two policies or more, got {list(policies)}")
+    rows = list(zip(*policies.values(), strict=True))
+    scored = [row for row in rows if all(answer.score is not None for answer in row)]
+    if not scored:
+        return []
+    scores = np.array([[answer.score for answer in row] for row in scored], dtype=float)
     delta = scores[:, :, None] - scores[:, None, :]
     games = np.where(np.abs(delta) <= tie_margin, 0.5, (delta > 0).astype(float))
-    clips = np.unique([item.audio for item in kept], return_inverse=True)[1]
+    clips = np.unique([row[0].audio for row in scored], return_inverse=True)[1]
     per_clip = np.zeros((clips.max() + 1, *games.shape[1:]))
     np.add.at(per_clip, clips, games)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(per_clip), np.full(len(per_clip), 1 / len(per_clip)), size=resamples)
     elo = _elo(bradley_terry(per_clip.sum(axis=0)))
     low, high = np.quantile(_elo(bradley_terry(np.tensordot(drawn, per_clip, 1))), [0.025, 0.975], axis=0)
-    table = [League(name, float(elo[i]), float(low[i]), float(high[i])) for i, name in enumerate(ratings)]
-    return sorted(table, key=lambda row: -row.elo)
-
-
-def compare(
-    items: Sequence[Item],
-    before: Sequence[Rating],
-    after: Sequence[Rating],
-    before_texts: Mapping[str, str],
-    after_texts: Mapping[str, str],
-    *,
-    tie_margin: float = TIE_MARGIN,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """All of the above for two policies, as plain values for JSON.
-
-    Raises:
-        ValueError: no item was scored for both.
-    """
-    complete = pair(items, before, after)
-    if not complete.items:
-        raise ValueError(f"none of the {len(items)} items was scored for both policies")
-    worst = worst_case(items, before, after)
-    lengths = length_controlled_win_rate(complete, before_texts, after_texts, tie_margin=tie_margin)
-    rates = win_rates(complete, tie_margin=tie_margin, seed=seed)
-    return {
-        "differences": {name: one._asdict() for name, one in differences(complete, seed=seed).items()},
-        "worst_case": {name: one._asdict() for name, one in differences(worst, seed=seed).items()},
-        "wins": {name: one._asdict() for name, one in rates.items()},
-        "length_controlled": lengths._asdict(),
-        "tie_margin": tie_margin,
-        "n": len(complete.items),
-        "left_out": complete.left_out,
-        "orders": {"before": _plain(order_consistency(before)), "after": _plain(order_consistency(after))},
-    }
-
-
-def _bootstrap(
-    paired: Paired,
-    cells: Sequence[str],
-    means: Mapping[str, Mapping[str, float]],
-    resamples: int,
-    seed: int,
-) -> dict[str, Difference]:
-    return macro_bootstrap(
-        paired.before,
-        paired.after,
-        cells=cells,
-        strata=[item.task_name for item in paired.items],
-        clusters=[item.audio for item in paired.items],
-        means=means,
-        resamples=resamples,
-        seed=seed,
-    )
-
-
-def _is_scored(of: Mapping[Any, Rating], item: Asked) -> bool:
-    return item.uniq_id in of and of[item.uniq_id].state == "scored"
-
-
-def _both_orders(rating: Replied) -> tuple[OrderReply, OrderReply] | None:
-    """The replies with the reference first and with the response first, if both have scores."""
-    of: dict[Order, OrderReply] = {one.order: one for one in rating.replies if one.state == "scored"}
-    if len(of) < 2:
-        return None
-    return of["reference_first"], of["response_first"]
-
-
-def _scores(reply: OrderReply) -> tuple[float, float]:
-    if reply.reference is None or reply.response is None:
-        raise ValueError(f"a scored reply has no scores: {reply}")
-    return reply.reference, reply.response
-
-
-def _sign(reply: OrderReply) -> int:
-    reference, response = _scores(reply)
-    return (response > reference) - (response < reference)
-
-
-def _first_place_gain(reference_first: OrderReply, response_first: OrderReply) -> float:
-    (reference_1, response_2), (reference_2, response_1) = _scores(reference_first), _scores(response_first)
-    return ((reference_1 - reference_2) + (response_1 - response_2)) / 2
+    ranks = [LeagueRow(name, float(elo[i]), float(low[i]), float(high[i])) for i, name in enumerate(policies)]
+    return sorted(ranks, key=lambda row: -row.elo)
 
 
 def _elo(strength: np.ndarray) -> np.ndarray:
     return 1000 + 400 / np.log(10) * strength
 
 
-def _plain(one: OrderConsistency) -> dict[str, Any]:
-    return {"same_preference": one.same_preference._asdict(), "first_place_gain": one.first_place_gain}
+# -------------------------------------------------------------------------- order effects
+
+
+def order_consistency(answers: Sequence[JudgedAnswer]) -> OrderConsistency | None:
+    """How much one policy's scores depend on which answer stood first; None without scores in both orders."""
+    both = [replies for answer in answers if (replies := _both_orders(answer))]
+    if not both:
+        return None
+    same = sum(_sign(first) == _sign(second) for first, second in both)
+    gains = [_first_place_gain(first, second) for first, second in both]
+    return OrderConsistency(wilson(same, len(both)), float(np.mean(gains)))
+
+
+def _both_orders(answer: JudgedAnswer) -> tuple[OrderReply, OrderReply] | None:
+    """The replies with the reference first and with the response first, if both have scores."""
+    replies: dict[Order, OrderReply] = {
+        reply.order: reply for reply in answer.replies if reply.state == "scored"
+    }
+    return (replies["reference_first"], replies["response_first"]) if len(replies) == 2 else None
+
+
+def _reference_and_response(reply: OrderReply) -> tuple[float, float]:
+    if reply.reference is None or reply.response is None:
+        raise ValueError(f"a scored reply has no scores: {reply}")
+    return reply.reference, reply.response
+
+
+def _sign(reply: OrderReply) -> int:
+    reference, response = _reference_and_response(reply)
+    return (response > reference) - (response < reference)
+
+
+def _first_place_gain(reference_first: OrderReply, response_first: OrderReply) -> float:
+    reference_1, response_2 = _reference_and_response(reference_first)
+    reference_2, response_1 = _reference_and_response(response_first)
+    return ((reference_1 - reference_2) + (response_1 - response_2)) / 2

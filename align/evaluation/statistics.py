@@ -1,7 +1,4 @@
-"""Is a difference real? Two conditions scored on the same questions, with a 95 % interval.
-
-Used wherever two policies are set side by side: the evaluation, its gate, and the compare page.
-"""
+"""Differences of two conditions scored on the same questions, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ def paired_bootstrap(
 ) -> Interval:
     """Percentile bootstrap (95 %) of the mean paired difference.
 
-    Whole questions are resampled, so what makes a question hard for both conditions cancels. Where every
+    Whole questions are resampled, so a question's difficulty for both conditions cancels. Where every
     difference is the same there is nothing to resample and the interval has zero width.
 
     Args:
@@ -51,15 +48,8 @@ def paired_bootstrap(
     Raises:
         ValueError: the shapes differ or are not (n,) with n >= 1, or a score is not finite.
     """
-    first, second = (np.asarray(values, dtype=np.float64) for values in (before, after))
-    if first.shape != second.shape or first.ndim != 1 or not first.size:
-        raise ValueError(
-            f"paired scores need two equal shapes (n,) with n >= 1, got {first.shape} and {second.shape}"
-        )
+    first, second = _checked_pair(before, after)
     differences = second - first
-    if not np.isfinite(differences).all():
-        where = int(np.flatnonzero(~np.isfinite(differences))[0])
-        raise ValueError(f"pair {where}: scores must be finite, got {first[where]} and {second[where]}")
     delta = float(differences.mean())
     low, high = delta, delta
     if np.ptp(differences) > 0:
@@ -91,21 +81,6 @@ class Difference(NamedTuple):
     p: float
     n: int
 
-    @property
-    def is_better(self) -> bool:
-        """The interval lies above 0, and something varied or came twice: a win may be claimed."""
-        return self.ci_low > 0 and self.p < 0.5
-
-    def is_non_inferior(self, margin: float) -> bool:
-        """The interval rules out a loss of `margin` or more (one-sided test at 2.5 %).
-
-        Raises:
-            ValueError: the margin is not positive.
-        """
-        if not margin > 0:
-            raise ValueError(f"a non-inferiority margin must be positive, got {margin}")
-        return self.ci_low > -margin
-
 
 def macro_bootstrap(
     before: npt.ArrayLike,
@@ -130,8 +105,8 @@ def macro_bootstrap(
         before: scores of one condition, shape (n,).
         after: scores of the other on the same questions in the same order, shape (n,).
         cells: the mean each question enters, length n, e.g. a category.
-        strata: what is held fixed, length n, e.g. a task; each lies within one cell.
-        clusters: what is drawn as a whole, length n, e.g. a clip; one in two strata counts as two.
+        strata: groups held fixed, length n, e.g. a task; each lies within one cell.
+        clusters: units drawn as a whole, length n, e.g. a clip; a clip in two strata counts as two.
         means: name -> weight of each cell; weights of a mean sum to 1.
         resamples: bootstrap samples drawn.
         seed: equal seeds give equal intervals.
@@ -143,7 +118,7 @@ def macro_bootstrap(
         ValueError: shapes differ, a score is not finite, a stratum lies in two cells, or a mean asks for
             a cell that is not there.
     """
-    first, second = _paired(before, after)
+    first, second = _checked_pair(before, after)
     names = list(dict.fromkeys(cells))
     if wrong := [name for name, weights in means.items() if not set(weights) <= set(names)]:
         raise ValueError(f"mean {wrong[0]!r} weighs {sorted(means[wrong[0]])}, there is {sorted(names)}")
@@ -154,13 +129,13 @@ def macro_bootstrap(
     for stratum, rows in _grouped(strata).items():
         cell = set(cell_of_row[rows])
         if len(cell) > 1:
-            raise ValueError(f"stratum {stratum!r} lies in cells {sorted(names[one] for one in cell)}")
-        where = cell.pop()
+            raise ValueError(f"stratum {stratum!r} lies in cells {sorted(names[index] for index in cell)}")
+        column = cell.pop()
         sums = _cluster_sums((second - first)[rows], [clusters[row] for row in rows])
         drawn = _drawn_sums(sums, resamples, rng)
-        totals[:, where] += drawn[0]
-        counts[:, where] += drawn[1]
-        freedom[where] += sums.shape[1] - 1
+        totals[:, column] += drawn[0]
+        counts[:, column] += drawn[1]
+        freedom[column] += sums.shape[1] - 1
     draws = totals / counts
     weights = {name: np.array([means[name].get(cell, 0.0) for cell in names]) for name in means}
     cell_means = [
@@ -178,11 +153,11 @@ def macro_bootstrap(
     }
 
 
-def _paired(before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _checked_pair(before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     first, second = (np.asarray(values, dtype=np.float64) for values in (before, after))
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(
-            f"paired scores need two equal shapes (n,) with n >= 1, got {first.shape} and {second.shape}"
+            f"scores need two equal shapes (n,) with n >= 1, got {first.shape} and {second.shape}"
         )
     bad = np.flatnonzero(~np.isfinite(second - first))
     if bad.size:
@@ -207,13 +182,13 @@ def _drawn_sums(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> n
     """Sums and numbers over drawn clusters, shape (2, resamples)."""
     clusters = sums.shape[1]
     drawn = max(1, clusters - 1)
-    found = np.empty((2, resamples))
+    totals = np.empty((2, resamples))
     step = max(1, _BATCH_ELEMENTS // drawn)
     for start in range(0, resamples, step):
-        chosen = rng.integers(0, clusters, size=(min(step, resamples - start), drawn))
-        for row in (0, 1):
-            found[row, start : start + step] = sums[row][chosen].sum(axis=1)
-    return found * (clusters / drawn)
+        rows = rng.integers(0, clusters, size=(min(step, resamples - start), drawn))
+        for side in (0, 1):
+            totals[side, start : start + step] = sums[side][rows].sum(axis=1)
+    return totals * (clusters / drawn)
 
 
 def _difference(before: float, after: float, draws: np.ndarray, freedom: int, n: int) -> Difference:
@@ -229,7 +204,7 @@ def _difference(before: float, after: float, draws: np.ndarray, freedom: int, n:
 
 
 class Share(NamedTuple):
-    """A share (0..1) with its 95 % interval; `n` is what it is a share of. Without any, it is None."""
+    """A share (0..1) of `n` with its 95 % interval; None where n is 0."""
 
     share: float | None
     ci_low: float | None
@@ -258,9 +233,9 @@ def length_controlled(wins: npt.ArrayLike, extra_length: npt.ArrayLike, clusters
     Args:
         wins: 1 won, 0.5 tied, 0 lost, shape (n,).
         extra_length: how much longer the answer that won or lost was, in any unit, shape (n,).
-        clusters: what is not independent, length n, e.g. a clip.
+        clusters: groups that are not independent, length n, e.g. a clip.
     """
-    won, extra = _paired(wins, extra_length)
+    won, extra = _checked_pair(wins, extra_length)
     spread = float(extra.std()) or 1.0
     y = np.append(won, 0.5)
     x = np.column_stack([np.ones_like(y), np.append(np.tanh(extra / spread), 0.0)])
@@ -295,7 +270,7 @@ def bradley_terry(wins: npt.ArrayLike, *, prior: float = 0.5) -> np.ndarray:
 
     Args:
         wins: how often each beat each other, ties as half, shape (..., K, K).
-        prior: wins added to both sides of every pair, so that who never won stays finite.
+        prior: wins added to both sides of every pair, so that a player without wins stays finite.
 
     Returns:
         Strengths in logits, shape (..., K).

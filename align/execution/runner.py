@@ -207,12 +207,12 @@ class _Execution:
         inputs |= {ref: Path(ref).expanduser() for ref in step.foreign}
         with interruptible():
             metrics = run_stage(step.config, inputs, out)
+        peak = metrics.pop("peak_memory_mb", attempt.peak_memory_mb)  # of the largest worker
         n_stale = len(out.stale)
         out.commit(
             {
                 "kind": step.config.stage,
                 "produces": step.config.produces,
-                "report_panels": step.config.report_panels,
                 "status": "done",
                 "config": step.config.model_dump(mode="json"),
                 **read._asdict(),
@@ -220,7 +220,7 @@ class _Execution:
                 "versions": self.versions,
                 "seed": step.config.seed,
                 "seconds": round(attempt.seconds, 2),
-                "peak_memory_mb": round(attempt.peak_memory_mb, 1),
+                "peak_memory_mb": round(peak, 1),
                 "metrics": metrics,
             }
         )

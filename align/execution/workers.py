@@ -190,10 +190,14 @@ def _on_workers(hardware: Hardware, job: _Job) -> dict[str, float]:
         raise WorkersFailed(f"rank {outcome['rank']}: {outcome['error']}\n{outcome['traceback']}")
     if "interrupted" in outcome:
         raise Interrupted
-    replaced = len(board.groups) - 1
+    figures = {
+        "workers": float(hardware.workers),
+        "workers_replaced": float(len(board.groups) - 1),
+        "peak_memory_mb": max(float(path.read_text("utf-8")) for path in board.folder.glob("group-*/*.peak")),
+    }
     _wipe(board.folder)
     board.folder.rmdir()
-    return {**outcome["metrics"], "workers": float(hardware.workers), "workers_replaced": float(replaced)}
+    return {**outcome["metrics"], **figures}
 
 
 def _wipe(folder: Path) -> None:
@@ -338,8 +342,10 @@ def _work(loop_config: dict[str, Any]) -> None:
     elif attempt.error is not None:
         _report_error(attempt.error, job, group / f"rank-{processes.rank()}.txt", processes.rank())
         raise attempt.error
-    elif processes.is_first():
-        job.board.settle(metrics=metrics)
+    else:
+        write_text(group / f"rank-{processes.rank()}.peak", f"{attempt.peak_memory_mb}")
+        if processes.is_first():
+            job.board.settle(metrics=metrics)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from align.run_folder.artifacts import read_json
 from preference_data.store import write_text
 
 Completions = list[list[Completion]]
-"""Of every request, in order."""
+"""The completions of each request, in order."""
 MakeEngine = Callable[[], Engine]
 """Loads an engine where it is called: in this process, or in a worker on a machine of its own."""
 
@@ -69,8 +70,8 @@ def complete_all(
     todo = [batch for i, part in enumerate(sets) for batch in _missing(i, part, results[i], batch_size)]
     if todo:
         clips = [part.clips for part in sets]
-        run = _in_workers if workers > 1 else _in_process
-        for set_index, completed in run(make_engine, clips, todo, decoding, seed, workers):
+        run = partial(_in_workers, workers) if workers > 1 else _in_process
+        for set_index, completed in run(make_engine, clips, todo, decoding, seed):
             results[set_index] |= completed
             if folder:
                 _save(folder / sets[set_index].name, completed)
@@ -125,7 +126,6 @@ def _in_process(
     batches: Sequence[_Batch],
     decoding: Decoding,
     seed: int,
-    workers: int,
 ) -> _Done:
     engine = make_engine()
     try:
@@ -154,12 +154,12 @@ class _Worker:
 
 
 def _in_workers(
+    workers: int,
     make_engine: MakeEngine,
     clips: Sequence[ClipFeatures],
     batches: Sequence[_Batch],
     decoding: Decoding,
     seed: int,
-    workers: int,
 ) -> _Done:
     """Batches as they are done, in any order, from at most `workers` actors."""
     import ray  # a second of imports, for those who have several workers

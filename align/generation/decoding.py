@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from align.generation.engine import Decoding, request_seed
 
 Step = Callable[[Tensor, Tensor, Tensor, DynamicCache], Tensor]
-"""Tokens (R, 1), which keys are seen (R, T + 1), positions (R, 1) and the cache -> next logits (R, V)."""
+"""Tokens (R, 1), which keys count (R, T + 1), positions (R, 1) and the cache -> next logits (R, V)."""
 _ROWS = 64
 """Rows whose cumulative probabilities exist at a time, in float64."""
 
@@ -29,7 +29,7 @@ _ROWS = 64
 def decode(
     logits: Tensor,
     cache: DynamicCache,
-    seen: Tensor,
+    mask: Tensor,
     step: Step,
     decoding: Decoding,
     draws: np.ndarray | None,
@@ -40,7 +40,7 @@ def decode(
     Args:
         logits: (R, V) after the prompts.
         cache: holds the prompts' keys and values; rows that are done leave it.
-        seen: (R, T) booleans, False at padding on the left.
+        mask: (R, T) booleans, False at padding on the left.
         step: the language model and its head.
         decoding: how many tokens and how they are drawn.
         draws: `uniforms` (R, max_new_tokens); None where decoding is greedy.
@@ -50,7 +50,7 @@ def decode(
     _reserve(cache, decoding.max_new_tokens)
     tokens = torch.full((n, decoding.max_new_tokens), -1, device=device)
     logps = torch.zeros(n, decoding.max_new_tokens, device=device)
-    rows, positions = torch.arange(n, device=device), seen.sum(-1, keepdim=True)
+    rows, positions = torch.arange(n, device=device), mask.sum(-1, keepdim=True)
     ends = torch.tensor(list(stops), device=device)
     left = torch.from_numpy(draws).to(device) if draws is not None else None
     for t in range(decoding.max_new_tokens):
@@ -63,9 +63,9 @@ def decode(
         if not goes_on.all():
             kept = goes_on.nonzero()[:, 0]
             cache.batch_select_indices(kept)
-            rows, chosen, positions, seen = rows[kept], chosen[kept], positions[kept], seen[kept]
-        seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
-        logits = step(chosen[:, None], seen, positions, cache)
+            rows, chosen, positions, mask = rows[kept], chosen[kept], positions[kept], mask[kept]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        logits = step(chosen[:, None], mask, positions, cache)
         positions = positions + 1
     lengths = (tokens >= 0).sum(-1).tolist()
     return [

@@ -1,4 +1,4 @@
-"""What every engine does: it completes requests. Which engine it was must not show in the completions.
+"""Requests, completions, and the interface of engines. Completions must not depend on the engine.
 
 A request's draws are a function of the run's seed and the request's number, so its completions are the same
 whatever else is in flight, on however many workers, and after a resume.

@@ -29,23 +29,23 @@ def complete_prompts(
     """
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), stops[0], device=model.device)
-    seen = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)
+    mask = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        seen[row, width - len(prompt) :] = True
+        mask[row, width - len(prompt) :] = True
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
-    def forward(ids: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def forward(ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         placed: dict[str, Any] = {"position_ids": positions} if takes_positions else {}
         outputs = model(
-            input_ids=ids, attention_mask=seen.long(), past_key_values=cache, use_cache=True, **placed
+            input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True, **placed
         )
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
     cache = DynamicCache(config=model.config)
-    logits = forward(ids, seen, (seen.cumsum(-1) - 1).clamp(min=0), cache)
+    logits = forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
     k = decoding.completions
     cache.batch_repeat_interleave(k)
-    repeated = logits.repeat_interleave(k, 0), cache, seen.repeat_interleave(k, 0)
+    repeated = logits.repeat_interleave(k, 0), cache, mask.repeat_interleave(k, 0)
     return decode(*repeated, forward, decoding, draws, stops)

@@ -75,18 +75,18 @@ class TransformersEngine:
         states, cache = self.model.model.prefill(packed, features)
         last = packed.index[torch.arange(len(requests)), torch.tensor(lengths) - 1]
         logits = self.model.lm_head(states[last])
-        places, seen = _left_padded(packed.index, lengths)
+        places, mask = _left_padded(packed.index, lengths)
         k = decoding.completions
         _lay_out(cache, places.repeat_interleave(k, 0))
-        repeated = logits.repeat_interleave(k, 0), cache, seen.repeat_interleave(k, 0)
+        repeated = logits.repeat_interleave(k, 0), cache, mask.repeat_interleave(k, 0)
         return decode(*repeated, self._step, decoding, draws, self.stops)
 
-    def _step(self, tokens: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def _step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Logits (R, V) after one more token (R, 1) each."""
-        mask = None if bool(seen.all()) else seen[:, None, None, :]
+        padded = None if bool(mask.all()) else mask[:, None, None, :]
         states = self.model.model.language_model(
             input_ids=tokens,
-            attention_mask={"full_attention": mask},
+            attention_mask={"full_attention": padded},
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -129,12 +129,12 @@ class TransformersEngine:
 
 
 def _left_padded(index: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Places (P, T) of prompts in the packed row, moved to the right end, and which of them are real."""
+    """Places (P, T) of prompts in the packed row, moved to the right end, and which of them are tokens."""
     width = index.shape[1]
     shift = width - torch.tensor(lengths, device=index.device)[:, None]
     column = torch.arange(width, device=index.device)[None] - shift
-    seen = column >= 0
-    return index.gather(1, column.clamp(min=0)) * seen, seen
+    mask = column >= 0
+    return index.gather(1, column.clamp(min=0)) * mask, mask
 
 
 def _lay_out(cache: DynamicCache, places: Tensor) -> None:

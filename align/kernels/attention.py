@@ -74,7 +74,7 @@ class Ragged(Movable):
             _bounds([segment.n_keys for segment in segments]),
         )
 
-    def n_seen(self) -> int:
+    def n_pairs(self) -> int:
         """Pairs of query and key that attention has to compute: what its FLOPs are proportional to."""
         triangles = sum(s.n_queries * (s.n_queries - 1) // 2 for s in self.segments) if self.causal else 0
         return sum(s.n_queries * s.n_keys for s in self.segments) - triangles

@@ -35,8 +35,8 @@ def _fastest(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int
     except (NotImplementedError, RuntimeError, TypeError) as error:  # an older torch or GPU, a data type
         log.warning("torch's varlen_attn does not run on %s in %s: %s", device, dtype, error)
     best = min(seconds, key=lambda name: seconds[name])
-    told = ", ".join(f"{name} {1e3 * took:.2f} ms" for name, took in seconds.items())
-    log.info("attention back end %s (%s per layer, forward and backward)", best, told)
+    timings = ", ".join(f"{name} {1e3 * took:.2f} ms" for name, took in seconds.items())
+    log.info("attention back end %s (%s per layer, forward and backward)", best, timings)
     return best
 
 
@@ -61,7 +61,7 @@ def agrees(name: str, device: torch.device, dtype: torch.dtype, heads: int, head
     """
     sees, states = _example(device, dtype, heads, head_dim)
     query, key, value = (state.detach() for state in states)
-    ours, theirs = (BACKENDS[one](query, key, value, sees, None).float() for one in (name, "split"))
+    ours, theirs = (BACKENDS[backend](query, key, value, sees, None).float() for backend in (name, "split"))
     return bool((ours - theirs).abs().max() < 0.05 * theirs.abs().max())
 
 

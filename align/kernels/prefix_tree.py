@@ -79,14 +79,14 @@ class _Growing:
         self.segments: list[Segment] = []
         self.length = 0
 
-    def grow(self, first: int, last: int, depth: int, seen: tuple[Range, ...]) -> None:
-        """Add what follows token `depth` of rows [first, last), all of which have `seen` before it."""
+    def grow(self, first: int, last: int, depth: int, ancestors: tuple[Range, ...]) -> None:
+        """Add what follows token `depth` of rows [first, last), all of which have `ancestors` before it."""
         for a, b in self._families(first, last, depth):
             alone = b - a == 1
             end = len(self.rows[a]) if alone else min(self.shared[a : b - 1])
             if end == depth:
                 continue
-            keys = self._add(a, b, depth, end, seen)
+            keys = self._add(a, b, depth, end, ancestors)
             if not alone:
                 self.grow(a, b, end, keys)
 
@@ -97,15 +97,21 @@ class _Growing:
                 yield start, i + 1
                 start = i + 1
 
-    def _add(self, a: int, b: int, depth: int, end: int, seen: tuple[Range, ...]) -> tuple[Range, ...]:
+    def _add(self, a: int, b: int, depth: int, end: int, ancestors: tuple[Range, ...]) -> tuple[Range, ...]:
         """Append tokens [depth, end) of rows [a, b) as one segment; returns the ranges it sees."""
         start, self.length = self.length, self.length + end - depth
         self.tokens.append(self.rows[a][depth:end])
         self.positions.append(np.arange(depth, end))
         for row in range(a, b):
             self.places[row][depth:end] = np.arange(start, self.length)
-        touching = bool(seen) and seen[-1][1] == start  # one range is a view of keys, two are a copy
-        keys = (*seen[:-1], (seen[-1][0], self.length)) if touching else (*seen, (start, self.length))
+        touching = (
+            bool(ancestors) and ancestors[-1][1] == start
+        )  # one range is a view of keys, two are a copy
+        keys = (
+            (*ancestors[:-1], (ancestors[-1][0], self.length))
+            if touching
+            else (*ancestors, (start, self.length))
+        )
         self.segments.append(Segment(start, self.length, keys))
         return keys
 
@@ -122,19 +128,3 @@ def clips_apart(lengths: Sequence[int]) -> tuple[Segment, ...]:
     return tuple(
         Segment(end - length, end, ((end - length, end),)) for end, length in zip(ends, lengths, strict=True)
     )
-
-
-def slow_prefix_tree(rows: Sequence[np.ndarray]) -> tuple[list[list[int]], np.ndarray]:
-    """The twin: a token's place is that of its whole prefix, looked up in a dict; quadratic.
-
-    Returns the places of each row's tokens and who sees whom (L, L): exactly the tokens of the prefix.
-    """
-    known: dict[tuple[int, ...], int] = {}
-    places = [
-        [known.setdefault(tuple(row[: end + 1].tolist()), len(known)) for end in range(len(row))]
-        for row in rows
-    ]
-    sees = np.zeros((len(known), len(known)), bool)
-    for prefix, place in known.items():
-        sees[place, [known[prefix[: end + 1]] for end in range(len(prefix))]] = True
-    return places, sees

@@ -1,1 +1,1 @@
-"""What any audio language model shares: packing, clip features, chats, shards; and a folder per family."""
+"""Parts that audio language models share: packing, clip features, chats, shards; and a folder per family."""

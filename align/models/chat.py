@@ -61,7 +61,7 @@ def encode_completion(processor: ProcessorMixin, text: str) -> Encoded:
 
 
 def end_of_turn(processor: ProcessorMixin) -> str:
-    """What the chat template puts after an assistant's words, such as <|im_end|>."""
+    """The text that the chat template puts after an assistant's words, such as <|im_end|>."""
     return _end_of_turn(processor.tokenizer, processor.chat_template)
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from preference_data.audio.clip_paths import ClipRoot
 from preference_data.audio.decode import SAMPLE_RATE, load
+from preference_data.dataset.dataset import Dataset
 
 _SHORTEST = SAMPLE_RATE // 10
 """Samples. Below ~70 ms a clip has one token at most; transformers then takes a legacy path that crashes."""
@@ -56,7 +56,7 @@ class ClipFeatures:
     ) -> None:
         self.extractor = processor.feature_extractor
         self.root = root
-        self._files = ClipRoot(root)
+        self._files = Dataset(root)
         self.longest_s = longest_s or self.extractor.n_samples / SAMPLE_RATE
         self.cache_bytes = cache_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
@@ -64,17 +64,17 @@ class ClipFeatures:
 
     def __call__(self, paths: Sequence[str]) -> list[Clip]:
         """Features of clips given by their path relative to `root`, in that order."""
-        missing = [path for path in dict.fromkeys(paths) if path not in self._clips]
-        found = {path: self._clips[path] for path in dict.fromkeys(paths) if path in self._clips}
-        found |= self._compute(missing)
-        for path in missing:
-            self._keep(path, found[path])
-        return [found[path] for path in paths]
+        distinct = dict.fromkeys(paths)
+        clips = {path: self._clips[path] for path in distinct if path in self._clips}
+        clips |= self._compute([path for path in distinct if path not in clips])
+        for path, clip in clips.items():
+            self._keep(path, clip)
+        return [clips[path] for path in paths]
 
     def per_row(self, rows: Sequence[Sequence[str]]) -> list[list[Clip]]:
         """Features of each row's clips; new ones of all rows are computed together, in half the time."""
-        found = iter(self([path for row in rows for path in row]))
-        return [[next(found) for _ in row] for row in rows]
+        clips = iter(self([path for row in rows for path in row]))
+        return [[next(clips) for _ in row] for row in rows]
 
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
         if not paths:
@@ -109,8 +109,11 @@ class ClipFeatures:
         return {**self.__dict__, "_clips": OrderedDict(), "_bytes": 0}
 
     def _keep(self, path: str, clip: Clip) -> None:
-        self._clips[path] = clip
-        self._bytes += clip.mel.nbytes
+        """As the most recently used; the least recently used go."""
+        if path not in self._clips:
+            self._clips[path] = clip
+            self._bytes += clip.mel.nbytes
+        self._clips.move_to_end(path)
         while self._bytes > self.cache_bytes:
             _, dropped = self._clips.popitem(last=False)
             self._bytes -= dropped.mel.nbytes

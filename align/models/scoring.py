@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 """Rows to a batch: input_ids, attention_mask (B, T), labels or completion_mask (B, T), clips, `packed`."""
 MODEL_INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask", "packed")
-"""What of a batch a backbone reads; the rest is for losses and logs."""
+"""Keys of a batch that a backbone reads; the rest is for losses and logs."""
 _ROWS = 64
 """Rows that are collated together at most, before `max_tokens` divides them."""
 

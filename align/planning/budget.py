@@ -13,12 +13,7 @@ from typing import Any
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.config.corpus import CorpusConfig
-from align.recipe.config.training import (
-    Assemble,
-    Hardware,
-    ModelShape,
-    TrainingConfig,
-)
+from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, read_json
 from preference_data.prompts.prompts import all_tags
@@ -31,17 +26,18 @@ _WORKERS = 8
 """GPUs over which the table spreads what the recipe has in one process."""
 _RANK = 16
 """Of the table's LoRA, where the recipe has none."""
-_PUBLISHED: dict[str, Shape] = {
-    "Qwen/Qwen2-Audio-7B": Shape(),
-    "Qwen/Qwen2-Audio-7B-Instruct": Shape(),
-    "openai/whisper-large-v2": Shape(mel_bins=80),
-    "openai/whisper-large-v3": Shape(),
-    "Qwen/Qwen1.5-7B": Shape(vocab=151_936),
+_QWEN2_AUDIO = {"audio_config": {}, "text_config": {"vocab_size": 156_032, "intermediate_size": 11_008}}
+_WHISPER = dict(zip(estimate.AUDIO_FIELDS, (128, 1280, 32, 5120, 1500), strict=True))
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2-Audio-7B": _QWEN2_AUDIO,
+    "Qwen/Qwen2-Audio-7B-Instruct": _QWEN2_AUDIO,
+    "openai/whisper-large-v2": {**_WHISPER, "num_mel_bins": 80},
+    "openai/whisper-large-v3": _WHISPER,
+    "Qwen/Qwen1.5-7B": dict(zip(estimate.TEXT_FIELDS, (151_936, 4096, 32, 11_008, 32), strict=True)),
 }
-"""Of models that are named by their Hub id and not downloaded yet."""
+"""config.json of models that are named by their Hub id and not downloaded yet."""
 _NEW_TOKENS = 3 + sum(map(len, all_tags("tags_released")))
 """At most, around audio and for every task, where a model is assembled."""
-_TEXT_FIELDS = ("vocab", "width", "layers", "ffn", "heads", "kv_heads")
 
 
 def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]:
@@ -75,7 +71,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
-    measured = _measured(step, run)
+    measured = _measured(step.name, config, run)
     if measured:
         yield f"  {measured}"
     elif count.total > SMALL:
@@ -94,7 +90,7 @@ def shape_of(name: str, recipe: Recipe) -> Shape | None:
     step = next((step for step in recipe.steps if step.name == name), None)
     if step is None:
         config = _config_json(name)
-        return _PUBLISHED.get(name) if config is None else _read(name, estimate.shape_of_config, config)
+        return None if config is None else estimate.shape_of_config(config, name)
     if not isinstance(step.config, TrainingConfig):
         return None
     match step.config.starts_from:
@@ -102,7 +98,7 @@ def shape_of(name: str, recipe: Recipe) -> Shape | None:
             return _small(small)
         case Assemble(audio=audio, text=text):
             return _assembled(audio, text)
-        case policy:
+        case str(policy):
             return shape_of(policy, recipe)
 
 
@@ -127,17 +123,11 @@ def _small(model: ModelShape) -> Shape:
 def _assembled(audio: str, text: str) -> Shape | None:
     """Of a Whisper and a Qwen2; the embeddings at most as large as all new tokens make them."""
     whisper, qwen = _config_json(audio), _config_json(text)
-    if (whisper is None and audio not in _PUBLISHED) or (qwen is None and text not in _PUBLISHED):
+    if whisper is None or qwen is None:
         return None
-    language = (
-        {name: getattr(_PUBLISHED[text], name) for name in _TEXT_FIELDS}
-        if qwen is None
-        else _read(text, estimate.text_fields, qwen)
-    )
+    language = estimate.fields_of(qwen, estimate.TEXT_FIELDS, text)
     language["vocab"] += _NEW_TOKENS
-    if whisper is None:
-        return _PUBLISHED[audio]._replace(**language)
-    return Shape(**_read(audio, estimate.audio_fields, whisper), **language)
+    return Shape(**estimate.fields_of(whisper, estimate.AUDIO_FIELDS, audio), **language)
 
 
 def _config_json(ref: str) -> dict[str, Any] | None:
@@ -146,15 +136,7 @@ def _config_json(ref: str) -> dict[str, Any] | None:
         if path.exists():
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return config
-    return None
-
-
-def _read(ref: str, reader: Any, config: dict[str, Any]) -> Any:
-    """What `reader` makes of a config.json; an error names its folder."""
-    try:
-        return reader(config)
-    except UnknownShape as error:
-        raise UnknownShape(f"the config.json of {ref} {error}") from error
+    return _PUBLISHED.get(ref)
 
 
 def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
@@ -166,8 +148,7 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora = config.adapter
-    packed = bool(config.packed)
+    lora, packed = config.adapter, bool(config.packed)
     load = Workload(
         sequences=1,
         clips=1,
@@ -206,9 +187,9 @@ def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) 
         offload = config.hardware.offload if chosen and config.hardware else "none"
         states = estimate.states_of(shape, option, strategy, n, offload)
         room = gpu_gb * 1e9 - sum(states) - estimate.OVERHEAD
-        one = estimate.activations(shape, option)
+        kept = estimate.activations(shape, option)
         cells = "".join(
-            f"{part / 1e9:>13.1f}" for part in (*states, one, sum(states) + one + estimate.OVERHEAD)
+            f"{part / 1e9:>13.1f}" for part in (*states, kept, sum(states) + kept + estimate.OVERHEAD)
         )
         verdict = _verdict(shape, option, room, max(1, config.batch_size // n))
         yield f"    {name:<12}{cells}  {verdict} {gpu_gb:g} GB" + (" <- the recipe's" if chosen else "")
@@ -231,30 +212,29 @@ def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
     return "1 with layers checkpointed in" if thrifty else _NO
 
 
-def _measured(step: Step, run: Path) -> str:
+def _measured(name: str, config: TrainingConfig, run: Path) -> str:
     """Hours at the speed of the same stage of an earlier run, if there is one."""
-    path = run / step.name / MANIFEST
+    path = run / name / MANIFEST
     speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
     if not speed:
         return ""
-    examples, noun = _examples(step.config)
+    examples, noun = _examples(config)
     return f"{_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
 
 
 def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int) -> str:
     """Hours at an assumed share of the GPUs' peak."""
     examples, noun = _examples(config)
+    seconds = examples / workers * estimate.flops(shape, load) / (estimate.MFU * estimate.PEAK_FLOPS)
     return (
-        f"{_duration(estimate.hours(examples / workers, shape, load))}{noun} at {estimate.MFU:.0%} of "
+        f"{_duration(seconds / 3600)}{noun} at {estimate.MFU:.0%} of "
         f"{estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of {_gpus(workers)}: assumed, not measured"
     )
 
 
-def _examples(config: Any) -> tuple[int, str]:
+def _examples(config: TrainingConfig) -> tuple[int, str]:
     """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
-    if config.n_examples is not None:
-        return config.n_examples, ""
-    return 1000, " per 1,000 pairs"
+    return (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
 
 
 def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:

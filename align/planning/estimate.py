@@ -118,64 +118,56 @@ class UnknownShape(ValueError):
     """A config.json lacks a field without which nothing can be said of its model."""
 
 
-_AUDIO_FIELDS = {
+AUDIO_FIELDS = {
     "num_mel_bins": "mel_bins",
     "d_model": "audio_width",
     "encoder_layers": "audio_layers",
     "encoder_ffn_dim": "audio_ffn",
     "max_source_positions": "positions",
 }
-_TEXT_FIELDS = {
+"""In the config.json of a Whisper or an audio tower -> of `Shape`."""
+TEXT_FIELDS = {
     "vocab_size": "vocab",
     "hidden_size": "width",
     "num_hidden_layers": "layers",
     "intermediate_size": "ffn",
     "num_attention_heads": "heads",
 }
+"""In the config.json of a Qwen2 -> of `Shape`."""
 _NO_DEFAULTS = ("vocab_size", "intermediate_size")
 """Where transformers' Qwen2Config has other defaults than Qwen2-Audio-7B, which writes them down."""
 
 
-def shape_of_config(config: Mapping[str, Any]) -> Shape:
-    """Of a Qwen2-Audio's config.json. Like the released one, it may leave out transformers' defaults.
+def fields_of(config: Mapping[str, Any], names: Mapping[str, str], ref: str) -> dict[str, int]:
+    """Fields of `Shape` from the config.json of the model `ref`, by `AUDIO_FIELDS` or `TEXT_FIELDS`.
+
+    Raises:
+        UnknownShape: naming a field that is missing.
+    """
+    for name in names:
+        if config.get(name) is None:
+            kind = "a Whisper" if names is AUDIO_FIELDS else "a Qwen2"
+            raise UnknownShape(f"the config.json of {ref} has no field {name}, which that of {kind} has")
+    fields: dict[str, int] = {field: config[name] for name, field in names.items()}
+    if names is TEXT_FIELDS:
+        fields["kv_heads"] = config.get("num_key_value_heads") or fields["heads"]
+    return fields
+
+
+def shape_of_config(config: Mapping[str, Any], ref: str) -> Shape:
+    """Of the Qwen2-Audio `ref`. Like the released config.json, its own may leave out transformers' defaults.
 
     Raises:
         UnknownShape: it is not a Qwen2-Audio's.
     """
     for part in ("audio_config", "text_config"):
         if part not in config:
-            raise UnknownShape(f"has no field {part}: it is not a Qwen2-Audio's")
+            raise UnknownShape(f"the config.json of {ref} has no field {part}: it is not a Qwen2-Audio's")
     released = Shape()._asdict()
-    names = {**_AUDIO_FIELDS, **_TEXT_FIELDS}
+    names = {**AUDIO_FIELDS, **TEXT_FIELDS}
     defaults = {name: released[field] for name, field in names.items() if name not in _NO_DEFAULTS}
     audio, text = ({**defaults, **config[part]} for part in ("audio_config", "text_config"))
-    return Shape(**audio_fields(audio), **text_fields(text))
-
-
-def audio_fields(config: Mapping[str, Any]) -> dict[str, int]:
-    """Fields of `Shape` from the config.json of a Whisper, or of an audio tower.
-
-    Raises:
-        UnknownShape: naming a field that is missing.
-    """
-    return _fields(config, _AUDIO_FIELDS, "a Whisper")
-
-
-def text_fields(config: Mapping[str, Any]) -> dict[str, int]:
-    """Fields of `Shape` from the config.json of a Qwen2.
-
-    Raises:
-        UnknownShape: naming a field that is missing.
-    """
-    fields = _fields(config, _TEXT_FIELDS, "a Qwen2")
-    return {**fields, "kv_heads": config.get("num_key_value_heads") or fields["heads"]}
-
-
-def _fields(config: Mapping[str, Any], names: Mapping[str, str], kind: str) -> dict[str, int]:
-    for name in names:
-        if config.get(name) is None:
-            raise UnknownShape(f"has no field {name}, which the config.json of {kind} has")
-    return {field: config[name] for name, field in names.items()}
+    return Shape(**fields_of(audio, AUDIO_FIELDS, ref), **fields_of(text, TEXT_FIELDS, ref))
 
 
 # -------------------------------------------------------------------------- parameters
@@ -347,8 +339,3 @@ def flops(shape: Shape, load: Workload) -> float:
     if load.with_reference:
         total += language + tower
     return total
-
-
-def hours(examples: float, shape: Shape, load: Workload) -> float:
-    """Of so many examples on one GPU, at the assumed share of its peak."""
-    return examples * flops(shape, load) / (MFU * PEAK_FLOPS) / 3600

@@ -35,7 +35,6 @@ INSTEAD = {
     "packing": ("nothing: rows are not packed",),
     "assistant_only_loss": ("nothing: the loss is on the answers only",),
     "completion_only_loss": ("nothing: the loss is on the answers only",),
-    "train_sampling_strategy": ("nothing: example n of a run is a function of seed and n",),
     "remove_unused_columns": ("nothing: the collator needs every column",),
     "deepspeed": ("hardware",),
     "fsdp": ("hardware",),

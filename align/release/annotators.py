@@ -1,4 +1,4 @@
-"""The page on annotators: whether their answers can be trusted, who stands out, and what they wrote."""
+"""The page on annotators: whether their answers can be trusted, who stands out, and their own words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALPHA_FROM, _ALPHA_TO = -0.25, 1.0
 
 
 class Example(NamedTuple):
-    """One answer with something typed, and what it was an answer to. All of it is untrusted text."""
+    """A judgement with typed text, and the comparison behind it. All of it is untrusted text."""
 
     question: str
     text_a: str
@@ -34,7 +34,7 @@ def examples(
 ) -> list[Example]:
     """A dozen answers that came with a rationale or a correction.
 
-    Which ones is decided by a hash of their id: neither by chance, nor by what looks good.
+    Which answers is decided by a hash of their id: neither by chance, nor by what looks good.
     """
     key = {item.id: item for item in comparisons}
     typed = [
@@ -53,7 +53,7 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
     """Write the page as one file that works offline, and return its path.
 
     Args:
-        quality: what was measured.
+        quality: the measurements.
         path: of the page.
         title: its heading, e.g. whose answers these are.
         examples: answers to show with what annotators typed.
@@ -79,12 +79,12 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
 
 
 def _alpha_bounds(low: float, value: float, high: float) -> Bounds:
-    """Where an alpha's marks are, in percent of the graphic's width; `zero` is chance."""
+    """Positions of an alpha's marks in percent of the graphic's width; `zero` is chance."""
     return Bounds(*(_place(number, _ALPHA_FROM, _ALPHA_TO) for number in (low, value, high, 0.0)))
 
 
 def _share_bounds(low: float, value: float, high: float, expected: float) -> Bounds:
-    """Where a share's marks are, in percent of the graphic's width; `zero` is what is expected."""
+    """Positions of a share's marks in percent of the graphic's width; `zero` is the expected share."""
     return Bounds(*(_place(number, 0.0, 1.0) for number in (low, value, high, expected)))
 
 

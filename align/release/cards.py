@@ -1,4 +1,4 @@
-"""Answers side by side: words that differ, what the judge said, and what people said of the same question."""
+"""Answers side by side: words that differ, the judge's replies, and people's judgements on the question."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from align.evaluation.judged_answers import JudgedAnswer
 from align.release.clips import Clip
-from align.release.comparison import Comparison, Question
-from align.release.evaluations import Item
-from preference_data import schema, store
+from align.release.comparison import ComparedQuestion, PolicyComparison
+from preference_data import store
+from preference_data.schema import Comparison, Judgement
 
 _MOST_PAIRS = 250_000
-"""Of words in two texts whose differences are marked: a policy that repeats itself for ever takes minutes."""
+"""Pairs of words up to which differences are marked: a policy that repeats itself takes minutes."""
 
 
-class Answer(NamedTuple):
+class CardAnswer(NamedTuple):
     """One policy's answer; `text` has its own words marked."""
 
     policy: str
-    item: Item
+    judged: JudgedAnswer
     text: Markup
 
 
-class JudgedAnswers(NamedTuple):
-    """What a person said of two answers to a question. All of it is untrusted text."""
+class HumanJudgement(NamedTuple):
+    """A person's judgement on two answers to a question. All of it is untrusted text."""
 
-    judgement: schema.Judgement
+    judgement: Judgement
     text_a: str
     text_b: str
 
@@ -39,48 +40,48 @@ class JudgedAnswers(NamedTuple):
 class Card(NamedTuple):
     """Everything about one question."""
 
-    question: Question
-    answers: tuple[Answer, ...]
+    question: ComparedQuestion
+    answers: tuple[CardAnswer, ...]
     clip: Clip
-    people: tuple[JudgedAnswers, ...]
+    people: tuple[HumanJudgement, ...]
 
 
-def make(c: Comparison, clips: Mapping[str, Clip]) -> list[Card]:
+def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     """A card for each question, in the order of the comparison."""
-    people: dict[str, list[JudgedAnswers]] = {}
+    people: dict[str, list[HumanJudgement]] = {}
     for run in dict.fromkeys(policy.folder.parent for policy in c.policies):
-        for judged in _judgements(run):
-            people.setdefault(judged.judgement.prompt_id, []).append(judged)
+        for human in _human_judgements(run):
+            people.setdefault(human.judgement.prompt_id, []).append(human)
+    labels = [policy.label for policy in c.policies]
     return [
         Card(
             question,
-            _answers([policy.label for policy in c.policies], question),
-            clips[question.items[0].audio],
-            tuple(people.get(str(question.items[0].uniq_id), ())),
+            _answers(labels, question),
+            clips[question.answers[0].audio],
+            tuple(people.get(str(question.answers[0].uniq_id), ())),
         )
         for question in c.questions
     ]
 
 
-def _answers(labels: Sequence[str], question: Question) -> tuple[Answer, ...]:
-    texts = [item.response for item in question.items]
+def _answers(labels: Sequence[str], question: ComparedQuestion) -> tuple[CardAnswer, ...]:
+    texts = [answer.response for answer in question.answers]
     return tuple(
-        Answer(label, item, diff_words(item.response, texts[1:] if index == 0 else texts[:1]))
-        for index, (label, item) in enumerate(zip(labels, question.items, strict=True))
+        CardAnswer(label, answer, diff_words(answer.response, texts[1:] if index == 0 else texts[:1]))
+        for index, (label, answer) in enumerate(zip(labels, question.answers, strict=True))
     )
 
 
-def _judgements(run: Path) -> list[JudgedAnswers]:
-    """What people said in a run; retests and gold measure the annotator and are left out."""
-    found = []
-    for key in sorted(run.glob("[!.]*/comparisons.jsonl")):
-        comparisons = {one.id: one for one in store.read(key, schema.Comparison)}
-        found += [
-            JudgedAnswers(one, comparisons[one.comparison].text_a, comparisons[one.comparison].text_b)
-            for one in store.stream(key.with_name("judgements.jsonl"), schema.Judgement)
-            if one.purpose == "comparison" and not one.audio_unusable and one.comparison in comparisons
-        ]
-    return found
+def _human_judgements(run: Path) -> list[HumanJudgement]:
+    """People's judgements in a run; retests and gold measure the annotator and are left out."""
+    rows = []
+    for file in sorted(run.glob("[!.]*/comparisons.jsonl")):
+        comparisons = {comparison.id: comparison for comparison in store.read(file, Comparison)}
+        for judgement in store.stream(file.with_name("judgements.jsonl"), Judgement):
+            comparison = comparisons.get(judgement.comparison)
+            if comparison and judgement.purpose == "comparison" and not judgement.audio_unusable:
+                rows.append(HumanJudgement(judgement, comparison.text_a, comparison.text_b))
+    return rows
 
 
 def diff_words(text: str, others: Sequence[str]) -> Markup:

@@ -54,7 +54,7 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
 }
 _WIDTH = 984
-"""Of the page's text column, in CSS pixels."""
+"""Width of the page's text column in CSS pixels."""
 _COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT = 3, 328, 220
 _SMOOTHED_FROM = 40
 """Series of at least this many points get a running mean over the raw line."""
@@ -76,11 +76,11 @@ TRAINING_PANELS = (
     Panel("Loss", {"loss": "loss"}),
     Panel("Token accuracy", {"token accuracy": "mean_token_accuracy"}),
     Panel("Gradient norm", {"gradient norm": "grad_norm"}),
-)
-PREFERENCE_PANELS = (
-    Panel("Loss", {"loss": "loss"}),
     Panel("Reward margin", {"chosen − rejected": "rewards/margins"}),
     Panel("Reward accuracy", {"chosen above rejected": "rewards/accuracies"}),
+    Panel("Held-out loss", {"loss": "held_out/loss"}),
+    Panel("Held-out reward margin", {"chosen − rejected": "held_out/margin"}),
+    Panel("Held-out reward accuracy", {"chosen above rejected": "held_out/accuracy"}),
     Panel("Implicit rewards", {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}),
     Panel("Log-probability of chosen", {"nats": "logps/chosen"}),
     Panel("KL to the reference, dev (nats per answer)", {"KL": "dev/kl"}),
@@ -96,6 +96,24 @@ OVEROPTIMISATION_PANELS = (
     Panel("Dev quality against KL", _QUALITY, "dev/kl", "KL to the reference (nats per answer)"),
     Panel("Dev score against KL", {"score": "dev/score"}, "dev/kl", "KL to the reference (nats per answer)"),
 )
+
+
+def training(
+    rows: Sequence[Mapping[str, float]], stage_metrics: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Steps, curves and dev quality of a training stage; None for a stage that logged no loss.
+
+    Args:
+        rows: metrics of optimizer steps.
+        stage_metrics: the finished stage's; `chosen_step` says whose checkpoint is used.
+    """
+    if not any("loss" in row for row in rows):
+        return None
+    return {
+        "steps": int(max(row["step"] for row in rows)),
+        "curves": curves(rows, TRAINING_PANELS),
+        "quality": curves(rows, OVEROPTIMISATION_PANELS, stage_metrics.get("chosen_step")),
+    }
 
 
 def curves(
@@ -171,10 +189,10 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
         for axis, (metric, title) in zip(
             figure.subplots(1, len(titles), squeeze=False, sharey=True)[0], titles.items(), strict=True
         ):
-            shown = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
-            x = np.arange(len(shown))
+            intervals = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
+            x = np.arange(len(intervals))
             before, after, low, high = (
-                np.array([100 * getattr(interval, part) for interval in shown.values()])
+                np.array([100 * getattr(interval, part) for interval in intervals.values()])
                 for part in ("before", "after", "ci_low", "ci_high")
             )
             axis.bar(x - 0.19, before, 0.36, color=BEFORE, label="before")
@@ -182,7 +200,7 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
             whiskers = np.clip([after - (before + low), before + high - after], 0, None)
             axis.errorbar(x + 0.19, after, whiskers, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3)
             axis.set_title(title)
-            axis.set_xticks(x, list(shown))
+            axis.set_xticks(x, list(intervals))
             axis.tick_params(axis="x", length=0, labelcolor=INK)
             axis.yaxis.set_major_formatter("{x:.0f} %")
             axis.set_ylim(0, 108)
@@ -191,7 +209,7 @@ def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Map
 
 
 def lengths(policies: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
-    """How long policies' answers are, and whether the judge marks longer ones better.
+    """Lengths of policies' answers, and mean scores by length.
 
     Args:
         policies: label -> (words, score) of each answer that was scored.
@@ -230,7 +248,7 @@ def _mean_by_part(table: np.ndarray, ends: np.ndarray) -> tuple[list[float], lis
     means = [
         table[of == part].mean(axis=0) for part in np.unique(of) if (of == part).sum() >= _FEWEST_IN_PART
     ]
-    return [float(one[0]) for one in means], [float(one[1]) for one in means]
+    return [float(words) for words, _ in means], [float(score) for _, score in means]
 
 
 def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequence[float]) -> Markup:

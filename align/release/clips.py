@@ -18,7 +18,8 @@ import numpy as np
 import soundfile
 
 from preference_data.audio import decode
-from preference_data.audio.clip_paths import BadAudio, find
+from preference_data.audio.clip_files import BadAudio
+from preference_data.dataset.dataset import Dataset
 
 Placing = Literal["packed", "linked"]
 """`packed`: clips are inside the page up to a budget, the rest is linked; `linked`: all are, by paths
@@ -57,7 +58,7 @@ def gather(corpus: Path, names: Iterable[str], page: Path) -> dict[str, Clip]:
 
 def _clip(corpus: Path, name: str, beside: Path) -> Clip:
     try:
-        file = find(corpus, name)
+        file = Dataset(corpus).find(name)
         samples = decode.load(file, max_duration_s=_MAX_DURATION_S)
     except BadAudio as error:
         return Clip(name, "", 0.0, "", f"{error.code}: {error.detail}")
@@ -80,7 +81,7 @@ def pack(corpus: Path, clips: Mapping[str, Clip], characters: int) -> dict[str, 
 def audio_url(corpus: Path, name: str) -> str | None:
     """One clip of a corpus folder as a data URL; None where it cannot be played."""
     try:
-        return data_url(decode.load(find(corpus, name), max_duration_s=_MAX_DURATION_S))
+        return data_url(decode.load(Dataset(corpus).find(name), max_duration_s=_MAX_DURATION_S))
     except BadAudio:
         return None
 

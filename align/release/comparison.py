@@ -11,73 +11,59 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation.comparison import League, OrderConsistency, WinRate
-from align.evaluation.statistics import Difference, Interval, Share
-from align.release import evaluations, paired, provenance
-from align.release.evaluations import Evaluation, Item
-from align.release.provenance import Gate
+from align.evaluation import comparison
+from align.evaluation.comparison import LeagueRow, OrderConsistency, PolicyDifference
+from align.evaluation.judged_answers import JudgedAnswer
+from align.release import ancestry, evaluations
+from align.release.ancestry import Gate
+from align.release.evaluations import Evaluation
 from align.run_folder.artifacts import MANIFEST
 
 Outcome = Literal["regressed", "improved", "unchanged", "unscored"]
 OUTCOMES: tuple[Outcome, ...] = ("regressed", "improved", "unchanged", "unscored")
-_JUDGE_IS = ("name", "model", "protocol", "prompt_sha256")
-"""What must agree for two judges' scores to be comparable, of the keys that `scores.json` has."""
+_JUDGE_IDENTITY = ("name", "model", "protocol", "prompt_sha256")
+"""Keys of the judge in `scores.json` that must agree for scores to be comparable."""
 
 
 class CannotCompare(ValueError):
     """The policies were not scored on the same questions by the same judge, or not scored at all."""
 
 
-class Policy(NamedTuple):
+class EvaluatedPolicy(NamedTuple):
     """One policy and what was measured of it alone."""
 
     label: str
     folder: Path
     evaluation: Evaluation
-    items: tuple[Item, ...]
-    """Its answers, in the order of the baseline's."""
+    answers: tuple[JudgedAnswer, ...]
+    """In the order of the baseline's."""
     levels: dict[str, float]
     states: dict[str, int]
-    """How the judging of its answers ended: state -> number."""
+    """State of the judging -> number of answers."""
     order_effect: OrderConsistency | None
     gate: Gate | None
     """The verdict of its run's gate, if that judged this policy."""
 
 
-class Against(NamedTuple):
-    """A policy against the baseline, on the questions that were scored for both."""
-
-    label: str
-    scores: dict[str, Difference]
-    """Of "overall" and each category, as AIR-Bench averages."""
-    wins: dict[str, WinRate]
-    length_controlled: Share
-    left_out: int
-    worst_case: dict[str, Difference]
-    """`scores` with everything unscored counted as the scale's minimum."""
-    marks: dict[str, dict[str, Interval]]
-    """"overall" or category -> yes-or-no mark -> shares and their difference; empty without marks."""
-
-
-class Question(NamedTuple):
+class ComparedQuestion(NamedTuple):
     """A benchmark question with every policy's answer, in the order of the policies."""
 
-    items: tuple[Item, ...]
+    answers: tuple[JudgedAnswer, ...]
     outcome: Outcome
     """Regressed if any policy scores below the baseline, else improved if any scores above it."""
     change: float | None
     """Score difference to the baseline that decided the outcome."""
 
 
-class Comparison(NamedTuple):
+class PolicyComparison(NamedTuple):
     """Everything the table, the JSON and the page say. The first policy is the baseline."""
 
-    policies: tuple[Policy, ...]
-    against: tuple[Against, ...]
-    """One for each policy but the baseline."""
-    league: tuple[League, ...]
-    """Of three policies or more."""
-    questions: tuple[Question, ...]
+    policies: tuple[EvaluatedPolicy, ...]
+    differences: dict[str, PolicyDifference]
+    """By label, for each policy but the baseline."""
+    league: tuple[LeagueRow, ...]
+    """For three policies or more."""
+    questions: tuple[ComparedQuestion, ...]
     """Regressions first, the gravest first; then improvements, then the rest."""
     judge: dict[str, Any]
     judge_agreement: dict[str, Any]
@@ -90,10 +76,10 @@ class Comparison(NamedTuple):
 class _Scored(NamedTuple):
     folder: Path
     evaluation: Evaluation
-    items: dict[str | int, Item]
+    answers: dict[str | int, JudgedAnswer]
 
 
-def compare(policies: Sequence[Path]) -> Comparison:
+def compare(policies: Sequence[Path]) -> PolicyComparison:
     """Join policies' evaluated answers by question.
 
     Args:
@@ -106,25 +92,30 @@ def compare(policies: Sequence[Path]) -> Comparison:
     if len(policies) < 2:
         raise CannotCompare(f"comparing takes two policies or more, got {len(policies)}")
     scored = [_find(folder) for folder in policies]
-    labels = _labels([one.folder for one in scored])
+    labels = _labels([policy.folder for policy in scored])
     for other in scored[1:]:
         _check_same_benchmark(scored[0], other)
-    found = [_policy(label, one, list(scored[0].items)) for label, one in zip(labels, scored, strict=True)]
-    told = scored[0].evaluation.scores
-    judge = told.get("judge", {})
+    evaluated = [
+        _evaluated(label, policy, list(scored[0].answers))
+        for label, policy in zip(labels, scored, strict=True)
+    ]
+    answers = {policy.label: policy.answers for policy in evaluated}
+    scores = scored[0].evaluation.scores
+    judge = scores.get("judge", {})
     margin = float(judge.get("tie_margin", 0.0))
-    league = paired.league({one.label: one.items for one in found}, margin) if len(found) > 2 else []
-    return Comparison(
-        policies=tuple(found),
-        against=tuple(_against(found[0], other, margin) for other in found[1:]),
-        league=tuple(league),
-        questions=_regressions_first(
-            [_question(items, margin) for items in zip(*(one.items for one in found), strict=True)]
-        ),
+    baseline, *others = evaluated
+    return PolicyComparison(
+        policies=tuple(evaluated),
+        differences={
+            policy.label: comparison.compare(baseline.answers, policy.answers, tie_margin=margin)
+            for policy in others
+        },
+        league=tuple(comparison.league(answers, tie_margin=margin)) if len(others) > 1 else (),
+        questions=_regressions_first([_question(row, margin) for row in zip(*answers.values(), strict=True)]),
         judge=judge,
-        judge_agreement=told.get("judge_agreement", {}),
+        judge_agreement=scores.get("judge_agreement", {}),
         tie_margin=margin,
-        split=told.get("split", "?"),
+        split=scores.get("split", "?"),
         corpus=scored[0].evaluation.corpus,
     )
 
@@ -134,17 +125,17 @@ def _find(folder: Path) -> _Scored:
     folder = folder.resolve()
     is_run = not (folder / MANIFEST).exists()
     run = folder if is_run else folder.parent
-    found = evaluations.find(run)
-    if not found:
+    finished = evaluations.find(run)
+    if not finished:
         raise CannotCompare(
             f"{run} has no finished evaluation: name a run folder, or the folder of a policy stage in a run "
             "whose evaluate stage has finished"
         )
-    name = found[0].scores["after"] if is_run else folder.name
-    for evaluation in found:
+    name = finished[0].scores["after"] if is_run else folder.name
+    for evaluation in finished:
         if name in evaluation.scores["policies"]:
-            return _Scored(run / name, evaluation, evaluations.read_items(evaluation, name))
-    known = ", ".join(sorted({policy for evaluation in found for policy in evaluation.scores["policies"]}))
+            return _Scored(run / name, evaluation, evaluations.read_answers(evaluation, name))
+    known = ", ".join(sorted({name for evaluation in finished for name in evaluation.scores["policies"]}))
     raise CannotCompare(
         f"{name!r} was not evaluated in {run} (evaluated: {known}): "
         "add it to `policies` of the evaluate stage and run that stage again"
@@ -152,7 +143,7 @@ def _find(folder: Path) -> _Scored:
 
 
 def _labels(folders: list[Path]) -> list[str]:
-    """The shortest names that tell the policies apart: stage, run/stage, or the whole path."""
+    """The shortest names that differ: stage, run/stage, or the whole path."""
     for n_parts in (1, 2):
         labels = ["/".join(folder.parts[-n_parts:]) for folder in folders]
         if len(set(labels)) == len(labels):
@@ -165,24 +156,24 @@ def _labels(folders: list[Path]) -> list[str]:
 
 def _check_same_benchmark(first: _Scored, other: _Scored) -> None:
     names = f"{first.folder} and {other.folder}"
-    judges = [one.evaluation.scores.get("judge", {}) for one in (first, other)]
-    for key in _JUDGE_IS:
+    judges = [policy.evaluation.scores.get("judge", {}) for policy in (first, other)]
+    for key in _JUDGE_IDENTITY:
         if judges[0].get(key) != judges[1].get(key):
             raise CannotCompare(
-                f"{names} were marked by different judges ({key}): "
+                f"{names} were judged by different judges ({key}): "
                 f"{judges[0].get(key)!r} and {judges[1].get(key)!r}; evaluate both with the same judge"
             )
-    shared = first.items.keys() & other.items.keys()
-    if len(shared) < max(len(first.items), len(other.items)):
+    shared = first.answers.keys() & other.answers.keys()
+    if len(shared) < max(len(first.answers), len(other.answers)):
         raise CannotCompare(
-            f"{names} were asked different questions: {len(first.items)} and {len(other.items)}, of which "
+            f"{names} answered different questions: {len(first.answers)} and {len(other.answers)}, of which "
             f"{len(shared)} are the same; evaluate both on the same benchmark"
         )
     changed = [
         key
-        for key in first.items
-        if (first.items[key].question, first.items[key].answer_gt)
-        != (other.items[key].question, other.items[key].answer_gt)
+        for key in first.answers
+        if (first.answers[key].question, first.answers[key].answer_gt)
+        != (other.answers[key].question, other.answers[key].answer_gt)
     ]
     if changed:
         raise CannotCompare(
@@ -191,44 +182,30 @@ def _check_same_benchmark(first: _Scored, other: _Scored) -> None:
         )
 
 
-def _policy(label: str, one: _Scored, order: list[str | int]) -> Policy:
-    items = tuple(one.items[key] for key in order)
-    return Policy(
+def _evaluated(label: str, policy: _Scored, order: list[str | int]) -> EvaluatedPolicy:
+    answers = tuple(policy.answers[key] for key in order)
+    evaluation = policy.evaluation
+    return EvaluatedPolicy(
         label=label,
-        folder=one.folder,
-        evaluation=one.evaluation,
-        items=items,
-        levels=paired.levels(items),
-        states=dict(Counter(item.state for item in items)),
-        order_effect=paired.order_effect(items),
-        gate=provenance.gate(one.folder, one.evaluation),
+        folder=policy.folder,
+        evaluation=evaluation,
+        answers=answers,
+        levels=comparison.levels(answers),
+        states=dict(Counter(answer.state for answer in answers)),
+        order_effect=comparison.order_consistency(answers),
+        gate=ancestry.gate(policy.folder, evaluation.folder, evaluation.scores.get("after", "")),
     )
 
 
-def _against(baseline: Policy, other: Policy, tie_margin: float) -> Against:
-    complete = paired.pair(baseline.items, other.items)
-    return Against(
-        label=other.label,
-        scores=paired.score_differences(complete),
-        wins=paired.win_rates(complete, tie_margin),
-        length_controlled=paired.length_controlled_win_rate(
-            complete, baseline.items, other.items, tie_margin
-        ),
-        left_out=complete.left_out,
-        worst_case=paired.worst_case(baseline.items, other.items),
-        marks=paired.mark_differences(baseline.items, other.items),
-    )
-
-
-def _question(items: tuple[Item, ...], tie_margin: float) -> Question:
-    baseline, *others = [item.score for item in items]
+def _question(answers: tuple[JudgedAnswer, ...], tie_margin: float) -> ComparedQuestion:
+    baseline, *others = [answer.score for answer in answers]
     changes = [score - baseline for score in others if score is not None and baseline is not None]
     if not changes:
-        return Question(items, "unscored", None)
+        return ComparedQuestion(answers, "unscored", None)
     if min(changes) < -tie_margin:
-        return Question(items, "regressed", min(changes))
-    return Question(items, "improved" if max(changes) > tie_margin else "unchanged", max(changes))
+        return ComparedQuestion(answers, "regressed", min(changes))
+    return ComparedQuestion(answers, "improved" if max(changes) > tie_margin else "unchanged", max(changes))
 
 
-def _regressions_first(questions: list[Question]) -> tuple[Question, ...]:
-    return tuple(sorted(questions, key=lambda one: (OUTCOMES.index(one.outcome), -abs(one.change or 0.0))))
+def _regressions_first(questions: list[ComparedQuestion]) -> tuple[ComparedQuestion, ...]:
+    return tuple(sorted(questions, key=lambda row: (OUTCOMES.index(row.outcome), -abs(row.change or 0.0))))

@@ -11,24 +11,24 @@ from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio import portable
 from align.models.qwen2_audio.portable import Loaded
 from align.release import model_card
-from align.release.source import Source, find
+from align.release.policy_files import PolicyFiles, find
 from align.run_folder.artifacts import commit_folder
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.store import write_text
 
 
 class Exported(NamedTuple):
-    """What was exported, and what a fresh Python with plain transformers made of it."""
+    """The exported policy, and the result of loading it in a fresh Python with plain transformers."""
 
-    source: Source
+    policy: PolicyFiles
     n_parameters: int
     loaded: Loaded
 
 
 def export(named: str, to: Path, tracking_uri: str) -> Exported:
-    """Write the policy meant by `named` (see `source.find`) to the new folder `to`.
+    """Write the policy behind `named` (see `policy_files.find`) to the new folder `to`.
 
-    Adapters are merged; a README.md tells where it comes from. Takes the memory of the model once, and of
+    Adapters are merged; a README.md says where it comes from. Takes the memory of the model once, and of
     the check's own copy.
 
     Raises:
@@ -42,18 +42,18 @@ def export(named: str, to: Path, tracking_uri: str) -> Exported:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            source = find(named, tracking_uri, Path(scratch))
+            policy = find(named, tracking_uri, Path(scratch))
             partial.mkdir(parents=True)
-            exported = _write(source, partial, Path(scratch))
+            exported = _write(policy, partial, Path(scratch))
         commit_folder(partial, to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return exported
 
 
-def _write(source: Source, folder: Path, scratch: Path) -> Exported:
-    model = portable.merged(source.model, source.adapters)
-    processor = qwen2_audio.load_processor(source.model)
+def _write(policy: PolicyFiles, folder: Path, scratch: Path) -> Exported:
+    model = portable.merged(policy.model, policy.adapters)
+    processor = qwen2_audio.load_processor(policy.model)
     portable.write(model, processor, folder)
     loaded = portable.verify(model, processor, folder, scratch)
     checked = (
@@ -62,5 +62,5 @@ def _write(source: Source, folder: Path, scratch: Path) -> Exported:
     )
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_text(folder / "README.md", model_card.write(source, heard_s, n_parameters, checked))
-    return Exported(source, n_parameters, loaded)
+    write_text(folder / "README.md", model_card.write(policy, heard_s, n_parameters, checked))
+    return Exported(policy, n_parameters, loaded)

@@ -1,6 +1,6 @@
-"""The README.md of an exported model: what it is, what it was made from, what its judge said, its limits.
+"""The README.md of an exported model: its use, its ancestry, its evaluation, its limits and licences.
 
-Everything in it is read from the run's manifests; what they do not say is said to be unknown.
+Everything in it is read from the run's manifests; what they do not say is called unknown.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.release import evaluations, provenance
+from align.release import ancestry, evaluations
 from align.release.evaluations import Evaluation
-from align.release.lineage import lineage
-from align.release.source import Source
-from align.run_folder.artifacts import read_json, read_manifest
-from preference_data.audio.clip_paths import SOURCE
+from align.release.policy_files import PolicyFiles
+from preference_data.dataset.dataset import Dataset
 
 _HEAD = """---
 library_name: transformers
@@ -22,9 +20,9 @@ pipeline_tag: audio-text-to-text
 tags: [qwen2_audio]
 ---"""
 _LIMITS = """- Scores hold for the benchmark's questions, languages and recordings, and for nothing else.
-- The model answers fluently also where it has heard nothing; do not use it where a wrong answer harms."""
+- The model also answers fluently where there is nothing to hear; do not use it where a wrong answer harms."""
 _LICENCE = """The weights inherit the terms of the models they started from and of the data named above. The
-run records no models' licences; whoever publishes the weights must look up what is not said here."""
+run records no models' licences; whoever publishes the weights must look up what is missing here."""
 _USE = """```python
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
@@ -40,19 +38,19 @@ _VLLM = """vLLM: it should serve this folder as Qwen2AudioForConditionalGenerati
 export; compare a few answers with transformers' first, because a reader that drops the audio answers too."""
 
 
-def write(source: Source, heard_s: float, n_parameters: int, checked: str) -> str:
+def write(policy: PolicyFiles, heard_s: float, n_parameters: int, checked: str) -> str:
     """The card's Markdown.
 
     Args:
-        source: the exported policy.
+        policy: the exported policy.
         heard_s: longest clip that the model hears, seconds.
         n_parameters: of the merged model.
-        checked: what the check of the exported folder found, one sentence.
+        checked: the result of the check of the exported folder, one sentence.
     """
-    stage = source.stage
+    stage = policy.stage
     parts = [
         _HEAD,
-        f"# {_line(source.name)}",
+        f"# {_line(policy.name)}",
         f"A Qwen2-Audio of {n_parameters:,} parameters: hears clips of up to {heard_s:g} s at 16 kHz and "
         "answers in text.",
         "## Use",
@@ -60,9 +58,9 @@ def write(source: Source, heard_s: float, n_parameters: int, checked: str) -> st
         f"Give the audio as `audio=`; another name fails or, in older versions, is ignored. {checked}",
         _VLLM,
         "## Made from",
-        *(_history(stage) if stage else _registered(source.tags)),
+        *(_history(stage) if stage else _registered(policy.tags)),
         "## Evaluation",
-        *(_evaluation(stage) if stage else _decided(source.tags)),
+        *(_evaluation(stage) if stage else _decided(policy.tags)),
         "## Limits",
         f"- The processor cuts clips longer than {heard_s:g} s without a word.\n{_LIMITS}",
         "## Licence",
@@ -74,28 +72,33 @@ def write(source: Source, heard_s: float, n_parameters: int, checked: str) -> st
 
 def _history(stage: Path) -> Iterator[str]:
     """Stages and datasets with their digests."""
+    history = ancestry.ancestry(stage)
     rows = [
-        [one.stage, one.kind or "from elsewhere", one.digest[:16], one.commit, one.seed]
-        for one in provenance.ancestors(stage)
+        [
+            ancestor.name,
+            ancestor.manifest.get("kind", "from elsewhere"),
+            ancestor.digest[:16],
+            ancestor.manifest.get("git_commit"),
+            ancestor.manifest.get("seed"),
+        ]
+        for ancestor in history.ancestors
     ]
     yield _table(["stage", "kind", "sha256", "commit", "seed"], rows)
-    known = lineage(stage)
-    data = [[name, digest[:16]] for name, digest in known.datasets().items()]
+    data = [[name, digest[:16]] for name, digest in history.datasets().items()]
     yield _table(["data", "sha256 as it was used"], data) if data else "Data: none is recorded."
-    if known.unknown:
-        yield f"Not made in this run, so their data is unknown: {', '.join(map(_line, known.unknown))}."
-    versions = read_manifest(stage).get("versions", {})
+    if history.unknown:
+        yield f"Not made in this run, so their data is unknown: {', '.join(map(_line, history.unknown))}."
+    versions = history.ancestors[0].manifest.get("versions", {})
     yield "Software: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
 
 
 def _licences(stage: Path) -> Iterator[str]:
-    """What the prepared data sets of the corpora say of themselves, as far as they are still on disk."""
+    """The licences that the prepared data sets of the corpora state, as far as they are still on disk."""
     rows = []
-    for corpus in lineage(stage).of_kind("corpus").values():
-        for source in read_manifest(corpus)["config"].get("sources", []):
-            path = Path(source["folder"]).expanduser() / SOURCE
-            told = read_json(path) if path.exists() else {}
-            rows.append([told.get("name", source["folder"]), told.get("licence", "unknown")])
+    for corpus in ancestry.ancestry(stage).corpora().values():
+        for source in corpus.manifest["config"].get("sources", []):
+            about = Dataset(Path(source["folder"]).expanduser()).about
+            rows.append([about.get("name", source["folder"]), about.get("licence", "unknown")])
     if rows:
         yield _table(["data set", "licence"], rows)
 
@@ -119,21 +122,23 @@ def _decided(tags: Mapping[str, str]) -> Iterator[str]:
 
 def _evaluation(stage: Path) -> Iterator[str]:
     """The judge, the verdict with its reasons, and the differences with their intervals."""
-    found = [one for one in evaluations.find(stage.parent) if stage.name in one.scores.get("policies", {})]
-    if not found:
+    evaluation = next(
+        (item for item in evaluations.find(stage.parent) if stage.name in item.scores.get("policies", {})),
+        None,
+    )
+    if evaluation is None:
         yield "It has not been evaluated."
         return
-    evaluation = found[0]
     judge = evaluation.scores.get("judge", {})
     yield f"Judge: {_line(judge.get('model') or judge.get('name', 'unknown'))}" + (
         ", which knows the facts the benchmark was made from: nobody's opinion, and no human's."
         if judge.get("shares_ground_truth")
-        else ". A judge model is no person; its scores compare only with those of the same judge and prompt."
+        else ". A judge model is not a person; its scores compare only with its own, under one prompt."
     )
     yield f"Split: {evaluation.scores.get('split')}, {evaluation.scores.get('n')} questions."
     if evaluation.scores.get("after") == stage.name:
         yield _differences(evaluation)
-    gate = provenance.gate(stage, evaluation)
+    gate = ancestry.gate(stage, evaluation.folder, evaluation.scores.get("after", ""))
     if gate is None:
         yield "No gate has judged it."
         return
@@ -145,11 +150,11 @@ def _differences(evaluation: Evaluation) -> str:
     rows = [
         [
             name,
-            f"{found['before']:.3f}" if "before" in found else "",
-            f"{found['after']:.3f}" if "after" in found else "",
-            f"{found['ci_low']:+.3f} to {found['ci_high']:+.3f}",
+            f"{row['before']:.3f}" if "before" in row else "",
+            f"{row['after']:.3f}" if "after" in row else "",
+            f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}",
         ]
-        for name, found in evaluation.scores.get("comparison", {}).items()
+        for name, row in evaluation.scores.get("comparison", {}).items()
     ]
     return _table(["", f"before ({evaluation.scores['before']})", "after", "difference, 95 % interval"], rows)
 

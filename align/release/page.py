@@ -1,4 +1,4 @@
-"""What the pages share: one file without network, untrusted text escaped, numbers written one way."""
+"""Rendering for all pages: one file without network, untrusted text escaped, numbers written alike."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def difference(number: float | None, metric: str) -> str:
 
 
 class Bounds(NamedTuple):
-    """Where an interval graphic puts its marks, in percent of its width."""
+    """Positions of an interval graphic's marks in percent of its width."""
 
     low: float
     delta: float

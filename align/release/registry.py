@@ -1,39 +1,46 @@
 """The MLflow model registry: a checkpoint becomes a version, and an alias says which version is in use.
 
-MLflow moves an alias without asking who held it. Here a move is a compare-and-set: under a lock, the
-holder is read again and must be the one that was expected, and once more after the move. What remains:
-someone who moves the alias by other means in the milliseconds between our reading and our writing, and a
-process that stands still at that very point for so long that its lock is taken for abandoned.
+MLflow moves an alias without checking who holds it. Here a move is a compare-and-set: under a lock, the
+holder is read again and must be the expected one, and once more after the move. Reading before and after
+alone would not do: two promotions could both read, then both write, and the first champion would be lost.
+What remains: someone who moves the alias by other means in the milliseconds between our reading and our
+writing, and a process that stands still at that very point for longer than `LEASE_S`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.release.alias_lock import Lock, NotPromoted
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 WEIGHTS = "weights.sha256"
-"""The version tag that tells checkpoints apart."""
+"""The version tag by which checkpoints differ."""
 CANDIDATE = "candidate"
 """The alias of the version that was registered last."""
+LEASE_S = 30.0
+"""A lock that stands for longer is taken for abandoned by a killed process; a move takes a second."""
 _EXPERIMENT = "align/registry"
 
 
+class NotPromoted(RuntimeError):
+    """Somebody or something has changed, so the alias stays where it is; the message names it."""
+
+
 class RegistryDown(RuntimeError):
-    """MLflow did not answer or did not do what it was asked."""
+    """MLflow did not answer, or refused."""
 
 
 class Holder(NamedTuple):
-    """Who holds an alias: its version, that one's weights, and the move that put it there.
+    """The holder of an alias: its version, that version's weights, and the move that put it there.
 
     All None while nobody does. Equal versions with different moves mean that others held it in between.
     """
@@ -58,7 +65,7 @@ class Registry:
     # ---------------------------------------------------------------- reading
 
     def holder(self, alias: str) -> Holder:
-        """Who holds an alias now."""
+        """The holder of an alias now."""
         with self._answering() as client:
             return self._holder(client, alias)
 
@@ -76,11 +83,11 @@ class Registry:
             version = self._holder(client, alias).version
             if version is None:
                 raise LookupError(f"{self}: nobody is {alias}")
-            found = client.get_model_version(self.name, str(version))
-            folder = Path(download_artifacts(found.source, dst_path=str(to), tracking_uri=self.uri))
-        if weights_sha256(folder) != found.tags.get(WEIGHTS):
+            registered = client.get_model_version(self.name, str(version))
+            folder = Path(download_artifacts(registered.source, dst_path=str(to), tracking_uri=self.uri))
+        if weights_sha256(folder) != registered.tags.get(WEIGHTS):
             raise LookupError(f"{self}: the files of version {version} have changed since it was registered")
-        return folder, {**found.tags, "version": str(version)}
+        return folder, {**registered.tags, "version": str(version)}
 
     # ---------------------------------------------------------------- versions
 
@@ -91,20 +98,18 @@ class Registry:
 
         Args:
             policy: folder with weights, config and processor.
-            tags: what the decision rests on; must hold `weights.sha256`.
+            tags: the evidence of the decision; must hold `weights.sha256`.
             run_id: the MLflow run that made the checkpoint; None makes one that holds it.
 
         Raises:
-            ValueError: the folder has no weights, or the tags do not say which.
+            ValueError: the folder has no weights, or the tags have no hash of them.
         """
         if not any(policy.glob("*.safetensors")):
             raise ValueError(f"{policy} holds no safetensors weights; only a finished policy can be promoted")
         if WEIGHTS not in tags:
-            raise ValueError(
-                f"promoting {policy} needs the tag {WEIGHTS}, which tells its version from others"
-            )
+            raise ValueError(f"promoting {policy} needs the tag {WEIGHTS}, by which versions differ")
         with self._answering() as client:
-            self._ensure_model(client)
+            _make_model(client, self.name)
             version = self._version_of(client, tags[WEIGHTS])
             if version is None:
                 run_id = run_id or _run_for(client, tags[WEIGHTS])
@@ -134,13 +139,13 @@ class Registry:
             NotPromoted: naming who holds the alias instead.
         """
         token = f"{expected.version or 'nobody'} -> {version}: {why}"
-        with self._answering() as client, Lock(client, self.name, alias) as lock:
+        with self._answering() as client, self._sole_mover(client, alias) as deadline:
             now = self._holder(client, alias)
             if now.version == version:
                 return now
             if now.version != expected.version or now.move not in (expected.move, token):
                 raise NotPromoted(f"{self}: {_changed(alias, expected, now)}")
-            self._set(client, lock, alias, version, now, token)
+            self._set(client, deadline, alias, version, now, token)
             return now
 
     def roll_back(self, alias: str) -> tuple[int, int]:
@@ -149,7 +154,7 @@ class Registry:
         Raises:
             NotPromoted: nobody holds it, nobody held it before, or that version was itself rolled back.
         """
-        with self._answering() as client, Lock(client, self.name, alias) as lock:
+        with self._answering() as client, self._sole_mover(client, alias) as deadline:
             now = self._holder(client, alias)
             if now.version is None:
                 raise NotPromoted(f"{self}: there is no {alias} to roll back")
@@ -168,13 +173,13 @@ class Registry:
             note = f"{when} to version {previous}"
             client.set_model_version_tag(self.name, str(now.version), f"{alias}.rolled_back", note)
             token = f"{now.version} -> {previous}: rolled back {when}"
-            self._set(client, lock, alias, int(previous), now, token, is_forward=False)
+            self._set(client, deadline, alias, int(previous), now, token, is_forward=False)
             return now.version, int(previous)
 
     def _set(
         self,
         client: MlflowClient,
-        lock: Lock,
+        deadline: float,
         alias: str,
         version: int,
         now: Holder,
@@ -187,7 +192,8 @@ class Registry:
             client.set_model_version_tag(self.name, str(version), f"{alias}.previous", str(now.version or ""))
             client.delete_model_version_tag(self.name, str(version), f"{alias}.rolled_back")
         client.set_registered_model_tag(self.name, f"{alias}.move", token)
-        lock.check()
+        if time.monotonic() > deadline:
+            raise NotPromoted(f"{self}: this process stood still during the move; give the command again")
         client.set_registered_model_alias(self.name, alias, str(version))
         after = self._holder(client, alias)
         if (after.version, after.move) != (version, token):
@@ -196,9 +202,34 @@ class Registry:
     # ---------------------------------------------------------------- MLflow
 
     @contextmanager
+    def _sole_mover(self, client: MlflowClient, alias: str) -> Iterator[float]:
+        """Let one process at a time move an alias; yields the time by which it must have done so.
+
+        MLflow has no locks, but makes a registered model of a name only once, on every kind of store, so
+        such a model is the lock. A lock that stands for `LEASE_S` is removed.
+        """
+        name = f"{self.name} ({alias} is being moved)"
+        held, held_since = None, time.monotonic()
+        deadline = time.monotonic() + LEASE_S
+        while not _make_model(client, name, "A lock of `align promote`; it goes away by itself."):
+            lock = _find_model(client, name)
+            created = lock and lock.creation_timestamp
+            if created != held:
+                held, held_since = created, time.monotonic()
+            elif lock and time.monotonic() - held_since > LEASE_S:
+                client.delete_registered_model(name)
+            time.sleep(0.2)
+            deadline = time.monotonic() + LEASE_S
+        try:
+            yield deadline
+        finally:
+            if time.monotonic() < deadline:  # later it may be another process's
+                client.delete_registered_model(name)
+
+    @contextmanager
     def _answering(self) -> Iterator[MlflowClient]:
         """The client, made when first used; its failures as ours."""
-        # A server that is away is told of soon: the default is seven retries over minutes.
+        # A server that is away is reported soon: the default is seven retries over minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
@@ -217,24 +248,10 @@ class Registry:
                 "or mend its address (MLFLOW_TRACKING_URI), then give the same command again"
             ) from error
 
-    def _ensure_model(self, client: MlflowClient) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client.create_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-
     def _holder(self, client: MlflowClient, alias: str) -> Holder:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            model = client.get_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return Holder(None, None, None)
-            raise
+        model = _find_model(client, self.name)
+        if model is None:
+            return Holder(None, None, None)
         move = model.tags.get(f"{alias}.move")
         if alias not in model.aliases:
             return Holder(None, None, move)
@@ -245,19 +262,44 @@ class Registry:
     def _version_of(self, client: MlflowClient, weights: str) -> str | None:
         """The newest version made of these weights."""
         wanted = f"name = {_quoted(self.name)} and tags.`{WEIGHTS}` = {_quoted(weights)}"
-        found = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
-        return str(found[0].version) if found else None
+        versions = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
+        return str(versions[0].version) if versions else None
 
 
 def _changed(alias: str, expected: Holder, now: Holder) -> str:
-    """Who held the alias and who does, for a person."""
+    """The old and the new holder of the alias, for a person."""
     if now.version == expected.version:
         return (
             f"version {now.version} is {alias} again, but others were in between ({now.move}); "
             "the verdict is older than that"
         )
-    was, is_now = (f"version {one.version}" if one.version else "nobody" for one in (expected, now))
+    was, is_now = (f"version {holder.version}" if holder.version else "nobody" for holder in (expected, now))
     return f"the {alias} has changed: it was {was} when the gate decided, now it is {is_now} ({now.move})"
+
+
+@contextmanager
+def _tolerating(*codes: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
+
+
+def _find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    with _tolerating("RESOURCE_DOES_NOT_EXIST"):
+        return client.get_registered_model(name)
+    return None
+
+
+def _make_model(client: MlflowClient, name: str, description: str | None = None) -> bool:
+    """Make a registered model; False where there is one, also one that is being removed right now."""
+    with _tolerating("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
+        client.create_registered_model(name, description=description)
+        return True
+    return False
 
 
 def _run_for(client: MlflowClient, weights: str) -> str:
@@ -269,12 +311,12 @@ def _run_for(client: MlflowClient, weights: str) -> str:
         where = client.create_experiment(
             _EXPERIMENT, artifact_location=_artifacts_beside(client.tracking_uri)
         )
-    found = client.search_runs([where], filter_string=f"tags.`{WEIGHTS}` = {_quoted(weights)}")
-    if found:
-        return str(found[0].info.run_id)
-    made = client.create_run(where, tags={WEIGHTS: weights}, run_name=weights[:12])
-    client.set_terminated(made.info.run_id)
-    return str(made.info.run_id)
+    runs = client.search_runs([where], filter_string=f"tags.`{WEIGHTS}` = {_quoted(weights)}")
+    if runs:
+        return str(runs[0].info.run_id)
+    run = client.create_run(where, tags={WEIGHTS: weights}, run_name=weights[:12])
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
 
 
 def _without_password(text: str) -> str:
@@ -283,7 +325,7 @@ def _without_password(text: str) -> str:
 
 
 def _artifacts_beside(uri: str) -> str | None:
-    """Where the files go: beside a sqlite file, else where the server puts them."""
+    """The folder for files: beside a sqlite file, else None: the server decides."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()

@@ -1,9 +1,9 @@
 """May this candidate be promoted? A pure function from measurements to a verdict with reasons.
 
-Fail-closed: what a threshold asks for and was not measured does not pass; a threshold that is None asks
-for nothing, openly. INCONCLUSIVE means that nothing measured is bad but an interval still contains "no
-gain" or "too large a loss": more questions or a better candidate may settle it. How well the training
-separates its preference pairs is no evidence here: runs that collapsed did that best (accuracy .88 to .94).
+Fail-closed: a value that a threshold needs and that was not measured does not pass; a threshold of None needs
+nothing, openly. INCONCLUSIVE means that nothing measured is bad but an interval still contains "no gain" or
+"too large a loss": more questions or a better candidate may settle it. How well the training separates its
+preference pairs is not evidence here: runs that collapsed did that best (accuracy .88 to .94).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
 
 class Champion(NamedTuple):
-    """Who holds the alias that the candidate is to take, by weights (sha256), and who was compared.
+    """The holder of the alias that the candidate is to take, by weights (sha256), and the compared policies.
 
     `version` is None while nobody holds it.
     """
@@ -61,7 +61,7 @@ class Evidence(NamedTuple):
 
     `scores` is an evaluation's `scores.json`, `unfinished` the share of answers cut short by policy,
     `contamination` that of the benchmark by what the candidate was trained on; None: not measured. `champion`
-    is None where the gate is told of no registered model.
+    is None where no registered model is named to the gate.
     """
 
     scores: Scores
@@ -80,12 +80,12 @@ def gain(name: str, low: float | None, high: float | None, threshold: float) -> 
     """
     if low is None or high is None:
         return _not_measured(name, threshold)
-    said = f"{name}: 95 % interval of the difference [{low:+.3f}, {high:+.3f}]"
+    reason = f"{name}: 95 % interval of the difference [{low:+.3f}, {high:+.3f}]"
     if low > threshold:
-        return Check(name, low, threshold, "pass", f"{said} lies above {threshold:+.3f}")
+        return Check(name, low, threshold, "pass", f"{reason} lies above {threshold:+.3f}")
     if high < threshold:
-        return Check(name, low, threshold, "fail", f"{said} lies below {threshold:+.3f}")
-    return Check(name, low, threshold, "inconclusive", f"{said} contains {threshold:+.3f}")
+        return Check(name, low, threshold, "fail", f"{reason} lies below {threshold:+.3f}")
+    return Check(name, low, threshold, "inconclusive", f"{reason} contains {threshold:+.3f}")
 
 
 def at_most(name: str, value: float | None, limit: float) -> Check:
@@ -104,9 +104,9 @@ def at_least(name: str, value: float | None, limit: float) -> Check:
     return Check(name, value, limit, outcome, f"{name}: {value:.4g}, needed at least {limit:.4g}")
 
 
-def holds(name: str, is_so: bool, said: str) -> Check:
-    """Pass when something is as it must be; `said` tells what was found."""
-    return Check(name, float(is_so), 1.0, "pass" if is_so else "fail", f"{name}: {said}")
+def holds(name: str, is_true: bool, reason: str) -> Check:
+    """Pass when a condition is true; `reason` is the evidence."""
+    return Check(name, float(is_true), 1.0, "pass" if is_true else "fail", f"{name}: {reason}")
 
 
 def _not_measured(name: str, threshold: float, why: str = "") -> Check:
@@ -131,7 +131,7 @@ def decide(checks: Sequence[Check]) -> Verdict:
 def checks(evidence: Evidence, thresholds: Thresholds) -> list[Check]:
     """Every check that the thresholds, `config.Thresholds` as plain values, ask for."""
     scores = evidence.scores
-    found = [
+    rows = [
         *_quality(scores, thresholds),
         *_collapse(scores, thresholds),
         *_fragments(evidence, thresholds["max_unfinished_rise"]),
@@ -140,8 +140,8 @@ def checks(evidence: Evidence, thresholds: Thresholds) -> list[Check]:
         _contamination(evidence.contamination, thresholds["max_contaminated"]),
     ]
     if evidence.champion is not None and not thresholds["replaces_any_champion"]:
-        found.append(_champion(evidence.champion))
-    return found
+        rows.append(_champion(evidence.champion))
+    return rows
 
 
 def _quality(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
@@ -152,7 +152,7 @@ def _quality(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
             yield gain(metric, *_interval(scores, "comparison", metric), threshold)
     for metric, margin in thresholds["category_margins"].items():
         categories = {
-            **(_found(scores, "policies", scores.get("after"), "categories") or {}),
+            **(_value_at(scores, "policies", scores.get("after"), "categories") or {}),
             **(scores.get("by_category") or {}),
         }
         if not categories:
@@ -222,8 +222,8 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
     name = judge.get("name")
     is_deterministic = name == DETERMINISTIC_JUDGE and judge.get("shares_ground_truth") is True
     if limits is None:
-        said = f"{name!r} marks by rule" if is_deterministic else f"no limits are set for {name!r}"
-        yield holds("judge", is_deterministic, said)
+        reason = f"{name!r} marks by rule" if is_deterministic else f"no limits are set for {name!r}"
+        yield holds("judge", is_deterministic, reason)
         return
     yield _same_judge(scores, limits)
     for state in _STATES:
@@ -231,7 +231,7 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
         worst = None if None in shares else max(share for share in shares if share is not None)
         yield at_most(f"{state} ratings", worst, limits[f"max_{state}"])
     missing = [
-        _found(scores, "policies", scores.get(side), "ratings", "tasks_missing")
+        _value_at(scores, "policies", scores.get(side), "ratings", "tasks_missing")
         for side in ("before", "after")
     ]
     lists = [tasks for tasks in missing if isinstance(tasks, list)]
@@ -239,61 +239,69 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
     yield at_most("missing tasks", n_missing, limits["max_missing_tasks"])
     if (limit := limits["min_agreement"]) is not None:
         shares = [
-            _number(_found(one, "agreement", "share")) for one in scores.get("judge_agreement", {}).values()
+            _number(_value_at(axis, "agreement", "share"))
+            for axis in scores.get("judge_agreement", {}).values()
         ]
         known = [share for share in shares if share is not None]
         worst = min(known) if known and len(known) == len(shares) else None
         yield at_least("judge agrees with people", worst, limit)
     yield at_most("canary uplift", _number(judge.get("canary_uplift")), limits["max_canary_uplift"])
+    worst_trick = _number(_value_at(judge, "canary_worst", "points"))
+    yield at_most("worst canary trick", worst_trick, limits["max_canary_trick"])
 
 
 def _same_judge(scores: Scores, limits: Thresholds) -> Check:
     """Model, prompt and protocol are known, the same for both policies, and those that are asked for."""
     judge = scores.get("judge") or {}
-    told = {key: judge.get(key) for key in ("name", "model", "prompt_sha256", "protocol")}
-    if unknown := [key for key, value in told.items() if not value]:
+    identity = {key: judge.get(key) for key in ("name", "model", "prompt_sha256", "protocol")}
+    if unknown := [key for key, value in identity.items() if not value]:
         return _not_measured("judge", 1.0, f": {', '.join(unknown)} unknown")
     for side in ("before", "after"):
-        own = _found(scores, "policies", scores.get(side), "judge") or {}
-        if other := [key for key, value in own.items() if key in told and value != told[key]]:
+        own = _value_at(scores, "policies", scores.get(side), "judge") or {}
+        if other := [key for key, value in own.items() if key in identity and value != identity[key]]:
             key = other[0]
-            said = f"{scores[side]} was judged with {key} {own[key]!r}, the evaluation with {told[key]!r}"
-            return holds("judge", False, said)
+            reason = (
+                f"{scores[side]} was judged with {key} {own[key]!r}, the evaluation with {identity[key]!r}"
+            )
+            return holds("judge", False, reason)
     for key in ("model", "prompt_sha256"):
-        if limits[key] is not None and told[key] != limits[key]:
-            return holds("judge", False, f"{key} is {told[key]!r}, asked for is {limits[key]!r}")
-    return holds("judge", True, f"{told['model']}, prompt {str(told['prompt_sha256'])[:12]}, for both")
+        if limits[key] is not None and identity[key] != limits[key]:
+            return holds("judge", False, f"{key} is {identity[key]!r}, asked for is {limits[key]!r}")
+    return holds(
+        "judge", True, f"{identity['model']}, prompt {str(identity['prompt_sha256'])[:12]}, for both"
+    )
 
 
 def _share(scores: Scores, side: str, state: str) -> float | None:
-    """How much of a policy's answers ended in a state."""
+    """The share of a policy's answers that ended in a state."""
     return _ratio(_of(scores, side, "ratings", "states", state), _of(scores, side, "ratings", "n"))
 
 
-def _contamination(found: Contamination | None, limit: int) -> Check:
+def _contamination(shared: Contamination | None, limit: int) -> Check:
     name = "contamination"
-    if found is None:
+    if shared is None:
         return _not_measured(name, limit, ": a corpus has changed since it was used")
-    if not found.n_benchmark or not found.n_trained:
+    if not shared.n_benchmark or not shared.n_trained:
         return _not_measured(name, limit, ": no clips to compare")
-    if found.unreadable:
-        first = found.unreadable[0]
-        return _not_measured(name, limit, f": {len(found.unreadable)} clips cannot be read, e.g. {first}")
-    said = f"{name}: {found.heard} of {found.n_benchmark} benchmark clips are among {found.n_trained} clips"
-    if found.overlaps:
-        one = found.overlaps[0]
-        said += f" trained on, e.g. {one.benchmark} is {one.trained} (same {one.by})"
-    else:
-        said += " trained on"
-    outcome: Outcome = "pass" if found.heard <= limit else "fail"
-    return Check(name, float(found.heard), float(limit), outcome, said)
+    if shared.unreadable:
+        first = shared.unreadable[0]
+        return _not_measured(name, limit, f": {len(shared.unreadable)} clips cannot be read, e.g. {first}")
+    reason = (
+        f"{name}: {shared.heard} of {shared.n_benchmark} benchmark clips are among {shared.n_trained} clips"
+    )
+    reason += " trained on"
+    if shared.overlaps:
+        overlap = shared.overlaps[0]
+        reason += f", e.g. {overlap.benchmark} is {overlap.trained} (same {overlap.by})"
+    outcome: Outcome = "pass" if shared.heard <= limit else "fail"
+    return Check(name, float(shared.heard), float(limit), outcome, reason)
 
 
 def _champion(champion: Champion) -> Check:
     if champion.version is None:
         return holds("champion", True, "there is none yet")
     if champion.weights is not None and champion.weights in (champion.candidate, champion.baseline):
-        who = "the candidate itself" if champion.weights == champion.candidate else "the one compared with"
+        who = "the candidate itself" if champion.weights == champion.candidate else "the baseline"
         return holds("champion", True, f"version {champion.version}, {who}")
     return holds(
         "champion",
@@ -306,7 +314,7 @@ def _champion(champion: Champion) -> Check:
 # -------------------------------------------------------------------------- reading scores
 
 
-def _found(scores: Scores, *path: Any) -> Any:
+def _value_at(scores: Scores, *path: Any) -> Any:
     """The value at a path; None where any part of it is absent."""
     node: Any = scores
     for key in path:
@@ -318,11 +326,11 @@ def _found(scores: Scores, *path: Any) -> Any:
 
 def _of(scores: Scores, side: str, *path: str) -> float | None:
     """A number of the policy `before` or `after`."""
-    return _number(_found(scores, "policies", scores.get(side), *path))
+    return _number(_value_at(scores, "policies", scores.get(side), *path))
 
 
 def _interval(scores: Scores, *path: str) -> tuple[float | None, float | None]:
-    return _number(_found(scores, *path, "ci_low")), _number(_found(scores, *path, "ci_high"))
+    return _number(_value_at(scores, *path, "ci_low")), _number(_value_at(scores, *path, "ci_high"))
 
 
 def _number(value: Any) -> float | None:

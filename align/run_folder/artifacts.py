@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from preference_data.audio.clip_paths import SOURCE
+from preference_data.dataset.dataset import is_described
 from preference_data.store import write_text
 
 MANIFEST = "manifest.json"
@@ -122,7 +122,7 @@ def foreign_digest(ref: str) -> str:
         return f"hub:{ref}"
     if (folder / MANIFEST).exists():
         return str(read_manifest(folder)["output_digest"])
-    paths = folder.glob("*") if (folder / SOURCE).exists() else folder.rglob("*")
+    paths = folder.glob("*") if is_described(folder) else folder.rglob("*")
     files = sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
     stats = [(str(path.relative_to(folder)), path.stat()) for path in files]
     return sha256_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

@@ -13,12 +13,13 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
-from align.evaluation import scores
 from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.comparison import levels
 from align.evaluation.judges.facts import FactJudge
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
@@ -37,7 +38,7 @@ from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
 from preference_data import store
-from preference_data.dataset.sources import table
+from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
 
@@ -49,7 +50,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     """Train on weighted pairs, choose a checkpoint; returns the last logged metrics and the choice."""
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
-    check_clip_lengths(table(corpus, "clips", AudioClip), processor, max_bad_fraction=0.0)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
     pairs = _rows(config, inputs[config.pairs])
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
@@ -98,7 +99,7 @@ def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
 def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> ReferenceStore:
     """The run's store of reference log-probs, which stay when only `beta` or a rate is changed."""
     used = {path for row in rows for path in row["audios"]}
-    clips = {clip.path: clip.sha256 for clip in table(corpus, "clips", AudioClip) if clip.path in used}
+    clips = {clip.path: clip.sha256 for clip in Dataset(corpus).table(AudioClip) if clip.path in used}
     return ReferenceStore(out.path.parent / ".reference", clips)
 
 
@@ -133,12 +134,12 @@ class DevScore:
         """Means over the questions; KL in nats per answer."""
         engine = TransformersEngine(policy, self.reference.clips)
         answers = self._answers(engine)
-        judgements = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
-        overall = scores.summary(judgements, answers)
+        judged = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
+        overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
         names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
         kl = self._kl(engine, answers)
         engine.close()
-        return {**{f"dev/{name}": overall[name] for name in names}, "dev/kl": kl}
+        return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": kl}
 
     def _answers(self, engine: TransformersEngine) -> list[str]:
         numbered = list(enumerate(self.requests))

@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from align.evaluation import aggregation, comparison, judged_answers
 from align.evaluation.benchmarks import air_bench, recognition
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
 from align.evaluation.judges.local_model import LocalModel
 from align.evaluation.judges.prompt import Official, Strict
-from align.evaluation.marking import ByFacts, ByRatings, Marked, Marking
+from align.evaluation.statistics import Interval
 from align.generation.complete import RequestSet, complete_all, first_texts
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
@@ -37,7 +39,6 @@ from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
 from preference_data.schema import Comparison, Judgement, Prompt
-from preference_data.store import write_rows
 
 _CONSTANTS = 20
 """Frequent reference answers that are tried as the answer to everything."""
@@ -49,14 +50,17 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     corpus = inputs[config.corpus]
     processor = load_processor(located(inputs[config.after]))
     questions = _questions(config, corpus)
-    marking = _marking(config, corpus, out.final.parent, questions.everything)
+    judge = _judge(config, corpus, out.final.parent)
     sets = _request_sets(config, questions, processor)
     texts: dict[str, dict[str, list[str]]] = {}
     for policy in config.policies:
         # Where judging costs money, one policy's control is enough.
-        needed = [part for part in sets if marking.is_free or policy == config.after or part.name != _CONTROL]
+        needed = [part for part in sets if judge.is_free or policy == config.after or part.name != _CONTROL]
         texts[policy] = _complete(config, policy, located(inputs[policy]), needed, out)
-    marked = {policy: _judge(policy, questions, texts[policy], marking, out) for policy in config.policies}
+    judged = {
+        policy: _judge_answers(policy, questions, texts[policy], judge, out) for policy in config.policies
+    }
+    comparisons = _comparisons(config, questions, texts, judged)
     report = {
         "split": config.split,
         "n": len(questions.usable),
@@ -66,22 +70,22 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
             path: [clip._asdict() for clip in rows.missing] for path, rows in questions.rows.items()
         },
         "cut": _cut(config, questions, processor),
-        "judge": marking.about(questions.usable),
+        "judge": judge.describe(questions.usable),
         "before": config.before,
         "after": config.after,
         "policies": {
-            policy: _scores(config, policy, questions, texts[policy], marked[policy], marking, out.name)
+            policy: _scores(config, policy, questions, texts[policy], judged[policy], judge, out.name)
             for policy in config.policies
         },
-        **_comparisons(config, questions, texts, marked, marking),
+        **comparisons,
     }
     if config.annotations:
-        report["judge_agreement"] = _agreement(config, marking, inputs[config.annotations], corpus, out.name)
-    if marking.is_free:
-        report["constant_answer"] = _best_constant(marking, questions.usable)
+        report["judge_agreement"] = _agreement(config, judge, inputs[config.annotations], corpus, out.name)
+    if judge.is_free:
+        report["constant_answer"] = _best_constant(judge, questions.usable)
     write_json(out.path / "scores.json", report)
     return {
-        **marked[config.after].overall,
+        **report["policies"][config.after]["overall"],
         **{f"delta_{name}": interval["delta"] for name, interval in report["comparison"].items()},
     }
 
@@ -121,17 +125,16 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
     return _Questions(corpus, root, "", items, usable, missing, utterances, rows)
 
 
-def _marking(config: EvaluateConfig, corpus: Path, run: Path, benchmark: list[Item]) -> Marking:
-    """How answers are judged. Replies are kept in the run folder: no call is made twice."""
+def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
+    """The judge of answers. Replies are kept in the run folder: no call is made twice."""
     if config.judge == "facts":
-        return ByFacts(FactJudge(corpus / "phrasebook.yaml"))
+        return FactJudge(corpus / "phrasebook.yaml")
     judge = config.judge
     model: ChatModel = (
         _endpoint(judge, judge.url) if judge.url else LocalModel(Path(judge.model).expanduser())
     )
     protocol = Official() if judge.protocol == "official" else Strict()
-    rater = LLMJudge(model, run / "judge_replies.jsonl", protocol)
-    return ByRatings(rater, benchmark, judge.canary_items)
+    return LLMJudge(model, run / "judge_replies.jsonl", protocol, judge.canary_items)
 
 
 def _endpoint(judge: JudgeModel, url: str) -> ChatModel:
@@ -141,18 +144,19 @@ def _endpoint(judge: JudgeModel, url: str) -> ChatModel:
 
 
 def _agreement(
-    config: EvaluateConfig, marking: Marking, annotated: Path, corpus: Path, label: str
+    config: EvaluateConfig, judge: Judge, annotated: Path, corpus: Path, label: str
 ) -> dict[str, dict[str, Any]]:
     """`judge_agreement` on comparisons that annotators have made, drawn by chance."""
     comparisons = [
-        one for one in store.read(annotated / "comparisons.jsonl", Comparison) if one.purpose == "comparison"
+        row for row in store.read(annotated / "comparisons.jsonl", Comparison) if row.purpose == "comparison"
     ]
     lot = np.random.default_rng(config.seed).permutation(len(comparisons))[: config.annotated_pairs]
     return judge_agreement.measure(
-        partial(marking.points, label=f"{label} annotated answers judged"),
+        judge,
         [comparisons[i] for i in sorted(lot)],
         store.stream(annotated / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(corpus / "prompts.jsonl", Prompt)},
+        f"{label} annotated answers judged",
     )
 
 
@@ -237,15 +241,15 @@ def _file_name(policy: str) -> str:
 # -------------------------------------------------------------------------- judge
 
 
-def _judge(
-    policy: str, questions: _Questions, texts: dict[str, list[str]], marking: Marking, out: StageFolder
-) -> Marked:
+def _judge_answers(
+    policy: str, questions: _Questions, texts: dict[str, list[str]], judge: Judge, out: StageFolder
+) -> list[JudgedAnswer]:
     """Judge a policy's answers, and write them with their marks for people and for AIR-Bench's own tools."""
-    marked = marking.mark(questions.usable, texts["answers"], f"{out.name} {policy} judged")
+    answers = judge.judge(questions.usable, texts["answers"], f"{out.name} {policy} judged")
     name = f"{_file_name(policy)}.jsonl"
     air_bench.write_answers(out.path / "answers" / name, questions.usable, texts["answers"])
-    _write_items(out.path / "items" / name, questions, marked)
-    return marked
+    judged_answers.write(out.path / "items" / name, answers, questions.prefix)
+    return answers
 
 
 def _scores(
@@ -253,50 +257,38 @@ def _scores(
     policy: str,
     questions: _Questions,
     texts: dict[str, list[str]],
-    marked: Marked,
-    marking: Marking,
+    answers: list[JudgedAnswer],
+    judge: Judge,
     label: str,
 ) -> dict[str, Any]:
-    """What the report says of one policy."""
-    scores: dict[str, Any] = {"overall": marked.overall, "categories": marked.categories}
-    scores["recognition"] = {**recognition.score(questions.utterances, texts["recognised"])}
+    """The report on one policy."""
+    scores: dict[str, Any] = {
+        "overall": comparison.levels(answers),
+        "categories": comparison.levels_by_category(answers),
+        "ratings": aggregation.as_scores(questions.everything, answers),
+        "recognition": benchmarks.score("recognition", questions.utterances, texts["recognised"]),
+    }
     for number, (path, rows) in enumerate(questions.rows.items()):
         task = config.benchmarks[path]
         scores["recognition"] |= benchmarks.score(task, rows.usable, texts[f"benchmark_{number}"])
-    if marked.ratings:
-        scores["ratings"] = marked.ratings
     if _CONTROL in texts:
         label = f"{label} {policy} judged, clips shuffled"
-        scores["shuffled_audio"] = marking.mark(questions.usable, texts[_CONTROL], label).overall
+        scores["shuffled_audio"] = comparison.levels(judge.judge(questions.usable, texts[_CONTROL], label))
     return scores
 
 
-def _best_constant(marking: Marking, items: list[Item]) -> dict[str, Any]:
+def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:
     """The frequent reference answer that would do best if given to every question."""
     frequent = [text for text, _ in Counter(item.answer_gt for item in items).most_common(_CONSTANTS)]
-    tried = {text: marking.mark(items, [text] * len(items), "constant").overall for text in frequent}
-    best = max(tried, key=lambda text: tried[text]["score"])
-    return {"text": best, **tried[best]}
+    levels = {text: comparison.levels(judge.judge(items, [text] * len(items))) for text in frequent}
+    best = max(levels, key=lambda text: levels[text]["score"])
+    return {"text": best, **levels[best]}
 
 
 def _cut(config: EvaluateConfig, questions: _Questions, processor: Qwen2AudioProcessor) -> Any:
     """AIR-Bench's clips that are longer than the model hears."""
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     return air_bench.longer_than(heard_s, questions.root, questions.usable) if config.air_bench else []
-
-
-def _write_items(path: Path, questions: _Questions, marked: Marked) -> None:
-    rows = [
-        {
-            **item._asdict(),
-            "category": item.category,
-            "audio": questions.prefix + item.audio,
-            "response": response,
-            **marks,
-        }
-        for item, response, marks in zip(questions.usable, marked.responses, marked.rows, strict=True)
-    ]
-    write_rows(path, rows)
 
 
 # -------------------------------------------------------------------------- compare
@@ -306,26 +298,33 @@ def _comparisons(
     config: EvaluateConfig,
     questions: _Questions,
     texts: dict[str, dict[str, list[str]]],
-    marked: dict[str, Marked],
-    marking: Marking,
+    judged: dict[str, list[JudgedAnswer]],
 ) -> dict[str, Any]:
-    """Paired differences of `after` from `before`, by category, in recognition, and from other policies."""
-    after = marked[config.after]
-    comparison, by_category = marking.compare(questions.usable, marked[config.before], after, config.seed)
+    """Differences of `after` from `before`, by category, in recognition, and from other policies."""
+    after = judged[config.after]
+    by_category = comparison.differences(judged[config.before], after, config.seed)
+    overall = by_category.pop(comparison.ALL, {})
     first, second = texts[config.before], texts[config.after]
-    spoken = recognition.compare(questions.utterances, first["recognised"], second["recognised"], config.seed)
+    spoken = benchmarks.compare(
+        "recognition", questions.utterances, first["recognised"], second["recognised"], config.seed
+    )
     for number, (path, rows) in enumerate(questions.rows.items()):
         name = f"benchmark_{number}"
         spoken |= benchmarks.compare(
             config.benchmarks[path], rows.usable, first[name], second[name], config.seed
         )
-    return {
-        "comparison": comparison,
-        "by_category": by_category,
-        "recognition_comparison": spoken,
-        "against": {
-            policy: marking.compare(questions.usable, other, after, config.seed)[0]
-            for policy, other in marked.items()
-            if policy not in (config.before, config.after)
-        },
+    against = {
+        policy: comparison.differences(other, after, config.seed).get(comparison.ALL, {})
+        for policy, other in judged.items()
+        if policy not in (config.before, config.after)
     }
+    return {
+        "comparison": _plain_intervals(overall),
+        "by_category": {category: _plain_intervals(rows) for category, rows in by_category.items()},
+        "recognition_comparison": spoken,
+        "against": {policy: _plain_intervals(rows) for policy, rows in against.items()},
+    }
+
+
+def _plain_intervals(rows: dict[str, Interval]) -> dict[str, dict[str, float]]:
+    return {metric: interval._asdict() for metric, interval in rows.items()}

@@ -1,34 +1,37 @@
 """Decide whether the candidate may be promoted. Only wires: `release/verdict.py` decides.
 
 Reads: evaluation, and what its candidate was made from (for contamination); the registry, if a model is
-named: its champion is noted, so that promotion can tell whether it still is. Writes: verdict.json.
+named: its champion is noted, so that promotion can check whether it still is. Writes: verdict.json.
     align run recipes/demo --only 8_gate
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from align.evaluation.benchmarks import air_bench, recognition
-from align.evaluation.fragments import unfinished
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import GateConfig
 from align.release import verdict
-from align.release.lineage import Lineage, lineage
+from align.release.ancestry import Ancestry, complete_ancestry, resolve
 from align.release.registry import Holder, Registry
 from align.run_folder.artifacts import StageFolder, read_json, read_manifest, sha256_json, write_json
 from align.run_folder.progress import Progress
 from align.run_folder.tracking import tracking_uri
 from preference_data import store
 from preference_data.audio import contamination
-from preference_data.audio.clip_paths import BadAudio, ClipFile, ClipRoot
-from preference_data.audio.contamination import Contamination
+from preference_data.audio.clip_files import BadAudio, ClipFile
+from preference_data.audio.contamination import Clip, Contamination
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
 
-_TOLD = 20
-"""Overlaps named in verdict.json."""
+_OVERLAPS_LISTED = 20
+"""Overlaps and unreadable clips named in verdict.json."""
+_SENTENCE_ENDS = tuple(".!?…。！？")
+_CLOSING = "\"'*)]”’»」』"
 
 
 def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -39,45 +42,40 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     """
     evaluation, folder = inputs[config.evaluation], out.final.parent
     scores = read_json(evaluation / "scores.json")
-    candidate = _stage(folder, scores["after"])
     holder = (
         Registry(tracking_uri(folder), config.model_name).holder(config.alias) if config.model_name else None
     )
-    weights = {name: _weights(_stage(folder, name)) for name in (scores["after"], scores["before"])}
-    history = lineage(candidate)
-    heard = _contamination(evaluation, history, out.name)
-    cut_short = {name: _unfinished(evaluation, name) for name in weights}
+    weights = {name: _weights(resolve(folder, name)) for name in (scores["after"], scores["before"])}
+    history = complete_ancestry(resolve(folder, scores["after"]))
+    changed_corpora = complete_ancestry(evaluation).changed_corpora()
+    contaminated = None if changed_corpora else _contamination(evaluation, history, out.name)
+    unfinished = {name: _unfinished(evaluation, name) for name in weights}
     champion = _champion(holder, scores, weights)
     thresholds = config.thresholds.model_dump()
-    evidence = verdict.Evidence(scores, cut_short, heard, champion)
-    decided = verdict.decide(verdict.checks(evidence, thresholds))
+    evidence = verdict.Evidence(scores, unfinished, contaminated, champion)
+    decision = verdict.decide(verdict.checks(evidence, thresholds))
     write_json(
         out.path / "verdict.json",
         {
-            "verdict": decided.verdict,
-            "reasons": decided.reasons,
+            "verdict": decision.verdict,
+            "reasons": decision.reasons,
             "split": scores["split"],
             "candidate": scores["after"],
             "baseline": scores["before"],
             "judge": scores["judge"],
-            "checks": [{**check._asdict(), "passed": check.outcome == "pass"} for check in decided.checks],
-            "unfinished": cut_short,
+            "checks": [{**check._asdict(), "passed": check.outcome == "pass"} for check in decision.checks],
+            "unfinished": unfinished,
             "thresholds_sha256": sha256_json(thresholds),
             "weights": weights,
             "registry": {"model_name": config.model_name, "alias": config.alias},
             "champion": holder._asdict() if holder else None,
-            "contamination": _told(heard, history, lineage(evaluation).changed("corpus")),
+            "contamination": _contamination_report(contaminated, history, changed_corpora),
         },
     )
-    outcomes = [check.outcome for check in decided.checks]
+    outcomes = [check.outcome for check in decision.checks]
     return {
         f"checks_{outcome}": float(outcomes.count(outcome)) for outcome in ("pass", "fail", "inconclusive")
     }
-
-
-def _stage(run: Path, ref: str) -> Path:
-    """A policy's folder: a stage of this run, or a path as the recipe has it."""
-    return Path(ref).expanduser() if "/" in ref else run / ref
 
 
 def _weights(policy: Path) -> str | None:
@@ -88,7 +86,17 @@ def _weights(policy: Path) -> str | None:
 def _unfinished(evaluation: Path, policy: str) -> float | None:
     """The share of a policy's answers that were cut short; None where the answers are not there."""
     path = evaluation / "answers" / f"{policy.replace('/', '_')}.jsonl"
-    return unfinished([text for _, text in air_bench.read_answers(path)]) if path.exists() else None
+    return unfinished_share([text for _, text in air_bench.read_answers(path)]) if path.exists() else None
+
+
+def unfinished_share(responses: Sequence[str]) -> float | None:
+    """Share of answers that do not end as a sentence does; None without any.
+
+    So preference optimisation looks when it has cut sentences to pieces. Compare it with another policy's on
+    the same questions: some answer without a full stop as a habit.
+    """
+    cut = [not text.strip().rstrip(_CLOSING).endswith(_SENTENCE_ENDS) for text in responses]
+    return sum(cut) / len(cut) if cut else None
 
 
 def _champion(
@@ -104,62 +112,61 @@ def _champion(
 # -------------------------------------------------------------------------- contamination
 
 
-def _contamination(evaluation: Path, history: Lineage, name: str) -> Contamination | None:
-    """The evaluation's clips against those of every corpus behind the candidate; None: they are gone."""
-    if lineage(evaluation).changed("corpus"):
-        return None
+def _contamination(evaluation: Path, history: Ancestry, name: str) -> Contamination:
+    """The evaluation's clips against those of every corpus behind the candidate."""
     benchmark, split = _benchmark(evaluation)
     trained = _trained(history, split)
     with Progress(f"{name} contamination", len(benchmark) + len(trained)) as progress:
         return contamination.find(benchmark, trained, on_progress=progress.update)
 
 
-def _benchmark(evaluation: Path) -> tuple[dict[str, ClipFile], str]:
-    """The clips that an evaluation asked about, by their path in its corpus, and their split."""
-    asked, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
-    corpus, split = evaluation.parent / asked["corpus"], asked["split"]
-    answered = air_bench.read_answers(evaluation / "answers" / f"{scores['after'].replace('/', '_')}.jsonl")
-    prefix = "" if asked.get("air_bench") else f"{split}/"
-    root = evaluation.parent / scores.get("audio_root", asked["corpus"])
+def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
+    """The clips behind an evaluation's questions, by their path in its corpus, and their split."""
+    config, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
+    corpus, split = evaluation.parent / config["corpus"], config["split"]
+    answers = air_bench.read_answers(evaluation / "answers" / f"{scores['after'].replace('/', '_')}.jsonl")
+    prefix = "" if config.get("air_bench") else f"{split}/"
     rows = corpus / split / "recognition.jsonl"
-    asked_about, own = ClipRoot(root), ClipRoot(corpus)
-    found = {
-        clip: _place(asked_about, clip) for clip in sorted({prefix + item.audio for item, _ in answered})
-    }
+    benchmark = Dataset(evaluation.parent / scores.get("audio_root", config["corpus"]))
+    names = sorted({prefix + item.audio for item, _ in answers})
+    clips = {name: Clip(_place(benchmark, name)) for name in names}
     if rows.exists():
-        found |= {row.audio: _place(own, row.audio) for row in recognition.read(rows)}
-    return found, split
+        own = Dataset(corpus)
+        clips |= {row.audio: Clip(_place(own, row.audio)) for row in recognition.read(rows)}
+    return clips, split
 
 
-def _place(root: ClipRoot, clip: str) -> ClipFile:
-    """Where a clip is, or should be: what is not there is told as unreadable, not raised."""
+def _place(root: Dataset, clip: str) -> ClipFile:
+    """The clip's file, also where it is missing: then it is reported as unreadable, not raised."""
     try:
         return root.find(clip)
     except BadAudio:
         return root.folder / clip
 
 
-def _trained(history: Lineage, split: str) -> dict[str, ClipFile]:
+def _trained(history: Ancestry, split: str) -> dict[str, Clip]:
     """Every clip of a corpus behind the candidate that it was trained, sampled or chosen on."""
     held_out = {split, "test"}
     return {
-        f"{name}/{clip.path}": _place(root, clip.path)
-        for name, corpus in history.of_kind("corpus").items()
-        for root in [ClipRoot(corpus)]
-        for clip in store.stream(corpus / "clips.jsonl", AudioClip)
+        f"{name}/{clip.path}": Clip(_place(root, clip.path), clip.sha256, clip.duration_s)
+        for name, corpus in history.corpora().items()
+        for root in [Dataset(corpus.folder)]
+        for clip in store.stream(corpus.folder / "clips.jsonl", AudioClip)
         if clip.split not in held_out
     }
 
 
-def _told(found: Contamination | None, history: Lineage, changed: list[str]) -> dict[str, Any]:
-    told = {"unknown_training_data": list(history.unknown), "changed_corpora": changed}
-    if found is None:
-        return told
+def _contamination_report(
+    contaminated: Contamination | None, history: Ancestry, changed_corpora: list[str]
+) -> dict[str, Any]:
+    report = {"unknown_training_data": history.unknown, "changed_corpora": changed_corpora}
+    if contaminated is None:
+        return report
     return {
-        "benchmark_clips": found.n_benchmark,
-        "trained_clips": found.n_trained,
-        "heard": found.heard,
-        "overlaps": [overlap._asdict() for overlap in found.overlaps[:_TOLD]],
-        "unreadable": list(found.unreadable[:_TOLD]),
-        **told,
+        "benchmark_clips": contaminated.n_benchmark,
+        "trained_clips": contaminated.n_trained,
+        "heard": contaminated.heard,
+        "overlaps": [overlap._asdict() for overlap in contaminated.overlaps[:_OVERLAPS_LISTED]],
+        "unreadable": list(contaminated.unreadable[:_OVERLAPS_LISTED]),
+        **report,
     }

@@ -33,7 +33,7 @@ from align.training.methods import Schedule, supervised_fine_tuning
 from align.training.preflight import check_clip_lengths
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.dataset.sources import sources, table
+from preference_data.dataset.dataset import Dataset
 from preference_data.prompts.prompts import (
     AUDIO,
     PromptFormat,
@@ -47,14 +47,14 @@ from preference_data.schema import AudioClip, TaskExample
 from preference_data.toy_world.phrasebook import Phrasebook
 
 _TOKENIZER_TEXTS = 2000
-"""Of a corpus without a phrasebook, from which a small model's tokenizer is made."""
+"""Texts of a corpus without a phrasebook that a small model's tokenizer is trained on."""
 
 
 def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
-    check_clip_lengths(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
     n_parameters = qwen2_audio.n_parameters(model)
     method = supervised_fine_tuning(
         _examples(config, corpus), augmentation_of(**config.augment.model_dump()), config.max_bad_fraction
@@ -81,13 +81,13 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
 def _start(
     config: PretrainConfig, inputs: dict[str, Path], assembled: Path
 ) -> tuple[qwen2_audio.Qwen2AudioProcessor, qwen2_audio.Qwen2AudioForConditionalGeneration]:
-    """What the recipe starts from. Two models are put together in the folder `assembled`, once."""
+    """The model that the recipe starts from. Two are assembled once, in the folder `assembled`."""
     corpus = inputs[config.corpus]
     match config.model:
         case ModelShape() as shape:
-            # Made once: were two processes to learn other tokens, they would train on each other's nonsense
-            made = _processor(shape, corpus, config.prompt_format) if processes.is_first() else None
-            processor = processes.broadcast(made)
+            # Trained once: two processes with different tokens would train on each other's nonsense
+            trained = _processor(shape, corpus, config.prompt_format) if processes.is_first() else None
+            processor = processes.broadcast(trained)
             return processor, _from_random(shape, processor, config.seed)
         case Assemble(audio=audio, text=text):
             if processes.is_first():
@@ -102,14 +102,14 @@ def _start(
         case policy:
             path = qwen2_audio.located(inputs[policy])
     processor, model = qwen2_audio.load_processor(path), qwen2_audio.load_model(path)
-    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.prompt_format, heard_s)
+    longest_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.prompt_format, longest_s)
     fit_embeddings(model, processor.tokenizer, add_tags(processor.tokenizer, tags))
     return processor, model
 
 
 def _new_rows(processor: qwen2_audio.Qwen2AudioProcessor, prompt_format: PromptFormat) -> tuple[int, ...]:
-    """Where the embeddings hold what a text model does not know: its tags, marks around audio."""
+    """Rows of the embeddings that a text model does not know: the tags and the marks around audio."""
     known, tags = processor.tokenizer.get_vocab(), all_tags(prompt_format)
     names = {"<|audio_bos|>", "<|audio_eos|>", *tags.prompt, *tags.answer}
     return tuple(sorted(known[name] for name in names & known.keys()))
@@ -131,14 +131,14 @@ def _from_random(
 def _processor(
     shape: ModelShape, corpus: Path, prompt_format: PromptFormat
 ) -> qwen2_audio.Qwen2AudioProcessor:
-    """A tokenizer trained on what phrasebook, chats and tasks of the corpus say, with the tags they need."""
+    """A tokenizer trained on the corpus' phrasebook, chats and tasks, with the tags they need."""
     chat = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
     always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
     kinds = one_of_each_kind(store.stream(corpus / "pretrain.jsonl", TaskExample))
-    asked = {prompt_of(example, "sentences").replace(AUDIO, "") for example in kinds}
-    said = _said(corpus)
+    prompts = {prompt_of(example, "sentences").replace(AUDIO, "") for example in kinds}
+    texts = _tokenizer_texts(corpus)
     return qwen2_audio.build_processor(
-        [*said, *chat, *always, *sorted(asked - {*always})] * 20,  # so that BPE makes every word one token
+        [*texts, *chat, *always, *sorted(prompts - {*always})] * 20,  # so that BPE makes every word one token
         vocab_size=shape.vocab_size,
         mel_bins=shape.mel_bins,
         hop_length=shape.hop_length,
@@ -147,18 +147,18 @@ def _processor(
     )
 
 
-def _said(corpus: Path) -> list[str]:
-    """What a tokenizer learns words from: all that can be said of made clips, else some of the targets."""
+def _tokenizer_texts(corpus: Path) -> list[str]:
+    """Texts that a tokenizer is trained on: all texts about synthetic clips, else some of the targets."""
     if (corpus / "phrasebook.yaml").exists():
         return list(Phrasebook.load(corpus / "phrasebook.yaml").texts())
-    records = [source.records for source in sources(corpus, "pretrain", TaskExample)]
-    return [example.text for one in records for example in islice(one, _TOKENIZER_TEXTS // len(records))]
+    records = [part.records for part in Dataset(corpus).parts(TaskExample)]
+    return [example.text for part in records for example in islice(part, _TOKENIZER_TEXTS // len(records))]
 
 
 def _examples(config: PretrainConfig, corpus: Path) -> Examples:
     parts = [
         Part(name, records, share, partial(task_row, prompt_format=config.prompt_format))
-        for name, records, share in sources(corpus, "pretrain", TaskExample)
+        for name, records, share in Dataset(corpus).parts(TaskExample)
     ]
     lessons = [
         Lesson(lesson.steps * config.batch_size, [_matching(lesson, corpus, part.records) for part in parts])
@@ -170,6 +170,6 @@ def _examples(config: PretrainConfig, corpus: Path) -> Examples:
 def _matching(lesson: LessonConfig, corpus: Path, examples: Iterable[TaskExample]) -> np.ndarray:
     """The numbers of the examples whose clip a lesson is about: 4 bytes each."""
     clips = store.stream(corpus / "clips.jsonl", AudioClip)
-    chosen = {clip.path for clip in clips if clip.facts.get(lesson.slot) in lesson.values}
-    numbers = (number for number, one in enumerate(examples) if one.audios and one.audios[0] in chosen)
+    paths = {clip.path for clip in clips if clip.facts.get(lesson.slot) in lesson.values}
+    numbers = (n for n, example in enumerate(examples) if example.audios and example.audios[0] in paths)
     return np.fromiter(numbers, dtype=np.uint32)

@@ -1,7 +1,7 @@
 """Register the candidate in MLflow and move an alias to it, after a passing gate.
 
-Nothing is taken on trust: the verdict, the evaluation, the weights and the champion must still be those
-that the gate saw, else nothing moves and the message says what has changed.
+Nothing is taken on trust: the verdict, the evaluation, the weights and the champion must still be those of
+the gate's decision, else nothing moves and the message names the change.
 Reads: policy, verdict and the evaluation behind it, the run's mlflow.json. Writes: promotion.json.
     align run recipes/demo --only 9_promote
 """
@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import PromoteConfig
-from align.release.alias_lock import NotPromoted
-from align.release.lineage import lineage
-from align.release.registry import CANDIDATE, WEIGHTS, Holder, Registry
+from align.release.ancestry import complete_ancestry, resolve
+from align.release.registry import CANDIDATE, WEIGHTS, Holder, NotPromoted, Registry
 from align.run_folder.artifacts import (
     MANIFEST,
     StageFolder,
@@ -38,7 +37,7 @@ class GateClosed(NotPromoted):
 
 
 class Promotion(NamedTuple):
-    """What was done. `previous` held the alias before; None: nobody did, or the alias was not asked about."""
+    """The registered version. `previous` held the alias before; None: nobody, or it was only registered."""
 
     version: int
     previous: int | None
@@ -54,13 +53,13 @@ def run(config: PromoteConfig, inputs: dict[str, Path], out: StageFolder) -> dic
     """
     gate = inputs[config.verdict]
     done = promote(gate, config.policy, model_name=config.model_name, alias=config.alias)
-    shown = {"name": config.model_name, "alias": config.alias, **done._asdict()}
-    write_json(out.path / "promotion.json", shown)
+    promotion = {"name": config.model_name, "alias": config.alias, **done._asdict()}
+    write_json(out.path / "promotion.json", promotion)
     return {"version": float(done.version)}
 
 
 def promote(gate: Path, policy: str, *, model_name: str, alias: str) -> Promotion:
-    """Check that everything is as the gate saw it, register the policy and move the alias.
+    """Check that nothing has changed since the gate, register the policy and move the alias.
 
     May be repeated, also after a failure half-way.
 
@@ -71,17 +70,17 @@ def promote(gate: Path, policy: str, *, model_name: str, alias: str) -> Promotio
         alias: what to move; `candidate` only registers.
 
     Raises:
-        NotPromoted: naming what is not as it was.
+        NotPromoted: naming what has changed.
         RegistryDown: MLflow does not answer.
     """
-    decided = _passing(gate, policy)
+    decision = _passing(gate, policy)
     _refuse_changed_evaluation(gate, policy)
-    model = _folder(gate, policy)
-    _refuse_changed_weights(model, policy, decided)
+    model = resolve(gate.parent, policy)
+    _refuse_changed_weights(model, policy, decision)
     registry = Registry(tracking_uri(gate.parent), model_name)
-    expected = _expected(registry, decided, alias)
+    expected = _expected(registry, decision, alias)
     links = _links(gate.parent)
-    tags = _tags(gate, model, decided, links)
+    tags = _tags(gate, model, decision, links)
     version = registry.register(Path(located(model)), tags, links["runs"].get(policy))
     if alias == CANDIDATE:
         return Promotion(version, None, tags)
@@ -95,7 +94,7 @@ def promote(gate: Path, policy: str, *, model_name: str, alias: str) -> Promotio
     return Promotion(version, before.version, tags)
 
 
-# -------------------------------------------------------------------------- is all as the gate saw it?
+# -------------------------------------------------------------------------- has anything changed?
 
 
 def _passing(gate: Path, policy: str) -> dict[str, Any]:
@@ -103,18 +102,18 @@ def _passing(gate: Path, policy: str) -> dict[str, Any]:
     manifest = read_manifest(gate)
     if sha256_file(gate / "verdict.json") != manifest["outputs"]["verdict.json"]:
         raise NotPromoted(f"{gate / 'verdict.json'} is not what the gate wrote; make it again: rm -r {gate}")
-    decided: dict[str, Any] = read_json(gate / "verdict.json")
-    if decided["candidate"] != policy:
+    decision: dict[str, Any] = read_json(gate / "verdict.json")
+    if decision["candidate"] != policy:
         raise NotPromoted(
-            f"{gate.name} judged {decided['candidate']}, not {policy}: {policy} is not promoted"
+            f"{gate.name} judged {decision['candidate']}, not {policy}: {policy} is not promoted"
         )
-    if decided["verdict"] != "pass":
+    if decision["verdict"] != "pass":
         raise GateClosed(
-            f"{policy} is not promoted: {gate.name} says {decided['verdict'].upper()} "
-            f"({'; '.join(decided['reasons'])})",
-            decided["verdict"],
+            f"{policy} is not promoted: {gate.name} says {decision['verdict'].upper()} "
+            f"({'; '.join(decision['reasons'])})",
+            decision["verdict"],
         )
-    return decided
+    return decision
 
 
 def _refuse_changed_evaluation(gate: Path, policy: str) -> None:
@@ -127,13 +126,13 @@ def _refuse_changed_evaluation(gate: Path, policy: str) -> None:
         raise NotPromoted(f"{evaluation} was made again after {gate.name} had judged it; {again}")
     if sha256_file(evaluation / "scores.json") != evaluated["outputs"]["scores.json"]:
         raise NotPromoted(f"{evaluation / 'scores.json'} is not what the evaluation wrote; {again}")
-    model = _folder(gate, policy)
+    model = resolve(gate.parent, policy)
     now = foreign_digest(policy) if "/" in policy else read_manifest(model)["output_digest"]
     if evaluated["inputs"][policy] != now:
         raise NotPromoted(f"{model} was made again after {evaluation.name} had scored it; {again}")
 
 
-def _refuse_changed_weights(model: Path, policy: str, decided: dict[str, Any]) -> None:
+def _refuse_changed_weights(model: Path, policy: str, decision: dict[str, Any]) -> None:
     """The files must be those of the manifest; without one, the weights those that the gate hashed."""
     if (model / MANIFEST).exists():
         written = read_manifest(model)["outputs"]
@@ -147,27 +146,22 @@ def _refuse_changed_weights(model: Path, policy: str, decided: dict[str, Any]) -
         extra = {str(path.relative_to(model)) for path in (model / "model").rglob("*.safetensors")} - {*files}
         if extra:
             raise NotPromoted(f"{model / min(extra)} was added after {model.name} had been made")
-    elif weights_sha256(located(model)) != decided.get("weights", {}).get(policy):
+    elif weights_sha256(located(model)) != decision.get("weights", {}).get(policy):
         raise NotPromoted(f"the weights in {model} have changed since the gate judged them")
 
 
-def _expected(registry: Registry, decided: dict[str, Any], alias: str) -> Holder:
-    """Who held the alias when the gate decided; nobody, if it was told of no registered model."""
-    noted = decided.get("registry", {})
+def _expected(registry: Registry, decision: dict[str, Any], alias: str) -> Holder:
+    """The holder of the alias at the gate's decision; nobody, if no registered model was named to it."""
+    noted = decision.get("registry", {})
     name, judged_alias = noted.get("model_name"), noted.get("alias", alias)
     if name is not None and name != registry.name:
         raise NotPromoted(f"the gate compared with {name!r}, not with {registry}: name one model in both")
     if alias != judged_alias:
         return registry.holder(alias)  # the gate says nothing about this alias
-    return Holder(**decided["champion"]) if decided.get("champion") else Holder(None, None, None)
+    return Holder(**decision["champion"]) if decision.get("champion") else Holder(None, None, None)
 
 
-# -------------------------------------------------------------------------- what is told of it
-
-
-def _folder(gate: Path, policy: str) -> Path:
-    """A policy's folder: a stage of the gate's run, or a path as the recipe has it."""
-    return Path(policy).expanduser() if "/" in policy else gate.parent / policy
+# -------------------------------------------------------------------------- the version's tags
 
 
 def _links(run: Path) -> dict[str, Any]:
@@ -177,16 +171,16 @@ def _links(run: Path) -> dict[str, Any]:
     return links if links.get("tracking_uri") == tracking_uri(run) else {"run_id": None, "runs": {}}
 
 
-def _tags(gate: Path, model: Path, decided: dict[str, Any], links: dict[str, Any]) -> dict[str, str]:
-    """What the decision rests on, as the version's tags; what is not known has no tag."""
+def _tags(gate: Path, model: Path, decision: dict[str, Any], links: dict[str, Any]) -> dict[str, str]:
+    """The evidence of the decision as the version's tags; unknown values have no tag."""
     judged = read_manifest(gate)
     evaluation = gate.parent / judged["config"]["evaluation"]
     judge = read_json(evaluation / "scores.json").get("judge", {})
-    history = lineage(model) if (model / MANIFEST).exists() else None
+    history = complete_ancestry(model) if (model / MANIFEST).exists() else None
     tags = {
-        "gate.verdict": decided["verdict"],
+        "gate.verdict": decision["verdict"],
         "gate.digest": judged["output_digest"],
-        "gate.thresholds_sha256": decided.get("thresholds_sha256"),
+        "gate.thresholds_sha256": decision.get("thresholds_sha256"),
         "gate.run": links["runs"].get(gate.name),
         "evaluation.digest": judged["inputs"][evaluation.name],
         "judge.name": judge.get("name"),

@@ -29,9 +29,10 @@ from align.training.data_loading import Examples, Part
 from align.training.filtering import keep, saved_effects
 from align.training.methods import Schedule, supervised_fine_tuning
 from align.training.preflight import check_clip_lengths
+from preference_data.dataset import dataset
+from preference_data.dataset.dataset import Dataset
 from preference_data.dataset.filters import Limits
 from preference_data.dataset.manifest import Selection
-from preference_data.dataset.sources import Source, sources, table
 from preference_data.schema import AudioClip, Chat, TaskExample
 
 
@@ -40,15 +41,15 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     tuning = tuning_of(config)
     model, processor = tuning.load(policy), qwen2_audio.load_processor(policy)
-    check_clip_lengths(table(corpus, "clips", AudioClip), processor, config.max_bad_fraction)
-    chats, counts = sources(corpus, "sft", Chat), dict[str, float]()
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
+    chats, counts = Dataset(corpus).parts(Chat), dict[str, float]()
     if config.filters != Filters():
         collator = SFTCollator(processor, ClipFeatures(processor, corpus), packed=tuning.packed)
         if tuning.packed:
             pack(model, tuning.attention)  # for the filter; training packs it again, which changes nothing
         effects = partial(_effects, config, model, collator, out)
         limits, least = _limits(config.filters), config.filters.min_audio_effect
-        kept = keep(table(corpus, "sft", Chat), limits, out, least, effects)
+        kept = keep(Dataset(corpus).table(Chat), limits, out, least, effects)
         chats, counts = _selected(chats, np.array(kept.numbers)), kept.counts
     method = supervised_fine_tuning(
         _examples(config, corpus, chats),
@@ -91,8 +92,8 @@ def _effects(
         return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, on_progress)
 
 
-def _selected(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source[Chat]]:
-    """Each data set with only the chats of these numbers, which count through all data sets."""
+def _selected(chats: Sequence[dataset.Part[Chat]], numbers: np.ndarray) -> list[dataset.Part[Chat]]:
+    """Each dataset with only the chats of these numbers, which count through all datasets."""
     left, start = [], 0
     for source in chats:
         end = start + len(source.records)
@@ -102,11 +103,11 @@ def _selected(chats: Sequence[Source[Chat]], numbers: np.ndarray) -> list[Source
     return left
 
 
-def _examples(config: SFTConfig, corpus: Path, chats: Sequence[Source[Chat]]) -> Examples:
+def _examples(config: SFTConfig, corpus: Path, chats: Sequence[dataset.Part[Chat]]) -> Examples:
     parts = [Part(name, records, share * (1 - config.replay), chat_row) for name, records, share in chats]
     if config.replay:
         parts += [
             Part(name, records, share * config.replay, partial(task_row, prompt_format=config.prompt_format))
-            for name, records, share in sources(corpus, "pretrain", TaskExample)
+            for name, records, share in Dataset(corpus).parts(TaskExample)
         ]
     return Examples(parts, config.steps * config.batch_size, config.seed)

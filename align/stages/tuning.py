@@ -7,7 +7,7 @@ from align.training.tuning import LoRA, Tuning
 
 
 def tuning_of(config: TrainingConfig) -> Tuning:
-    """What learns, and over which processes, by a stage's config."""
+    """The parts that learn, and over which processes, by a stage's config."""
     hardware = config.hardware or Hardware()
     lora = config.adapter
     return Tuning(

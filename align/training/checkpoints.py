@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,13 +28,7 @@ from uuid import uuid4
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    Qwen2AudioForConditionalGeneration,
-    Qwen2AudioProcessor,
-    Trainer,
-    set_seed,
-)
+from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from align.models import shards
 from align.models.qwen2_audio import model as qwen2_audio
@@ -177,6 +171,14 @@ def check_resumable(checkpoint: Path, strategy: Strategy) -> None:
         )
 
 
+def keep_newest(folder: Path, candidates_every: int | None) -> None:
+    """Remove all checkpoints but the newest; with `candidates_every` so many steps the weights stay."""
+    for old in checkpoints(folder)[:-1]:
+        if candidates_every and step_of(old) % candidates_every == 0:  # else: of a stop
+            _keep_candidate(old)
+        _remove(old)
+
+
 def _keep_candidate(checkpoint: Path) -> None:
     """Keep a checkpoint's weights as a candidate; where the file system can, without copying them."""
     staged = checkpoint.with_name(f"{STAGING}{checkpoint.name}-{uuid4().hex[:8]}")
@@ -256,87 +258,32 @@ def _write_frozen(frozen: Iterable[tuple[str, Tensor]], final: Path, digest: str
     commit_folder(staged, final)
 
 
-# -------------------------------------------------------------------------- in a trainer
+# -------------------------------------------------------------------------- weights that learn
 
 
-class AtomicCheckpoints(Trainer):
-    """Mixin for a Trainer: one checkpoint to resume from, with `keep_candidates` the weights of all others.
+def save_learned(model: PreTrainedModel, folder: Path, gathered: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights that learn under the Hub's names; `gathered` are DeepSpeed's, whole again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, learned = model.state_dict() if gathered is None else gathered, _learned_names(model)
+    shards.write(((hub_name(name), weights[name]) for name in weights if name in learned), folder)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
 
-    Mends three things of transformers 5.23's Trainer: it writes a checkpoint in place, so a kill leaves half
-    of one that `resume` then picks; its resume loads no weights at all for models whose saved names differ
-    from their module names (Qwen2-Audio), with only a log line; and under ZeRO-3 it saves names that no other
-    program knows (`language_model.model.model.*`).
+
+def load_learned(model: nn.Module, checkpoint: Path) -> None:
+    """Load the weights that learn, each in its own type.
+
+    Raises:
+        CannotResume: other weights learned when they were saved.
     """
-
-    keep_candidates: bool = False
-    strategy: Strategy = "ddp"
-    frozen_digest: str = ""
-    """See `keep_frozen`."""
-    model: Any
-    _staging: Path | None = None
-    _total_train_tokens: float
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        # A name of its own: a straggler of a killed attempt may still be writing into another
-        staged = folder / processes.broadcast(f"{STAGING}{name}-{uuid4().hex[:8]}")
-        self._staging = staged
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        if processes.is_first():
-            write_json(staged / name / TOKENS, self._total_train_tokens)
-        facts = {"strategy": self.strategy, "workers": processes.world_size(), "frozen": self.frozen_digest}
-        seal(staged / name, folder / name, facts)
-        if processes.is_first():
-            shutil.rmtree(staged)
-            for old in checkpoints(folder)[:-1]:
-                if self.keep_candidates and step_of(old) % self.args.save_steps == 0:  # else: of a stop
-                    _keep_candidate(old)
-                _remove(old)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the weights that learn under the Hub's names; `state_dict` is what DeepSpeed has gathered."""
-        model = self.model
-        if not isinstance(model, PreTrainedModel):  # low-rank updates
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            folder, learned = Path(output_dir or self.args.output_dir), _learned_names(model)
-            folder.mkdir(parents=True, exist_ok=True)
-            weights = model.state_dict() if state_dict is None else state_dict
-            learning = ((hub_name(name), weights[name]) for name in weights if name in learned)
-            shards.write(learning, folder)
-            model.config.save_pretrained(folder)
-            model.generation_config.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights that learn, each in its own type."""
-        target: Any = self.model if model is None else model
-        if hasattr(target, "peft_config") or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = shards.SavedTensors(Path(resume_from_checkpoint))
-        learned = {hub_name(name): w for name, w in target.named_parameters() if w.requires_grad}
-        if set(saved.names) != learned.keys():
-            differing = sorted(set(saved.names) ^ learned.keys())
-            raise CannotResume(
-                f"in {resume_from_checkpoint} other weights learned than now: {', '.join(differing[:3])}"
-            )
-        with torch.no_grad():
-            for name, weight in learned.items():
-                weight.copy_(saved[name])
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Random states are those of each rank; with other ranks than before, they follow from the step."""
-        if checkpoint and read_json(Path(checkpoint) / MANIFEST)["workers"] != processes.world_size():
-            set_seed(self.args.seed + step_of(Path(checkpoint)))
-        else:
-            super()._load_rng_state(checkpoint)
+    saved = shards.SavedTensors(checkpoint)
+    learned = {hub_name(name): w for name, w in model.named_parameters() if w.requires_grad}
+    if set(saved.names) != learned.keys():
+        differing = sorted(set(saved.names) ^ learned.keys())
+        raise CannotResume(f"in {checkpoint} other weights learned than now: {', '.join(differing[:3])}")
+    with torch.no_grad():
+        for name, weight in learned.items():
+            weight.copy_(saved[name])
 
 
 # -------------------------------------------------------------------------- the policy

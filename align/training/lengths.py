@@ -18,7 +18,7 @@ from align.models.qwen2_audio.clips import n_audio_tokens
 from align.training.collate import Row
 from align.training.data_loading import Examples
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.dataset.sources import table
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
 
 _BYTES_PER_TOKEN = 4
@@ -86,7 +86,7 @@ class Lengths:
     @cached_property
     def clips(self) -> ClipTokens:
         """Of the corpus."""
-        return ClipTokens(table(self.corpus, "clips", AudioClip), self.processor)
+        return ClipTokens(Dataset(self.corpus).table(AudioClip), self.processor)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy for another process takes the table along."""

@@ -156,7 +156,7 @@ class Choice(NamedTuple):
     micro_batch: int
     checkpointed: int
     activations: float
-    one_example: float
+    full_activations: float
     """Bytes of one example with nothing checkpointed; infinite if it did not fit."""
 
 
@@ -172,14 +172,14 @@ def choose(measure: Callable[[int], float], *, examples: int, room: float, layer
             with its own activations beside its input.
     """
     measure = cache(measure)
-    one = measure(0)
+    full = measure(0)
     for n in range(examples, 0, -1):
-        if examples % n == 0 and n * one <= room:
-            return Choice(n, 0, n * one, one)
+        if examples % n == 0 and n * full <= room:
+            return Choice(n, 0, n * full, full)
     counts = range(1, layers)
     at = bisect_left(counts, True, key=lambda n: measure(n) <= room)
     n = counts[min(at, len(counts) - 1)] if counts else 0
-    return Choice(1, n, measure(n), one)
+    return Choice(1, n, measure(n), full)
 
 
 def _measured_plan(
@@ -231,7 +231,9 @@ def _reason(choice: Choice, noun: str, examples: int, layers: int, standing: flo
         )
     may = f"{_size(room)} may be used for them"
     if choice.checkpointed:
-        needed = _size(choice.one_example) if math.isfinite(choice.one_example) else "more than there is"
+        needed = (
+            _size(choice.full_activations) if math.isfinite(choice.full_activations) else "more than there is"
+        )
         return f"{batches}, {checkpointed}: all activations of one {noun} take {needed}, {may}"
     return f"{batches}: activations of {_size(choice.activations)}, {may}; no layer is checkpointed"
 
@@ -306,7 +308,7 @@ def _activations(
     checkpoint_layers(checkpointed)
     try:
         if model.device.type == "cuda":
-            return _peak_on_gpu(model, forward)
+            return _peak_on_gpu(model, forward, model.device)
         return kept_by_autograd(model, forward, checkpointed)
     except torch.OutOfMemoryError:
         return math.inf
@@ -314,7 +316,7 @@ def _activations(
         restore_layers(checkpointed)
 
 
-def _peak_on_gpu(model: nn.Module, forward: Callable[[], Tensor]) -> float:
+def _peak_on_gpu(model: nn.Module, forward: Callable[[], Tensor], device: torch.device) -> float:
     """By torch's allocator; gradients, which the strategy's arithmetic counts, are dropped as they come."""
 
     def drop(weight: Tensor) -> None:
@@ -323,11 +325,11 @@ def _peak_on_gpu(model: nn.Module, forward: Callable[[], Tensor]) -> float:
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     hooks = [weight.register_post_accumulate_grad_hook(drop) for weight in learned]
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     try:
         forward().sum().backward()
-        return float(torch.cuda.max_memory_allocated() - before)
+        return float(torch.cuda.max_memory_allocated(device) - before)
     finally:
         for hook in hooks:
             hook.remove()

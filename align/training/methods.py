@@ -37,7 +37,7 @@ class Method:
     longest: Callable[[Lengths, bool], Longest]
     """The example that needs most memory, packed or not."""
     collator: Callable[[Any, ClipFeatures, bool], Callable[[Sequence[Row]], dict[str, Any]]]
-    """Of a processor, features, and whether batches are packed."""
+    """Takes a processor, features, and whether batches are packed."""
     trainer: Callable[..., AudioTrainer]
     config: type[Any]
     """TRL's config class."""

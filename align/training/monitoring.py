@@ -1,4 +1,4 @@
-"""What a training logs beside TRL's metrics: loss by task, throughput, useful work, and alarms.
+"""Metrics of a training beside TRL's: loss by task, throughput, useful work, and alarms.
 
 Only too many unreadable clips stop a run here; a loss that is not a number does in `trainers`.
 """

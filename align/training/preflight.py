@@ -232,6 +232,19 @@ def check_clip_lengths(
         )
 
 
+def check_context(row: Row, tokens: int, context: int) -> None:
+    """Check that the longest example fits the positions that the language model knows: nothing is cut.
+
+    Raises:
+        NotReady: with its tokens, its clips and the beginning of its row.
+    """
+    if tokens > context:
+        raise NotReady(
+            f"an example has {tokens} tokens, of {len(row['audios'])} clips among others, but the language "
+            f"model knows positions up to {context}. Shorten it, or leave it out. Its row: {str(row)[:300]}"
+        )
+
+
 def checkpoint_bytes(model: nn.Module, *, in_deepspeed: bool) -> int:
     """About how large a checkpoint is: of the weights that learn their values and Adam's state.
 

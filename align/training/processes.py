@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed, nn
-from transformers import Qwen2AudioForConditionalGeneration
+
+if TYPE_CHECKING:
+    from transformers import Qwen2AudioForConditionalGeneration
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from align.training.collate import Row
 from preference_data.store import write_text
 
 NAMES = ("ref_chosen_logps", "ref_rejected_logps")
-"""The columns in which TRL reads log p(answer | prompt) of the reference, in nats."""
+"""The columns in which TRL reads log p(completion | prompt) of the reference, in nats."""
 Logps = dict[str, list[float]]
 """Log-probs by their names in `NAMES`, in the rows' order."""
 

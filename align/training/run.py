@@ -35,7 +35,7 @@ from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
-from align.training.preflight import Preflight
+from align.training.preflight import Preflight, check_context
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning, prepare_model
 
@@ -90,6 +90,9 @@ def train(
         The last logged metrics, the memory plan, and those of the checkpoint that was chosen.
     """
     lengths, settings = Lengths(corpus, processor), {**method.trl, **trl}
+    longest = method.longest(lengths, tuning.packed)
+    tokens = lengths.tokens(longest.row, packed=False) // (2 if "chosen" in longest.row else 1)
+    check_context(longest.row, tokens, model.config.text_config.max_position_embeddings)
     loader = loader_arguments(settings)
     cache_bytes = CACHE_BYTES // max(1, loader["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
@@ -104,7 +107,7 @@ def train(
             name=out.name,
             folder=out.path,
             batch_size=schedule.batch_size,
-            longest=lambda: method.longest(lengths, tuning.packed),
+            longest=lambda: longest,
             collate=collator,
             # of DPO: unless its log-probs are there before, or the policy without its adapters is it
             with_reference=tuning.lora is None and not settings.get("precompute_ref_log_probs", True),
@@ -165,7 +168,7 @@ def arguments(
     parts = processes.world_size() * accumulation
     if schedule.batch_size % parts:
         raise ValueError(
-            f"batch_size {schedule.batch_size} cannot be split evenly over {parts} "
+            f"batch_size {schedule.batch_size} cannot be divided evenly over {parts} "
             "(processes x micro-batches)"
         )
     on_gpu = torch.cuda.is_available()
@@ -181,7 +184,7 @@ def arguments(
         "dataloader_pin_memory": on_gpu,
         "activation_checkpointing": False,
         "train_sampling_strategy": "sequential",  # the data set has the order, see `data_loading`
-        "logging_steps": 10,
+        "logging_steps": min(10, schedule.steps),
         "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -312,7 +315,7 @@ def _scored_once(
     folder: Path,
 ) -> dict[str, float]:
     """Metrics of a checkpoint's policy, kept in `folder`."""
-    path = folder / f"{checkpoint.name}.json"
+    path = folder / f"checkpoint-{step_of(checkpoint)}.json"
     if not path.exists():
         with as_policy(checkpoint, base, processor) as policy:
             write_json(path, dict(score(policy)))

@@ -7,7 +7,6 @@ every strategy takes the same steps.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
@@ -79,30 +78,11 @@ def begin(strategy: Strategy) -> None:
         )
     import deepspeed  # patches what it finds loaded: only where a strategy needs it
 
-    from align.training.library_fixes import leave_frozen_weights_out
+    from align.training.library_fixes import compile_once, leave_frozen_weights_out
 
     leave_frozen_weights_out()
-    _compile_once()
+    compile_once()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
-
-
-def _compile_once() -> None:
-    """Load the op that DeepSpeed needs on a CPU, compiled on first use by one process at a time.
-
-    torch marks a build by a file. If its process is killed, the mark stays, and all later ones wait for it
-    for ever, without a word. Who holds our lock, which dies with its holder, may remove such a mark.
-    """
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils import cpp_extension
-
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None:
-        return
-    folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
-    with (folder / ".align-lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        builder.load(verbose=False)
 
 
 def end() -> None:

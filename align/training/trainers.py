@@ -7,76 +7,44 @@ Losses, metrics, reference handling and scheduling stay TRL's. What of it is pri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils import data
-from transformers import TrainerControl, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerControl
 from trl import SFTTrainer
 
 from align.models.answer_head import answers_only
 from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import is_packed, pack
-from align.run_folder.artifacts import read_json
 from align.training import processes
-from align.training.checkpoints import TOKENS, NonFiniteLoss, keep_frozen
+from align.training.checkpoints import NonFiniteLoss
 from align.training.collate import Row
 from align.training.data_loading import ABOUT, Rows
 from align.training.library_fixes import FixedDPOTrainer, FixedTrainer
 from align.training.monitoring import StepMeter, TaskLosses
 from align.training.processes import eval_mode
 from align.training.reference import Logps, ReferenceStore, batches_of, merge, processor_digest
-from align.training.strategies import Strategy, whole_models
+from align.training.strategies import whole_models
 
 
 class AudioTrainer(FixedTrainer):
     """Mixin for TRL's trainers: meters steps, names missing ranks, and stops at a loss that is not finite."""
 
-    def __init__(
-        self,
-        *args: Any,
-        strategy: Strategy = "ddp",
-        undecayed: frozenset[str] = frozenset(),
-        keep_candidates: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """TRL's arguments, and more.
-
-        Args:
-            strategy: how the training is spread over processes.
-            undecayed: weights that weight decay leaves alone, beside biases and norms.
-            keep_candidates: keep the weights of every checkpoint, to choose among them.
-            args: for TRL.
-            kwargs: for TRL.
-        """
-        self.strategy, self.undecayed = strategy, undecayed
-        self.keep_candidates = keep_candidates
+    def __init__(self, *args: Any, undecayed: frozenset[str] = frozenset(), **kwargs: Any) -> None:
+        """TRL's arguments; weight decay leaves the weights `undecayed` alone, beside biases and norms."""
+        self._undecayed = undecayed
         self._step_losses: list[Tensor] = []
         super().__init__(*args, **kwargs)
         inner: Any = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         self._meter = StepMeter(self.processing_class, cost_of(inner), dtype)
 
-    def train_from(self, checkpoint: Path | None) -> None:
-        """Train to the end, from a checkpoint or from the start."""
-        self.frozen_digest = keep_frozen(self.model, Path(self.args.output_dir), checkpoint)
-        if checkpoint is not None:
-            self._total_train_tokens = read_json(checkpoint / TOKENS)
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-    def load_finished(self, checkpoint: Path) -> None:
-        """Load the state of a training that had ended: the Trainer would take one more step first."""
-        if not self.is_deepspeed_enabled:  # whose engine is not built yet: the checkpoint is what counts
-            self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the weights that decay."""
-        return [name for name in super().get_decay_parameter_names(model) if name not in self.undecayed]
+        return [name for name in super().get_decay_parameter_names(model) if name not in self._undecayed]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: TRL writes a README per checkpoint; a stage's manifest says more."""

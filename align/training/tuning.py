@@ -1,4 +1,4 @@
-"""What of a policy learns and over which processes, and the one function that makes a model ready for it."""
+"""The parts of a policy that learn, over which processes, and the one function that prepares a model."""
 
 from __future__ import annotations
 
@@ -159,16 +159,16 @@ def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Pa
 
 
 def learn_rows(model: Qwen2AudioForConditionalGeneration, rows: Sequence[int]) -> None:
-    """Of the embeddings and the head let only these rows learn.
+    """Let only these rows of the embeddings and the head learn.
 
     The gradient of the others is zero, and so are Adam's moments and its steps: they stay bit for bit, as
     long as weight decay leaves the tables alone (`Tuning.undecayed`). A hook on the weight comes
     before DDP and DeepSpeed see its gradient.
     """
-    kept = torch.tensor(rows, dtype=torch.long)
+    learned = torch.tensor(rows, dtype=torch.long)
 
     def of_rows(grad: torch.Tensor) -> torch.Tensor:
-        index = kept.to(grad.device)
+        index = learned.to(grad.device)
         return torch.zeros_like(grad).index_copy_(0, index, grad[index])
 
     for name in PARTS["new_tokens"]:

@@ -4,7 +4,8 @@ Files are untrusted: headers are bounded before a sample is decoded, samples are
 decodes a whole corpus in processes that may crash or hang without harm.
 
 The decoder is always libsndfile: another one changes the samples (FFmpeg mixes stereo 1.41 times
-louder). It takes half a WAV, Ogg or MP3 for a whole one, so what it is told of their length is checked.
+louder). It takes half a WAV, Ogg or MP3 for a whole file, so what their headers say of their length is
+checked.
 """
 
 from __future__ import annotations
@@ -26,18 +27,15 @@ import soundfile
 import soxr
 
 from preference_data.audio import mp3
-from preference_data.audio.clip_paths import BadAudio as BadAudio
-from preference_data.audio.clip_paths import ClipFile, ClipRoot
-from preference_data.audio.clip_paths import Reason as Reason
-from preference_data.audio.clip_paths import resolve_inside as resolve_inside
-from preference_data.audio.isolation import Died, in_workers
+from preference_data.audio.clip_files import BadAudio, ClipFile, Reason
+from preference_data.audio.isolation import Died, in_order
 from preference_data.audio.tar_shards import BadShard
 
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
 
 Depth = Literal["header", "samples"]
 """How far a file is looked at. By its header alone is about ten times faster, and takes half a FLAC for a
-whole one; by its samples, nothing that a training run cannot read gets through."""
+whole file; by its samples, nothing that a training run cannot read gets through."""
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
@@ -56,7 +54,7 @@ _TELLTALES = (  # offset, bytes and meaning of files that often stand where audi
 
 
 class AudioInfo(NamedTuple):
-    """What a file says about itself: `frames` are samples per channel, `sha256` is of its bytes.
+    """A file's header: `frames` are samples per channel, `sha256` is of its bytes.
 
     `format` is container and coding by the bytes, not by the name, e.g. "WAV/PCM_16".
     """
@@ -102,20 +100,20 @@ def load(clip: ClipFile, *, max_duration_s: float) -> np.ndarray:
 
 
 def audit(
-    root: Path,
+    find: Callable[[str], ClipFile],
     clips: Iterable[tuple[str, str]],
     *,
     max_duration_s: float,
     file_timeout_s: float = 20.0,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, AudioInfo], list[Quarantined]]:
-    """Decode every clip once, in worker processes, and say which are good and which are not.
+    """Decode every clip once, in worker processes, and tell good ones from bad ones.
 
     Args:
-        root: Folder that the paths are relative to and may not leave.
-        clips: (record id, relative path) pairs; ids are distinct.
+        find: Where the clip of a path is, e.g. `Dataset(folder).find`; used in worker processes.
+        clips: (record id, path) pairs; ids are distinct.
         max_duration_s: Longest clip, in seconds.
-        file_timeout_s: Longest time one file may take, in seconds; a file that takes longer is refused.
+        file_timeout_s: Longest time a file may take, in seconds; a file that takes longer is refused.
         on_progress: Called with the number of clips checked so far.
 
     Returns:
@@ -129,8 +127,8 @@ def audit(
     if twice := [record for record, n in Counter(record for record, _ in clips).items() if n > 1]:
         raise ValueError(f"record id {twice[0]!r} comes more than once; audit each clip once")
     outcomes = examine(
-        root,
-        (relative for _, relative in clips),
+        find,
+        (path for _, path in clips),
         by="samples",
         max_duration_s=max_duration_s,
         file_timeout_s=file_timeout_s,
@@ -148,42 +146,31 @@ def audit(
 
 
 def examine(
-    root: Path,
+    find: Callable[[str], ClipFile],
     paths: Iterable[str],
     *,
     by: Depth,
     max_duration_s: float,
     file_timeout_s: float = 20.0,
 ) -> Iterator[AudioInfo | BadAudio]:
-    """What each file is, or why it is refused, in the order of `paths`; in worker processes.
+    """Describe each file, or why it is refused, in the order of `paths`; in worker processes.
 
     `paths` is read as files are finished, so it may be longer than memory; the rest is as in `audit`.
 
     Raises:
         RuntimeError: no process starts; the calling script must guard its `__main__`.
     """
-    verify = partial(_verify, root=ClipRoot(root), max_duration_s=max_duration_s, by=by)
-    begun: dict[int, str] = {}
-
-    def beginning() -> Iterator[str]:
-        for index, path in enumerate(paths):
-            begun[index] = path
-            yield path
-
-    finished: dict[int, AudioInfo | BadAudio] = {}
-    told = 0
-    for index, outcome in in_workers(verify, beginning(), file_timeout_s):
-        path = begun.pop(index)
-        finished[index] = _blame(path, outcome) if isinstance(outcome, Died) else outcome
-        while told in finished:
-            yield finished.pop(told)
-            told += 1
+    verify = partial(_verify, find=find, max_duration_s=max_duration_s, by=by)
+    for path, outcome in in_order(verify, paths, file_timeout_s):
+        yield _blame(path, outcome) if isinstance(outcome, Died) else outcome
 
 
-def _verify(relative: str, root: ClipRoot, max_duration_s: float, by: Depth) -> AudioInfo | BadAudio:
-    """What a worker does with one file."""
+def _verify(
+    path: str, find: Callable[[str], ClipFile], max_duration_s: float, by: Depth
+) -> AudioInfo | BadAudio:
+    """Check a file, in a worker."""
     try:
-        clip = root.find(relative)
+        clip = find(path)
         with _opened(clip, max_duration_s) as (file, sound):
             if by == "samples":
                 _decode(clip, sound)
@@ -207,7 +194,7 @@ def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, sou
 
 
 def _file(clip: ClipFile) -> FileIO:
-    """A clip's bytes as a file; those of a shard's member as one in memory, so that all go the same way."""
+    """A clip's bytes as a file; those of a shard's member as a file in memory: all go the same way."""
     if isinstance(clip, Path):
         if clip.exists() and not clip.is_file():  # opening a pipe would wait for its writer
             raise BadAudio(clip, "not_a_file", "is a folder or a device; name an audio file")

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 _SPAWN = multiprocessing.get_context("spawn")  # not fork: the parent has threads and much memory
 _WORKER_BYTES = 2 * 2**30  # memory that a worker may take on top of what it starts with
 _GUARD = 'guard the calling script by `if __name__ == "__main__":`'
 
 
 class Died(NamedTuple):
-    """What is known of an item whose worker ended: the worker's exit code; a negative one is a signal."""
+    """An item whose worker ended, with the worker's exit code; a negative code is a signal."""
 
     exit_code: int | None
 
@@ -32,20 +33,19 @@ class Died(NamedTuple):
         return self.exit_code == -signal.SIGALRM
 
 
-class _Worker(Generic[T]):
-    """A process that holds one item at a time, so that it is known what it died of."""
+class _Worker(Generic[Item, T]):
+    """A process that holds a single item at a time, so that it is known which item killed it."""
 
-    def __init__(self, work: Callable[[str], T], timeout_s: float) -> None:
-        self.index: int | None = None  # of its item; None until its first message: "I am up"
-        self.item = ""
+    def __init__(self, work: Callable[[Item], T], timeout_s: float) -> None:
+        self.held: tuple[int, Item] | None = None  # None until its first message: "I am up"
         self.pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, work, timeout_s), daemon=True)
         self._process.start()
         theirs.close()
 
-    def give(self, index: int, item: str) -> None:
-        self.index, self.item = index, item
-        with suppress(BrokenPipeError):  # it died idle; `take` will say so
+    def give(self, index: int, item: Item) -> None:
+        self.held = index, item
+        with suppress(BrokenPipeError):  # it died idle; `take` will return how
             self.pipe.send(item)
 
     def take(self) -> T | Died:
@@ -61,8 +61,8 @@ class _Worker(Generic[T]):
         self._process.join()
 
 
-def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None:
-    """A worker's life: one item in, one result out, until the other end closes."""
+def _serve(pipe: Connection, work: Callable[[Item], T], timeout_s: float) -> None:
+    """A worker's life: an item in, a result out, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even inside a C decoder that loops
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or cannot be set
@@ -81,49 +81,71 @@ def _serve(pipe: Connection, work: Callable[[str], T], timeout_s: float) -> None
 
 
 def in_workers(
-    work: Callable[[str], T], items: Iterable[str], timeout_s: float
+    work: Callable[[Item], T], items: Iterable[Item], timeout_s: float
 ) -> Iterator[tuple[int, T | Died]]:
     """Yield (index, result) of every item as results come.
 
-    An item is taken from `items` when a worker is free for it, so `items` may be longer than memory. One
+    An item is taken from `items` when a worker is free for it, so `items` may be longer than memory. An item
     whose worker died gets a second worker, as the first may have been killed for another's sake (the
-    system's memory ran out); one that took longer than `timeout_s` does not.
+    system's memory ran out); an item that took longer than `timeout_s` does not.
     """
     waiting = _Waiting(items)
     suspects: set[int] = set()
-    workers = [_Worker(work, timeout_s) for _ in range(waiting.at_most(min(8, os.cpu_count() or 1)))]
+    workers: list[_Worker[Item, T]] = [
+        _Worker(work, timeout_s) for _ in range(waiting.at_most(min(8, os.cpu_count() or 1)))
+    ]
     try:
         while workers:
             ready = wait([worker.pipe for worker in workers])
             for worker in [worker for worker in workers if worker.pipe in ready]:
-                index, item, result = worker.index, worker.item, worker.take()
+                held, result = worker.held, worker.take()
                 if not isinstance(result, Died) and waiting.any_left():
                     worker.give(*waiting.take())
                 else:
                     worker.stop()
                     workers.remove(worker)
                 if isinstance(result, Died):
-                    if index is None:
+                    if held is None:
                         raise RuntimeError(f"a decoder process does not start: {result}; {_GUARD}")
-                    if index not in suspects and not result.of_timeout:
-                        suspects.add(index)
-                        waiting.again.append((index, item))
-                        index = None
+                    if held[0] not in suspects and not result.of_timeout:
+                        suspects.add(held[0])
+                        waiting.again.append(held)
+                        held = None
                     if waiting.any_left():
                         workers.append(_Worker(work, timeout_s))
-                if index is not None:
-                    yield index, result
+                if held is not None:
+                    yield held[0], result
     finally:
         for worker in workers:
             worker.stop()
 
 
-class _Waiting:
+def in_order(
+    work: Callable[[Item], T], items: Iterable[Item], timeout_s: float
+) -> Iterator[tuple[Item, T | Died]]:
+    """Yield every item with its result in the order of `items`, see `in_workers`."""
+    begun: dict[int, Item] = {}
+    finished: dict[int, T | Died] = {}
+    following = 0
+
+    def beginning() -> Iterator[Item]:
+        for index, item in enumerate(items):
+            begun[index] = item
+            yield item
+
+    for index, result in in_workers(work, beginning(), timeout_s):
+        finished[index] = result
+        while following in finished:
+            yield begun.pop(following), finished.pop(following)
+            following += 1
+
+
+class _Waiting(Generic[Item]):
     """Items with their index, those to be tried again first."""
 
-    def __init__(self, items: Iterable[str]) -> None:
+    def __init__(self, items: Iterable[Item]) -> None:
         self._new = enumerate(items)
-        self.again: deque[tuple[int, str]] = deque()
+        self.again: deque[tuple[int, Item]] = deque()
 
     def at_most(self, n: int) -> int:
         """How many are left, looking no further than `n`."""
@@ -133,5 +155,5 @@ class _Waiting:
     def any_left(self) -> bool:
         return self.at_most(1) > 0
 
-    def take(self) -> tuple[int, str]:
+    def take(self) -> tuple[int, Item]:
         return self.again.popleft()

@@ -25,7 +25,7 @@ def with_header(content: bytes) -> bytes | None:
     """The same frames behind a header that says how many there are.
 
     None unless whole layer III frames of one kind fill the file, but for an ID3 or APE tag around them: then
-    nobody can say how long it is (the free format), or it is cut off or damaged.
+    its length is unknown (the free format), or it is cut off or damaged.
     """
     first = skip_tag(content[:10])
     ends = list(_frame_ends(content, first))

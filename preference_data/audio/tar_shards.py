@@ -64,7 +64,7 @@ def find(shard: Path, name: str) -> Member:
 
     Raises:
         OSError: the shard cannot be read.
-        BadShard: it is no tar file or a damaged one, or has no such member.
+        BadShard: it is not a tar file, is a damaged one, or has no such member.
     """
     stat = shard.stat()
     index = _index_of(shard, stat.st_size, stat.st_mtime_ns)
@@ -77,15 +77,15 @@ def find(shard: Path, name: str) -> Member:
 
 @lru_cache(maxsize=_OPEN)
 def _index_of(shard: Path, size: int, mtime_ns: int) -> np.ndarray:
-    """The index of a shard, sorted by name: from beside it, else made and, if that can be, put there."""
+    """The index of a shard, sorted by name: from beside it, else read from the shard and kept there."""
     kept = shard.with_name(f".{shard.name}.{stable_id(size, mtime_ns)}.npy")
     if not kept.exists():
-        made = _made_index(shard)
+        index = _indexed(shard)
         try:
-            _save(made, kept)
+            _save(index, kept)
         except OSError as error:  # a read-only data set
             log.warning("%s cannot be written (%s): every process indexes %s anew", kept, error, shard)
-            return made
+            return index
     return np.load(kept, mmap_mode="r", allow_pickle=False)
 
 
@@ -98,7 +98,7 @@ def _save(index: np.ndarray, path: Path) -> None:
     path.chmod(0o644)
 
 
-def _made_index(shard: Path) -> np.ndarray:
+def _indexed(shard: Path) -> np.ndarray:
     """One pass over the headers."""
     names, offsets, sizes = array("Q"), array("Q"), array("Q")
     for member in _files(shard):
@@ -114,7 +114,7 @@ def _made_index(shard: Path) -> np.ndarray:
 
 
 def _files(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar in their order; links, devices and folders are nobody's clips."""
+    """The regular files of a tar in their order; links, devices and folders are not clips."""
     total, end = shard.stat().st_size, 0
     try:
         with tarfile.open(shard, "r:") as tar:  # "r:" takes no compressed ones, which have no random access
@@ -133,11 +133,11 @@ def _files(shard: Path) -> Iterator[tarfile.TarInfo]:
     except BadShard:
         raise
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:  # by damaged numbers
-        raise BadShard(f"is no plain tar file, or a damaged one ({error}); fetch it or unpack .gz") from error
+        raise BadShard(f"is not a plain tar file, or is damaged ({error}); fetch it or unpack .gz") from error
 
 
 def _fingerprint(name: str) -> int:
-    """64 bits for a name; `_made_index` refuses the (improbable) shard where two names share them."""
+    """64 bits for a name; `_indexed` refuses the (improbable) shard where two names share them."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 
@@ -160,7 +160,7 @@ def write_shards(
         (key, shard's name) of every sample, once its shard is in place.
 
     Raises:
-        ValueError: a key cannot be one.
+        ValueError: a key is empty or holds a mark that separates names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keys: list[str] = []

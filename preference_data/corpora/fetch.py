@@ -2,7 +2,7 @@
 
 A file grows in `.NAME.part` and gets its name once its length and checksum are right. A part is
 continued (RFC 9110, Range) only if the server says that the file is still the same, or a checksum will.
-A server that asks to wait (Retry-After) is left alone for as long, by all that fetch from it.
+A server that asks to wait (Retry-After) is left alone for as long.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -25,7 +25,7 @@ from preference_data.corpora.unpack import unpack
 from preference_data.store import write_text
 
 OnBytes = Callable[[str, int, int], object]
-"""Told a file's name, how many of its bytes are there, and how many there will be (0: unknown)."""
+"""Called with a file's name, how many of its bytes are there, and how many there will be (0: unknown)."""
 
 _ATTEMPTS = 6  # in a row that bring nothing new
 _FIRST_WAIT_S = 1.0  # doubled with every attempt
@@ -34,7 +34,7 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class DownloadFailed(RuntimeError):
-    """A file could not be fetched, or what came is not the file."""
+    """A file could not be fetched, or what came, or was there before, is not the file."""
 
 
 class UnknownPart(ValueError):
@@ -45,184 +45,124 @@ class RemoteFile(NamedTuple):
     """A file at its publisher. `max_gb` bounds what is accepted; `checksum` is "md5:…" or "sha256:…"."""
 
     url: str
-    name: str
     max_gb: float
     checksum: str | None = None
-    headers: Mapping[str, str] = {}
-    """Sent with the request, e.g. to authorise it."""
-    size: int = 0
-    """In bytes, where its publisher has told; 0 is unknown."""
+
+    @property
+    def name(self) -> str:
+        """Under which it is kept."""
+        return PurePosixPath(urlsplit(self.url).path).name
 
 
-class Stopped(DownloadFailed):
-    """Another file's failure, or the user, has ended this one; what came is kept."""
-
-
-class Publisher:
-    """The connections to a server, at most `at_once`, kept open between files; for several threads."""
-
-    def __init__(self, at_once: int = 1) -> None:
-        limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-        # Who waits for a connection waits for another file, which may be large
-        timeout = httpx.Timeout(60.0, pool=None)
-        self.client = httpx.Client(follow_redirects=True, timeout=timeout, limits=limits)
-        self._open_from = 0.0
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> Publisher:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.client.close()
-
-    def pause(self, seconds: float) -> None:
-        """Nobody asks for anything before that."""
-        self._open_from = max(self._open_from, time.monotonic() + seconds)
-
-    def wait(self) -> None:
-        """Until the server may be asked.
-
-        Raises:
-            Stopped: `stop` was called.
-        """
-        while (left := self._open_from - time.monotonic()) > 0:
-            self.sleep(left)
-        self.go_on()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but for `stop`.
-
-        Raises:
-            Stopped: see `wait`.
-        """
-        self._stopped.wait(seconds)
-        self.go_on()
-
-    def stop(self) -> None:
-        """End what is being fetched."""
-        self._stopped.set()
-
-    def go_on(self) -> None:
-        """Raise `Stopped` if that was asked for."""
-        if self._stopped.is_set():
-            raise Stopped("stopped; what came is kept: run the same command again to go on")
-
-
-def fetch_parts(
-    folder: Path,
-    parts: Mapping[str, Sequence[RemoteFile]],
-    wanted: Sequence[str] | None,
-    on_bytes: OnBytes | None = None,
-) -> None:
-    """Fetch all files of the wanted parts and unpack their archives, each once.
+def fetch_part(files: Sequence[RemoteFile], folder: Path, on_bytes: OnBytes | None = None) -> None:
+    """Fetch files and unpack their archives, each once.
 
     An archive is deleted when it is unpacked; `.fetched/NAME` says that it was.
 
     Raises:
-        UnknownPart: a part is not there; nothing was fetched.
         DownloadFailed: see `fetch`.
         BadArchive: see `unpack`.
     """
-    if unknown := [name for name in wanted or () if name not in parts]:
-        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(parts) or 'none'}")
-    for part in wanted or parts:
-        for file in parts[part]:
-            done = folder / ".fetched" / file.name
-            if done.exists():
-                continue
-            path = fetch(file, folder, on_bytes)
-            if file.name.endswith((".tar.gz", ".tgz", ".zip")):
-                unpack(path, folder)
-                write_text(done, json.dumps({"url": file.url, "checksum": file.checksum}) + "\n")
-                path.unlink()
+    for file in files:
+        done = folder / ".fetched" / file.name
+        if done.exists():
+            continue
+        path = fetch(file, folder, on_bytes)
+        if file.name.endswith((".tar.gz", ".tgz", ".zip")):
+            unpack(path, folder)
+            write_text(done, json.dumps({"url": file.url, "checksum": file.checksum}) + "\n")
+            path.unlink()
 
 
 def fetch(
-    file: RemoteFile,
-    folder: Path,
-    on_bytes: OnBytes | None = None,
-    *,
-    wait_s: float = _FIRST_WAIT_S,
-    publisher: Publisher | None = None,
+    file: RemoteFile, folder: Path, on_bytes: OnBytes | None = None, *, wait_s: float = _FIRST_WAIT_S
 ) -> Path:
-    """Fetch one file into `folder`, unless it is there; returns its path.
+    """Fetch a file into `folder`, unless it is there; returns its path.
 
     Args:
         file: what to fetch.
         folder: where to; made if missing.
-        on_bytes: told how far it is.
+        on_bytes: reports progress.
         wait_s: before the second attempt; doubled with every further one that brings nothing.
-        publisher: open connections; by default one for this file.
 
     Raises:
         DownloadFailed: the server refuses or keeps failing, the file is too large for its bound or the disk,
-            is a web page instead, or has another checksum; naming the address and the next step.
+            is a web page instead, or it, or what is there in its place, has another checksum; naming the
+            address and the next step.
     """
-    if publisher is None:
-        with Publisher() as own:
-            return fetch(file, folder, on_bytes, wait_s=wait_s, publisher=own)
     path = folder / file.name
-    if path.exists():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with part.open("ab") as output:
-        try:
-            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DownloadFailed(f"{path}: another process is fetching it; wait for that one") from None
-        _fill(file, part, output, publisher, on_bytes, wait_s)
-        output.flush()
-        os.fsync(output.fileno())
-        _check(file, part)
-        part.rename(path)
-    _state_of(part).unlink(missing_ok=True)
+    while not path.exists():
+        with part.open("ab") as output:
+            try:
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DownloadFailed(f"{path}: another process is fetching it; wait for that one") from None
+            # Between opening and locking another process may have finished: what was opened is `path` by now
+            if not _is_open_as(output, part):
+                continue
+            if path.exists():
+                part.unlink()
+                continue
+            _fill(file, part, output, on_bytes, wait_s)
+            output.flush()
+            os.fsync(output.fileno())
+            _check(file, part)
+            part.rename(path)
+        _state_of(part).unlink(missing_ok=True)
+        return path
+    if file.checksum and (problem := _other_checksum(file.checksum, path)):
+        raise DownloadFailed(
+            f"{path}: is there, but {problem}; it is damaged or another version. Remove it and run the same "
+            "command again"
+        )
     return path
 
 
-def _fill(
-    file: RemoteFile,
-    part: Path,
-    output: IO[bytes],
-    publisher: Publisher,
-    on_bytes: OnBytes | None,
-    wait_s: float,
-) -> None:
+def _is_open_as(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _fill(file: RemoteFile, part: Path, output: IO[bytes], on_bytes: OnBytes | None, wait_s: float) -> None:
     """Ask until the part is whole."""
     failures = 0
-    while True:
-        before, asked_s = output.tell(), 0.0
-        publisher.wait()
-        try:
-            if _attempt(file, part, output, publisher, on_bytes):
-                return
-            problem = f"the connection closed after {output.tell()} bytes"
-        except httpx.HTTPStatusError as error:
-            problem, asked_s = str(error), _retry_after_s(error.response)
-        except httpx.HTTPError as error:
-            problem = f"{type(error).__name__}: {error}"
-        failures = 0 if output.tell() > before else failures + 1
-        if failures >= _ATTEMPTS:
-            raise DownloadFailed(
-                f"{file.url}: {problem}; gave up after {failures} attempts. What came is kept: run the same "
-                f"command again to go on, or fetch it by other means and put it at {part.parent / file.name}"
-            )
-        publisher.pause(asked_s)
-        publisher.sleep(wait_s * 2 ** max(0, failures - 1))
+    with httpx.Client(follow_redirects=True, timeout=60.0) as client:
+        while True:
+            before, rest_s = output.tell(), 0.0
+            try:
+                if _attempt(client, file, part, output, on_bytes):
+                    return
+                problem = f"the connection closed after {output.tell()} bytes"
+            except httpx.HTTPStatusError as error:
+                problem, rest_s = str(error), _retry_after_s(error.response)
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__}: {error}"
+            failures = 0 if output.tell() > before else failures + 1
+            if failures >= _ATTEMPTS:
+                raise DownloadFailed(
+                    f"{file.url}: {problem}; gave up after {failures} attempts. What came is kept: run the "
+                    "same command again to go on, or fetch it by other means and put it at "
+                    f"{part.parent / file.name}"
+                )
+            time.sleep(max(rest_s, wait_s * 2 ** max(0, failures - 1)))
 
 
 def _retry_after_s(response: httpx.Response) -> float:
     """For how long a server that is busy wants to be left alone; 0 if it does not say, in seconds."""
-    said = response.headers.get("Retry-After", "")
-    return min(float(said), _LONGEST_WAIT_S) if said.isascii() and said.isdigit() else 0.0
+    wait = response.headers.get("Retry-After", "")
+    return min(float(wait), _LONGEST_WAIT_S) if wait.isascii() and wait.isdigit() else 0.0
 
 
 def _attempt(
-    file: RemoteFile, part: Path, output: IO[bytes], publisher: Publisher, on_bytes: OnBytes | None
+    client: httpx.Client, file: RemoteFile, part: Path, output: IO[bytes], on_bytes: OnBytes | None
 ) -> bool:
-    """One request; whether the part is whole now."""
-    headers = {"Accept-Encoding": "identity", **file.headers, **_resuming(file, part, output)}
-    with publisher.client.stream("GET", file.url, headers=headers) as response:
+    """Make a request; whether the part is whole now."""
+    headers = {"Accept-Encoding": "identity", **_resuming(file, part, output)}
+    with client.stream("GET", file.url, headers=headers) as response:
         if response.status_code in (408, 429) or response.status_code >= 500:
             response.raise_for_status()
         if (
@@ -232,7 +172,6 @@ def _attempt(
             return True
         total = _begin(file, part, output, response)
         for chunk in response.iter_raw():  # as it comes: what is gathered is lost when the line breaks
-            publisher.go_on()
             output.write(chunk)
             if output.tell() > file.max_gb * 1e9:
                 raise DownloadFailed(
@@ -261,9 +200,9 @@ def _resuming(file: RemoteFile, part: Path, output: IO[bytes]) -> dict[str, str]
 def _begin(file: RemoteFile, part: Path, output: IO[bytes], response: httpx.Response) -> int:
     """Look at the head of a response; the whole file's length, 0 if the server does not say."""
     status, at = response.status_code, output.tell()
-    found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if status == 206 and found and int(found[1]) == at:
-        total = int(found[3]) if found[3] != "*" else 0
+    span = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if status == 206 and span and int(span[1]) == at:
+        total = int(span[3]) if span[3] != "*" else 0
     elif status == 200:
         output.truncate(0)
         output.seek(0)
@@ -302,18 +241,21 @@ def _check_room(file: RemoteFile, folder: Path, total: int, missing: int) -> Non
 
 def _check(file: RemoteFile, part: Path) -> None:
     """Refuse, and drop, what has another checksum than its publisher says."""
-    if file.checksum is None:
-        return
-    algorithm, _, wanted = file.checksum.partition(":")
-    with part.open("rb") as content:
-        found = hashlib.file_digest(content, algorithm).hexdigest()
-    if found != wanted:
+    if file.checksum and (problem := _other_checksum(file.checksum, part)):
         part.unlink()
         _state_of(part).unlink(missing_ok=True)
         raise DownloadFailed(
-            f"{file.url}: {algorithm} is {found}, its publisher says {wanted}; it was damaged or replaced. "
-            "Fetch it again; if that does not help, look at the corpus' home page"
+            f"{file.url}: {problem}; it was damaged or replaced. Fetch it again; if that does not help, look "
+            "at the corpus' home page"
         )
+
+
+def _other_checksum(checksum: str, path: Path) -> str:
+    """How a file differs from its publisher's checksum; empty if it does not."""
+    algorithm, _, expected = checksum.partition(":")
+    with path.open("rb") as content:
+        actual = hashlib.file_digest(content, algorithm).hexdigest()
+    return "" if actual == expected else f"its {algorithm} is {actual}, its publisher says {expected}"
 
 
 def _state_of(part: Path) -> Path:

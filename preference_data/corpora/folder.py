@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, cast
@@ -19,19 +20,19 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from preference_data.audio import decode
-from preference_data.audio.decode import BadAudio
-from preference_data.corpora import HeldOut, phrasebook_of
-from preference_data.schema import AudioClip, Facts, Split, stable_id
-from preference_data.toy_world.clip_files import SPLITS, ClipWriter, write_quarantine
+from preference_data.audio.clip_files import BadAudio, resolve_inside
+from preference_data.corpora.catalog import phrasebook_of
+from preference_data.dataset.splits import SPLITS, HeldOut
+from preference_data.schema import Facts, Split, stable_id
+from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.wording import Slot
 
 _OURS = ("path", "speaker", "split")
 _PREFERENCE_SHARE = 0.2
 _LONGEST_S = 30.0
-"""What Qwen2-Audio hears; a recipe may allow less."""
-_SHOWN = 20
-"""Problems told at once."""
+"""Qwen2-Audio hears as much; a recipe may allow less."""
+_MOST_PROBLEMS = 20  # in an error
 
 
 class BadFacts(ValueError):
@@ -51,17 +52,17 @@ class _Row(NamedTuple):
 def prepare(
     out: Path,
     *,
-    source: Path | None = None,
+    recordings: Path | None = None,
     counts: Mapping[str, int] | None = None,
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
-) -> list[AudioClip]:
+) -> PreparedClips:
     """Convert every recording to a 16 kHz mono WAV below `out`.
 
     Args:
-        out: where the audio goes; `quarantine.jsonl` there lists recordings that cannot be used.
-        source: the folder.
+        out: where the audio goes.
+        recordings: the folder.
         counts: must be None, every recording is used.
         held_out: speakers of dev and of test, for rows without a split.
         seed: draws which training recordings are for preferences.
@@ -71,33 +72,33 @@ def prepare(
         BadFacts: the table is not right, all problems at once.
         ValueError: no folder, no phrasebook, or no usable recording.
     """
-    if source is None or counts:
+    if recordings is None or counts:
         raise ValueError(
-            f"corpus 'folder' uses every recording: it needs source={source}, not counts={counts}"
+            f"corpus 'folder' uses every recording: it needs recordings={recordings}, not counts={counts}"
         )
-    phrasebook = Phrasebook.load(phrasebook_of("folder", source))
-    rows = {row.id: row for row in _read(source, phrasebook, held_out or {}, seed)}
-    good, bad = decode.audit(source, [(row.id, row.path) for row in rows.values()], max_duration_s=_LONGEST_S)
-    write_quarantine(out, bad)
+    phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
+    rows = {row.id: row for row in _read(recordings, phrasebook, held_out or {}, seed)}
+    paths = [(row.id, row.path) for row in rows.values()]
+    good, bad = decode.audit(partial(resolve_inside, recordings), paths, max_duration_s=_LONGEST_S)
     if not good:
         raise ValueError(
-            f"none of the {len(rows)} recordings of {source / 'facts.csv'} can be used"
-            + "".join(f"; {one.path!r}: {one.code}: {one.detail}" for one in bad[:3])
+            f"none of the {len(rows)} recordings of {recordings / 'facts.csv'} can be used"
+            + "".join(f"; {item.path!r}: {item.code}: {item.detail}" for item in bad[:3])
         )
     writer = ClipWriter(out, phrasebook, "folder")
     clips = []
     for number, row in enumerate((rows[clip_id] for clip_id in good), start=1):
-        samples = decode.load(decode.resolve_inside(source, row.path), max_duration_s=_LONGEST_S)
+        samples = decode.load(resolve_inside(recordings, row.path), max_duration_s=_LONGEST_S)
         clips.append(
             writer.write(row.id, row.split, samples, row.facts, speaker=row.speaker, source="recording")
         )
         if on_progress:
             on_progress(number)
-    return clips
+    return PreparedClips(clips, bad)
 
 
-def _read(source: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) -> list[_Row]:
-    table = source / "facts.csv"
+def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) -> list[_Row]:
+    table = folder / "facts.csv"
     if not table.is_file():
         raise BadFacts(f"{table} is missing: write one line per recording, with the columns path and speaker")
     rows: list[_Row] = []
@@ -107,15 +108,15 @@ def _read(source: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) ->
             reader = csv.DictReader(file)
             problems += [f"{table}:1: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)]
             for line in () if problems else reader:
-                row, found = _row(source, line, phrasebook, held_out, seed)
-                problems += [f"{table}:{reader.line_num}: {text}" for text in found]
+                row, wrong = _row(folder, line, phrasebook, held_out, seed)
+                problems += [f"{table}:{reader.line_num}: {text}" for text in wrong]
                 rows.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadFacts(f"{table} is not a CSV file in UTF-8: {error}") from error
     problems += [f"{table}: {text}" for text in _bad_table(rows, held_out)]
     if problems:
-        more = f"\n… and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise BadFacts("\n".join(problems[:_SHOWN]) + more)
+        more = f"\n… and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+        raise BadFacts("\n".join(problems[:_MOST_PROBLEMS]) + more)
     return rows
 
 
@@ -134,12 +135,12 @@ def _bad_columns(columns: Sequence[str], phrasebook: Phrasebook) -> Iterator[str
 
 
 def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
-    """What is wrong across lines."""
-    seen: set[str] = set()
+    """Problems across lines."""
+    before: set[str] = set()
     for row in rows:
-        if row.path in seen:
+        if row.path in before:
             yield f"column 'path': {row.path!r} comes more than once"
-        seen.add(row.path)
+        before.add(row.path)
     speakers = {row.speaker for row in rows}
     for split, names in held_out.items():
         for name in names:
@@ -148,7 +149,7 @@ def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
 
 
 def _row(
-    source: Path, line: dict[str, str], phrasebook: Phrasebook, held_out: HeldOut, seed: int
+    folder: Path, line: dict[str, str], phrasebook: Phrasebook, held_out: HeldOut, seed: int
 ) -> tuple[_Row, list[str]]:
     """One line, and what is wrong with it."""
     problems = []
@@ -157,7 +158,7 @@ def _row(
     cells = {column: (text or "").strip() for column, text in line.items() if column is not None}
     path, speaker = cells["path"], cells["speaker"] or None
     try:
-        decode.resolve_inside(source, path)
+        resolve_inside(folder, path)
     except BadAudio as error:
         problems.append(f"column 'path': {path!r} {error.detail}")
     split, problem = _split(cells, speaker, held_out, np.random.default_rng(_number(seed, path)).random())

@@ -11,10 +11,8 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
-from typing import IO, NamedTuple
+from tempfile import TemporaryDirectory
 
 _MAX_FILES = 5_000_000
 _MAX_GROWTH, _SPARE_BYTES = 20, 1 << 30  # an archive may become so many times larger, plus this
@@ -36,12 +34,24 @@ class BadArchive(ValueError):
     """An archive is damaged, or holds what an archive of audio does not."""
 
 
-class _Member(NamedTuple):
-    """A file in an archive; `content` can be read until the next one is asked for."""
+class _Bounds:
+    """Limits for the members of an archive."""
 
-    name: str
-    size: int
-    content: IO[bytes]
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self.files = 0
+        self._left = archive.stat().st_size * _MAX_GROWTH + _SPARE_BYTES
+
+    def take(self, name: str, size: int, is_plain: bool) -> None:
+        """Count a file, or raise `BadArchive`; `is_plain`: it is neither a link nor a device."""
+        if not is_plain:
+            raise BadArchive(f"{self.archive}: {name[:200]!r} is a link or a device; do not use it")
+        parts = name.split("/")
+        if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or len(name) > _MAX_PATH:
+            raise BadArchive(f"{self.archive}: {name[:200]!r} lies outside the folder; do not use it")
+        self.files, self._left = self.files + 1, self._left - size
+        if self.files > _MAX_FILES or self._left < 0:
+            raise BadArchive(f"{self.archive}: unpacks to far more than it should; do not use it")
 
 
 def unpack(archive: Path, folder: Path) -> int:
@@ -51,25 +61,14 @@ def unpack(archive: Path, folder: Path) -> int:
         BadArchive: it is damaged, or a member is a link or a device, lies outside, or all are too large;
             nothing was unpacked.
     """
-    hidden = folder / f".unpacking-{archive.name}"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
-    read = _zipped if archive.suffix == ".zip" else _tarred
-    left = archive.stat().st_size * _MAX_GROWTH + _SPARE_BYTES
-    count = 0
-    try:
-        with closing(read(archive)) as members:
-            for member in members:
-                count, left = count + 1, left - member.size
-                if count > _MAX_FILES or left < 0:
-                    raise BadArchive(f"{archive}: unpacks to far more than it should; do not use it")
-                _write(archive, member, hidden)
-        _merge(hidden, folder)
-    except _DAMAGE as error:
-        raise BadArchive(f"{archive}: is damaged ({error}); delete it and fetch it again") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-    return count
+    bounds = _Bounds(archive)
+    with TemporaryDirectory(prefix=".unpacking-", dir=folder) as hidden:
+        try:
+            (_unzip if archive.suffix == ".zip" else _untar)(archive, Path(hidden), bounds)
+        except _DAMAGE as error:
+            raise BadArchive(f"{archive}: is damaged ({error}); delete it and fetch it again") from error
+        _merge(Path(hidden), folder)
+    return bounds.files
 
 
 def unpack_inner(folder: Path, pattern: str) -> None:
@@ -83,42 +82,29 @@ def unpack_inner(folder: Path, pattern: str) -> None:
         inner.unlink()
 
 
-def _tarred(archive: Path) -> Generator[_Member, None, None]:
-    with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as tar:
-        for member in tar:
-            if member.isdir():
-                continue
-            content = tar.extractfile(member) if member.isreg() else None
-            if content is None:
-                raise BadArchive(f"{archive}: {member.name!r} is a link or a device; do not use it")
-            yield _Member(member.name, member.size, content)
+def _untar(archive: Path, hidden: Path, bounds: _Bounds) -> None:
+    def only_files(member: tarfile.TarInfo, to: str) -> tarfile.TarInfo | None:
+        if member.isdir():
+            return None
+        bounds.take(member.name, member.size, member.isreg())
+        return tarfile.data_filter(member, to)
+
+    with gzip.open(archive) as unzipped:
+        with tarfile.open(fileobj=unzipped, mode="r|") as tar:
+            tar.extractall(hidden, filter=only_files)
         while unzipped.read(1 << 20):  # to the end, where the checksum is (tarfile's own gzip ignores it)
             pass
 
 
-def _zipped(archive: Path) -> Generator[_Member, None, None]:
+def _unzip(archive: Path, hidden: Path, bounds: _Bounds) -> None:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
-            if info.is_dir():
-                continue
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG):
-                raise BadArchive(f"{archive}: {info.filename!r} is a link or a device; do not use it")
-            if info.flag_bits & 1:
-                raise BadArchive(f"{archive}: {info.filename!r} is encrypted; unpack it yourself")
-            with zipped.open(info) as content:
-                yield _Member(info.filename, info.file_size, content)
-
-
-def _write(archive: Path, member: _Member, folder: Path) -> None:
-    parts = member.name.split("/")
-    outside = member.name.startswith("/") or ".." in parts or "\\" in member.name or "\0" in member.name
-    if outside or not parts[-1] or len(member.name) > _MAX_PATH:
-        raise BadArchive(f"{archive}: {member.name[:200]!r} lies outside the folder; do not use it")
-    path = folder / member.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        shutil.copyfileobj(member.content, file, 1 << 20)
+            if not info.is_dir():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                bounds.take(info.filename, info.file_size, kind in (0, stat.S_IFREG))
+                if info.flag_bits & 1:
+                    raise BadArchive(f"{archive}: {info.filename!r} is encrypted; unpack it yourself")
+        zipped.extractall(hidden)
 
 
 def _merge(source: Path, target: Path) -> None:

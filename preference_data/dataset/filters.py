@@ -1,7 +1,6 @@
-"""Which chats are fit to learn from: lengths, languages and repetitions, each refusal with its reason.
+"""Which chats are fit to learn from: lengths, languages and duplicates, each refusal with its reason.
 
-What needs a model to tell, whether an answer could be given without the clip, is in
-`align.training.audio_effect`.
+Whether an answer could be given without the clip needs a model: see `align.training.filtering`.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from preference_data.schema import Chat
 Reason = Literal["control_token", "too_short", "too_long", "language", "repetition", "near_repetition"]
 
 MIN_SCRIPT_SHARE = 0.8
-"""Names and loan words in another script are no other language."""
+"""Names and loan words in another script are not another language."""
 _SHINGLE = 5
 _MINIMA = 64
 _RECALL = 0.95
-"""Of the texts that are just too alike, this share at least must meet in some band of minima."""
+"""At least this share of the texts that are just too alike must meet in some band of minima."""
 _PRIME = np.uint64((1 << 31) - 1)
 
 
 class Limits(NamedTuple):
-    """What chats must keep; see `Filters` in the configuration. As it stands all pass."""
+    """Limits that chats must keep; see `Filters` in the configuration. By default all pass."""
 
     min_answer_chars: int = 0
     max_answer_chars: int | None = None
@@ -41,11 +40,12 @@ class Limits(NamedTuple):
 def review(chats: Iterable[Chat], limits: Limits) -> Iterator[Reason | None]:
     """Why each chat is left out, in their order; None if it stays. The first of repetitions stays.
 
-    Keeps some 300 bytes per chat while it goes on, and no text.
+    Keeps no text, but bytes per chat: 0.25 kB where only the same text counts (max_similarity 1), 1.9 kB from
+    0.9 on, 3.4 kB at 0.8 and 6.2 kB at 0.5, where texts have more bands.
     """
-    seen = _Seen(limits.max_similarity)
+    earlier = _EarlierChats(limits.max_similarity)
     for chat in chats:
-        yield _refused(chat, limits) or seen.repeats(chat)
+        yield _refused(chat, limits) or earlier.repeats(chat)
 
 
 def _refused(chat: Chat, limits: Limits) -> Reason | None:
@@ -73,7 +73,7 @@ def band_width(similarity: float) -> int:
     return max(widths, default=1)
 
 
-class _Seen:
+class _EarlierChats:
     """The chats so far, by their clips: hashes of whole texts, and min-hashes of their shingles.
 
     Min-hashing (Broder 1997): the share of equal minima of two texts estimates the Jaccard index of their
@@ -122,5 +122,5 @@ class _Seen:
 
     def _minima(self, text: str) -> np.ndarray:
         shingles = {text[i : i + _SHINGLE] for i in range(max(1, len(text) - _SHINGLE + 1))}
-        hashes = np.fromiter((zlib.crc32(one.encode()) for one in shingles), dtype=np.uint64)
+        hashes = np.fromiter((zlib.crc32(shingle.encode()) for shingle in shingles), dtype=np.uint64)
         return ((self.factor * (hashes % _PRIME) + self.offset) % _PRIME).min(axis=1).astype(np.uint32)

@@ -52,5 +52,5 @@ class Labels:
         """The label of a text; None if it was never added."""
         wanted = fingerprint(text)
         place = int(np.searchsorted(self._prints, np.uint64(wanted)))
-        found = place < len(self._prints) and int(self._prints[place]) == wanted
-        return int(self._labels[place]) if found else None
+        is_there = place < len(self._prints) and int(self._prints[place]) == wanted
+        return int(self._labels[place]) if is_there else None

@@ -14,15 +14,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from preference_data.schema import Record
 from preference_data.store import BadRecord, parse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 R = TypeVar("R", bound=Record)
 
@@ -30,7 +31,6 @@ _STRIDE = 64
 _GROUPS = 4
 _LARGEST_GROUP = 20_000
 """Rows. A random row costs the decoding of its group: about 20 ms at this size."""
-_TOLD = 20
 
 
 class Manifest(Sequence[R]):
@@ -80,13 +80,13 @@ def open_manifest(path: Path, kind: type[R]) -> Manifest[R]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadRecord: it is no Parquet file, or its row groups are too large to read single rows from.
+        BadRecord: it is not a Parquet file, or its row groups are too large to read single rows from.
     """
     return _Parquet(path, kind) if path.suffix == ".parquet" else _JsonLines(path, kind)
 
 
 class _JsonLines(Manifest[R]):
-    """Every 64th row's offset and line; blank lines are no rows."""
+    """Every 64th row's offset and line; blank lines do not count."""
 
     def __init__(self, path: Path, kind: type[R]) -> None:
         self.path, self.kind = path, kind
@@ -128,6 +128,9 @@ class _Parquet(Manifest[R]):
     """Columns are the record's fields; nulls stand for fields that are not given."""
 
     def __init__(self, path: Path, kind: type[R]) -> None:
+        import pyarrow as pa  # when there is such a file: it takes long to load
+        import pyarrow.parquet as pq
+
         self.path, self.kind = path, kind
         try:
             meta = pq.read_metadata(path)
@@ -155,6 +158,8 @@ class _Parquet(Manifest[R]):
 
     def _group(self, group: int) -> pa.Table:
         if group not in self._groups:
+            import pyarrow.parquet as pq
+
             with pq.ParquetFile(self.path) as file:
                 self._groups[group] = file.read_row_group(group, use_threads=False)
             if len(self._groups) > _GROUPS:

@@ -1,6 +1,6 @@
 """Which example is drawn when: a pure function of a seed and the draw's number, with almost no memory.
 
-Nothing here has state. The n-th draw is the same whether or not the ones before it were made, so a training
+Nothing here has state. The n-th draw is the same whether or not earlier draws were computed, so a training
 run goes on from any step, in any number of processes, by asking for draw n.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 _BLOCK = 1 << 16
-"""Draws after which every source has had exactly its share."""
+"""Draws after which every data set has had exactly its share."""
 _ROUNDS = 4
 _64_BITS = (1 << 64) - 1
 
@@ -49,9 +49,9 @@ class Permutation(Sequence[int]):
 
     def _scramble(self, number: int) -> int:
         low, high = number & self._low, number >> self._low_bits
-        for one, other in self._keys:
-            low ^= _hash(high + one) & self._low
-            high ^= _hash(low + other) & self._high
+        for low_key, high_key in self._keys:
+            low ^= _hash(high + low_key) & self._low
+            high ^= _hash(low + high_key) & self._high
         return high << self._low_bits | low
 
 
@@ -63,52 +63,52 @@ def _hash(x: int) -> int:
 
 
 class Draw(NamedTuple):
-    """One draw: the number of a source, and of an example in it."""
+    """A draw: the number of a data set, and of an example in it."""
 
-    source: int
+    part: int
     example: int
 
 
 class Mixture:
-    """Draws from several sources, each with its share, each in whole shuffled passes.
+    """Draws from several data sets, each with its share, each in whole shuffled passes.
 
-    Of every 65,536 draws each source gets its share to within one draw, in random order. A source's own
+    Of every 65,536 draws each data set gets its share to within one draw, in random order. A data set's own
     draws go through all of its examples before any comes again, so that no example falls behind.
     """
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[float], *key: object) -> None:
-        """Sources of `sizes` examples, mixed by `shares`, which need not sum to 1.
+        """Data sets of `sizes` examples, mixed by `shares`, which need not sum to 1.
 
         Raises:
             ValueError: there is nothing to draw from.
         """
         for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):
             if share > 0 and size == 0:
-                raise ValueError(f"source {number} has a share of {share:g} but no example to draw")
+                raise ValueError(f"data set {number} has a share of {share:g} but no example to draw")
         if not any(share > 0 for share in shares):
             raise ValueError("no example to draw from: check the corpus and the curriculum's values")
         self._sizes = tuple(sizes)
         self._key = key
         self._quotas = np.array(_apportioned(shares, _BLOCK))
         self._block = -1
-        self._sources = self._nth = np.empty(0, dtype=np.int64)
+        self._parts = self._nth = np.empty(0, dtype=np.int64)
 
     def __getitem__(self, n: int) -> Draw:
         block, place = divmod(n, _BLOCK)
         if block != self._block:
             self._lay_out(block)
-        source, nth = int(self._sources[place]), int(self._nth[place])
-        turn, place = divmod(nth, self._sizes[source])
-        return Draw(source, Permutation(self._sizes[source], *self._key, source, turn)[place])
+        part, nth = int(self._parts[place]), int(self._nth[place])
+        turn, place = divmod(nth, self._sizes[part])
+        return Draw(part, Permutation(self._sizes[part], *self._key, part, turn)[place])
 
     def _lay_out(self, block: int) -> None:
-        """Which source each draw of a block is from, and which of that source's draws it is."""
+        """Which data set each draw of a block is from, and which of its draws it is."""
         seed = int.from_bytes(hashlib.blake2b(repr((self._key, block)).encode(), digest_size=16).digest())
         ordered = np.repeat(np.arange(len(self._quotas)), self._quotas)
-        self._sources = np.random.default_rng(seed).permutation(ordered)
+        self._parts = np.random.default_rng(seed).permutation(ordered)
         self._nth = np.empty(_BLOCK, dtype=np.int64)
-        for source, quota in enumerate(self._quotas):
-            self._nth[self._sources == source] = block * quota + np.arange(quota)
+        for part, quota in enumerate(self._quotas):
+            self._nth[self._parts == part] = block * quota + np.arange(quota)
         self._block = block
 
 
@@ -128,14 +128,14 @@ def _apportioned(shares: Sequence[float], total: int) -> list[int]:
 def mixing_shares(
     sizes: Sequence[int], given: Sequence[float | None], temperature: float = 1.0
 ) -> list[float]:
-    """Each source's share of the draws; they sum to 1.
+    """Each data set's share of the draws; they sum to 1.
 
-    Sources without a given share divide what the given ones leave by p_i ~ n_i^(1/T): T = 1 in proportion
-    to their sizes, T -> infinity evenly (Arivazhagan et al. 2019, arXiv:1907.05019, section 3.1). A source
-    of size 0 gets nothing and leaves its share to the others.
+    Data sets without a given share divide what the given ones leave by p_i ~ n_i^(1/T): T = 1 in proportion
+    to their sizes, T -> infinity evenly (Arivazhagan et al. 2019, arXiv:1907.05019, section 3.1). A data
+    set of size 0 gets nothing and leaves its share to the others.
 
     Raises:
-        ValueError: the given shares leave nothing for the sources without one, or all sources are empty.
+        ValueError: the given shares leave nothing for the data sets without one, or all are empty.
     """
     present = [share if size else 0.0 for size, share in zip(sizes, given, strict=True)]
     weights = [
@@ -144,11 +144,11 @@ def mixing_shares(
     ]
     left = 1 - sum(share for share in present if share is not None)
     if any(weights) and left <= 0:
-        raise ValueError(f"the given shares sum to {1 - left:g} and leave nothing for sources without one")
+        raise ValueError(f"the given shares sum to {1 - left:g} and leave nothing for data sets without one")
     shares = [
         left * weight / sum(weights) if share is None else share
         for weight, share in zip(weights, present, strict=True)
     ]
     if not sum(shares):
-        raise ValueError("no source has an example to draw")
+        raise ValueError("no data set has an example to draw")
     return [share / sum(shares) for share in shares]

@@ -1,73 +1,72 @@
-"""A prepared data set -> the same data set with its audio in tar shards, as WebDataset lays them out.
+"""A dataset -> the same dataset with its audio in tar shards, as WebDataset lays them out.
 
 For file systems on which a million small files are slow. The audio's bytes stay what they are.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from preference_data import store
-from preference_data.audio.clip_paths import SOURCE, BadAudio, ClipFile, ClipRoot
+from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.tar_shards import write_shards
-from preference_data.dataset.dataset_folder import check_out, digest_of, writing
+from preference_data.dataset.dataset import (
+    QUARANTINE,
+    RECOGNITION,
+    TABLES,
+    Dataset,
+    Row,
+    describe,
+    read_rows,
+    replacing_dataset,
+    with_paths,
+)
 from preference_data.dataset.manifest import open_manifest
-from preference_data.dataset.sources import Table, table, table_path
-from preference_data.schema import AudioClip, Chat, Prompt, Record, TaskExample
+from preference_data.schema import AudioClip
 
-_KINDS: dict[Table, type[Record]] = {"pretrain": TaskExample, "sft": Chat, "prompts": Prompt}
-_PLAIN = ("dev/recognition.jsonl", "test/recognition.jsonl", "quarantine.jsonl")
 _SHARDS = "shards"
 
 
-def shard(folder: Path, out: Path, *, max_bytes: int = 1 << 28) -> dict[str, Any]:
+def shard(folder: Path, out: Path, *, max_bytes: int = 1 << 28) -> Row:
     """Write `out/shards/*.tar` and records that refer to them; keeps some 300 bytes a clip in memory.
 
     Args:
-        folder: a data set as `dataset_folder.prepare` writes it.
+        folder: a dataset.
         out: the new one, which can move as a whole; an earlier one is replaced.
         max_bytes: a shard that has reached this size is closed.
 
     Returns:
-        What the new `source.json` holds.
+        The description of the new dataset.
 
     Raises:
-        BadCorpus: `out` is something else.
+        BadDataset: `out` is something else, or `folder` has no clips.
         BadAudio: a clip is not there.
-        ValueError: `folder` has no clips.
     """
-    root = ClipRoot(folder)
-    check_out(out, folder)
-    clips = table(folder, "clips", AudioClip)
-    about: dict[str, Any] = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
-    with writing(out) as partial:
-        samples = ((f"{number:09d}", _parts(root, clip)) for number, clip in enumerate(clips))
+    dataset = Dataset(folder)
+    with replacing_dataset(out, folder) as partial:
+        clips = dataset.table(AudioClip)
+        samples = ((f"{number:09d}", _members(dataset, clip)) for number, clip in enumerate(clips))
         written = write_shards(partial / _SHARDS, samples, max_bytes=max_bytes)
         moved = {
             clip.path: f"{name}/{key}.{_ending(clip.path)}"
             for (key, name), clip in zip(written, clips, strict=True)
         }
-        store.write(
-            partial / "clips.jsonl", (clip.model_copy(update={"path": moved[clip.path]}) for clip in clips)
-        )
-        for name, kind in _KINDS.items():
-            if path := table_path(folder, name):
-                records = open_manifest(path, kind)
-                store.write_rows(partial / f"{name}.jsonl", (_moved(one, moved) for one in records))
-        for plain in _PLAIN:
-            store.write_rows(partial / plain, _moved_plain(folder / plain, moved))
-        about |= {"root": _SHARDS, "digest": digest_of(partial)}
-        store.write_text(partial / SOURCE, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    return about
+        for kind, table in TABLES.items():
+            if path := dataset.path_of(kind):
+                rows = (record.model_dump(mode="json") for record in open_manifest(path, kind))
+                renamed = (with_paths(row, moved.__getitem__) for row in rows)
+                store.write_rows(partial / f"{table}.jsonl", renamed)
+        for name in RECOGNITION.values():
+            renamed = (with_paths(row, moved.__getitem__) for row in read_rows(folder / name, "audio"))
+            store.write_rows(partial / name, renamed)
+        store.write_rows(partial / QUARANTINE, read_rows(folder / QUARANTINE))
+        return describe(partial, {**dataset.about, "root": _SHARDS})
 
 
-def _parts(root: ClipRoot, clip: AudioClip) -> dict[str, bytes]:
+def _members(dataset: Dataset, clip: AudioClip) -> dict[str, bytes]:
     """A clip's members: the file as it is, and what is known of it for other readers of such shards."""
-    file: ClipFile = root.find(clip.path)
+    file = dataset.find(clip.path)
     try:
         data = file.read_bytes() if isinstance(file, Path) else file.read()
     except FileNotFoundError:
@@ -76,22 +75,6 @@ def _parts(root: ClipRoot, clip: AudioClip) -> dict[str, bytes]:
 
 
 def _ending(path: str) -> str:
-    """What follows the last dot, as far as it is letters and digits; WebDataset tells members by it."""
-    found = re.search(r"\.([A-Za-z0-9]{1,8})$", path)
-    return found[1].lower() if found and found[1].lower() != "json" else "audio"
-
-
-def _moved(record: Record, moved: Mapping[str, str]) -> dict[str, Any]:
-    row = record.model_dump(mode="json")
-    for part in (row, *row.get("turns", ())):
-        if "audios" in part:
-            part["audios"] = [moved[path] for path in part["audios"]]
-    return row
-
-
-def _moved_plain(path: Path, moved: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Rows with an `audio`; quarantined ones, which have none, as they are."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                yield {**row, "audio": moved[row["audio"]]} if "audio" in row else row
+    """The letters and digits after the last dot; WebDataset distinguishes members by them."""
+    match = re.search(r"\.([A-Za-z0-9]{1,8})$", path)
+    return match[1].lower() if match and match[1].lower() != "json" else "audio"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 from preference_data.dataset.fingerprints import Fingerprints, fingerprint
 from preference_data.schema import AudioClip, Split
 
 SPLITS: tuple[Split, ...] = ("train", "preference", "dev", "test")
-_BENCHMARK: tuple[Split, ...] = ("dev", "test")
+HELD_OUT: tuple[Split, ...] = ("dev", "test")
+"""Splits that nothing is trained on."""
+HeldOut = Mapping[Literal["dev", "test"], Sequence[str]]
+"""Speakers kept out of training, per split."""
 
 
 class Leak(ValueError):
@@ -26,7 +30,7 @@ def check(clips: Collection[AudioClip]) -> None:
     """
     check_audio(clips)
     for speaker, heard in _heard(clips).items():
-        for benchmark in _BENCHMARK:
+        for benchmark in HELD_OUT:
             others = [split for split in heard if split != benchmark]
             if benchmark in heard and others:
                 raise Leak(
@@ -51,7 +55,7 @@ def check_audio(clips: Collection[AudioClip]) -> None:
 def speakers_on_both_sides(clips: Iterable[AudioClip]) -> int:
     """How many speakers of a benchmark split are also heard in training: some publishers split that way."""
     heard = _heard(clips).values()
-    return sum(any(s in _BENCHMARK for s in one) and any(s not in _BENCHMARK for s in one) for one in heard)
+    return sum(any(s in HELD_OUT for s in own) and any(s not in HELD_OUT for s in own) for own in heard)
 
 
 def _heard(clips: Iterable[AudioClip]) -> dict[str, dict[Split, str]]:

@@ -23,7 +23,7 @@ from preference_data.schema import Axis, Chat, PreferencePair, Turn, stable_id
 Form = Literal["trl", "llamafactory", "ms-swift"]
 TAG = "<audio>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
-"""Qwen2-Audio's chat template says it anyway."""
+"""Qwen2-Audio's chat template adds it anyway."""
 
 _LABELLED = re.compile(r"(?:Audio \d+:\s*)?<audio>\s*")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -34,17 +34,17 @@ class BadRow(ValueError):
     """A row cannot be read, or a record cannot be written, in a format."""
 
 
-class _Said(NamedTuple):
-    """One message: who said it, and what, clips as `TAG`."""
+class _Message(NamedTuple):
+    """A message: by whom, and its text, clips as `TAG`."""
 
     role: str
     text: str
 
 
 class _Conversation(NamedTuple):
-    """What all three formats say: turns that end with the (chosen) answer, and the rejected one."""
+    """A row, whatever its format: turns that end with the (chosen) answer, and the rejected answer."""
 
-    said: list[_Said]
+    messages: list[_Message]
     rejected: str | None
     audios: tuple[str, ...]
 
@@ -55,25 +55,14 @@ def pair_row(pair: PreferencePair, audios: Sequence[str], form: Form) -> Row:
     Raises:
         BadRow: a text holds `<audio>`, which readers would take for a clip.
     """
-    question, chosen, rejected = (_plain(text) for text in (pair.question, pair.chosen, pair.rejected))
-    kept = {"id": pair.id, "prompt_id": pair.prompt_id, "axis": pair.axis, "agreement": pair.agreement}
-    said = TAG * len(audios) + question
+    prompt, chosen = _written([(pair.question, pair.chosen, len(audios))], form)
+    rejected = _written([("", pair.rejected, 0)], form)[1]
     rows: dict[Form, Row] = {
-        "trl": {
-            "prompt": [_parts("user", question, len(audios))],
-            "chosen": [_parts("assistant", chosen)],
-            "rejected": [_parts("assistant", rejected)],
-        },
-        "llamafactory": {
-            "conversations": [{"from": "human", "value": said}],
-            "chosen": {"from": "gpt", "value": chosen},
-            "rejected": {"from": "gpt", "value": rejected},
-        },
-        "ms-swift": {
-            "messages": [{"role": "user", "content": said}, {"role": "assistant", "content": chosen}],
-            "rejected_response": rejected,
-        },
+        "trl": {"prompt": [prompt], "chosen": [chosen], "rejected": [rejected]},
+        "llamafactory": {"conversations": [prompt], "chosen": chosen, "rejected": rejected},
+        "ms-swift": {"messages": [prompt, chosen], "rejected_response": pair.rejected},
     }
+    kept = {"id": pair.id, "prompt_id": pair.prompt_id, "axis": pair.axis, "agreement": pair.agreement}
     return {**rows[form], "audios": list(audios), **kept}
 
 
@@ -83,34 +72,10 @@ def chat_row(chat: Chat, audios: Sequence[str], form: Form) -> Row:
     Raises:
         BadRow: a text holds `<audio>`.
     """
-    clips = [len(brought) for brought in chat.audios_per_turn]
-    asked = [
-        (_plain(turn.question), _plain(turn.answer), n) for turn, n in zip(chat.turns, clips, strict=True)
-    ]
-    rows: dict[Form, Row] = {
-        "trl": {
-            "messages": [
-                part
-                for question, answer, n in asked
-                for part in (_parts("user", question, n), _parts("assistant", answer))
-            ]
-        },
-        "llamafactory": {
-            "conversations": [
-                {"from": who, "value": text}
-                for question, answer, n in asked
-                for who, text in (("human", TAG * n + question), ("gpt", answer))
-            ]
-        },
-        "ms-swift": {
-            "messages": [
-                {"role": who, "content": text}
-                for question, answer, n in asked
-                for who, text in (("user", TAG * n + question), ("assistant", answer))
-            ]
-        },
-    }
-    return {**rows[form], "audios": list(audios), "id": chat.id}
+    clips = chat.audios_per_turn
+    turns = [(turn.question, turn.answer, len(own)) for turn, own in zip(chat.turns, clips, strict=True)]
+    column = "conversations" if form == "llamafactory" else "messages"
+    return {column: _written(turns, form), "audios": list(audios), "id": chat.id}
 
 
 def dataset_info(name: str, file_name: str, kind: Literal["pairs", "chats"]) -> Row:
@@ -128,20 +93,20 @@ def read_row(row: Any, form: Form, axis: Axis = "factuality") -> PreferencePair 
     Args:
         row: what JSON held.
         form: whose row it is.
-        axis: of a pair whose row does not say.
+        axis: of a pair whose row names none.
 
     Raises:
-        BadRow: it is no such row, or says what a record cannot hold; what, and what to do.
+        BadRow: it is not such a row, or holds what a record cannot; what, and what to do.
     """
     if not isinstance(row, dict):
         raise BadRow(f"is a {type(row).__name__}, not an object")
     conversation = _READERS[form](row)
-    questions, answers = _turns(conversation.said)
+    questions, answers = _turns(conversation.messages)
     clips = _clips(questions, len(conversation.audios))
     questions = [_without_tags(question) for question in questions]
     if any(TAG in text for text in [*answers, conversation.rejected or ""]):
         raise BadRow(f"{TAG} stands in an answer; answers are text here")
-    if not all(asked or own for asked, own in zip(questions, clips, strict=True)):
+    if not all(question or own for question, own in zip(questions, clips, strict=True)):
         raise BadRow("a turn has neither a question nor a clip")
     if conversation.rejected is None:
         key = _text_or(row, "id", stable_id(*conversation.audios, *questions, *answers))
@@ -153,29 +118,17 @@ def read_row(row: Any, form: Form, axis: Axis = "factuality") -> PreferencePair 
     return _pair(row, questions[0], answers[0], conversation.rejected, conversation.audios, axis)
 
 
-def with_audios(record: PreferencePair | Chat, audios: Sequence[str]) -> PreferencePair | Chat:
-    """The record with other paths for its clips, in their order."""
-    named = {"audios": tuple(audios)}
-    if isinstance(record, PreferencePair):
-        return record.model_copy(update=named)
-    left = iter(audios)
-    turns = [
-        turn.model_copy(update={"audios": tuple(islice(left, len(turn.audios)))}) for turn in record.turns
-    ]
-    return record.model_copy(update={**named, "turns": tuple(turns)})
-
-
 def _chat(
     key: str, questions: Sequence[str], answers: Sequence[str], clips: Sequence[int], audios: tuple[str, ...]
 ) -> Chat:
     """Turns say which clips they bring only where not all come with the first."""
     left = iter(audios)
     own = [tuple(islice(left, n)) if any(clips[1:]) else () for n in clips]
-    turns = [
+    turns = tuple(
         Turn(question=question, answer=answer, audios=brought)
         for question, answer, brought in zip(questions, answers, own, strict=True)
-    ]
-    return Chat(id=key, audios=audios, turns=tuple(turns))
+    )
+    return Chat(id=key, audios=audios, turns=turns)
 
 
 def _pair(
@@ -204,52 +157,44 @@ def _pair(
 
 def _trl(row: Row) -> _Conversation:
     """Explicit prompt, or chosen and rejected with the prompt in both."""
-    found = [_audios(row)]
+    audios = _audios(row)
     if "messages" in row:
-        return _Conversation(_said(row["messages"], found), None, found[0])
+        return _Conversation(_messages(row["messages"], audios), None, tuple(audios))
     for name in ("chosen", "rejected"):
         if name not in row:
             raise BadRow(f"has no {name}; there are {', '.join(row)}")
-    prompt = _said(row["prompt"], found) if "prompt" in row else []
-    chosen = _said(row["chosen"], found)
-    audios = found[0]
-    rejected = _said(row["rejected"], [audios])
+    prompt = _messages(row["prompt"], audios) if "prompt" in row else []
+    chosen = _messages(row["chosen"], audios)
+    rejected = _messages(row["rejected"], list(audios))
     if prompt == [] and chosen[:-1] != rejected[:-1]:
         raise BadRow("chosen and rejected answer different prompts")
-    return _Conversation(prompt + chosen, _answer(rejected), audios)
+    return _Conversation(prompt + chosen, _answer(rejected), tuple(audios))
 
 
 def _llamafactory(row: Row) -> _Conversation:
-    found = [_audios(row)]
-    said = _said(row.get("conversations", row.get("messages")), found)
+    audios = _audios(row)
+    prompt = _messages(row.get("conversations", row.get("messages")), audios)
     if "chosen" not in row and "rejected" not in row:
-        return _Conversation(said, None, found[0])
-    chosen, rejected = (_said(_listed(row.get(name)), found) for name in ("chosen", "rejected"))
-    return _Conversation([*said, *chosen], _answer(rejected), found[0])
+        return _Conversation(prompt, None, tuple(audios))
+    chosen, rejected = (_messages(_listed(row.get(name)), audios) for name in ("chosen", "rejected"))
+    return _Conversation([*prompt, *chosen], _answer(rejected), tuple(audios))
 
 
 def _ms_swift(row: Row) -> _Conversation:
-    found = [_audios(row)]
-    messages = row.get("messages")
-    if messages is None and "query" in row:  # as ms-swift 2 had it
-        earlier = [
-            {"role": who, "content": text} for turn in row.get("history") or [] for who, text in _both(turn)
-        ]
-        messages = [
-            *earlier,
-            *({"role": r, "content": row.get(k)} for r, k in (("user", "query"), ("assistant", "response"))),
-        ]
-    said = _said(messages, found)
+    audios = _audios(row)
+    messages = _messages(row.get("messages"), audios)
     if row.get("rejected_messages") is not None:
-        rejected = _said(row["rejected_messages"], [found[0]])
-        if rejected[:-1] != said[:-1]:
+        rejected = _messages(row["rejected_messages"], list(audios))
+        if rejected[:-1] != messages[:-1]:
             raise BadRow("rejected_messages answer another prompt than messages")
-        return _Conversation(said, _answer(rejected), found[0])
+        return _Conversation(messages, _answer(rejected), tuple(audios))
     if row.get("rejected_response") is None:
-        return _Conversation(said, None, found[0])
+        return _Conversation(messages, None, tuple(audios))
     if row.get("rejected_audios") not in (None, row.get("audios")):
         raise BadRow("rejected_audios differ from audios; a pair here is two answers about the same clips")
-    return _Conversation(said, _answer(_said(_listed(row["rejected_response"]), [found[0]])), found[0])
+    return _Conversation(
+        messages, _answer(_messages(_listed(row["rejected_response"]), list(audios))), tuple(audios)
+    )
 
 
 _READERS: dict[Form, Callable[[Row], _Conversation]] = {
@@ -259,28 +204,27 @@ _READERS: dict[Form, Callable[[Row], _Conversation]] = {
 }
 
 
-def _said(messages: Any, audios: list[tuple[str, ...]]) -> list[_Said]:
-    """Messages of any spelling; clips named inside them are added to `audios[0]`."""
-    if not isinstance(messages, list) or not messages:
-        raise BadRow(f"has no list of messages where one is expected (got {str(messages)[:80]!r})")
-    said = []
-    for message in messages:
-        if not isinstance(message, dict):
-            raise BadRow(f"a message is a {type(message).__name__}, not an object")
-        role = _ROLES.get(str(message.get("role", message.get("from"))))
+def _messages(rows: Any, audios: list[str]) -> list[_Message]:
+    """Messages of any spelling; clips named inside them are added to `audios`."""
+    if not isinstance(rows, list) or not rows:
+        raise BadRow(f"has no list of messages where one is expected (got {str(rows)[:80]!r})")
+    messages = []
+    for row in rows:
+        if not isinstance(row, dict):
+            raise BadRow(f"a message is a {type(row).__name__}, not an object")
+        author = row.get("role", row.get("from"))
+        role = _ROLES.get(str(author))
         if role is None:
-            raise BadRow(
-                f"a message by {message.get('role', message.get('from'))!r}; known: {', '.join(_ROLES)}"
-            )
-        text = _text(message.get("content", message.get("value")), audios)
+            raise BadRow(f"a message by {author!r}; known: {', '.join(_ROLES)}")
+        text = _text(row.get("content", row.get("value")), audios)
         if role != "system":
-            said.append(_Said(role, text))
+            messages.append(_Message(role, text))
         elif text.strip() not in ("", DEFAULT_SYSTEM):
             raise BadRow(f"has the system prompt {text[:80]!r}; a record here has none, leave it out")
-    return said
+    return messages
 
 
-def _text(content: Any, audios: list[tuple[str, ...]]) -> str:
+def _text(content: Any, audios: list[str]) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -290,7 +234,7 @@ def _text(content: Any, audios: list[tuple[str, ...]]) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "audio":
             named = next((part[key] for key in ("path", "audio", "audio_url", "url") if part.get(key)), None)
-            audios[0] += (_path(named),) if named else ()
+            audios += [_path(named)] if named else []
             text += TAG
         elif kind == "text" and isinstance(part.get("text"), str):
             text += part["text"]
@@ -299,12 +243,12 @@ def _text(content: Any, audios: list[tuple[str, ...]]) -> str:
     return text
 
 
-def _turns(said: Sequence[_Said]) -> tuple[list[str], list[str]]:
+def _turns(messages: Sequence[_Message]) -> tuple[list[str], list[str]]:
     """Questions and answers, which must alternate."""
-    roles = [one.role for one in said]
+    roles = [message.role for message in messages]
     if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         raise BadRow(f"questions and answers do not alternate: {', '.join(roles[:6])}")
-    texts = [one.text.strip() for one in said]
+    texts = [message.text.strip() for message in messages]
     if not all(texts[1::2]):
         raise BadRow("an answer is empty")
     return texts[0::2], texts[1::2]
@@ -326,37 +270,31 @@ def _without_tags(question: str) -> str:
     return pieces[0].strip() if pieces else ""
 
 
-def _answer(said: Sequence[_Said]) -> str:
-    if said[-1].role != "assistant" or not said[-1].text.strip():
+def _answer(messages: Sequence[_Message]) -> str:
+    if messages[-1].role != "assistant" or not messages[-1].text.strip():
         raise BadRow("the rejected answer is empty or not the assistant's")
-    return said[-1].text.strip()
+    return messages[-1].text.strip()
 
 
 def _listed(answer: Any) -> list[Any]:
-    """An answer as a list of messages: it may be text, one message or several."""
+    """An answer as a list of messages: it may be text, a message or several."""
     if isinstance(answer, str):
         return [{"role": "assistant", "content": answer}]
     return answer if isinstance(answer, list) else [answer]
 
 
-def _both(turn: Any) -> list[tuple[str, Any]]:
-    if not isinstance(turn, list) or len(turn) != 2:
-        raise BadRow(f"history holds {str(turn)[:80]!r}, not [query, response]")
-    return [("user", turn[0]), ("assistant", turn[1])]
-
-
-def _audios(row: Row) -> tuple[str, ...]:
+def _audios(row: Row) -> list[str]:
     named = row.get("audios", row.get("audio"))
-    if named is None:
-        return ()
-    return tuple(_path(one) for one in (named if isinstance(named, list) else [named]))
+    return (
+        [] if named is None else [_path(audio) for audio in (named if isinstance(named, list) else [named])]
+    )
 
 
 def _path(named: Any) -> str:
-    found = named.get("path") if isinstance(named, Mapping) else named
-    if not isinstance(found, str) or not found:
+    path = named.get("path") if isinstance(named, Mapping) else named
+    if not isinstance(path, str) or not path:
         raise BadRow(f"an audio is {str(named)[:80]!r}, not a path; write the clips to files and name them")
-    return found
+    return path
 
 
 def _text_or(row: Row, key: str, otherwise: str) -> str:
@@ -366,11 +304,19 @@ def _text_or(row: Row, key: str, otherwise: str) -> str:
 # ------------------------------------------------------------------- writing
 
 
-def _parts(role: str, text: str, clips: int = 0) -> Row:
-    return {
-        "role": role,
-        "content": [*({"type": "audio"} for _ in range(clips)), {"type": "text", "text": text}],
-    }
+def _written(turns: Sequence[tuple[str, str, int]], form: Form) -> list[Row]:
+    """Questions and answers as messages of a format; each question has its number of clips before it."""
+    rows = []
+    for question, answer, n in turns:
+        for role, text, clips in (("user", _plain(question), n), ("assistant", _plain(answer), 0)):
+            if form == "trl":
+                parts = [*({"type": "audio"} for _ in range(clips)), {"type": "text", "text": text}]
+                rows.append({"role": role, "content": parts})
+            elif form == "llamafactory":
+                rows.append({"from": "human" if role == "user" else "gpt", "value": TAG * clips + text})
+            else:
+                rows.append({"role": role, "content": TAG * clips + text})
+    return rows
 
 
 def _plain(text: str) -> str:

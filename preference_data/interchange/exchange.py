@@ -6,33 +6,35 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from preference_data import store
 from preference_data.audio import decode
-from preference_data.audio.clip_paths import ClipRoot
-from preference_data.audio.decode import AudioInfo, BadAudio
-from preference_data.dataset.dataset_folder import SOURCE, check_out, digest_of, writing
-from preference_data.interchange.convert import (
-    BadRow,
-    Form,
-    chat_row,
-    dataset_info,
-    pair_row,
-    read_row,
-    with_audios,
+from preference_data.audio.clip_files import BadAudio, resolve_inside
+from preference_data.audio.decode import AudioInfo
+from preference_data.dataset.dataset import (
+    QUARANTINE,
+    Dataset,
+    RecordWriter,
+    describe,
+    is_described,
+    replacing_dataset,
+    with_paths,
 )
+from preference_data.interchange.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row
 from preference_data.schema import AudioClip, Axis, Chat, PreferencePair
 
 _MAX_DURATION_S = 30.0  # what Qwen2-Audio hears
-_KEPT = 20  # refused rows that are told
+_MOST_REFUSED = 20  # rows whose reasons are kept
+
+_Infos = Mapping[str, AudioInfo | BadAudio]
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """A file of rows that was written."""
 
     path: Path
     kind: Literal["pairs", "chats"]
@@ -40,7 +42,7 @@ class Exported(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What was read; `refused` are the first rows that could not be, each with its place and reason."""
+    """Counts of what was read; `refused` are the first rows that could not be, with place and reason."""
 
     pairs: int
     chats: int
@@ -55,22 +57,22 @@ def write_rows(records: Path, form: Form, corpus: Path, out: Path) -> Exported:
     Args:
         records: JSON lines of `PreferencePair` or of `Chat`.
         form: whose rows.
-        corpus: folder that audio paths are relative to; a dataset folder names its root itself.
+        corpus: folder that audio paths are relative to, or a dataset.
         out: also gets `dataset_info.json` for LLaMA-Factory.
 
     Raises:
-        BadRow: a record cannot be said in this format, or a clip is not there.
+        BadRow: a record cannot be written in this format, or a clip is not there.
         BadRecord: a line is neither a pair nor a chat.
     """
     with records.open(encoding="utf-8") as file:
         is_pairs = '"rejected"' in file.readline()
-    root = ClipRoot(corpus)
+    dataset = Dataset(corpus)
     rows = out / f"{records.stem}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     written = 0
     with store.replacing(rows) as file:
         for record in store.stream(records, PreferencePair) if is_pairs else store.stream(records, Chat):
-            audios = [_found(root, path, record.id) for path in record.audios]
+            audios = [_file_of(dataset, path, record.id) for path in record.audios]
             row = (
                 pair_row(record, audios, form)
                 if isinstance(record, PreferencePair)
@@ -96,64 +98,68 @@ def read_rows(
     axis: Axis = "factuality",
     on_checked: Callable[[int, int], object] | None = None,
 ) -> Imported:
-    """Read others' rows into a folder that a recipe can name as pairs and as corpus.
+    """Read others' rows into a dataset that a recipe can name as pairs and as corpus.
 
-    Writes pairs.jsonl, sft.jsonl, clips.jsonl and source.json; quarantine.jsonl says which rows were left out
-    and why. The audio is linked to `out/audio/` by its sha256, or copied where that cannot be.
+    `quarantine.jsonl` says which rows were left out and why. The audio is linked to `out/audio/` by its
+    sha256, or copied where that cannot be.
 
     Args:
         rows: JSON lines, or a JSON list.
         form: whose rows.
-        out: the folder; an earlier one is replaced.
+        out: the dataset; must not be there.
         audio_root: what the rows' audio paths are relative to, and must lie in.
         axis: what pairs are about whose rows do not say.
-        on_checked: told how many clips are checked, and of how many.
+        on_checked: called with how many clips are checked, and of how many.
 
     Raises:
-        BadRow: the file is no JSON, or none of its rows can be used; with the first reasons.
+        BadRow: the file is not JSON, or none of its rows can be used; with the first reasons.
+        BadDataset: `out` is there.
     """
-    check_out(out, audio_root)
-    named = sorted(
-        {path for _, _, record in _records(rows, form, axis, audio_root) for path in _audios_of(record)}
-    )
-    infos: dict[str, AudioInfo | BadAudio] = {}
-    outcomes = decode.examine(audio_root, named, by="header", max_duration_s=_MAX_DURATION_S)
-    for path, outcome in zip(named, outcomes, strict=True):
-        infos[path] = outcome
-        if on_checked:
-            on_checked(len(infos), len(named))
-    with writing(out) as partial:
-        told = _write(partial, _records(rows, form, axis, audio_root), infos, audio_root)
-        if not told.pairs + told.chats:
-            raise BadRow(
-                f"{rows}: none of its {told.n_refused} rows can be used: " + "; ".join(told.refused[:3])
-            )
-        about = {
-            "name": re.sub(r"[^A-Za-z0-9_-]", "-", rows.stem).strip("-_")[:64] or "imported",
-            "root": ".",
-            "records": {"pairs.jsonl": told.pairs, "sft.jsonl": told.chats, "clips.jsonl": told.clips},
-            "quarantined": {"row": told.n_refused},
-            "digest": digest_of(partial, ("clips.jsonl", "pairs.jsonl", "sft.jsonl")),
-        }
-        store.write_text(partial / SOURCE, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    return told
+    if is_described(out):
+        raise BadRow(f"{out} holds a data set already; name another folder, or remove it first")
+    with replacing_dataset(out, audio_root) as partial:
+        infos = _checked(_records(rows, form, axis, audio_root), audio_root, on_checked)
+        with RecordWriter(partial) as writer:
+            refused = _write(writer, _records(rows, form, axis, audio_root), infos, audio_root)
+        pairs, chats, clips, n_refused = (
+            writer.rows[name] for name in ("pairs.jsonl", "sft.jsonl", "clips.jsonl", QUARANTINE)
+        )
+        if not pairs + chats:
+            raise BadRow(f"{rows}: none of its {n_refused} rows can be used: " + "; ".join(refused[:3]))
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", rows.stem).strip("-_")[:64] or "imported"
+        counts = {"pairs.jsonl": pairs, "sft.jsonl": chats, "clips.jsonl": clips}
+        describe(partial, {"name": name, "root": ".", "records": counts, "quarantined": {"row": n_refused}})
+    return Imported(pairs, chats, clips, n_refused, refused)
 
 
-_Read = tuple[int, Any, "PreferencePair | Chat | BadRow"]
-"""Number of a row, the row, and what it is."""
+_Read = tuple[int, "PreferencePair | Chat | BadRow"]
+"""Number of a row, and the record that it is."""
 
 
 def _records(rows: Path, form: Form, axis: Axis, root: Path) -> Iterator[_Read]:
     for number, row in _json(rows):
         try:
-            record = read_row(row, form, axis)
-            yield (
-                number,
-                row,
-                with_audios(record, [_below(root, one) for one in record.audios]),
-            )
+            yield number, _renamed(read_row(row, form, axis), lambda path: _below(root, path))
         except BadRow as error:
-            yield number, row, error
+            yield number, error
+
+
+def _renamed(record: PreferencePair | Chat, rename: Callable[[str], str]) -> PreferencePair | Chat:
+    return type(record).model_validate(with_paths(record.model_dump(), rename))
+
+
+def _checked(
+    records: Iterator[_Read], root: Path, on_checked: Callable[[int, int], object] | None
+) -> dict[str, AudioInfo | BadAudio]:
+    """Describe every file that the rows name."""
+    paths = sorted({path for _, record in records for path in _audios_of(record)})
+    infos: dict[str, AudioInfo | BadAudio] = {}
+    outcomes = decode.examine(Dataset(root, {}).find, paths, by="header", max_duration_s=_MAX_DURATION_S)
+    for path, outcome in zip(paths, outcomes, strict=True):
+        infos[path] = outcome
+        if on_checked:
+            on_checked(len(infos), len(paths))
+    return infos
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
@@ -165,7 +171,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
                 yield from enumerate(json.load(file), start=1)
                 return
         except ValueError as error:
-            raise BadRow(f"{path}: is no JSON list: {error}") from error
+            raise BadRow(f"{path}: is not a JSON list: {error}") from error
         file.seek(0)
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -189,53 +195,37 @@ def _audios_of(record: PreferencePair | Chat | BadRow) -> tuple[str, ...]:
     return () if isinstance(record, BadRow) else record.audios
 
 
-def _write(
-    folder: Path, records: Iterator[_Read], infos: dict[str, AudioInfo | BadAudio], root: Path
-) -> Imported:
-    """All records whose clips are good, their clips, and the rows that were left out."""
-    counts = {"pairs.jsonl": 0, "sft.jsonl": 0, "clips.jsonl": 0, "quarantine.jsonl": 0}
+def _write(writer: RecordWriter, records: Iterator[_Read], infos: _Infos, root: Path) -> list[str]:
+    """Write the records whose clips are good, and those clips; returns the first reasons to refuse rows."""
     refused: list[str] = []
     linked: set[str] = set()
-    seen: set[str] = set()
-    with ExitStack() as open_files:
-        names = (*counts, "pretrain.jsonl", "prompts.jsonl")
-        files = {name: open_files.enter_context(store.replacing(folder / name)) for name in names}
-
-        def put(name: str, line: str) -> None:
-            files[name].write(line + "\n")
-            counts[name] += 1
-
-        for number, _, record in records:
-            problem = _problem(record, infos, seen)
-            if isinstance(record, BadRow) or problem:
-                named = _audios_of(record)[:1]
-                bad = {"id": f"row-{number}", "path": "".join(named), "code": "bad_row", "detail": problem}
-                put("quarantine.jsonl", json.dumps(bad, ensure_ascii=False))
-                refused += [f"row {number}: {problem}"] if len(refused) < _KEPT else []
-                continue
-            seen.add(record.id)
-            clips = [_clip(path, infos[path], record) for path in record.audios]
-            for path, clip in zip(record.audios, clips, strict=True):
-                if clip.path not in linked:
-                    linked.add(clip.path)
-                    _link(decode.resolve_inside(root, path), folder / clip.path)
-                    put("clips.jsonl", clip.model_dump_json())
-            placed = with_audios(record, [clip.path for clip in clips])
-            name = "pairs.jsonl" if isinstance(record, PreferencePair) else "sft.jsonl"
-            put(name, placed.model_dump_json())
-    pairs, chats, n_clips, n_refused = counts.values()
-    return Imported(pairs, chats, n_clips, n_refused, refused)
+    ids: set[str] = set()
+    for number, record in records:
+        problem = _problem(record, infos, ids)
+        if isinstance(record, BadRow) or problem:
+            path = "".join(_audios_of(record)[:1])
+            row = {"id": f"row-{number}", "path": path, "code": "bad_row", "detail": problem}
+            writer.add_row(QUARANTINE, row)
+            refused += [f"row {number}: {problem}"] if len(refused) < _MOST_REFUSED else []
+            continue
+        ids.add(record.id)
+        clips = {path: _clip(path, infos[path], record) for path in record.audios}
+        for path, clip in clips.items():
+            if clip.path not in linked:
+                linked.add(clip.path)
+                _link(resolve_inside(root, path), writer.folder / clip.path)
+                writer.add(clip)
+        writer.add(_renamed(record, {path: clip.path for path, clip in clips.items()}.__getitem__))
+    return refused
 
 
-def _problem(
-    record: PreferencePair | Chat | BadRow, infos: dict[str, AudioInfo | BadAudio], seen: set[str]
-) -> str:
+def _problem(record: PreferencePair | Chat | BadRow, infos: _Infos, ids: set[str]) -> str:
     if isinstance(record, BadRow):
         return str(record)
     bad = [info for path in record.audios if isinstance(info := infos[path], BadAudio)]
     if bad:
         return f"audio {bad[0]}"
-    return f"id {record.id!r} comes more than once; the first is taken" if record.id in seen else ""
+    return f"id {record.id!r} comes more than once; the first is taken" if record.id in ids else ""
 
 
 def _clip(path: str, info: AudioInfo | BadAudio, record: PreferencePair | Chat) -> AudioClip:
@@ -250,21 +240,21 @@ def _clip(path: str, info: AudioInfo | BadAudio, record: PreferencePair | Chat) 
     )
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(file, target)
     except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source, target)
+        shutil.copyfile(file, target)
 
 
-def _found(root: ClipRoot, path: str, record_id: str) -> str:
+def _file_of(dataset: Dataset, path: str, record_id: str) -> str:
     try:
-        found = root.find(path)
+        file = dataset.find(path)
     except BadAudio as error:
         raise BadRow(f"record {record_id!r}: {error}") from error
-    if not isinstance(found, Path):
-        raise BadRow(f"record {record_id!r}: {found} is inside a tar; others read files only, so unpack it")
-    if not found.is_file():
-        raise BadRow(f"record {record_id!r}: no file {found}; is {root.folder} the folder of its corpus?")
-    return str(found)
+    if not isinstance(file, Path):
+        raise BadRow(f"record {record_id!r}: {file} is inside a tar; others read files only, so unpack it")
+    if not file.is_file():
+        raise BadRow(f"record {record_id!r}: no file {file}; is {dataset.folder} the folder of its corpus?")
+    return str(file)

@@ -1,1 +1,1 @@
-"""What a policy is asked in pre-training: tasks, in sentences or in Qwen-Audio's tags, and time stamps."""
+"""Prompts of pre-training: tasks, in sentences or in Qwen-Audio's tags, and time stamps."""

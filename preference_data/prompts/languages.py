@@ -55,8 +55,7 @@ _SCRIPTS = {  # of languages that are not written in Latin letters
 
 
 def _scripts(code: str) -> tuple[str, ...]:
-    found = tuple(script for script, codes in _SCRIPTS.items() if code in codes.split())
-    return found or ("LATIN",)
+    return tuple(script for script, codes in _SCRIPTS.items() if code in codes.split()) or ("LATIN",)
 
 
 LANGUAGES: dict[str, Language] = {code: Language(name, _scripts(code)) for code, name in _NAMES.items()}

@@ -20,7 +20,7 @@ PromptFormat = Literal["sentences", "tags_paper", "tags_released"]
 AUDIO = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 """Stands for one clip in a prompt; the processor expands <|AUDIO|> to one token per 40 ms."""
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
-"""Tokens that steer the model. Text from a corpus that holds one would speak in another's name."""
+"""Tokens that steer the model. Text from a corpus that holds such a token would speak in another's name."""
 
 
 class BadExample(ValueError):
@@ -58,7 +58,7 @@ def _languages(task: Task, audio_language: str | None, text_language: str | None
     text = text_language or (audio if task.tags.task == "transcribe" else task.tags.text_language)
     if audio not in (*LANGUAGES, UNKNOWN) or text not in TEXT_LANGUAGES:
         bad = text if audio in (*LANGUAGES, UNKNOWN) else audio
-        raise BadExample(f"{bad!r} is no language; known: {', '.join(TEXT_LANGUAGES)}")
+        raise BadExample(f"{bad!r} is not a language; known: {', '.join(TEXT_LANGUAGES)}")
     return audio, text
 
 
@@ -102,7 +102,7 @@ def target_of(example: TaskExample, duration_s: float | None = None) -> str:
 
     Raises:
         BadExample: the words of a task with time stamps are missing or cannot be stamped, or a text holds
-            tags that are none of its task's.
+            tags that are not of its task.
     """
     task = task_named(example.task)
     if task.stamps is not None and not example.words:
@@ -126,12 +126,12 @@ def refuse_control(where: str, *texts: str) -> None:
     Raises:
         BadExample: naming the example and the token.
     """
-    if found := [token for token in CONTROL for text in texts if token in text]:
-        raise BadExample(f"example {where!r}: its text holds {found[0]}, which would steer the model")
+    if tokens := [token for token in CONTROL for text in texts if token in text]:
+        raise BadExample(f"example {where!r}: its text holds {tokens[0]}, which would steer the model")
 
 
 class Tagset(NamedTuple):
-    """Tags a tokenizer must hold, one token each. Those of `answer` are part of what a model says."""
+    """Tags a tokenizer must hold, one token each. Those of `answer` are part of completions."""
 
     prompt: tuple[str, ...]
     answer: tuple[str, ...]
@@ -142,9 +142,7 @@ def all_tags(prompt_format: PromptFormat, longest_s: float = LONGEST_S) -> Tagse
     prompts = names_of(prompt_format) if prompt_format != "sentences" else [*LANGUAGES, UNKNOWN]
     answers = {name for task in TASKS.values() for name in answer_tags(task)}
     stamps = stamps_to(longest_s)
-    spoken = sorted(f"<|{name}|>" for name in answers)
-    asked = sorted({f"<|{name}|>" for name in prompts} - {*spoken, *stamps})
-    return Tagset(tuple(asked), (*spoken, *stamps))
+    return _tagset({f"<|{name}|>" for name in prompts}, answers, stamps)
 
 
 def one_of_each_kind(examples: Iterable[TaskExample]) -> list[TaskExample]:
@@ -158,7 +156,10 @@ def tags_needed(examples: Iterable[TaskExample], prompt_format: PromptFormat, lo
     tasks = [task_named(example.task) for example in kinds]
     names = {name for task in tasks for name in answer_tags(task)}
     stamps = stamps_to(longest_s) if any(task.stamps for task in tasks) else []
-    spoken = sorted(f"<|{name}|>" for name in names)
     prompts = [prompt_of(example, prompt_format).replace(AUDIO, "") for example in kinds]
-    found = {f"<|{name}|>" for prompt in prompts for name in TAG.findall(prompt)}
-    return Tagset(tuple(sorted(found - {*spoken, *stamps})), (*spoken, *stamps))
+    return _tagset({f"<|{name}|>" for text in prompts for name in TAG.findall(text)}, names, stamps)
+
+
+def _tagset(in_prompts: set[str], answer_names: set[str], stamps: list[str]) -> Tagset:
+    in_answers = [*sorted(f"<|{name}|>" for name in answer_names), *stamps]
+    return Tagset(tuple(sorted(in_prompts - set(in_answers))), tuple(in_answers))

@@ -1,4 +1,4 @@
-"""Qwen-Audio's hierarchical tags (arXiv:2311.07919, section 3.2), written and strictly read in two formats.
+"""Qwen-Audio's hierarchical tags (arXiv:2311.07919, section 3.2), in two formats.
 
 The order is transcription tag, audio language, task, text language, timestamps, output instruction.
 `tags_paper` spells them as the paper does, where a question follows the tag <|question-answer|>;
@@ -10,7 +10,7 @@ for the paper's <|analysis|>, and a question between <|question|> and <|answer|>
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
 from preference_data.prompts.tasks import TASKS, Stamps, Start, TaskTag
@@ -39,8 +39,6 @@ _AUDIO_LANGUAGES = {code: code for code in (*LANGUAGES, UNKNOWN)}
 _TEXT_LANGUAGES = {code: code for code in TEXT_LANGUAGES}
 _ANSWER = "answer"
 _IN_USE = {(task.tags.task, task.tags.timestamps, task.tags.instruction) for task in TASKS.values()}
-
-T = TypeVar("T", bound=str)
 
 
 class BadTags(ValueError):
@@ -79,31 +77,6 @@ def render(tags: Tags, prompt_format: TagFormat) -> str:
     return head + "".join(map(_tag, (tags.text_language, _STAMPS[tags.timestamps], *tags.instruction)))
 
 
-def parse(text: str, prompt_format: TagFormat) -> Tags:
-    """Read what `render` writes, and nothing else.
-
-    Raises:
-        BadTags: naming the place and what may stand there.
-    """
-    read = _Reader(text)
-    start = read.one_of(_STARTS[prompt_format], "the transcription tag")
-    audio_language = read.one_of(_AUDIO_LANGUAGES, "the audio language")
-    task = read.one_of(_TASKS[prompt_format], "the task")
-    question = read.words() if task == "question-answer" else None
-    if question is not None and prompt_format == "tags_released":
-        read.one_of({_ANSWER: _ANSWER}, "the end of the question")
-    text_language: str | None = None
-    timestamps: Stamps | None = None
-    instruction: tuple[str, ...] = ()
-    if not (question is not None and prompt_format == "tags_released" and read.at_end()):
-        text_language = read.one_of(_TEXT_LANGUAGES, "the text language")
-        timestamps = read.one_of(_STAMPS, "the timestamps tag")
-        instruction = read.rest()
-    tags = Tags(start, audio_language, task, text_language, timestamps, instruction, question)
-    check(tags, prompt_format)
-    return tags
-
-
 def check(tags: Tags, prompt_format: TagFormat) -> None:
     """Rules beyond the order.
 
@@ -114,7 +87,7 @@ def check(tags: Tags, prompt_format: TagFormat) -> None:
     if tags.start != ("transcript" if speech else "analysis"):
         raise BadTags(f"{tags.start!r} does not begin the task {tags.task!r}")
     if tags.audio_language not in _AUDIO_LANGUAGES or (speech and tags.audio_language == UNKNOWN):
-        raise BadTags(f"{tags.audio_language!r} is no audio language of the task {tags.task!r}")
+        raise BadTags(f"{tags.audio_language!r} is not an audio language of the task {tags.task!r}")
     if (tags.task == "question-answer") != (tags.question is not None):
         raise BadTags(f"the task {tags.task!r} with the question {tags.question!r}")
     if tags.question is not None and (
@@ -154,44 +127,3 @@ def names_of(prompt_format: TagFormat) -> list[str]:
 
 def _tag(name: str) -> str:
     return f"<|{name}|>"
-
-
-class _Reader:
-    """Takes a prompt apart from left to right: tags, and the words of a question."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-        self.count = 0
-
-    def at_end(self) -> bool:
-        return self.at == len(self.text)
-
-    def one_of(self, allowed: dict[T, str], what: str) -> T:
-        """The next tag, which must be spelled like one of `allowed`'s values."""
-        found = TAG.match(self.text, self.at)
-        self.count += 1
-        meant = [key for key, name in allowed.items() if found and found[1] == name]
-        if not meant or found is None:
-            expected = ", ".join(map(_tag, list(allowed.values())[:8]))
-            here = self.text[self.at : self.at + 30] or "the end"
-            raise BadTags(f"tag {self.count} is {what}: one of {expected}; found {here!r} in {self.text!r}")
-        self.at = found.end()
-        return meant[0]
-
-    def words(self) -> str:
-        """Everything up to the next tag."""
-        found = TAG.search(self.text, self.at)
-        end = found.start() if found else len(self.text)
-        words, self.at = self.text[self.at : end], end
-        return words
-
-    def rest(self) -> tuple[str, ...]:
-        """All remaining tags."""
-        names = []
-        while found := TAG.match(self.text, self.at):
-            names.append(found[1])
-            self.at = found.end()
-        if not self.at_end():
-            raise BadTags(f"text after the tags: {self.text[self.at : self.at + 30]!r} in {self.text!r}")
-        return tuple(names)

@@ -52,7 +52,7 @@ class Task(BaseModel):
     def _hangs_together(self) -> Self:
         for code in (self.tags.audio_language, self.tags.text_language):
             if code not in (*LANGUAGES, UNKNOWN):
-                raise ValueError(f"tags: {code!r} is no language; known: {', '.join(LANGUAGES)}")
+                raise ValueError(f"tags: {code!r} is not a language; known: {', '.join(LANGUAGES)}")
         if (self.tags.task == "question-answer") != ("{question}" in self.sentence):
             raise ValueError("a task that answers a question has {question} in its sentence, and no other")
         if (self.stamps is None) != (self.tags.timestamps == "notimestamps"):
@@ -88,8 +88,6 @@ class TaskFile(BaseModel):
 _FILE = TaskFile.model_validate(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8")))
 
 TASKS: dict[str, Task] = _FILE.tasks
-INSTRUCTIONS: tuple[str, ...] = tuple(name for names in _FILE.instructions.values() for name in names)
-"""Every output instruction, those that the released tokenizer knows first."""
 
 
 def task_named(name: str) -> Task:
@@ -112,8 +110,8 @@ def answer_tags(task: Task) -> tuple[str, ...]:
 
 def _each(name: str) -> list[str]:
     """`midi_pitch_{0..127}` -> midi_pitch_0, midi_pitch_1 ...; another name is itself."""
-    found = re.fullmatch(r"(\w*)\{(\d+)\.\.(\d+)\}", name)
-    if found is None:
+    match = re.fullmatch(r"(\w*)\{(\d+)\.\.(\d+)\}", name)
+    if match is None:
         return [name]
-    stem, first, last = found.groups()
+    stem, first, last = match.groups()
     return [f"{stem}{number}" for number in range(int(first), int(last) + 1)]

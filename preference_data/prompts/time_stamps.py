@@ -50,7 +50,7 @@ def render_words(words: Sequence[Word], duration_s: float | None = None) -> str:
     """Words with n + 1 stamps from 0.00 on; pauses become `<|sil|>`, also one up to `duration_s` if given.
 
     Raises:
-        BadStamps: words overlap, run backwards, pass the end, or are no words.
+        BadStamps: words overlap, run backwards, pass the end, or are not words.
     """
     if not words:
         raise BadStamps("no words to stamp")
@@ -75,41 +75,16 @@ def render_words(words: Sequence[Word], duration_s: float | None = None) -> str:
     return text
 
 
-def parse_words(text: str, duration_s: float | None = None) -> list[Word]:
-    """The words that `render_words` wrote, without the pauses.
-
-    Stricter than `align.evaluation.srwt.parse`, which reads what models write.
-
-    Raises:
-        BadStamps: not n words between n + 1 stamps from 0.00 on that never run backwards or pass the end.
-    """
-    pieces = _STAMP.split(text)
-    said, times = pieces[2:-1:2], _times(pieces)
-    if len(times) < 2 or pieces[0] or pieces[-1]:
-        raise BadStamps(f"text must begin and end with a time stamp and hold at least two: {text[:60]!r}")
-    if times[0] != 0:
-        raise BadStamps(f"the first time stamp is {times[0]:.2f}, not 0.00")
-    for number, word in enumerate(said, 1):
-        if word != SILENCE:
-            _check_word(word, number)
-    if backwards := [i for i in range(1, len(times)) if times[i] < times[i - 1]]:
-        at = backwards[0]
-        raise BadStamps(f"word {at} {said[at - 1]!r} ends at {times[at]:.2f} s, before it begins")
-    _check_end(times, duration_s)
-    spoken = zip(said, times, times[1:], strict=False)
-    return [Word(text=w, start_s=start, end_s=end) for w, start, end in spoken if w != SILENCE]
-
-
 def render_spans(spans: Sequence[Word], duration_s: float | None = None) -> str:
-    """What happens when; spans may overlap, and are told in order of their beginning.
+    """Spans with their times, in order of their beginning; they may overlap.
 
     Raises:
         BadStamps: a span runs backwards, passes the end or names nothing.
     """
     if not spans:
         raise BadStamps("no spans to stamp")
-    told = sorted(spans, key=lambda span: (round(span.start_s * 100), round(span.end_s * 100)))
-    text = DELIMITER.join(stamp(span.start_s) + span.text + stamp(span.end_s) for span in told)
+    ordered = sorted(spans, key=lambda span: (round(span.start_s * 100), round(span.end_s * 100)))
+    text = DELIMITER.join(stamp(span.start_s) + span.text + stamp(span.end_s) for span in ordered)
     parse_spans(text, duration_s)
     return text
 

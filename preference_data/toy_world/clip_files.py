@@ -1,4 +1,4 @@
-"""One clip of a corpus: a 16-bit WAV where the pipeline looks for it, and its record.
+"""Clips of a corpus with facts: 16-bit WAVs where the pipeline looks for them, and their records.
 
 Clips to learn from lie in `audio/<split>/`; clips of dev and test lie where AIR-Bench would have them,
 `<split>/Chat/<task_name>_<dataset_name>/`.
@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import wave
-from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from preference_data.audio.decode import SAMPLE_RATE, Quarantined
-from preference_data.dataset.splits import SPLITS as SPLITS
 from preference_data.schema import AudioClip, Facts, Split
-from preference_data.store import write_text
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples
+
+
+class PreparedClips(NamedTuple):
+    """The clips of a corpus, and the recordings that cannot be used."""
+
+    clips: list[AudioClip]
+    quarantined: list[Quarantined]
 
 
 def folder_of(split: Split, task_name: str, dataset_name: str) -> str:
@@ -72,9 +76,3 @@ class ClipWriter:
             facts=facts,
             source=source,
         )
-
-
-def write_quarantine(out: Path, bad: Iterable[Quarantined]) -> None:
-    """Write `out/quarantine.jsonl`: the recordings that were left out, and why."""
-    rows = [json.dumps(one._asdict(), ensure_ascii=False) for one in bad]
-    write_text(out / "quarantine.jsonl", "".join(row + "\n" for row in rows))

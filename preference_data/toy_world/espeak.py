@@ -33,11 +33,11 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class SpeechError(RuntimeError):
-    """The synthesiser did not start, does not know a voice, or said nothing."""
+    """The synthesiser did not start, does not know a voice, or was silent."""
 
 
 class Utterance(NamedTuple):
-    """What to say and how; see `say`."""
+    """A text to speak, and how; see `say`."""
 
     text: str
     voice: str
@@ -152,7 +152,7 @@ def _serve() -> None:
     spoken = io.BytesIO()
     utterances = json.load(sys.stdin)
     samples = [say(*utterance) for utterance in utterances]
-    np.savez(spoken, np.cumsum([len(one) for one in samples]), np.concatenate(samples))
+    np.savez(spoken, np.cumsum(list(map(len, samples))), np.concatenate(samples))
     sys.stdout.buffer.write(spoken.getvalue())
 
 

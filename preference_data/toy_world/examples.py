@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn, stable_id
-from preference_data.store import write_rows, write_text
+from preference_data.store import write_text
 from preference_data.toy_world.phrasebook import Phrasebook, Question
 
 _DRAWS_PER_TURN = 20
@@ -48,14 +48,14 @@ def chats(
 def _chat(
     clip: AudioClip, phrasebook: Phrasebook, number: int, turns: int, defect_rate: float, rng: Generator
 ) -> Chat:
-    asked: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for _ in range(turns * _DRAWS_PER_TURN):
         question = phrasebook.ask(clip.facts, rng)
-        asked.setdefault(question.text, question)
-        if len(asked) == turns:
+        questions.setdefault(question.text, question)
+        if len(questions) == turns:
             break
-    said = [_turn(clip, phrasebook, question, defect_rate, rng) for question in asked.values()]
-    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=tuple(said))
+    drawn = tuple(_turn(clip, phrasebook, question, defect_rate, rng) for question in questions.values())
+    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=drawn)
 
 
 def _turn(
@@ -123,14 +123,13 @@ def write_air_bench(
     write_text(root / "Chat" / "Chat_meta.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_recognition(path: Path, clips: Iterable[AudioClip], phrasebook: Phrasebook) -> None:
-    """Write jsonl rows as the Qwen2-Audio evaluation reads them: {audio, prompt, gt, source}.
+def recognition_rows(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[dict[str, str]]:
+    """Rows as the Qwen2-Audio evaluation reads them: {audio, prompt, gt, source}.
 
     `prompt` is a key of `tasks.TASKS`; `source` groups the results, e.g. "transcribe/recording".
     """
-    rows = [
+    return [
         {"audio": clip.path, "prompt": task, "gt": text.strip(), "source": f"{task}/{clip.source}"}
         for clip in clips
         for task, text in phrasebook.targets_of(clip.facts)
     ]
-    write_rows(path, rows)

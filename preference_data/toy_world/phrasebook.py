@@ -1,9 +1,9 @@
-"""What can be said about a clip whose facts are known: questions, answers, and what an answer claims.
+"""The wording of a corpus whose facts are known: questions, answers, and what an answer claims.
 
 A phrasebook is data (YAML, see `phrasebooks/`). Every sentence is a template over *slots* ("The speaker
 says {word}."). Filling templates makes questions and reference answers; reading templates backwards
 turns an answer into claims that are true or false of the clip. Both the simulated annotator and the
-demo's judge read answers through this file: they share the ground truth, and say so.
+demo's judge read answers through this file: they share the ground truth.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Phrasebook(BaseModel):
         if unknown := sorted(named - set(self.slots)):
             raise ValueError(f"{', '.join(unknown)}: no such slot; slots: {', '.join(self.slots)}")
         if strange := [target.task for target in self.targets if target.task not in TASKS]:
-            raise ValueError(f"targets: {strange[0]!r} is no pre-training task; tasks: {', '.join(TASKS)}")
+            raise ValueError(f"targets: {strange[0]!r} is not a pre-training task; tasks: {', '.join(TASKS)}")
         if sum(self.kinds.values()) <= 0 or min(self.kinds.values()) < 0:
             raise ValueError("kinds: weights must be at least 0 and not all 0")
         if yes_no := [name for name in self.inventions if self.slots[name].denial]:
@@ -160,7 +160,7 @@ class Phrasebook(BaseModel):
     def is_absent(self, slot: str, facts: Facts) -> bool:
         """Whether the clip surely has no such thing: no slot with the same absent-sentence is known.
 
-        Of a slot without that sentence nothing is sure: facts may just not tell.
+        Nothing is sure of a slot without that sentence: facts may leave it out.
         """
         absent = self.slots[slot].absent
         same = {name: s for name, s in self.slots.items() if s.absent == absent}
@@ -195,10 +195,10 @@ class Phrasebook(BaseModel):
         name = str(rng.choice(options[kind]))
         slot, text = self.slots[name], str(rng.choice(self.slots[name].questions))
         if kind == "check":
-            said = list(facts[name])
-            unsaid = [v for v in slot.values if v not in said]
-            value = str(rng.choice(said if said and (rng.random() < 0.5 or not unsaid) else unsaid))
-            answer = slot.sentence if value in said else str(slot.denial)
+            true = list(facts[name])
+            false = [v for v in slot.values if v not in true]
+            value = str(rng.choice(true if true and (rng.random() < 0.5 or not false) else false))
+            answer = slot.sentence if value in true else str(slot.denial)
             reference = _capitalised(answer.format(**{name: value}))
             return Question(text.format(**{name: value}), kind, name, value, reference)
         if kind == "absent":
@@ -238,15 +238,15 @@ class Phrasebook(BaseModel):
     @cached_property
     def _questions(self) -> dict[str, tuple[str | None, bool, str | None]]:
         """Question text -> (slot, wants one word, value asked about)."""
-        found: dict[str, tuple[str | None, bool, str | None]] = {}
+        meanings: dict[str, tuple[str | None, bool, str | None]] = {}
         for name, slot in self.slots.items():
             for text in slot.questions:
                 if slot.denial:
-                    found |= {text.format(**{name: v}): (name, False, v) for v in slot.values}
+                    meanings |= {text.format(**{name: v}): (name, False, v) for v in slot.values}
                 else:
-                    found[text] = (name, False, None)
-                    found[f"{text} {self.one_word}"] = (name, True, None)
-        return found | {text: (None, False, None) for text in self.describe_questions}
+                    meanings[text] = (name, False, None)
+                    meanings[f"{text} {self.one_word}"] = (name, True, None)
+        return meanings | {text: (None, False, None) for text in self.describe_questions}
 
     def question(self, text: str, facts: Facts) -> Question:
         """Recognise a question this phrasebook can ask, and what answers it for these facts.
@@ -284,14 +284,14 @@ class Phrasebook(BaseModel):
                 text += f"(?P<{part}>{self.slots[part].pattern})"
             return re.compile(text)
 
-        found: list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]] = []
+        patterns: list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]] = []
         for slot in self.slots.values():
-            found.append(("affirm" if slot.denial else "sentence", pattern(slot.sentence)))
+            patterns.append(("affirm" if slot.denial else "sentence", pattern(slot.sentence)))
             if slot.denial:
-                found.append(("deny", pattern(slot.denial)))
+                patterns.append(("deny", pattern(slot.denial)))
         for template in self.descriptions:
-            found += [("sentence", pattern(part)) for part in _sentences(template)]
-        return found
+            patterns += [("sentence", pattern(part)) for part in _sentences(template)]
+        return patterns
 
     def claims(self, answer: str, question: Question, facts: Facts) -> list[Claim]:
         """Read an answer sentence by sentence. What cannot be read counts as a false claim."""
@@ -306,11 +306,11 @@ class Phrasebook(BaseModel):
             match = pattern.fullmatch(text)
             if match is None:
                 continue
-            said = {name: self.slots[name].canonical(value) for name, value in match.groupdict().items()}
+            slots = {name: self.slots[name].canonical(value) for name, value in match.groupdict().items()}
             if form == "sentence":
-                return Claim(form, said, all(facts.get(k) == v for k, v in said.items()), sentence)
-            name, value = next(iter(said.items()))
-            return Claim(form, said, (value in facts.get(name, [])) == (form == "affirm"), sentence)
+                return Claim(form, slots, all(facts.get(k) == v for k, v in slots.items()), sentence)
+            name, value = next(iter(slots.items()))
+            return Claim(form, slots, (value in facts.get(name, [])) == (form == "affirm"), sentence)
         if question.slot and re.fullmatch(self.slots[question.slot].pattern, text):
             value = self.slots[question.slot].canonical(text)
             return Claim("bare", {question.slot: value}, facts.get(question.slot) == value, sentence)
@@ -346,8 +346,8 @@ class Phrasebook(BaseModel):
                 for claim in self.claims(question.reference, question, {})
                 for pair in claim.slots.items()
             }
-            said = {pair for claim in claims for pair in claim.slots.items()}
-            return len(wanted & said), len(wanted)
+            claimed = {pair for claim in claims for pair in claim.slots.items()}
+            return len(wanted & claimed), len(wanted)
         hit = any(
             claim.true
             and question.slot in claim.slots

@@ -199,10 +199,10 @@ def beeping(duration_s: float, rng: Generator) -> Samples:
     """A beep about twice a second, always the same."""
     at_s, period_s = rng.uniform(0, 0.3), rng.uniform(0.4, 0.6)
     time = seconds(0.1)
-    one = rng.uniform(0.12, 0.16) * tone(rng.uniform(900, 1600), time) * fade(len(time))
+    beep = rng.uniform(0.12, 0.16) * tone(rng.uniform(900, 1600), time) * fade(len(time))
     buffer = np.zeros(int(SAMPLE_RATE * duration_s))
     for start in np.arange(at_s, duration_s - 0.2, period_s):
-        add(buffer, one, float(start))
+        add(buffer, beep, float(start))
     return buffer
 
 

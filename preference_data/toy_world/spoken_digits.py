@@ -9,9 +9,6 @@ theirs are every recording on its own (source "recording") and strings (source "
 from __future__ import annotations
 
 import re
-import tarfile
-import tempfile
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,10 +19,11 @@ from numpy.random import Generator
 from scipy.signal import lfilter
 
 from preference_data.audio import decode
-from preference_data.audio.decode import SAMPLE_RATE, BadAudio, Quarantined
-from preference_data.corpora import HeldOut
+from preference_data.audio.clip_files import BadAudio
+from preference_data.audio.decode import SAMPLE_RATE, Quarantined
+from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import AudioClip, Facts, Split
-from preference_data.toy_world.clip_files import SPLITS, ClipWriter, write_quarantine
+from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples, add
 
@@ -43,7 +41,7 @@ _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[A-Za-z0-9-]+)_(?P<take>[0-9]+
 
 
 class Recording(NamedTuple):
-    """One person saying one digit, silence cut off, peak 1."""
+    """A person saying a digit, silence cut off, peak 1."""
 
     name: str
     digit: int
@@ -56,33 +54,20 @@ Voices = dict[str, dict[int, list[Recording]]]
 """Speaker -> digit -> recordings."""
 
 
-def download(folder: Path) -> Path:
-    """Fetch the recordings (16 MB) from GitHub into `folder`; returns the folder to give to `prepare`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile() as archive:
-        with urllib.request.urlopen(URL, timeout=60) as response:
-            while block := response.read(1 << 20):
-                archive.write(block)
-        archive.seek(0)
-        with tarfile.open(fileobj=archive, mode="r:gz") as tar:
-            tar.extractall(folder, filter="data")
-    return next(folder.glob("free-spoken-digit-dataset*"))
-
-
 def prepare(
     out: Path,
     *,
-    source: Path | None = None,
+    recordings: Path | None = None,
     counts: Mapping[str, int] | None = None,
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
-) -> list[AudioClip]:
+) -> PreparedClips:
     """Compose the clips of each split; the same recordings and seed give the same bytes.
 
     Args:
-        out: where the audio goes; `quarantine.jsonl` there lists recordings that cannot be used.
-        source: folder of the recordings, or the one above it.
+        out: where the audio goes.
+        recordings: their folder, or the folder above it.
         counts: composed clips per split; the benchmark's single recordings come on top.
         held_out: speakers of dev and of test.
         seed: draws everything. A clip depends on it, its speakers and its own number only.
@@ -91,15 +76,12 @@ def prepare(
     Raises:
         ValueError: no recordings, none left for a split, or a speaker that is not there.
     """
-    if source is None or not counts:
-        raise ValueError(
-            f"spoken_digits needs source={source}, the recordings, and counts={counts}, the clips"
-        )
-    recordings, bad = _read(_recordings_folder(source))
-    write_quarantine(out, bad)
-    if not recordings:
-        raise ValueError(f"none of the {len(bad)} recordings in {source} can be used, e.g. {bad[0]}")
-    by_split = _divide(recordings, counts, held_out or {}, source)
+    if recordings is None or not counts:
+        raise ValueError(f"spoken_digits needs recordings={recordings}, and counts={counts}, the clips")
+    good, bad = _read(_recordings_folder(recordings))
+    if not good:
+        raise ValueError(f"none of the {len(bad)} recordings in {recordings} can be used, e.g. {bad[0]}")
+    by_split = _divide(good, counts, held_out or {}, recordings)
     writer = ClipWriter(out, Phrasebook.load(PHRASEBOOK), "spoken_digits")
     clips: list[AudioClip] = []
     composed = 0
@@ -113,21 +95,21 @@ def prepare(
             composed += 1
             if on_progress:
                 on_progress(composed)
-    return clips
+    return PreparedClips(clips, bad)
 
 
 # ---------------------------------------------------------------- recordings
 
 
-def _recordings_folder(source: Path) -> Path:
+def _recordings_folder(folder: Path) -> Path:
     """Where the WAV files are."""
-    for folder in (source / "recordings", source):
-        if folder.is_dir() and any(folder.glob("*.wav")):
-            return folder
+    for inner in (folder / "recordings", folder):
+        if inner.is_dir() and any(inner.glob("*.wav")):
+            return inner
     advice = f"fetch {URL} and unpack it (tar xzf FILE)"
-    if source.is_file():
-        advice = f"it is a file: unpack it (tar xzf {source.name}) and name the folder"
-    raise ValueError(f"no recordings ({{digit}}_{{speaker}}_{{index}}.wav) in {source}: {advice}")
+    if folder.is_file():
+        advice = f"it is a file: unpack it (tar xzf {folder.name}) and name the folder"
+    raise ValueError(f"no recordings ({{digit}}_{{speaker}}_{{index}}.wav) in {folder}: {advice}")
 
 
 def _read(folder: Path) -> tuple[list[Recording], list[Quarantined]]:
@@ -166,7 +148,7 @@ def trimmed(samples: Samples) -> Samples | None:
 
 
 def _divide(
-    recordings: Sequence[Recording], counts: Mapping[str, int], held_out: HeldOut, source: Path
+    recordings: Sequence[Recording], counts: Mapping[str, int], held_out: HeldOut, folder: Path
 ) -> dict[Split, list[Recording]]:
     """The recordings each split may use."""
     speakers = sorted({recording.speaker for recording in recordings})
@@ -174,17 +156,17 @@ def _divide(
     for speaker in named:
         if speaker not in speakers or named.count(speaker) > 1:
             raise ValueError(
-                f"held_out: {speaker!r} must be named once and be one of the speakers in {source} that have "
+                f"held_out: {speaker!r} must be named once and be one of the speakers in {folder} that have "
                 f"usable recordings: {', '.join(speakers) or 'nobody'}"
             )
     training = [r for r in recordings if r.speaker not in named and r.take >= _FIRST_TRAINING_TAKE]
     of: dict[Split, list[Recording]] = {"train": training, "preference": training}
     of["dev"] = [r for r in recordings if r.speaker in held_out.get("dev", ())]
     of["test"] = [r for r in recordings if r.speaker in held_out.get("test", ())]
-    for split, found in of.items():
-        if counts.get(split) and not found:
+    for split, usable in of.items():
+        if counts.get(split) and not usable:
             raise ValueError(
-                f"{source} leaves no usable recording for {split}: {len(recordings)} by "
+                f"{folder} leaves no usable recording for {split}: {len(recordings)} by "
                 f"{', '.join(speakers) or 'nobody'}, held out {dict(held_out)}; dev and test need a speaker "
                 f"of their own, train and preference recordings from index {_FIRST_TRAINING_TAKE} on"
             )
@@ -202,7 +184,7 @@ def _voices(recordings: Sequence[Recording]) -> Voices:
 
 
 def facts_of(digits: Sequence[int]) -> Facts:
-    """What is true of a clip in which these digits are said."""
+    """The facts of a clip in which these digits are spoken."""
     words = [WORDS[digit] for digit in digits]
     return {
         **dict(zip(_PLACES, words, strict=False)),
@@ -214,7 +196,7 @@ def facts_of(digits: Sequence[int]) -> Facts:
 
 
 def _single(writer: ClipWriter, split: Split, recording: Recording, seed: int) -> AudioClip:
-    """One recording as it is."""
+    """A recording as it is."""
     rng = np.random.default_rng([seed, len(SPLITS), recording.digit, recording.take])
     return writer.write(
         f"spoken_digits-{split}-{recording.name}",
@@ -227,15 +209,15 @@ def _single(writer: ClipWriter, split: Split, recording: Recording, seed: int) -
 
 
 def _sequence(writer: ClipWriter, split: Split, number: int, voices: Voices, rng: Generator) -> AudioClip:
-    """A string of one speaker's digits."""
-    chosen = _draw(voices, rng)
+    """A string of a speaker's digits."""
+    drawn = _draw(voices, rng)
     render = _clean if split in ("dev", "test") else _varied
     return writer.write(
         f"spoken_digits-{split}-{number:05d}",
         split,
-        render([recording.samples for recording in chosen], rng),
-        facts_of([recording.digit for recording in chosen]),
-        speaker=chosen[0].speaker,
+        render([recording.samples for recording in drawn], rng),
+        facts_of([recording.digit for recording in drawn]),
+        speaker=drawn[0].speaker,
         source="sequence",
     )
 

@@ -1,4 +1,4 @@
-"""A made world whose facts are known: speech, sound events, music, and speech over a background.
+"""A synthetic world whose facts are known: speech, sound events, music, and speech over a background.
 
 Four categories as in AIR-Bench chat, equally often, 3 s each. Voices come from espeak-ng variants;
 train and preference share theirs, dev and test have their own.
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.random import Generator
 
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.corpora import HeldOut
+from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import AudioClip, Facts, Split
 from preference_data.toy_world import espeak, sounds
-from preference_data.toy_world.clip_files import SPLITS, ClipWriter
+from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples
 
@@ -62,30 +62,30 @@ class _Scene(NamedTuple):
 def prepare(
     out: Path,
     *,
-    source: Path | None = None,
+    recordings: Path | None = None,
     counts: Mapping[str, int] | None = None,
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
-) -> list[AudioClip]:
+) -> PreparedClips:
     """Make the clips of each split; the same seed gives the same bytes.
 
     Args:
         out: where the audio goes.
-        source: must be None, nothing is read.
+        recordings: must be None, nothing is read.
         counts: clips per split.
         held_out: must be empty, the voices of each split are fixed in `VOICES`.
         seed: draws everything. A clip depends on it and on its own number only.
-        on_progress: called with the number of clips made so far.
+        on_progress: called with the number of clips so far.
 
     Raises:
         ValueError: the corpus was given recordings or speakers, or no counts.
         SpeechError: the speech synthesiser does not work here.
     """
-    if source or held_out or not counts:
+    if recordings or held_out or not counts:
         raise ValueError(
             f"synthetic makes its own clips and voices: it needs counts={counts}, and neither "
-            f"source={source} nor held_out={held_out}"
+            f"recordings={recordings} nor held_out={held_out}"
         )
     phrasebook = Phrasebook.load(PHRASEBOOK)
     pools = _pools([split for split in SPLITS if counts.get(split)], phrasebook, seed)
@@ -98,11 +98,13 @@ def prepare(
             scene = _scene(category, pools[split], phrasebook, rng)
             clip_id = f"synthetic-{split}-{i:05d}"
             clips.append(
-                writer.write(clip_id, split, scene.samples, scene.facts, speaker=scene.speaker, source="made")
+                writer.write(
+                    clip_id, split, scene.samples, scene.facts, speaker=scene.speaker, source="synthetic"
+                )
             )
             if on_progress:
                 on_progress(len(clips))
-    return clips
+    return PreparedClips(clips, [])
 
 
 def _pools(splits: list[Split], phrasebook: Phrasebook, seed: int) -> dict[Split, _Pool]:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["closed", "one_word", "check", "absent", "describe"]
-"""What a question asks for: a sentence, one word, yes/no about a value, an abstention, a description."""
+"""The form that a question asks for: a sentence, one word, yes or no, an abstention, a description."""
 
 AirBenchTask = Literal[
     "speech_QA",
@@ -43,7 +43,7 @@ class Slot(BaseModel):
     questions: tuple[str, ...] = Field(min_length=1)
     sentence: str
     absent: str | None = None
-    """Said when the clip has no such thing; slots sharing this sentence share its truth."""
+    """The answer when the clip has no such thing; slots sharing this sentence share its truth."""
     present_if: dict[str, str] = {}
     """Facts under which the thing is there although this slot has no value (music as a background)."""
     sequence: bool = False
@@ -54,15 +54,16 @@ class Slot(BaseModel):
     def canonical(self, text: str) -> str:
         """Lower-case text that matches `pattern`, in the spelling of `values`."""
         spelled = {value.lower(): value for value in self.values}
-        return re.sub(self._one, lambda match: spelled[match[0]], text)
+        return re.sub(self._value_pattern, lambda match: spelled[match[0]], text)
 
     @property
     def pattern(self) -> str:
-        """What a value looks like in lower-case text."""
-        return rf"(?:{self._one})(?: (?:{self._one}))*" if self.sequence else self._one
+        """A regular expression for a value in lower-case text."""
+        value = self._value_pattern
+        return rf"(?:{value})(?: (?:{value}))*" if self.sequence else value
 
     @property
-    def _one(self) -> str:
+    def _value_pattern(self) -> str:
         longest_first = sorted((value.lower() for value in self.values), key=len, reverse=True)
         return "|".join(map(re.escape, longest_first))
 

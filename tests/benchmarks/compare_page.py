@@ -22,7 +22,8 @@ import numpy as np
 import psutil
 import soundfile
 
-from align.release import compare
+from align.release import compare_page
+from align.release.comparison import PolicyComparison, compare
 
 TASKS = {
     "speech_QA": "speech",
@@ -145,6 +146,7 @@ def _stage(run: Path, name: str, kind: str, digest: str = "5a", **more: Any) -> 
     manifest = {
         "stage": name,
         "kind": kind,
+        "produces": kind,
         "config": {},
         "inputs": {},
         "seed": 0,
@@ -157,12 +159,12 @@ def _stage(run: Path, name: str, kind: str, digest: str = "5a", **more: Any) -> 
 def measure(run: Path) -> Iterator[tuple[str, str]]:
     """Compute, write and open: rows of the table."""
     policies = [run / "2_sft", run / "6_dpo"]
-    found: list[compare.Comparison] = []
-    yield "read and compute", f"{_seconds(lambda: found.append(compare.compare(policies))):6.1f} s"
-    yield "numbers as JSON", f"{len(json.dumps(compare.to_json(found[0]))) / 1e6:6.2f} MB"
+    found: list[PolicyComparison] = []
+    yield "read and compute", f"{_seconds(lambda: found.append(compare(policies))):6.1f} s"
+    yield "numbers as JSON", f"{len(json.dumps(compare_page.to_json(found[0]))) / 1e6:6.2f} MB"
     for audio in ("packed", "linked"):
         path = run / f"{audio}.html"
-        took = _seconds(lambda: compare.write_html(found[0], path, audio))  # noqa: B023
+        took = _seconds(lambda: compare_page.write_html(found[0], path, audio))  # noqa: B023
         yield f"write the page, clips {audio}", f"{took:6.1f} s, {path.stat().st_size / 1e6:.2f} MB"
         yield from _opened(path)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -75,9 +75,9 @@ def in_shards(folder: Path, names: list[str]) -> list[str]:
 def speed(features: Any, paths: list[str]) -> dict[str, float]:
     """Clips per second of process time: decoding alone, and with mel features in batches of 8."""
     from preference_data.audio import decode
-    from preference_data.audio.clip_paths import ClipRoot
+    from preference_data.dataset.dataset import Dataset
 
-    root = ClipRoot(features.root)
+    root = Dataset(features.root)
     features(paths[:2])
     begun = time.process_time()
     for path in paths:
@@ -122,7 +122,7 @@ def make_data_set(folder: Path, name: str, n: int) -> None:
     data = file.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     (folder / "shards").mkdir(parents=True)
-    (folder / "source.json").write_text(json.dumps({"name": name, "root": "shards"}))
+    (folder / "dataset.json").write_text(json.dumps({"name": name, "root": "shards"}))
     members = ((f"{name}{i:08d}", {"wav": data}) for i in range(n))
     text = "he hoped there would be stew for dinner turnips and carrots and bruised potatoes and fat mutton"
     with (folder / "clips.jsonl").open("w") as clips, (folder / "pretrain.jsonl").open("w") as examples:
@@ -136,11 +136,11 @@ def make_data_set(folder: Path, name: str, n: int) -> None:
 
 def mix_part(folder: Path) -> dict[str, Any]:
     """Check and mix two data sets."""
-    from preference_data.dataset.mixture import DataSet, mix
+    from preference_data.dataset.mixture import MixturePart, mix
 
     mixed = mix(
         folder / "corpus",
-        [DataSet(folder / "large"), DataSet(folder / "small")],
+        [MixturePart(folder / "large"), MixturePart(folder / "small")],
         temperature=2.0,
         seed=0,
         max_duration_s=30,
@@ -152,11 +152,11 @@ def mix_part(folder: Path) -> dict[str, Any]:
 def order_part(folder: Path) -> dict[str, Any]:
     """Draw 100,000 examples of the mixture as training does, and read their rows."""
     from align.training.data_loading import Examples, Part
-    from preference_data.dataset.sources import sources
+    from preference_data.dataset.dataset import Dataset
     from preference_data.schema import TaskExample
 
     begun = time.process_time()
-    parts = [Part(*one, _row) for one in sources(folder / "corpus", "pretrain", TaskExample)]
+    parts = [Part(*part, _row) for part in Dataset(folder / "corpus").parts(TaskExample)]
     opened = time.process_time() - begun
     examples = Examples(parts, 10_000_000, seed=0)
     begun = time.process_time()

@@ -9,7 +9,7 @@ import typer
 
 from align.cli.main import app
 from align.recipe.recipe import RecipeError, load
-from preference_data.corpora.published import PUBLISHED
+from preference_data.corpora.catalog import CARDS
 
 ROOT = Path(__file__).parents[2]
 USAGE_ERROR = typer.BadParameter.__base__
@@ -61,7 +61,7 @@ def test_the_command_is_one(readme, words):
     if str(params.get("recipe")).startswith("recipes/"):
         assert not mistakes(ROOT / params["recipe"], params.get("overrides"))
     if words[0] == "data" and "name" in params and params["name"] != "$name":
-        assert params["name"].lower() in (*PUBLISHED, "name")
+        assert params["name"].lower() in (*CARDS, "name")
 
 
 def test_the_full_size_recipes_tell_how_to_get_every_data_set():
@@ -72,7 +72,7 @@ def test_the_full_size_recipes_tell_how_to_get_every_data_set():
             Path(source.folder).name for source in load(ROOT / "recipes" / name).steps[0].config.sources
         ]
         assert sorted(loop.split()) == sorted(wanted)
-        assert set(wanted) <= set(PUBLISHED)
+        assert set(wanted) <= set(CARDS)
 
 
 def test_a_command_that_is_none_is_found_out():

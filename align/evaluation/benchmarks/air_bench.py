@@ -1,19 +1,21 @@
 """AIR-Bench chat (arXiv:2402.07729) in its official layout, questions and answers.
 
 Reads `Chat/Chat_meta.json` with audio at `Chat/{task_name}_{dataset_name}/{path}`, as downloaded; the
-demo's made evaluation set is written the same way. Answers use the official inference keys, so they
+demo's synthetic evaluation set is written the same way. Answers use the official inference keys, so they
 can be judged elsewhere, and answers made elsewhere can be judged here. Some files of the official
 download are empty or damaged: `audit` finds and counts them, nothing is left out silently.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, text_fields
 from preference_data.audio import decode
+from preference_data.audio.clip_files import resolve_inside
 from preference_data.store import write_rows
 
 CATEGORIES = {
@@ -26,7 +28,10 @@ CATEGORIES = {
     "speech_and_sound_QA": "mixed",
     "speech_and_music_QA": "mixed",
 }
-"""The four columns of the published tables."""
+"""The tasks, and the column of the published tables that each counts towards."""
+
+COLUMNS = ("speech", "sound", "music", "mixed")
+"""The four columns, in their published order."""
 
 LONGEST_S = 600.0
 """Longest clip of the benchmark in seconds; models that hear less are given its beginning."""
@@ -56,19 +61,15 @@ class Item(NamedTuple):
         return f"Chat/{self.task_name}_{self.dataset_name}/{self.path}"
 
 
-class BadBenchmark(ValueError):
-    """A benchmark's folder or an answer file is not as AIR-Bench ships it."""
-
-
 class Missing(NamedTuple):
-    """An item that cannot be asked: its clip was refused. `code` is one of `preference_data.audio.Reason`."""
+    """An item that is left out: its clip was refused. `code` is one of `preference_data.audio.Reason`."""
 
     uniq_id: str
     code: str
     why: str
 
 
-class _Asked(Protocol):
+class _HasClip(Protocol):
     @property
     def uniq_id(self) -> str: ...
 
@@ -76,7 +77,7 @@ class _Asked(Protocol):
     def audio(self) -> str: ...
 
 
-_Question = TypeVar("_Question", bound=_Asked)
+_Question = TypeVar("_Question", bound=_HasClip)
 
 
 def read(root: Path) -> list[Item]:
@@ -86,8 +87,8 @@ def read(root: Path) -> list[Item]:
         BadBenchmark: naming file, item and key.
     """
     meta = root / "Chat" / "Chat_meta.json"
-    items = [_item(row, f"{meta}: item {number}") for number, row in enumerate(rows_of(meta))]
-    refuse_twins([item.uniq_id for item in items], str(meta))
+    items = [_item(row, f"{meta}: item {number}") for number, row in enumerate(meta_rows(meta))]
+    refuse_duplicates([item.uniq_id for item in items], str(meta))
     return items
 
 
@@ -98,7 +99,7 @@ def audit(
     max_duration_s: float = LONGEST_S,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[_Question], list[Missing]]:
-    """Decode every clip once and part the items into those that can be asked and those that cannot.
+    """Decode every clip once and split the items into usable ones and those whose clip was refused.
 
     Args:
         root: the folder that holds `Chat/` (or `Foundation/`).
@@ -111,26 +112,29 @@ def audit(
     """
     clips = sorted({item.audio for item in items})
     refused = decode.audit(
-        root, [(clip, clip) for clip in clips], max_duration_s=max_duration_s, on_progress=on_progress
+        partial(resolve_inside, root),
+        [(clip, clip) for clip in clips],
+        max_duration_s=max_duration_s,
+        on_progress=on_progress,
     )[1]
-    why = {one.id: one for one in refused}
-    usable = [item for item in items if item.audio not in why]
+    reasons = {clip.id: clip for clip in refused}
+    usable = [item for item in items if item.audio not in reasons]
     missing = [
-        Missing(item.uniq_id, why[item.audio].code, f"{item.audio}: {why[item.audio].detail}")
+        Missing(item.uniq_id, reasons[item.audio].code, f"{item.audio}: {reasons[item.audio].detail}")
         for item in items
-        if item.audio in why
+        if item.audio in reasons
     ]
     return usable, missing
 
 
-def longer_than(heard_s: float, root: Path, items: Sequence[_Question]) -> list[str]:
-    """The ids of items whose clip goes on after the first `heard_s` seconds; by the files' headers."""
+def longer_than(limit_s: float, root: Path, items: Sequence[_Question]) -> list[str]:
+    """The ids of items whose clip goes on after the first `limit_s` seconds; by the files' headers."""
     clips = {item.audio for item in items}
     seconds = {
-        clip: decode.inspect(decode.resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
+        clip: decode.inspect(resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
         for clip in clips
     }
-    return [item.uniq_id for item in items if seconds[item.audio] > heard_s]
+    return [item.uniq_id for item in items if seconds[item.audio] > limit_s]
 
 
 def write_answers(path: Path, items: Sequence[Item], responses: Iterable[str]) -> None:
@@ -157,15 +161,15 @@ def read_answers(path: Path) -> list[tuple[Item, str]]:
     A response that is null is read as the empty answer. Keys beyond the official ones are ignored.
 
     Raises:
-        BadBenchmark: naming file, line and key: no JSON, a key that is absent or null, an unknown task, a
-            response that is no text, an id that comes twice, a file without answers.
+        BadBenchmark: naming file, line and key: not JSON, a key that is absent or null, an unknown task, a
+            response that is not text, an id that comes twice, a file without answers.
     """
-    answers = [(_item(row, where), response_of(row, where)) for where, row in lines_of(path)]
-    refuse_twins([item.uniq_id for item, _ in answers], str(path))
+    answers = [(_item(row, where), response_of(row, where)) for where, row in json_lines(path)]
+    refuse_duplicates([item.uniq_id for item, _ in answers], str(path))
     return answers
 
 
-def rows_of(meta: Path) -> list[Any]:
+def meta_rows(meta: Path) -> list[Any]:
     """The items of a benchmark's meta file, a JSON list.
 
     Raises:
@@ -175,52 +179,11 @@ def rows_of(meta: Path) -> list[Any]:
         raise BadBenchmark(
             f"{meta} is missing: point to the folder that holds AIR-Bench's {meta.parent.name}/"
         )
-    try:
-        rows = json.loads(meta.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadBenchmark(f"{meta}: is not JSON ({error}); download it again") from error
-    if not isinstance(rows, list):
-        raise BadBenchmark(f"{meta}: holds a {type(rows).__name__}, not the list AIR-Bench ships")
-    return rows
-
-
-def lines_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON-lines file, each with its place for messages; blank lines are skipped.
-
-    Raises:
-        BadBenchmark: the file is missing, a line is not JSON, or there is none.
-    """
-    if not path.exists():
-        raise BadBenchmark(f"{path} is missing: name a file of answers, one JSON object a line")
-    found = False
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        found = True
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
-            raise BadBenchmark(f"{path}:{number}: is not JSON ({error})") from error
-    if not found:
-        raise BadBenchmark(f"{path}: holds no answers")
-
-
-def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
-    """The named fields of a row as text.
-
-    Raises:
-        BadBenchmark: the row is no object, or a key is absent or null.
-    """
-    if not isinstance(row, dict):
-        raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
-    missing = [key for key in keys if row.get(key) is None]
-    if missing:
-        raise BadBenchmark(f"{where}: no {', '.join(missing)}")
-    return {key: str(row[key]) for key in keys}
+    return json_list(meta)
 
 
 def response_of(row: dict[str, Any], where: str) -> str:
-    """The policy's words; null is the empty answer.
+    """The policy's response; null is the empty answer.
 
     Raises:
         BadBenchmark: the key is absent or not text.
@@ -235,17 +198,17 @@ def response_of(row: dict[str, Any], where: str) -> str:
     return response or ""
 
 
-def refuse_twins(ids: Sequence[str], where: str) -> None:
+def refuse_duplicates(ids: Sequence[str], where: str) -> None:
     """Ids join questions, answers and ratings, so each may come once.
 
     Raises:
         BadBenchmark: naming the first id that comes again.
     """
-    seen: set[str] = set()
+    known: set[str] = set()
     for uniq_id in ids:
-        if uniq_id in seen:
+        if uniq_id in known:
             raise BadBenchmark(f"{where}: uniq_id {uniq_id!r} comes more than once; keep one row of it")
-        seen.add(uniq_id)
+        known.add(uniq_id)
 
 
 def official_id(uniq_id: str) -> int | str:

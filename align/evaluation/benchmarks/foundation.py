@@ -13,14 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation.benchmarks.air_bench import (
-    BadBenchmark,
-    lines_of,
-    official_id,
-    response_of,
-    rows_of,
-    text_fields,
-)
+from align.evaluation.benchmarks.air_bench import meta_rows, official_id, response_of
+from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, text_fields
 from preference_data.store import write_rows
 
 CATEGORIES = {
@@ -59,7 +53,7 @@ _NAMED = re.compile(  # small letters only where they cannot be the article
 )
 
 
-class Question(NamedTuple):
+class ChoiceQuestion(NamedTuple):
     """A clip, a question and two to four choices, of which one is `answer_gt`, word for word."""
 
     uniq_id: str
@@ -92,49 +86,49 @@ class Question(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """What is asked of a policy, word for word as officially; choices that are not there read None."""
+        """The prompt of a policy, word for word as officially; choices that are not there read None."""
         lines = [f"{letter}. {text or None}" for letter, text in zip(LETTERS, self.choices, strict=True)]
         return "\n".join([_INSTRUCTION, self.question, *lines])
 
 
-def read(root: Path) -> list[Question]:
+def read(root: Path) -> list[ChoiceQuestion]:
     """All questions below `root`, the folder that holds `Foundation/`.
 
     Raises:
         BadBenchmark: naming file, item and key.
     """
     meta = root / "Foundation" / "Foundation_meta.json"
-    return [_question(row, f"{meta}: item {number}") for number, row in enumerate(rows_of(meta))]
+    return [_question(row, f"{meta}: item {number}") for number, row in enumerate(meta_rows(meta))]
 
 
-def write_answers(path: Path, questions: Sequence[Question], responses: Iterable[str]) -> None:
+def write_answers(path: Path, questions: Sequence[ChoiceQuestion], responses: Iterable[str]) -> None:
     """Answers as JSON lines with the official inference keys."""
     rows = [
         {
-            "path": one.path,
-            "question": one.question,
-            **{f"choice_{name}": text or None for name, text in zip("abcd", one.choices, strict=True)},
-            "answer_gt": one.answer_gt,
-            "task_name": one.task_name,
-            "dataset_name": one.dataset_name,
+            "path": question.path,
+            "question": question.question,
+            **{f"choice_{name}": text or None for name, text in zip("abcd", question.choices, strict=True)},
+            "answer_gt": question.answer_gt,
+            "task_name": question.task_name,
+            "dataset_name": question.dataset_name,
             "response": response,
-            "uniq_id": official_id(one.uniq_id),
+            "uniq_id": official_id(question.uniq_id),
         }
-        for one, response in zip(questions, responses, strict=True)
+        for question, response in zip(questions, responses, strict=True)
     ]
     write_rows(path, rows)
 
 
-def read_answers(path: Path) -> list[tuple[Question, str]]:
+def read_answers(path: Path) -> list[tuple[ChoiceQuestion, str]]:
     """Questions and responses of an answer file in the official jsonl; null is the empty answer.
 
     Raises:
         BadBenchmark: naming file, line and key; a question that comes twice.
     """
-    answers = [(_question(row, where), response_of(row, where)) for where, row in lines_of(path)]
-    seen = Counter((one.task_name, one.dataset_name, one.uniq_id) for one, _ in answers)
-    if twice := [key for key, n in seen.items() if n > 1]:
-        raise BadBenchmark(f"{path}: {'/'.join(twice[0])} comes more than once; keep one row of it")
+    answers = [(_question(row, where), response_of(row, where)) for where, row in json_lines(path)]
+    counts = Counter((question.task_name, question.dataset_name, question.uniq_id) for question, _ in answers)
+    if duplicates := [key for key, n in counts.items() if n > 1]:
+        raise BadBenchmark(f"{path}: {'/'.join(duplicates[0])} comes more than once; keep one row of it")
     return answers
 
 
@@ -159,32 +153,32 @@ def strict_letter(response: str, choices: Sequence[str]) -> str | None:
     letters that contradict each other and letters of choices that were not offered.
     """
     text = response.strip()
-    letters = {found.upper() for found in _NAMED.findall(text)}
+    letters = {letter.upper() for letter in _NAMED.findall(text)}
     if re.match(r"\(?[A-D](?:[.):,]|$)", text):
         letters |= set(_MARKED.findall(text))
-    if not letters and (said := _plain(text)):
-        letters = {letter for letter, choice in zip(LETTERS, choices, strict=True) if _plain(choice) == said}
+    if not letters and (words := _plain(text)):
+        letters = {letter for letter, choice in zip(LETTERS, choices, strict=True) if _plain(choice) == words}
     offered = [letter for letter in letters if choices[LETTERS.index(letter)]]
     return offered[0] if len(letters) == 1 and offered else None
 
 
-def score(answers: Sequence[tuple[Question, str]]) -> dict[str, Any]:
+def score(answers: Sequence[tuple[ChoiceQuestion, str]]) -> dict[str, Any]:
     """Accuracies by the strict reading and, under "official", by the official one.
 
     Returns:
         `categories` (macro over the tasks present), `average` (macro over the three categories), `tasks`
         (micro over the questions of its data sets), `n`, `states`, `tasks_missing`. Unparsed answers count
-        as wrong; the official reading leaves them out, and its `answered` says over what share it speaks.
+        as wrong; the official reading leaves them out, and its `answered` is the share that it covers.
         Shares are 0..1; None without answers.
     """
-    strict = [_state(one, strict_letter(text, one.choices)) for one, text in answers]
-    official = [_state(one, official_letter(text)) for one, text in answers]
+    strict = [_state(question, strict_letter(text, question.choices)) for question, text in answers]
+    official = [_state(question, official_letter(text)) for question, text in answers]
     answered = sum(state != "unparsed" for state in official)
     return {
         **_means(answers, strict, lambda states: states.count("right") / len(states)),
         "n": len(answers),
         "states": _counts(strict),
-        "tasks_missing": sorted(set(CATEGORIES) - {one.task_name for one, _ in answers}),
+        "tasks_missing": sorted(set(CATEGORIES) - {question.task_name for question, _ in answers}),
         "official": {
             **_means(answers, official, _share_of_parsed),
             "states": _counts(official),
@@ -193,7 +187,7 @@ def score(answers: Sequence[tuple[Question, str]]) -> dict[str, Any]:
     }
 
 
-def _state(question: Question, letter: str | None) -> State:
+def _state(question: ChoiceQuestion, letter: str | None) -> State:
     if letter is None:
         return "unparsed"
     return "right" if letter == question.answer else "wrong"
@@ -205,14 +199,14 @@ def _share_of_parsed(states: Sequence[State]) -> float | None:
 
 
 def _means(
-    answers: Sequence[tuple[Question, str]],
+    answers: Sequence[tuple[ChoiceQuestion, str]],
     states: Sequence[State],
     accuracy: Callable[[Sequence[State]], float | None],
 ) -> dict[str, Any]:
-    of_task: dict[str, list[State]] = {}
+    by_task: dict[str, list[State]] = {}
     for (question, _), state in zip(answers, states, strict=True):
-        of_task.setdefault(question.task_name, []).append(state)
-    tasks = {task: accuracy(of_task[task]) for task in CATEGORIES if task in of_task}
+        by_task.setdefault(question.task_name, []).append(state)
+    tasks = {task: accuracy(by_task[task]) for task in CATEGORIES if task in by_task}
     categories = {
         category: _mean([value for task, value in tasks.items() if CATEGORIES[task] == category])
         for category in dict.fromkeys(CATEGORIES.values())
@@ -221,7 +215,7 @@ def _means(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known; what is not is told by `tasks_missing` and the counts."""
+    """The mean of the known values; `tasks_missing` and the counts show the others."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -235,7 +229,7 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
 
 
-def _question(row: Any, where: str) -> Question:
+def _question(row: Any, where: str) -> ChoiceQuestion:
     fields = text_fields(row, _KEYS, where)
     if fields["task_name"] not in CATEGORIES:
         raise BadBenchmark(f"{where}: unknown task_name {fields['task_name']!r}")
@@ -243,4 +237,4 @@ def _question(row: Any, where: str) -> Question:
     choices = (fields.pop("choice_a"), fields.pop("choice_b"), *later)
     if fields["answer_gt"] not in choices:
         raise BadBenchmark(f"{where}: answer_gt {fields['answer_gt'][:80]!r} is none of its choices")
-    return Question(choices=choices, **fields)
+    return ChoiceQuestion(choices=choices, **fields)

@@ -1,4 +1,4 @@
-"""What the reports of Qwen-Audio, Qwen2-Audio and AIR-Bench say, as reference rows beside our numbers."""
+"""Published numbers of Qwen-Audio, Qwen2-Audio and AIR-Bench, as reference rows beside ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from align.evaluation.aggregation import COLUMNS
+from align.evaluation.benchmarks.air_bench import COLUMNS
 
 
 class ChatRow(NamedTuple):
@@ -23,7 +23,7 @@ class ChatRow(NamedTuple):
 
 
 class BenchmarkRow(NamedTuple):
-    """One policy's number on one benchmark, in the units of `benchmarks.score`."""
+    """One policy's number on one benchmark, in the units of `tasks.score`."""
 
     benchmark: str
     metric: str
@@ -31,7 +31,7 @@ class BenchmarkRow(NamedTuple):
     source: str
     value: float
     unit: str
-    """Of which errors are counted: word or character."""
+    """The unit in which errors are counted: word or character."""
 
 
 def air_bench_chat() -> list[ChatRow]:
@@ -68,13 +68,13 @@ def benchmarks() -> list[BenchmarkRow]:
 
 
 def beside(source: str, numbers: Mapping[str, Any], split: str = "test") -> list[BenchmarkRow]:
-    """The published rows of what `source` is, in the metrics that `numbers` has.
+    """The published rows for a source, in the metrics that `numbers` has.
 
     Args:
-        source: of the reports' rows (`covost2_en_de_test`), or of a corpus' own, where a mixture has put
+        source: that of the reports' rows (`covost2_en_de_test`), or a corpus' own, where a mixture has put
             the data set's name before it (`librispeech/librispeech_test_clean`).
-        numbers: as `benchmarks.score` or `recognition.score` gives them for it.
-        split: of a corpus' own rows. Only a name that says dev is published for dev.
+        numbers: as `tasks.score` gives them for it.
+        split: that of a corpus' own rows. Only a name that says dev is published for dev.
     """
     name = source.rpartition("/")[2]
     if split != "test" and split not in name.split("_"):
@@ -90,7 +90,7 @@ def beside(source: str, numbers: Mapping[str, Any], split: str = "test") -> list
 
 
 def warnings() -> list[str]:
-    """What must stand beside these rows wherever they are shown."""
+    """The warnings that belong beside these rows on every page."""
     data = _load()
     return [data["warning"], *data["air_bench_chat"]["notes"]]
 

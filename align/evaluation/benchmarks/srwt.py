@@ -1,7 +1,7 @@
 """Speech recognition with word time stamps (SRWT, Qwen-Audio): how far stamps are from where they should be.
 
 A text reads `<|0.54|>word<|0.86|>word<|1.17|>`: n words and n + 1 stamps, each shared by two neighbours.
-The metric is Qwen-Audio's average accumulated shift: over the words that the alignment of both texts finds
+The metric is Qwen-Audio's average accumulated shift: over the words that the alignment of both texts pairs as
 equal, the shift of a word's start plus that of its end, in milliseconds per word. `<|sil|>` counts as a
 word, as officially. The official script drops malformed lines on either side by themselves, which sets
 the rest against each other wrongly; here the pair is left out and counted.
@@ -29,7 +29,7 @@ class Stamped(NamedTuple):
 def parse(text: str) -> Stamped | None:
     """Words and stamps; None unless stamps stand around and between words and never run backwards.
 
-    What stands before the first and after the last stamp is no timed word and is ignored, as officially.
+    Text before the first and after the last stamp is not a timed word and is ignored, as officially.
     """
     for tag in _TASK_TAGS:
         text = text.replace(tag, "")
@@ -54,16 +54,16 @@ def score(references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     shift = 0.0
     matched = words = malformed = errors = length = 0
     for reference, text in zip(references, texts, strict=True):
-        wanted, found = parse(reference), parse(text)
-        if wanted is None or found is None:
+        wanted, recognised = parse(reference), parse(text)
+        if wanted is None or recognised is None:
             malformed += 1
         else:
-            pairs = align(wanted.words, found.words)
-            shift += sum(_shift(wanted.times_s, i, found.times_s, j) for i, j in pairs)
+            pairs = align(wanted.words, recognised.words)
+            shift += sum(_shift(wanted.times_s, i, recognised.times_s, j) for i, j in pairs)
             matched += len(pairs)
             words += len(wanted.words)
-        characters = [list(re.sub(r"\s+", "", without_tags(one)).lower()) for one in (reference, text)]
-        errors += distance([characters[0]], [characters[1]])
+        characters = [list(re.sub(r"\s+", "", without_tags(side)).lower()) for side in (reference, text)]
+        errors += distance(*characters)
         length += len(characters[0])
     return {
         "aas_ms": 1000 * shift / matched if matched else None,
@@ -83,8 +83,8 @@ def align(reference: Sequence[str], text: Sequence[str]) -> list[tuple[int, int]
     edits = [[i + j if not i or not j else 0 for j in range(n + 1)] for i in range(m + 1)]
     for i in range(1, m + 1):
         for j in range(1, n + 1):
-            paired = edits[i - 1][j - 1] + (reference[i - 1] != text[j - 1])
-            edits[i][j] = min(paired, edits[i][j - 1] + 1, edits[i - 1][j] + 1)
+            kept = edits[i - 1][j - 1] + (reference[i - 1] != text[j - 1])
+            edits[i][j] = min(kept, edits[i][j - 1] + 1, edits[i - 1][j] + 1)
     pairs, i, j = [], m, n
     while i and j:
         is_equal = reference[i - 1] == text[j - 1]
@@ -99,5 +99,5 @@ def align(reference: Sequence[str], text: Sequence[str]) -> list[tuple[int, int]
     return pairs[::-1]
 
 
-def _shift(wanted: Sequence[float], i: int, found: Sequence[float], j: int) -> float:
-    return abs(wanted[i] - found[j]) + abs(wanted[i + 1] - found[j + 1])
+def _shift(wanted: Sequence[float], i: int, recognised: Sequence[float], j: int) -> float:
+    return abs(wanted[i] - recognised[j]) + abs(wanted[i + 1] - recognised[j + 1])

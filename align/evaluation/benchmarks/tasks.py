@@ -1,13 +1,13 @@
 """The benchmarks of the Qwen-Audio and Qwen2-Audio reports, scored as their evaluation scripts do.
 
 One function for all kinds: rows {audio, prompt, gt, source} and the policy's texts in, numbers per
-`source` out. Everything that the scripts do and this does not is named in the result.
+`source` out. Every step of the scripts that is left out here is named in the result.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,13 +15,16 @@ import sacrebleu
 
 from align.evaluation.benchmarks import recognition, srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
-from align.evaluation.benchmarks.recognition import BadRows, Utterance
+from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.benchmarks.rows import BadBenchmark, json_rows, require_text
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
+from preference_data.audio.clip_files import resolve_inside
 from preference_data.audio.decode import Quarantined
 from preference_data.prompts.prompts import AUDIO
 
 Kind = Literal[
+    "recognition",
     "asr_en",
     "asr_zh",
     "asr_yue",
@@ -33,7 +36,8 @@ Kind = Literal[
     "aqa",
     "srwt",
 ]
-"""What is asked; of recognition, the language decides how texts are normalised."""
+"""The task. `recognition` is that of a corpus' own rows: exact matches and error rate in any language; of the
+reports' recognition, the language decides how texts are normalised."""
 
 
 class CannotScore(ValueError):
@@ -52,19 +56,21 @@ def open_rows(path: Path) -> Rows:
     """Rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation reads them, their clips decoded once.
 
     Raises:
-        BadRows: naming file, line and key; or no clip is usable.
+        BadBenchmark: naming file, line and key; or no clip is usable.
     """
     rows = recognition.read(path)
     clips = sorted({row.audio for row in rows})
-    good, missing = decode.audit(path.parent, [(clip, clip) for clip in clips], max_duration_s=LONGEST_S)
+    good, missing = decode.audit(
+        partial(resolve_inside, path.parent), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
+    )
     usable = [row for row in rows if row.audio in good]
     if not usable:
-        raise BadRows(f"{path}: none of {len(rows)} rows has a usable clip; first: {missing[0].detail}")
+        raise BadBenchmark(f"{path}: none of {len(rows)} rows has a usable clip; first: {missing[0].detail}")
     return Rows(path.parent, usable, missing)
 
 
 def prompt_of(row: Utterance) -> str:
-    """What a pre-trained policy is to continue: the clip, then the row's prompt."""
+    """The prompt that a pre-trained policy continues: the clip, then the row's prompt."""
     return row.prompt if AUDIO in row.prompt else AUDIO + row.prompt
 
 
@@ -72,75 +78,87 @@ def read_answers(path: Path) -> tuple[list[Utterance], list[str]]:
     """Rows and responses: a JSON list, as the Qwen2-Audio evaluation writes, or JSON lines.
 
     Raises:
-        BadRows: naming file, row and key.
+        BadBenchmark: naming file, row and key.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, text.splitlines()))
-    except ValueError as error:
-        raise BadRows(f"{path}: is neither a JSON list nor JSON lines ({error})") from error
-    for number, row in enumerate(rows, 1):
-        keys = ("gt", "response", "source")
-        wrong = keys if not isinstance(row, dict) else [k for k in keys if not isinstance(row.get(k), str)]
-        if wrong:
-            raise BadRows(f"{path}: row {number}: no text under {', '.join(wrong)}")
-    asked = [Utterance(row.get("audio", ""), row.get("prompt", ""), row["gt"], row["source"]) for row in rows]
-    return asked, [row["response"] for row in rows]
+    rows = [require_text(row, ("gt", "response", "source"), where) for where, row in json_rows(path)]
+    utterances = [
+        Utterance(row.get("audio", ""), row.get("prompt", ""), row["gt"], row["source"]) for row in rows
+    ]
+    return utterances, [row["response"] for row in rows]
 
 
 def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Numbers per source, with `n` rows each.
 
     Returns:
-        {source: {...}}: recognition has `wer` (per character for zh and yue), `errors`, `length` and
-        `not_reproduced`; translation `bleu` and its `signature`; srwt `aas_ms` and what it rests on; the
-        others `accuracy`. Error rates and accuracies are 0..1, BLEU is 0..100.
+        {source: {...}}: recognition has `wer` (per character for zh and yue; None without any reference
+        word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`; translation `bleu`
+        and its `signature`; srwt `aas_ms` and its parts; the others `accuracy`. Error rates and
+        accuracies are 0..1, BLEU is 0..100.
 
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
     """
-    groups: dict[str, tuple[list[str], list[str]]] = {}
-    for row, text in zip(rows, texts, strict=True):
-        references, answers = groups.setdefault(row.source, ([], []))
-        references.append(row.gt)
-        answers.append(text)
     scorer = _SCORERS[kind]
     return {
-        source: {**scorer(source, references, answers), "n": len(references)}
-        for source, (references, answers) in groups.items()
+        source: {**scorer(source, [row.gt for row in group], own), "n": len(group)}
+        for source, (group, own) in _by_source(rows, texts).items()
     }
 
 
 def compare(
     kind: Kind, rows: Sequence[Utterance], before: Sequence[str], after: Sequence[str], seed: int = 0
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{source: {metric: `Interval` as plain values}}: after minus before, paired by row.
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{source: {metric: `Interval` as plain values}}: after minus before, by row.
 
-    Error rates and accuracies only: BLEU and SRWT's shift are no means over rows and have no interval here.
-    An utterance's share of the error rate is its errors times utterances over words.
+    Error rates and accuracies only: BLEU and SRWT's shift are not means over rows and have no interval here.
+    A metric that these rows cannot show has the `reason` in place of an interval.
     """
     if kind in ("translation", "srwt"):
         return {}
-    found = {}
-    for source in dict.fromkeys(row.source for row in rows):
-        own = [i for i, row in enumerate(rows) if row.source == source]
-        references = [rows[i].gt for i in own]
-        sides = [_by_row(kind, references, [texts[i] for i in own]) for texts in (before, after)]
-        metric = "wer" if kind in _LANGUAGES else "accuracy"
-        found[source] = {metric: paired_bootstrap(*sides, seed=seed)._asdict()}
-    return found
+    second = _by_source(rows, after)
+    differences: dict[str, dict[str, dict[str, Any]]] = {}
+    for source, (group, own) in _by_source(rows, before).items():
+        references = [row.gt for row in group]
+        first_rows = _metrics_by_row(kind, references, own)
+        second_rows = _metrics_by_row(kind, references, second[source][1])
+        differences[source] = {
+            metric: _difference(first_rows[metric], second_rows[metric], seed) for metric in first_rows
+        }
+    return differences
 
 
-def _by_row(kind: Kind, references: Sequence[str], texts: Sequence[str]) -> list[float]:
-    if kind not in _LANGUAGES:
-        return [float(gt == text.lstrip()) for gt, text in zip(references, texts, strict=True)]
-    language = _LANGUAGES[kind]
-    pairs = [
-        (wer.tokens(gt, language), wer.tokens(text, language))
-        for gt, text in zip(references, texts, strict=True)
-    ]
-    length = sum(len(gt) for gt, _ in pairs)
-    return [wer.distance([gt], [text]) * len(pairs) / length for gt, text in pairs]
+def _by_source(
+    rows: Sequence[Utterance], texts: Sequence[str]
+) -> dict[str, tuple[list[Utterance], list[str]]]:
+    groups: dict[str, tuple[list[Utterance], list[str]]] = {}
+    for row, text in zip(rows, texts, strict=True):
+        group, own = groups.setdefault(row.source, ([], []))
+        group.append(row)
+        own.append(text)
+    return groups
+
+
+def _metrics_by_row(
+    kind: Kind, references: Sequence[str], texts: Sequence[str]
+) -> dict[str, list[float] | None]:
+    if kind == "recognition":
+        exact = wer.exact_matches(references, texts, "other")
+        return {"exact": exact, "wer": wer.row_shares(references, texts, "other")}
+    if kind in _LANGUAGES:
+        return {"wer": wer.row_shares(references, texts, _LANGUAGES[kind])}
+    return {"accuracy": [float(gt == text.lstrip()) for gt, text in zip(references, texts, strict=True)]}
+
+
+def _difference(before: list[float] | None, after: list[float] | None, seed: int) -> dict[str, Any]:
+    if before is None or after is None:
+        return {"reason": "no word is left of the references after normalisation"}
+    return paired_bootstrap(before, after, seed=seed)._asdict()
+
+
+def _own_recognition(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+    exact = wer.exact_matches(references, texts, "other")
+    return {"exact": sum(exact) / len(exact), "wer": wer.score(references, texts, "other")["wer"]}
 
 
 def accuracy(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +188,7 @@ def aqa(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[st
 def bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     """Corpus BLEU by sacrebleu, tokenized for the language that the source names last but one.
 
-    The reports used sacrebleu 1.5.1; the signature says what was used here.
+    The reports used sacrebleu 1.5.1; the signature names what was used here.
 
     Raises:
         CannotScore: the source has no such name, or its language's tokenizer is not installed.
@@ -187,11 +205,11 @@ def bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[s
         raise CannotScore(
             f"source {source!r}: the tokenizer {tokenizer} is not installed; pip install 'sacrebleu[ja]'"
         ) from error
-    found = metric.corpus_score(list(texts), [list(references)])
-    return {"bleu": found.score, "signature": str(metric.get_signature())}
+    result = metric.corpus_score(list(texts), [list(references)])
+    return {"bleu": result.score, "signature": str(metric.get_signature())}
 
 
-def _recognised(language: wer.Language) -> Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]:
+def _recognition(language: wer.Language) -> Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]:
     return lambda source, references, texts: wer.score(references, texts, language)
 
 
@@ -202,7 +220,8 @@ _LANGUAGES: dict[Kind, wer.Language] = {
     "asr_other": "other",
 }
 _SCORERS: dict[Kind, Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]] = {
-    **{kind: _recognised(language) for kind, language in _LANGUAGES.items()},
+    "recognition": _own_recognition,
+    **{kind: _recognition(language) for kind, language in _LANGUAGES.items()},
     "translation": bleu,
     "emotion": accuracy,
     "vocal_sound": accuracy,

@@ -3,24 +3,23 @@
 Tags such as `<|en|>` are stripped; English passes Whisper's English normaliser and then its basic one,
 other languages the basic one; words of nothing but punctuation go; Chinese and Cantonese are compared by
 character, so that what the reports call WER is there a character error rate. Errors are summed over the
-corpus. Two parts need packages of their own and are used where these are installed; what is not done is
+corpus. Cantonese needs a package of its own and uses it where it is installed; steps that are left out are
 named in the result, never passed over.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import jiwer
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
 
 Language = Literal["en", "zh", "yue", "other"]
 
@@ -34,25 +33,38 @@ def score(references: Sequence[str], texts: Sequence[str], language: Language) -
     Returns:
         wer (None without any reference word), errors, length, unit, not_reproduced.
     """
-    pairs = [
-        (tokens(reference, language), tokens(text, language))
-        for reference, text in zip(references, texts, strict=True)
-    ]
-    errors = distance([reference for reference, _ in pairs], [text for _, text in pairs])
-    length = sum(len(reference) for reference, _ in pairs)
+    errors, lengths = _errors_by_row(references, texts, language)
+    length = sum(lengths)
     return {
-        "wer": errors / length if length else None,
-        "errors": errors,
+        "wer": sum(errors) / length if length else None,
+        "errors": sum(errors),
         "length": length,
         "unit": "character" if language in ("zh", "yue") else "word",
         "not_reproduced": not_reproduced(language),
     }
 
 
+def row_shares(references: Sequence[str], texts: Sequence[str], language: Language) -> list[float] | None:
+    """Each row's share of the error rate, such that their mean is the rate; None without any reference word.
+
+    A share is the row's errors times rows over words; the number of words counts as known.
+    """
+    errors, lengths = _errors_by_row(references, texts, language)
+    length = sum(lengths)
+    return [row_errors * len(errors) / length for row_errors in errors] if length else None
+
+
+def exact_matches(references: Sequence[str], texts: Sequence[str], language: Language) -> list[float]:
+    """1 for a text that says what the reference does word for word, else 0.
+
+    A reference of which nothing is left (`[laughter]`) is met by no text.
+    """
+    pairs = zip(references, texts, strict=True)
+    return [float(tokens(gt, language) == tokens(text, language) != []) for gt, text in pairs]
+
+
 def not_reproduced(language: Language) -> list[str]:
-    """What the official normalisation does and this installation does not."""
-    if language == "en" and not find_spec("whisper_normalizer"):
-        return ["British spellings are not made American (pip install whisper-normalizer)"]
+    """The steps of the official normalisation that this installation leaves out."""
     if language == "yue" and not find_spec("zhconv"):
         return ["traditional characters are not made simplified (pip install zhconv)"]
     if language == "zh":
@@ -73,18 +85,28 @@ def without_tags(text: str) -> str:
     return re.sub(r" ?([!,.?;:])", r"\1", text).lstrip(" ")
 
 
-def distance(references: Sequence[Sequence[str]], texts: Sequence[Sequence[str]]) -> int:
-    """Insertions, deletions and substitutions of words between lists of words without blanks, summed."""
-    if not references:
-        return 0
-    found = jiwer.process_words([" ".join(one) for one in references], [" ".join(one) for one in texts])
-    return int(found.substitutions + found.deletions + found.insertions)
+def distance(reference: Sequence[str], text: Sequence[str]) -> int:
+    """Insertions, deletions and substitutions of words between two lists of words without blanks."""
+    alignment = jiwer.process_words(" ".join(reference), " ".join(text))
+    return int(alignment.substitutions + alignment.deletions + alignment.insertions)
+
+
+def _errors_by_row(
+    references: Sequence[str], texts: Sequence[str], language: Language
+) -> tuple[list[int], list[int]]:
+    """Errors and the reference's length by row."""
+    pairs = [
+        (tokens(reference, language), tokens(text, language))
+        for reference, text in zip(references, texts, strict=True)
+    ]
+    errors = [distance(reference, text) for reference, text in pairs]
+    return errors, [len(reference) for reference, _ in pairs]
 
 
 @cache
 def _normaliser(language: Language) -> Callable[[str], str]:
     if language == "en":
-        english = EnglishTextNormalizer(_american_spellings())
+        english = EnglishTextNormalizer()
         return lambda text: _basic(english(text))
     if language == "zh":
         return _without_punctuation
@@ -95,20 +117,9 @@ def _normaliser(language: Language) -> Callable[[str], str]:
     return normal
 
 
-def _american_spellings() -> dict[str, str]:
-    """Whisper's list, if the package that the official script takes it from is installed."""
-    spec = find_spec("whisper_normalizer")
-    if spec is None or spec.origin is None:
-        return {}
-    table: dict[str, str] = json.loads(
-        next(Path(spec.origin).parent.rglob("english.json")).read_text(encoding="utf-8")
-    )
-    return table
-
-
 def _without_punctuation(text: str) -> str:
-    return "".join(" " if unicodedata.category(one)[0] == "P" else one for one in text)
+    return "".join(" " if unicodedata.category(char)[0] == "P" else char for char in text)
 
 
 def _is_punctuation(word: str) -> bool:
-    return all(unicodedata.category(one)[0] == "P" for one in word)
+    return all(unicodedata.category(char)[0] == "P" for char in word)

@@ -1,18 +1,19 @@
 """Does the judge agree with people? Its scores of two answers against annotators' choices between them.
 
 AIR-Bench validates its judge the same way: scores are turned into preferences, and the share of people's
-decisive choices that they match is told (above 70 % there).
+decisive choices that they match is reported (above 70 % there).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
 from preference_data.schema import Axis, Comparison, Judgement, Prompt
 
@@ -36,38 +37,36 @@ class JudgeAgreement(NamedTuple):
     unscored: int
     """Decided pairs of which the judge has not scored both answers."""
     calibration: tuple[Margin, ...]
-    """Pairs that the judge does not tie, in up to three parts from small to large difference: of a judge
-    that knows how sure it is, the agreement rises."""
-
-
-Points = Callable[[Sequence[Item], Sequence[str]], Mapping[Axis, Sequence[float | None]]]
-"""Questions and answers -> by axis, a judge's score of each answer; None where it gave none."""
+    """Pairs that the judge does not tie, in up to three parts from small to large difference: for a judge
+    whose scores show how sure it is, the agreement rises."""
 
 
 def measure(
-    points: Points,
+    judge: Judge,
     comparisons: Sequence[Comparison],
     judgements: Iterable[Judgement],
     prompts: Mapping[str, Prompt],
+    label: str,
 ) -> dict[str, dict[str, Any]]:
     """Have a judge score the answers that annotators compared; axis -> `JudgeAgreement` as plain values.
 
     Args:
-        points: the judge. Every answer is scored once, however often it was shown.
+        judge: scores every answer once, however often annotators compared it.
         comparisons: the comparisons to judge.
-        judgements: what annotators made of these and of others, which are left out.
+        judgements: annotators' judgements on these; those on other comparisons are left out.
         prompts: the questions behind `comparisons`, by id.
+        label: names the work in progress reports.
     """
-    answers = sorted({(one.prompt_id, text) for one in comparisons for text in (one.text_a, one.text_b)})
+    answers = sorted({(pair.prompt_id, text) for pair in comparisons for text in (pair.text_a, pair.text_b)})
     items = [_as_item(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
-    scored = points(items, [text for _, text in answers])
-    ids = {one.id for one in comparisons}
-    judged = [one for one in judgements if one.comparison in ids]
-    found: dict[str, dict[str, Any]] = {}
-    for axis, values in scored.items():
-        rated = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
-        found[axis] = _plain(judge_agreement(judged, scores_of(comparisons, rated), axis))
-    return found
+    points = preference_points(judge.judge(items, [text for _, text in answers], label))
+    ids = {comparison.id for comparison in comparisons}
+    relevant = [judgement for judgement in judgements if judgement.comparison in ids]
+    by_axis: dict[str, dict[str, Any]] = {}
+    for axis, values in points.items():
+        scores = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
+        by_axis[axis] = _plain(judge_agreement(relevant, scores_of(comparisons, scores), axis))
+    return by_axis
 
 
 def judge_agreement(
@@ -77,7 +76,7 @@ def judge_agreement(
 
     Args:
         judgements: judgements; retests, gold and those of unusable audio are left out.
-        scores: the judge's score by completion id, of what it scored; see `scores_of`.
+        scores: the judge's score by completion id; see `scores_of`.
         axis: the question put to the annotators.
         tie_margin: points up to which two scores tie.
     """
@@ -98,9 +97,9 @@ def judge_agreement(
 def scores_of(comparisons: Iterable[Comparison], rated: Mapping[tuple[str, str], float]) -> dict[str, float]:
     """Scores by completion id, from scores by (prompt id, answer): equal answers have equal scores."""
     answers = (
-        (completion, (one.prompt_id, text))
-        for one in comparisons
-        for completion, text in ((one.completion_a, one.text_a), (one.completion_b, one.text_b))
+        (completion, (pair.prompt_id, text))
+        for pair in comparisons
+        for completion, text in ((pair.completion_a, pair.text_a), (pair.completion_b, pair.text_b))
     )
     return {completion: rated[answer] for completion, answer in answers if answer in rated}
 
@@ -113,11 +112,11 @@ def _calibration(margins: Sequence[float]) -> tuple[Margin, ...]:
     agrees = np.asarray(margins) > 0
     return tuple(
         Margin(
-            float(sizes[part == one].min()),
-            float(sizes[part == one].max()),
-            wilson(int(agrees[part == one].sum()), int((part == one).sum())),
+            float(sizes[part == third].min()),
+            float(sizes[part == third].max()),
+            wilson(int(agrees[part == third].sum()), int((part == third).sum())),
         )
-        for one in np.unique(part)
+        for third in np.unique(part)
     )
 
 
@@ -135,12 +134,12 @@ def _as_item(prompt: Prompt, number: int) -> Item:
     )
 
 
-def _plain(one: JudgeAgreement) -> dict[str, Any]:
+def _plain(result: JudgeAgreement) -> dict[str, Any]:
     return {
-        **one._asdict(),
-        "agreement": one.agreement._asdict(),
+        **result._asdict(),
+        "agreement": result.agreement._asdict(),
         "calibration": [
-            {**part._asdict(), "agreement": part.agreement._asdict()} for part in one.calibration
+            {**part._asdict(), "agreement": part.agreement._asdict()} for part in result.calibration
         ],
     }
 
@@ -148,16 +147,16 @@ def _plain(one: JudgeAgreement) -> dict[str, Any]:
 def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], list[str | None]]:
     """Per pair of answers, whichever side they stood on, what each annotator preferred; None: neither."""
     votes: dict[frozenset[str], list[str | None]] = {}
-    for one in judgements:
-        if one.purpose != "comparison" or one.audio_unusable or one.completion_a == one.completion_b:
+    for row in judgements:
+        if row.purpose != "comparison" or row.audio_unusable or row.completion_a == row.completion_b:
             continue
-        preferred = {"a": one.completion_a, "b": one.completion_b}.get(getattr(one, axis))
-        votes.setdefault(frozenset({one.completion_a, one.completion_b}), []).append(preferred)
+        preferred = {"a": row.completion_a, "b": row.completion_b}.get(getattr(row, axis))
+        votes.setdefault(frozenset({row.completion_a, row.completion_b}), []).append(preferred)
     return votes
 
 
 def _majority(pair: frozenset[str], votes: Sequence[str | None]) -> tuple[str, str] | None:
-    """(better, worse) where more than half of the annotators chose the same answer, else None."""
+    """(better, worse) where more than half of the annotators chose the same answer, else Nrow."""
     for better in sorted(pair):
         if 2 * votes.count(better) > len(votes):
             return better, next(iter(pair - {better}))

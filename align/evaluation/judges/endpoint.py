@@ -1,7 +1,11 @@
 """A judge model behind an OpenAI-compatible chat endpoint: a paid service, or an open model under vLLM.
 
-The key comes from ALIGN_JUDGE_API_KEY, or OPENAI_API_KEY for openai.com alone: that key is not shown to
+The key comes from ALIGN_JUDGE_API_KEY, or OPENAI_API_KEY for openai.com alone: that key is not sent to
 other hosts. A server that wants none gets none.
+
+Attempts are repeated here and not by the client's own retries: those ignore a Retry-After of more than a
+minute, repeat an account without credit and a wrong key alike, take a reply that was cut off for an answer,
+and go on for every prompt of a server that is down.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
@@ -24,19 +28,26 @@ from align.evaluation.judges.prompt import Message, encodable, visible
 from align.evaluation.judges.reply_cache import FILTERED, NO_REPLY, TOO_LONG, Reply
 
 PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "max_tokens": 1024})
-"""Request parameters unless told otherwise."""
+"""The default request parameters."""
 
-_PASSING = {408, 409, 425, 429}
+_TRANSIENT = {408, 409, 425, 429}
 """Client errors that another attempt may cure; so may every server error."""
 _PROBE: Message = {"role": "user", "content": "Reply with the word yes."}
 _PROBES = 3
 _LONGEST_BACKOFF_S = 60.0
 _FIRST_ATTEMPTS = 3
-"""To connect to where nothing has ever answered: the URL is wrong, or the server has not started."""
+"""To connect where nothing has ever answered: the URL is wrong, or the server has not started."""
+_NEXT_STEPS = {
+    401: "set ALIGN_JUDGE_API_KEY (OPENAI_API_KEY counts for openai.com alone)",
+    403: "ask for access to this model, or set another ALIGN_JUDGE_API_KEY",
+    404: "check that the URL ends as the API's does, mostly in /v1, and that it serves this model (GET "
+    "{url}/models lists what it does)",
+    429: "the account is out of credit: add some or use another key",
+}
 
 
 class JudgeFailed(RuntimeError):
-    """The judge model cannot be used; what it has answered is kept, so the same command goes on."""
+    """The judge model cannot be used; its replies so far are kept, so the same command goes on."""
 
 
 class JudgeMisconfigured(JudgeFailed):
@@ -48,11 +59,11 @@ class JudgeUnavailable(JudgeFailed):
 
 
 class _Malformed(ValueError):
-    """A success whose body is no chat completion: cut off, or another service's."""
+    """A success whose body is not a chat completion: cut off, or another service's."""
 
 
 class Endpoint:
-    """Asks many prompts at once, repeats what failed in passing, and stops at what will not heal.
+    """Sends many prompts at once, repeats transient failures, and stops at those that will not heal.
 
     Args:
         url: of the API, up to and with "/v1".
@@ -78,10 +89,9 @@ class Endpoint:
         max_wait_s: float = 300.0,
     ) -> None:
         parts = urlsplit(url)
+        self._public_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no secrets
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(
-                f"judge URL {_shown(url)!r}: expected one like https://api.openai.com/v1, with nothing after"
-            )
+            raise ValueError(f"judge URL {self._public_url!r}: expected one like https://api.openai.com/v1")
         self.url = url
         self.name = model
         self.parameters = dict(parameters)
@@ -93,20 +103,20 @@ class Endpoint:
         self._key = _key_for(parts.hostname)
         self._failures: list[JudgeFailed] = []
         self._stopping = asyncio.Event()
-        self._is_known = False
+        self._has_answered = False
         """Whether a server has ever answered there, if only with an error."""
 
     def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
-        """Ask every prompt; `on_reply(index, reply)` is called as each is answered or given up.
+        """Send every prompt; `on_reply(index, reply)` is called as each is answered or given up.
 
         Raises:
             JudgeMisconfigured: naming URL, model and next step, at the first refusal to serve us.
             JudgeUnavailable: a prompt failed every time, and so did a harmless one. Where that is answered,
                 the prompt is to blame: it alone gets a reply with finish reason "no_reply".
         """
-        asyncio.run(self._all(prompts, on_reply))
+        asyncio.run(self._reply_to_all(prompts, on_reply))
 
-    async def _all(
+    async def _reply_to_all(
         self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]
     ) -> None:
         waiting = iter(enumerate(prompts))
@@ -128,36 +138,36 @@ class Endpoint:
     ) -> None:
         """Take prompts until there are none. A failure lets calls in flight, which are paid for, end."""
         try:
-            while not self._stopping.is_set() and (taken := next(waiting, None)):
-                index, prompt = taken
-                on_reply(index, await self._ask(client, prompt))
+            while not self._stopping.is_set() and (entry := next(waiting, None)):
+                index, prompt = entry
+                on_reply(index, await self._reply_to(client, prompt))
         except JudgeFailed as failure:
             self._failures.append(failure)
             self._stopping.set()
 
-    async def _ask(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
+    async def _reply_to(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
         problem = ""
         for attempt in range(self._attempts):
             retry_after = None
             try:
                 return await self._call(client, prompt)
             except APIStatusError as error:
-                self._is_known = True
-                if not _passes(error):
-                    return self._turned_away(error)
-                problem, retry_after = self._said(error), _retry_after(error)
+                self._has_answered = True
+                if not _is_transient(error):
+                    return self._refused(error)
+                problem, retry_after = self._describe(error), _retry_after(error)
             except APITimeoutError:
                 problem = f"no reply within {self._timeout_s:g} s"
             except APIConnectionError as error:
-                problem = f"no connection: {self._redacted(str(error.__cause__ or error))}"
-                if not self._is_known and attempt + 1 == _FIRST_ATTEMPTS:
-                    raise self._away(attempt + 1, problem) from None
+                problem = f"no connection: {self._redact(str(error.__cause__ or error))}"
+                if not self._has_answered and attempt + 1 == _FIRST_ATTEMPTS:
+                    raise self._unavailable(attempt + 1, problem) from None
             except _Malformed as error:
                 problem = str(error)
             if attempt + 1 < self._attempts:
-                await self._wait(self._pause(attempt, retry_after))
+                await self._wait(self._pause_s(attempt, retry_after))
         if not await self._is_up(client):
-            raise self._away(self._attempts, problem)
+            raise self._unavailable(self._attempts, problem)
         return Reply(f"no reply after {self._attempts} attempts; last: {problem}", NO_REPLY)
 
     async def _call(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
@@ -166,69 +176,63 @@ class Endpoint:
         raw = await client.chat.completions.with_raw_response.create(
             model=self.name, messages=messages, extra_body=self.parameters
         )
-        self._is_known = True
+        self._has_answered = True
         return _completion(raw.content)
 
     async def _wait(self, seconds: float) -> None:
-        """Sleep, unless another call finds meanwhile that there is no use in it."""
+        """Sleep, unless another call meets a failure that stops everything."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
             raise self._failures[0]
 
     async def _is_up(self, client: AsyncOpenAI) -> bool:
-        """Whether a harmless prompt is answered, so that the failed one is to blame."""
+        """Send a harmless prompt: where it is answered, the failed prompt is to blame."""
         for attempt in range(_PROBES):
-            await self._wait(self._pause(attempt, None))
+            await self._wait(self._pause_s(attempt, None))
             with suppress(APIStatusError, APIConnectionError, _Malformed):
                 await self._call(client, [_PROBE])
                 return True
         return False
 
-    def _pause(self, attempt: int, retry_after: float | None) -> float:
-        """Seconds until the next attempt; never less than the server asks for."""
+    def _pause_s(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds until the next attempt; never less than the server requests."""
         if retry_after is None:
             return min(_LONGEST_BACKOFF_S, self._backoff_s * 2**attempt) * random.uniform(0.5, 1.0)
         if retry_after > self._max_wait_s:
             raise JudgeUnavailable(
-                f"{self._where()} asks to wait {retry_after:.0f} s. Run the same command again then: "
-                "what is answered is kept"
+                f"{self} asks to wait {retry_after:.0f} s. Run the same command again then: replies so far "
+                "are kept"
             )
         return retry_after + random.uniform(0.0, self._backoff_s)
 
-    def _turned_away(self, error: APIStatusError) -> Reply:
-        text = self._said(error)
+    def _refused(self, error: APIStatusError) -> Reply:
+        """The reply to a prompt that the server turns away for itself; any other refusal stops everything."""
+        text = self._describe(error)
         if error.code == "content_filter":
             return Reply(text, FILTERED)
         too_long = error.code == "context_length_exceeded" or error.status_code == 413
         if too_long or "context length" in text or "context size" in text:
             return Reply(text, TOO_LONG)
-        self._stop(error.status_code, text)
+        step = _NEXT_STEPS.get(
+            error.status_code, "mend it as the server says, then run the same command again"
+        )
+        raise JudgeMisconfigured(f"{self} refused: {text}. Next: {step.format(url=self._public_url)}")
 
-    def _stop(self, status: int, text: str) -> NoReturn:
-        step = {
-            401: "set ALIGN_JUDGE_API_KEY (OPENAI_API_KEY counts for openai.com alone)",
-            403: "ask for access to this model, or set another ALIGN_JUDGE_API_KEY",
-            404: "check that the URL ends as the API's does, mostly in /v1, and that it serves this model "
-            f"(GET {_shown(self.url)}/models lists what it does)",
-            429: "the account is out of credit: add some or use another key",
-        }.get(status, "change what the server complains of, then run the same command again")
-        raise JudgeMisconfigured(f"{self._where()} refused: {text}. Next: {step}")
-
-    def _away(self, attempts: int, problem: str) -> JudgeUnavailable:
+    def _unavailable(self, attempts: int, problem: str) -> JudgeUnavailable:
         return JudgeUnavailable(
-            f"{self._where()} does not answer ({attempts} attempts; last: {problem}). Check that it is up, "
-            "then run the same command again: what is answered is kept"
+            f"{self} does not answer ({attempts} attempts; last: {problem}). Check that it is up, then run "
+            "the same command again: replies so far are kept"
         )
 
-    def _where(self) -> str:
-        return f"judge model {self.name!r} at {_shown(self.url)}"
+    def __str__(self) -> str:
+        return f"judge model {self.name!r} at {self._public_url}"
 
-    def _said(self, error: APIStatusError) -> str:
+    def _describe(self, error: APIStatusError) -> str:
         body = error.body
         text = body.get("message") if isinstance(body, dict) else None
-        return f"HTTP {error.status_code}, {self._redacted(str(text or body or error.message))}"
+        return f"HTTP {error.status_code}, {self._redact(str(text or body or error.message))}"
 
-    def _redacted(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         """Foreign text fit for messages and logs: short, visible, and without our key."""
         if self._key:
             text = text.replace(self._key, "<key>")
@@ -236,23 +240,17 @@ class Endpoint:
 
 
 def _key_for(host: str) -> str:
-    """The key to show to a host, "" for none."""
+    """The key to send to a host, "" for none."""
     own = os.environ.get("ALIGN_JUDGE_API_KEY", "")
     if not own and (host == "openai.com" or host.endswith(".openai.com")):
         return os.environ.get("OPENAI_API_KEY", "")
     return own
 
 
-def _shown(url: str) -> str:
-    """A URL without the user, password and query that may hold a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _passes(error: APIStatusError) -> bool:
+def _is_transient(error: APIStatusError) -> bool:
     if error.code == "insufficient_quota":
         return False
-    return error.status_code in _PASSING or error.status_code >= 500
+    return error.status_code in _TRANSIENT or error.status_code >= 500
 
 
 def _retry_after(error: APIStatusError) -> float | None:

@@ -1,41 +1,15 @@
-"""What a judge is, and the demo's: one that knows the facts.
-
-A judge reads a question, what is known of the clip, and an answer; it never hears the clip.
-"""
+"""The demo's judge, which knows what is true of every clip and never hears it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any
 
 from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judged_answers import JudgedAnswer
 from preference_data.toy_world.phrasebook import Phrasebook
-
-
-class Judgement(NamedTuple):
-    """One answer's marks. `score` is 1..10; the others are yes or no."""
-
-    factual: bool
-    behaves: bool
-    asked: bool
-    """What was asked is right, whatever else the answer claims."""
-    abstains: bool
-    answerable: bool
-    score: float
-
-
-class Judge(Protocol):
-    """Scores answers to questions, in order."""
-
-    name: str
-    shares_ground_truth: bool
-    """Whether the judge reads answers with the annotators' own eyes; reports must say so."""
-
-    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Judgement]:
-        """One judgement per item."""
-        ...
 
 
 class FactJudge:
@@ -46,16 +20,22 @@ class FactJudge:
     """
 
     name = "facts"
-    shares_ground_truth = True
+    is_free = True
 
     def __init__(self, phrasebook: Path) -> None:
         self.phrasebook = Phrasebook.load(phrasebook)
 
-    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Judgement]:
-        """One judgement per item."""
-        return [self._one(item, response) for item, response in zip(items, responses, strict=True)]
+    def judge(
+        self, items: Sequence[Item], responses: Sequence[str], label: str = "judge"
+    ) -> list[JudgedAnswer]:
+        """One row per answer, with all marks; the score is 1 to 10."""
+        return [self._judge(item, response) for item, response in zip(items, responses, strict=True)]
 
-    def _one(self, item: Item, response: str) -> Judgement:
+    def describe(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Its name, and that it shares the annotators' ground truth."""
+        return {"name": self.name, "shares_ground_truth": True}
+
+    def _judge(self, item: Item, response: str) -> JudgedAnswer:
         facts = json.loads(item.meta_info)
         question = self.phrasebook.question(item.question, facts)
-        return Judgement(*self.phrasebook.assess(response, question, facts))
+        return JudgedAnswer.to(item, response, **self.phrasebook.assess(response, question, facts)._asdict())

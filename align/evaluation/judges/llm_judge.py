@@ -1,4 +1,4 @@
-"""A language model as judge: every answer rated in both orders, no reply paid for twice."""
+"""A language model as judge: every answer scored in both orders, no reply paid for twice."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.judges.prompt import Asked, JudgeProtocol, Message, Strict
-from align.evaluation.judges.ratings import Order, OrderReply, Rating
+from align.evaluation.comparison import TIE_MARGIN
+from align.evaluation.judged_answers import JudgedAnswer, Order, OrderReply, State
+from align.evaluation.judges import canary
+from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Message, Strict
 from align.evaluation.judges.reply_cache import UNANSWERED, Reply, ReplyCache
 from align.run_folder.artifacts import sha256_json
 from align.run_folder.progress import Progress
 
 ORDERS: tuple[Order, Order] = ("reference_first", "response_first")
 _BYTES_PER_TOKEN = 4
-"""Of UTF-8, roughly, over languages and tokenizers."""
+"""UTF-8 bytes per token, roughly, over languages and tokenizers."""
 
 
 class ChatModel(Protocol):
-    """What answers prompts: `endpoint.Endpoint` or `local_model.LocalModel`."""
+    """A model that answers prompts: `endpoint.Endpoint` or `local_model.LocalModel`."""
 
     @property
     def name(self) -> str:
@@ -38,7 +40,7 @@ class ChatModel(Protocol):
 
 
 class Estimate(NamedTuple):
-    """What rating would cost. Tokens are estimates; `cost` is None where a price is unknown."""
+    """The cost of judging. Tokens are estimates; `cost` is None where a price is unknown."""
 
     calls: int
     cached: int
@@ -57,39 +59,60 @@ class Estimate(NamedTuple):
 class _Call(NamedTuple):
     key: str
     order: Order
-    asked: Asked
+    prompt: JudgePrompt
 
 
 class LLMJudge:
-    """Rates responses against the reference, by what a model replies in both orders.
+    """Scores responses against the reference, by what a model replies in both orders.
 
     Args:
         model: answers the prompts.
         cache: the file of replies; one is enough for all models, prompts and parameters.
-        protocol: how to ask and read, see `prompt`.
+        protocol: how to prompt and to read, see `prompt`.
+        canary_items: how many questions the tricks of `canary` are tried on when the judge is described; 0
+            tries none, and a gate that wants the uplift will refuse.
     """
 
-    shares_ground_truth = False
+    is_free = False
 
-    def __init__(self, model: ChatModel, cache: Path, protocol: JudgeProtocol | None = None) -> None:
+    def __init__(
+        self, model: ChatModel, cache: Path, protocol: JudgeProtocol | None = None, canary_items: int = 0
+    ) -> None:
         self.model = model
         self.protocol = protocol or Strict()
         self.cache = ReplyCache(cache)
+        self.canary_items = canary_items
         self.name = f"{model.name} ({self.protocol.name})"
-        self.prompt_sha256 = self.protocol.prompt_sha256
 
-    def rate(self, items: Sequence[Item], responses: Sequence[str], label: str = "judge") -> list[Rating]:
-        """One rating per item, in order; an empty response is judged as the empty answer it is.
+    def judge(
+        self, items: Sequence[Item], responses: Sequence[str], label: str = "judge"
+    ) -> list[JudgedAnswer]:
+        """One row per item, in order; an empty response is judged as the empty answer it is.
 
         Raises:
             JudgeFailed: the model cannot be used. Replies so far are kept, the next call goes on from there.
         """
         pairs = self._calls(items, responses)
-        replies = self._replies({call.key: call.asked for pair in pairs for call in pair}, label)
+        replies = self._replies({call.key: call.prompt for pair in pairs for call in pair}, label)
         return [
-            self._rating(item.uniq_id, tuple(self._order_reply(call, replies[call.key]) for call in pair))
-            for item, pair in zip(items, pairs, strict=True)
+            self._judged(item, response, [self._order_reply(call, replies[call.key]) for call in pair])
+            for item, response, pair in zip(items, responses, pairs, strict=True)
         ]
+
+    def describe(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Its name, model, protocol and prompt, and how far known tricks sway it."""
+        uplift = canary.measure(self.judge, items[: self.canary_items]) if self.canary_items else None
+        worst = uplift.worst if uplift else None
+        return {
+            "name": self.name,
+            "shares_ground_truth": False,
+            "model": self.model.name,
+            "protocol": self.protocol.name,
+            "prompt_sha256": self.protocol.prompt_sha256,
+            "tie_margin": TIE_MARGIN,
+            "canary_uplift": uplift.uplift if uplift else None,
+            "canary_worst": {"trick": worst.name, "points": worst.points} if worst else None,
+        }
 
     def estimate(
         self,
@@ -98,11 +121,11 @@ class LLMJudge:
         prompt_price: float | None = None,
         completion_price: float | None = None,
     ) -> Estimate:
-        """What `rate` would still have to ask; prices are per million tokens, in any currency."""
-        prompts = {call.key: call.asked for pair in self._calls(items, responses) for call in pair}
+        """The calls that `judge` would still make; prices are per million tokens, in any currency."""
+        prompts = {call.key: call.prompt for pair in self._calls(items, responses) for call in pair}
         cached = self.cache.get(prompts)
-        missing = [asked for key, asked in prompts.items() if key not in cached]
-        size = sum(len(message["content"].encode()) for asked in missing for message in asked.messages)
+        missing = [prompt for key, prompt in prompts.items() if key not in cached]
+        size = sum(len(message["content"].encode()) for prompt in missing for message in prompt.messages)
         tokens = (size // _BYTES_PER_TOKEN, len(missing) * self.protocol.expected_tokens)
         cost = None
         if prompt_price is not None and completion_price is not None:
@@ -116,11 +139,11 @@ class LLMJudge:
         ]
 
     def _call(self, item: Item, response: str, order: Order) -> _Call:
-        asked = self.protocol.ask(item, response, order)
-        key = sha256_json({**self.model.identity, "order": order, "messages": asked.messages})
-        return _Call(key, order, asked)
+        prompt = self.protocol.write(item, response, order)
+        key = sha256_json({**self.model.identity, "order": order, "messages": prompt.messages})
+        return _Call(key, order, prompt)
 
-    def _replies(self, prompts: Mapping[str, Asked], label: str) -> dict[str, Reply]:
+    def _replies(self, prompts: Mapping[str, JudgePrompt], label: str) -> dict[str, Reply]:
         """Cached replies, and those of the model to the rest, each kept as it comes."""
         replies = self.cache.get(prompts)
         missing = [key for key in prompts if key not in replies]
@@ -141,19 +164,23 @@ class LLMJudge:
                 self.model.reply([prompts[key].messages for key in missing], keep)
         return replies
 
-    def _rating(self, uniq_id: str, replies: tuple[OrderReply, ...]) -> Rating:
+    def _judged(self, item: Item, response: str, replies: Sequence[OrderReply]) -> JudgedAnswer:
         states = {reply.state for reply in replies}
-        if "refused" in states or "invalid" in states:
-            return Rating(uniq_id, "refused" if "refused" in states else "invalid", None, None, replies)
-        responses = [reply.response for reply in replies if reply.response is not None]
+        scores = [reply.response for reply in replies if reply.response is not None]
         references = [reply.reference for reply in replies if reply.reference is not None]
-        if max(responses) - min(responses) > self.protocol.max_disagreement:
-            return Rating(uniq_id, "inconsistent", None, None, replies)
-        return Rating(uniq_id, "scored", fmean(responses), fmean(references), replies)
+        state: State = "scored"
+        if "refused" in states or "invalid" in states:
+            state = "refused" if "refused" in states else "invalid"
+        elif max(scores) - min(scores) > self.protocol.max_disagreement:
+            state = "inconsistent"
+        if state != "scored":
+            return JudgedAnswer.to(item, response, state=state, score=None, replies=tuple(replies))
+        means = {"score": fmean(scores), "reference_score": fmean(references)}
+        return JudgedAnswer.to(item, response, state=state, replies=tuple(replies), **means)
 
     def _order_reply(self, call: _Call, reply: Reply) -> OrderReply:
-        read = self.protocol.read(call.asked, reply.text, reply.finish_reason)
-        reference, response = read.first, read.second
+        reading = self.protocol.read(call.prompt, reply.text, reply.finish_reason)
+        reference, response = reading.first, reading.second
         if call.order == "response_first":
             reference, response = response, reference
-        return OrderReply(call.order, reference, response, read.state, *reply)
+        return OrderReply(call.order, reference, response, reading.state, *reply)

@@ -1,6 +1,6 @@
-"""What a judge is asked, and what of its reply counts: the official way, and ours.
+"""The judge's prompt, and which scores its reply gives: the official way, and ours.
 
-Both show a judge the clip's description, the question and two answers, one of them the reference, and
+Both give a judge the clip's description, the question and two answers, one of them the reference, and
 want two scores from 1 to 10. JUDGE.md lists where each differs from the official scripts.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.judges.ratings import Order, State
+from align.evaluation.judged_answers import Order, State
 from align.evaluation.judges.reply_cache import FILTERED, UNANSWERED
 
 Message = dict[str, str]
@@ -26,8 +26,8 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _SLOTS = {"meta_info", "question", "first", "second"}
 
 
-class Asked(NamedTuple):
-    """A judge's prompt. `mark` and `response` are what reading the reply needs to know of it."""
+class JudgePrompt(NamedTuple):
+    """One order's prompt. `mark` and `response` are needed again to read the reply."""
 
     messages: tuple[Message, ...]
     mark: str
@@ -43,20 +43,20 @@ class Reading(NamedTuple):
 
 
 class JudgeProtocol(Protocol):
-    """A way to ask and to read the reply."""
+    """A way to write the prompt and to read the reply."""
 
     name: str
     prompt_sha256: str
     max_disagreement: float
     """Points between the two orders' scores of one response above which the item is inconsistent."""
     expected_tokens: int
-    """Of a usual reply, for cost estimates."""
+    """Tokens of a usual reply, for cost estimates."""
 
-    def ask(self, item: Item, response: str, order: Order) -> Asked:
+    def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
         """The prompt for one item in one order."""
         ...
 
-    def read(self, asked: Asked, text: str, finish_reason: str | None) -> Reading:
+    def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
         """The scores a reply gives. Never raises, whatever the text."""
         ...
 
@@ -82,15 +82,15 @@ class Official:
         self.template = template.read_text(encoding="utf-8").rstrip("\n")
         slots = set(_SLOT.findall(self.template))
         if slots != _SLOTS:
-            raise ValueError(f"{template}: slots must be {sorted(_SLOTS)}, found {sorted(slots)}")
+            raise ValueError(f"{template}: slots must be {sorted(_SLOTS)}, not {sorted(slots)}")
         self.prompt_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
 
-    def ask(self, item: Item, response: str, order: Order) -> Asked:
+    def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
         """The prompt for one item in one order."""
         content = _fill(self.template, _slots(item, response, order))
-        return Asked(({"role": "user", "content": content},), "", response)
+        return JudgePrompt(({"role": "user", "content": content},), "", response)
 
-    def read(self, asked: Asked, text: str, finish_reason: str | None) -> Reading:
+    def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
         """Two integers with one space between them, none above 10; zero counts."""
         parts = text.strip().replace("\n", "").split(" ")
         if finish_reason not in UNANSWERED and len(parts) == 2:
@@ -119,7 +119,7 @@ class Strict:
         self.system, self.user = text.rstrip("\n").split("\n=== user ===\n")
         self.prompt_sha256 = hashlib.sha256(text.encode()).hexdigest()
 
-    def ask(self, item: Item, response: str, order: Order) -> Asked:
+    def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
         """The prompt for one item in one order."""
         quoted = {name: visible(defused(value)) for name, value in _slots(item, response, order).items()}
         slots = {**quoted, "mark": _mark(tuple(quoted.values()))}
@@ -127,13 +127,13 @@ class Strict:
             {"role": "system", "content": _fill(self.system, slots)},
             {"role": "user", "content": _fill(self.user, slots)},
         )
-        return Asked(messages, slots["mark"], response)
+        return JudgePrompt(messages, slots["mark"], response)
 
-    def read(self, asked: Asked, text: str, finish_reason: str | None) -> Reading:
+    def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
         """The scores of the judge's own last line, 1 to 10 each; a reply cut at its limit has none."""
         if finish_reason == "length":
             return Reading("invalid")
-        scores = None if finish_reason in UNANSWERED else _last_line_scores(text, asked)
+        scores = None if finish_reason in UNANSWERED else _last_line_scores(text, prompt)
         if scores is None:
             return _unscored(text, finish_reason)
         if not all(1 <= score <= 10 for score in scores):
@@ -152,25 +152,25 @@ _REFUSAL = re.compile(
 )
 
 
-def _last_line_scores(text: str, asked: Asked) -> tuple[float, float] | None:
+def _last_line_scores(text: str, prompt: JudgePrompt) -> tuple[float, float] | None:
     """Scores a reply ends with.
 
     With the mark they are the judge's own for certain. Without it, they count only where the response
     holds nothing that a judge quoting it could end on by chance.
     """
-    lines = [line for line in (re.sub("[*`]", "", raw).strip() for raw in text.splitlines()) if line]
+    lines = [line for line in (re.sub("[*`]", "", raw).strip() for raw in text.split("\n")) if line]
     if not lines:
         return None
-    own = rf"SCORES\s*{asked.mark}\s*:\s*{_PAIR}\.?"
-    found = re.fullmatch(own, re.sub("[<>]", "", lines[-1]), re.IGNORECASE)
-    if not found and not _could_be_echoed(asked.response):
-        found = (
+    own = rf"SCORES\s*{prompt.mark}\s*:\s*{_PAIR}\.?"
+    scores = re.fullmatch(own, re.sub("[<>]", "", lines[-1]), re.IGNORECASE)
+    if not scores and not _could_be_echoed(prompt.response):
+        scores = (
             re.fullmatch(_PAIR, " ".join(lines[-2:] if len(lines) == 2 else lines[-1:]))
             or _BARE.fullmatch(lines[-1])
             or re.fullmatch(rf"(?:json\s)?{_JSON.pattern}", " ".join(lines))
             or _JSON.fullmatch(lines[-1])
         )
-    return (float(found[1]), float(found[2])) if found else None
+    return (float(scores[1]), float(scores[2])) if scores else None
 
 
 def _could_be_echoed(response: str) -> bool:
@@ -196,7 +196,7 @@ def _slots(item: Item, response: str, order: Order) -> dict[str, str]:
 
 def _fill(template: str, slots: Mapping[str, str]) -> str:
     """Fill all slots in one pass: slots inside of values stay as they are."""
-    return _SLOT.sub(lambda found: slots[found[1]], template)
+    return _SLOT.sub(lambda slot: slots[slot[1]], template)
 
 
 def encodable(text: str) -> str:

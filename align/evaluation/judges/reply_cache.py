@@ -1,4 +1,4 @@
-"""What a judge said, kept on disk, so that no question is paid for twice."""
+"""A judge's replies, kept on disk, so that no question is paid for twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Reply(NamedTuple):
-    """A judge model's words as they came, whatever they are worth.
+    """A judge model's reply as it came, usable or not.
 
     `finish_reason` is the server's own ("stop", "length", "content_filter", "refusal", ...) or one of
     `UNANSWERED`; tokens are 0 where the server does not count them.
@@ -24,14 +24,14 @@ class Reply(NamedTuple):
 NO_REPLY, TOO_LONG, FILTERED = "no_reply", "too_long", "filtered"
 UNANSWERED = (NO_REPLY, TOO_LONG, FILTERED)
 """Finish reasons of questions that the model never answered: every attempt failed, or the server turned the
-prompt away as too long or by its content filter. They cost nothing and are asked again at the next run."""
+prompt away as too long or by its content filter. They cost nothing and are sent again at the next run."""
 
 
 class ReplyCache:
-    """Replies by the hash of what was asked, in one file of JSON lines that only grows.
+    """Replies by the hash of the request, in one file of JSON lines that only grows.
 
     Each reply is one write: once `put` returns, no death of the process can lose it, and where the whole
-    machine dies, at most the last replies are lost and asked again. Processes may share the file.
+    machine dies, at most the last replies are lost and requested again. Processes may share the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class ReplyCache:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Reply]]:
-    """What is in the file; a torn last line (the machine died) is cut off so that the next one is whole."""
+    """The file's replies; a torn last line (the machine died) is cut off so that the next line is whole."""
     if not path.exists():
         return
     with path.open("r+b") as file:

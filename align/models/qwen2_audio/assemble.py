@@ -70,7 +70,7 @@ class Assembly(NamedTuple):
     new: list[str]
     new_tokens: dict[str, int]
     rows: tuple[int, int]
-    """Of the embeddings, before and after."""
+    """Rows of the embeddings, before and after."""
 
 
 def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset = _NO_TAGS) -> Assembly:
@@ -102,21 +102,21 @@ def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset =
     partial = to.with_name(f".partial-{to.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    found = Assembly(used, unused, new, new_tokens, (old_rows, config.text_config.vocab_size))
-    shards.write(_tensors(sources, found, expected, tokenizer, seed), partial)
+    assembly = Assembly(used, unused, new, new_tokens, (old_rows, config.text_config.vocab_size))
+    shards.write(_tensors(sources, assembly, expected, tokenizer, seed), partial)
     config.save_pretrained(partial)
     _generation(tokenizer).save_pretrained(partial)
     Qwen2AudioProcessor(extractor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(partial)
-    write_json(partial / REPORT, found._asdict())
+    write_json(partial / REPORT, assembly._asdict())
     commit_folder(partial, to)
-    return found
+    return assembly
 
 
 def fetched(checkpoint: Path) -> Path:
     """The folder of a checkpoint; one on the Hub is downloaded to the usual cache first.
 
     Raises:
-        CannotAssemble: it is no folder, and the Hub does not have it or does not answer.
+        CannotAssemble: it is not a folder, and the Hub does not have it or does not answer.
     """
     if checkpoint.is_dir():
         return checkpoint
@@ -125,7 +125,7 @@ def fetched(checkpoint: Path) -> Path:
         return Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise CannotAssemble(
-            f"{checkpoint} is no folder here, and could not be fetched from the Hub ({error}). Download it "
+            f"{checkpoint} is not a folder here and could not be fetched from the Hub ({error}). Download it "
             f"elsewhere (hf download {checkpoint} --local-dir DIR), copy it here and name its folder"
         ) from error
 
@@ -154,12 +154,13 @@ def _extractor(audio: Path, whisper: WhisperConfig) -> WhisperFeatureExtractor:
     if not any((audio / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
         raise CannotAssemble(f"{audio} holds no preprocessor_config.json: fetch Whisper's to it")
     extractor = WhisperFeatureExtractor.from_pretrained(audio, return_attention_mask=True)
-    made = (extractor.feature_size, extractor.nb_max_frames)
-    taken = (whisper.num_mel_bins, 2 * whisper.max_source_positions)
-    if made != taken:
+    extracted = (extractor.feature_size, extractor.nb_max_frames)
+    expected = (whisper.num_mel_bins, 2 * whisper.max_source_positions)
+    if extracted != expected:
         raise CannotAssemble(
-            f"{audio}: its feature extractor makes {made[0]} mel bins x {made[1]} frames, its encoder takes "
-            f"{taken[0]} x {taken[1]} (2 x max_source_positions); they are not of the same model"
+            f"{audio}: its feature extractor makes {extracted[0]} mel bins x {extracted[1]} frames, its "
+            f"encoder takes {expected[0]} x {expected[1]} (2 x max_source_positions); they are not of the "
+            "same model"
         )
     return extractor
 
@@ -238,7 +239,7 @@ def _matched(
 
 
 def _target(kind: str, name: str) -> str:
-    """What a source's tensor is called in Qwen2-Audio, if it has a place there."""
+    """The name of a source's tensor in Qwen2-Audio, if it has a place there."""
     if kind == "audio":
         return re.sub(r"^(model\.)?encoder\.", "audio_tower.", name)
     return f"language_model.{name}"
@@ -264,8 +265,8 @@ def _check_shapes(
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "none"
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+    first = ", ".join(names[:5]) or "none"
+    return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
 
 
 # -------------------------------------------------------------------------- values
@@ -273,7 +274,7 @@ def _some(names: list[str]) -> str:
 
 def _tensors(
     sources: dict[str, SavedTensors],
-    found: Assembly,
+    assembly: Assembly,
     expected: dict[str, tuple[int, ...]],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
@@ -281,12 +282,12 @@ def _tensors(
     """Every tensor of the result, one at a time, in the dtype it came in."""
     draw = torch.Generator().manual_seed(seed)
     for target, shape in expected.items():
-        if target in found.new:
+        if target in assembly.new:
             yield target, _fresh(shape, draw)
             continue
-        kind, _, name = found.used[target].partition(":")
+        kind, _, name = assembly.used[target].partition(":")
         tensor = sources[kind][name]
-        yield target, _grown(tensor, shape[0], tokenizer, found) if target in _EMBEDDINGS else tensor
+        yield target, _grown(tensor, shape[0], tokenizer, assembly) if target in _EMBEDDINGS else tensor
 
 
 def _fresh(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
@@ -294,19 +295,19 @@ def _fresh(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     return torch.zeros(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=draw)
 
 
-def _grown(tensor: Tensor, rows: int, tokenizer: PreTrainedTokenizerBase, found: Assembly) -> Tensor:
+def _grown(tensor: Tensor, rows: int, tokenizer: PreTrainedTokenizerBase, assembly: Assembly) -> Tensor:
     """Embeddings (rows, d): the old ones, and for each new token a mean of old ones.
 
     Of those that spell its name for a tag (see `vocabulary`), of all for the tokens around audio and turns,
     and for rows that nobody has. Means leave the model's predictions nearly as they were, where random rows
     can outbid all others (nlp.stanford.edu/~johnhew/vocab-expansion.html).
     """
-    old = sorted(set(tokenizer.get_vocab().values()) - {*found.new_tokens.values()})
+    old = sorted(set(tokenizer.get_vocab().values()) - {*assembly.new_tokens.values()})
     mean = tensor[old].float().mean(0).to(tensor.dtype)
     grown = tensor.new_empty(rows, tensor.shape[1])
     grown[: len(tensor)] = tensor
     grown[len(tensor) :] = mean
-    for token, row in found.new_tokens.items():
+    for token, row in assembly.new_tokens.items():
         is_control = token in (*_AUDIO_TOKENS, *SPECIAL_TOKENS)
         grown[row] = mean if is_control else spelled_row(tensor, tokenizer, token)
     return grown

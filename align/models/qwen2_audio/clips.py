@@ -49,7 +49,7 @@ class PackedClips(Movable):
 
     @classmethod
     def of(cls, n_frames: Sequence[int]) -> PackedClips:
-        """Of clips with so many mel frames each."""
+        """Pack clips of so many mel frames each."""
         frames = [n_encoder_frames(n) for n in n_frames]
         starts = np.cumsum([0, *frames[:-1]])
         pooled = [start + np.arange(n // 2 * 2) for start, n in zip(starts, frames, strict=True)]

@@ -23,11 +23,11 @@ class Cost(NamedTuple):
 
     token: float
     """A packed token through the language model."""
-    seen: float
+    pair: float
     """A pair of tokens of which one sees the other, over all layers."""
     frame: float
     """An encoder frame (20 ms) through convolutions and tower."""
-    seen_frame: float
+    frame_pair: float
     """A pair of frames of one clip."""
     vector: float
     """An audio vector through the projector."""
@@ -36,15 +36,15 @@ class Cost(NamedTuple):
 
     def of(self, batch: PackedBatch) -> float:
         """FLOPs of a batch but for its head."""
-        total = self.token * len(batch.tokens) + self.seen * batch.sees.n_seen()
+        total = self.token * len(batch.tokens) + self.pair * batch.sees.n_pairs()
         if batch.clips is not None:
-            total += self.frame * len(batch.clips.position) + self.seen_frame * batch.clips.sees.n_seen()
+            total += self.frame * len(batch.clips.position) + self.frame_pair * batch.clips.sees.n_pairs()
             total += self.vector * len(batch.clips.pooled) / 2
         return total
 
 
 def cost_of(model: Qwen2AudioForConditionalGeneration) -> Cost:
-    """What a step of training `model` costs, with whatever of it learns; LoRA's own products included."""
+    """FLOPs of a training step of `model`, with what of it learns; LoRA's own products included."""
     audio, text = model.config.audio_config, model.config.text_config
     tower, projector, language = (
         model.model.audio_tower,
@@ -57,9 +57,9 @@ def cost_of(model: Qwen2AudioForConditionalGeneration) -> Cost:
     text_width = language.layers[0].self_attn.head_dim * text.num_attention_heads
     return Cost(
         token=_products(language.layers, through_language),
-        seen=4 * text_width * text.num_hidden_layers * (3 if through_language else 1),
+        pair=4 * text_width * text.num_hidden_layers * (3 if through_language else 1),
         frame=_products(tower.layers, tower_learns) + _convolutions(tower, tower_learns),
-        seen_frame=4 * audio.d_model * audio.encoder_layers * (3 if tower_learns else 1),
+        frame_pair=4 * audio.d_model * audio.encoder_layers * (3 if tower_learns else 1),
         vector=_products([projector], tower_learns),
         scored=_products([model.lm_head], through_language),
     )

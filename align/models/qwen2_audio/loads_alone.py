@@ -20,7 +20,7 @@ def main(folder: str, scratch: Path) -> None:
     probe = load_file(scratch / "probe.safetensors")
     question = (scratch / "question.txt").read_text(encoding="utf-8")
     processor = AutoProcessor.from_pretrained(folder)
-    model, told = AutoModelForMultimodalLM.from_pretrained(
+    model, loading = AutoModelForMultimodalLM.from_pretrained(
         folder, dtype="auto", use_safetensors=True, output_loading_info=True
     )
     content = [{"type": "audio"}, {"type": "text", "text": question}]
@@ -31,7 +31,7 @@ def main(folder: str, scratch: Path) -> None:
     if same_ids:
         with torch.no_grad():
             difference = (model.eval()(**inputs).logits.float() - probe["logits"]).abs().max().item()
-    names = sorted([*told["missing_keys"], *told["unexpected_keys"]])
+    names = sorted([*loading["missing_keys"], *loading["unexpected_keys"]])
     print(json.dumps({"difference": difference, "same_ids": same_ids, "names": names}))
 
 

@@ -49,7 +49,7 @@ SMALL_TAGS = Tagset(
     ),
     (),
 )
-"""What every small model knows: English transcripts and captions, as the release tags them."""
+"""Tags of every small model: English transcripts and captions, as the release tags them."""
 CHAT_TEMPLATE = (
     "{% set clips = namespace(n=0) %}"
     "{% for message in messages %}"
@@ -237,9 +237,9 @@ def hub_name(module_name: str) -> str:
     """The name that a parameter of Qwen2AudioForConditionalGeneration has on the Hub.
 
     Raises:
-        ValueError: it is none of that model's.
+        ValueError: that model has no such parameter.
     """
     for ours, theirs in _RENAMED:
         if module_name.startswith(ours):
             return theirs + module_name.removeprefix(ours)
-    raise ValueError(f"{module_name!r} is no parameter of Qwen2-Audio")
+    raise ValueError(f"{module_name!r} is not a parameter of Qwen2-Audio")

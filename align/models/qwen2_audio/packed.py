@@ -105,7 +105,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
             embedded = embedded.index_copy(0, packed.audio_at, vectors[packed.audio_from])
         elif "past_key_values" not in kwargs:
             # Other ranks may have audio, and ZeRO-3 and DDP wait for everyone's share of the tower. Alone
-            # as well, so that the optimizer sees the same gradients: see `align.training.silence`.
+            # as well, so that the optimizer sees the same gradients: see `align.training.processes`.
             embedded = embedded + 0 * self._encode_silence(embedded).sum()
         states: Tensor = self.language_model(
             inputs_embeds=embedded[None],
@@ -201,7 +201,7 @@ def packed_attention(
     attend: Callable[..., Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer. (1, H, L, D) in, (1, L, H, D) out; stock without `attend`."""
+    """Attention as transformers calls it: (1, H, L, D) in, (1, L, H, D) out; stock without `attend`."""
     if attend is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return attend(query, key, value, scale=scaling).transpose(1, 2), None

@@ -32,7 +32,7 @@ from preference_data.audio.decode import SAMPLE_RATE
 QUESTION = "What do you hear?"
 _ALONE = Path(__file__).with_name("loads_alone.py")
 _TOLERANCE = {torch.float32: 1e-5}
-"""Of the largest logit; of coarser types the last bits of a sum in another order."""
+"""Allowed difference as a share of the largest logit; other types round more, see `_COARSE`."""
 _COARSE = 2e-2
 
 
@@ -41,7 +41,7 @@ class DoesNotLoad(RuntimeError):
 
 
 class Loaded(NamedTuple):
-    """What plain transformers said: largest difference of the logits, and the largest logit."""
+    """What plain transformers computed: largest difference of the logits, and the largest logit."""
 
     difference: float
     largest: float
@@ -102,16 +102,16 @@ def verify(
     )
     if done.returncode:
         raise DoesNotLoad(f"{folder} does not load in plain transformers: {done.stderr.strip()[-2000:]}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    found = Loaded(told["difference"], float(logits.abs().max()))
-    allowed = _TOLERANCE.get(model.dtype, _COARSE) * found.largest
-    if told["names"] or not told["same_ids"] or not found.difference <= allowed:
+    report = json.loads(done.stdout.splitlines()[-1])
+    loaded = Loaded(report["difference"], float(logits.abs().max()))
+    allowed = _TOLERANCE.get(model.dtype, _COARSE) * loaded.largest
+    if report["names"] or not report["same_ids"] or not loaded.difference <= allowed:
         raise DoesNotLoad(
             f"{folder} loads in plain transformers as something else: logits differ by "
-            f"{found.difference:.3g} (allowed {allowed:.3g}), same tokens: {told['same_ids']}, names "
-            f"without a place or missing: {', '.join(told['names'][:5]) or 'none'}"
+            f"{loaded.difference:.3g} (allowed {allowed:.3g}), same tokens: {report['same_ids']}, names "
+            f"without a place or missing: {', '.join(report['names'][:5]) or 'none'}"
         )
-    return found
+    return loaded
 
 
 def _sweep() -> np.ndarray:
@@ -125,11 +125,11 @@ def _answer(
     model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor, wave: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """Token ids (1, T) and logits (1, T, V) of the question about the clip, our way."""
-    made = processor.feature_extractor(
+    features = processor.feature_extractor(
         wave, sampling_rate=SAMPLE_RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
     )
-    mel = made["input_features"][0]
-    clip = Clip(mel, n_frames=int(made["attention_mask"].sum()), n_padded=mel.shape[-1])
+    mel = features["input_features"][0]
+    clip = Clip(mel, n_frames=int(features["attention_mask"].sum()), n_padded=mel.shape[-1])
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     encoded = expand_audio(
         encode_prompt(processor, [user(QUESTION, 1)]), [n_audio_tokens(clip.n_frames)], audio_id

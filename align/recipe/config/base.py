@@ -90,8 +90,6 @@ class StageConfig(Config):
     """TRL's config class whose names the stage's `trl:` mapping may use."""
     sequences_per_example: ClassVar[int] = 1
     """Rows that the model sees for one training example."""
-    report_panels: ClassVar[Literal["training", "preference"] | None] = None
-    """Which curves the report draws from the stage's metrics."""
 
     stage: str
     seed: int = Field(0, ge=0, lt=2**32)

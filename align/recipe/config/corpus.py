@@ -23,7 +23,7 @@ class DataSetShare(Config):
     """A prepared data set of a mixture."""
 
     folder: str = Field(min_length=1)
-    """Holds `source.json` and records, as `align data prepare` writes them."""
+    """Holds `dataset.json` and records, as `align data prepare` writes them."""
     share: float | None = Field(None, gt=0, le=1)
     """Share of the training draws; data sets without one share the rest by size."""
 

@@ -241,7 +241,6 @@ class StepsConfig(TrainingConfig):
     """A training stage whose length is given in optimizer steps."""
 
     trl_config: ClassVar[str | None] = "SFTConfig"
-    report_panels: ClassVar[Literal["training", "preference"] | None] = "training"
     renamed: ClassVar[Mapping[str, str]] = {"dialect": "prompt_format"}
 
     steps: int = Field(ge=1)
@@ -382,7 +381,6 @@ class DPOConfig(FurtherTrainingConfig):
     trl_config: ClassVar[str | None] = "DPOConfig"
     sequences_per_example: ClassVar[int] = 2
     has_reference: ClassVar[bool] = True
-    report_panels: ClassVar[Literal["training", "preference"] | None] = "preference"
     stage: Literal["dpo"]
     pairs: PairsRef
     objective: Objective = Objective()

@@ -7,7 +7,7 @@ const toolbar = document.querySelector(".toolbar");
 const filters = { category: byId("category"), outcome: byId("outcome"), words: byId("words") };
 const texts = new Map(); // of a card, in lower case, once searched
 
-// What is shown, and its address.
+// The visible questions, and their address.
 
 function text(card) {
   if (!texts.has(card)) {
@@ -29,7 +29,7 @@ function filter() {
       (filters.outcome.value !== "" && card.dataset.outcome !== filters.outcome.value) ||
       (words !== "" && !text(card).includes(words));
   }
-  byId("shown").textContent = visible().length + " shown";
+  byId("visible").textContent = visible().length + " shown";
 }
 
 function current() {
@@ -68,10 +68,10 @@ function changed() {
 }
 
 function move(by) {
-  const shown = visible();
+  const list = visible();
   const here = document.activeElement.closest(".card") ?? current();
-  const at = shown.indexOf(here);
-  const next = shown[at < 0 ? 0 : Math.min(shown.length - 1, Math.max(0, at + by))];
+  const at = list.indexOf(here);
+  const next = list[at < 0 ? 0 : Math.min(list.length - 1, Math.max(0, at + by))];
   if (!next) return;
   remember(next);
   show(next);
@@ -175,18 +175,18 @@ function cell(value) {
 }
 
 function csv() {
-  const of = new Map(numbers.questions.map((question) => [String(question.uniq_id), question]));
+  const byQuestion = new Map(numbers.questions.map((question) => [String(question.uniq_id), question]));
   const labels = numbers.policies.map((policy) => policy.label);
   const head = ["uniq_id", "category", "task", "outcome", "change", "question", "reference"];
   for (const label of labels) head.push(label + " score", label + " state", label + " answer");
   const rows = visible().map((card) => {
-    const one = of.get(card.dataset.id);
-    const said = (selector) => card.querySelector(selector).textContent;
-    const row = [String(one.uniq_id), one.category, one.task, one.outcome, one.change];
-    row.push(said(".question"), said(".reference").replace("Reference: ", ""));
+    const question = byQuestion.get(card.dataset.id);
+    const textOf = (selector) => card.querySelector(selector).textContent;
+    const row = [String(question.uniq_id), question.category, question.task, question.outcome, question.change];
+    row.push(textOf(".question"), textOf(".reference").replace("Reference: ", ""));
     [...card.querySelectorAll(".answer")].forEach((answer, index) => {
       const words = answer.querySelector("p:not(.empty)");
-      row.push(one.scores[index], one.states[index], words ? words.textContent : "");
+      row.push(question.scores[index], question.states[index], words ? words.textContent : "");
     });
     return row;
   });

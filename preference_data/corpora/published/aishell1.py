@@ -9,55 +9,21 @@ The folders are its splits; no speaker is in two of them. Recordings without a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import Card, Content, Found, lines, nothing_in
-from preference_data.corpora.unpack import unpack_inner
+from preference_data.corpora.published.recording import Content, Recording, lines, not_a_corpus
 from preference_data.schema import Split
 
-_URL = "https://www.openslr.org/resources/33"
-_FILES = {
-    "data": [
-        RemoteFile(f"{_URL}/data_aishell.tgz", "data_aishell.tgz", 17, "md5:2f494334227864a8a8fec932999db9d8")
-    ],
-    "resource": [
-        RemoteFile(
-            f"{_URL}/resource_aishell.tgz",
-            "resource_aishell.tgz",
-            0.1,
-            "md5:957d480a0fcac85fc18e550756f624e5",
-        )
-    ],
-}
 _SPLITS: tuple[Split, ...] = ("test", "dev", "train")
 _GENDERS = {"F": "female", "M": "male"}
 
-CARD = Card(
-    "aishell1",
-    "transcription, gender (zh)",
-    178,
-    15,
-    "Apache 2.0",
-    "https://www.openslr.org/33",
-    "open",
-    tuple(_FILES),
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack it, each speaker's archive too."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    unpack_inner(folder, "data_aishell/wav/*.tar.gz")
-    return ""
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every recording with a transcript."""
     root = folder / "data_aishell" if (folder / "data_aishell").is_dir() else folder
     if not (root / "wav").is_dir():
-        raise nothing_in(folder, "data_aishell/wav/", "aishell1")
+        raise not_a_corpus(folder, "data_aishell/wav/", "aishell1")
     texts = dict(
         line.split(None, 1)
         for _, line in lines(root / "transcript" / "aishell_transcript_v0.8.txt")
@@ -72,7 +38,7 @@ def prepare(folder: Path) -> Iterator[Found]:
                 contents = [Content("transcribe", text, "zh", "zh", benchmark=f"aishell1_{split}")]
                 if speaker in genders:
                     contents.append(Content("gender", genders[speaker], "zh", "en"))
-                yield Found(
+                yield Recording(
                     path.relative_to(folder).as_posix(),
                     split,
                     f"aishell1_{split}",

@@ -9,55 +9,29 @@ The tables are its splits: one caption per recording in train, five in val and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     DESCRIBE_SOUND,
-    Asked,
-    Card,
     Content,
-    Found,
+    QuestionAnswer,
+    Recording,
     comma_separated,
     grouped,
-    nothing_in,
+    not_a_corpus,
 )
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
 _COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
-_URL = "https://raw.githubusercontent.com/cdjkim/audiocaps/master/dataset"
-_FILES = {part: [RemoteFile(f"{_URL}/{part}.csv", f"{part}.csv", 0.1)] for part in _SPLITS}
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
-CARD = Card(
-    "audiocaps",
-    "sound captions (en)",
-    137,
-    50,
-    "captions: MIT; audio: none given",
-    "https://github.com/cdjkim/audiocaps",
-    "links",
-    tuple(_FILES),
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch the captions; the audio is on YouTube."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return (
-        "The captions are there; the audio is on YouTube, whose terms and the uploaders' rights are yours\n"
-        "to settle. Cut 10 s from start_time on out of each video and put the pieces here:\n"
-        f"  {folder}/audio/{{youtube_id}}.wav   (or .flac, .mp3, .ogg; sub-folders are fine)\n"
-        f"What is missing is counted: align data prepare audiocaps --from {folder} --out FOLDER"
-    )
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every captioned piece, there or not."""
     if not any((folder / f"{part}.csv").is_file() for part in _SPLITS):
-        raise nothing_in(folder, "train.csv, val.csv or test.csv", "audiocaps")
+        raise not_a_corpus(folder, "train.csv, val.csv or test.csv", "audiocaps")
     files = audio_files(folder)
     for part, split in _SPLITS.items():
         table = folder / f"{part}.csv"
@@ -67,7 +41,7 @@ def prepare(folder: Path) -> Iterator[Found]:
         for (video, start), captioned in pieces.items():
             captions = [row["caption"] for row in captioned]
             names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in captioned)]
-            yield Found(
+            yield Recording(
                 next((files[name] for name in names if name in files), f"audio/{video}.wav"),
                 split,
                 "audiocaps",
@@ -75,11 +49,11 @@ def prepare(folder: Path) -> Iterator[Found]:
                     Content("caption_audiocaps", text, text_language="en", benchmark="audiocaps")
                     for text in captions
                 ),
-                tuple(Asked(DESCRIBE_SOUND, text) for text in captions[:1]),
+                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
             )
 
 
 def audio_files(folder: Path) -> Mapping[str, str]:
     """Name without ending -> path of every audio file below `audio/`, relative to `folder`."""
-    found = sorted(path for path in (folder / "audio").rglob("*") if path.suffix in _AUDIO)
-    return {path.stem: path.relative_to(folder).as_posix() for path in found}
+    paths = sorted(path for path in (folder / "audio").rglob("*") if path.suffix in _AUDIO)
+    return {path.stem: path.relative_to(folder).as_posix() for path in paths}

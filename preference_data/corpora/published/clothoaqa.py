@@ -14,50 +14,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import (
-    Asked,
-    Card,
+from preference_data.corpora.published.recording import (
     Content,
-    Found,
+    QuestionAnswer,
+    Recording,
     comma_separated,
     grouped,
-    nothing_in,
+    not_a_corpus,
 )
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
-_URL = "https://zenodo.org/records/6473207/files"
-_FILES = {
-    "questions": [
-        RemoteFile(f"{_URL}/clotho_aqa_{part}.csv", f"clotho_aqa_{part}.csv", 0.1) for part in _SPLITS
-    ],
-    "audio": [RemoteFile(f"{_URL}/audio_files.zip", "audio_files.zip", 4)],
-}
 _AGREEING = 2
 
-CARD = Card(
-    "clothoaqa",
-    "questions about sounds (en)",
-    12.5,
-    4,
-    "questions: MIT; audio: CC",
-    "https://zenodo.org/records/6473207",
-    "open",
-    tuple(_FILES),
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack it."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return ""
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every recording with its questions."""
     if not any((folder / f"clotho_aqa_{part}.csv").is_file() for part in _SPLITS):
-        raise nothing_in(folder, "clotho_aqa_{train,val,test}.csv", "clothoaqa")
+        raise not_a_corpus(folder, "clotho_aqa_{train,val,test}.csv", "clothoaqa")
     for part, split in _SPLITS.items():
         table = folder / f"clotho_aqa_{part}.csv"
         if not table.is_file():
@@ -65,27 +39,24 @@ def prepare(folder: Path) -> Iterator[Found]:
         rows = comma_separated(table, ("file_name", "QuestionText", "answer"), encoding="utf-8-sig")
         for (name,), answers in grouped(rows, "file_name").items():
             agreed = list(_agreed(answers))
-            given = (
-                agreed if split == "train" else [Asked(row["QuestionText"], row["answer"]) for row in answers]
-            )
-            yield Found(
+            everything = [QuestionAnswer(row["QuestionText"], row["answer"]) for row in answers]
+            yield Recording(
                 f"audio_files/{name}",
                 split,
                 "clothoaqa",
-                tuple(_content(one) for one in given),
+                tuple(map(_content, agreed if split == "train" else everything)),
                 tuple(agreed),
             )
 
 
-def _agreed(rows: Sequence[Mapping[str, str]]) -> Iterator[Asked]:
+def _agreed(rows: Sequence[Mapping[str, str]]) -> Iterator[QuestionAnswer]:
     """Questions with the answer that most people gave."""
     for (question,), answers in grouped(rows, "QuestionText").items():
         answer, votes = Counter(row["answer"].lower() for row in answers).most_common(1)[0]
         if votes >= _AGREEING:
-            yield Asked(question, answer)
+            yield QuestionAnswer(question, answer)
 
 
-def _content(asked: Asked) -> Content:
-    return Content(
-        "question_answer", asked.answer, text_language="en", question=asked.question, benchmark="clothoaqa"
-    )
+def _content(given: QuestionAnswer) -> Content:
+    question, answer = given
+    return Content("question_answer", answer, text_language="en", question=question, benchmark="clothoaqa")

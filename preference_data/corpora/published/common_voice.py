@@ -10,16 +10,14 @@ audio in `{locale}/clips/`. The three tables are its splits; no client_id is in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, fetch_parts
-from preference_data.corpora.published.found import (
-    Card,
+from preference_data.corpora.published.recording import (
     Content,
-    Found,
+    Recording,
     language,
-    nothing_in,
+    not_a_corpus,
     tab_separated,
 )
 from preference_data.prompts.languages import LANGUAGES
@@ -29,30 +27,8 @@ _SPLITS: tuple[Split, ...] = ("test", "dev", "train")
 _COLUMNS = ("client_id", "path", "sentence", "age", "gender")
 _VERSION = re.compile(r"cv-corpus-(\d+)")
 
-CARD = Card(
-    "common_voice",
-    "transcription, language, gender, age (100+ languages)",
-    19_160,
-    400,
-    "CC0",
-    "https://commonvoice.mozilla.org/datasets",
-    "account",
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Say what to do: the publisher asks for an account or an address."""
-    fetch_parts(folder, {}, parts, on_bytes)
-    return (
-        "Common Voice asks who you are, and to promise not to identify speakers; fetch it in a browser:\n"
-        "  1. open https://commonvoice.mozilla.org/datasets, choose languages and version (the Qwen2-Audio\n"
-        "     report tests on Common Voice Corpus 15.0: en, zh-CN, yue, fr), accept, download\n"
-        f"  2. unpack each file: tar xzf cv-corpus-*-LOCALE.tar.gz -C {folder}\n"
-        f"  3. align data prepare common_voice --from {folder} --out FOLDER"
-    )
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every validated sentence of the locales that are there."""
     locales = sorted(
         path.parent
@@ -61,15 +37,15 @@ def prepare(folder: Path) -> Iterator[Found]:
         if (path.parent / "clips").is_dir()
     )
     if not locales:
-        raise nothing_in(folder, "{locale}/test.tsv with {locale}/clips/", "common_voice")
+        raise not_a_corpus(folder, "{locale}/test.tsv with {locale}/clips/", "common_voice")
     for split in _SPLITS:
         for locale in locales:
             table = locale / f"{split}.tsv"
             for row in tab_separated(table, _COLUMNS) if table.is_file() else ():
-                yield _found(folder, locale, split, row)
+                yield _recording(folder, locale, split, row)
 
 
-def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> Found:
+def _recording(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> Recording:
     spoken = language(row.get("locale") or locale.name)
     version = _VERSION.search(str(locale.resolve()))
     contents = [
@@ -87,7 +63,7 @@ def _found(folder: Path, locale: Path, split: Split, row: Mapping[str, str]) -> 
         contents.append(Content("gender", gender, spoken, "en"))
     if row["age"]:
         contents.append(Content("age", row["age"], spoken, "en"))
-    return Found(
+    return Recording(
         (locale / "clips" / row["path"]).relative_to(folder).as_posix(),
         split,
         locale.name,

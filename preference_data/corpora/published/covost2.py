@@ -12,77 +12,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     BadCorpus,
-    Card,
     Content,
-    Found,
+    Recording,
     language,
-    nothing_in,
+    not_a_corpus,
     tab_separated,
 )
 from preference_data.schema import Split, stable_id
 
-_INTO_ENGLISH = "fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy".split()
-_FROM_ENGLISH = "de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja".split()
-_PAIRS = [*(f"en_{target}" for target in _FROM_ENGLISH), *(f"{source}_en" for source in _INTO_ENGLISH)]
-_FILES = {
-    pair: [
-        RemoteFile(
-            f"https://dl.fbaipublicfiles.com/covost/covost_v2.{pair}.tsv.tar.gz",
-            f"covost_v2.{pair}.tsv.tar.gz",
-            0.5,
-        )
-    ]
-    for pair in _PAIRS
-}
 _SPLITS: dict[str, Split] = {"test": "test", "dev": "dev", "train": "train", "train_covost": "train"}
 
-CARD = Card(
-    "covost2",
-    "speech translation, transcription (21 languages <-> en)",
-    2_880,
-    90,
-    "CC BY-NC 4.0",
-    "https://github.com/facebookresearch/covost",
-    "account",
-    tuple(_FILES),
-)
 
 _Translations = dict[str, dict[str, tuple[Split, str]]]
 """File name -> target locale -> split and translation."""
 
 
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch the translations; the audio is Common Voice's."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return (
-        "The translations are there; the audio is Common Voice 4 (cv-corpus-4-2019-12-10), which asks who\n"
-        "you are; fetch it in a browser:\n"
-        "  1. open https://commonvoice.mozilla.org/datasets, version Common Voice Corpus 4, one file per\n"
-        "     source language, accept, download\n"
-        "  2. unpack each into its own folder:\n"
-        f"     mkdir -p {folder}/LOCALE && tar xzf LOCALE.tar.gz -C {folder}/LOCALE\n"
-        f"     so that there are {folder}/LOCALE/validated.tsv and {folder}/LOCALE/clips/\n"
-        f"  3. align data prepare covost2 --from {folder} --out FOLDER"
-    )
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every translated recording of the language pairs that are there."""
     tables = sorted(folder.glob("covost_v2.*_*.tsv"))
     if not tables:
-        raise nothing_in(folder, "covost_v2.{source}_{target}.tsv", "covost2")
+        raise not_a_corpus(folder, "covost_v2.{source}_{target}.tsv", "covost2")
     sources = sorted({_pair(table)[0] for table in tables})
     for split in ("test", "dev", "train"):
         for source in sources:
             translated = _translations([table for table in tables if _pair(table)[0] == source])
             validated = folder / source / "validated.tsv"
             for row in tab_separated(validated, ("client_id", "path", "sentence"), escape="\\"):
-                found = _found(source, row, translated.get(row["path"], {}))
-                if found and found.split == split:
-                    yield found
+                recording = _recording(source, row, translated.get(row["path"], {}))
+                if recording and recording.split == split:
+                    yield recording
 
 
 def _pair(table: Path) -> tuple[str, str]:
@@ -91,20 +51,22 @@ def _pair(table: Path) -> tuple[str, str]:
 
 
 def _translations(tables: Sequence[Path]) -> _Translations:
-    found: _Translations = {}
+    translations: _Translations = {}
     for table in tables:
         target = _pair(table)[1]
         for row in tab_separated(table, ("path", "translation", "split"), escape="\\"):
             if row["split"] not in _SPLITS:
                 raise BadCorpus(f"{table}: split {row['split']!r} is none of {', '.join(_SPLITS)}")
-            found.setdefault(row["path"], {})[target] = (_SPLITS[row["split"]], row["translation"])
-    return found
+            translations.setdefault(row["path"], {})[target] = (_SPLITS[row["split"]], row["translation"])
+    return translations
 
 
-def _found(source: str, row: Mapping[str, str], translated: Mapping[str, tuple[Split, str]]) -> Found | None:
+def _recording(
+    source: str, row: Mapping[str, str], translated: Mapping[str, tuple[Split, str]]
+) -> Recording | None:
     """A recording is held out from training if any of its language pairs holds it out."""
     splits = {split for split, _ in translated.values()}
-    split = next((one for one in _SPLITS.values() if one in splits), None)
+    split = next((name for name in _SPLITS.values() if name in splits), None)
     if split is None:
         return None
     spoken = language(source)
@@ -112,7 +74,7 @@ def _found(source: str, row: Mapping[str, str], translated: Mapping[str, tuple[S
     for target, (_, text) in translated.items():
         name = f"covost2_{spoken}_{language(target)}_{split}"
         contents.append(Content("translate_speech", text, spoken, language(target), benchmark=name))
-    return Found(
+    return Recording(
         f"{source}/clips/{row['path']}",
         split,
         f"covost2_{spoken}",

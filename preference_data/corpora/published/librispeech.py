@@ -12,69 +12,51 @@ unpack them over the corpus): utterance, words, and the second at which each end
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import BadCorpus, Card, Content, Found, lines, nothing_in
+from preference_data.corpora.published.recording import (
+    BadCorpus,
+    Content,
+    Recording,
+    lines,
+    not_a_corpus,
+)
 from preference_data.schema import Split, Word
 
-_PARTS: dict[str, tuple[Split, float, str]] = {
-    "test-clean": ("test", 0.5, "32fa31d27d2e1cad72775fee3f4849a9"),
-    "test-other": ("test", 0.5, "fb5a50374b501bb3bac4815ee91d3135"),
-    "dev-clean": ("dev", 0.5, "42e2234ba48799c1f50f24a7926300a1"),
-    "dev-other": ("dev", 0.5, "c8d0bcc9cca99d4f8b62fcc847357931"),
-    "train-clean-100": ("train", 7, "2a93770f6d5c6c964bc36631d331a522"),
-    "train-clean-360": ("train", 25, "c0e676e450a7ff2f54aeade5171606fa"),
-    "train-other-500": ("train", 33, "d1a0fd59409feb2c614ce4d30c387708"),
+_SPLITS: dict[str, Split] = {
+    "test-clean": "test",
+    "test-other": "test",
+    "dev-clean": "dev",
+    "dev-other": "dev",
+    "train-clean-100": "train",
+    "train-clean-360": "train",
+    "train-other-500": "train",
 }
-"""Split, bound in GB, and md5 of https://www.openslr.org/resources/12/md5sum.txt; held-out parts first."""
-_FILES = {
-    part: [
-        RemoteFile(f"https://www.openslr.org/resources/12/{part}.tar.gz", f"{part}.tar.gz", gb, f"md5:{md5}")
-    ]
-    for part, (_, gb, md5) in _PARTS.items()
-}
+"""Split of each part; held-out parts first."""
 _GENDERS = {"F": "female", "M": "male"}
 
-CARD = Card(
-    "librispeech",
-    "transcription, word times, gender (en)",
-    982,
-    60,
-    "CC BY 4.0",
-    "https://www.openslr.org/12",
-    "open",
-    tuple(_PARTS),
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack the parts."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return ""
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every utterance of the parts that are there."""
     root = folder / "LibriSpeech" if (folder / "LibriSpeech").is_dir() else folder
-    there = [part for part in _PARTS if (root / part).is_dir()]
+    there = [part for part in _SPLITS if (root / part).is_dir()]
     if not there:
-        raise nothing_in(folder, "LibriSpeech/{train,dev,test}-*", "librispeech")
+        raise not_a_corpus(folder, "LibriSpeech/{train,dev,test}-*", "librispeech")
     genders = _genders(root / "SPEAKERS.TXT")
     for part in there:
         for transcripts in sorted((root / part).glob("*/*/*.trans.txt")):
             yield from _chapter(folder, part, transcripts, genders)
 
 
-def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, str]) -> Iterator[Found]:
+def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, str]) -> Iterator[Recording]:
     speaker = transcripts.parent.parent.name
     stamped = _alignments(transcripts.with_name(transcripts.name.replace(".trans.", ".alignment.")))
     for number, line in lines(transcripts):
         utterance, _, text = line.partition(" ")
         if not utterance.startswith(f"{speaker}-"):
-            raise BadCorpus(f"{transcripts}:{number}: {utterance[:40]!r} is no utterance of {speaker}")
+            raise BadCorpus(f"{transcripts}:{number}: {utterance[:40]!r} is not an utterance of {speaker}")
         benchmark = f"librispeech_{part.replace('-', '_')}"
         contents = [Content("transcribe", text.strip().lower(), "en", "en", benchmark=benchmark)]
         if words := stamped.get(utterance):
@@ -83,7 +65,7 @@ def _chapter(folder: Path, part: str, transcripts: Path, genders: Mapping[str, s
         if speaker in genders:
             contents.append(Content("gender", genders[speaker], "en", "en"))
         path = (transcripts.parent / f"{utterance}.flac").relative_to(folder).as_posix()
-        yield Found(path, _PARTS[part][0], part, tuple(contents), speaker=speaker)
+        yield Recording(path, _SPLITS[part], part, tuple(contents), speaker=speaker)
 
 
 def _genders(table: Path) -> dict[str, str]:
@@ -98,7 +80,7 @@ def _alignments(path: Path) -> dict[str, tuple[Word, ...]]:
     """Utterance -> its words, from lines `utterance ",A,,B," "0.5,0.9,1.2,1.4,2.0"`."""
     if not path.is_file():
         return {}
-    found = {}
+    words = {}
     for number, line in lines(path):
         parts = line.split(" ")
         spoken, ends = (
@@ -112,9 +94,9 @@ def _alignments(path: Path) -> dict[str, tuple[Word, ...]]:
             times = [0.0, *map(float, ends)]
         except ValueError as error:
             raise BadCorpus(f"{path}:{number}: {error}; fetch it again") from error
-        found[parts[0]] = tuple(
+        words[parts[0]] = tuple(
             Word(text=text.lower(), start_s=start, end_s=end)
             for text, (start, end) in zip(spoken, pairwise(times), strict=True)
             if text
         )
-    return found
+    return words

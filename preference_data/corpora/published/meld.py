@@ -5,24 +5,23 @@ broadcaster and are for research. 13.7 h, 11 GB of video.
 Layout: `MELD.Raw/{train,dev,test}_sent_emo.csv` (Utterance, Speaker, Emotion, Dialogue_ID, Utterance_ID),
 clips `dia{D}_utt{U}.wav` (or .flac), made from the .mp4, in `train_splits/`, `dev_splits_complete/` and
 `output_repeated_splits_test/`. The tables are its splits; the actors are in all of them, so speakers are
-not told. A few clips are missing or damaged in the official download.
+not given. A few clips are missing or damaged in the official download.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import Asked, Card, Content, Found, comma_separated, nothing_in
-from preference_data.corpora.unpack import unpack_inner
+from preference_data.corpora.published.recording import (
+    Content,
+    QuestionAnswer,
+    Recording,
+    comma_separated,
+    not_a_corpus,
+)
 from preference_data.schema import Split
 
-_FILES = {
-    "raw": [
-        RemoteFile("https://web.eecs.umich.edu/~mihalcea/downloads/MELD.Raw.tar.gz", "MELD.Raw.tar.gz", 13)
-    ]
-}
 _CLIPS: dict[Split, str] = {
     "test": "output_repeated_splits_test",
     "dev": "dev_splits_complete",
@@ -35,34 +34,12 @@ _TYPOGRAPHY = str.maketrans(
 """The tables were once saved as Windows text and read as Latin."""
 _QUESTION = "What emotion does the speaker express?"
 
-CARD = Card(
-    "meld",
-    "emotion, transcription (en)",
-    13.7,
-    11,
-    "labels: GPL 3.0; clips: research",
-    "https://affective-meld.github.io",
-    "open",
-    tuple(_FILES),
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack the videos; their sound is taken out by FFmpeg."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    unpack_inner(folder, "MELD.Raw/*.tar.gz")
-    return (
-        "The clips are videos; take out their sound (apt-get install ffmpeg):\n"
-        f"  find {folder}/MELD.Raw -name 'dia*_utt*.mp4' -exec sh -c 'for f do ffmpeg -nostdin -v error -n "
-        '-i "$f" -vn -ac 1 -ar 16000 "${f%.mp4}.wav"; done\' _ {} +'
-    )
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every labelled utterance, its clip there or not."""
     root = folder / "MELD.Raw" if (folder / "MELD.Raw").is_dir() else folder
     if not any((root / f"{split}_sent_emo.csv").is_file() for split in _CLIPS):
-        raise nothing_in(folder, "MELD.Raw/{train,dev,test}_sent_emo.csv", "meld")
+        raise not_a_corpus(folder, "MELD.Raw/{train,dev,test}_sent_emo.csv", "meld")
     for split, clips in _CLIPS.items():
         table = root / f"{split}_sent_emo.csv"
         for row in comma_separated(table, _COLUMNS) if table.is_file() else ():
@@ -70,7 +47,7 @@ def prepare(folder: Path) -> Iterator[Found]:
             name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
             flac = root / clips / f"{name}.flac"
             path = flac if flac.exists() else flac.with_suffix(".wav")
-            yield Found(
+            yield Recording(
                 path.relative_to(folder).as_posix(),
                 split,
                 "meld",
@@ -78,5 +55,5 @@ def prepare(folder: Path) -> Iterator[Found]:
                     Content("emotion", emotion, "en", "en", benchmark="meld"),
                     Content("transcribe", text, "en", "en"),
                 ),
-                (Asked(_QUESTION, emotion),),
+                (QuestionAnswer(_QUESTION, emotion),),
             )

@@ -9,75 +9,46 @@ anywhere below `audio/`, named by ytid. Pieces of AudioSet's evaluation set are 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
 from preference_data.corpora.published.audiocaps import audio_files
-from preference_data.corpora.published.found import (
+from preference_data.corpora.published.recording import (
     DESCRIBE_MUSIC,
-    Asked,
     BadCorpus,
-    Card,
     Content,
-    Found,
+    QuestionAnswer,
+    Recording,
     comma_separated,
 )
 from preference_data.schema import Split
 
 _TABLE = "musiccaps-public.csv"
 _COLUMNS = ("ytid", "start_s", "aspect_list", "caption", "is_audioset_eval")
-_FILES = {
-    "captions": [
-        RemoteFile(f"https://huggingface.co/datasets/google/MusicCaps/resolve/main/{_TABLE}", _TABLE, 0.1)
-    ]
-}
-
-CARD = Card(
-    "musiccaps",
-    "music descriptions and keywords (en)",
-    15,
-    5,
-    "captions: CC BY-SA 4.0; audio: none given",
-    "https://huggingface.co/datasets/google/MusicCaps",
-    "links",
-    tuple(_FILES),
-)
 
 
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch the descriptions; the audio is on YouTube."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return (
-        "The descriptions are there; the audio is on YouTube, whose terms and the uploaders' rights are\n"
-        "yours to settle. Cut start_s to end_s (10 s) out of each video and put the pieces here:\n"
-        f"  {folder}/audio/{{ytid}}.wav   (or .flac, .mp3, .ogg; sub-folders are fine)\n"
-        f"What is missing is counted: align data prepare musiccaps --from {folder} --out FOLDER"
-    )
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every described piece, there or not."""
     files = audio_files(folder)
     splits: tuple[Split, ...] = ("test", "train")
     for split in splits:
         for row in comma_separated(folder / _TABLE, _COLUMNS):
             if _is_true(row["is_audioset_eval"]) == (split == "test"):
-                yield _found(split, row, files)
+                yield _recording(split, row, files)
 
 
-def _found(split: Split, row: Mapping[str, str], files: Mapping[str, str]) -> Found:
+def _recording(split: Split, row: Mapping[str, str], files: Mapping[str, str]) -> Recording:
     video = row["ytid"]
     names = (video, f"Y{video}", f"{video}_{row['start_s']}")
     contents = [Content("describe_music", row["caption"], text_language="en", benchmark="musiccaps")]
     if aspects := _aspects(video, row["aspect_list"]):
         contents.append(Content("keyword", ", ".join(aspects), text_language="en"))
-    return Found(
+    return Recording(
         next((files[name] for name in names if name in files), f"audio/{video}.wav"),
         split,
         "musiccaps",
         tuple(contents),
-        (Asked(DESCRIBE_MUSIC, row["caption"]),),
+        (QuestionAnswer(DESCRIBE_MUSIC, row["caption"]),),
     )
 
 
@@ -90,7 +61,7 @@ def _is_true(text: str) -> bool:
 def _aspects(video: str, text: str) -> list[str]:
     """The table spells its lists as Python does."""
     try:
-        found = ast.literal_eval(text) if text else []
+        aspects = ast.literal_eval(text) if text else []
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise BadCorpus(f"{_TABLE}: aspect_list of {video!r} is no list: {text[:80]!r}") from error
-    return [str(one) for one in found] if isinstance(found, list) else []
+        raise BadCorpus(f"{_TABLE}: aspect_list of {video!r} is not a list: {text[:80]!r}") from error
+    return [str(aspect) for aspect in aspects] if isinstance(aspects, list) else []

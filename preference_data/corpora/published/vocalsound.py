@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_parts
-from preference_data.corpora.published.found import Asked, Card, Content, Found, lines, nothing_in
+from preference_data.corpora.published.recording import (
+    Content,
+    QuestionAnswer,
+    Recording,
+    lines,
+    not_a_corpus,
+)
 from preference_data.schema import Split
 
-_FILES = {
-    "16k": [
-        RemoteFile(
-            "https://www.dropbox.com/s/c5ace70qh1vbyzb/vs_release_16k.zip?dl=1", "vs_release_16k.zip", 2.5
-        )
-    ],
-}
 _SPLITS: dict[str, Split] = {"te": "test", "val": "dev", "tr": "train"}
 _FOLDERS = ("audio_16k", "audio_44k", "data_44k")
 _NAME = re.compile(r"(?P<speaker>[fm]\d+)_\d+_(?P<sound>[a-z]+)")
@@ -31,38 +29,21 @@ _SOUNDS = {"throatclearing": "throat clearing"}
 _GENDERS = {"f": "female", "m": "male"}
 _QUESTION = "What sound does the person make?"
 
-CARD = Card(
-    "vocalsound",
-    "vocal sounds, gender, age",
-    24,
-    1.7,
-    "CC BY-SA 4.0",
-    "https://github.com/YuanGongND/vocalsound",
-    "open",
-    tuple(_FILES),
-)
 
-
-def download(folder: Path, parts: Sequence[str] | None = None, on_bytes: OnBytes | None = None) -> str:
-    """Fetch and unpack it."""
-    fetch_parts(folder, _FILES, parts, on_bytes)
-    return ""
-
-
-def prepare(folder: Path) -> Iterator[Found]:
+def read(folder: Path) -> Iterator[Recording]:
     """Every sound by a speaker of one of the tables."""
     audio = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), None)
     if audio is None:
-        raise nothing_in(folder, "audio_16k/", "vocalsound")
+        raise not_a_corpus(folder, "audio_16k/", "vocalsound")
     named = [(path, _NAME.fullmatch(path.stem)) for path in sorted(audio.glob("*.wav"))]
     for part, split in _SPLITS.items():
         ages = _speakers(folder / "meta" / f"{part}_meta.csv")
         for path, name in named:
             if name and name["speaker"] in ages:
-                yield _found(folder, path, split, name["speaker"], name["sound"], ages[name["speaker"]])
+                yield _recording(folder, path, split, name["speaker"], name["sound"], ages[name["speaker"]])
 
 
-def _found(folder: Path, path: Path, split: Split, speaker: str, sound: str, age: str) -> Found:
+def _recording(folder: Path, path: Path, split: Split, speaker: str, sound: str, age: str) -> Recording:
     sound = _SOUNDS.get(sound, sound)
     contents = [
         Content("vocal_sound", sound, text_language="en", benchmark="vocalsound"),
@@ -70,12 +51,12 @@ def _found(folder: Path, path: Path, split: Split, speaker: str, sound: str, age
     ]
     if age.isdecimal():
         contents.append(Content("age", age, text_language="en"))
-    return Found(
+    return Recording(
         path.relative_to(folder).as_posix(),
         split,
         "vocalsound",
         tuple(contents),
-        (Asked(_QUESTION, sound),),
+        (QuestionAnswer(_QUESTION, sound),),
         speaker=speaker,
     )
 

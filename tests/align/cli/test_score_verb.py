@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.evaluation.benchmarks import foundation
-from align.evaluation.benchmarks.foundation import Question
+from align.evaluation.benchmarks.foundation import ChoiceQuestion
 
 ALIGN = str(Path(sys.executable).with_name("align"))
 
@@ -36,7 +36,7 @@ def test_word_errors_stand_per_source_beside_the_published_ones(tmp_path):
 def test_foundation_answers_are_counted(tmp_path):
     choices = ("a dog", "a cat", "", "")
     questions = [
-        Question(
+        ChoiceQuestion(
             str(i), f"{i}.wav", "What is heard?", choices, "a dog", "Acoustic_Scene_Classification", "made"
         )
         for i in range(4)
@@ -53,4 +53,4 @@ def test_a_row_that_is_not_one_is_named(tmp_path):
     path.write_text('{"gt": "a", "response": "a", "source": "x"}\n{"gt": "a", "source": "x"}\n')
     bad = run(str(path), "--kind", "emotion")
     assert bad.returncode == 2
-    assert "row 2: no text under response" in " ".join(bad.stderr.split())
+    assert "answers.jsonl:2: no text under response" in " ".join(bad.stderr.split())

@@ -9,8 +9,15 @@ import soundfile
 
 from align.evaluation.aggregation import as_scores, weights
 from align.evaluation.benchmarks import air_bench
-from align.evaluation.benchmarks.air_bench import BadBenchmark, Item
-from align.evaluation.judges.ratings import OrderReply, Rating
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.rows import BadBenchmark
+from align.evaluation.judged_answers import JudgedAnswer, OrderReply
+
+
+def row_of(uniq_id, state, score, reference, replies):
+    item = Item(uniq_id, "0.wav", "q", "a", "m", "sound_QA", "made")
+    return JudgedAnswer.to(item, "r", state=state, score=score, reference_score=reference, replies=replies)
+
 
 SETS = {
     "speech_QA": "common_voice_en",
@@ -107,6 +114,8 @@ def answer(**changes):
 
 def test_answers_made_elsewhere(tmp_path):
     path = tmp_path / "a.jsonl"
+    path.write_text("\ufeff" + answer(response="a \u2028 b"), encoding="utf-8")
+    assert air_bench.read_answers(path)[0][1] == "a \u2028 b"
     path.write_text(answer(gen="8 7", response=None) + "\n\n" + answer(uniq_id="x"), encoding="utf-8")
     (item, response), second = air_bench.read_answers(path)
     assert (item.uniq_id, response, second[0].uniq_id) == ("7", "", "x")
@@ -143,7 +152,7 @@ def test_a_meta_file_that_is_no_list_and_twins_are_refused(root):
     with pytest.raises(BadBenchmark, match="uniq_id '0' comes more than once"):
         air_bench.read(root)
     meta.write_text("{}", encoding="utf-8")
-    with pytest.raises(BadBenchmark, match="holds a dict, not the list"):
+    with pytest.raises(BadBenchmark, match="holds a dict, not a list"):
         air_bench.read(root)
     meta.write_text("<html>", encoding="utf-8")
     with pytest.raises(BadBenchmark, match="is not JSON"):
@@ -212,9 +221,9 @@ def reply(order, text):
 def rating(item, texts):
     replies = tuple(reply(order, text) for order, text in texts.items())
     if any(one.state != "scored" for one in replies):
-        return Rating(item.uniq_id, "invalid", None, None, replies)
+        return row_of(item.uniq_id, "invalid", None, None, replies)
     mean = [sum(getattr(one, who) for one in replies) / 2 for who in ("response", "reference")]
-    return Rating(item.uniq_id, "scored", mean[0], mean[1], replies)
+    return row_of(item.uniq_id, "scored", mean[0], mean[1], replies)
 
 
 def judged(root, seed=0):
@@ -270,7 +279,7 @@ def test_a_score_above_ten_ends_the_official_script_and_is_only_invalid_here(roo
     with pytest.raises(SystemExit):
         official_cal_score([("sound_QA", "11 3")], swapped=False)
     broken = OrderReply("reference_first", None, None, "invalid", "11 3", "stop", 1, 1)
-    scores = as_scores(items, [Rating("0", "invalid", None, None, (broken,))])
+    scores = as_scores(items, [row_of("0", "invalid", None, None, (broken,))])
     assert scores["states"] == {"scored": 0, "invalid": 1, "refused": 0, "inconsistent": 0, "missing": 31}
     assert scores["overall"] is None
     assert scores["worst_case"]["overall"] == 1
@@ -282,7 +291,7 @@ def items_of(*tasks):
 
 def scored(uniq_id, score, reference=8.0, state="scored"):
     kept = score if state == "scored" else None
-    return Rating(uniq_id, state, kept, reference if kept is not None else None, ())
+    return row_of(uniq_id, state, kept, reference if kept is not None else None, ())
 
 
 def test_means_by_hand():

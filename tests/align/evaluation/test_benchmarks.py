@@ -9,8 +9,9 @@ import sacrebleu
 import soundfile
 
 from align.evaluation.benchmarks import published, recognition, srwt, wer
-from align.evaluation.benchmarks.recognition import BadRows, Utterance
-from align.evaluation.benchmarks.tasks import CannotScore, compare, open_rows, prompt_of, score
+from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.benchmarks.rows import BadBenchmark
+from align.evaluation.benchmarks.tasks import CannotScore, compare, open_rows, prompt_of, read_answers, score
 
 
 def rows(*pairs, source="s"):
@@ -31,6 +32,32 @@ def test_english_words_are_compared_after_whispers_normalisation():
     assert (found["errors"], found["length"]) == (2, 10)  # blue -> blew, grey is missing
     assert found["wer"] == 0.2
     assert (found["unit"], found["n"]) == ("word", 2)
+
+
+def test_british_spellings_are_american_ones():
+    assert score("asr_en", *rows(("the colour of the theatre", "the color of the theater")))["s"]["wer"] == 0
+    assert wer.not_reproduced("en") == []
+
+
+def test_references_of_which_nothing_is_left_have_no_rate_no_hit_and_no_interval_but_the_reason():
+    given, _ = rows(("[laughter]", ""), ("[cough]", ""))
+    found = score("recognition", given, ["[cough]", "hm"])["s"]
+    assert found == {"exact": 0.0, "wer": None, "n": 2}
+    differences = compare("recognition", given, ["[cough]", "hm"], ["a", "b"])["s"]
+    assert "no word is left" in differences["wer"]["reason"]
+    assert differences["exact"]["delta"] == 0
+    english = compare("asr_en", rows(("Hmm.", ""))[0], ["hm"], ["Hmm."])["s"]
+    assert english == {"wer": {"reason": "no word is left of the references after normalisation"}}
+
+
+def test_answers_of_other_tools_are_read_line_by_line_and_with_a_byte_order_mark(tmp_path):
+    row = {"gt": "g", "response": "a \u2028 b", "source": "s"}
+    line = json.dumps(row, ensure_ascii=False)
+    for text in (f"\ufeff{line}\n\n{line}\n", f"\ufeff[{line},\n{line}]", f"{line}\r\n{line}"):
+        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+        utterances, texts = read_answers(tmp_path / "a.jsonl")
+        assert texts == ["a \u2028 b"] * 2
+        assert utterances[0] == Utterance("", "", "g", "s")
 
 
 def test_errors_are_summed_over_the_corpus_not_averaged_over_rows():
@@ -147,7 +174,7 @@ def test_rows_are_read_and_bad_ones_named(tmp_path):
     path.write_text(json.dumps(good | ours) + "\n", encoding="utf-8")
     assert recognition.read(path) == [Utterance("a.wav", "p", "g\u2028h", "s", "de", "en", "Why?")]
     path.write_text(json.dumps(good | {"question": 7}) + "\n", encoding="utf-8")
-    with pytest.raises(recognition.BadRows, match="rows.jsonl:1: no text under question"):
+    with pytest.raises(BadBenchmark, match="rows.jsonl:1: no text under question"):
         recognition.read(path)
     for line, said in (
         ("{", "is not JSON"),
@@ -155,7 +182,7 @@ def test_rows_are_read_and_bad_ones_named(tmp_path):
         ('{"audio": "a"}', "no text under prompt, gt, source"),
     ):
         path.write_text(json.dumps(good) + "\n" + line, encoding="utf-8")
-        with pytest.raises(BadRows, match=rf"rows\.jsonl:2: {said}"):
+        with pytest.raises(BadBenchmark, match=rf"rows\.jsonl:2: {said}"):
             recognition.read(path)
 
 
@@ -206,7 +233,7 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
     assert bare == "<|audio_bos|><|AUDIO|><|audio_eos|>Recognize the speech:"
     assert prompt_of(found.usable[0]._replace(prompt=bare)) == bare
     path.write_text(json.dumps(given[1]) + "\n")
-    with pytest.raises(BadRows, match="none of 1 rows has a usable clip"):
+    with pytest.raises(BadBenchmark, match="none of 1 rows has a usable clip"):
         open_rows(path)
 
 

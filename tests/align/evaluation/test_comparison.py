@@ -1,6 +1,5 @@
-"""Two policies' ratings side by side: differences, wins, lengths, order effects, people, leagues."""
+"""Two policies' answers side by side: differences, wins, lengths, order effects, people, leagues."""
 
-import json
 import time
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 
 from align.evaluation import comparison
 from align.evaluation.benchmarks.air_bench import CATEGORIES, Item
+from align.evaluation.judged_answers import JudgedAnswer, OrderReply
 from align.evaluation.judges.agreement import judge_agreement, measure, scores_of
-from align.evaluation.judges.ratings import OrderReply, Rating
 from preference_data.schema import Comparison, Judgement, Prompt
 
 
@@ -20,10 +19,15 @@ def items_of(*tasks, questions_per_clip=1):
     ]
 
 
-def rated(scores, state="scored"):
+def judged(items, scores, texts=None):
     return [
-        Rating(str(i), state if score is not None else "invalid", score, 8.0, ())
-        for i, score in enumerate(scores)
+        JudgedAnswer.to(
+            item,
+            texts[item.uniq_id] if texts else "x",
+            state="invalid" if score is None else "scored",
+            score=score,
+        )
+        for item, score in zip(items, scores, strict=True)
     ]
 
 
@@ -34,9 +38,8 @@ FOUR = items_of(
 
 def test_differences_are_weighted_like_the_table():
     # speech +1, sound -1, mixed +3: overall (1 - 1 + 3) / 3 = 1.
-    found = comparison.differences(
-        comparison.pair(FOUR, rated([5.0, 5, 6, 6, 1, 1]), rated([6.0, 6, 5, 5, 4, 4]))
-    )
+    before, after = judged(FOUR, [5.0, 5, 6, 6, 1, 1]), judged(FOUR, [6.0, 6, 5, 5, 4, 4])
+    found = comparison.score_differences(comparison.pair_scores(before, after))
     assert {name: one.delta for name, one in found.items()} == pytest.approx(
         {"speech": 1, "sound": -1, "mixed": 3, "overall": 1}
     )
@@ -44,24 +47,23 @@ def test_differences_are_weighted_like_the_table():
 
 
 def test_only_items_scored_for_both_are_paired_and_the_worst_case_has_all():
-    before, after = rated([5.0, None, 6, 6, 1, 1]), rated([6.0, 6, None, 5, 4, 4])[:5]
-    complete = comparison.pair(FOUR, before, after)
-    assert [item.uniq_id for item in complete.items] == ["0", "3", "4"]
+    before, after = judged(FOUR, [5.0, None, 6, 6, 1, 1]), judged(FOUR, [6.0, 6, None, 5, 4, None])
+    complete = comparison.pair_scores(before, after)
+    assert [answer.uniq_id for answer in complete.before_answers] == ["0", "3", "4"]
     assert complete.left_out == 3
-    worst = comparison.worst_case(FOUR, before, after)
+    worst = comparison.worst_case(before, after)
     assert worst.before.tolist() == [5, 1, 6, 6, 1, 1]
     assert worst.after.tolist() == [6, 6, 1, 5, 4, 1]
 
 
 def test_wins_ties_and_losses_with_a_margin():
-    before = rated([5.0, 5, 5, 5, 5, 5])
-    found = comparison.win_rates(comparison.pair(FOUR, before, rated([5.5, 4.5, 6, 6, 3, 5])))
+    before, after = judged(FOUR, [5.0] * 6), judged(FOUR, [5.5, 4.5, 6, 6, 3, 5])
+    pairs = comparison.pair_scores(before, after)
+    found = comparison.win_rates(pairs)
     assert found["speech"][:4] == (0, 2, 0, 0.5)
     assert found["sound"][:4] == (2, 0, 0, 1)
     assert found["overall"][:4] == (2, 3, 1, pytest.approx(3.5 / 6))
-    strict = comparison.win_rates(
-        comparison.pair(FOUR, before, rated([5.5, 4.5, 6, 6, 3, 5])), tie_margin=0.0
-    )
+    strict = comparison.win_rates(pairs, tie_margin=0.0)
     assert strict["overall"][:3] == (3, 1, 2)
 
 
@@ -74,45 +76,58 @@ def simulated(n, gain, seed, per_clip=2):
     level = rng.normal(6, 1.5, len(items))[clip] + rng.normal(0, 1, len(items))
     shift = gain + rng.normal(0, 0.7, len(items))[clip]
     sides = [level + rng.normal(0, 1, len(items)), level + shift + rng.normal(0, 1, len(items))]
-    first, second = (rated(np.clip(np.round(side * 2) / 2, 1, 10).tolist()) for side in sides)
-    return items, first, second
+    texts = {item.uniq_id: "word " * (int(item.uniq_id) % 7) for item in items}
+    return [judged(items, np.clip(np.round(side * 2) / 2, 1, 10).tolist(), texts) for side in sides]
 
 
 def test_a_full_benchmark_is_compared_in_seconds_and_the_win_is_found():
-    items, before, after = simulated(2200, 0.4, seed=1)
-    texts = {item.uniq_id: "word " * (int(item.uniq_id) % 7) for item in items}
+    before, after = simulated(2200, 0.4, seed=1)
     started = time.monotonic()
-    found = comparison.compare(items, before, after, texts, texts)
+    found = comparison.compare(before, after)
     assert time.monotonic() - started < 5
-    overall = found["differences"]["overall"]
-    assert overall["ci_low"] > 0.2
-    assert overall["ci_high"] - overall["ci_low"] < 0.35
-    assert found["wins"]["overall"]["ci_low"] > 0.5
+    overall = found.scores["overall"]
+    assert overall.ci_low > 0.2
+    assert overall.ci_high - overall.ci_low < 0.35
+    assert found.wins["overall"].ci_low > 0.5
     # Texts of equal length: nothing to control, so the rate is the plain one but for its one added tie.
-    assert found["length_controlled"]["share"] == pytest.approx(found["wins"]["overall"]["rate"], abs=1e-3)
-    json.dumps(found, allow_nan=False)
+    assert found.length_controlled.share == pytest.approx(found.wins["overall"].rate, abs=1e-3)
+    assert list(found.scores) == list(found.wins) == ["overall", "speech", "sound", "music", "mixed"]
 
 
 def test_a_policy_against_itself_wins_nothing_and_is_not_inferior():
-    items, before, _ = simulated(200, 0.0, seed=2)
-    texts = {item.uniq_id: "x" for item in items}
-    found = comparison.compare(items, before, before, texts, texts)
-    for one in found["differences"].values():
-        assert (one["delta"], one["ci_low"], one["ci_high"], one["p"]) == (0, 0, 0, 1)
-    assert found["wins"]["overall"]["rate"] == 0.5
-    assert found["length_controlled"]["share"] == 0.5
+    before, _ = simulated(200, 0.0, seed=2)
+    found = comparison.compare(before, before)
+    for row in found.scores.values():
+        assert (row.delta, row.ci_low, row.ci_high, row.p) == (0, 0, 0, 1)
+    assert found.wins["overall"].rate == 0.5
+    assert found.length_controlled.share == 0.5
 
 
 def test_equal_policies_of_different_seeds_claim_no_win():
-    """A/A: two noisy judgings of one policy. At 95 %, few of 200 may seem a win."""
+    """A/A: two noisy judgings of one policy. At 95 %, few of 100 may seem a win."""
     wins = safe = 0
-    for seed in range(200):
-        items, before, after = simulated(320, 0.0, seed)
-        found = comparison.differences(comparison.pair(items, before, after), resamples=500, seed=seed)
-        wins += found["overall"].is_better
-        safe += found["overall"].is_non_inferior(0.5)
-    assert wins <= 10  # 2.5 % of 200 is 5
-    assert safe == 200
+    for seed in range(100):
+        pairs = comparison.pair_scores(*simulated(320, 0.0, seed))
+        overall = comparison.score_differences(pairs, resamples=500, seed=seed)["overall"]
+        wins += overall.ci_low > 0
+        safe += overall.ci_low > -0.5
+    assert wins <= 7  # 2.5 % of 100 is 2.5
+    assert safe == 100
+
+
+def test_answers_to_different_questions_are_never_set_side_by_side():
+    before = judged(FOUR, [5.0] * 6)
+    with pytest.raises(ValueError, match="answer 0: question '0' beside '5'"):
+        comparison.pair_scores(before, before[::-1])
+
+
+def test_the_stage_and_the_page_have_the_same_differences():
+    before, after = simulated(320, 0.4, seed=4)
+    page, stage = comparison.compare(before, after), comparison.differences(before, after)
+    assert {name: row["score"] for name, row in stage.items()} == {
+        name: (row.before, row.after, row.delta, row.ci_low, row.ci_high, row.n)
+        for name, row in page.scores.items()
+    }
 
 
 def test_longer_answers_do_not_win_by_length():
@@ -121,7 +136,6 @@ def test_longer_answers_do_not_win_by_length():
     items = items_of(*["sound_QA"] * 1000)
     longer = rng.random(1000) < 0.8
     wins = rng.random(1000) < np.where(longer, 0.9, 0.1)
-    before, after = rated([5.0] * 1000), rated(np.where(wins, 7.0, 3.0).tolist())
     sides = [
         {
             item.uniq_id: "x" * (20 if long == of_before else 40)
@@ -129,9 +143,11 @@ def test_longer_answers_do_not_win_by_length():
         }
         for of_before in (True, False)
     ]
-    paired = comparison.pair(items, before, after)
-    assert comparison.win_rates(paired)["overall"].rate == pytest.approx(0.74, abs=0.03)
-    controlled = comparison.length_controlled_win_rate(paired, *sides)
+    before = judged(items, [5.0] * 1000, sides[0])
+    after = judged(items, np.where(wins, 7.0, 3.0).tolist(), sides[1])
+    pairs = comparison.pair_scores(before, after)
+    assert comparison.win_rates(pairs)["overall"].rate == pytest.approx(0.74, abs=0.03)
+    controlled = comparison.length_controlled_win_rate(pairs)
     assert controlled.ci_low < 0.5 < controlled.ci_high
 
 
@@ -141,7 +157,7 @@ def both(uniq_id, reference_first, response_first):
         OrderReply(order, *scores, "scored", "", "stop", 1, 1)
         for order, scores in (("reference_first", reference_first), ("response_first", response_first))
     )
-    return Rating(uniq_id, "scored", 0.0, 0.0, replies)
+    return JudgedAnswer.to(FOUR[int(uniq_id)], "", score=0.0, reference_score=0.0, replies=replies)
 
 
 def test_order_consistency_by_hand():
@@ -152,13 +168,13 @@ def test_order_consistency_by_hand():
             ),  # reference better twice; reference gains 1 by standing first, response 0
             both("1", (8, 6), (6, 8)),  # whoever stands first is better: gains 2 and 2
             both("2", (7, 7), (7, 7)),
-            Rating("3", "invalid", None, None, ()),
+            JudgedAnswer.to(FOUR[3], "", state="invalid", score=None),
         ]
     )
     assert found.same_preference.n == 3
     assert found.same_preference.share == pytest.approx(2 / 3)
     assert found.first_place_gain == pytest.approx((0.5 + 2 + 0) / 3)
-    assert comparison.order_consistency([]) == ((None, None, None, 0), None)
+    assert comparison.order_consistency([]) is None
 
 
 def annotation(a, b, factuality, annotator="x", **more):
@@ -228,21 +244,27 @@ def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements()
         meta_info="{}",
         task_name="sound_QA",
     )
-    asked = []
+    requests = []
 
-    def points(items, responses):
-        asked.extend(zip([item.question for item in items], responses, strict=True))
-        length = [float(len(text)) if text != "a cow" else None for text in responses]
-        likes_dogs = [float("dog" in text) for text in responses]
-        return {"factuality": likes_dogs, "behaviour": length}
+    class LikesDogs:
+        is_free = True
 
-    judged = [
+        def judge(self, items, responses, label="judge"):
+            requests.extend(zip([item.question for item in items], responses, strict=True))
+            return [
+                JudgedAnswer.to(item, text, score=5.0, factual="dog" in text, behaves=None)
+                if text != "a cow"
+                else JudgedAnswer.to(item, text, state="invalid", score=None, factual=False)
+                for item, text in zip(items, responses, strict=True)
+            ]
+
+    judgements = [
         annotation("c0", "c1", "a", comparison="c0c1"),
         annotation("c2", "c1", "a", comparison="c2c1"),
         annotation("c9", "c1", "b", comparison="of another draw"),
     ]
-    found = measure(points, comparisons, judged, {"p": prompt})
-    assert asked == [("What?", "a cat"), ("What?", "a cow"), ("What?", "a dog")]
+    found = measure(LikesDogs(), comparisons, judgements, {"p": prompt}, "judged")
+    assert requests == [("What?", "a cat"), ("What?", "a cow"), ("What?", "a dog")]
     assert found["factuality"]["agreement"]["n"] == 2
     assert found["factuality"]["agreement"]["share"] == 0.5  # the cow is no dog, nor is the cat
     assert (found["factuality"]["judge_ties"], found["behaviour"]["undecided"]) == (1, 2)
@@ -251,17 +273,19 @@ def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements()
 def test_a_league_by_hand_and_its_order():
     # One beats the other in 30 of 40: with the prior of half a win each, ln(30.5 / 10.5) logits apart.
     items = items_of(*["sound_QA"] * 40)
-    weak, strong = rated([5.0] * 40), rated([7.0] * 30 + [3.0] * 10)
-    first, second = comparison.league(items, {"weak": weak, "strong": strong})
+    weak, strong = judged(items, [5.0] * 40), judged(items, [7.0] * 30 + [3.0] * 10)
+    first, second = comparison.league({"weak": weak, "strong": strong})
     assert (first.policy, second.policy) == ("strong", "weak")
     assert first.elo - second.elo == pytest.approx(400 / np.log(10) * np.log(30.5 / 10.5))
     assert first.elo + second.elo == pytest.approx(2000)
     assert first.ci_low < first.elo < first.ci_high
     assert first.ci_low > second.ci_high
     with pytest.raises(ValueError, match="a league needs two policies"):
-        comparison.league(items, {"weak": weak})
+        comparison.league({"weak": weak})
+    assert comparison.league({"weak": weak, "mute": judged(items, [None] * 40)}) == []
 
 
-def test_nothing_in_common_is_an_error():
-    with pytest.raises(ValueError, match="none of the 6 items was scored for both"):
-        comparison.compare(FOUR, rated([5.0]), [], {}, {})
+def test_nothing_in_common_leaves_the_tables_empty_and_says_so():
+    found = comparison.compare(judged(FOUR, [5.0] * 6), judged(FOUR, [None] * 6))
+    assert (found.scores, found.wins, found.left_out) == ({}, {}, 6)
+    assert found.worst_case["overall"].after == 1

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import preference_data
-from align.evaluation import scores
-from align.evaluation.benchmarks import air_bench, recognition
-from align.evaluation.judges.facts import FactJudge, Judgement
-from align.evaluation.marking import ByFacts
+from align.evaluation import comparison, judged_answers
+from align.evaluation.benchmarks import air_bench, recognition, tasks
+from align.evaluation.benchmarks.rows import BadBenchmark
+from align.evaluation.judged_answers import JudgedAnswer, OrderReply
+from align.evaluation.judges.facts import FactJudge
 
 FACTS = json.dumps({"word": "seven", "gender": "man"})
 PHRASEBOOK = Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "synthetic.yaml"
@@ -40,34 +41,40 @@ def test_the_fact_judge_marks_as_a_person_would():
     assert [m.abstains for m in wrong] == [True, True, False]
 
 
-def mark(factual, answerable=True, abstains=False, score=5.0):
-    return Judgement(factual, True, factual, abstains, answerable, score)
+def mark(factual, answerable=True, abstains=False, score=5.0, item=ITEMS[0], response="x"):
+    marks = {"factual": factual, "behaves": True, "asked": factual, "abstains": abstains}
+    return JudgedAnswer.to(item, response, answerable=answerable, score=score, **marks)
 
 
-def test_summary_counts_abstention_on_answerable_questions_only():
-    marks = [mark(True), mark(False, abstains=True), mark(True, answerable=False, abstains=True)]
-    found = scores.summary(marks, ["a b", "a", "a b c"])
+def test_levels_count_abstention_on_answerable_questions_only():
+    found = comparison.levels(
+        [
+            mark(True, response="a b"),
+            mark(False, abstains=True, response="a"),
+            mark(True, answerable=False, abstains=True, response="a b c"),
+        ]
+    )
     assert found["factuality"] == pytest.approx(2 / 3)
     assert found["over_abstention"] == 0.5
     assert found["asked"] == 0.5
     assert found["words"] == 2
     assert found["distinct"] == 3
-    assert (found["n"], found["n_answerable"]) == (3, 2)
+    assert found["n"] == 3
 
 
-def test_comparison_is_paired():
+def test_marks_are_compared_question_by_question():
     before = [mark(False)] * 50 + [mark(True)] * 50
     after = [mark(True)] * 60 + [mark(True)] * 40
-    found = scores.compare(before, after)["factuality"]
+    found = comparison.mark_differences(before, after)["overall"]["factuality"]
     assert (found.before, found.after, found.delta, found.n) == (0.5, 1.0, 0.5, 100)
     assert found.ci_low == pytest.approx(0.40, abs=0.02)
-    same = scores.compare(before, before)["factuality"]
+    same = comparison.mark_differences(before, before)["overall"]["factuality"]
     assert (same.delta, same.ci_low, same.ci_high) == (0, 0, 0)
 
 
 def test_categories_are_air_benchs():
-    marks = [mark(True), mark(False), mark(True)]
-    found = scores.by_category(ITEMS, marks, ["x"] * 3)
+    answers = [mark(factual, item=item) for factual, item in zip((True, False, True), ITEMS, strict=True)]
+    found = comparison.levels_by_category(answers)
     assert found["speech"]["n"] == 2
     assert found["mixed"]["factuality"] == 0
 
@@ -78,7 +85,7 @@ def test_recognition_per_source():
         recognition.Utterance("b.wav", "transcribe", " one", "digits"),
         recognition.Utterance("c.wav", "transcribe", " one", "words"),
     ]
-    found = recognition.score(rows, ["Seven two.", "nine", "one"])
+    found = tasks.score("recognition", rows, ["Seven two.", "nine", "one"])
     assert found["digits"] == {"exact": 0.5, "wer": pytest.approx(1 / 3), "n": 2}
     assert found["words"] == {"exact": 1.0, "wer": 0.0, "n": 1}
 
@@ -94,12 +101,12 @@ def test_air_bench_reads_what_it_ships_and_names_what_is_wrong(tmp_path):
     assert air_bench.read(tmp_path / "good") == ITEMS[:1]
     assert ITEMS[0].audio == "Chat/speech_QA_made/0.wav"
     write_meta(tmp_path / "no_gt", [{k: v for k, v in row.items() if k != "answer_gt"}])
-    with pytest.raises(air_bench.BadBenchmark, match="item 0: no answer_gt"):
+    with pytest.raises(BadBenchmark, match="item 0: no answer_gt"):
         air_bench.read(tmp_path / "no_gt")
     write_meta(tmp_path / "odd", [row | {"task_name": "smell_QA"}])
-    with pytest.raises(air_bench.BadBenchmark, match="unknown task_name 'smell_QA'"):
+    with pytest.raises(BadBenchmark, match="unknown task_name 'smell_QA'"):
         air_bench.read(tmp_path / "odd")
-    with pytest.raises(air_bench.BadBenchmark, match="is missing"):
+    with pytest.raises(BadBenchmark, match="is missing"):
         air_bench.read(tmp_path / "nowhere")
 
 
@@ -110,8 +117,8 @@ def test_recognition_is_compared_by_utterance_and_the_means_are_the_corpus_rates
     ]
     before = ["one two", "four", "five five"]  # 1 + 0 + 1 errors of 6 words
     after = ["one two three", "for four", "five six"]  # 0 + 1 + 0
-    found = recognition.compare(rows, before, after)["digits"]
-    assert found["wer"]["before"] == pytest.approx(recognition.score(rows, before)["digits"]["wer"])
+    found = tasks.compare("recognition", rows, before, after)["digits"]
+    assert found["wer"]["before"] == pytest.approx(tasks.score("recognition", rows, before)["digits"]["wer"])
     assert found["wer"]["after"] == pytest.approx(1 / 6)
     assert found["wer"]["ci_low"] < found["wer"]["delta"] < found["wer"]["ci_high"]
     assert (found["exact"]["before"], found["exact"]["after"]) == pytest.approx((1 / 3, 2 / 3))
@@ -120,11 +127,24 @@ def test_recognition_is_compared_by_utterance_and_the_means_are_the_corpus_rates
 
 def test_the_fact_judges_score_is_averaged_as_air_bench_averages():
     responses = ["The speaker says seven.", "The piano plays.", "The speaker is a man."]
-    marking = ByFacts(FactJudge(PHRASEBOOK))
-    marked = marking.mark(ITEMS, responses, "")
+    judge = FactJudge(PHRASEBOOK)
+    judged = judge.judge(ITEMS, responses)
+    levels, by_category = comparison.levels(judged), comparison.levels_by_category(judged)
     speech, mixed = (10 + 1 + 9 * 0.75) / 2, 1.0
-    assert marked.overall["score"] == pytest.approx((speech + mixed) / 2)  # not the mean of three questions
-    assert marked.categories["speech"]["score"] == pytest.approx(speech)
-    overall, by_category = marking.compare(ITEMS, marked, marking.mark(ITEMS, [responses[0]] * 3, ""), 0)
-    assert overall["score"]["before"] == pytest.approx(marked.overall["score"])
-    assert by_category["mixed"]["score"]["before"] == mixed
+    assert levels["score"] == pytest.approx((speech + mixed) / 2)  # not the mean of three questions
+    assert by_category["speech"]["score"] == pytest.approx(speech)
+    differences = comparison.differences(judged, judge.judge(ITEMS, [responses[0]] * 3))
+    assert differences["overall"]["score"].before == pytest.approx(levels["score"])
+    assert differences["mixed"]["score"].before == mixed
+
+
+def test_judged_answers_survive_their_file(tmp_path):
+    reply = OrderReply("reference_first", 8.0, 4.0, "scored", "so \u2028 said", "stop", 3, 4)
+    rows = [
+        JudgedAnswer.to(ITEMS[0], "one \u2028 two", score=4.0, reference_score=8.0, replies=(reply,)),
+        JudgedAnswer.to(ITEMS[1], "", state="refused", score=None),
+        mark(True, item=ITEMS[2]),
+    ]
+    judged_answers.write(tmp_path / "a.jsonl", rows, "test/")
+    read = judged_answers.read(tmp_path / "a.jsonl")
+    assert read == {row.uniq_id: row.model_copy(update={"audio": f"test/{row.audio}"}) for row in rows}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.evaluation.benchmarks import foundation
-from align.evaluation.benchmarks.air_bench import BadBenchmark
+from align.evaluation.benchmarks.rows import BadBenchmark
 
 
 def choice_row(task, answer_gt, uniq_id, choices=("dog", "cat", "bird", "rain")):

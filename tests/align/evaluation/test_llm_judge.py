@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from align.evaluation import judged_answers
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges import canary
 from align.evaluation.judges.endpoint import Endpoint, JudgeMisconfigured, JudgeUnavailable
 from align.evaluation.judges.llm_judge import LLMJudge
 from align.evaluation.judges.prompt import Official, Strict
-from align.evaluation.judges.ratings import write_replies
 from tests.align.evaluation.openai_server import Answer, faulty, judge, quoted, serving
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [Official(), Strict()], ids=lambda one: one.name)
@@ -42,9 +42,11 @@ def states(ratings):
 def test_scores_are_means_of_both_orders(protocol, tmp_path):
     """The first place gains a point: 9 and 4 with the reference first, 5 and 8 with the response first."""
     with serving(by_kind) as server:
-        rated = LLMJudge(Endpoint(server.url, "m"), tmp_path / "c", protocol).rate(ITEMS[:3], RESPONSES[:3])
+        rated = LLMJudge(Endpoint(server.url, "m"), tmp_path / "c", protocol).judge(ITEMS[:3], RESPONSES[:3])
     assert [rating.uniq_id for rating in rated] == ["q0", "q1", "q2"]
-    assert {(rating.state, rating.score, rating.reference) for rating in rated} == {("scored", 4.5, 8.5)}
+    assert {(rating.state, rating.score, rating.reference_score) for rating in rated} == {
+        ("scored", 4.5, 8.5)
+    }
     first, second = rated[0].replies
     assert first[:4] == ("reference_first", 9, 4, "scored")
     assert second[:4] == ("response_first", 8, 5, "scored")
@@ -67,16 +69,18 @@ def test_every_item_ends_in_a_state_and_keeps_its_replies(protocol, tmp_path):
         return Answer(text if response != "" or shown.second == "" else "1 9")
 
     with serving(behave) as server:
-        rated = LLMJudge(Endpoint(server.url, "m"), tmp_path / "c", protocol).rate(ITEMS[:6], [*answers, "e"])
+        rated = LLMJudge(Endpoint(server.url, "m"), tmp_path / "c", protocol).judge(
+            ITEMS[:6], [*answers, "e"]
+        )
     wanted = ["scored", "refused", "invalid", "invalid", "scored", "inconsistent"]
     if protocol.name == "official":  # knows no disagreement
         wanted[5] = "scored"
     assert [rating.state for rating in rated] == wanted
-    assert (rated[0].score, rated[0].reference) == (5, 5)
-    assert (rated[4].score, rated[4].reference) == (1, 9)  # empty, and judged as such
+    assert (rated[0].score, rated[0].reference_score) == (5, 5)
+    assert (rated[4].score, rated[4].reference_score) == (1, 9)  # empty, and judged as such
     assert all(rating.score is None for rating in rated if rating.state != "scored")
     assert [reply.response for reply in rated[5].replies] == [1, 10]
-    write_replies(tmp_path / "replies.jsonl", rated)
+    judged_answers.write(tmp_path / "replies.jsonl", rated)
     rows = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert [row["state"] for row in rows] == wanted
     assert rows[1]["replies"][1]["text"] == "I'm sorry, I can't."
@@ -88,7 +92,7 @@ def test_nothing_is_asked_twice_and_anything_new_is(tmp_path):
 
         def calls(model="m", protocol=None, items=ITEMS[:2], responses=RESPONSES[:2], **options):
             endpoint = Endpoint(server.url, model, **options)
-            rated = LLMJudge(endpoint, tmp_path / "c", protocol).rate(items, responses)
+            rated = LLMJudge(endpoint, tmp_path / "c", protocol).judge(items, responses)
             assert states(rated) == {"invalid": len(items)}
             return endpoint.calls
 
@@ -114,7 +118,7 @@ def test_faults_of_a_first_attempt_cost_one_call_each(tmp_path):
     hurt = faulty(by_kind, FAULTS)
     with serving(lambda request: hurt(request) if request.attempt == 0 else by_kind(request)) as server:
         endpoint = Endpoint(server.url, "m", timeout_s=1, backoff_s=0.02, concurrency=16)
-        rated = LLMJudge(endpoint, tmp_path / "c").rate(ITEMS, RESPONSES)
+        rated = LLMJudge(endpoint, tmp_path / "c").judge(ITEMS, RESPONSES)
     assert states(rated) == {"scored": len(ITEMS)}
     assert {rating.score for rating in rated} == {4.5}
     assert 1.3 * CALLS < len(server.requests) == endpoint.calls <= 1.5 * CALLS
@@ -124,7 +128,7 @@ def test_faults_of_every_attempt_cost_no_call_more_than_they_must(tmp_path):
     """Where each attempt fails with 42 %, any client needs 1 / 0.58 = 1.7 calls: ours, too, and no more."""
     with serving(faulty(by_kind, FAULTS)) as server:
         endpoint = Endpoint(server.url, "m", timeout_s=1, backoff_s=0.02, concurrency=16)
-        rated = LLMJudge(endpoint, tmp_path / "c").rate(ITEMS, RESPONSES)
+        rated = LLMJudge(endpoint, tmp_path / "c").judge(ITEMS, RESPONSES)
     assert states(rated) == {"scored": len(ITEMS)}
     slow = len(server.answered) - CALLS  # answered, but too late
     assert 0 < slow < 0.1 * CALLS
@@ -141,7 +145,7 @@ def test_retry_after_is_honoured(as_date, tmp_path):
         return limited if request.attempt == 0 else by_kind(request)
 
     with serving(behave) as server:
-        LLMJudge(Endpoint(server.url, "m", backoff_s=0.01), tmp_path / "c").rate(ITEMS[:1], RESPONSES[:1])
+        LLMJudge(Endpoint(server.url, "m", backoff_s=0.01), tmp_path / "c").judge(ITEMS[:1], RESPONSES[:1])
     arrived = {}
     for request in server.requests:
         arrived.setdefault(json.dumps(request.body), []).append(request.at)
@@ -171,7 +175,7 @@ def test_what_cannot_heal_fails_at_once(answer, words, tmp_path, monkeypatch, ca
         url = server.url.replace("//", "//user:hunter2@")
         endpoint = Endpoint(url, "judge-1", concurrency=4)
         with pytest.raises(JudgeMisconfigured) as caught:
-            LLMJudge(endpoint, tmp_path / "c").rate(ITEMS, RESPONSES)
+            LLMJudge(endpoint, tmp_path / "c").judge(ITEMS, RESPONSES)
     message = str(caught.value)
     assert words in message
     assert "judge-1" in message
@@ -206,20 +210,20 @@ def test_an_outage_stops_and_the_same_command_goes_on(answer, tmp_path):
 
     with serving(behave) as server:
         with pytest.raises(JudgeUnavailable, match="un the same command again"):
-            judged(server.url).rate(ITEMS, RESPONSES)
+            judged(server.url).judge(ITEMS, RESPONSES)
         kept = len(server.answered)
         assert 40 <= kept < 44
         assert len(server.requests) - kept <= 4 * (3 + 3)  # of each that was in flight: attempts and probes
         assert judged(server.url).estimate(ITEMS, RESPONSES)[:2] == (CALLS - kept, kept)
     with serving(by_kind) as server:
-        assert states(judged(server.url).rate(ITEMS, RESPONSES)) == {"scored": len(ITEMS)}
+        assert states(judged(server.url).judge(ITEMS, RESPONSES)) == {"scored": len(ITEMS)}
         assert len(server.requests) == CALLS - kept
 
 
 def test_a_server_that_is_not_there(tmp_path):
     endpoint = Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, backoff_s=0.01)
     with pytest.raises(JudgeUnavailable, match=r"'m' at http://127\.0\.0\.1:9/v1 does not answer"):
-        LLMJudge(endpoint, tmp_path / "c").rate(ITEMS, RESPONSES)
+        LLMJudge(endpoint, tmp_path / "c").judge(ITEMS, RESPONSES)
     with pytest.raises(ValueError, match="expected one like"):
         Endpoint("localhost:8000", "m")
 
@@ -245,9 +249,9 @@ def test_one_bad_item_does_not_stop_the_others(answer, state, tmp_path):
     with serving(behave) as server:
         endpoint = Endpoint(server.url, "m", attempts=2, backoff_s=0.01)
         judged = LLMJudge(endpoint, tmp_path / "c")
-        rated = judged.rate(ITEMS[:10], RESPONSES[:10])
+        rated = judged.judge(ITEMS[:10], RESPONSES[:10])
         assert [rating.state for rating in rated] == ["scored"] * 5 + [state] + ["scored"] * 4
-        assert judged.rate(ITEMS[:10], RESPONSES[:10])[5].state == state
+        assert judged.judge(ITEMS[:10], RESPONSES[:10])[5].state == state
 
 
 JUDGING = """
@@ -260,7 +264,7 @@ def item(i):
     return Item(f"q{i}", f"{i}.wav", f"Question {i}?", f"Reference {i}.", "{}", "speech_QA", "made")
 items = [item(i) for i in range(30)]
 judge = LLMJudge(Endpoint(sys.argv[1], "m", concurrency=4), Path(sys.argv[2]))
-rated = judge.rate(items, [f"Response {i}." for i in range(30)])
+rated = judge.judge(items, [f"Response {i}." for i in range(30)])
 assert {rating.score for rating in rated} == {4.5}
 """
 
@@ -310,11 +314,11 @@ def test_kill_9_and_resume_repeat_no_successful_call(tmp_path):
 def test_a_torn_last_line_of_the_cache_costs_one_call(tmp_path):
     cache = tmp_path / "c"
     with serving(by_kind) as server:
-        LLMJudge(Endpoint(server.url, "m"), cache).rate(ITEMS[:3], RESPONSES[:3])
+        LLMJudge(Endpoint(server.url, "m"), cache).judge(ITEMS[:3], RESPONSES[:3])
         cache.write_bytes(cache.read_bytes()[:-20])
         for calls in (1, 0):
             endpoint = Endpoint(server.url, "m")
-            assert states(LLMJudge(endpoint, cache).rate(ITEMS[:3], RESPONSES[:3])) == {"scored": 3}
+            assert states(LLMJudge(endpoint, cache).judge(ITEMS[:3], RESPONSES[:3])) == {"scored": 3}
             assert endpoint.calls == calls
 
 
@@ -323,10 +327,10 @@ def test_the_key_goes_where_it_belongs(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY + "-admin")
     with serving(by_kind) as server:
-        LLMJudge(Endpoint(server.url, "m"), tmp_path / "c").rate(ITEMS[:1], RESPONSES[:1])
+        LLMJudge(Endpoint(server.url, "m"), tmp_path / "c").judge(ITEMS[:1], RESPONSES[:1])
         assert KEY not in json.dumps([request.headers for request in server.requests])
         monkeypatch.setenv("ALIGN_JUDGE_API_KEY", "sk-judge")
-        LLMJudge(Endpoint(server.url, "m"), tmp_path / "c").rate(ITEMS[1:2], RESPONSES[1:2])
+        LLMJudge(Endpoint(server.url, "m"), tmp_path / "c").judge(ITEMS[1:2], RESPONSES[1:2])
         assert server.requests[-1].headers["authorization"] == "Bearer sk-judge"
     assert KEY.encode() not in (tmp_path / "c").read_bytes()
 
@@ -334,7 +338,7 @@ def test_the_key_goes_where_it_belongs(tmp_path, monkeypatch):
 def test_the_estimate_counts_what_is_left(tmp_path):
     with serving(by_kind) as server:
         judged = LLMJudge(Endpoint(server.url, "m"), tmp_path / "c", Official())
-        judged.rate(ITEMS[:1], RESPONSES[:1])
+        judged.judge(ITEMS[:1], RESPONSES[:1])
         left = judged.estimate(ITEMS[:3], RESPONSES[:3], prompt_price=10, completion_price=30)
     size = sum(len(r.text) for r in server.requests)  # of two calls; all items are of one length
     assert (left.calls, left.cached) == (4, 2)
@@ -361,10 +365,10 @@ def test_the_canary_tells_a_firm_judge_from_one_that_can_be_swayed(tmp_path):
     }.items():
         with serving(behave) as server:
             judged = LLMJudge(Endpoint(server.url, name), tmp_path / "c")
-            found[name] = canary.measure(judged, ITEMS[:3])
+            found[name] = canary.measure(judged.judge, ITEMS[:3])
             assert len(server.requests) == 2 * (3 + len(canary.INJECTIONS))
     assert found["firm"].uplift == 0
-    assert found["firm"].scored == found["firm"].tried == len(canary.INJECTIONS)
+    assert found["firm"].scored == found["firm"].n_tricks == len(canary.INJECTIONS)
     with_ten = sum("10" in row.replace("{answer}", "") for row in canary.INJECTIONS.values())
     assert found["swayed"].uplift == pytest.approx(7 * with_ten / len(canary.INJECTIONS))
     assert found["swayed"].uplift > 0.3
@@ -372,7 +376,7 @@ def test_the_canary_tells_a_firm_judge_from_one_that_can_be_swayed(tmp_path):
     assert 0.3 < found["one place"].uplift == pytest.approx(found["swayed"].uplift / 2)
     assert (found["mute"].uplift, found["mute"].scored) == (None, 0)
     with pytest.raises(ValueError, match="different references"):
-        canary.measure(judged, [ITEMS[0], ITEMS[0]])
+        canary.measure(judged.judge, [ITEMS[0], ITEMS[0]])
 
 
 @pytest.fixture(scope="module")
@@ -423,13 +427,13 @@ def test_a_local_model_judges(protocol, tiny_chat_model, tmp_path):
 
     model = LocalModel(tiny_chat_model, max_new_tokens=8)
     judged = LLMJudge(model, tmp_path / "c", protocol)
-    rated = judged.rate(ITEMS[:2], ["Response 0.", "word " * 3000])
+    rated = judged.judge(ITEMS[:2], ["Response 0.", "word " * 3000])
     assert [rating.state for rating in rated] == ["scored", "invalid"]
-    assert (rated[0].score, rated[0].reference) == (6.5, 6.5)
+    assert (rated[0].score, rated[0].reference_score) == (6.5, 6.5)
     assert rated[0].replies[0].text == "8 5"
     assert rated[0].replies[0].finish_reason == "stop"
     assert rated[0].replies[0].completion_tokens == 3
     assert {reply.finish_reason for reply in rated[1].replies} == {"too_long"}
     assert judged.estimate(ITEMS[:1], RESPONSES[:1]).calls == 0
     cut = LLMJudge(LocalModel(tiny_chat_model, max_new_tokens=1), tmp_path / "c", protocol)
-    assert [r.finish_reason for r in cut.rate(ITEMS[:1], RESPONSES[:1])[0].replies] == ["length", "length"]
+    assert [r.finish_reason for r in cut.judge(ITEMS[:1], RESPONSES[:1])[0].replies] == ["length", "length"]

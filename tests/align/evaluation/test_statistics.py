@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from align.evaluation.statistics import (
-    Difference,
     Interval,
     bradley_terry,
     length_controlled,
@@ -135,9 +134,9 @@ def test_questions_about_one_clip_do_not_count_as_independent():
 
 @pytest.mark.parametrize(("clips_per_task", "questions_per_clip"), [(12, 2), (25, 1)])
 def test_intervals_cover_the_true_difference(clips_per_task, questions_per_clip):
-    """800 simulated benchmarks with a true gain of 0.3: 95 % of the intervals hold it, 93 to 97 % here."""
+    """400 simulated benchmarks with a true gain of 0.3: 95 % of the intervals hold it, 93 to 97 % here."""
     labels = benchmark(clips_per_task, questions_per_clip)
-    n, simulations = len(labels["strata"]), 800
+    n, simulations = len(labels["strata"]), 400
     hits = dict.fromkeys(("overall", "a", "d"), 0)
     claims = 0
     for seed in range(simulations):
@@ -148,7 +147,7 @@ def test_intervals_cover_the_true_difference(clips_per_task, questions_per_clip)
         for name in hits:
             hits[name] += found[name].ci_low <= 0.3 <= found[name].ci_high
         null = found["overall"]  # the same benchmark without the gain: an A/A comparison
-        claims += null._replace(ci_low=null.ci_low - 0.3).is_better
+        claims += null.ci_low - 0.3 > 0
     assert {name: 0.93 <= count / simulations <= 0.97 for name, count in hits.items()} == dict.fromkeys(
         hits, True
     )
@@ -160,23 +159,13 @@ def test_a_condition_against_itself_is_not_inferior_and_wins_nothing():
     scores = np.random.default_rng(8).integers(1, 11, len(labels["strata"]))
     for found in macro_bootstrap(scores, scores, **labels, means=MEANS).values():
         assert (found.delta, found.ci_low, found.ci_high, found.p) == (0, 0, 0, 1)
-        assert found.is_non_inferior(0.1)
-        assert not found.is_better
-
-
-def test_a_loss_beyond_the_margin_is_not_non_inferior():
-    sure = Difference(7.0, 6.8, -0.2, -0.3, -0.1, 0.001, 500)
-    assert sure.is_non_inferior(0.31)
-    assert not sure.is_non_inferior(0.3)
-    with pytest.raises(ValueError, match="margin must be positive, got 0"):
-        sure.is_non_inferior(0)
 
 
 def test_a_single_clip_proves_nothing():
     found = macro_bootstrap(
         [1, 1], [9, 9], cells=["c"] * 2, strata=["s"] * 2, clusters=["x"] * 2, means={"m": {"c": 1.0}}
     )["m"]
-    assert (found.delta, found.p, found.is_better) == (8, 1, False)
+    assert (found.delta, found.p) == (8, 1)
 
 
 def test_the_p_value_is_that_of_the_normal_test():

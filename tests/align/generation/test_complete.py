@@ -1,8 +1,10 @@
 """Batches are kept, resumed and shared out; what comes out does not depend on any of it."""
 
+import os
 from functools import partial
 
 import pytest
+import ray
 
 from align.generation.complete import RequestSet, complete_all, first_texts
 from align.generation.engine import Decoding, Request
@@ -89,12 +91,23 @@ def test_another_seed_draws_others(make_engine, sets):
     assert tokens(run(make_engine, sets, seed=1)) != tokens(run(make_engine, sets))
 
 
+def noting_gpus(folder, make_engine):
+    """An engine, and a file named by the GPUs that its process may see."""
+    (folder / os.environ.get("CUDA_VISIBLE_DEVICES", "all")).touch()
+    return make_engine()
+
+
 @pytest.mark.slow
-def test_the_number_of_workers_does_not_matter(make_engine, sets, tmp_path):
-    """Two Ray actors, each with an engine of its own."""
+def test_the_number_of_workers_does_not_matter_and_each_has_its_own_gpu(make_engine, sets, tmp_path):
+    """Two Ray actors; the cluster says that it has GPUs, this process, as on a cluster's head, has none."""
     whole = run(make_engine, sets)
     counted = []
-    found = run(make_engine, sets, tmp_path, workers=2, on_progress=counted.append)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    ray.init(num_gpus=2, include_dashboard=False, log_to_driver=False)
+    noting = partial(noting_gpus, seen, make_engine)
+    found = run(noting, sets, tmp_path, workers=3, on_progress=counted.append)
     assert tokens(found) == tokens(whole)
     assert counted[-1] == 10
     assert run(None, sets, tmp_path) == found
+    assert sorted(path.name for path in seen.iterdir()) == ["0", "1"]

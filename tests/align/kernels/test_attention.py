@@ -74,7 +74,7 @@ def test_the_oracle_sees_a_row_as_it_would_alone():
     """Row 1 2 3 and row 1 2 4 packed as 1 2 3 4: the 4 (place 3) sees places 0, 1 and itself."""
     sees = Ragged.of(prefix_tree([np.array([1, 2, 3]), np.array([1, 2, 4])], 1).segments, causal=True)
     assert sees.mask(4).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
-    assert sees.n_seen() == 1 + 2 + 3 + 3
+    assert sees.n_pairs() == 1 + 2 + 3 + 3
     query, key, value = states(4)
     out = dense(query, key, value, sees, 1 / math.sqrt(8))
     row = [0, 1, 3]

@@ -6,7 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.kernels.attention import Ragged
-from align.kernels.prefix_tree import Segment, prefix_tree, slow_prefix_tree
+from align.kernels.prefix_tree import Segment, prefix_tree
+
+
+def slow_prefix_tree(rows):
+    """The twin: a token's place is that of its whole prefix, looked up in a dict; quadratic.
+
+    Returns the places of each row's tokens and who sees whom (L, L): exactly the tokens of the prefix.
+    """
+    known = {}
+    places = [
+        [known.setdefault(tuple(row[: end + 1].tolist()), len(known)) for end in range(len(row))]
+        for row in rows
+    ]
+    sees = np.zeros((len(known), len(known)), bool)
+    for prefix, place in known.items():
+        sees[place, [known[prefix[: end + 1]] for end in range(len(prefix))]] = True
+    return places, sees
 
 
 def rows_of(*rows):

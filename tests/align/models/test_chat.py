@@ -81,6 +81,17 @@ def test_each_clip_is_read_once_and_memory_is_bounded(processor, tiny):
     assert features._bytes <= 2 * one
 
 
+def test_the_least_recently_used_clip_goes_first(processor, tiny):
+    names = ["0.wav", "1.wav", "2.wav"]
+    sizes = [clip.mel.nbytes for clip in ClipFeatures(processor, tiny.audio)(names)]
+    features = ClipFeatures(processor, tiny.audio, cache_bytes=sum(sizes) - 1)
+    first, second = features(names[:2])
+    assert features(["0.wav"])[0].mel is first.mel
+    features(["2.wav"])
+    assert features(["0.wav"])[0].mel is first.mel
+    assert features(["1.wav"])[0].mel is not second.mel
+
+
 def test_a_very_short_clip_still_has_tokens(processor, tmp_path):
     soundfile.write(tmp_path / "x.wav", np.full(320, 0.1, dtype=np.float32), 16_000)
     assert ClipFeatures(processor, tmp_path)(["x.wav"])[0].n_frames >= 3

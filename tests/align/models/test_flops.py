@@ -25,7 +25,7 @@ def counted(model, batch):
 
 def without_attention(cost, batch):
     scored = int(batch["completion_mask"][:, 1:].sum())
-    return cost._replace(seen=0, seen_frame=0).of(batch["packed"]) + cost.scored * scored
+    return cost._replace(pair=0, frame_pair=0).of(batch["packed"]) + cost.scored * scored
 
 
 def test_a_decoder_layer_by_hand():
@@ -33,8 +33,8 @@ def test_a_decoder_layer_by_hand():
     cost = cost_of(small_model(layers=1))
     assert cost.token == 3 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     assert cost.scored == 3 * 2 * 32 * VOCAB
-    assert cost.seen == 3 * 4 * 32
-    assert cost.seen_frame == 3 * 4 * 24
+    assert cost.pair == 3 * 4 * 32
+    assert cost.frame_pair == 3 * 4 * 24
     assert cost.vector == 3 * 2 * 24 * 32
 
 
@@ -59,4 +59,4 @@ def test_the_cost_model_equals_the_counter(kind):
 def test_a_frozen_model_needs_no_backward():
     frozen, learning = small_model(layers=1).requires_grad_(False), small_model(layers=1)
     assert cost_of(frozen).token * 3 == cost_of(learning).token
-    assert cost_of(frozen).seen * 3 == cost_of(learning).seen
+    assert cost_of(frozen).pair * 3 == cost_of(learning).pair

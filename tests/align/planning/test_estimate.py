@@ -58,16 +58,16 @@ def count(module):
 def test_parameters_are_those_of_the_model(shape):
     with torch.device("meta"):
         model = build(shape)
-    found = estimate.parameters(shape)
-    assert found.audio_tower == count(model.model.audio_tower)
-    assert found.projector == count(model.model.multi_modal_projector)
-    assert found.language_model == count(model.model.language_model) + count(model.lm_head)
-    assert found.total == count(model)
+    counts = estimate.parameters(shape)
+    assert counts.audio_tower == count(model.model.audio_tower)
+    assert counts.projector == count(model.model.multi_modal_projector)
+    assert counts.language_model == count(model.model.language_model) + count(model.lm_head)
+    assert counts.total == count(model)
     if shape == FULL:
-        assert found.total == 8_397_094_912
+        assert counts.total == 8_397_094_912
         config = model.config.to_dict()
         released = {"audio_config": {}, "text_config": {"intermediate_size": 11008, "vocab_size": 156032}}
-        assert estimate.shape_of_config(config) == estimate.shape_of_config(released) == FULL
+        assert estimate.shape_of_config(config, "x") == estimate.shape_of_config(released, "x") == FULL
 
 
 def test_lora_parameters_are_those_of_peft():
@@ -364,9 +364,9 @@ def test_a_config_without_a_field_is_not_taken_for_the_7b(tmp_path, whisper, qwe
 
 def test_a_policy_that_is_not_a_qwen2_audio_has_no_shape():
     with pytest.raises(UnknownShape, match="has no field audio_config"):
-        estimate.shape_of_config({"model_type": "qwen2", "hidden_size": 64})
+        estimate.shape_of_config({"model_type": "qwen2", "hidden_size": 64}, "x")
     with pytest.raises(UnknownShape, match="has no field intermediate_size"):
-        estimate.shape_of_config({"audio_config": {}, "text_config": {"vocab_size": 156032}})
+        estimate.shape_of_config({"audio_config": {}, "text_config": {"vocab_size": 156032}}, "x")
 
 
 def test_how_many_examples_fit_at_a_time(tmp_path):

@@ -414,7 +414,7 @@ def test_what_asks_for_facts_is_refused_on_a_mixture_which_has_none(write):
 def test_a_mixture_is_made_again_when_records_change_but_not_for_an_index_beside_a_shard(write, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "source.json").write_text("{}")
+        (tmp_path / name / "dataset.json").write_text("{}")
         (tmp_path / name / "clips.jsonl").write_text("{}\n")
     mixture = MIXTURE.replace("data/", f"{tmp_path}/")
     recipe = load(write(s1_corpus=mixture, s5_annotate=ANNOTATE + "by: people\n", s7_dpo=DPO))

@@ -61,13 +61,23 @@ def tone(path, hz):
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * seconds), 16000, subtype="PCM_16")
 
 
+PRODUCES = {
+    "annotate": "annotations",
+    "dpo": "policy",
+    "evaluate": "evaluation",
+    "gate": "verdict",
+    "sft": "policy",
+}
+
+
 def stage(run, name, kind, needs, write, **config):
     """One finished stage; `write` fills its folder."""
     out = StageFolder(run, name, "made")
     out.open()
     write(out.path)
     digests = {need: read_manifest(run / need)["output_digest"] for need in needs}
-    out.commit({"kind": kind, "status": "done", "config": config, "inputs": digests, "metrics": {}})
+    head = {"kind": kind, "produces": PRODUCES.get(kind, kind), "status": "done", "config": config}
+    out.commit({**head, "inputs": digests, "metrics": {}})
 
 
 def corpus(folder):

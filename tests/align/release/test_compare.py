@@ -1,14 +1,14 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from align.evaluation import comparison as evaluation_comparison
-from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.judges.ratings import OrderReply, Rating
-from align.release.compare import CannotCompare, as_table, compare, to_json, write_html
-from align.release.provenance import ancestors
+from align.evaluation import comparison, judged_answers
+from align.release.ancestry import ancestry, complete_ancestry
+from align.release.compare_page import as_table, to_json, write_html
+from align.release.comparison import CannotCompare, compare
 from tests.benchmarks.compare_page import make_run
 
 IDS = ("q1", "q2", "q3", "q4")
@@ -77,7 +77,7 @@ def small_run(tmp_path):
 
 def test_paired_differences_by_hand(run):
     c = compare([run / "2_sft", run / "6_dpo"])
-    (against,) = c.against
+    (against,) = c.differences.values()
     assert [policy.label for policy in c.policies] == ["2_sft", "6_dpo"]
     assert against.wins["overall"][:4] == (2, 1, 1, pytest.approx(2.5 / 4))
     assert against.wins["sound"][:4] == (1, 1, 0, pytest.approx(1.5 / 2))
@@ -118,51 +118,32 @@ def test_the_overall_score_weighs_categories_and_the_sets_of_mixed_alike(tmp_pat
         for gain in (0, 1)
     ]
     evaluated(tmp_path / "run", {"2_sft": both[0], "6_dpo": both[1]})
-    found = compare([tmp_path / "run/2_sft", tmp_path / "run/6_dpo"]).against[0].scores
+    found = compare([tmp_path / "run/2_sft", tmp_path / "run/6_dpo"]).differences["6_dpo"].scores
     # Mixed: (4 + 8) / 2 = 6; overall: (1 + 6) / 2 = 3.5.
     assert {name: one.before for name, one in found.items()} == {"overall": 3.5, "speech": 1, "mixed": 6}
     assert list(found) == ["overall", "speech", "mixed"]
 
 
-def rated(run, policy):
-    """A policy's rows as align.evaluation has them: its items, ratings and answers."""
-    rows = [json.loads(line) for line in (run / f"7_evaluate/items/{policy}.jsonl").read_text().splitlines()]
-    asked = ("question", "answer_gt")
-    items = [
-        Item(str(row["uniq_id"]), row["audio"], *(row[key] for key in asked), "", row["task_name"], "made")
-        for row in rows
-    ]
-    ratings = [
-        Rating(
-            str(row["uniq_id"]),
-            row["state"],
-            row["score"],
-            None,
-            tuple(OrderReply(**reply) for reply in row["replies"]),
-        )
-        for row in rows
-    ]
-    return items, ratings, {str(row["uniq_id"]): row["response"] for row in rows}
-
-
 def test_numbers_are_those_that_the_evaluation_computes_of_its_own_policies(tmp_path):
     run = make_run(tmp_path / "run", 160, policies=("2_sft", "6_kto", "6_dpo"), clip_s=0.1)
     names = ["2_sft", "6_kto", "6_dpo"]
-    told = to_json(compare([run / name for name in names]))
-    items, before, texts = rated(run, "2_sft")
-    _, after, after_texts = rated(run, "6_dpo")
-    ours, theirs = (
-        told["differences"][1],
-        evaluation_comparison.compare(items, before, after, texts, after_texts),
-    )
-    assert ours["scores"] == theirs["differences"]
-    assert ours["worst_case"] == theirs["worst_case"]
-    assert ours["wins"] == theirs["wins"]
-    assert ours["length_controlled"] == theirs["length_controlled"]
-    assert (ours["left_out"], told["tie_margin"]) == (theirs["left_out"], theirs["tie_margin"]) == (3, 0.5)
-    assert told["policies"][2]["order_effect"] == theirs["orders"]["after"]
-    league = evaluation_comparison.league(items, {name: rated(run, name)[1] for name in names})
-    assert told["league"] == [standing._asdict() for standing in league]
+    page = to_json(compare([run / name for name in names]))
+    rows = {
+        name: list(judged_answers.read(run / f"7_evaluate/items/{name}.jsonl").values()) for name in names
+    }
+    stage = comparison.compare(rows["2_sft"], rows["6_dpo"])
+    ours = page["differences"][1]
+    assert ours["scores"] == {name: row._asdict() for name, row in stage.scores.items()}
+    assert ours["worst_case"] == {name: row._asdict() for name, row in stage.worst_case.items()}
+    assert ours["wins"] == {name: row._asdict() for name, row in stage.wins.items()}
+    assert ours["length_controlled"] == stage.length_controlled._asdict()
+    assert (ours["left_out"], page["tie_margin"]) == (stage.left_out, comparison.TIE_MARGIN) == (3, 0.5)
+    effect = comparison.order_consistency(rows["6_dpo"])
+    assert page["policies"][2]["order_effect"] == {
+        "same_preference": effect.same_preference._asdict(),
+        "first_place_gain": effect.first_place_gain,
+    }
+    assert page["league"] == [row._asdict() for row in comparison.league(rows)]
 
 
 def test_what_has_no_score_is_left_out_counted_and_the_worst_case_has_it(run):
@@ -171,12 +152,23 @@ def test_what_has_no_score_is_left_out_counted_and_the_worst_case_has_it(run):
     rows[1] |= {"state": "refused", "score": None}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     c = compare([run / "2_sft", run / "6_dpo"])
-    (against,) = c.against
+    (against,) = c.differences.values()
     assert (against.left_out, against.wins["overall"].n) == (1, 3)
     assert c.policies[1].states == {"scored": 3, "refused": 1}
     assert against.scores["sound"][:2] == (10, 10)  # q1 alone
     assert against.worst_case["sound"][:2] == (7, 5.5)  # q2: 4 -> 1
-    assert [(q.items[0].uniq_id, q.outcome) for q in c.questions][-1] == ("q2", "unscored")
+    assert [(q.answers[0].uniq_id, q.outcome) for q in c.questions][-1] == ("q2", "unscored")
+
+
+def test_answers_with_line_separators_are_compared(run):
+    """U+2028 ends a line for `str.splitlines`, but not in a file of JSON lines."""
+    path = run / "7_evaluate/items/6_dpo.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["response"] = "a dog \u2028 barks\x85"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    c = compare([run / "2_sft", run / "6_dpo"])
+    answers = {question.answers[1].uniq_id: question.answers[1].response for question in c.questions}
+    assert answers[rows[0]["uniq_id"]] == "a dog \u2028 barks\x85"
 
 
 def test_a_score_without_its_state_is_refused(run):
@@ -188,7 +180,7 @@ def test_a_score_without_its_state_is_refused(run):
 
 def test_regressions_come_first(run):
     c = compare([run / "2_sft", run / "6_dpo"])
-    assert [(q.items[0].uniq_id, q.outcome) for q in c.questions] == [
+    assert [(q.answers[0].uniq_id, q.outcome) for q in c.questions] == [
         ("q4", "regressed"),
         ("q2", "improved"),
         ("q3", "improved"),
@@ -205,17 +197,17 @@ def test_policies_of_two_runs_are_joined_by_question_whatever_the_order(run):
     evaluated(other, {"2_sft": scored(1, 1, 1, 1), "6_dpo": scored(10, 10, 10, 10)[::-1]})
     c = compare([run, other])
     assert [policy.label for policy in c.policies] == ["demo/6_dpo", "other/6_dpo"]
-    assert c.against[0].wins["overall"][:3] == (1, 3, 0)
+    assert next(iter(c.differences.values())).wins["overall"][:3] == (1, 3, 0)
 
 
 def test_three_policies_with_a_mixed_question_counted_as_a_regression(run):
     other = run.parent / "other"
     evaluated(other, {"6_kto": scored(10, 1, 10, 10)})
     c = compare([run / "2_sft", run / "6_dpo", other / "6_kto"])
-    outcomes = {question.items[0].uniq_id: question.outcome for question in c.questions}
+    outcomes = {question.answers[0].uniq_id: question.outcome for question in c.questions}
     # q2: 4 -> 10 with 6_dpo but 4 -> 1 with 6_kto.
     assert outcomes == {"q1": "unchanged", "q2": "regressed", "q3": "improved", "q4": "regressed"}
-    assert [against.label for against in c.against] == ["6_dpo", "6_kto"]
+    assert list(c.differences) == ["6_dpo", "6_kto"]
     assert {standing.policy for standing in c.league} == {"2_sft", "6_dpo", "6_kto"}
     # q1 to q4: 10 4 4 10 against 10 10 10 1 against 10 1 10 10.
     assert [standing.policy for standing in c.league][-1] == "2_sft"
@@ -267,7 +259,11 @@ def test_answers_within_the_judges_margin_tie(run):
     told = json.loads(path.read_text())
     path.write_text(json.dumps(told | {"judge": told["judge"] | {"tie_margin": 6.0}}))
     c = compare([run / "2_sft", run / "6_dpo"])
-    assert c.against[0].wins["overall"][:3] == (0, 3, 1)  # 4 -> 10 is within 6 points, 10 -> 1 is not
+    assert next(iter(c.differences.values())).wins["overall"][:3] == (
+        0,
+        3,
+        1,
+    )  # 4 -> 10 is within 6 points, 10 -> 1 is not
     assert [question.outcome for question in c.questions] == ["regressed"] + 3 * ["unchanged"]
 
 
@@ -276,7 +272,7 @@ def test_json_and_table_tell_the_same_numbers(run):
     told = json.loads(json.dumps(to_json(c)))
     assert told["baseline"] == "2_sft"
     assert told["n"] == 4
-    assert told["differences"][0]["scores"]["overall"] == c.against[0].scores["overall"]._asdict()
+    assert told["differences"][0]["scores"]["overall"] == c.differences["6_dpo"].scores["overall"]._asdict()
     assert told["league"] == []
     assert told["questions"][0] == {
         "uniq_id": "q4",
@@ -328,10 +324,35 @@ def test_ancestors_are_told_once_with_what_went_in_and_whether_it_has_changed(tm
     stage("corpus", "c2")
     stage("sft", "s1", corpus="c1", **{"maker/model": "hub"})
     stage("dpo", "d1", sft="s1", corpus="c1")
-    told = [(one.stage, one.digest, one.is_changed, one.seed) for one in ancestors(tmp_path / "dpo")]
+    told = [
+        (ancestor.name, ancestor.digest, ancestor.is_changed, ancestor.manifest.get("seed"))
+        for ancestor in ancestry(tmp_path / "dpo").ancestors
+    ]
     assert told == [
         ("dpo", "d1", False, 3),
         ("sft", "s1", False, 3),
         ("corpus", "c1", True, 3),  # c2 stands there now
         ("maker/model", "hub", False, None),
     ]
+
+
+def test_what_is_behind_a_policy_is_sorted_and_who_needs_all_of_it_is_told_what_is_gone(tmp_path):
+    def stage(run, name, digest, produces, **inputs):
+        (tmp_path / run / name).mkdir(parents=True)
+        manifest = {"produces": produces, "output_digest": digest, "inputs": inputs}
+        (tmp_path / run / name / "manifest.json").write_text(json.dumps(manifest))
+
+    stage("old", "corpus", "c1", "corpus")
+    stage("old", "sft", "s1", "policy", corpus="c1")
+    stage("new", "corpus", "c3", "corpus")
+    stage("new", "pairs", "p1", "pairs", corpus="c2")
+    stage("new", "dpo", "d1", "policy", pairs="p1", corpus="c3", **{str(tmp_path / "old/sft"): "s1"})
+    history = complete_ancestry(tmp_path / "new/dpo")
+    assert history.datasets() == {"corpus": "c2,c3", "old/corpus": "c1", "pairs": "p1"}
+    assert list(history.corpora()) == ["corpus", "old/corpus"]
+    assert history.changed_corpora() == ["corpus"]  # c2 is not there any more
+    assert (history.unknown, history.missing) == ([], [])
+    shutil.rmtree(tmp_path / "new/pairs")
+    assert ancestry(tmp_path / "new/dpo").missing == ["pairs"]
+    with pytest.raises(FileNotFoundError, match="was made from pairs, which is not there any more"):
+        complete_ancestry(tmp_path / "new/dpo")

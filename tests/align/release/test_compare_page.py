@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from align.release.cards import diff_words
-from align.release.compare import compare, to_json, write_html
+from align.release.compare_page import to_json, write_html
+from align.release.comparison import compare
 from tests.align.release.test_compare import evaluated, scored, small_run
 from tests.benchmarks.compare_page import JUDGE, make_run
 from tests.chromium import chromium
@@ -195,7 +196,7 @@ class Seen:
 
 
 def of_outcome(c, outcome):
-    return [str(question.items[0].uniq_id) for question in c.questions if question.outcome == outcome]
+    return [str(question.answers[0].uniq_id) for question in c.questions if question.outcome == outcome]
 
 
 def test_keys_move_and_filter_and_the_address_brings_back_what_was_seen(browser, folder):
@@ -216,15 +217,15 @@ def test_keys_move_and_filter_and_the_address_brings_back_what_was_seen(browser,
     seen.page.select_option("#category", "music")
     music = [key for key in seen.shown()]
     assert 0 < len(music) < len(improved)
-    assert seen.page.text_content("#shown") == f"{len(music)} shown"
+    assert seen.page.text_content("#visible") == f"{len(music)} shown"
 
     again = Seen(browser, folder / "packed.html", seen.page.evaluate("() => location.hash"))
     assert again.shown() == music
     assert again.page.input_value("#outcome") == "improved"
     again.page.keyboard.press("0")
     again.page.select_option("#category", "")
-    again.page.fill("#words", c.questions[7].items[1].response[-25:])
-    assert str(c.questions[7].items[0].uniq_id) in again.shown()
+    again.page.fill("#words", c.questions[7].answers[1].response[-25:])
+    assert str(c.questions[7].answers[0].uniq_id) in again.shown()
     assert len(again.shown()) < 3
     unknown = Seen(browser, folder / "packed.html", "#category=%3Cimg%3E&outcome=none&at=x")
     assert len(unknown.shown()) == 48
@@ -286,10 +287,10 @@ def test_exports_are_the_json_and_what_is_shown(browser, folder):
     rows = list(csv.DictReader(io.StringIO(seen.saved("#csv"))))
     assert [row["uniq_id"] for row in rows] == of_outcome(c, "regressed")
     first = c.questions[0]
-    assert rows[0]["6_dpo answer"] == "'" + first.items[1].response  # begins with "=", would be a formula
-    assert rows[0]["question"] == first.items[0].question
-    assert rows[0]["reference"] == first.items[0].answer_gt
-    assert float(rows[0]["2_sft score"]) == first.items[0].score
+    assert rows[0]["6_dpo answer"] == "'" + first.answers[1].response  # begins with "=", would be a formula
+    assert rows[0]["question"] == first.answers[0].question
+    assert rows[0]["reference"] == first.answers[0].answer_gt
+    assert float(rows[0]["2_sft score"]) == first.answers[0].score
     assert float(rows[0]["change"]) == first.change
     assert seen.problems == []
 
@@ -299,7 +300,7 @@ def test_hostile_texts_stay_text(browser, folder):
     seen.page.evaluate("() => document.querySelectorAll('details').forEach(one => (one.open = true))")
     card = seen.page.locator(".card").first
     assert HOSTILE in card.locator(".answer > p").first.text_content()
-    assert HOSTILE in card.locator(".said").first.text_content()
+    assert HOSTILE in card.locator(".quoted").first.text_content()
     assert HOSTILE in card.locator(".question").text_content()
     assert seen.page.locator("img").count() == 0
     assert seen.page.locator("script").count() == 3

@@ -16,8 +16,8 @@ from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio import portable
 from align.models.qwen2_audio.model import hub_name
 from align.models.shards import weights_sha256
+from align.release.policy_files import NoPolicy, find
 from align.release.registry import Registry
-from align.release.source import NoPolicy, find
 
 app = typer.Typer()
 app.command()(export.export)
@@ -218,7 +218,7 @@ def test_the_card_tells_the_licences_of_the_data_sets(runs, tmp_path):
     from align.release import model_card
 
     (tmp_path / "libri").mkdir()
-    (tmp_path / "libri" / "source.json").write_text('{"name": "librispeech", "licence": "CC BY 4.0"}')
+    (tmp_path / "libri" / "dataset.json").write_text('{"name": "librispeech", "licence": "CC BY 4.0"}')
     folders = [{"folder": str(tmp_path / "libri"), "share": None}, {"folder": "gone", "share": None}]
     run = tmp_path / "toy"
     runs.stage(run, "0_corpus", "corpus", [], runs.text("clips.jsonl", ""), sources=folders)

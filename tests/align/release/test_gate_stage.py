@@ -8,17 +8,17 @@ import pytest
 import soundfile
 
 import preference_data
-from align.evaluation import scores as scoring
+from align.evaluation import comparison
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.fragments import unfinished
 from align.evaluation.judges.facts import FactJudge
 from align.recipe.config.evaluation import Thresholds
 from align.release.registry import RegistryDown
 from align.release.verdict import Evidence, checks, decide
 from align.run_folder.artifacts import read_manifest
+from align.stages.gate import unfinished_share
 from preference_data import store
 from preference_data.audio import contamination
-from preference_data.audio.contamination import Contamination
+from preference_data.audio.contamination import Clip, Contamination
 from preference_data.schema import AudioClip
 from preference_data.toy_world.phrasebook import Phrasebook
 
@@ -49,9 +49,9 @@ def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
     soundfile.write(tmp_path / "quieter.wav", samples * 0.9, rate)
     soundfile.write(tmp_path / "cut.wav", samples[:-1], rate)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
-    trained = {path.name: path for path in sorted(tmp_path.iterdir()) if path.name != "b.wav"}
+    trained = {path.name: Clip(path) for path in sorted(tmp_path.iterdir()) if path.name != "b.wav"}
     seen = []
-    found = contamination.find({"b.wav": tmp_path / "b.wav"}, trained, on_progress=seen.append)
+    found = contamination.find({"b.wav": Clip(tmp_path / "b.wav")}, trained, on_progress=seen.append)
     assert {(one.trained, one.by) for one in found.overlaps} == {
         ("copy.wav", "bytes"),
         ("flac.flac", "samples"),
@@ -169,22 +169,22 @@ def judged(questions, candidate, baseline):
     """scores.json as the evaluation writes it, from answers through the real fact judge."""
     items, _, _ = questions
     judge = FactJudge(PHRASEBOOK)
-    marks = {name: judge.judge(items, texts) for name, texts in (("sft", baseline), ("dpo", candidate))}
+    answers = {name: judge.judge(items, texts) for name, texts in (("sft", baseline), ("dpo", candidate))}
     shuffled = judge.judge(items, [*candidate[1:], candidate[0]])
-    plain = {key: one._asdict() for key, one in scoring.compare(marks["sft"], marks["dpo"]).items()}
+    overall = comparison.differences(answers["sft"], answers["dpo"])["overall"]
     return {
         "before": "sft",
         "after": "dpo",
         "n": len(items),
-        "judge": {"name": judge.name, "shares_ground_truth": judge.shares_ground_truth},
+        "judge": judge.describe(items),
         "policies": {
-            "sft": {"overall": scoring.summary(marks["sft"], baseline)},
+            "sft": {"overall": comparison.levels(answers["sft"])},
             "dpo": {
-                "overall": scoring.summary(marks["dpo"], candidate),
-                "shuffled_audio": scoring.summary(shuffled, candidate),
+                "overall": comparison.levels(answers["dpo"]),
+                "shuffled_audio": comparison.levels(shuffled),
             },
         },
-        "comparison": plain,
+        "comparison": {key: row._asdict() for key, row in overall.items()},
     }
 
 
@@ -197,7 +197,7 @@ def outcome(questions, spoil):
     thresholds = Thresholds(judge=None).model_dump()
     evidence = Evidence(
         judged(questions, candidate, baseline),
-        {"sft": unfinished(baseline), "dpo": unfinished(candidate)},
+        {"sft": unfinished_share(baseline), "dpo": unfinished_share(candidate)},
         Contamination((), 600, 5000, ()),
         None,
     )

@@ -56,7 +56,7 @@ def test_lengths_are_drawn_for_every_policy_and_not_without_answers():
 
 def test_charts_leave_out_what_was_not_logged():
     rows = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0, "dev/kl": 0.4}]
-    svg = charts.curves(rows, charts.PREFERENCE_PANELS)
+    svg = charts.curves(rows, charts.TRAINING_PANELS)
     assert ">Loss<" in svg
     assert ">Reward margin<" not in svg
     assert charts.curves(rows, charts.OVEROPTIMISATION_PANELS) == ""
@@ -86,3 +86,12 @@ def test_interval_graphics_of_a_table_share_one_axis():
 
 def test_values_of_unknown_kind_are_short_text():
     assert [plain(12345.0), plain(0.81234), plain(None), plain(["a"])] == ["12,345", "0.8123", "–", '["a"]']
+
+
+def test_a_stage_that_logs_no_loss_has_no_training_view_and_any_that_does_has_one():
+    assert charts.training([{"step": 1, "dev/kl": 0.1}], {}) is None
+    view = charts.training([{"step": 10, "loss": 2.0, "rewards/margins": 0.1}], {"chosen_step": 10})
+    assert view["steps"] == 10
+    assert ">Reward margin<" in view["curves"]
+    assert ">Token accuracy<" not in view["curves"]
+    assert view["quality"] == ""

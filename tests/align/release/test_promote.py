@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from align.cli import promote
 from align.recipe.config.evaluation import PromoteConfig
-from align.release.alias_lock import NotPromoted
-from align.release.registry import Registry, RegistryDown
+from align.release.registry import NotPromoted, Registry, RegistryDown
 from align.run_folder.artifacts import StageFolder, read_manifest
 from align.stages import promote as stage
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from align.release import alias_lock
-from align.release.alias_lock import Lock, NotPromoted
-from align.release.registry import Holder, Registry, RegistryDown
+from align.release import registry as registry_module
+from align.release.registry import Holder, NotPromoted, Registry, RegistryDown
 from align.run_folder.artifacts import sha256_file
 
 NAME = "it's a toy"
@@ -146,8 +145,7 @@ def test_who_was_rolled_back_needs_a_new_verdict(tmp_path, uri):
 RACE = """
 import sys, time
 from pathlib import Path
-from align.release.alias_lock import NotPromoted
-from align.release.registry import Holder, Registry
+from align.release.registry import Holder, NotPromoted, Registry
 uri, name, version, go = sys.argv[1:]
 registry = Registry(uri, name)
 expected = registry.holder("champion")
@@ -192,16 +190,23 @@ def test_of_concurrent_promotions_one_wins(tmp_path, uri):
 
 
 def test_a_lock_is_waited_for_and_taken_from_the_dead(tmp_path, uri, monkeypatch):
-    registry, (one, *_) = three(tmp_path, uri)
-    monkeypatch.setattr(alias_lock, "LEASE_S", 1.0)
-    dead = Lock(client(uri), NAME, "champion")
-    dead.__enter__()
+    registry, (one, two, _) = three(tmp_path, uri)
+    monkeypatch.setattr(registry_module, "LEASE_S", 1.0)
+    client(uri).create_registered_model(f"{NAME} (champion is being moved)")  # whoever made it was killed
     started = time.monotonic()
     registry.move("champion", one, expected=NOBODY, why="gate")
     assert time.monotonic() - started > 1.0
     assert registry.holder("champion").version == one
+    assert [model.name for model in client(uri).search_registered_models()] == [NAME]
+
+
+def test_a_mover_that_stood_still_moves_nothing(tmp_path, uri, monkeypatch):
+    registry, (one, two, _) = three(tmp_path, uri)
+    registry.move("champion", one, expected=NOBODY, why="gate")
+    monkeypatch.setattr(registry_module, "LEASE_S", -1.0)  # the lease is over before the alias is written
     with pytest.raises(NotPromoted, match="stood still"):
-        dead.check()
+        registry.move("champion", two, expected=registry.holder("champion"), why="gate 2")
+    assert registry.holder("champion").version == one
 
 
 def test_an_absent_mlflow_is_told_of_soon(monkeypatch):

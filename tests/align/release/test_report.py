@@ -62,6 +62,7 @@ def manifest(run, stage, kind, metrics=None, seconds=12.5, **config):
         {
             "stage": stage,
             "kind": kind,
+            "produces": {"sample": "completions", "annotate": "annotations"}.get(kind, kind),
             "config": {"stage": kind, **config},
             "inputs": {"corpus": "ab" * 32},
             "seconds": seconds,

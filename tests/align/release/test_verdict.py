@@ -72,6 +72,7 @@ JUDGED = {
         "prompt_sha256": PROMPT,
         "protocol": "official",
         "canary_uplift": 0.1,
+        "canary_worst": {"trick": "plea", "points": 2.0},
     },
     "policies": {"base": {**RATED, "overall": {**RATED["overall"], "score": 6.5}}, "dpo": RATED},
     "comparison": {"score": {"ci_low": 0.2, "ci_high": 0.6}},
@@ -245,6 +246,9 @@ def test_recognition_goes_by_the_interval_where_there_is_one():
         ("policies__base__ratings__tasks_missing", None, "missing tasks: not measured"),
         ("judge__canary_uplift", 0.31, "canary uplift: 0.31, allowed at most 0.3"),
         ("judge__canary_uplift", None, "canary uplift: not measured"),
+        # One of 38 tricks that always gains 9 points: 9 / 38 = 0.24 on the mean, which is within its limit.
+        ("judge__canary_worst__points", 9.0, "worst canary trick: 9, allowed at most 3"),
+        ("judge__canary_worst", None, "worst canary trick: not measured"),
         ("judge__model", None, "judge: not measured: model unknown"),
         ("judge__prompt_sha256", None, "judge: not measured: prompt_sha256 unknown"),
         ("judge", {}, "judge: not measured: name, model, prompt_sha256, protocol unknown"),

@@ -1,6 +1,7 @@
 """Pairs that are held out: how they are drawn, what is logged of them, and a checkpoint chosen by them."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from pydantic import ValidationError
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.scoring import completion_logps
-from align.run_folder.artifacts import read_json, read_metrics
+from align.run_folder.artifacts import read_json, read_metrics, write_json
 from align.stages import dpo
 from align.training import data_loading, methods
 from align.training.checkpoints import step_of
 from align.training.collate import PreferenceCollator
 from align.training.data_loading import hold_out
+from align.training.preflight import NotReady
 from align.training.run import CheckpointChoice, choose
 from tests.align.training import tiny_training
 
@@ -128,6 +130,18 @@ def test_evaluation_changes_nothing_of_the_training(world, tmp_path, monkeypatch
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
+def test_an_example_longer_than_the_context_is_named_before_training(world, tmp_path):
+    copied = shutil.copytree(world, tmp_path / "world")
+    config = copied / "policy" / "model" / "config.json"
+    text = read_json(config)
+    text["text_config"]["max_position_embeddings"] = 16
+    write_json(config, text)
+    for kind in ("sft", "dpo"):
+        with pytest.raises(NotReady, match=r"has \d+ tokens, .* up to 16\. "):
+            tiny_training.run_here(tiny_training.make_config(kind, steps=2), copied, tmp_path / kind)
+        assert not (tmp_path / kind / ".partial-stage" / "metrics.jsonl").exists()
+
+
 # -------------------------------------------------------------------------- any score
 
 
@@ -145,12 +159,12 @@ def test_any_function_of_a_policy_chooses_and_is_called_once(tmp_path, world):
         saved.append(tmp_path / f"checkpoint-{step}")
         (saved[-1]).symlink_to(world / "policy" / "model")
     scores = iter([1.0, 3.0, 3.0])
-    out = StageOut(tmp_path)
+    out, processor = StageOut(tmp_path), qwen2_audio.load_processor(world / "policy" / "model")
     choice = CheckpointChoice("reward", score=lambda policy: {"reward": next(scores)})
-    best, metrics = choose(choice, saved, [], None, None, out)
+    best, metrics = choose(choice, saved, [], None, processor, out)
     assert (step_of(best), metrics) == (4, {"chosen_step": 4.0, "reward": 3.0})
     assert read_json(tmp_path / "dev" / "checkpoint-2.json") == {"reward": 1.0}
-    again, _ = choose(choice, saved, [], None, None, out)  # the iterator is used up
+    again, _ = choose(choice, saved, [], None, processor, out)  # the iterator is used up
     assert again == best
 
 

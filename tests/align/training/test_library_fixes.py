@@ -1,17 +1,21 @@
 """Contracts with transformers, TRL and DeepSpeed: each fix is still needed, and still fits."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, SFTTrainer
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.training import library_fixes, trainers
+from align.training.checkpoints import checkpoints, save_learned
 from align.training.collate import PreferenceCollator
+from align.training.data_loading import Rows
 from align.training.methods import Schedule
 from align.training.run import arguments
 from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer
@@ -33,7 +37,7 @@ def test_no_more_private_methods_give_way_than_are_written_down():
     own = vars(trainers).values()
     classes = [cls for cls in own if inspect.isclass(cls) and cls.__module__ == trainers.__name__]
     assert overridden(classes, Trainer) <= {"__init__", "__new__", "__repr__", "__eq__"}
-    assert all(f"`{name}`" in library_fixes.__doc__ for name in PRIVATE - CHECKPOINTS)
+    assert all(f"`{name}`" in library_fixes.__doc__ for name in PRIVATE)
 
 
 @pytest.fixture
@@ -104,3 +108,63 @@ def test_a_step_s_batches_are_still_counted_after_they_are_collected():
     """`get_batch_samples` does the same with a barrier in between."""
     lines = inspect.getsource(Trainer.get_batch_samples).splitlines()
     assert "self._get_num_items_in_batch(batch_samples, device)" in lines[-2]
+
+
+@pytest.fixture
+def stock(tiny, tmp_path, rows):
+    """A trainer whose methods can be called as the libraries have them."""
+    return dpo(AudioDPOTrainer, tiny, tmp_path / "stock", Rows(rows), precompute_ref_log_probs=True)
+
+
+def test_the_trainer_still_writes_checkpoints_in_place(stock, monkeypatch):
+    """Once a kill leaves nothing behind, `_save_checkpoint` and `_get_output_dir` can go."""
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stock, "_save_optimizer_and_scheduler", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer._save_checkpoint(stock, stock.model, trial=None)
+    assert (Path(stock.args.output_dir) / "checkpoint-0").is_dir()
+    with pytest.raises(KeyboardInterrupt):
+        stock._save_checkpoint(stock.model, trial=None)
+    assert checkpoints(Path(stock.args.output_dir)) == []
+
+
+def test_the_trainer_still_loads_no_weights_of_this_model(stock, tiny, tmp_path):
+    """Its saved names are not those of its modules. Once they are loaded, `_load_from_checkpoint` can go."""
+    weight = stock.model.lm_head.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1)
+    Trainer._load_from_checkpoint(stock, str(tiny.policy))
+    assert torch.equal(weight, before + 1)
+    save_learned(qwen2_audio.load_model(tiny.policy), tmp_path / "saved")
+    stock._load_from_checkpoint(str(tmp_path / "saved"))
+    assert torch.equal(weight, before)
+
+
+def test_the_trainer_still_saves_frozen_weights(stock, tmp_path):
+    stock.model.model.audio_tower.requires_grad_(False)
+    Trainer._save(stock, str(tmp_path / "theirs"))
+    stock._save(str(tmp_path / "ours"))
+    theirs, ours = (set(load_file(tmp_path / name / "model.safetensors")) for name in ("theirs", "ours"))
+    assert {name.partition(".")[0] for name in theirs - ours} == {"audio_tower"}
+
+
+def test_random_states_are_still_those_of_a_rank_by_its_number():
+    """Once the Trainer draws them for ranks that were not there, `_load_rng_state` can go."""
+    source = inspect.getsource(Trainer._load_rng_state)
+    assert 'f"rng_state_{process_index}.pth"' in source
+    assert "Didn't find an RNG file" in source
+
+
+def test_deepspeed_still_saves_and_misses_frozen_weights():
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    save, load = (
+        inspect.signature(getattr(DeepSpeedEngine, f"{verb}_checkpoint")).parameters
+        for verb in ("save", "load")
+    )
+    assert save["exclude_frozen_parameters"].default is False
+    assert load["load_module_strict"].default is True

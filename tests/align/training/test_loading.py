@@ -22,7 +22,7 @@ from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
 from align.training.tuning import Tuning
 from preference_data import store
-from preference_data.audio.decode import BadAudio
+from preference_data.audio.clip_files import BadAudio
 from preference_data.dataset.manifest import open_manifest
 from preference_data.schema import TaskExample
 

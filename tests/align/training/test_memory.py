@@ -29,7 +29,7 @@ from align.training.memory import (
 from align.training.recompute import checkpoint_layers, restore_layers
 from align.training.tuning import LoRA, Tuning, prepare_model
 from preference_data import store
-from preference_data.dataset.sources import sources, table
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Chat, PreferencePair
 from tests.align.planning.test_estimate import kept_by_autograd as slow_twin
 from tests.align.planning.test_estimate import learning, packed_pairs
@@ -142,13 +142,13 @@ def test_losses_and_gradients_are_the_same_whatever_the_plan(packed, lora):
     checkpoint_layers(again.model.language_model.layers[:2])
     if lora:
         how = LoRA(4, 8, 0.0, r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj")
-        model, again = (get_peft_model(one, how.config()) for one in (model, again))
+        model, again = (get_peft_model(base, how.config()) for base in (model, again))
         again.load_state_dict(model.state_dict())
     whole, in_micro_batches = collate(pairs()), [collate([pair]) for pair in pairs()]
     loss, expected = step(model.train(), [whole])
     for batches in ([whole], in_micro_batches):
-        found, ours = step(again.train(), batches)
-        assert found == pytest.approx(loss, rel=1e-6)
+        ours_loss, ours = step(again.train(), batches)
+        assert ours_loss == pytest.approx(loss, rel=1e-6)
         assert worst(ours, expected) < 1e-5  # sums of float32 in another order
 
 
@@ -157,8 +157,8 @@ def test_only_chosen_layers_run_twice_and_a_copy_has_its_own():
     checkpoint_layers(model.model.language_model.layers[:2])
     copied = copy.deepcopy(model)
     runs = {}
-    for name, one in (("original", model), ("copy", copied)):
-        for n, layer in enumerate(one.model.language_model.layers):
+    for name, subject in (("original", model), ("copy", copied)):
+        for n, layer in enumerate(subject.model.language_model.layers):
             layer.mlp.register_forward_pre_hook(
                 lambda *_, key=(name, n): runs.__setitem__(key, runs.get(key, 0) + 1)
             )
@@ -176,11 +176,11 @@ def world(tmp_path_factory):
 
 def test_tokens_of_clips_are_those_of_their_features(world):
     processor = qwen2_audio.load_processor(world / "policy" / "model")
-    clips = list(table(world / "corpus", "clips", AudioClip))
+    clips = list(Dataset(world / "corpus").table(AudioClip))
     tokens = ClipTokens(clips, processor)
     features = ClipFeatures(processor, world / "corpus")([clip.path for clip in clips])
-    assert [tokens[clip.path] for clip in clips] == [n_audio_tokens(found.n_frames) for found in features]
-    assert tokens.longest == max(n_audio_tokens(found.n_frames) for found in features)
+    assert [tokens[clip.path] for clip in clips] == [n_audio_tokens(clip.n_frames) for clip in features]
+    assert tokens.longest == max(n_audio_tokens(clip.n_frames) for clip in features)
     assert tokens["unknown.wav"] == 12  # as long as the model hears: 1 s at a hop of 20 ms
 
 
@@ -228,8 +228,7 @@ def test_the_longest_example_may_have_the_longest_clip_and_the_longest_text(worl
 
 def chats_of(world, n):
     parts = [
-        Part(name, records, share, chat_row)
-        for name, records, share in sources(world / "corpus", "sft", Chat)
+        Part(name, records, share, chat_row) for name, records, share in Dataset(world / "corpus").parts(Chat)
     ]
     return Examples(parts, n, 0)
 
@@ -262,7 +261,8 @@ def config_of(kind, memory_gb, **trl):
 
 
 def curve(folder):
-    return read_metrics(folder / ".partial-stage" / "metrics.jsonl")
+    rows = read_metrics(folder / ".partial-stage" / "metrics.jsonl")
+    return [row for row in rows if "loss" in row]
 
 
 class Planner:
@@ -372,9 +372,9 @@ def test_a_stage_in_little_memory_takes_the_same_steps_in_more_micro_batches(wor
     assert line in capsys.readouterr().out
     planned_curve = curve(folder)
     assert len(planned_curve) == len(whole) == 6
-    for one, other in zip(planned_curve, whole, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    for row, other in zip(planned_curve, whole, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
 def test_what_the_recipe_has_planned_is_left_alone(world):
@@ -386,7 +386,7 @@ def test_what_the_recipe_has_planned_is_left_alone(world):
 
 def test_a_frozen_tower_is_left_out_as_it_is_not_by_transformers_own_switch():
     """Why `recompute` does not use it: the tower's first convolution counts as an embedding there."""
-    seen = {}
+    needs_gradients = {}
     for name in ("ours", "theirs"):
         model = pack(small_model()).train()
         model.model.audio_tower.requires_grad_(False)
@@ -395,9 +395,9 @@ def test_a_frozen_tower_is_left_out_as_it_is_not_by_transformers_own_switch():
         else:
             model.activation_checkpointing_enable()
         model.model.audio_tower.layer_norm.register_forward_hook(
-            lambda _, args, out, name=name: seen.__setitem__(name, out.requires_grad)
+            lambda _, args, out, name=name: needs_gradients.__setitem__(name, out.requires_grad)
         )
         batch = Rows()(pairs())
         del batch["completion_mask"]
         model.model(**batch, use_cache=False)
-    assert seen == {"ours": False, "theirs": True}
+    assert needs_gradients == {"ours": False, "theirs": True}

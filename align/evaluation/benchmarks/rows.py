@@ -1,0 +1,84 @@
+"""Files of benchmark rows as people bring them: JSON lines, with or without a byte-order mark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class BadBenchmark(ValueError):
+    """A benchmark's folder, rows or answers are not as they should be; names file, line and key."""
+
+
+def json_lines(path: Path, holds: str = "answers") -> Iterator[tuple[str, Any]]:
+    r"""The rows of a JSON-lines file, each with its place for messages; blank lines are skipped.
+
+    Lines end with "\n" alone: a text may hold U+2028 and other characters at which `splitlines` would cut.
+
+    Raises:
+        BadBenchmark: the file is missing, a line is not JSON, or there is none.
+    """
+    if not path.exists():
+        raise BadBenchmark(f"{path} is missing: name a file of {holds}, one JSON object a line")
+    is_empty = True
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        is_empty = False
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except ValueError as error:
+            raise BadBenchmark(f"{path}:{number}: is not JSON ({error})") from error
+    if is_empty:
+        raise BadBenchmark(f"{path}: holds no {holds}")
+
+
+def json_list(path: Path) -> list[Any]:
+    """The items of a JSON file that holds one list.
+
+    Raises:
+        BadBenchmark: the file is not JSON or not a list.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise BadBenchmark(f"{path}: is not JSON ({error}); download it again") from error
+    if not isinstance(rows, list):
+        raise BadBenchmark(f"{path}: holds a {type(rows).__name__}, not a list")
+    return rows
+
+
+def json_rows(path: Path) -> list[tuple[str, Any]]:
+    """The rows of a file that is either a JSON list or JSON lines, each with its place for messages."""
+    if path.exists() and path.read_text(encoding="utf-8-sig").lstrip().startswith("["):
+        return [(f"{path}: row {number}", row) for number, row in enumerate(json_list(path), 1)]
+    return list(json_lines(path))
+
+
+def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
+    """The named fields of a row as text.
+
+    Raises:
+        BadBenchmark: the row is not an object, or a key is absent or null.
+    """
+    if not isinstance(row, dict):
+        raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
+    missing = [key for key in keys if row.get(key) is None]
+    if missing:
+        raise BadBenchmark(f"{where}: no {', '.join(missing)}")
+    return {key: str(row[key]) for key in keys}
+
+
+def require_text(row: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
+    """The row, if it is an object with text under all of the keys.
+
+    Raises:
+        BadBenchmark: it is not an object, or a key is absent or not text.
+    """
+    if not isinstance(row, dict):
+        raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
+    if wrong := [key for key in keys if not isinstance(row.get(key), str)]:
+        raise BadBenchmark(f"{where}: no text under {', '.join(wrong)}")
+    return row

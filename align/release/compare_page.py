@@ -1,0 +1,178 @@
+"""The output of `align compare`: a table, the numbers as JSON, and a page, all with the same numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from align.evaluation.comparison import ALL, PolicyDifference, ordered
+from align.release import cards, charts, clips, page
+from align.release.ancestry import Ancestor, ancestry, manifest_of
+from align.release.clips import Placing
+from align.release.comparison import OUTCOMES, EvaluatedPolicy, PolicyComparison
+from align.run_folder.artifacts import METRICS, read_metrics
+from preference_data.store import write_text
+
+PAGE_BYTES = 14_000_000
+"""Limit for a page with clips inside it: it should open at once and fit into a message."""
+
+
+def to_json(c: PolicyComparison) -> dict[str, Any]:
+    """The comparison as plain JSON values; every question with its outcome and scores."""
+    return {
+        "baseline": c.policies[0].label,
+        "split": c.split,
+        "judge": c.judge,
+        "judge_agreement": c.judge_agreement,
+        "tie_margin": c.tie_margin,
+        "n": len(c.questions),
+        "policies": [_policy(policy) for policy in c.policies],
+        "differences": [
+            {"label": label, **_plain(difference)} for label, difference in c.differences.items()
+        ],
+        "league": [_plain(row) for row in c.league],
+        "questions": [
+            {
+                "uniq_id": question.answers[0].uniq_id,
+                "category": question.answers[0].category,
+                "task": question.answers[0].task_name,
+                "outcome": question.outcome,
+                "change": question.change,
+                "scores": [answer.score for answer in question.answers],
+                "states": [answer.state for answer in question.answers],
+            }
+            for question in c.questions
+        ],
+    }
+
+
+def _policy(policy: EvaluatedPolicy) -> dict[str, Any]:
+    return {
+        "label": policy.label,
+        "folder": str(policy.folder),
+        "evaluation": str(policy.evaluation.folder),
+        "levels": policy.levels,
+        "states": policy.states,
+        "order_effect": _plain(policy.order_effect),
+        "gate": _plain(policy.gate),
+        "lineage": [_identity(ancestor) for ancestor in ancestry(policy.folder).ancestors],
+    }
+
+
+def _identity(ancestor: Ancestor) -> dict[str, Any]:
+    """All but the configuration, which the manifests hold."""
+    manifest = ancestor.manifest
+    return {
+        "stage": ancestor.name,
+        "kind": manifest.get("kind", ""),
+        "digest": ancestor.digest,
+        "commit": manifest.get("git_commit", ""),
+        "seed": manifest.get("seed"),
+        "versions": manifest.get("versions", {}),
+        "is_changed": ancestor.is_changed,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as dicts, all the way down."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value
+
+
+def as_table(c: PolicyComparison) -> list[str]:
+    """Lines for the terminal: a row per policy, then a row of differences per policy."""
+    metrics = [metric for metric in page.LABELS if any(metric in policy.levels for policy in c.policies)]
+    rows = [["", *(page.LABELS[metric] for metric in metrics)]]
+    rows += [
+        [policy.label, *(page.value(policy.levels.get(metric), metric) for metric in metrics)]
+        for policy in c.policies
+    ]
+    baseline = c.policies[0].label
+    for label, difference in c.differences.items():
+        intervals = {"score": difference.scores.get(ALL), **difference.marks.get(ALL, {})}
+        cells = [page.interval(intervals.get(metric), metric) for metric in metrics]
+        rows.append([f"{label} − {baseline}", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+    lines.insert(1 + len(c.policies), "")
+    for label, difference in c.differences.items():
+        if ALL in difference.wins:
+            won = difference.wins[ALL]
+            lines.append(
+                f"{label}: {won.wins} wins, {won.ties} ties, {won.losses} losses by score against "
+                f"{baseline}; {difference.left_out} of {len(c.questions)} not scored for both"
+            )
+    lines += [f"{row.policy}: {row.elo:.0f} Elo [{row.ci_low:.0f}, {row.ci_high:.0f}]" for row in c.league]
+    lines.append(
+        f"{len(c.questions)} questions ({c.split}); differences with 95 % intervals, shares in points"
+    )
+    return lines
+
+
+def write_html(
+    c: PolicyComparison, path: Path, audio: Placing = "packed", most_bytes: int = PAGE_BYTES
+) -> None:
+    """Write the page: one file that needs no network, regressions first.
+
+    Args:
+        c: the comparison to show.
+        path: of the page; linked clips are found relative to it.
+        audio: whether clips are inside the page, as far as they go, or beside it.
+        most_bytes: of a page with clips inside; what does not go into it is linked.
+    """
+    sounds = clips.gather(c.corpus, [question.answers[0].audio for question in c.questions], path)
+    values = _values(c) | {"cards": cards.make(c, sounds)}
+    is_linked = any(not clip.problem for clip in sounds.values())
+    html = page.render("compare.html", **values, packed=page.as_data({}), is_linked=is_linked)
+    if audio == "packed":
+        packed = clips.pack(c.corpus, sounds, most_bytes - len(html.encode()))
+        is_linked = any(not clip.problem and name not in packed for name, clip in sounds.items())
+        html = page.render("compare.html", **values, packed=page.as_data(packed), is_linked=is_linked)
+    write_text(path, html)
+
+
+def _values(c: PolicyComparison) -> dict[str, Any]:
+    """The template's values besides the cards and their sound."""
+    states = {state for policy in c.policies for state in policy.states}
+    return {
+        "comparison": c,
+        "all": ALL,
+        "differences": [
+            (label, difference, _reach(difference)) for label, difference in c.differences.items()
+        ],
+        "outcomes": OUTCOMES,
+        "counts": Counter(question.outcome for question in c.questions),
+        "categories": ordered(answer.category for answer in c.policies[0].answers),
+        "sides": {"a": "A", "b": "B", "both_bad": "both bad", "tie": "tie"},
+        "bars": clips.BARS,
+        "numbers": page.as_data(to_json(c)),
+        "states": sorted(states, key=lambda state: (state != "scored", state)),
+        "has_orders": any(policy.order_effect for policy in c.policies),
+        "lengths": charts.lengths({policy.label: _lengths(policy) for policy in c.policies}),
+        "training": [view for policy in c.policies if (view := _training(policy))],
+        "lineages": {policy.label: ancestry(policy.folder).ancestors for policy in c.policies},
+    }
+
+
+def _reach(difference: PolicyDifference) -> float:
+    """How far from zero the intervals of score reach, over all categories."""
+    return max([abs(end) for row in difference.scores.values() for end in (row.ci_low, row.ci_high)] or [1.0])
+
+
+def _lengths(policy: EvaluatedPolicy) -> list[tuple[int, float]]:
+    return [
+        (len(answer.response.split()), answer.score) for answer in policy.answers if answer.score is not None
+    ]
+
+
+def _training(policy: EvaluatedPolicy) -> dict[str, Any] | None:
+    """Curves of the policy's own training; None where its stage logged nothing."""
+    manifest = manifest_of(policy.folder)
+    view = charts.training(read_metrics(policy.folder / METRICS), manifest.get("metrics", {}))
+    return view and {"policy": policy.label, "kind": manifest.get("kind", ""), **view}

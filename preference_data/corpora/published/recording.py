@@ -1,0 +1,143 @@
+"""A recording as its publisher describes it, and how adapters read their publishers' tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from preference_data.schema import Split, Word
+
+DESCRIBE_SOUND = "Describe what can be heard in this recording."
+DESCRIBE_MUSIC = "Describe the music in this recording."
+_LONGEST_CELL = 1_000_000  # characters
+
+
+class BadCorpus(ValueError):
+    """A corpus is unknown, or its folder is not laid out as its publisher does."""
+
+
+class Content(NamedTuple):
+    """Something that is known about a recording: a `TaskExample` without its audio."""
+
+    task: str
+    """A key of the pre-training tasks."""
+    text: str
+    audio_language: str | None = None
+    text_language: str | None = None
+    question: str | None = None
+    words: tuple[Word, ...] = ()
+    benchmark: str | None = None
+    """The published benchmark that it is a row of, if its recording is held out."""
+
+
+class QuestionAnswer(NamedTuple):
+    """A question about a recording and its right answer."""
+
+    question: str
+    answer: str
+
+
+class Recording(NamedTuple):
+    """A recording: its path relative to the corpus folder, and all that its publisher says about it."""
+
+    path: str
+    split: Split
+    source: str
+    """Which part of the corpus it is of: results are also reported per source."""
+    contents: tuple[Content, ...]
+    questions: tuple[QuestionAnswer, ...] = ()
+    """For chats (train) and prompts (preference)."""
+    speaker: str | None = None
+    """None also where the publisher's own splits share their speakers."""
+
+
+def tab_separated(path: Path, columns: Sequence[str], escape: str | None = None) -> Iterator[dict[str, str]]:
+    """Rows of a table without quoting, see `rows`."""
+    return rows(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
+
+
+def comma_separated(
+    path: Path, columns: Sequence[str], encoding: str = "utf-8-sig"
+) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file, see `rows`."""
+    return rows(path, columns, encoding=encoding)
+
+
+def rows(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    delimiter: str = ",",
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL,
+    escapechar: str | None = None,
+    encoding: str = "utf-8-sig",
+) -> Iterator[dict[str, str]]:
+    """Rows by column name, blanks around cells removed; reads as it goes.
+
+    Raises:
+        BadCorpus: the file is missing, is not such a table, lacks a column, or a line has too few cells.
+    """
+    if not path.is_file():
+        raise missing(path)
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            table = csv.DictReader(file, delimiter=delimiter, quoting=quoting, escapechar=escapechar)
+            there = [name.strip() for name in table.fieldnames or ()]
+            if lacking := [name for name in columns if name not in there]:
+                raise BadCorpus(
+                    f"{path}: no column {', '.join(lacking)}; there are {', '.join(there) or 'none'}. "
+                    "Is it another version of the corpus?"
+                )
+            table.fieldnames = there
+            for row in table:
+                if any(row[name] is None for name in columns):
+                    raise BadCorpus(f"{path}:{table.line_num}: has fewer cells than columns; fetch it again")
+                yield {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str)}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadCorpus(f"{path} is not such a table: {error}; fetch it again") from error
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file that are not blank.
+
+    Raises:
+        BadCorpus: the file is missing or not UTF-8.
+    """
+    if not path.is_file():
+        raise missing(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise BadCorpus(f"{path} is not text in UTF-8: {error}; fetch it again") from error
+
+
+def grouped(table: Iterable[Mapping[str, str]], *key: str) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
+    """Rows by the value of `key`, in the order in which each value comes first."""
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in table:
+        groups.setdefault(tuple(row[name] for name in key), []).append(row)
+    return groups
+
+
+def language(locale: str) -> str:
+    """ISO code of a Common Voice locale: "zh-CN" is zh, "zh-HK" is Cantonese (yue)."""
+    return {"zh-HK": "yue"}.get(locale, locale.split("-")[0])
+
+
+def missing(path: Path) -> BadCorpus:
+    """The error for a file of the corpus that is not there."""
+    return BadCorpus(f"{path} is missing: is this the folder that `align data download` filled?")
+
+
+def not_a_corpus(folder: Path, wanted: str, name: str) -> BadCorpus:
+    """The error for a folder that holds nothing of the corpus."""
+    return BadCorpus(
+        f"{folder} holds no {wanted}: name the folder that holds it, or fetch it with "
+        f"`align data download {name} DIR`"
+    )

@@ -1,0 +1,281 @@
+"""A dataset on disk: a folder of records that refer to audio where it lies.
+
+dataset.json      name, root (audio paths are relative to it), licence, counts, digest; of a mixture its parts
+clips.jsonl       AudioClip       every usable recording, all splits
+pretrain.jsonl    TaskExample     of train: what the publisher says about a recording, one task each
+sft.jsonl         Chat            of train: its questions and answers
+prompts.jsonl     Prompt          of preference: questions to sample answers to
+pairs.jsonl       PreferencePair  only where pairs were imported
+dev/, test/recognition.jsonl      held-out rows {audio, prompt, gt, source} as the evaluation reads them, and
+                                  languages and question where the task needs them
+quarantine.jsonl                  recordings that were left out, or (bad_example) something said about one
+                                  that cannot be put to a model: id, path, code, detail
+
+Any of the tables of records may be Parquet instead. The rows of a mixture stand part after part in every
+table, the part's name before ids and paths, and its dataset.json says whose they are:
+
+    {"temperature": 2.0, "parts": [{"name": "librispeech", "root": "/data/librispeech", "share": null,
+                                    "rows": {"clips": 281241, "pretrain": 281241, "sft": 0, ...}}, ...]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Self, TextIO, TypeVar
+
+from preference_data import store
+from preference_data.audio.clip_files import BadAudio, ClipFile, find_below
+from preference_data.dataset.manifest import Manifest, open_manifest
+from preference_data.dataset.mixing import mixing_shares
+from preference_data.dataset.splits import HELD_OUT
+from preference_data.schema import AudioClip, Chat, PreferencePair, Prompt, Record, TaskExample
+
+R = TypeVar("R", bound=Record)
+Row = dict[str, Any]
+
+DESCRIPTION = "dataset.json"
+_FORMER_NAMES = ("source.json", "sources.json")
+"""Names that the description had; datasets that have it under such a name are read all the same."""
+TABLES: dict[type[Record], str] = {
+    AudioClip: "clips",
+    TaskExample: "pretrain",
+    Chat: "sft",
+    Prompt: "prompts",
+    PreferencePair: "pairs",
+}
+QUARANTINE = "quarantine.jsonl"
+RECOGNITION = {split: f"{split}/recognition.jsonl" for split in HELD_OUT}
+RECORD_FILES = (
+    *(f"{TABLES[kind]}.jsonl" for kind in (AudioClip, TaskExample, Chat, Prompt)),
+    *RECOGNITION.values(),
+    QUARANTINE,
+)
+"""Files that every dataset has, empty or not."""
+
+
+class BadDataset(ValueError):
+    """A folder is not a dataset, or is in the way of one; says what to do."""
+
+
+class Part(NamedTuple, Generic[R]):
+    """The records of one data set of a mixture, and the share of the draws that they get."""
+
+    name: str
+    records: Sequence[R]
+    share: float
+
+
+class Dataset:
+    """Opens a dataset: its description, its tables, and the audio that its records name."""
+
+    def __init__(self, folder: Path, about: Row | None = None) -> None:
+        """Read the description of `folder`, or take `about` for it.
+
+        A folder without a description is the root of its clips' paths.
+
+        Raises:
+            BadDataset: the description is not a JSON object.
+        """
+        self.folder = folder
+        self.about = _description(folder) if about is None else about
+        self._parts: list[Row] = self.about.get("parts") or self.about.get("sources") or []
+        self._roots = {part["name"]: folder / part["root"] for part in self._parts}
+        self._root = folder / self.about.get("root", ".")
+
+    def find(self, path: str) -> ClipFile:
+        """Where the bytes of the clip are that a record names by `path`.
+
+        Raises:
+            BadAudio: see `clip_files.find_below`; `bad_path` where it names no part of a mixture.
+        """
+        if not self._parts:
+            return find_below(self._root, path)
+        name, _, inner = path.partition("/")
+        if name not in self._roots:
+            known = ", ".join(sorted(self._roots))
+            raise BadAudio(path[:255], "bad_path", f"names no data set of the mixture; known: {known}")
+        return find_below(self._roots[name], inner)
+
+    def path_of(self, kind: type[Record]) -> Path | None:
+        """The file of the records of a kind, if there is one.
+
+        Raises:
+            BadDataset: it is there twice.
+        """
+        name = TABLES[kind]
+        paths = [self.folder / f"{name}{ending}" for ending in (".jsonl", ".parquet")]
+        there = [path for path in paths if path.exists()]
+        if len(there) > 1:
+            raise BadDataset(f"{self.folder} holds both {there[0].name} and {there[1].name}; remove one")
+        return there[0] if there else None
+
+    def table(self, kind: type[R]) -> Manifest[R]:
+        """All records of a kind.
+
+        Raises:
+            BadDataset: there are none.
+        """
+        path = self.path_of(kind)
+        records = open_manifest(path, kind) if path else None
+        if not records:
+            raise BadDataset(
+                f"{self.folder} has no rows in {TABLES[kind]}.jsonl: nothing of this kind to train on"
+            )
+        return records
+
+    def parts(self, kind: type[R]) -> list[Part[R]]:
+        """The records of a kind by data set, each with its share of the draws; shares sum to 1.
+
+        Raises:
+            BadDataset: there are none, or another number than the description says.
+        """
+        records = self.table(kind)
+        if not self._parts:
+            return [Part("", records, 1.0)]
+        sizes = [part["rows"][TABLES[kind]] for part in self._parts]
+        if sum(sizes) != len(records):
+            raise BadDataset(
+                f"{records.path} has {len(records)} rows, {self.folder / DESCRIPTION} says {sum(sizes)}; "
+                "make the corpus again"
+            )
+        shares = mixing_shares(sizes, [part["share"] for part in self._parts], self.about["temperature"])
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [
+            Part(part["name"], records[start : start + size], share)
+            for part, start, size, share in zip(self._parts, starts, sizes, shares, strict=True)
+            if size
+        ]
+
+    def digest(self) -> str:
+        """Hex sha256 over the contents of the record files that are there."""
+        digest = hashlib.sha256()
+        for name in (*RECORD_FILES, f"{TABLES[PreferencePair]}.jsonl"):
+            if (self.folder / name).is_file():
+                with (self.folder / name).open("rb") as file:
+                    digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+
+def is_described(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a dataset."""
+    return any((folder / name).is_file() for name in (DESCRIPTION, *_FORMER_NAMES))
+
+
+def _description(folder: Path) -> Row:
+    path = next((p for name in (DESCRIPTION, *_FORMER_NAMES) if (p := folder / name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadDataset(f"{path} is not JSON ({error}); prepare the data set again") from error
+    if not isinstance(about, dict):
+        raise BadDataset(f"{path} holds a {type(about).__name__}, not an object; prepare the data set again")
+    return about
+
+
+def describe(folder: Path, about: Mapping[str, Any]) -> Row:
+    """Write the description of a dataset whose records are in place; returns it with their digest."""
+    whole = {**about, "digest": Dataset(folder, {}).digest()}
+    store.write_text(folder / DESCRIPTION, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    return whole
+
+
+class RecordWriter:
+    """Writes the records of a dataset as a stream, in a `with` block; every file is whole or absent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: Counter[str] = Counter()
+        """Rows written so far, per file."""
+        self._open = ExitStack()
+        self._files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> Self:
+        for name in RECORD_FILES:
+            self._file(name)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def add(self, record: Record) -> None:
+        """Write a record to the table of its kind."""
+        self._write(f"{TABLES[type(record)]}.jsonl", record.model_dump_json())
+
+    def add_row(self, name: str, row: Mapping[str, Any]) -> None:
+        """Write a row to a file whose rows are not records."""
+        self._write(name, json.dumps(row, ensure_ascii=False))
+
+    def _write(self, name: str, line: str) -> None:
+        self._file(name).write(line + "\n")
+        self.rows[name] += 1
+
+    def _file(self, name: str) -> TextIO:
+        if name not in self._files:
+            self._files[name] = self._open.enter_context(store.replacing(self.folder / name))
+        return self._files[name]
+
+
+@contextmanager
+def replacing_dataset(out: Path, audio: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that takes its place at the end, and vanishes after an error.
+
+    Raises:
+        BadDataset: `out` is something else than a dataset, or holds the `audio` that records will refer to.
+    """
+    if audio.resolve().is_relative_to(out.resolve()):
+        raise BadDataset(f"{out} holds the recordings ({audio}); name another folder for the records")
+    if out.exists() and not (out.is_dir() and (is_described(out) or not any(out.iterdir()))):
+        raise BadDataset(f"{out} is there and is not a dataset (it has no {DESCRIPTION}); name another one")
+    partial = out.with_name(f".partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        replaced = out.with_name(f".replaced-{out.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if out.exists():
+            out.rename(replaced)
+        partial.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def with_paths(row: Mapping[str, Any], rename: Callable[[str], str]) -> Row:
+    """The row of a record, or of a held-out recording, with other paths for its clips."""
+    renamed = dict(row)
+    for key in ("path", "audio"):
+        if row.get(key) is not None:
+            renamed[key] = rename(row[key])
+    if "audios" in row:
+        renamed["audios"] = [rename(path) for path in row["audios"]]
+    if "turns" in row:
+        renamed["turns"] = [with_paths(turn, rename) for turn in row["turns"]]
+    return renamed
+
+
+def read_rows(path: Path, *keys: str) -> Iterator[Row]:
+    """Rows of a file that are not records, with text under `keys`; none if there is no such file.
+
+    Raises:
+        BadDataset: a line is not such a row.
+    """
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise BadDataset(f"{path}:{number}: is not JSON ({error})") from error
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
+                raise BadDataset(f"{path}:{number}: has no text under {', '.join(keys)}")
+            yield row

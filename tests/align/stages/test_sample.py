@@ -1,0 +1,65 @@
+"""The sample stage: the same completions whatever the batches were, and only what is missing after a kill."""
+
+import json
+import shutil
+
+import pytest
+
+from align.generation import complete
+from align.recipe.config.preference import SampleConfig
+from align.run_folder.artifacts import StageFolder
+from align.stages import sample
+from preference_data import store
+from preference_data.schema import Prompt
+from tests.align.generation import toy_policy
+
+UNUSED = {"answer_gt": "", "meta_info": "{}", "task_name": "speech_QA"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny, tmp_path_factory):
+    """A trained policy, and a corpus of seven prompts about four clips, one of them about two."""
+    root = tmp_path_factory.mktemp("sample")
+    toy_policy.train(tiny.policy, tiny.audio, root / "policy")
+    clips = [(f"{i % 4}.wav",) for i in range(6)] + [("0.wav", "1.wav")]
+    prompts = [
+        Prompt(id=f"p{i}", audios=audios, question=list(toy_policy.QUESTIONS)[i % 3], **UNUSED)
+        for i, audios in enumerate(clips)
+    ]
+    corpus = root / "corpus"
+    shutil.copytree(tiny.audio, corpus)
+    store.write(corpus / "prompts.jsonl", prompts)
+    return {"0": corpus, "1": root / "policy"}
+
+
+def run(inputs, folder, **more):
+    config = SampleConfig(
+        stage="sample", corpus="0", policy="1", max_new_tokens=8, **({"batch_size": 3} | more)
+    )
+    out = StageFolder(folder, "3_sample", "x")
+    out.open()
+    return sample.run(config, inputs, out), (out.path / "completions.jsonl").read_text()
+
+
+def test_what_is_sampled_depends_on_the_seed_alone(inputs, tmp_path, monkeypatch):
+    metrics, whole = run(inputs, tmp_path / "whole")
+    assert metrics["prompts"] == 7
+    assert metrics["completions"] == 28
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3] * 7
+    assert {row["prompt_id"] for row in rows} == {f"p{i}" for i in range(7)}
+    assert run(inputs, tmp_path / "one", batch_size=1)[1] == whole
+    assert run(inputs, tmp_path / "other", seed=1)[1] != whole
+    save = complete._save
+
+    def fails_after_the_first(folder, completed):
+        save(folder, completed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(complete, "_save", fails_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "killed")
+    made = []
+    monkeypatch.setattr(complete, "_save", lambda folder, done: made.append(list(done)) or save(folder, done))
+    assert run(inputs, tmp_path / "killed")[1] == whole
+    assert made == [[3, 4, 5], [6]]
