@@ -45,7 +45,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
-PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: check $(ANNOTATION)  ## the longest files begin, each in one worker; then the tests that want to be alone
 	$(PYTEST) -m "not alone and not slow" $(PARALLEL)

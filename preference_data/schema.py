@@ -19,17 +19,13 @@ Split = Literal["train", "preference", "dev", "test"]
 Axis = Literal["factuality", "behaviour"]
 AXES: tuple[Axis, ...] = ("factuality", "behaviour")
 Choice = Literal["a", "b", "tie", "both_bad"]
-"""One annotator's answer to one question about completions A and B."""
+"""An annotator's answer to a question about completions A and B."""
 ErrorType = Literal[
     "omission", "invented_event", "wrong_order", "wrong_count", "wrong_words", "wrong_speaker"
 ]
 Purpose = Literal["comparison", "retest", "gold"]
-"""Why something is shown: to learn a preference, or to measure the annotator (the same again with its
-sides swapped; a pair whose better side is known)."""
-
-MIN_HEARD = 0.8
-"""A judgement counts if its annotator had played at least this share of the clip: people may answer before
-the last second, but not without listening."""
+"""Why annotators get a comparison: to learn a preference, or to measure the annotator (`retest`: the same
+comparison again with its sides swapped; `gold`: its better side is known)."""
 
 
 class Record(BaseModel):
@@ -147,10 +143,10 @@ class Completion(Record):
 
 
 class Comparison(Record):
-    """Two answers as annotators see them, and who they are: the key that un-blinds a judgement.
+    """Two completions of a prompt as annotators get them: the key that un-blinds a judgement.
 
-    `id` is the record's id in the annotation tool. It tells nothing, and neither does anything else that is
-    sent there: which policy answered, which completion it is and why it is shown stay here.
+    `id` is the record's id in the annotation tool. Nothing that is sent there reveals which policy answered,
+    which completion it is, or the purpose.
     """
 
     prompt_id: Id
@@ -159,19 +155,19 @@ class Comparison(Record):
     text_a: str
     text_b: str
     everyone: bool
-    """Every annotator judges it, else one does."""
+    """Every annotator judges it, else a single one does."""
     purpose: Purpose = "comparison"
     retest_of: Id | None = None
-    """The record that shows the same answers with their sides swapped."""
+    """The comparison that has the same answers with their sides swapped."""
     expected: Choice | None = None
     """Of gold: the right answer to the question about factuality."""
 
 
 class Judgement(Record):
-    """One annotator's judgement of two answers to the same prompt, already un-blinded.
+    """An annotator's judgement of two completions of the same prompt, already un-blinded.
 
-    `completion_a` and `completion_b` keep the sides as they were shown. What annotators typed (`corrected`,
-    `rationale`) is untrusted text.
+    `completion_a` and `completion_b` keep the sides that the annotator saw. What annotators typed
+    (`corrected`, `rationale`) is untrusted text.
     """
 
     comparison: Id

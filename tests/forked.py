@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ALIGN = "align.cli.main"
-IMPORTS = ("mlflow", "peft", "trl", "align.stages.sft", "align.stages.dpo", "ui_annotation.client")
+IMPORTS = ("mlflow", "peft", "trl", "argilla", "scipy.stats", "align.stages.sft", "align.stages.dpo")
 HARMLESS = {"python", "python3", "jemalloc_bg_thd"}
 """Threads that may be there at a fork: the main one, and pyarrow's, which comes back by itself."""
 

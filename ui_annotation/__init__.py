@@ -1,5 +1,5 @@
-"""How people see the data, and what they answer: Argilla in the browser."""
+"""Annotation in the browser with Argilla: projects go in, judgements come out."""
 
 
 class AnnotationError(Exception):
-    """What a person can mend: the message names the thing, the place and the next command."""
+    """An error that a person can mend: the message names the thing, the place and the next command."""

@@ -1,12 +1,12 @@
 """Which answers are compared, on which side, by whom, and why: drawn from a seed, blind to the annotator.
 
-`draw` makes the key (`Comparison`); only ids that tell nothing, texts and clips leave this machine. `unblind`
-joins what an annotator said to the key again.
+`draw` makes the key; only record ids, texts and clips leave this machine. `unblind` joins what an annotator
+answered to the key again. Every draw is a function of the seed and of what is drawn, whatever else there is:
+with more prompts, retests or gold, what was drawn before stays drawn.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-from numpy.random import Generator
 from pydantic import ValidationError
 
 from preference_data.schema import Comparison, Completion, Judgement, Prompt, Purpose, stable_id
@@ -23,7 +21,7 @@ from ui_annotation import AnnotationError
 
 
 class BadAnswer(AnnotationError):
-    """A judgement that came back and does not fit what was shown."""
+    """A judgement that came back and does not fit its comparison."""
 
 
 def draw(
@@ -52,62 +50,69 @@ def draw(
     Returns:
         All of them in the order in which they are shown, so that a place in it tells nothing.
     """
-    rng = np.random.default_rng(seed)
-    compared = _comparisons(completions, per_prompt, rng)
-    everyone = set(rng.permutation(len(compared))[: round(overlap * len(compared))].tolist())
+    pairs = _pairs(completions, per_prompt, seed)
+    pairs.sort(key=lambda pair: _lot(seed, "overlap", pair[0].prompt_id, pair[0].text, pair[1].text))
+    n_everyone = round(overlap * len(pairs))
     comparisons = [
-        _show(seed, "comparison", a, b, everyone=number in everyone, rng=rng)
-        for number, (a, b) in enumerate(compared)
+        _compare(seed, "comparison", first, second, everyone=number < n_everyone)
+        for number, (first, second) in enumerate(pairs)
     ]
-    again = [one for one in comparisons if one.everyone] or comparisons
-    chosen = rng.permutation(len(again))[: round(retests * len(comparisons))]
-    known = _gold(
-        sorted({one.prompt_id for one in comparisons}), prompts, round(gold * len(comparisons)), rng
-    )
-    extra = [_swapped(seed, again[i]) for i in chosen] + [
-        _show(seed, "gold", right, wrong, everyone=bool(everyone), rng=rng) for right, wrong in known
+    candidates = comparisons[:n_everyone] or comparisons
+    candidates = sorted(candidates, key=lambda item: _lot(seed, "retest", item.id))
+    retested = [_retest(seed, item) for item in candidates[: round(retests * len(pairs))]]
+    n_gold = round(gold * len(pairs))
+    known = [
+        _compare(seed, "gold", right, wrong, everyone=n_everyone > 0)
+        for right, wrong in _gold({item.prompt_id for item in comparisons}, prompts, n_gold, seed)
     ]
-    both = comparisons + extra
-    return [both[i] for i in rng.permutation(len(both))]
+    return sorted(comparisons + retested + known, key=lambda item: _lot(seed, "order", item.id))
 
 
-def _comparisons(
-    completions: Sequence[Completion], per_prompt: int, rng: Generator
+def _lot(seed: int, purpose: str, *parts: str) -> int:
+    """A random number that depends on nothing but its arguments."""
+    return int(stable_id(seed, purpose, json.dumps(parts)), 16)  # JSON: texts may hold any separator
+
+
+def _pairs(
+    completions: Sequence[Completion], per_prompt: int, seed: int
 ) -> list[tuple[Completion, Completion]]:
-    different: dict[str, dict[str, Completion]] = defaultdict(dict)
+    """Pairs of different answers to the same prompt, the answers of each in the order of their texts."""
+    by_text: dict[str, dict[str, Completion]] = defaultdict(dict)
     for completion in completions:
-        different[completion.prompt_id].setdefault(completion.text, completion)
-    drawn = []
-    for answers in different.values():
-        possible = list(combinations(answers.values(), 2))
-        drawn += [possible[i] for i in rng.permutation(len(possible))[:per_prompt]]
+        by_text[completion.prompt_id].setdefault(completion.text, completion)
+    drawn: list[tuple[Completion, Completion]] = []
+    for prompt_id, answers in by_text.items():
+        texts = sorted(
+            combinations(sorted(answers), 2), key=lambda pair: _lot(seed, "pair", prompt_id, *pair)
+        )
+        drawn += [(answers[first], answers[second]) for first, second in texts[:per_prompt]]
     return drawn
 
 
 def _gold(
-    asked: Sequence[str], prompts: Mapping[str, Prompt], wanted: int, rng: Generator
+    prompt_ids: set[str], prompts: Mapping[str, Prompt], n: int, seed: int
 ) -> list[tuple[Completion, Completion]]:
-    """Reference answers of up to `wanted` prompts, each with one that is wrong for its clip."""
+    """Reference answers of up to `n` prompts, each with one that is wrong for its clip."""
     same_question: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts.values():
         same_question[prompt.question].append(prompt)
-    found: list[tuple[Completion, Completion]] = []
-    for i in rng.permutation(len(asked)):
-        if len(found) == wanted:
+    pairs: list[tuple[Completion, Completion]] = []
+    for prompt_id in sorted(prompt_ids, key=lambda name: _lot(seed, "gold", name)):
+        if len(pairs) == n:
             break
-        prompt = prompts[asked[i]]
+        prompt = prompts[prompt_id]
         others = [
             other
             for other in same_question[prompt.question]
-            if _said(other.answer_gt) != _said(prompt.answer_gt) and other.audios != prompt.audios
+            if _words(other.answer_gt) != _words(prompt.answer_gt) and other.audios != prompt.audios
         ]
         if others:
-            wrong = others[int(rng.integers(len(others)))]
-            found.append((_reference(prompt, prompt), _reference(prompt, wrong)))
-    return found
+            wrong = min(others, key=lambda other: _lot(seed, "wrong", prompt.id, other.id))
+            pairs.append((_reference(prompt, prompt), _reference(prompt, wrong)))
+    return pairs
 
 
-def _said(answer: str) -> str:
+def _words(answer: str) -> str:
     """An answer without case and punctuation: "Seven." and "seven" say the same."""
     return " ".join(re.findall(r"\w+", answer.casefold()))
 
@@ -123,14 +128,14 @@ def _reference(prompt: Prompt, source: Prompt) -> Completion:
     )
 
 
-def _show(
-    seed: int, purpose: Purpose, first: Completion, second: Completion, *, everyone: bool, rng: Generator
+def _compare(
+    seed: int, purpose: Purpose, first: Completion, second: Completion, *, everyone: bool
 ) -> Comparison:
-    """Show two answers with their sides drawn by lot. Of gold, `first` is the right one."""
-    swapped = rng.random() < 0.5
+    """Compare two answers with their sides drawn by lot. Of gold, `first` is the right one."""
+    swapped = _lot(seed, "side", purpose, first.prompt_id, first.text, second.text) % 2 == 1
     a, b = (second, first) if swapped else (first, second)
     return Comparison(
-        id=_id(seed, purpose, a.prompt_id, a.id, a.text, b.id, b.text),
+        id=_record_id(seed, purpose, a.prompt_id, a.text, b.text),
         prompt_id=a.prompt_id,
         completion_a=a.id,
         completion_b=b.id,
@@ -142,36 +147,23 @@ def _show(
     )
 
 
-def _swapped(seed: int, one: Comparison) -> Comparison:
+def _retest(seed: int, first: Comparison) -> Comparison:
+    """The same comparison with its sides swapped."""
     return Comparison(
-        id=_id(seed, "retest", one.prompt_id, one.completion_b, one.text_b, one.completion_a, one.text_a),
-        prompt_id=one.prompt_id,
-        completion_a=one.completion_b,
-        completion_b=one.completion_a,
-        text_a=one.text_b,
-        text_b=one.text_a,
-        everyone=one.everyone,
+        id=_record_id(seed, "retest", first.prompt_id, first.text_b, first.text_a),
+        prompt_id=first.prompt_id,
+        completion_a=first.completion_b,
+        completion_b=first.completion_a,
+        text_a=first.text_b,
+        text_b=first.text_a,
+        everyone=first.everyone,
         purpose="retest",
-        retest_of=one.id,
+        retest_of=first.id,
     )
 
 
-def _id(seed: int, *parts: str) -> str:
-    return stable_id(seed, json.dumps(parts))  # JSON: texts may hold any separator
-
-
-def datasets(name: str, comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
-    """The datasets that hold what is shown, by name: Argilla sets the overlap per dataset, not per record.
-
-    The names carry a digest of all that is shown, so another set never lands among the answers to this one.
-    """
-    key = "\n".join(sorted(one.model_dump_json() for one in comparisons))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    parts = {
-        f"{name}-{digest}-everyone": [one for one in comparisons if one.everyone],
-        f"{name}-{digest}-one-each": [one for one in comparisons if not one.everyone],
-    }
-    return {dataset: records for dataset, records in parts.items() if records}
+def _record_id(seed: int, *parts: str) -> str:
+    return stable_id(seed, json.dumps(parts))
 
 
 def unblind(
@@ -183,7 +175,7 @@ def unblind(
     seconds: float | None = None,
     heard: float | None = None,
 ) -> Judgement:
-    """Say what an annotator's answers about "A" and "B" are about.
+    """Join an annotator's answers about "A" and "B" to the completions that they are about.
 
     Args:
         comparison: The key of the record.
@@ -196,23 +188,19 @@ def unblind(
     Raises:
         BadAnswer: naming the record, the annotator, the question and the answer that do not fit.
     """
-    who = f"record {comparison.id!r}, annotator {annotator!r}"
+    where = f"record {comparison.id!r}, annotator {annotator!r}"
+    copied = ("prompt_id", "completion_a", "completion_b", "purpose", "retest_of", "expected")
     try:
         return Judgement(
             id=stable_id(comparison.id, annotator),
             comparison=comparison.id,
-            prompt_id=comparison.prompt_id,
-            completion_a=comparison.completion_a,
-            completion_b=comparison.completion_b,
             annotator=annotator,
+            **{name: getattr(comparison, name) for name in copied},
             factuality=answers.get("factuality"),
             behaviour=answers.get("behaviour"),
-            purpose=comparison.purpose,
-            retest_of=comparison.retest_of,
-            expected=comparison.expected,
             errors_a=tuple(answers.get("errors_a") or ()),
             errors_b=tuple(answers.get("errors_b") or ()),
-            audio_unusable=_is_unusable(answers.get("clip"), who),
+            audio_unusable=_is_unusable(answers.get("clip"), where),
             corrected=_text(answers.get("corrected")),
             rationale=_text(answers.get("rationale")),
             submitted_at=submitted_at,
@@ -221,16 +209,16 @@ def unblind(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        question = ".".join(map(str, first["loc"]))
         raise BadAnswer(
-            f"{who}: {where}: {str(first['input'])[:80]!r} is no answer to it ({first['msg']}); "
+            f"{where}: {question}: {str(first['input'])[:80]!r} is not an answer to it ({first['msg']}); "
             "were the dataset's questions changed?"
         ) from error
 
 
-def _is_unusable(value: Any, who: str) -> bool:
+def _is_unusable(value: Any, where: str) -> bool:
     if value not in (None, "usable", "unusable"):
-        raise BadAnswer(f"{who}: clip: {str(value)[:80]!r} is neither 'usable' nor 'unusable'")
+        raise BadAnswer(f"{where}: clip: {str(value)[:80]!r} is neither 'usable' nor 'unusable'")
     return bool(value == "unusable")
 
 

@@ -21,14 +21,14 @@ class Unreachable(AnnotationError):
 
 
 class Refused(AnnotationError):
-    """The server answered, and said no."""
+    """The server answered with an error."""
 
 
 def connect(url: str, api_key: str) -> rg.Argilla:
     """A client that is signed in.
 
     Raises:
-        Unreachable: nobody answers at `url`, it is no Argilla, or the key is not one of its keys.
+        Unreachable: nothing answers at `url`, it is not Argilla, or Argilla does not know the key.
     """
     try:  # a transport of its own, like the SDK's: it ignores proxies that the environment names
         with httpx.Client(transport=httpx.HTTPTransport(), timeout=30) as probe:
@@ -42,7 +42,7 @@ def connect(url: str, api_key: str) -> rg.Argilla:
         )
     if me.status_code != 200 or "username" not in _object(me):
         raise Unreachable(
-            f"{url}: no Argilla there: /api/v1/me answered {me.status_code}; check the address, or start an "
+            f"{url}: is not Argilla: /api/v1/me answered {me.status_code}; check the address, or start an "
             "own server: `align annotate up`"
         )
     try:
@@ -55,14 +55,14 @@ def connect(url: str, api_key: str) -> rg.Argilla:
 
 def _object(response: httpx.Response) -> dict[str, Any]:
     try:
-        found = response.json()
+        content = response.json()
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:
-    """What to say when a request failed on its way. It never holds the request, whose headers hold a key."""
+    """The error for a request that failed on its way, without the request, whose headers hold a key."""
     why = "timed out" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
     return Unreachable(f"{url}: no answer from Argilla ({why}); start it: `align annotate up`, then go on")
 
@@ -70,7 +70,7 @@ def unreachable(url: str, error: Exception) -> Unreachable:
 def request(
     client: rg.Argilla, method: str, path: str, *, or_status: int = 200, **more: Any
 ) -> httpx.Response:
-    """One request to the server that may be repeated; for what the SDK has no verb for.
+    """Send a request that may be repeated; for what the SDK cannot do.
 
     Args:
         client: Signed in.
@@ -98,7 +98,7 @@ def request(
 
 
 def datasets(client: rg.Argilla, workspace: str) -> dict[str, dict[str, Any]]:
-    """The datasets of a workspace as Argilla tells them (id, status, distribution ...), by name.
+    """The datasets of a workspace as Argilla describes them (id, status, distribution ...), by name.
 
     Raises:
         Refused: there is no such workspace for this user.
@@ -107,12 +107,12 @@ def datasets(client: rg.Argilla, workspace: str) -> dict[str, dict[str, Any]]:
     ids = {item["name"]: item["id"] for item in items}
     if workspace not in ids:
         raise Refused(f"{client.api_url}: no workspace {workspace!r} here; there are: {', '.join(ids)}")
-    found = request(client, "GET", "/api/v1/me/datasets").json()["items"]
-    return {one["name"]: one for one in found if one["workspace_id"] == ids[workspace]}
+    datasets = request(client, "GET", "/api/v1/me/datasets").json()["items"]
+    return {item["name"]: item for item in datasets if item["workspace_id"] == ids[workspace]}
 
 
 def records(client: rg.Argilla, dataset_id: str, *, include: str = "") -> Iterator[dict[str, Any]]:
-    """Every record of a dataset in the order of its making, as Argilla tells them; as its owner."""
+    """Every record of a dataset, oldest first, as Argilla describes them; signed in as owner."""
     path, offset = f"/api/v1/datasets/{dataset_id}/records", 0
     while True:
         query: dict[str, str | int] = {"limit": _PAGE, "offset": offset}

@@ -46,10 +46,11 @@ def is_ready() -> bool:
 def install(say: Callable[[str], None]) -> Path:
     """Make the environment when it is not there; what is there and complete is left alone.
 
-    An interrupted one is not taken for complete: the next call makes it anew. Two at once wait for the other.
+    An interrupted environment is not taken for complete: the next call makes it anew. Of two calls at once,
+    the second waits.
 
     Args:
-        say: told what happens, a line at a time.
+        say: called with a line about each thing that happens.
 
     Returns:
         The server's Python.
@@ -77,7 +78,7 @@ def _digest() -> str:
 
 @contextmanager
 def _only_one(say: Callable[[str], None]) -> Iterator[int]:
-    """Hold the lock beside the environment. pip inherits it: one whose parent was killed still counts."""
+    """Hold the lock beside the environment. pip inherits it, and so counts when its parent was killed."""
     path = location().with_name(location().name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,9 +101,7 @@ def _only_one(say: Callable[[str], None]) -> Iterator[int]:
 def _build(say: Callable[[str], None], lock: int) -> None:
     folder = location()
     if folder.exists() and not (folder / "pyvenv.cfg").exists() and any(folder.iterdir()):
-        raise InstallFailed(
-            f"{folder}: holds something else than a Python environment. Name another in ALIGN_ARGILLA_ENV"
-        )
+        raise InstallFailed(f"{folder}: is not a Python environment. Name another in ALIGN_ARGILLA_ENV")
     say(f"installing the annotation server (Argilla) into {folder}: about a minute, 600 MB")
     started = time.monotonic()
     venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(folder)

@@ -42,30 +42,67 @@ class Running:
 
 
 def running(home: Path) -> Running | None:
-    """The server of this home, when it serves. What a killed one left behind does not count."""
+    """The server of this home, when it serves. What a killed server left behind does not count."""
     try:
-        found = json.loads((home / "server.json").read_text())
+        address = json.loads((home / "server.json").read_text())
     except FileNotFoundError:
         return None
-    return Running(found["pid"], found["url"]) if _held_by(home) == found["pid"] else None
+    return Running(**address) if _held_by(home) == address["pid"] else None
 
 
 def start(
-    home: Path, *, port: int = 0, users: Sequence[str] | None = None, workspace: str = "audio"
+    home: Path,
+    *,
+    port: int = 0,
+    users: Sequence[str] | None = None,
+    workspace: str = "audio",
+    lifeline: int | None = None,
 ) -> Running:
     """Start a server in the background and wait until it serves. It outlives this process.
 
     Args:
-        home: state folder, made when missing; nobody else may have rights on it.
-        port: 0 for any free one.
-        users: annotators who must be there. None: a new home gets annotator-1 and annotator-2, an old one
-            stays as it is.
-        workspace: made when missing; the users become members.
+        home: state folder, created if missing; nobody else may have rights on it.
+        port: 0 for any free port.
+        users: annotators who must be there. None: a new home gets annotator-1 and annotator-2, an
+            existing home stays as it is.
+        workspace: created if missing; the users become members.
+        lifeline: a pipe's end to read from; the server ends when no process holds the other end any more.
 
     Raises:
         ServerFailed: with the end of its log.
     """
-    return _started(home, _command(home, port, users, workspace), stdin=subprocess.DEVNULL)
+    command = _command(home, port, users, workspace) + (["--while-stdin"] if lifeline is not None else [])
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # An own server keeps everything in its home, whatever Argilla this shell is set up for.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("ARGILLA_")}
+    log = os.open(home / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log_start = os.fstat(log).st_size
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL if lifeline is None else lifeline,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env=_environ(own),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+    # Reaps it whenever it ends, so that no zombie is left of a server that we outlive.
+    threading.Thread(target=process.wait, daemon=True).start()
+    deadline = time.monotonic() + SERVES_WITHIN_S
+    while time.monotonic() < deadline:
+        if (server := running(home)) and server.pid == process.pid and _answers(server.url):
+            return server
+        if process.poll() is not None:
+            raise ServerFailed(f"the annotation server did not start on {home}:\n{_tail(home, log_start)}")
+        time.sleep(POLL_S)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise ServerFailed(
+        f"the annotation server did not serve on {home} within {SERVES_WITHIN_S:.0f} s:\n"
+        f"{_tail(home, log_start)}"
+    )
 
 
 @contextmanager
@@ -74,42 +111,13 @@ def serving(home: Path, *, users: Sequence[str] | None = None, workspace: str = 
 
     Args and errors are those of `start`.
     """
-    read, write = os.pipe()  # the server reads the one until nobody holds the other: it is not inherited
+    read, write = os.pipe()  # children do not inherit `write`
     try:
-        found = _started(home, [*_command(home, 0, users, workspace), "--while-stdin"], stdin=read)
-        yield found
+        yield start(home, users=users, workspace=workspace, lifeline=read)
     finally:
         os.close(read)
         os.close(write)
         stop(home)
-
-
-def _started(home: Path, command: list[str], *, stdin: int) -> Running:
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # An own server keeps everything in its home, whatever Argilla this shell is set up for.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("ARGILLA_")}
-    log = os.open(home / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    before = os.fstat(log).st_size
-    try:
-        process = subprocess.Popen(
-            command, stdin=stdin, stdout=log, stderr=log, cwd=home, env=_environ(own), start_new_session=True
-        )
-    finally:
-        os.close(log)
-    # Reaps it whenever it ends, so that no zombie is left of a server that we outlive.
-    threading.Thread(target=process.wait, daemon=True).start()
-    deadline = time.monotonic() + SERVES_WITHIN_S
-    while time.monotonic() < deadline:
-        if (found := running(home)) and found.pid == process.pid and _answers(found.url):
-            return found
-        if process.poll() is not None:
-            raise ServerFailed(f"the annotation server did not start on {home}:\n{_tail(home, before)}")
-        time.sleep(POLL_S)
-    os.killpg(process.pid, signal.SIGKILL)
-    raise ServerFailed(
-        f"the annotation server did not serve on {home} within {SERVES_WITHIN_S:.0f} s:\n"
-        f"{_tail(home, before)}"
-    )
 
 
 def serve(
@@ -129,7 +137,7 @@ def stop(home: Path) -> bool:
     """End the server of this home, in order if it can, else by force.
 
     Returns:
-        Whether there was one.
+        Whether a server ran.
     """
     pid = _held_by(home)
     if pid is None:
@@ -154,12 +162,12 @@ def credentials(home: Path) -> dict[str, Any]:
         ServerFailed: when the home has none yet.
     """
     try:
-        found: dict[str, Any] = json.loads((home / "credentials.json").read_text())
+        content: dict[str, Any] = json.loads((home / "credentials.json").read_text())
     except FileNotFoundError:
         raise ServerFailed(
             f"{home}: no credentials there. Start the server: align annotate up --home {home}"
         ) from None
-    return found
+    return content
 
 
 @dataclass(frozen=True)
@@ -178,11 +186,11 @@ def list_users(home: Path) -> list[User]:
         ServerFailed: when it does not run, or refuses.
     """
     with _as_owner(home) as client:
-        found = []
+        users = []
         for user in _json(client.get("/api/v1/users"))["items"]:
-            places = _json(client.get(f"/api/v1/users/{user['id']}/workspaces"))["items"]
-            found.append(User(user["username"], user["role"], tuple(place["name"] for place in places)))
-        return found
+            workspaces = _json(client.get(f"/api/v1/users/{user['id']}/workspaces"))["items"]
+            users.append(User(user["username"], user["role"], tuple(item["name"] for item in workspaces)))
+        return users
 
 
 def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, str]:
@@ -191,7 +199,7 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
     Args:
         home: of a server that runs.
         name: letters, digits, '-' and '_'.
-        workspace: made when missing; the annotator sees this one only.
+        workspace: created if missing; the annotator sees no other.
 
     Returns:
         Their {"role", "password", "api_key"}.
@@ -200,15 +208,16 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
         ServerFailed: when the name is taken or not allowed, or no server runs.
     """
     with _as_owner(home) as client:
-        places = {place["name"]: place for place in _json(client.get("/api/v1/me/workspaces"))["items"]}
-        place = places.get(workspace) or _json(client.post("/api/v1/workspaces", json={"name": workspace}))
+        ids = {item["name"]: item["id"] for item in _json(client.get("/api/v1/me/workspaces"))["items"]}
+        if workspace not in ids:
+            ids[workspace] = _json(client.post("/api/v1/workspaces", json={"name": workspace}))["id"]
         password = secrets.token_urlsafe(12)
-        wanted = {"username": name, "first_name": name, "role": "annotator", "password": password}
-        user = _json(client.post("/api/v1/users", json=wanted))
-        made = {"role": "annotator", "password": password, "api_key": user["api_key"]}
-        _remember(home, name, made)
-        _json(client.post(f"/api/v1/workspaces/{place['id']}/users", json={"user_id": user["id"]}))
-        return made
+        account = {"username": name, "first_name": name, "role": "annotator", "password": password}
+        user = _json(client.post("/api/v1/users", json=account))
+        sign_in = {"role": "annotator", "password": password, "api_key": user["api_key"]}
+        _save_sign_in(home, name, sign_in)
+        _json(client.post(f"/api/v1/workspaces/{ids[workspace]}/users", json={"user_id": user["id"]}))
+        return sign_in
 
 
 def _command(home: Path, port: int, users: Sequence[str] | None, workspace: str) -> list[str]:
@@ -217,17 +226,8 @@ def _command(home: Path, port: int, users: Sequence[str] | None, workspace: str)
             f"Argilla's environment is not in {environment.location()}. Run: align annotate install"
         )
     # -P: the current folder is no place to import from
-    command = [
-        str(environment.python()),
-        "-P",
-        "-m",
-        "server",
-        "--home",
-        str(home.absolute()),
-        "--port",
-        str(port),
-    ]
-    command += ["--workspace", workspace]
+    command = [str(environment.python()), "-P", "-m", "server", "--home", str(home.absolute())]
+    command += ["--port", str(port), "--workspace", workspace]
     return command + (["--annotators", ",".join(users)] if users else [])
 
 
@@ -266,12 +266,14 @@ def _tail(home: Path, start_at: int) -> str:
 
 
 def _as_owner(home: Path) -> httpx.Client:
-    found = running(home)
-    if found is None:
+    server = running(home)
+    if server is None:
         raise ServerFailed(f"no annotation server runs on {home}. Start it: align annotate up --home {home}")
     key = credentials(home)["users"]["owner"]["api_key"]
     # trust_env: a proxy has no business between two processes of one machine
-    return httpx.Client(base_url=found.url, headers={"X-Argilla-Api-Key": key}, timeout=30.0, trust_env=False)
+    return httpx.Client(
+        base_url=server.url, headers={"X-Argilla-Api-Key": key}, timeout=30.0, trust_env=False
+    )
 
 
 def _json(response: httpx.Response) -> Any:
@@ -283,16 +285,16 @@ def _json(response: httpx.Response) -> Any:
     )
 
 
-def _remember(home: Path, name: str, made: dict[str, str]) -> None:
-    """Add a sign-in to credentials.json; two who do so at once do not lose each other's."""
+def _save_sign_in(home: Path, name: str, sign_in: dict[str, str]) -> None:
+    """Add a sign-in to credentials.json; two processes that do so at once do not lose each other's."""
     lock = os.open(home / ".credentials.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = credentials(home)
-        known["users"][name] = made
+        content = credentials(home)
+        content["users"][name] = sign_in
         scratch = home / f"credentials.json.{os.getpid()}"
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump(known, out, indent=1)
+            json.dump(content, out, indent=1)
         scratch.replace(home / "credentials.json")
     finally:
         os.close(lock)

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -15,25 +15,33 @@ from typing import Any, NamedTuple
 import argilla as rg
 
 from preference_data import store
-from preference_data.schema import Comparison, Judgement
+from preference_data.schema import Judgement
 from ui_annotation import assignment, client, render
-from ui_annotation.assignment import BadAnswer
+from ui_annotation.project import Project
 
 _BREAK = timedelta(minutes=15)  # nobody takes longer for one judgement, so it was a break
 _REPORTING = timedelta(seconds=5)  # what was played reaches the server a little later than a quick submission
-
-Heard = Mapping[tuple[str, str], Sequence[tuple[datetime, float]]]
-"""(annotator, sha256 of a clip) -> shares of it played, each with when it was first reached."""
+_FASTEST = 2.0  # what browsers' players offer at most, as a multiple of the normal speed
 
 
 class _Response(NamedTuple):
-    """One annotator's submission to one record, as it was shown."""
+    """One annotator's submission to one record."""
 
     comparison: str
     clips: tuple[str, ...]
+    """Their sha256 on the server."""
     annotator: str
     submitted_at: datetime
     answers: dict[str, Any]
+
+
+class _Listening(NamedTuple):
+    """What the server knows about an annotator and a clip."""
+
+    reached: list[tuple[datetime, float]]
+    """Shares of it that were played, each with when it was first reached."""
+    sent_since: list[datetime]
+    """When the server began to send it, each time."""
 
 
 class Progress(NamedTuple):
@@ -44,78 +52,88 @@ class Progress(NamedTuple):
     submitted: dict[str, int]
 
 
-def pull(
-    argilla: rg.Argilla, *, workspace: str, name: str, comparisons: Sequence[Comparison]
-) -> list[Judgement]:
-    """Every submitted judgement of what was pushed, un-blinded, sorted by time and annotator.
+def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, float]) -> list[Judgement]:
+    """Every submitted judgement of a project's comparisons, un-blinded, sorted by time and annotator.
 
-    Drafts and discarded records are not judgements. Where more people judged a record than had to, all count.
+    Drafts and discarded records are not judgements, and records of an earlier draw are left alone. Where
+    more people judged a record than had to, all count.
 
     Args:
         argilla: Signed in as owner.
-        workspace: As pushed to.
-        name: As pushed.
-        comparisons: The key.
+        project: As pushed.
+        clip_seconds: Path of a clip -> how long it lasts: no more counts as heard than there was time for.
 
     Raises:
         client.Unreachable: the server does not answer.
         client.Refused: a dataset is not there, or not complete.
-        BadAnswer: a record or an answer is not of this key.
+        assignment.BadAnswer: an answer does not fit its question.
     """
-    key = {one.id: one for one in comparisons}
+    key = {item.id: item for item in project.comparisons}
     responses = sorted(
-        _responses(argilla, workspace, name, comparisons),
-        key=lambda r: (r.submitted_at, r.annotator, r.comparison),
+        _responses(argilla, project), key=lambda item: (item.submitted_at, item.annotator, item.comparison)
     )
-    heard = _heard(argilla, workspace)
-    before: dict[str, datetime] = {}
-    judgements = []
-    for one in responses:
-        previous = before.get(one.annotator)
-        before[one.annotator] = one.submitted_at
-        pause = one.submitted_at - previous if previous else None
-        judgements.append(
-            assignment.unblind(
-                key[one.comparison],
-                one.annotator,
-                one.answers,
-                submitted_at=one.submitted_at.isoformat(),
-                seconds=pause.total_seconds() if pause is not None and pause <= _BREAK else None,
-                heard=_least_heard(one, heard),
-            )
+    listening = _listening(argilla, project.workspace)
+    last: dict[str, datetime] = {}
+    judgements = {}
+    for response in responses:
+        comparison, who = key[response.comparison], response.annotator
+        pause = response.submitted_at - last[who] if who in last else None
+        last[who] = response.submitted_at
+        audios = project.prompts[comparison.prompt_id].audios
+        judgement = assignment.unblind(
+            comparison,
+            who,
+            response.answers,
+            submitted_at=response.submitted_at.isoformat(),
+            seconds=pause.total_seconds() if pause is not None and pause <= _BREAK else None,
+            heard=min(
+                _share_heard(listening[who, clip], response.submitted_at + _REPORTING, clip_seconds[path])
+                for clip, path in zip(response.clips, audios, strict=True)
+            ),
         )
-    return judgements
+        judgements[judgement.id] = judgement  # the latest, if a new overlap made somebody judge it twice
+    return list(judgements.values())
 
 
-def _responses(
-    argilla: rg.Argilla, workspace: str, name: str, comparisons: Sequence[Comparison]
-) -> list[_Response]:
+def progress(project: Project, judgements: Iterable[Judgement]) -> Progress:
+    """How far the annotators are. A judgement more than a comparison needs is not progress."""
+    of_comparison = Counter(item.comparison for item in judgements)
+    wanted = {
+        item.id: dataset.judgements_each for dataset in project.datasets() for item in dataset.comparisons
+    }
+    return Progress(
+        sum(min(n, of_comparison[name]) for name, n in wanted.items()),
+        sum(wanted.values()),
+        dict(sorted(Counter(item.annotator for item in judgements).items())),
+    )
+
+
+def _responses(argilla: rg.Argilla, project: Project) -> list[_Response]:
     names = {user["id"]: user["username"] for user in _get(argilla, "/api/v1/users")["items"]}
-    there = client.datasets(argilla, workspace)
-    found: list[_Response] = []
-    for dataset, part in assignment.datasets(name, comparisons).items():
-        if dataset not in there:
+    existing = client.datasets(argilla, project.workspace)
+    key = {item.id for item in project.comparisons}
+    responses: list[_Response] = []
+    for name, _, comparisons in project.datasets():
+        if name not in existing:
+            if not comparisons:
+                continue
+            where = f"{argilla.api_url}: no dataset {name!r} in workspace {project.workspace!r}"
+            raise client.Refused(f"{where}; push first")
+        missing = {item.id for item in comparisons}
+        for record in client.records(argilla, existing[name]["id"], include="responses"):
+            missing.discard(record["external_id"])
+            if record["external_id"] in key:  # also in the other dataset: the overlap may have changed
+                responses += _submitted(record, names)
+        if missing:
             raise client.Refused(
-                f"{argilla.api_url}: no dataset {dataset!r} in workspace {workspace!r}; push first"
+                f"{argilla.api_url}: dataset {name!r} lacks {len(missing)} of {len(comparisons)} records; "
+                "push again"
             )
-        wanted, seen = {one.id for one in part}, set()
-        for record in client.records(argilla, there[dataset]["id"], include="responses"):
-            if record["external_id"] not in wanted:
-                raise BadAnswer(
-                    f"dataset {dataset!r}: record {record['external_id']!r} ({record['id']}) is not in "
-                    "the key; was it added by hand?"
-                )
-            seen.add(record["external_id"])
-            found += _submitted(record, names)
-        if missing := len(wanted - seen):
-            raise client.Refused(
-                f"{argilla.api_url}: dataset {dataset!r} lacks {missing} of {len(wanted)} records; push again"
-            )
-    return found
+    return responses
 
 
 def _submitted(record: Mapping[str, Any], names: Mapping[str, str]) -> list[_Response]:
-    responses = [one for one in record["responses"] or () if one["status"] == "submitted"]
+    responses = [item for item in record["responses"] or () if item["status"] == "submitted"]
     if not responses:
         return []
     clips = tuple(PurePosixPath(url).stem for url in render.sources(record["fields"]["audio"]))
@@ -124,11 +142,11 @@ def _submitted(record: Mapping[str, Any], names: Mapping[str, str]) -> list[_Res
             comparison=record["external_id"],
             clips=clips,
             # an annotator who was deleted since goes on by id
-            annotator=names.get(one["user_id"], one["user_id"]),
-            submitted_at=_utc(one["updated_at"]),
-            answers={question: answer["value"] for question, answer in (one["values"] or {}).items()},
+            annotator=names.get(item["user_id"], item["user_id"]),
+            submitted_at=_utc(item["updated_at"]),
+            answers={question: answer["value"] for question, answer in (item["values"] or {}).items()},
         )
-        for one in responses
+        for item in responses
     ]
 
 
@@ -138,19 +156,27 @@ def _utc(stamp: str) -> datetime:
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
-def _heard(argilla: rg.Argilla, workspace: str) -> Heard:
-    heard: dict[tuple[str, str], list[tuple[datetime, float]]] = defaultdict(list)
-    for one in _get(argilla, f"/media/{workspace}/heard")["heard"]:
-        heard[one["annotator"], one["clip"]].append((_utc(one["at"]), one["share"]))
-    return heard
+def _listening(argilla: rg.Argilla, workspace: str) -> Mapping[tuple[str, str], _Listening]:
+    """By annotator and sha256 of a clip."""
+    listening: dict[tuple[str, str], _Listening] = defaultdict(lambda: _Listening([], []))
+    content = _get(argilla, f"/media/{workspace}/heard")
+    for row in content["heard"]:
+        listening[row["annotator"], row["clip"]].reached.append((_utc(row["at"]), row["share"]))
+    for row in content["sent"]:
+        listening[row["annotator"], row["clip"]].sent_since.append(_utc(row["at"]))
+    return listening
 
 
-def _least_heard(one: _Response, heard: Heard) -> float:
-    by = one.submitted_at + _REPORTING
-    return min(
-        max((share for at, share in heard.get((one.annotator, clip), ()) if at <= by), default=0.0)
-        for clip in one.clips
-    )
+def _share_heard(listening: _Listening, by: datetime, seconds: float) -> float:
+    """How much of a clip was played by then; no more than there was time for since it began to be sent."""
+    shares = [0.0]
+    for at, share in listening.reached:
+        if at <= by:
+            since = min(listening.sent_since, default=None)
+            if since is not None:  # None: it was sent before such a time was kept
+                share = min(share, _FASTEST * (at - since).total_seconds() / seconds)
+            shares.append(share)
+    return max(shares)
 
 
 def _get(argilla: rg.Argilla, path: str) -> dict[str, Any]:
@@ -158,40 +184,11 @@ def _get(argilla: rg.Argilla, path: str) -> dict[str, Any]:
     return answer
 
 
-# -------------------------------------------------------------------- how far
-
-
-def progress(
-    argilla: rg.Argilla, *, workspace: str, name: str, comparisons: Sequence[Comparison], annotators: int
-) -> Progress:
-    """How far the annotators are; a few cheap questions to the server.
-
-    Raises:
-        client.Unreachable: the server does not answer.
-        client.Refused: the server said no.
-    """
-    there = client.datasets(argilla, workspace)
-    done = wanted = 0
-    submitted: Counter[str] = Counter()
-    for dataset, part in assignment.datasets(name, comparisons).items():
-        needed = annotators if part[0].everyone else 1
-        wanted += needed * len(part)
-        if there.get(dataset, {}).get("status") != "ready":
-            continue
-        path = f"/api/v1/datasets/{there[dataset]['id']}"
-        done += needed * _get(argilla, f"{path}/progress")["completed"]
-        for user in _get(argilla, f"{path}/users/progress")["users"]:
-            so_far = {status: user.get(status, {}).get("submitted", 0) for status in ("completed", "pending")}
-            done += so_far["pending"]  # each is one of those that its record still needs
-            submitted[user["username"]] += sum(so_far.values())
-    return Progress(done, wanted, dict(sorted(submitted.items())))
-
-
 # -------------------------------------------------------------------- snapshots
 
 
 def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, datasets: Sequence[str]) -> Path:
-    """Keep annotations as `<folder>/0001-<digest>/`, read-only; the same again makes no new version.
+    """Keep judgements as `<folder>/0001-<digest>/`, read-only; the same again makes no new version.
 
     Args:
         folder: Of all versions; made if it is not there.
@@ -203,7 +200,7 @@ def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, dataset
         The folder of the version that holds exactly these.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(one.model_dump_json() + "\n" for one in sorted(judgements, key=lambda one: one.id))
+    lines = "".join(item.model_dump_json() + "\n" for item in sorted(judgements, key=lambda item: item.id))
     digest = hashlib.sha256(lines.encode()).hexdigest()
     versions = sorted(path for path in folder.iterdir() if path.name[:4].isdigit())
     for version in versions:
@@ -213,8 +210,8 @@ def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, dataset
     about = {
         "sha256": digest,
         "judgements": len(judgements),
-        "annotators": dict(sorted(Counter(one.annotator for one in judgements).items())),
-        "purposes": dict(sorted(Counter(one.purpose for one in judgements).items())),
+        "annotators": dict(sorted(Counter(item.annotator for item in judgements).items())),
+        "purposes": dict(sorted(Counter(item.purpose for item in judgements).items())),
         "server": url,
         "datasets": list(datasets),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -230,7 +227,7 @@ def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, dataset
 
 
 def _keep(folder: Path, name: str, files: Mapping[str, str]) -> Path:
-    """Make a folder with read-only files in one step."""
+    """Make a folder with read-only files in a single step."""
     partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
     try:
         for file, text in files.items():

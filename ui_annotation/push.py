@@ -1,14 +1,15 @@
-"""What is to be judged -> Argilla: clips first, then records. Doing it again adds only what is missing.
+"""A project -> Argilla: clips first, then records. Doing it again adds only what is missing.
 
-Killed at any point and repeated, nothing is lost or doubled: clips are named by their bytes, datasets by
-their content, records by their place in the key; and what annotators submitted is never touched.
+Killed at any point and repeated, nothing is lost or doubled: clips are named by their bytes, records by what
+they compare; and what annotators submitted is never touched. Records of an earlier draw that nobody has
+judged are taken out of the queues.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from argilla._exceptions import ArgillaError
 from preference_data.audio import clip_paths, decode
 from preference_data.audio.clip_paths import ClipFile
 from preference_data.schema import Comparison, Prompt
-from ui_annotation import assignment, client, render
+from ui_annotation import client, render
+from ui_annotation.project import Project
 from ui_annotation.settings import settings
 
 _PLAYABLE = {  # formats that Chromium, Firefox and Safari all play, and the names they get
@@ -34,14 +36,14 @@ _PLAYABLE = {  # formats that Chromium, Firefox and Safari all play, and the nam
     "MP3/MPEG_LAYER_III": "mp3",
 }
 _LONGEST_S = 3600.0
-_BATCH = 100  # records a request: one that is cut off costs little
+_BATCH = 100  # records per request: a request that is cut off costs little
 _UPLOADS = 4  # at a time
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and of how much."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being sent, how much of it has been, and of how much."""
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """Where things are on the server."""
 
     datasets: tuple[str, ...]
@@ -59,127 +61,123 @@ class _Clip(NamedTuple):
 
 def push(
     argilla: rg.Argilla,
-    *,
-    workspace: str,
-    name: str,
-    comparisons: Sequence[Comparison],
-    prompts: Mapping[str, Prompt],
-    corpus: Path,
-    annotators: int,
-    on_progress: Progress = lambda what, done, total: None,
-) -> Pushed:
-    """Bring comparisons and their clips to the server.
-
-    Args:
-        argilla: Signed in as owner.
-        workspace: Whose members annotate.
-        name: The datasets' names start with it.
-        comparisons: See `assignment.draw`.
-        prompts: By id, at least those of `comparisons`.
-        corpus: Folder that the prompts' audio paths are relative to.
-        annotators: How many judge what everyone judges.
-        on_progress: See `Progress`.
+    project: Project,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> PushResult:
+    """Bring a project's comparisons and their clips to the server, signed in as its owner.
 
     Raises:
         client.Unreachable: the server went away; push again when it is back.
-        client.Refused: the server said no.
-        audio.BadAudio: a clip is no audio.
+        client.Refused: the server answered with an error.
+        audio.BadAudio: a clip cannot be read.
     """
-    paths = sorted({path for one in comparisons for path in prompts[one.prompt_id].audios})
-    clips = _upload(argilla, workspace, corpus, paths, on_progress)
-    added = 0
-    parts = assignment.datasets(name, comparisons)
-    for dataset, part in parts.items():
-        dataset_id = _dataset(argilla, workspace, dataset, annotators if part[0].everyone else 1)
-        there = {record["external_id"] for record in client.records(argilla, dataset_id)}
-        missing = [one for one in part if one.id not in there]
-        _log(
-            argilla, dataset_id, (_record(one, prompts, clips) for one in missing), len(missing), on_progress
-        )
+    paths = {path for item in project.comparisons for path in project.prompts[item.prompt_id].audios}
+    clips = _upload(argilla, project, sorted(paths), on_progress)
+    existing = client.datasets(argilla, project.workspace)
+    added, names = 0, []
+    for name, judgements_each, comparisons in project.datasets():
+        if not comparisons and name not in existing:
+            continue
+        names.append(name)
+        dataset_id = _dataset(argilla, project.workspace, name, existing.get(name), judgements_each)
+        ids = {item.id for item in comparisons}
+        known = {record["external_id"] for record in client.records(argilla, dataset_id)}
+        if known - ids:
+            _delete_unjudged(argilla, dataset_id, keep=ids)
+        missing = [item for item in comparisons if item.id not in known]
+        _log(argilla, dataset_id, [_record(item, project.prompts, clips) for item in missing], on_progress)
         added += len(missing)
-    return Pushed(tuple(parts), {path: clip.url for path, clip in clips.items()}, added)
+    return PushResult(tuple(names), {path: clip.url for path, clip in clips.items()}, added)
 
 
-def _dataset(argilla: rg.Argilla, workspace: str, name: str, min_submitted: int) -> str:
-    """The id of a published dataset of that name; made if it is not there, remade if it is half made."""
-    found = client.datasets(argilla, workspace).get(name)
-    if found and found["status"] == "draft":  # killed before publishing; it cannot have records yet
-        client.request(argilla, "DELETE", f"/api/v1/datasets/{found['id']}")
-        found = None
-    if found is None:
+def _dataset(
+    argilla: rg.Argilla, workspace: str, name: str, existing: Mapping[str, Any] | None, min_submitted: int
+) -> str:
+    """The id of a published dataset of that name; made if it is not there, made again if it is half made."""
+    if existing and existing["status"] == "draft":  # killed before publishing; it cannot have records yet
+        client.request(argilla, "DELETE", f"/api/v1/datasets/{existing['id']}")
+        existing = None
+    if existing is None:
         return _create(argilla, workspace, name, min_submitted)
-    if found["distribution"]["min_submitted"] != min_submitted:  # the recipe was changed since
+    if existing["distribution"]["min_submitted"] != min_submitted:  # the recipe was changed since
         overlap = {"distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
-        client.request(argilla, "PATCH", f"/api/v1/datasets/{found['id']}", json=overlap)
-    return str(found["id"])
+        client.request(argilla, "PATCH", f"/api/v1/datasets/{existing['id']}", json=overlap)
+    return str(existing["id"])
 
 
 def _create(argilla: rg.Argilla, workspace: str, name: str, min_submitted: int) -> str:
-    made = rg.Dataset(
+    dataset = rg.Dataset(
         name=name,
         workspace=workspace,
         settings=settings(argilla, min_submitted=min_submitted),
         client=argilla,
     )
     try:
-        return str(made.create().id)
+        return str(dataset.create().id)
     except httpx.HTTPError as error:
         raise client.unreachable(argilla.api_url, error) from None
     except ArgillaError as error:
         raise client.Refused(f"{argilla.api_url}: dataset {name!r}: {error}") from None
 
 
+def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: set[str]) -> None:
+    """Take records of an earlier draw out of the queues; a record with any response stays."""
+    records = client.records(argilla, dataset_id, include="responses")
+    ids = [item["id"] for item in records if item["external_id"] not in keep and not item["responses"]]
+    for start in range(0, len(ids), _BATCH):
+        some = ",".join(ids[start : start + _BATCH])
+        client.request(argilla, "DELETE", f"/api/v1/datasets/{dataset_id}/records", params={"ids": some})
+
+
 def _log(
-    argilla: rg.Argilla, dataset_id: str, records: Iterable[dict[str, Any]], total: int, told: Progress
+    argilla: rg.Argilla, dataset_id: str, records: Sequence[dict[str, Any]], on_progress: OnProgress
 ) -> None:
     """Send records in batches. An upsert: should one be there already, its judgements stay."""
-    path, batch, sent = f"/api/v1/datasets/{dataset_id}/records/bulk", [], 0
-    for record in records:
-        batch.append(record)
-        if len(batch) == _BATCH or sent + len(batch) == total:
-            client.request(argilla, "PUT", path, json={"items": batch})
-            sent += len(batch)
-            batch = []
-            told("records", sent, total)
+    for start in range(0, len(records), _BATCH):
+        batch = records[start : start + _BATCH]
+        client.request(argilla, "PUT", f"/api/v1/datasets/{dataset_id}/records/bulk", json={"items": batch})
+        on_progress("records", start + len(batch), len(records))
 
 
-def _record(one: Comparison, prompts: Mapping[str, Prompt], clips: Mapping[str, _Clip]) -> dict[str, Any]:
-    """All that an annotator may know; everything else about `one` stays in the key."""
-    prompt = prompts[one.prompt_id]
+def _record(item: Comparison, prompts: Mapping[str, Prompt], clips: Mapping[str, _Clip]) -> dict[str, Any]:
+    """All that an annotator may know of a comparison; everything else about it stays in the key."""
+    prompt = prompts[item.prompt_id]
     fields = {
         "audio": render.players([clips[path] for path in prompt.audios]),
         "prompt": render.verbatim(prompt.question),
-        "response_a": render.verbatim(one.text_a),
-        "response_b": render.verbatim(one.text_b),
+        "response_a": render.verbatim(item.text_a),
+        "response_b": render.verbatim(item.text_b),
     }
-    return {"external_id": one.id, "fields": fields, "metadata": {"task": prompt.task_name}}
+    return {"external_id": item.id, "fields": fields, "metadata": {"task": prompt.task_name}}
 
 
 # -------------------------------------------------------------------- clips
 
 
 def _upload(
-    argilla: rg.Argilla, workspace: str, corpus: Path, paths: Sequence[str], told: Progress
+    argilla: rg.Argilla, project: Project, paths: Sequence[str], on_progress: OnProgress
 ) -> dict[str, _Clip]:
     clips: dict[str, _Clip] = {}
     with ThreadPoolExecutor(_UPLOADS) as pool:
-        uploads = pool.map(lambda path: _upload_one(argilla, workspace, corpus, path), paths)
+        uploads = pool.map(lambda path: _upload_clip(argilla, project, path), paths)
         try:
             for path, clip in zip(paths, uploads, strict=True):
                 clips[path] = clip
-                told("clips", len(clips), len(paths))
+                on_progress("clips", len(clips), len(paths))
         finally:
-            pool.shutdown(cancel_futures=True)  # one that fails ends it all, not after the other thousand
+            pool.shutdown(
+                cancel_futures=True
+            )  # a failure ends it at once, not after the other thousand clips
     return clips
 
 
-def _upload_one(argilla: rg.Argilla, workspace: str, corpus: Path, relative: str) -> _Clip:
-    clip = clip_paths.find(corpus, relative)
+def _upload_clip(argilla: rg.Argilla, project: Project, path: str) -> _Clip:
+    clip = clip_paths.find(project.corpus, path)
     info = decode.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
     content = None if playable else _flac(clip)
     sha256 = hashlib.sha256(content).hexdigest() if content else info.sha256
-    url = f"/media/{workspace}/{sha256}.{playable or 'flac'}"
+    url = f"/media/{project.workspace}/{sha256}.{playable or 'flac'}"
     if client.request(argilla, "HEAD", url, or_status=404).status_code == 404:
         client.request(argilla, "PUT", url, content=content or _bytes(clip))
     return _Clip(url, info.duration_s)
@@ -190,7 +188,7 @@ def _bytes(clip: ClipFile) -> bytes:
 
 
 def _flac(clip: ClipFile) -> bytes:
-    """A clip as what models hear of it, 16 kHz mono, in a format that every browser plays."""
+    """A clip as models hear it, 16 kHz mono, in a format that every browser plays."""
     file = io.BytesIO()
     samples = decode.load(clip, max_duration_s=_LONGEST_S)
     soundfile.write(file, samples, decode.SAMPLE_RATE, format="FLAC", subtype="PCM_16")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 _PARAGRAPH = '<p style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0">'
 _KEPT = frozenset(" .,?!()-'")
-"""ASCII beside letters and digits that means nothing in an HTML block; kept for the full-text search."""
+"""ASCII beside letters and digits without a meaning in an HTML block; kept for the full-text search."""
 
 
 def verbatim(text: str) -> str:
     """HTML that shows `text` literally, white-space and line breaks included."""
-    return f"{_PARAGRAPH}{''.join(map(_character, text))}</p>"
+    return f"{_PARAGRAPH}{''.join(map(_escaped, text))}</p>"
 
 
 def plain(field: str) -> str:
@@ -27,17 +27,16 @@ def plain(field: str) -> str:
         ValueError: `verbatim` did not make this field.
     """
     if not (field.startswith(_PARAGRAPH) and field.endswith("</p>")):
-        raise ValueError(f"{field[:80]!r} is no field of ours")
-    inner = field[len(_PARAGRAPH) : -len("</p>")]
-    return re.sub(r"&#(\d+);", lambda reference: chr(int(reference[1])), inner)
+        raise ValueError(f"{field[:80]!r} is not a field of ours")
+    return _unescaped(field[len(_PARAGRAPH) : -len("</p>")])
 
 
-def _character(one: str) -> str:
+def _escaped(character: str) -> str:
     # C1 controls stay: browsers read &#128; as the Euro sign of windows-1252
-    literal = one.isalnum() or one in _KEPT or one.isprintable() or "\x80" <= one <= "\x9f"
-    if literal and (one > "\x7f" or one.isalnum() or one in _KEPT):
-        return one
-    return f"&#{ord(one)};"
+    harmless = character.isalnum() or character in _KEPT
+    if harmless or (character > "\x7f" and (character.isprintable() or character <= "\x9f")):
+        return character
+    return f"&#{ord(character)};"
 
 
 def players(clips: Sequence[tuple[str, float]]) -> str:
@@ -47,7 +46,7 @@ def players(clips: Sequence[tuple[str, float]]) -> str:
 
 def player(url: str, label: str) -> str:
     """An audio player with its name above it; both on one line, as markdown wants its HTML blocks."""
-    source = "".join(one if one.isalnum() or one in "/.-_:" else f"&#{ord(one)};" for one in url)
+    source = "".join(c if c.isalnum() or c in "/.-_:" else f"&#{ord(c)};" for c in url)
     return (
         f"<div>{verbatim(label)}"
         f'<audio controls preload="metadata" style="width:100%" src="{source}"></audio></div>'
@@ -56,5 +55,13 @@ def player(url: str, label: str) -> str:
 
 def sources(field: str) -> tuple[str, ...]:
     """The URLs that `players` was given."""
-    found = re.findall(r'<audio [^>]*src="([^"]*)"', field)
-    return tuple(re.sub(r"&#(\d+);", lambda reference: chr(int(reference[1])), url) for url in found)
+    return tuple(_unescaped(url) for url in re.findall(r'<audio [^>]*src="([^"]*)"', field))
+
+
+def durations(field: str) -> tuple[float, ...]:
+    """The durations that `players` was given, to a tenth of a second."""
+    return tuple(float(seconds) for seconds in re.findall(r">Audio \d+ \((\d+\.\d) s\)<", field))
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"&#(\d+);", lambda reference: chr(int(reference[1])), text)

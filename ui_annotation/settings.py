@@ -1,4 +1,4 @@
-"""What annotators see and are asked: fields, questions, guidelines."""
+"""The annotators' form: fields, questions, guidelines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TITLES = {"audio": "Audio", "prompt": "Question", "response_a": "Answer A", "re
 
 
 def guidelines() -> str:
-    """What annotators read before and while they work."""
+    """The text that annotators read before and while they work."""
     return (Path(__file__).parent / "guidelines.md").read_text(encoding="utf-8")
 
 
@@ -64,7 +64,7 @@ def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.MultiLabelQuest
         ),
         rg.LabelQuestion(
             name="behaviour",
-            title="Which answer does better what was asked?",
+            title="Which answer follows the question better?",
             description="Form, length, language, and saying so when something cannot be heard.",
             labels=choices,
             client=client,
@@ -91,7 +91,7 @@ def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.MultiLabelQuest
         rg.TextQuestion(
             name="corrected",
             title="A better answer",
-            description="If you can give one: it is learned from as the best answer.",
+            description="If you know a better answer: the model learns from it as the best one.",
             required=False,
             client=client,
         ),

@@ -1,13 +1,14 @@
-"""Annotators that know the facts: the demo's stand-in for people, with an error rate.
+"""Simulated annotators that know the facts: the demo's stand-in for people, with an error rate.
 
-They work through Argilla's HTTP API as the browser does, each with an own key: page the queue, read the
-fields, load the clips and report them played, submit. They see what people see, and judge by the phrasebook
+They work through Argilla's HTTP API as the browser does, each with an API key: page the queue, read the
+fields, load the clips and report them played, submit. They get what people get, and judge by the phrasebook
 that the demo's judge also uses; reports say so.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -35,21 +36,23 @@ _PENDING = {
 """The queue of the browser: not judged by me, and still wanted."""
 
 
-class Seen(NamedTuple):
-    """A record as an annotator sees it."""
+class Task(NamedTuple):
+    """A record as an annotator gets it."""
 
     id: str
     """Argilla's own."""
     external_id: str
     clips: tuple[str, ...]
     """URLs."""
+    seconds: tuple[float, ...]
+    """How long the clips last."""
     question: str
     answer_a: str
     answer_b: str
 
 
-Judge = Callable[[Seen, Generator], dict[str, Any]]
-"""What to answer, by question; the generator is this annotator's own for this record."""
+Judge = Callable[[Task, Generator], dict[str, Any]]
+"""Gives the answers by question; the generator is of this annotator and this record."""
 
 
 def informed(
@@ -59,7 +62,7 @@ def informed(
 
     Args:
         prompts: Whose `meta_info` tells the facts of their clips.
-        media: Path of a clip -> its URL, see `push.Pushed`.
+        media: Path of a clip -> its URL, see `push.PushResult`.
         phrasebook: Of the corpus.
         error_rate: Share of the two required answers that is random.
     """
@@ -69,16 +72,16 @@ def informed(
         if all(path in media for path in prompt.audios)
     }
 
-    def judge(seen: Seen, rng: Generator) -> dict[str, Any]:
-        known = facts[seen.clips]
-        question = phrasebook.question(seen.question, known)
-        a, b = (phrasebook.assess(answer, question, known) for answer in (seen.answer_a, seen.answer_b))
+    def judge(task: Task, rng: Generator) -> dict[str, Any]:
+        known = facts[task.clips]
+        question = phrasebook.question(task.question, known)
+        a, b = (phrasebook.assess(answer, question, known) for answer in (task.answer_a, task.answer_b))
         honest = {"factuality": _prefer(a.factual, b.factual), "behaviour": _prefer(a.behaves, b.behaves)}
         answers: dict[str, Any] = {
             name: _CHOICES[int(rng.integers(len(_CHOICES)))] if rng.random() < error_rate else choice
             for name, choice in honest.items()
         }
-        for side, answer in (("a", seen.answer_a), ("b", seen.answer_b)):
+        for side, answer in (("a", task.answer_a), ("b", task.answer_b)):
             if errors := _errors(phrasebook.claims(answer, question, known), question):
                 answers[f"errors_{side}"] = errors
         return answers
@@ -93,7 +96,7 @@ def _prefer(a: bool, b: bool) -> Choice:
 
 
 def _errors(claims: Sequence[Claim], question: Question) -> list[ErrorType]:
-    """What the phrasebook can name: false talk of things not asked about, and silence about what was."""
+    """Errors that the phrasebook can name: false claims beside the question, and no answer to it."""
     errors: list[ErrorType] = []
     if question.slot and not any(question.slot in claim.slots for claim in claims):
         if question.kind != "absent":
@@ -117,8 +120,8 @@ def annotate(
     Args:
         annotators: Each signed in with an own key.
         workspace: Where they work.
-        datasets: By name, see `push.Pushed`.
-        judge: What they answer.
+        datasets: By name, see `push.PushResult`.
+        judge: Gives their answers.
         seed: What is random follows from it, the annotator and the record, not from the order of the work.
         on_progress: Called with how many judgements are submitted and of how many.
 
@@ -127,89 +130,92 @@ def annotate(
 
     Raises:
         client.Unreachable: the server went away; annotate again when it is back.
-        client.Refused: the server said no.
+        client.Refused: the server answered with an error.
     """
-    workers = [_Annotator(one, workspace, judge, seed) for one in annotators]
+    workers = [_Annotator(argilla, workspace, judge, seed) for argilla in annotators]
     done = total = 0
-    telling = Lock()  # one at a time, and in order
+    lock = Lock()  # progress is reported by one thread at a time, and in order
 
-    def submitted() -> None:
+    def on_submit() -> None:
         nonlocal done
-        with telling:
+        with lock:
             done += 1
             on_progress(done, total)
 
     with ThreadPoolExecutor(len(workers)) as pool:
-        while any(waiting := [worker.queue(datasets, i, len(workers)) for i, worker in enumerate(workers)]):
-            total += sum(map(len, waiting))
+        while any(queues := [worker.queue(datasets, i, len(workers)) for i, worker in enumerate(workers)]):
+            total += sum(map(len, queues))
             running = [
-                pool.submit(worker.work, queue, submitted)
-                for worker, queue in zip(workers, waiting, strict=True)
+                pool.submit(worker.work, queue, on_submit)
+                for worker, queue in zip(workers, queues, strict=True)
             ]
-            for one in running:
-                one.result()
+            for future in running:
+                future.result()
     return total
 
 
 class _Annotator:
-    """One of them, at work."""
+    """An annotator at work."""
 
     def __init__(self, argilla: rg.Argilla, workspace: str, judge: Judge, seed: int) -> None:
         self.argilla, self.workspace, self.judge, self.seed = argilla, workspace, judge, seed
         self.name = str(argilla.me.username)
         self._heard: set[str] = set()
 
-    def queue(self, datasets: Sequence[str], number: int, of: int) -> list[Seen]:
-        """What waits for annotator `number` of `of`.
+    def queue(self, datasets: Sequence[str], number: int, n_annotators: int) -> list[Task]:
+        """The tasks of annotator `number` of `n_annotators`.
 
         Where fewer judgements are wanted than there are annotators, the records' ids share them out: two
-        who worked on the same one would do more than was asked.
+        who worked on the same record would do more than is needed.
         """
-        there = client.datasets(self.argilla, self.workspace)
-        mine = []
+        existing = client.datasets(self.argilla, self.workspace)
+        tasks = []
         for name in datasets:
-            wanted = there[name]["distribution"]["min_submitted"]
-            for seen in self._pending(there[name]["id"]):
-                if (number - int(stable_id(seen.external_id), 16)) % of < wanted:
-                    mine.append(seen)
-        return mine
+            wanted = existing[name]["distribution"]["min_submitted"]
+            for task in self._pending(existing[name]["id"]):
+                if (number - int(stable_id(task.external_id), 16)) % n_annotators < wanted:
+                    tasks.append(task)
+        return tasks
 
-    def _pending(self, dataset_id: str) -> Iterator[Seen]:
+    def _pending(self, dataset_id: str) -> Iterator[Task]:
         path, offset = f"/api/v1/me/datasets/{dataset_id}/records/search", 0
         while True:
             where = {"limit": _PAGE, "offset": offset}
             page = client.request(self.argilla, "POST", path, params=where, json=_PENDING).json()
-            yield from (_seen(item["record"]) for item in page["items"])
+            yield from (_task(item["record"]) for item in page["items"])
             offset += _PAGE
             if offset >= page["total"]:
                 return
 
-    def work(self, queue: Sequence[Seen], submitted: Callable[[], None]) -> None:
+    def work(self, queue: Sequence[Task], on_submit: Callable[[], None]) -> None:
         """Listen, judge, submit."""
+        self._listen({clip: s for task in queue for clip, s in zip(task.clips, task.seconds, strict=True)})
         for start in range(0, len(queue), _SUBMITTED_AT_ONCE):
             items = []
-            for seen in queue[start : start + _SUBMITTED_AT_ONCE]:
-                for clip in seen.clips:
-                    self._listen(clip)
-                rng = np.random.default_rng(int(stable_id(self.seed, self.name, seen.external_id), 16))
-                values = {name: {"value": value} for name, value in self.judge(seen, rng).items()}
-                items.append({"record_id": seen.id, "status": "submitted", "values": values})
+            for task in queue[start : start + _SUBMITTED_AT_ONCE]:
+                rng = np.random.default_rng(int(stable_id(self.seed, self.name, task.external_id), 16))
+                values = {name: {"value": value} for name, value in self.judge(task, rng).items()}
+                items.append({"record_id": task.id, "status": "submitted", "values": values})
             answer = client.request(self.argilla, "POST", "/api/v1/me/responses/bulk", json={"items": items})
             for item, outcome in zip(items, answer.json()["items"], strict=True):
                 if outcome["error"]:
                     detail = outcome["error"]["detail"]
                     raise client.Refused(f"{self.name}, record {item['record_id']}: {detail}")
-                submitted()
+                on_submit()
 
-    def _listen(self, clip: str) -> None:
-        """Load a clip and report it played, once."""
-        if clip not in self._heard:
+    def _listen(self, clips: Mapping[str, float]) -> None:
+        """Load clips and report them played, each once, when there was time to play the longest of them."""
+        new = [clip for clip in clips if clip not in self._heard]
+        for clip in new:
             client.request(self.argilla, "GET", clip)
+        time.sleep(max((clips[clip] for clip in new), default=0.0))
+        for clip in new:
             client.request(self.argilla, "POST", f"{clip}/heard", json={"share": 1.0})
-            self._heard.add(clip)
+        self._heard.update(new)
 
 
-def _seen(record: Mapping[str, Any]) -> Seen:
+def _task(record: Mapping[str, Any]) -> Task:
     fields = record["fields"]
     question, a, b = (render.plain(fields[name]) for name in ("prompt", "response_a", "response_b"))
-    return Seen(record["id"], record["external_id"], render.sources(fields["audio"]), question, a, b)
+    clips = render.sources(fields["audio"])
+    return Task(record["id"], record["external_id"], clips, render.durations(fields["audio"]), question, a, b)

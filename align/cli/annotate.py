@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -12,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from align.recipe.config.preference import AnnotateConfig
-    from align.stages.annotate import Desk, Questionnaire
+    from ui_annotation.project import Project
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,8 +41,8 @@ def install() -> None:
     """
     from ui_annotation import environment
 
-    python = environment.install(_say)
-    _say(f"Ready: {python.parent.parent}")
+    python = environment.install(_print)
+    _print(f"Ready: {python.parent.parent}")
 
 
 @app.command()
@@ -58,7 +56,7 @@ def up(
     """
     from ui_annotation import environment, launch
 
-    environment.install(_say)
+    environment.install(_print)
     launch.serve(home, port=port)
 
 
@@ -70,7 +68,7 @@ def down(home: Home = HOME) -> None:
     """
     from ui_annotation import launch
 
-    _say("Stopped." if launch.stop(home) else f"No server runs for {home}.")
+    _print("Stopped." if launch.stop(home) else f"No server runs for {home}.")
 
 
 @app.command()
@@ -85,38 +83,40 @@ def status(
     Example: align annotate status recipes/demo
     """
     from ui_annotation import launch
+    from ui_annotation import pull as pulling
 
     if recipe is None:
         server = launch.running(home or HOME)
-        _say(f"{server.url}  process {server.pid}" if server else f"No server runs for {home or HOME}.")
+        _print(f"{server.url}  process {server.pid}" if server else f"No server runs for {home or HOME}.")
         raise typer.Exit(0 if server else 1)
     from align.stages import annotate
 
-    asked = _asked(recipe, overrides, out)
-    own = asked.run / "argilla"
-    if not asked.config.server and launch.running(own) is None:  # to look is not to start it
-        _say(f"No server runs for {own}. Start it: align annotate push {recipe}")
+    stage = _annotate_stage(recipe, overrides, out)
+    own = stage.run / "argilla"
+    if not stage.config.server and launch.running(own) is None:  # to look is not to start it
+        _print(f"No server runs for {own}. Start it: align annotate push {recipe}")
         raise typer.Exit(1)
-    with annotate.desk(asked.config, asked.run) as at:
-        found = annotate.progress(at, asked.config, asked.questions)
-    _say(f"{at.url}  {found.done} of {found.wanted} judgements")
-    for name, n in found.submitted.items():
-        _say(f"  {name}: {n}")
+    with annotate.server(stage.config, stage.run) as host:
+        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.project))
+    _print(f"{host.url}  {so_far.done} of {so_far.wanted} judgements")
+    for name, n in so_far.submitted.items():
+        _print(f"  {name}: {n}")
 
 
 @app.command()
 def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> None:
-    """Send what a recipe asks annotators to the server. May be repeated: only what is missing is sent.
+    """Send a recipe's comparisons to the server. May be repeated: only what is missing is sent.
 
     Example: align annotate push recipes/demo --set 4_annotate.by=people
     """
     from align.stages import annotate
 
-    with _at_desk(recipe, overrides, out) as (at, asked):
-        pushed = annotate.send(at, asked.config, asked.questions)
-    _say(f"{at.url}  {pushed.added} of {len(asked.questions.comparisons)} records are new")
-    for name in pushed.datasets:
-        _say(f"  {name}")
+    stage = _annotate_stage(recipe, overrides, out)
+    with annotate.server(stage.config, stage.run) as host:
+        result = annotate.send(host, stage.project)
+    _print(f"{host.url}  {result.added} of {len(stage.project.comparisons)} records are new")
+    for name in result.datasets:
+        _print(f"  {name}")
 
 
 @app.command()
@@ -127,10 +127,13 @@ def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     """
     from align.stages import annotate
 
-    with _at_desk(recipe, overrides, out) as (at, asked):
-        found = annotate.fetch(at, asked.config, asked.questions, asked.run / "snapshots")
-    annotate.report(found, asked.config, asked.questions, found.snapshot)
-    _say(f"{found.snapshot}  {len(found.judgements)} judgements; report: {found.snapshot}.html")
+    stage = _annotate_stage(recipe, overrides, out)
+    config, project = stage.config, stage.project
+    with annotate.server(config, stage.run) as host:
+        judgements = annotate.fetch(host, project)
+    result = annotate.keep(judgements, host, config, project, stage.run / "snapshots")
+    annotate.report(result, config, project, result.snapshot)
+    _print(f"{result.snapshot}  {len(judgements)} judgements; report: {result.snapshot}.html")
 
 
 @users.command("add")
@@ -145,9 +148,9 @@ def add_user(
     """
     from ui_annotation import launch
 
-    made = launch.add_user(home, name, workspace=workspace)
-    shown = f"password {made['password']}" if sys.stdout.isatty() else "password in"
-    _say(f"{name}  {shown}  {home / 'credentials.json'}")
+    sign_in = launch.add_user(home, name, workspace=workspace)
+    password = f"password {sign_in['password']}" if sys.stdout.isatty() else "password in"
+    _print(f"{name}  {password}  {home / 'credentials.json'}")
 
 
 @users.command("list")
@@ -159,29 +162,19 @@ def list_users(home: Home = HOME) -> None:
     from ui_annotation import launch
 
     for user in launch.list_users(home):
-        _say(f"{user.name}  {user.role}  {', '.join(user.workspaces)}")
+        _print(f"{user.name}  {user.role}  {', '.join(user.workspaces)}")
 
 
-class _Asked(NamedTuple):
-    """The annotate stage of a recipe, with what it asks."""
+class _Stage(NamedTuple):
+    """The annotate stage of a recipe, and what it has people judge."""
 
     config: AnnotateConfig
-    questions: Questionnaire
+    project: Project
     run: Path
 
 
-@contextmanager
-def _at_desk(recipe: Path, overrides: list[str] | None, out: Path | None) -> Iterator[tuple[Desk, _Asked]]:
-    """The server that a recipe's annotators work on, and what they are asked."""
-    from align.stages import annotate
-
-    asked = _asked(recipe, overrides, out)
-    with annotate.desk(asked.config, asked.run) as at:
-        yield at, asked
-
-
-def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Asked:
-    """Find the recipe's annotate stage and draw its questions.
+def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Stage:
+    """Find the recipe's annotate stage and draw its comparisons.
 
     Raises:
         RecipeError: there is no such stage, or what it reads has not finished.
@@ -189,12 +182,12 @@ def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Aske
     from align.execution.plan import fingerprint, reads
     from align.recipe.config.preference import AnnotateConfig
     from align.recipe.recipe import Problem, RecipeError, load
-    from align.run_folder.artifacts import MANIFEST, read_manifest
+    from align.run_folder.artifacts import MANIFEST, StageFolder, read_manifest
     from align.stages import annotate
 
     loaded = load(recipe, overrides)
     run = out or Path("runs") / loaded.name
-    step = next((one for one in loaded.steps if isinstance(one.config, AnnotateConfig)), None)
+    step = next((step for step in loaded.steps if isinstance(step.config, AnnotateConfig)), None)
     if step is None:
         raise RecipeError([Problem(str(recipe), "", "no stage of this recipe is `stage: annotate`")])
     missing = [name for name in step.needs if not (run / name / MANIFEST).exists()]
@@ -205,8 +198,10 @@ def _asked(recipe: Path, overrides: list[str] | None, out: Path | None) -> _Aske
     digests = {name: read_manifest(folder)["output_digest"] for name, folder in inputs.items()}
     mark = fingerprint(step, reads(step, digests))
     assert isinstance(step.config, AnnotateConfig)
-    return _Asked(step.config, annotate.questionnaire(step.config, inputs, step.name, mark), run)
+    return _Stage(
+        step.config, annotate.make_project(step.config, inputs, StageFolder(run, step.name, mark)), run
+    )
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

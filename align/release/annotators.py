@@ -36,16 +36,16 @@ def examples(
 
     Which ones is decided by a hash of their id: neither by chance, nor by what looks good.
     """
-    seen = {one.id: one for one in comparisons}
+    key = {item.id: item for item in comparisons}
     typed = [
-        one for one in judgements if any(text and text.strip() for text in (one.rationale, one.corrected))
+        item for item in judgements if any(text and text.strip() for text in (item.rationale, item.corrected))
     ]
-    typed.sort(key=lambda one: hashlib.sha256(one.id.encode()).hexdigest())
+    typed.sort(key=lambda item: hashlib.sha256(item.id.encode()).hexdigest())
     return [
         Example(
-            prompts[one.prompt_id].question, seen[one.comparison].text_a, seen[one.comparison].text_b, one
+            prompts[item.prompt_id].question, key[item.comparison].text_a, key[item.comparison].text_b, item
         )
-        for one in typed[:_EXAMPLES]
+        for item in typed[:_EXAMPLES]
     ]
 
 

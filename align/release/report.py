@@ -245,7 +245,7 @@ def _training_view(stage: Stage) -> dict[str, Any] | None:
 
 
 def _headlines(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without those that detail another one: `gold_accuracy`, not `gold_accuracy_annotator-1`."""
+    """Metrics without those that detail another one: `alpha_factuality`, not `alpha_factuality_low`."""
     return {
         name: value
         for name, value in metrics.items()

@@ -1,7 +1,7 @@
 """Judge pairs of completions for factuality and behaviour, in Argilla.
 
-What is compared, on which side, is drawn here and stays here as the key; annotators see texts and clips
-only. Their judgements come back un-blinded as a snapshot, with a report on how far they can be trusted.
+The comparisons and their sides are drawn here and stay here as the key; annotators get texts and clips only.
+Their judgements come back un-blinded as a snapshot, with a report on how far they can be trusted.
 Reads: completions, corpus. Writes: comparisons.jsonl (the key), judgements.jsonl, snapshot.json,
 quality.json, quality.html.
     align run recipes/demo --only 4_annotate
@@ -11,6 +11,7 @@ quality.json, quality.html.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,29 +23,21 @@ import argilla as rg
 
 from align.recipe.config.preference import AnnotateConfig
 from align.release import annotators as page
-from align.run_folder.artifacts import StageFolder, Waiting, write_json
+from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_json
 from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.preferences import quality
-from preference_data.schema import MIN_HEARD, AudioClip, Comparison, Completion, Judgement, Prompt
+from preference_data.schema import AudioClip, Completion, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import assignment, client, environment, launch, pull, push, simulated
+from ui_annotation.project import Project
 
 API_KEY = "ALIGN_ARGILLA_API_KEY"
 """Holds the owner's key of an Argilla that others run."""
 
 
-class Questionnaire(NamedTuple):
-    """What annotators are asked. Its datasets on the server are named after `name`."""
-
-    name: str
-    comparisons: list[Comparison]
-    prompts: dict[str, Prompt]
-    corpus: Path
-
-
-class Desk(NamedTuple):
-    """A server to annotate on, with its owner signed in. `home` is None if others run it."""
+class Server(NamedTuple):
+    """An annotation server with its owner signed in. `home` is None if others run it."""
 
     argilla: rg.Argilla
     url: str
@@ -60,42 +53,42 @@ class Judgements(NamedTuple):
 
 
 def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
-    """Ask, wait or simulate, fetch; returns counts and how far the annotators can be trusted.
+    """Push, wait or simulate, pull; returns counts and how far the annotators can be trusted.
 
     Raises:
         Waiting: people have not judged enough yet.
     """
-    asked = questionnaire(config, inputs, out.name, out.fingerprint)
-    store.write(out.path / "comparisons.jsonl", asked.comparisons)
-    with desk(config, out.final.parent) as at:
-        pushed = send(at, config, asked)
+    project = make_project(config, inputs, out)
+    store.write(out.path / "comparisons.jsonl", project.comparisons)
+    with server(config, out.final.parent) as host:
+        pushed = send(host, project)
         if config.by == "simulated":
             phrasebook = Phrasebook.load(inputs[config.corpus] / "phrasebook.yaml")
-            _simulate(at, config, asked, pushed, phrasebook)
-        else:
-            _wait_for_people(at, config, asked)
-        found = fetch(at, config, asked, out.final.parent / "snapshots")
+            _simulate(host, config, project, pushed, phrasebook)
+        judgements = fetch(host, project)
+        if config.by == "people":
+            _require_enough(host, config, project, judgements)
+    result = keep(judgements, host, config, project, out.final.parent / "snapshots")
     for name in ("judgements.jsonl", "snapshot.json"):
-        store.write_text(out.path / name, (found.snapshot / name).read_text(encoding="utf-8"))
-    report(found, config, asked, out.path / "quality")
+        store.write_text(out.path / name, (result.snapshot / name).read_text(encoding="utf-8"))
+    report(result, config, project, out.path / "quality")
     return {
-        "comparisons": float(len(asked.comparisons)),
-        "judgements": float(len(found.judgements)),
+        "comparisons": float(len(project.comparisons)),
+        "judgements": float(len(result.judgements)),
         **({"error_rate_declared": config.error_rate} if config.by == "simulated" else {}),
-        **quality.metrics(found.quality),
+        **quality.metrics(result.quality),
     }
 
 
-def questionnaire(
-    config: AnnotateConfig, inputs: dict[str, Path], step: str, fingerprint: str
-) -> Questionnaire:
-    """Draw what is asked: the same inputs and seed ask the same.
+def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> Project:
+    """Draw the comparisons: the same inputs and seed give the same ones.
 
-    Simulated judgements depend on more of the recipe than the questions do, so each fingerprint has its own
-    datasets; people's work is kept as long as the questions stay.
+    Simulated judgements depend on more of the recipe than the comparisons do, so each fingerprint has its
+    own datasets. People's datasets belong to the run and its clips: whatever else of the recipe changes, a
+    comparison that is drawn again is judged already. Other runs may use the same server.
     """
     source = inputs[config.completions]
-    prompts = {one.id: one for one in store.stream(source / "prompts.jsonl", Prompt)}
+    prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
     comparisons = assignment.draw(
         store.read(source / "completions.jsonl", Completion),
         prompts,
@@ -105,16 +98,20 @@ def questionnaire(
         gold=config.gold,
         seed=config.seed,
     )
-    name = f"{step}-{fingerprint[:8]}-simulated" if config.by == "simulated" else step
-    return Questionnaire(name, comparisons, prompts, inputs[config.corpus])
+    corpus, workspace = inputs[config.corpus], config.workspace
+    if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
+        name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
+    else:
+        run = re.sub(r"[^A-Za-z0-9_-]+", "-", out.final.parent.resolve().name)[:60]
+        name = f"{out.name}-{run}-{sha256_file(corpus / 'clips.jsonl')[:8]}"
+    return Project(name, workspace, comparisons, prompts, corpus, config.annotators)
 
 
 @contextmanager
-def desk(config: AnnotateConfig, run: Path) -> Iterator[Desk]:
-    """A server to work on: the recipe's, or the run's own, which is started if it does not run.
+def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
+    """The recipe's server, or the run's own, which is started if it does not run.
 
-    An own server goes on for people; with simulated annotators it ends, even if
-    this process is killed.
+    An own server goes on for people; with simulated annotators it ends, even if this process is killed.
 
     Raises:
         client.Unreachable: the recipe's server does not answer, or no key is given for it.
@@ -124,149 +121,131 @@ def desk(config: AnnotateConfig, run: Path) -> Iterator[Desk]:
         key = os.environ.get(API_KEY)
         if not key:
             raise client.Unreachable(f"{config.server}: no key: put its owner's into {API_KEY}")
-        yield Desk(client.connect(config.server, key), config.server, None)
+        yield Server(client.connect(config.server, key), config.server, None)
         return
     home = (run / "argilla").resolve()
     with ExitStack() as until_done:
-        server = launch.running(home)
-        if server is None:
+        running = launch.running(home)
+        if running is None:
             environment.install(print)
-            names = _names(config)
+            names = _account_names(config)
             if config.by == "simulated":
-                serving = launch.serving(home, users=names, workspace=_workspace(config))
-                server = until_done.enter_context(serving)
+                workspace = f"{config.workspace}-simulated"
+                running = until_done.enter_context(launch.serving(home, users=names, workspace=workspace))
             else:
-                server = launch.start(home, users=names, workspace=_workspace(config))
+                running = launch.start(home, users=names, workspace=config.workspace)
         owner = launch.credentials(home)["users"]["owner"]
-        yield Desk(client.connect(server.url, owner["api_key"]), server.url, home)
+        yield Server(client.connect(running.url, owner["api_key"]), running.url, home)
 
 
-def send(at: Desk, config: AnnotateConfig, asked: Questionnaire) -> push.Pushed:
-    """Bring clips and questions to the server; what is there already is left alone."""
-    with _Told(asked.name) as told:
-        return push.push(
-            at.argilla,
-            workspace=_workspace(config),
-            name=asked.name,
-            comparisons=asked.comparisons,
-            prompts=asked.prompts,
-            corpus=asked.corpus,
-            annotators=config.annotators,
-            on_progress=told,
-        )
+def send(host: Server, project: Project) -> push.PushResult:
+    """Bring clips and comparisons to the server; what is there already is left alone."""
+    with _Phases(project.name) as phases:
+        return push.push(host.argilla, project, phases.report)
 
 
-def fetch(at: Desk, config: AnnotateConfig, asked: Questionnaire, snapshots: Path) -> Judgements:
-    """Keep all judgements so far as a version in `snapshots`; the same ones again make no new version."""
-    judgements = pull.pull(
-        at.argilla, workspace=_workspace(config), name=asked.name, comparisons=asked.comparisons
-    )
-    datasets = tuple(assignment.datasets(asked.name, asked.comparisons))
-    folder = pull.snapshot(snapshots, judgements, url=at.url, datasets=datasets)
+def fetch(host: Server, project: Project) -> list[Judgement]:
+    """All judgements so far."""
+    return pull.pull(host.argilla, project, clip_seconds=_clip_seconds(project))
+
+
+def keep(
+    judgements: list[Judgement], host: Server, config: AnnotateConfig, project: Project, snapshots: Path
+) -> Judgements:
+    """Keep judgements as a version in `snapshots`, and assess them; the same ones make no new version."""
+    datasets = [dataset.name for dataset in project.datasets() if dataset.comparisons]
+    folder = pull.snapshot(snapshots, judgements, url=host.url, datasets=datasets)
     # The snapshot's order does not depend on time, so that the same answers make the same report.
     judgements = store.read(folder / "judgements.jsonl", Judgement)
-    seconds = None if config.by == "simulated" else _clip_seconds(asked)
-    found = quality.assess(judgements, min_heard=MIN_HEARD, seed=config.seed, clip_seconds=seconds)
-    return Judgements(folder, judgements, found)
+    seconds = None  # simulated annotators take no time, so none is too fast
+    if config.by == "people":
+        clips, prompts = _clip_seconds(project), project.prompts.values()
+        seconds = {prompt.id: sum(clips[path] for path in prompt.audios) for prompt in prompts}
+    assessed = quality.assess(judgements, min_heard=config.min_heard, seed=config.seed, clip_seconds=seconds)
+    return Judgements(folder, judgements, assessed)
 
 
-def report(found: Judgements, config: AnnotateConfig, asked: Questionnaire, path: Path) -> None:
+def _clip_seconds(project: Project) -> dict[str, float]:
+    """Path of a clip -> how long it lasts."""
+    clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
+    return {clip.path: clip.duration_s for clip in clips}
+
+
+def report(result: Judgements, config: AnnotateConfig, project: Project, path: Path) -> None:
     """Write `<path>.json` and the page `<path>.html`."""
-    write_json(path.with_name(f"{path.name}.json"), found.quality.model_dump(mode="json"))
+    write_json(path.with_name(f"{path.name}.json"), result.quality.model_dump(mode="json"))
     page.write(
-        found.quality,
+        result.quality,
         path.with_name(f"{path.name}.html"),
         title="Simulated annotators" if config.by == "simulated" else "Annotators",
-        examples=page.examples(found.judgements, asked.comparisons, asked.prompts),
+        examples=page.examples(result.judgements, project.comparisons, project.prompts),
     )
 
 
-def progress(at: Desk, config: AnnotateConfig, asked: Questionnaire) -> pull.Progress:
-    """How many judgements are there, and of how many."""
-    return pull.progress(
-        at.argilla,
-        workspace=_workspace(config),
-        name=asked.name,
-        comparisons=asked.comparisons,
-        annotators=config.annotators,
-    )
-
-
-def _clip_seconds(asked: Questionnaire) -> dict[str, float]:
-    """Prompt id -> seconds of audio it plays."""
-    durations = {one.path: one.duration_s for one in store.stream(asked.corpus / "clips.jsonl", AudioClip)}
-    return {one.id: sum(durations[path] for path in one.audios) for one in asked.prompts.values()}
-
-
-def _workspace(config: AnnotateConfig) -> str:
-    """Simulated annotators work in one of their own: people do not see their datasets."""
-    return f"{config.workspace}-simulated" if config.by == "simulated" else config.workspace
-
-
-def _names(config: AnnotateConfig) -> list[str]:
+def _account_names(config: AnnotateConfig) -> list[str]:
     """Who has an account on an own server from the start."""
-    who = "simulated" if config.by == "simulated" else "annotator"
-    return [f"{who}-{number + 1}" for number in range(config.annotators)]
+    kind = "simulated" if config.by == "simulated" else "annotator"
+    return [f"{kind}-{number + 1}" for number in range(config.annotators)]
 
 
 def _simulate(
-    at: Desk, config: AnnotateConfig, asked: Questionnaire, pushed: push.Pushed, phrasebook: Phrasebook
+    host: Server, config: AnnotateConfig, project: Project, pushed: push.PushResult, phrasebook: Phrasebook
 ) -> None:
     """Let annotators that know the facts empty their queues, each with an own key, over the same API."""
-    assert at.home, "simulated annotators work on an own server, see AnnotateConfig"
-    users = launch.credentials(at.home)["users"]
-    for name in _names(config):
+    assert host.home, "simulated annotators work on an own server, see AnnotateConfig"
+    users = launch.credentials(host.home)["users"]
+    for name in _account_names(config):
         if name not in users:
-            users[name] = launch.add_user(at.home, name, workspace=_workspace(config))
-    with _Told(asked.name) as told:
+            users[name] = launch.add_user(host.home, name, workspace=project.workspace)
+    with _Phases(project.name) as phases:
         simulated.annotate(
-            [client.connect(at.url, users[name]["api_key"]) for name in _names(config)],
-            workspace=_workspace(config),
+            [client.connect(host.url, users[name]["api_key"]) for name in _account_names(config)],
+            workspace=project.workspace,
             datasets=pushed.datasets,
             judge=simulated.informed(
-                asked.prompts.values(), pushed.media, phrasebook, error_rate=config.error_rate
+                project.prompts.values(), pushed.media, phrasebook, error_rate=config.error_rate
             ),
             seed=config.seed,
-            on_progress=partial(told, "judgements"),
+            on_progress=partial(phases.report, "judgements"),
         )
 
 
-def _wait_for_people(at: Desk, config: AnnotateConfig, asked: Questionnaire) -> None:
-    so_far = progress(at, config, asked)
+def _require_enough(
+    host: Server, config: AnnotateConfig, project: Project, judgements: list[Judgement]
+) -> None:
+    so_far = pull.progress(project, judgements)
     if so_far.done >= config.enough * so_far.wanted:
         return
-    lines = [f"Annotators are asked: {so_far.done} of {so_far.wanted} judgements are there."]
+    lines = [f"Waiting for annotators: {so_far.done} of {so_far.wanted} judgements are there."]
     lines += [f"  {name}: {n}" for name, n in so_far.submitted.items()]
-    lines += [f"  They sign in at {at.url}", *_sign_ins(at)]
+    lines += [f"  They sign in at {host.url}"]
+    if host.home:
+        if sys.stdout.isatty():  # passwords are for a person at the terminal, not for a log
+            users = launch.credentials(host.home)["users"].items()
+            lines += [
+                f"    {name}  {user['password']}" for name, user in users if user["role"] == "annotator"
+            ]
+        lines += [f"  Names and passwords, for your eyes only: {host.home / 'credentials.json'}"]
     raise Waiting("\n".join(lines), done=so_far.done, wanted=so_far.wanted)
 
 
-def _sign_ins(at: Desk) -> list[str]:
-    """Names and passwords for a person at the terminal; a log gets only where they are."""
-    if at.home is None:
-        return []
-    users = launch.credentials(at.home)["users"]
-    people = [(name, user["password"]) for name, user in users.items() if user["role"] == "annotator"]
-    shown = [f"    {name}  {password}" for name, password in people] if sys.stdout.isatty() else []
-    return [*shown, f"  Names and passwords, for your eyes only: {at.home / 'credentials.json'}"]
-
-
-class _Told:
-    """Shows what is being done to how many things: one line of progress each, the earlier ones closed."""
+class _Phases:
+    """Reports the progress of phases that follow each other, a line each."""
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._what: tuple[str, int] | None = None
+        self._phase: tuple[str, int] | None = None
         self._open = ExitStack()
 
-    def __enter__(self) -> _Told:
+    def __enter__(self) -> _Phases:
         return self
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._what != (what, total):
+    def report(self, phase: str, done: int, total: int) -> None:
+        """How far a phase is."""
+        if self._phase != (phase, total):
             self._open.close()
-            self._what = (what, total)
-            self._line = self._open.enter_context(Progress(f"{self._label} {what}", total))
+            self._phase = (phase, total)
+            self._line = self._open.enter_context(Progress(f"{self._label} {phase}", total))
         self._line.update(done)
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""Annotations to preference pairs, factuality and behaviour kept apart.
+"""Judgements to preference pairs, factuality and behaviour kept apart.
 
 Reads: completions, annotations. Writes: pairs.jsonl.
     align run recipes/demo --only 5_pairs
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.recipe.config.preference import PairsConfig
-from align.run_folder.artifacts import StageFolder
+from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
 from preference_data.preferences import pairs
 from preference_data.schema import Completion, Judgement, Prompt
@@ -21,13 +21,14 @@ def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
     Raises:
         LowAgreement: the annotators agree less than `min_alpha` asks for.
     """
-    source = inputs[config.completions]
+    source, annotated = inputs[config.completions], inputs[config.annotations]
     built, tallies = pairs.build(
-        store.read(inputs[config.annotations] / "judgements.jsonl", Judgement),
+        store.read(annotated / "judgements.jsonl", Judgement),
         {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)},
-        {one.id: one for one in store.stream(source / "completions.jsonl", Completion)},
+        {item.id: item for item in store.stream(source / "completions.jsonl", Completion)},
         min_agreement=config.min_agreement,
-        min_heard=config.min_heard,
+        # as in the quality report of those annotators
+        min_heard=read_json(annotated / "quality.json")["min_heard"],
         min_alpha=config.min_alpha,
     )
     store.write(out.path / "pairs.jsonl", built)

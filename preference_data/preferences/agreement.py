@@ -1,4 +1,4 @@
-"""Can an answer be trusted? Agreement between annotators, with oneself, with what is known, and with chance.
+"""How far judgements can be trusted: agreement between annotators, on retests, with gold and with chance.
 
 Pure measures with 95 % intervals; `quality` puts them together and says in words what stands out.
 """
@@ -49,7 +49,7 @@ class Alpha:
 
 @dataclass(frozen=True)
 class Consistency:
-    """How often somebody judges the same two answers the same way again, their sides swapped."""
+    """How often an annotator judges the same two answers the same way again, their sides swapped."""
 
     share: Share
     alpha: float | None
@@ -67,7 +67,7 @@ class Lean:
 
 @dataclass(frozen=True)
 class Rise:
-    """Alpha over the comparisons that somebody and at least two others judged: with and without them."""
+    """Alpha over the comparisons that an annotator and at least two others judged: with and without them."""
 
     all: float
     without: float
@@ -87,14 +87,15 @@ class Seconds:
     histogram: tuple[int, ...]
 
 
-def is_heard(one: Judgement, min_heard: float) -> bool:
+def is_heard(judgement: Judgement, min_heard: float) -> bool:
     """Whether its annotator had played at least that share of the clip. Unknown is not heard."""
-    return (one.heard or 0.0) >= min_heard
+    return (judgement.heard or 0.0) >= min_heard
 
 
-def is_vote(one: Judgement, min_heard: float) -> bool:
-    """Whether an answer counts as a preference: to a comparison, heard, with usable audio."""
-    return one.purpose == "comparison" and not one.audio_unusable and is_heard(one, min_heard)
+def is_vote(judgement: Judgement, min_heard: float) -> bool:
+    """Whether a judgement counts as a preference: of a comparison, heard, with usable audio."""
+    heard = is_heard(judgement, min_heard)
+    return judgement.purpose == "comparison" and not judgement.audio_unusable and heard
 
 
 def share(hits: int, n: int) -> Share | None:
@@ -117,7 +118,7 @@ def alpha(judgements: Iterable[Judgement], axis: Axis, *, seed: int = 0) -> Alph
         axis: the question.
         seed: equal seeds give equal intervals.
     """
-    votes = [one for one in judgements if one.purpose == "comparison"]
+    votes = [item for item in judgements if item.purpose == "comparison"]
     counts = _counts(
         votes, axis, {unit: i for i, unit in enumerate(dict.fromkeys(v.comparison for v in votes))}
     )
@@ -135,19 +136,19 @@ def rise_without(votes: Sequence[Judgement], axis: Axis, annotator: str, *, seed
     Both alphas are of the same comparisons. None where fewer than two others judged any, or where alpha
     is undefined.
     """
-    votes = [one for one in votes if one.purpose == "comparison"]
+    votes = [item for item in votes if item.purpose == "comparison"]
     units = {unit: i for i, unit in enumerate(dict.fromkeys(v.comparison for v in votes))}
-    everyone = _counts(votes, axis, units)
-    others = _counts([one for one in votes if one.annotator != annotator], axis, units)
-    both = np.stack([everyone, others], axis=1)
-    both = both[(others.sum(axis=1) > 1) & (everyone.sum(axis=1) > others.sum(axis=1))]
+    of_all = _counts(votes, axis, units)
+    of_others = _counts([item for item in votes if item.annotator != annotator], axis, units)
+    both = np.stack([of_all, of_others], axis=1)
+    both = both[(of_others.sum(axis=1) > 1) & (of_all.sum(axis=1) > of_others.sum(axis=1))]
     values = _alpha(*(part.sum(axis=0) for part in _coincidences(both)))
     if np.isnan(values).any():
         return None
     resampled = _resampled(both, seed)
     error = float(np.nanstd(resampled[:, 1] - resampled[:, 0]))
-    risen = float(values[1] - values[0])
-    p = float(stats.norm.sf(risen / error)) if error else float(risen <= 0)
+    rise = float(values[1] - values[0])
+    p = float(stats.norm.sf(rise / error)) if error else float(rise <= 0)
     return Rise(float(values[0]), float(values[1]), len(both), p)
 
 
@@ -157,21 +158,21 @@ def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency
     Sides are swapped back first. None without a retest that was judged both times by the same annotator,
     with usable audio.
     """
-    usable = [one for one in judgements if not one.audio_unusable]
-    first = {(one.comparison, one.annotator): one for one in usable if one.purpose != "retest"}
-    judged: list[tuple[Choice, Choice]] = []
-    for again in usable:
-        before = first.get((again.retest_of or "", again.annotator))
-        if again.purpose != "retest" or before is None:
+    usable = [item for item in judgements if not item.audio_unusable]
+    first = {(item.comparison, item.annotator): item for item in usable if item.purpose != "retest"}
+    choices_twice: list[tuple[Choice, Choice]] = []
+    for retest in usable:
+        before = first.get((retest.retest_of or "", retest.annotator))
+        if retest.purpose != "retest" or before is None:
             continue
-        swapped = before.completion_a == again.completion_b
-        choice: Choice = getattr(again, axis)
-        judged.append((getattr(before, axis), _SWAPPED[choice] if swapped else choice))
-    same = share(sum(one == other for one, other in judged), len(judged))
+        swapped = before.completion_a == retest.completion_b
+        choice: Choice = getattr(retest, axis)
+        choices_twice.append((getattr(before, axis), _SWAPPED[choice] if swapped else choice))
+    same = share(sum(first == second for first, second in choices_twice), len(choices_twice))
     if same is None:
         return None
-    counts = np.zeros((len(judged), len(_CODES)))
-    for i, choices in enumerate(judged):
+    counts = np.zeros((len(choices_twice), len(_CODES)))
+    for i, choices in enumerate(choices_twice):
         for choice in choices:
             counts[i, _CODES[choice]] += 1
     value = float(_alpha(*(part.sum(axis=0) for part in _coincidences(counts))))
@@ -180,8 +181,8 @@ def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency
 
 def gold_accuracy(judgements: Iterable[Judgement]) -> Share | None:
     """How often the question about factuality was answered as it is known to be right; None without gold."""
-    gold = [one for one in judgements if one.expected is not None and not one.audio_unusable]
-    return share(sum(one.factuality == one.expected for one in gold), len(gold))
+    gold = [item for item in judgements if item.expected is not None and not item.audio_unusable]
+    return share(sum(item.factuality == item.expected for item in gold), len(gold))
 
 
 def side_a(judgements: Iterable[Judgement], axis: Axis) -> Lean | None:
@@ -190,9 +191,9 @@ def side_a(judgements: Iterable[Judgement], axis: Axis) -> Lean | None:
     Only comparisons count: an honest annotator who prefers A prefers B in the retest.
     """
     clear = [
-        getattr(one, axis)
-        for one in judgements
-        if one.purpose == "comparison" and not one.audio_unusable and getattr(one, axis) in ("a", "b")
+        getattr(item, axis)
+        for item in judgements
+        if item.purpose == "comparison" and not item.audio_unusable and getattr(item, axis) in ("a", "b")
     ]
     of_a = share(clear.count("a"), len(clear))
     return Lean(of_a, float(stats.binomtest(of_a.hits, of_a.n).pvalue)) if of_a else None
@@ -200,7 +201,7 @@ def side_a(judgements: Iterable[Judgement], axis: Axis) -> Lean | None:
 
 def seconds(judgements: Iterable[Judgement]) -> Seconds | None:
     """Time per record over all answers whose time is known; None if there is none."""
-    known = [one.seconds for one in judgements if one.seconds is not None]
+    known = [item.seconds for item in judgements if item.seconds is not None]
     if not known:
         return None
     low, middle, high = np.percentile(known, [10, 50, 90])
@@ -213,7 +214,7 @@ def seconds(judgements: Iterable[Judgement]) -> Seconds | None:
 
 def _counts(votes: Sequence[Judgement], axis: Axis, units: dict[str, int]) -> npt.NDArray[np.float64]:
     """How often each choice was given to each comparison, shape (comparisons, choices)."""
-    places = [units[one.comparison] * len(_CODES) + _CODES[getattr(one, axis)] for one in votes]
+    places = [units[item.comparison] * len(_CODES) + _CODES[getattr(item, axis)] for item in votes]
     flat = np.bincount(np.array(places, dtype=np.intp), minlength=len(units) * len(_CODES))
     return flat.reshape(len(units), len(_CODES)).astype(np.float64)
 
@@ -221,7 +222,7 @@ def _counts(votes: Sequence[Judgement], axis: Axis, units: dict[str, int]) -> np
 def _coincidences(
     counts: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What each comparison adds to agreement and to the choices' totals; nothing if judged once only.
+    """Terms that each comparison adds to agreement and to the choices' totals; none if judged once only.
 
     Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: a comparison judged by m
     annotators has m (m - 1) ordered pairs of answers, each weighing 1 / (m - 1).
@@ -238,11 +239,11 @@ def _coincidences(
     return matching, pairable
 
 
-def _alpha(matching: npt.NDArray[np.float64], chosen: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _alpha(matching: npt.NDArray[np.float64], totals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(observed - expected) / (1 - expected) agreement; NaN where undefined. Shapes (...), (..., choices)."""
-    n = chosen.sum(axis=-1)
+    n = totals.sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        expected = (chosen * (chosen - 1)).sum(axis=-1) / (n * (n - 1))
+        expected = (totals * (totals - 1)).sum(axis=-1) / (n * (n - 1))
         return np.where(expected < 1, (matching / n - expected) / (1 - expected), np.nan)
 
 

@@ -1,11 +1,11 @@
-"""Annotations -> preference pairs, one axis at a time, by stated rules.
+"""Judgements -> preference pairs, one axis at a time, by stated rules.
 
 1. Votes are answers to comparisons. Retests and gold measure annotators and are not votes.
 2. An answer is dropped if its annotator called the audio unusable, or had played less than `min_heard` of
    the clip when submitting; unknown is not heard.
 3. A comparison yields a pair on an axis when at least `min_agreement` of its counted annotators prefer the
    same side there. A tie and "both bad" are votes for neither side.
-4. An answer that a counted annotator typed is chosen over both shown answers, on both axes. Its agreement
+4. An answer that a counted annotator typed is preferred to both answers, on both axes. Its agreement
    is the share of the comparison's counted annotators who typed it.
 5. No answer is paired with its own text, and a typed answer adds no pair that is there already.
 6. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
@@ -33,7 +33,7 @@ from preference_data.schema import (
 
 
 class LowAgreement(ValueError):
-    """Annotators agree less than asked for, or whether they agree cannot be told."""
+    """Annotators agree less than the recipe demands, or their agreement is undefined."""
 
 
 class Tally(NamedTuple):
@@ -50,7 +50,7 @@ class Tally(NamedTuple):
     unusable: int
     """Answers dropped because the audio was called unusable; the same on every axis."""
     corrected: int
-    """Pairs of a typed answer with a shown one, on top of `pairs`."""
+    """Pairs of a typed answer with one of the two, on top of `pairs`."""
 
 
 class WeightedPair(NamedTuple):
@@ -75,15 +75,15 @@ def build(
         LowAgreement: alpha of an axis is below `min_alpha` or undefined; says which, over how many
             comparisons, and what to do.
     """
-    asked = [one for one in judgements if one.purpose == "comparison"]
-    votes = [one for one in asked if agreement.is_vote(one, min_heard)]
+    of_comparisons = [item for item in judgements if item.purpose == "comparison"]
+    votes = [item for item in of_comparisons if agreement.is_vote(item, min_heard)]
     if min_alpha is not None:
         _check_agreement(votes, min_alpha)
-    unusable = sum(one.audio_unusable for one in asked)
-    unheard = len(asked) - len(votes) - unusable
+    unusable = sum(item.audio_unusable for item in of_comparisons)
+    unheard = len(of_comparisons) - len(votes) - unusable
     by_comparison: dict[str, list[Judgement]] = defaultdict(list)
-    for one in votes:
-        by_comparison[one.comparison].append(one)
+    for item in votes:
+        by_comparison[item.comparison].append(item)
     pairs: list[PreferencePair] = []
     tallies: dict[Axis, Tally] = {}
     for axis in AXES:
@@ -117,7 +117,7 @@ def _vote(
     a, b = given[0].completion_a, given[0].completion_b
     if completions[a].text == completions[b].text:
         return "tie", None
-    outcome, share = _decide([getattr(one, axis) for one in given], min_agreement)
+    outcome, share = _decide([getattr(item, axis) for item in given], min_agreement)
     if outcome not in ("a", "b"):
         return outcome, None
     chosen, rejected = (a, b) if outcome == "a" else (b, a)
@@ -140,9 +140,9 @@ def _corrections(
     prompts: Mapping[str, Prompt],
     completions: Mapping[str, Completion],
 ) -> Iterator[PreferencePair]:
-    """Every answer typed for one comparison over each shown answer that has another text."""
+    """Every answer typed for a comparison over each of its answers that has another text."""
     prompt = prompts[given[0].prompt_id]
-    typed = Counter(text for one in given if (text := (one.corrected or "").strip()))
+    typed = Counter(text for item in given if (text := (item.corrected or "").strip()))
     for text, times in typed.items():
         for rejected in (given[0].completion_a, given[0].completion_b):
             if text == completions[rejected].text.strip():
@@ -171,30 +171,30 @@ def _decide(choices: Sequence[Choice], min_agreement: float) -> tuple[str, float
 
 def _check_agreement(votes: Sequence[Judgement], min_alpha: float) -> None:
     alphas = {axis: agreement.alpha(votes, axis) for axis in AXES}
-    low = {axis: found for axis, found in alphas.items() if found.value is None or found.value < min_alpha}
+    low = {axis: alpha for axis, alpha in alphas.items() if alpha.value is None or alpha.value < min_alpha}
     if low:
         raise LowAgreement(
             "annotators do not agree enough to learn from: "
-            + "; ".join(f"{axis}: {_told(found)}" for axis, found in low.items())
+            + "; ".join(f"{axis}: {_in_words(alpha)}" for axis, alpha in low.items())
             + f". min_alpha asks for {min_alpha:g} on each axis (chance is 0, full agreement 1). Read "
             "the quality report of the annotate stage for who disagrees, sharpen the guidelines and annotate "
             "again, or lower min_alpha of the pairs stage"
         )
 
 
-def _told(found: Alpha) -> str:
-    if not found.comparisons:
+def _in_words(alpha: Alpha) -> str:
+    if not alpha.comparisons:
         return (
             "Krippendorff's alpha is undefined, for no comparison was judged by two annotators who listened"
         )
-    if found.value is None:
+    if alpha.value is None:
         return (
-            f"Krippendorff's alpha is undefined, for all answers to the {found.comparisons} comparisons "
+            f"Krippendorff's alpha is undefined, for all answers to the {alpha.comparisons} comparisons "
             "judged by two or more are the same"
         )
     return (
-        f"Krippendorff's alpha is {found.value:z.2f} (95 % interval {found.low:z.2f} to {found.high:z.2f}) "
-        f"over {found.comparisons} comparisons judged by two or more"
+        f"Krippendorff's alpha is {alpha.value:z.2f} (95 % interval {alpha.low:z.2f} to {alpha.high:z.2f}) "
+        f"over {alpha.comparisons} comparisons judged by two or more"
     )
 
 

@@ -1,14 +1,12 @@
-"""The quality report on annotations: what was measured, overall and per annotator, and what stands out.
+"""The quality report on judgements: measures, overall and per annotator, and remarks on what stands out.
 
-Chance makes somebody look odd wherever many are tested, so remarks about a person are tests, and all tests
-of one report share one error level (Holm's method): annotators who are all honest see anybody named in at
-most 5 % of reports. A remark must matter, too: each has a size below which it is not made. What needs no
-test, because it is a count and no sample, is said as it is.
+Chance makes an annotator look odd wherever many are tested. So remarks about a person are statistical tests,
+and all tests of a report share one error level (Holm's method): if all annotators are honest, at most 5 % of
+reports name any of them. An effect must also be large enough to matter. Counts need no test.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -18,14 +16,14 @@ from scipy import stats
 
 from preference_data.preferences import agreement
 from preference_data.preferences.agreement import Alpha, Consistency, Lean, Rise, Seconds, Share
-from preference_data.schema import AXES, Axis, ErrorType, Judgement, Purpose, stable_id
+from preference_data.schema import AXES, Axis, ErrorType, Judgement, Purpose
 
 ERROR_LEVEL = 0.05
 """How often a report may name anybody when nothing is wrong with anybody."""
 SIDE_A_OFF = 0.1
 """A lean below 60 to 40 costs little: sides are drawn by lot, so it blurs preferences and bends none."""
 GOLD_EXPECTED = 0.8
-"""Gold has one answer that listening tells; attentive people slip, but not at one in five."""
+"""Gold has a right answer that listening tells; attentive people slip, but not at one in five."""
 SAME_EXPECTED = 0.6
 """People repeat clear preferences far more often, and near-ties about as often; guessing repeats 1 in 4."""
 RISE_MATTERS = 0.1
@@ -33,7 +31,7 @@ RISE_MATTERS = 0.1
 UNHEARD_MATTERS = 0.1
 """Answers without listening are dropped anyway; beyond one in ten, so is much of the person's work."""
 FAST_MATTERS = 0.2
-"""A clip that somebody knows from an earlier question can be answered faster; not one in five."""
+"""A clip known from an earlier question can be answered faster; not one in five."""
 
 
 class Measured(BaseModel):
@@ -65,7 +63,7 @@ class Measured(BaseModel):
 
 
 class Quality(BaseModel):
-    """How far annotations can be trusted. `model_dump_json` and `model_validate_json` keep all of it."""
+    """How far judgements can be trusted. `model_dump_json` and `model_validate_json` keep all of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +75,7 @@ class Quality(BaseModel):
     without: dict[str, dict[Axis, Rise | None]]
     """Alpha with and without each annotator."""
     errors: dict[ErrorType, int]
-    """How many shown answers were marked with each error, over comparisons."""
+    """How many answers were marked with each error, over comparisons."""
     tests: int
     """How many tests share the error level."""
     remarks: list[str]
@@ -99,7 +97,7 @@ def assess(
     seed: int,
     clip_seconds: Mapping[str, float] | None = None,
 ) -> Quality:
-    """Measure annotations and say what stands out.
+    """Measure judgements and say what stands out.
 
     Args:
         judgements: all answers, also those that will not count.
@@ -107,19 +105,20 @@ def assess(
         seed: of the bootstrap.
         clip_seconds: prompt id -> seconds of audio it plays; without it nobody is too fast.
     """
-    people: dict[str, list[Judgement]] = {name: [] for name in sorted({one.annotator for one in judgements})}
-    for one in judgements:
-        people[one.annotator].append(one)
-    votes = [one for one in judgements if agreement.is_vote(one, min_heard)]
+    people: dict[str, list[Judgement]] = {
+        name: [] for name in sorted({item.annotator for item in judgements})
+    }
+    for item in judgements:
+        people[item.annotator].append(item)
+    votes = [item for item in judgements if agreement.is_vote(item, min_heard)]
     clips = clip_seconds or {}
     measured = {name: _measure(given, min_heard, clips) for name, given in people.items()}
     alpha = {axis: agreement.alpha(votes, axis, seed=seed) for axis in AXES}
     without = {
         name: {axis: agreement.rise_without(votes, axis, name, seed=seed) for axis in AXES} for name in people
     }
-    marked = Counter(
-        error for one in judgements if one.purpose == "comparison" for error in one.errors_a + one.errors_b
-    )
+    of_comparisons = [item for item in judgements if item.purpose == "comparison"]
+    marked = Counter(error for item in of_comparisons for error in item.errors_a + item.errors_b)
     tests = [test for name in people for test in _tests(name, measured[name], without[name])]
     facts = [fact for name in people for fact in _facts(name, measured[name], min_heard)]
     return Quality(
@@ -135,64 +134,43 @@ def assess(
 
 
 def metrics(quality: Quality) -> dict[str, float]:
-    """The report as flat numbers for MLflow; what was not measured is left out.
-
-    Names end in the annotator's name for what was measured on one, e.g. `gold_accuracy_annotator-1`.
-    """
-    found: dict[str, float | None] = {"annotators": float(len(quality.annotators))}
+    """The report's figures over all annotators, for MLflow; what was not measured is left out."""
+    overall = quality.overall
+    values: dict[str, float | None] = {
+        "annotators": float(len(quality.annotators)),
+        "answers": float(overall.n),
+        "unusable": float(overall.unusable),
+        "corrected": float(overall.corrected),
+        "unheard": overall.unheard.value if overall.unheard else None,
+        "gold_accuracy": overall.gold.value if overall.gold else None,
+        "seconds_median": overall.seconds.median if overall.seconds else None,
+    }
     for axis, alpha in quality.alpha.items():
-        found |= {
+        same, lean = overall.same[axis], overall.side_a[axis]
+        values |= {
             f"alpha_{axis}": alpha.value,
             f"alpha_{axis}_low": alpha.low,
             f"alpha_{axis}_high": alpha.high,
             f"alpha_{axis}_comparisons": float(alpha.comparisons),
+            f"self_consistency_{axis}": same.share.value if same else None,
+            f"share_of_a_{axis}": lean.share.value if lean else None,
         }
-    for suffix, measured in [("", quality.overall)] + [
-        (f"_{_safe(name)}", measured) for name, measured in quality.annotators.items()
-    ]:
-        found |= {f"{name}{suffix}": value for name, value in _flat(measured).items()}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _flat(measured: Measured) -> dict[str, float | None]:
-    flat: dict[str, float | None] = {
-        "answers": float(measured.n),
-        "unusable": float(measured.unusable),
-        "corrected": float(measured.corrected),
-        "unheard": _value(measured.unheard),
-        "gold_accuracy": _value(measured.gold),
-        "seconds_median": measured.seconds.median if measured.seconds else None,
-    }
-    for axis in AXES:
-        same, lean = measured.same[axis], measured.side_a[axis]
-        flat[f"self_consistency_{axis}"] = same.share.value if same else None
-        flat[f"share_of_a_{axis}"] = lean.share.value if lean else None
-    return flat
-
-
-def _value(share: Share | None) -> float | None:
-    return share.value if share else None
-
-
-def _safe(name: str) -> str:
-    """A name as part of an MLflow key; names that had to be changed stay apart by a digest."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:60]
-    return safe if safe == name else f"{safe}-{stable_id(name)[:6]}"
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _measure(given: Sequence[Judgement], min_heard: float, clip_seconds: Mapping[str, float]) -> Measured:
     timed = [
-        one.seconds < min_heard * clip_seconds[one.prompt_id]
-        for one in given
-        if one.seconds is not None and one.prompt_id in clip_seconds
+        item.seconds < min_heard * clip_seconds[item.prompt_id]
+        for item in given
+        if item.seconds is not None and item.prompt_id in clip_seconds
     ]
-    unheard = [one for one in given if not agreement.is_heard(one, min_heard)]
+    unheard = [item for item in given if not agreement.is_heard(item, min_heard)]
     return Measured(
-        answers=dict(Counter(one.purpose for one in given)),
-        unusable=sum(one.audio_unusable for one in given),
-        corrected=sum(bool((one.corrected or "").strip()) for one in given),
+        answers=dict(Counter(item.purpose for item in given)),
+        unusable=sum(item.audio_unusable for item in given),
+        corrected=sum(bool((item.corrected or "").strip()) for item in given),
         unheard=agreement.share(len(unheard), len(given)),
-        unknown=sum(one.heard is None for one in unheard),
+        unknown=sum(item.heard is None for item in unheard),
         gold=agreement.gold_accuracy(given),
         same={axis: agreement.self_consistency(given, axis) for axis in AXES},
         side_a={axis: agreement.side_a(given, axis) for axis in AXES},
@@ -205,18 +183,19 @@ def _measure(given: Sequence[Judgement], min_heard: float, clip_seconds: Mapping
 
 
 def _on_agreement(alpha: Mapping[Axis, Alpha]) -> Iterator[str]:
-    for axis, found in alpha.items():
-        if not found.comparisons:
+    for axis, measured in alpha.items():
+        if not measured.comparisons:
             yield f"Whether annotators agree on {axis} is unknown: no comparison has two answers that count."
-        elif found.value is None:
+        elif measured.value is None:
             yield (
-                f"Whether annotators agree on {axis} cannot be told: all answers to the "
-                f"{found.comparisons} comparisons judged by two or more are the same."
+                f"Whether annotators agree on {axis} cannot be measured: all answers to the "
+                f"{measured.comparisons} comparisons judged by two or more are the same."
             )
-        elif found.low is not None and found.low <= 0:
+        elif measured.low is not None and measured.low <= 0:
             yield (
-                f"Annotators agree on {axis} no better than chance would: alpha {_signed(found.value)} "
-                f"({_signed(found.low)} to {_signed(found.high)}) over {found.comparisons} comparisons."
+                f"Annotators agree on {axis} no better than chance would: alpha {_signed(measured.value)} "
+                f"({_signed(measured.low)} to {_signed(measured.high)}) over {measured.comparisons} "
+                "comparisons."
             )
 
 

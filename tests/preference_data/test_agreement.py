@@ -148,7 +148,7 @@ def test_of_two_nobody_can_say_who_is_odd():
     assert rise_without(table([("a", "b"), ("b", "b")]), "factuality", "r0") is None
 
 
-def test_repeats_are_swapped_back_and_held_against_the_same_annotator():
+def test_retests_are_swapped_back_and_held_against_the_same_annotator():
     def retest(comparison, annotator, choice, **sides):
         of = f"again {comparison}"
         return answer(of, annotator, choice, purpose="retest", retest_of=comparison, **sides)

@@ -43,7 +43,7 @@ SMALL = {
 }
 ALL_ON_TWO = {"1_pretrain.hardware": TWO % "zero2", "2_sft.hardware": TWO % "zero3"}
 ON_ONE = dict.fromkeys(ALL_ON_TWO, "{workers: 1, device: cpu, strategy: ddp}")
-pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 
 def tone(path: Path, hertz: float, seconds: float = 1.0) -> None:

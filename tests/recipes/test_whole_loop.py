@@ -64,7 +64,6 @@ OPEN_GATE = {
     "8_gate.thresholds.max_unfinished_rise": 1,
 }
 pytestmark = pytest.mark.timeout(900)
-in_second_group = pytest.mark.xdist_group("whole loop, killed or waiting")
 
 
 def command(out: Path, **changes) -> list[str]:
@@ -156,14 +155,16 @@ def test_mlflow_holds_the_run_its_stages_and_the_champion(whole):
     assert champion.tags["gate.verdict"] == "pass"
 
 
-def test_again_is_up_to_date_in_seconds(align, copied):
-    before = (copied / "6_dpo/manifest.json").read_bytes()
+def test_again_is_up_to_date_in_seconds(align, whole):
+    out = whole.with_name("again")  # beside the other: MLflow knows its stages
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("argilla", "snapshots"))
+    before = (out / "6_dpo/manifest.json").read_bytes()
     started = time.monotonic()
-    result = align(*command(copied))
+    result = align(*command(out))
     assert result.returncode == 0
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < max(30, summary(whole)["seconds"] / 2)  # more on a busy machine
     assert result.stdout.count("up to date") >= 11
-    assert (copied / "6_dpo/manifest.json").read_bytes() == before
+    assert (out / "6_dpo/manifest.json").read_bytes() == before
 
 
 def wait_and_kill(programs, out: Path, sign: str) -> bool:
@@ -181,10 +182,11 @@ def wait_and_kill(programs, out: Path, sign: str) -> bool:
         process.wait()
 
 
-SIGNS = [
+SIGNS = [  # one of each way to go on: a checkpoint, batches, people's answers, texts
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
+    ".partial-3_sample/batches/00001.json",
     "snapshots/*/judgements.jsonl",
-    ".partial-6_dpo/checkpoints/checkpoint-2/manifest.json",
+    ".partial-7_evaluate/texts/*.json",
 ]
 ALL_SIGNS = [
     ".partial-0_corpus/audio/train/*",
@@ -206,13 +208,11 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not timed.fullmatch(name)}
 
 
-@in_second_group
 @pytest.mark.parametrize(
     ("signs", "least"),
-    [pytest.param(SIGNS, 3, id="three"), pytest.param(ALL_SIGNS, 8, id="ten", marks=pytest.mark.slow)],
+    [pytest.param(SIGNS, 3, id="four"), pytest.param(ALL_SIGNS, 8, id="ten", marks=pytest.mark.slow)],
 )
 def test_killed_in_every_stage_it_ends_with_identical_numbers(align, programs, whole, tmp_path, signs, least):
-    """While it writes a checkpoint, holds judgements, or has a checkpoint to go on from; and elsewhere."""
     out = tmp_path / "runs" / "killed"
     hit = [wait_and_kill(programs, out, sign) for sign in signs]
     assert sum(hit) >= least, hit
@@ -277,7 +277,6 @@ def answer(out: Path, share: float = 1.0) -> int:
     return answers
 
 
-@in_second_group
 def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused(align, only, with_people):
     out, asked = with_people
     assert asked.returncode == 4, asked.stderr
@@ -303,7 +302,7 @@ def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused
     assert again.stdout == pulled.stdout
     waiting = only(out, "4_annotate", **PEOPLE)
     assert waiting.returncode == 4
-    assert not re.search(r"asked: 0 of", waiting.stdout)
+    assert not re.search(r"annotators: 0 of", waiting.stdout)
     assert answer(out) > 0
     done = only(out, "4_annotate", **PEOPLE)
     assert done.returncode == 0, done.stderr
@@ -318,7 +317,6 @@ def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused
     assert "min_alpha" in refused.stderr
 
 
-@in_second_group
 def test_a_server_that_is_not_there_is_a_clear_error_and_loses_nothing(only, copied):
     out = copied
     away = PEOPLE | {"4_annotate__server": "http://127.0.0.1:9"}

@@ -1,13 +1,15 @@
 """What is drawn: how many, who sees it, on which side; and that nothing sent away tells which is which."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preference_data.schema import Completion, Prompt
-from ui_annotation.assignment import BadAnswer, datasets, draw, unblind
+from ui_annotation.assignment import BadAnswer, draw, unblind
+from ui_annotation.project import Project
 
 WORDS = ["seven", "tiger", "river", "stone"]
 
@@ -34,21 +36,21 @@ def world(n=100):
 
 
 def drawn(n=100, **changed):
-    chosen = {"per_prompt": 2, "overlap": 0.3, "retests": 0.1, "gold": 0.05, "seed": 0} | changed
-    return draw(*world(n), **chosen)
+    options = {"per_prompt": 2, "overlap": 0.3, "retests": 0.1, "gold": 0.05, "seed": 0} | changed
+    return draw(*world(n), **options)
 
 
 def test_counts_are_the_shares_asked_for():
-    comparisons = drawn()
-    assert Counter(one.purpose for one in comparisons) == {"comparison": 200, "retest": 20, "gold": 10}
-    comparisons = [one for one in comparisons if one.purpose == "comparison"]
+    everything = drawn()
+    assert Counter(one.purpose for one in everything) == {"comparison": 200, "retest": 20, "gold": 10}
+    comparisons = [one for one in everything if one.purpose == "comparison"]
     assert sum(one.everyone for one in comparisons) == 60
-    assert all(one.everyone for one in comparisons if one.purpose != "comparison")
+    assert all(one.everyone for one in everything if one.purpose != "comparison")
     assert set(Counter(one.prompt_id for one in comparisons).values()) == {2}
-    assert all(one.text_a != one.text_b for one in comparisons)
+    assert all(one.text_a != one.text_b for one in everything)
 
 
-def test_repeats_have_their_sides_swapped():
+def test_retests_have_their_sides_swapped():
     comparisons = {one.id: one for one in drawn()}
     for again in comparisons.values():
         if again.purpose == "retest":
@@ -58,7 +60,7 @@ def test_repeats_have_their_sides_swapped():
             assert (again.completion_b, again.text_b) == (first.completion_a, first.text_a)
 
 
-def test_without_overlap_repeats_and_gold_go_to_one_annotator_each():
+def test_without_overlap_retests_and_gold_go_to_one_annotator_each():
     comparisons = drawn(overlap=0.0)
     assert Counter(one.purpose for one in comparisons) == {"comparison": 200, "retest": 20, "gold": 10}
     assert not any(one.everyone for one in comparisons)
@@ -118,17 +120,32 @@ def test_sides_are_even():
     assert share == pytest.approx(0.5, abs=4 * 0.5 / 800**0.5)
 
 
-def test_datasets_split_by_who_judges_and_are_named_after_their_content():
-    comparisons = drawn()
-    parts = datasets("demo", comparisons)
-    everyone, one_each = parts
-    assert everyone.startswith("demo-")
-    assert everyone.endswith("-everyone")
-    assert one_each == everyone.replace("everyone", "one-each")
-    assert [len(part) for part in parts.values()] == [90, 140]
-    assert list(datasets("demo", comparisons[::-1])) == list(parts)
-    assert not set(datasets("demo", comparisons[1:])) & set(parts)
-    assert len(datasets("demo", drawn(overlap=0.0))) == 1
+def test_datasets_split_by_how_many_judge():
+    _, prompts = world()
+    everyone, one_each = Project("demo", "audio", drawn(), prompts, Path(), annotators=5).datasets()
+    assert (everyone.name, everyone.judgements_each, len(everyone.comparisons)) == ("demo-everyone", 5, 90)
+    assert (one_each.name, one_each.judgements_each, len(one_each.comparisons)) == ("demo-one-each", 1, 140)
+
+
+@pytest.mark.parametrize(
+    "more", [{"retests": 0.3}, {"gold": 0.2}, {"overlap": 0.6}, {"per_prompt": 3}, {"n": 150}], ids=str
+)
+def test_more_of_anything_draws_again_what_was_drawn(more):
+    first, second = ({one.id: one for one in drawn(**options)} for options in ({}, more))
+    comparisons = {name for name, one in first.items() if one.purpose == "comparison"}
+    assert comparisons <= second.keys()
+    if more.keys() & {"retests", "gold"}:
+        assert first.items() <= second.items()
+    if "overlap" in more:  # whoever shared a comparison still does
+        assert all(second[name].everyone for name in comparisons if first[name].everyone)
+
+
+def test_what_is_compared_is_known_by_its_texts():
+    """Sampled again in another order or with other ids, two answers are the same two answers."""
+    completions, prompts = world()
+    options = {"per_prompt": 2, "overlap": 0.3, "retests": 0.1, "gold": 0.05, "seed": 0}
+    again = [one.model_copy(update={"id": f"new-{one.id}", "policy": "new"}) for one in completions[::-1]]
+    assert [one.id for one in draw(again, prompts, **options)] == [one.id for one in drawn()]
 
 
 BETTER = {"good": 2, "bad": 0, "ugly": 1}

@@ -5,7 +5,6 @@ Screenshots are kept in test-artifacts/ at the top of the checkout.
 
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +13,9 @@ from playwright.sync_api import Page
 
 from preference_data.schema import Completion, Prompt
 from tests.chromium import chromium
-from ui_annotation import assignment, client, environment, launch, pull, push
+from tests.ui_annotation.conftest import ANNOTATORS, Server
+from ui_annotation import assignment, client, pull, push
+from ui_annotation.project import Project
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 HOSTILE = [
@@ -41,18 +42,10 @@ HOSTILE = [
 ]
 
 
-class Server(NamedTuple):
-    url: str
-    users: dict
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    environment.install(print)
-    home = tmp_path_factory.mktemp("browser") / "home"
-    running = launch.start(home)
-    yield Server(running.url, launch.credentials(home)["users"])
-    launch.stop(home)
+@pytest.fixture
+def workspace(argilla_server):
+    """Of its own: annotators find no other dataset on their home page."""
+    return argilla_server.add_workspace(*ANNOTATORS)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +61,15 @@ def page(browser):
     one.close()
 
 
-def asked(folder: Path, questions: list[str], answers: list[list[str]], tasks: list[str]):
-    """One prompt per question, on a clip of its own, with two answers."""
+def sent(
+    server: Server,
+    workspace: str,
+    folder: Path,
+    questions: list[str],
+    answers: list[list[str]],
+    tasks: list[str],
+):
+    """A pushed project: one prompt per question, on a clip of its own, with two answers."""
     prompts, completions = {}, []
     for i, question in enumerate(questions):
         seconds = np.arange(int(16_000 * (0.8 + 0.1 * i))) / 16_000
@@ -88,27 +88,15 @@ def asked(folder: Path, questions: list[str], answers: list[list[str]], tasks: l
             for j, text in enumerate(answers[i])
         ]
     comparisons = assignment.draw(completions, prompts, per_prompt=1, overlap=1, retests=0, gold=0, seed=0)
-    return prompts, comparisons
-
-
-def sent(server: Server, folder: Path, name: str, prompts, comparisons):
-    owner = client.connect(server.url, server.users["owner"]["api_key"])
-    pushed = push.push(
-        owner,
-        workspace="audio",
-        name=name,
-        comparisons=comparisons,
-        prompts=prompts,
-        corpus=folder,
-        annotators=2,
-    )
-    return owner, pushed
+    owner = client.connect(server.url, server.api_key("owner"))
+    project = Project("browser", workspace, comparisons, prompts, folder, 2)
+    return owner, project, push.push(owner, project)
 
 
 def signed_in(page: Page, server: Server, who: str, dataset: str) -> None:
     page.goto(f"{server.url}/sign-in")
     page.locator("input").nth(0).fill(who)
-    page.locator("input").nth(1).fill(server.users[who]["password"])
+    page.locator("input").nth(1).fill(server.password(who))
     page.keyboard.press("Enter")
     page.wait_for_url(lambda url: "sign-in" not in url)
     page.get_by_text(dataset).first.click()
@@ -144,13 +132,14 @@ def fields(page: Page) -> list[str]:
     return page.evaluate("() => [...document.querySelectorAll('p[style*=pre-wrap]')].map(p => p.textContent)")
 
 
-def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(server, page, tmp_path):
+def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(
+    argilla_server, workspace, page, tmp_path
+):
     answers = [["A dog barks.", "A bell rings twice."]] * 3
-    prompts, comparisons = asked(
-        tmp_path, ["What is heard?", "And here?", "And now?"], answers, ["sound_QA"] * 3
-    )
-    owner, pushed = sent(server, tmp_path, "keyboard", prompts, comparisons)
-    signed_in(page, server, "annotator-1", pushed.datasets[0])
+    questions = ["What is heard?", "And here?", "And now?"]
+    owner, project, pushed = sent(argilla_server, workspace, tmp_path, questions, answers, ["sound_QA"] * 3)
+    prompts, comparisons = project.prompts, project.comparisons
+    signed_in(page, argilla_server, ANNOTATORS[0], pushed.datasets[0])
     until(lambda: len(fields(page)) == 4, "the record's fields")
     by_fields = {(prompts[one.prompt_id].question, one.text_a, one.text_b): one for one in comparisons}
     first = by_fields[tuple(fields(page)[1:])]
@@ -168,46 +157,46 @@ def test_sign_in_listen_answer_by_keyboard_submit_and_pull_exactly_that(server, 
 
     until(lambda: fields(page)[1:] != [prompts[first.prompt_id].question, first.text_a, first.text_b], "next")
     kept(page, "annotate-3-next-record")
-    found = until(
-        lambda: pull.pull(owner, workspace="audio", name="keyboard", comparisons=comparisons),
-        "the submitted answer",
-    )
+    lasting = {f"{i}.wav": 0.8 + 0.1 * i for i in range(3)}
+    found = until(lambda: pull.pull(owner, project, clip_seconds=lasting), "the submitted answer")
     (one,) = found
-    assert (one.comparison, one.annotator) == (first.id, "annotator-1")
+    assert (one.comparison, one.annotator) == (first.id, ANNOTATORS[0])
     assert (one.completion_a, one.completion_b) == (first.completion_a, first.completion_b)
     assert (one.factuality, one.behaviour) == ("b", "tie")
     assert (one.errors_a, one.errors_b) == (("invented_event",), ())
     assert (one.corrected, one.rationale, one.audio_unusable) == (None, None, False)
     assert one.heard == pytest.approx(1.0, abs=0.02)
-    records = owner.datasets(pushed.datasets[0], workspace="audio").records(with_responses=True)
+    records = owner.datasets(pushed.datasets[0], workspace=workspace).records(with_responses=True)
     (there,) = [record for record in records if record.responses["factuality"]]
     assert there.id == first.id
     assert [response.value for response in there.responses["factuality"]] == ["b"]
     assert [response.value for response in there.responses["behaviour"]] == ["tie"]
 
 
-def test_an_answer_given_without_listening_is_not_heard(server, page, tmp_path):
-    prompts, comparisons = asked(tmp_path, ["Deaf?"], [["Yes.", "No."]], ["sound_QA"])
-    owner, pushed = sent(server, tmp_path, "deaf", prompts, comparisons)
-    signed_in(page, server, "annotator-2", pushed.datasets[0])
+def test_an_answer_given_without_listening_is_not_heard(argilla_server, workspace, page, tmp_path):
+    owner, project, pushed = sent(
+        argilla_server, workspace, tmp_path, ["Deaf?"], [["Yes.", "No."]], ["sound_QA"]
+    )
+    signed_in(page, argilla_server, ANNOTATORS[1], pushed.datasets[0])
     until(lambda: len(fields(page)) == 4, "the record's fields")
     for key in ("1", "1", "Enter"):
         page.keyboard.press(key)
-    (one,) = until(
-        lambda: pull.pull(owner, workspace="audio", name="deaf", comparisons=comparisons), "the answer"
-    )
+    (one,) = until(lambda: pull.pull(owner, project, clip_seconds={"0.wav": 0.8}), "the answer")
     assert one.heard == 0.0
 
 
-def test_hostile_text_is_shown_literally_and_does_nothing(server, page, tmp_path):
-    prompts, comparisons = asked(tmp_path, HOSTILE, [[f"{h} 1", f"2 {h}"] for h in HOSTILE], HOSTILE)
+def test_hostile_text_is_shown_literally_and_does_nothing(argilla_server, workspace, page, tmp_path):
     elsewhere, dialogs = [], []
-    ours = (server.url, "data:", "blob:")
+    ours = (argilla_server.url, "data:", "blob:")
     page.on("request", lambda one: elsewhere.append(one.url) if not one.url.startswith(ours) else None)
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    _, pushed = sent(server, tmp_path, "hostile", prompts, comparisons)
-    signed_in(page, server, "annotator-1", pushed.datasets[0])
-    expected = {(prompts[one.prompt_id].question, one.text_a, one.text_b) for one in comparisons}
+    _, project, pushed = sent(
+        argilla_server, workspace, tmp_path, HOSTILE, [[f"{h} 1", f"2 {h}"] for h in HOSTILE], HOSTILE
+    )
+    signed_in(page, argilla_server, ANNOTATORS[0], pushed.datasets[0])
+    expected = {
+        (project.prompts[one.prompt_id].question, one.text_a, one.text_b) for one in project.comparisons
+    }
     seen = set()
     for _ in HOSTILE:
         until(lambda: tuple(fields(page)[1:]) not in seen and len(fields(page)) == 4, "the next record")

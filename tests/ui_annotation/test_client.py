@@ -38,7 +38,7 @@ def test_something_else_there(status):
     other = HTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=other.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{other.server_port}"
-    with pytest.raises(client.Unreachable, match=f"{url}: no Argilla there.*align annotate up"):
+    with pytest.raises(client.Unreachable, match=f"{url}: is not Argilla.*align annotate up"):
         client.connect(url, "key")
     other.shutdown()
 

@@ -253,6 +253,7 @@ def test_every_greater_share_is_kept_with_the_time_it_was_reached(argilla_server
     name = argilla_server.add_user(workspace=place)
     argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
     annotator, address = argilla_server.client(name), f"/media/{place}/{NAME}/heard"
+    annotator.get(f"/media/{place}/{NAME}")
 
     assert annotator.post(address, json={"share": 0.5}).status_code == 204
     first = heard(argilla_server, place)
@@ -298,17 +299,48 @@ def test_only_clips_that_are_there_are_heard(argilla_server: Any) -> None:
     assert argilla_server.annotator.post(address, json={"share": 1}).status_code == 404
 
 
-def test_loads_are_noted_with_what_was_sent(argilla_server: Any, place: str) -> None:
+def test_no_more_counts_as_heard_than_was_sent(argilla_server: Any, place: str) -> None:
+    name = argilla_server.add_user(workspace=place)
+    argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
+    annotator, address = argilla_server.client(name), f"/media/{place}/{NAME}"
+
+    def shares(*parts: str) -> list[float]:
+        for part in parts:
+            annotator.get(address, headers={"Range": part})
+        assert annotator.post(f"{address}/heard", json={"share": 1.0}).status_code == 204
+        return [row["share"] for row in heard(argilla_server, place)]
+
+    annotator.head(address)
+    assert shares() == [0]
+    assert shares("bytes=0-25599", "bytes=10-9999", "bytes=0-25599") == [0, 0.25]  # each byte counts once
+    assert shares("bytes=51200-102399") == [0, 0.25, 0.75]
+    assert shares("bytes=25600-51199")[-1] == 1
+
+
+def test_a_clip_counts_as_sent_while_it_is_being_sent(argilla_server: Any, place: str) -> None:
+    """A browser leaves the answer open and reads on as it plays."""
+    name, content = argilla_server.add_user(workspace=place), bytes(64_000_000)
+    address = f"/media/{place}/{hashlib.sha256(content).hexdigest()}.wav"
+    argilla_server.owner.put(address, content=content)
+    annotator = argilla_server.client(name)
+    with annotator.stream("GET", address) as answer:
+        next(answer.iter_bytes(1_000_000))
+        assert annotator.post(f"{address}/heard", json={"share": 1.0}).status_code == 204
+    (row,) = heard(argilla_server, place)
+    assert 1 / 64 <= row["share"] < 1
+
+
+def test_what_was_sent_is_kept(argilla_server: Any, place: str) -> None:
     name = argilla_server.add_user(workspace=place)
     argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
     annotator = argilla_server.client(name)
-    annotator.get(f"/media/{place}/{NAME}", headers={"Range": "bytes=0-999"})
+    annotator.get(f"/media/{place}/{NAME}", headers={"Range": "bytes=10-999"})
     annotator.get(f"/media/{place}/{NAME}")
     annotator.head(f"/media/{place}/{NAME}")
-    rows = eventually(lambda: len(rows := heard(argilla_server, place, "loaded")) == 2 and rows)
-    assert [(row["annotator"], row["clip"], row["bytes"]) for row in rows] == [
-        (name, NAME[:64], 1000),
-        (name, NAME[:64], 102_400),
+    rows = eventually(lambda: len(rows := heard(argilla_server, place, "sent")) == 2 and rows)
+    assert [(row["annotator"], row["clip"], row["start"], row["stop"]) for row in rows] == [
+        (name, NAME[:64], 10, 1000),
+        (name, NAME[:64], 0, 102_400),
     ]
     assert annotator.get(f"/media/{place}/heard").status_code == 403
 

@@ -15,9 +15,10 @@ import soundfile
 
 from preference_data import store
 from preference_data.schema import Choice, Comparison, Completion, ErrorType, Prompt
+from tests.ui_annotation.conftest import ANNOTATORS
 from tests.ui_annotation.test_render import HOSTILE
 from ui_annotation import assignment, client, pull, push, render, settings
-from ui_annotation.assignment import BadAnswer
+from ui_annotation.project import Project
 
 
 @pytest.fixture
@@ -28,8 +29,7 @@ def owner(argilla_server):
 @pytest.fixture
 def workspace(argilla_server):
     """A workspace of its own with two members."""
-    name = argilla_server.add_workspace()
-    return name, [argilla_server.add_user(workspace=name) for _ in range(2)]
+    return argilla_server.add_workspace(*ANNOTATORS), ANNOTATORS
 
 
 @pytest.fixture
@@ -37,8 +37,10 @@ def annotators(argilla_server, workspace):
     return [client.connect(argilla_server.url, argilla_server.api_key(name)) for name in workspace[1]]
 
 
-def world(corpus, n=6, texts=("right", "wrong", "vague"), clips_of=lambda i: (f"{i}.wav",), **draws):
-    """`n` prompts on clips of 0.3 s and more, and what is shown of them."""
+def world(
+    workspace, corpus, n=6, texts=("right", "wrong", "vague"), clips_of=lambda i: (f"{i}.wav",), **draws
+):
+    """A project of `n` prompts on clips of 0.3 s and more."""
     for i in range(n):
         seconds = np.arange(4_800 + 160 * i) / 16_000
         soundfile.write(corpus / f"{i}.wav", 0.2 * np.sin(2 * np.pi * (200 + i) * seconds), 16_000)
@@ -58,13 +60,19 @@ def world(corpus, n=6, texts=("right", "wrong", "vague"), clips_of=lambda i: (f"
         for name in prompts
         for j, text in enumerate(texts)
     ]
-    chosen = {"per_prompt": 3, "overlap": 0.5, "retests": 0.2, "gold": 0.1, "seed": 0} | draws
-    return prompts, assignment.draw(completions, prompts, **chosen)
+    options = {"per_prompt": 3, "overlap": 0.5, "retests": 0.2, "gold": 0.1, "seed": 0} | draws
+    return Project("t", workspace[0], assignment.draw(completions, prompts, **options), prompts, corpus, 2)
 
 
-def pushed(owner, workspace, corpus, prompts, comparisons, **more):
-    chosen = {"workspace": workspace[0], "name": "t", "annotators": 2} | more
-    return push.push(owner, comparisons=comparisons, prompts=prompts, corpus=corpus, **chosen)
+def pulled(owner, project, seconds=1e-6):
+    """Judgements of clips that take no time to hear."""
+    clips = {path: seconds for prompt in project.prompts.values() for path in prompt.audios}
+    return pull.pull(owner, project, clip_seconds=clips)
+
+
+def names(project):
+    """Of the datasets that hold something."""
+    return [dataset.name for dataset in project.datasets() if dataset.comparisons]
 
 
 def stored(owner, workspace, dataset):
@@ -89,12 +97,11 @@ def submit(annotator, record, **answers):
 
 
 def test_the_server_holds_what_is_shown_and_nothing_that_tells_more(owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path)
-    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
-    assert done.added == len(comparisons)
-    parts = assignment.datasets("t", comparisons)
-    assert done.datasets == tuple(parts)
-    for dataset, part in parts.items():
+    project = world(workspace, tmp_path)
+    done = push.push(owner, project)
+    assert done.added == len(project.comparisons)
+    assert done.datasets == tuple(names(project))
+    for dataset, _, part in project.datasets():
         records = {record["external_id"]: record for record in stored(owner, workspace, dataset)}
         assert set(records) == {one.id for one in part}
         for one in part:
@@ -103,17 +110,17 @@ def test_the_server_holds_what_is_shown_and_nothing_that_tells_more(owner, works
             fields = record["fields"]
             assert render.plain(fields["response_a"]) == one.text_a
             assert render.plain(fields["response_b"]) == one.text_b
-            assert render.plain(fields["prompt"]) == prompts[one.prompt_id].question
-            assert render.sources(fields["audio"]) == (done.media[prompts[one.prompt_id].audios[0]],)
+            assert render.plain(fields["prompt"]) == project.prompts[one.prompt_id].question
+            assert render.sources(fields["audio"]) == (done.media[project.prompts[one.prompt_id].audios[0]],)
             told = json.dumps(record)
             for secret in (one.prompt_id, one.completion_a, one.completion_b, "0" * 64, "gold", "retest"):
                 assert f'"{secret}"' not in told
 
 
 def test_every_choice_of_the_schema_can_be_answered(owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path, n=1, retests=0, gold=0)
-    pushed(owner, workspace, tmp_path, prompts, comparisons)
-    dataset = client.datasets(owner, workspace[0])[next(iter(assignment.datasets("t", comparisons)))]
+    project = world(workspace, tmp_path, n=1, retests=0, gold=0)
+    push.push(owner, project)
+    dataset = client.datasets(owner, workspace[0])[names(project)[0]]
     path = f"/api/v1/datasets/{dataset['id']}"
     questions = {q["name"]: q for q in client.request(owner, "GET", f"{path}/questions").json()["items"]}
     options = {
@@ -131,13 +138,15 @@ def test_every_choice_of_the_schema_can_be_answered(owner, workspace, tmp_path):
 
 def test_hostile_text_is_stored_literally(owner, workspace, tmp_path):
     texts = [*HOSTILE, "plain", "another", "third"]
-    prompts, comparisons = world(tmp_path, n=1, texts=texts, per_prompt=60, overlap=1, retests=0, gold=0)
-    prompts["p0"] = prompts["p0"].model_copy(update={"question": HOSTILE[0], "task_name": HOSTILE[1]})
-    pushed(owner, workspace, tmp_path, prompts, comparisons)
-    (dataset,) = assignment.datasets("t", comparisons)
+    project = world(workspace, tmp_path, n=1, texts=texts, per_prompt=60, overlap=1, retests=0, gold=0)
+    project.prompts["p0"] = project.prompts["p0"].model_copy(
+        update={"question": HOSTILE[0], "task_name": HOSTILE[1]}
+    )
+    push.push(owner, project)
+    (dataset,) = names(project)
     there = {record["external_id"]: record["fields"] for record in stored(owner, workspace, dataset)}
     seen = set()
-    for one in comparisons:
+    for one in project.comparisons:
         fields = there[one.id]
         pair = [render.plain(fields[f"response_{side}"]) for side in "ab"]
         assert pair == [one.text_a, one.text_b]
@@ -147,8 +156,8 @@ def test_hostile_text_is_stored_literally(owner, workspace, tmp_path):
 
 
 def test_clips_arrive_whole_and_once(argilla_server, owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path, n=3, clips_of=lambda i: (f"{i}.wav", "0.wav"))
-    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
+    project = world(workspace, tmp_path, n=3, clips_of=lambda i: (f"{i}.wav", "0.wav"))
+    done = push.push(owner, project)
     assert set(done.media) == {"0.wav", "1.wav", "2.wav"}
     for path, url in done.media.items():
         content = (tmp_path / path).read_bytes()
@@ -156,15 +165,15 @@ def test_clips_arrive_whole_and_once(argilla_server, owner, workspace, tmp_path)
         assert client.request(owner, "GET", url).content == content
     folder = argilla_server.home / "media" / workspace[0]
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    pushed(owner, workspace, tmp_path, prompts, comparisons)
+    push.push(owner, project)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
 def test_a_clip_that_no_browser_plays_becomes_flac(owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path, n=1)
+    project = world(workspace, tmp_path, n=1)
     samples, rate = soundfile.read(tmp_path / "0.wav")
     soundfile.write(tmp_path / "0.wav", samples, rate, subtype="IMA_ADPCM")
-    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
+    done = push.push(owner, project)
     url = done.media["0.wav"]
     assert url.endswith(".flac")
     (tmp_path / "back.flac").write_bytes(client.request(owner, "GET", url).content)
@@ -178,22 +187,22 @@ def test_a_clip_that_no_browser_plays_becomes_flac(owner, workspace, tmp_path):
 
 
 def test_another_number_of_annotators_moves_the_goal(owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path, overlap=1, retests=0, gold=0)
-    pushed(owner, workspace, tmp_path, prompts, comparisons, annotators=2)
-    pushed(owner, workspace, tmp_path, prompts, comparisons, annotators=3)
-    (dataset,) = assignment.datasets("t", comparisons)
+    project = world(workspace, tmp_path, overlap=1, retests=0, gold=0)
+    push.push(owner, project._replace(annotators=2))
+    push.push(owner, project._replace(annotators=3))
+    (dataset,) = names(project)
     assert client.datasets(owner, workspace[0])[dataset]["distribution"]["min_submitted"] == 3
 
 
 def test_a_draft_left_by_a_kill_is_completed(owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path, n=2)
-    first, *_ = assignment.datasets("t", comparisons)
+    project = world(workspace, tmp_path, n=2)
+    first, *_ = names(project)
     ids = client.request(owner, "GET", "/api/v1/me/workspaces").json()["items"]
     (home,) = (one["id"] for one in ids if one["name"] == workspace[0])
     draft = {"name": first, "workspace_id": home}
     client.request(owner, "POST", "/api/v1/datasets", json=draft)  # as if killed before it had questions
     assert client.datasets(owner, workspace[0])[first]["status"] == "draft"
-    assert pushed(owner, workspace, tmp_path, prompts, comparisons).added == len(comparisons)
+    assert push.push(owner, project).added == len(project.comparisons)
     assert client.datasets(owner, workspace[0])[first]["status"] == "ready"
 
 
@@ -203,6 +212,7 @@ from pathlib import Path
 from preference_data import store
 from preference_data.schema import Prompt, Comparison
 from ui_annotation import client, push
+from ui_annotation.project import Project
 
 url, workspace, corpus, batches = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 push._BATCH = 5
@@ -211,10 +221,10 @@ def told(what, done, total):
     if what == "records" and done >= 5 * batches:
         os.kill(os.getpid(), signal.SIGKILL)
 
+comparisons = store.read(corpus / "comparisons.jsonl", Comparison)
+prompts = {one.id: one for one in store.read(corpus / "prompts.jsonl", Prompt)}
 push.push(
-    client.connect(url, os.environ["KEY"]), workspace=workspace, name="t", annotators=2, corpus=corpus,
-    comparisons=store.read(corpus / "comparisons.jsonl", Comparison), on_progress=told,
-    prompts={one.id: one for one in store.read(corpus / "prompts.jsonl", Prompt)},
+    client.connect(url, os.environ["KEY"]), Project("t", workspace, comparisons, prompts, corpus, 2), told
 )
 """
 
@@ -222,10 +232,10 @@ push.push(
 def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
     argilla_server, owner, workspace, annotators, tmp_path
 ):
-    prompts, comparisons = world(tmp_path, n=12, overlap=1)
-    store.write(tmp_path / "comparisons.jsonl", comparisons)
-    store.write(tmp_path / "prompts.jsonl", prompts.values())
-    (dataset,) = assignment.datasets("t", comparisons)
+    project = world(workspace, tmp_path, n=12, overlap=1)
+    store.write(tmp_path / "comparisons.jsonl", project.comparisons)
+    store.write(tmp_path / "prompts.jsonl", project.prompts.values())
+    (dataset,) = names(project)
     told = {}
     for batches in (1, 2, 1):
         command = [
@@ -244,26 +254,28 @@ def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
                 choice = ("a", "b", "tie")[len(told) % 3]
                 submit(annotators[0], record, factuality=choice, corrected=f"said {len(told)}")
                 told[record["external_id"]] = (choice, f"said {len(told)}")
-    assert 20 <= len(told) < len(comparisons)  # 5 + 10 + 5, and what a kill let through
+    assert 20 <= len(told) < len(project.comparisons)  # 5 + 10 + 5, and what a kill let through
     before = responses(stored(owner, workspace, dataset))
 
     stop = threading.Event()
     second = threading.Thread(target=keep_submitting, args=(annotators[1], owner, workspace, dataset, stop))
     second.start()
     for _ in range(3):
-        pushed(owner, workspace, tmp_path, prompts, comparisons)
+        push.push(owner, project)
     stop.set()
     second.join()
 
     records = stored(owner, workspace, dataset)
-    assert sorted(record["external_id"] for record in records) == sorted(one.id for one in comparisons)
+    assert sorted(record["external_id"] for record in records) == sorted(
+        one.id for one in project.comparisons
+    )
     after = responses(records)
     assert {key: after[key] for key in before} == before  # every byte, times included
-    made = pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
+    made = pulled(owner, project)
     mine = [one for one in made if one.annotator == workspace[1][0]]
     assert {one.comparison: (one.factuality, one.corrected) for one in mine} == told
     assert len(made) == len(after) > len(mine)
-    assert pushed(owner, workspace, tmp_path, prompts, comparisons).added == 0
+    assert push.push(owner, project).added == 0
 
 
 def responses(records):
@@ -286,18 +298,19 @@ def keep_submitting(annotator, owner, workspace, dataset, stop):
 
 
 def hear(annotator, clip, share):
+    client.request(annotator, "GET", clip)
     client.request(annotator, "POST", f"{clip}/heard", json={"share": share})
 
 
 def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp_path):
-    prompts, comparisons = world(
-        tmp_path, n=3, clips_of=lambda i: ("0.wav", "1.wav") if i == 0 else (f"{i}.wav",)
+    project = world(
+        workspace, tmp_path, n=3, clips_of=lambda i: ("0.wav", "1.wav") if i == 0 else (f"{i}.wav",)
     )
-    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
-    everyone, one_each = assignment.datasets("t", comparisons)
+    done = push.push(owner, project)
+    everyone, one_each = names(project)
     records = {r["external_id"]: r for part in (everyone, one_each) for r in stored(owner, workspace, part)}
-    both = next(one for one in comparisons if one.everyone and one.prompt_id == "p0")
-    single = next(one for one in comparisons if not one.everyone and one.prompt_id != "p0")
+    both = next(one for one in project.comparisons if one.everyone and one.prompt_id == "p0")
+    single = next(one for one in project.comparisons if not one.everyone and one.prompt_id == "p2")
     hear(annotators[0], done.media["0.wav"], 1.0)
     hear(annotators[0], done.media["1.wav"], 0.5)
     submit(
@@ -319,8 +332,8 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     }
     client.request(annotators[1], "POST", "/api/v1/me/responses/bulk", json={"items": [draft]})
 
-    first, second, third = pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
-    assert [one.annotator for one in (first, second, third)] == [*workspace[1], workspace[1][0]]
+    first, second, third = pulled(owner, project)
+    assert [one.annotator for one in (first, second, third)] == [*ANNOTATORS, ANNOTATORS[0]]
     assert [one.comparison for one in (first, second, third)] == [both.id, both.id, single.id]
     assert (first.factuality, first.behaviour) == ("b", "both_bad")
     assert (first.errors_a, first.errors_b) == (("wrong_words", "omission"), ())
@@ -332,59 +345,104 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     assert third.seconds == pytest.approx((at[2] - at[0]).total_seconds())
     assert all(abs(datetime.now(UTC) - when) < timedelta(minutes=5) for when in at)
 
-    so_far = pull.progress(owner, workspace=workspace[0], name="t", comparisons=comparisons, annotators=2)
-    wanted = sum(2 if one.everyone else 1 for one in comparisons)
+    so_far = pull.progress(project, pulled(owner, project))
+    wanted = sum(2 if one.everyone else 1 for one in project.comparisons)
     assert so_far == pull.Progress(3, wanted, {workspace[1][0]: 2, workspace[1][1]: 1})
 
 
 def test_one_judgement_more_than_needed_is_kept_but_not_counted_as_progress(
     owner, workspace, annotators, tmp_path
 ):
-    prompts, comparisons = world(tmp_path, n=2, overlap=0, retests=0, gold=0)
-    pushed(owner, workspace, tmp_path, prompts, comparisons)
-    (dataset,) = assignment.datasets("t", comparisons)
+    project = world(workspace, tmp_path, n=2, overlap=0, retests=0, gold=0)
+    push.push(owner, project)
+    (dataset,) = names(project)
     record = stored(owner, workspace, dataset)[0]
     for annotator in annotators:  # both had it on their screen
         submit(annotator, record)
-    assert len(pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)) == 2
-    so_far = pull.progress(owner, workspace=workspace[0], name="t", comparisons=comparisons, annotators=2)
-    assert (so_far.done, so_far.wanted) == (1, len(comparisons))
+    assert len(pulled(owner, project)) == 2
+    so_far = pull.progress(project, pulled(owner, project))
+    assert (so_far.done, so_far.wanted) == (1, len(project.comparisons))
 
 
 def test_listening_after_the_judgement_does_not_count(owner, workspace, annotators, tmp_path, monkeypatch):
     monkeypatch.setattr(pull, "_REPORTING", timedelta(0))
-    prompts, comparisons = world(tmp_path, n=1, overlap=1, retests=0, gold=0)
-    done = pushed(owner, workspace, tmp_path, prompts, comparisons)
-    (dataset,) = assignment.datasets("t", comparisons)
+    project = world(workspace, tmp_path, n=1, overlap=1, retests=0, gold=0)
+    done = push.push(owner, project)
+    (dataset,) = names(project)
     first, second, *_ = stored(owner, workspace, dataset)
     submit(annotators[0], first)
     hear(annotators[0], done.media["0.wav"], 1.0)
     submit(annotators[0], second)
-    assert [
-        one.heard for one in pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
-    ] == [0, 1]
-
-
-def test_records_of_others_are_named(owner, workspace, tmp_path):
-    prompts, comparisons = world(tmp_path, n=1, overlap=1)
-    pushed(owner, workspace, tmp_path, prompts, comparisons)
-    (dataset,) = assignment.datasets("t", comparisons)
-    path = f"/api/v1/datasets/{client.datasets(owner, workspace[0])[dataset]['id']}/records/bulk"
-    stray = {"external_id": "stray", "fields": dict.fromkeys(settings.FIELDS, "x")}
-    client.request(owner, "PUT", path, json={"items": [stray]})
-    with pytest.raises(BadAnswer, match="'stray'.*not in the key"):
-        pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
+    assert [one.heard for one in pulled(owner, project)] == [0, 1]
 
 
 def test_what_was_never_pushed_is_refused(owner, workspace, tmp_path):
-    _, comparisons = world(tmp_path, n=1)
+    project = world(workspace, tmp_path, n=1)
     with pytest.raises(client.Refused, match="push first"):
-        pull.pull(owner, workspace=workspace[0], name="t", comparisons=comparisons)
+        pulled(owner, project)
     with pytest.raises(client.Refused, match="no workspace 'nowhere'"):
-        pull.pull(owner, workspace="nowhere", name="t", comparisons=comparisons)
-    wanted = sum(2 if one.everyone else 1 for one in comparisons)
-    so_far = pull.progress(owner, workspace=workspace[0], name="t", comparisons=comparisons, annotators=2)
-    assert so_far == pull.Progress(0, wanted, {})
+        pulled(owner, project._replace(workspace="nowhere"))
+
+
+# -------------------------------------------------------------------- another draw
+
+
+def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, tmp_path):
+    first = world(workspace, tmp_path, n=3, overlap=0.3)
+    push.push(owner, first)
+    everyone, one_each = names(first)
+    for annotator, dataset in (
+        (annotators[0], everyone),
+        (annotators[1], everyone),
+        (annotators[0], one_each),
+    ):
+        for record in stored(owner, workspace, dataset):
+            submit(annotator, record)
+    judged = {one.comparison: one.purpose for one in pulled(owner, first)}
+
+    second = world(workspace, tmp_path, n=4, overlap=0.6, retests=0.4, gold=0.3)
+    done = push.push(owner, second)
+    assert 0 < done.added < len(second.comparisons)
+    again = pulled(owner, second)
+    kept = {one.comparison for one in again}
+    assert {name for name, purpose in judged.items() if purpose == "comparison"} <= kept
+    so_far = pull.progress(second, again)
+    assert so_far.submitted[workspace[1][0]] == sum(one.annotator == workspace[1][0] for one in again)
+    # one judgement of what everyone judges now is half of it
+    moved = {one.id for one in second.comparisons if one.everyone} - {
+        one.id for one in first.comparisons if one.everyone
+    }
+    assert moved & kept
+    assert all(sum(one.comparison == name for one in again) == 1 for name in moved & kept)
+
+
+def test_what_nobody_judged_leaves_the_queues_with_its_draw(owner, workspace, annotators, tmp_path):
+    first = world(workspace, tmp_path, n=2, overlap=1, gold=0.5, retests=0)
+    push.push(owner, first)
+    (dataset,) = names(first)
+    before = stored(owner, workspace, dataset)
+    of_gold = {one.id for one in first.comparisons if one.purpose == "gold"}
+    judged, *unjudged = [record for record in before if record["external_id"] in of_gold]
+    assert unjudged
+    submit(annotators[0], judged)
+    second = world(workspace, tmp_path, n=2, overlap=1, gold=0, retests=0)
+    assert push.push(owner, second).added == 0
+    left = {record["external_id"] for record in stored(owner, workspace, dataset)}
+    assert left == {one.id for one in second.comparisons} | {judged["external_id"]}
+    assert pulled(owner, second) == []
+    still_there = first._replace(comparisons=[one for one in first.comparisons if one.id in left])
+    assert [one.comparison for one in pulled(owner, still_there)] == [judged["external_id"]]
+
+
+def test_no_more_counts_as_heard_than_there_was_time_for(owner, workspace, annotators, tmp_path):
+    project = world(workspace, tmp_path, n=1, overlap=1, retests=0, gold=0)
+    done = push.push(owner, project)
+    record, *_ = stored(owner, workspace, names(project)[0])
+    hear(annotators[0], done.media["0.wav"], 1.0)
+    submit(annotators[0], record)
+    heard = {seconds: pulled(owner, project, seconds) for seconds in (1e-3, 3600)}
+    assert heard[1e-3][0].heard == 1  # long enough ago
+    assert 0 < heard[3600][0].heard < 0.01
 
 
 # -------------------------------------------------------------------- snapshots

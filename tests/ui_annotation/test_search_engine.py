@@ -22,7 +22,6 @@ TEXTS = [
     ("A long one?", "First line.\nSecond line, pre-recorded.", "Nothing."),
 ]
 
-VECTORS = [[1, 0], [0.6, 0.8], [0, 1], [-1, 0], [0.8, 0.6], [0, 2]]
 MARKUP = ["white", "space", "style", "div", "src", "wav", "media", "controls", "34", "quot"]
 ODD_QUERIES = ['a"b OR (x) NEAR(', '"', "''", "*", "-", "|", "a AND OR NOT", "{body}: ^x", "body:piano", "\0"]
 ODD_QUERIES += ["\\", "%_", "\N{DOG}", "_", "'; DROP TABLE records; --"]
@@ -43,12 +42,10 @@ class Searched:
         assert answer.is_success, (method, path, answer.status_code, answer.text)
         return answer.json() if answer.content else None
 
-    def search(self, dataset, *, who="owner", text=None, field=None, vector=None, where=(), sort=(), **page):
+    def search(self, dataset, *, who="owner", text=None, field=None, where=(), sort=(), **page):
         body = {"query": {}}
         if text is not None:
             body["query"]["text"] = {"q": text, "field": field}
-        if vector is not None:
-            body["query"]["vector"] = vector
         if where:
             body["filters"] = {"and": list(where)}
         if sort:
@@ -124,7 +121,7 @@ def dataset(server):
         known = {"task": ["asr", "aqa", "s2tt"][i % 3], "seconds": 1.5 * i, "turn": i}
         judged = rg.Suggestion("choice", CHOICES[i % 3], score=i / 10, agent=f"judge-{i % 2}")
         rest = {"metadata": known if i < 5 else {}, "suggestions": [judged] if i > 0 else []}
-        records.append(make_record(f"r{i}", *texts, vectors={"meaning": VECTORS[i]}, **rest))
+        records.append(make_record(f"r{i}", *texts, **rest))
     made.records.log(records)
     return made
 
@@ -260,32 +257,10 @@ def test_metadata_metrics(server, dataset):
     assert metrics["turn"] == {"type": "integer", "min": 0, "max": 4}
 
 
-@pytest.mark.parametrize(
-    ("vector", "names"),
-    [
-        ({"value": [1, 0]}, "r0 r4 r1 r2 r5 r3"),
-        ({"value": [1, 0], "order": "least_similar"}, "r3 r2 r5 r1 r4 r0"),
-        ({"record": "r2"}, "r5 r1 r4 r0 r3"),  # not itself
-    ],
-)
-def test_similar_vectors(server, dataset, vector, names):
-    wanted = {"name": "meaning", **vector}
-    if "record" in wanted:
-        wanted["record_id"] = server.records(dataset)[wanted.pop("record")]
-    answer = server.search(dataset, vector=wanted)
-    got = [item["record"]["external_id"] for item in answer["items"]]
-    same = {"r2", "r5"} if "value" in vector else {"r0", "r3"}  # of equal score: in any order
-    assert [name for name in got if name not in same] == [n for n in names.split() if n not in same]
-    assert set(got) == set(names.split())
-    best = 1.0 if "record" in vector else (1 + 1) / 2
-    assert answer["items"][0]["query_score"] == pytest.approx(best)
-
-
-def test_similar_vectors_among_those_that_match(server, dataset):
-    near = {"name": "meaning", "value": [0, 1]}
-    assert server.found(dataset, vector=near, text="piano") == ["r1", "r0"]
-    assert server.found(dataset, vector=near, where=[terms(TASK, "asr")]) in (["r0", "r3"], ["r3", "r0"])
-    assert server.found(dataset, vector=near, text="piano", limit=1) == ["r1"]
+def test_a_search_by_vectors_is_refused_in_words(server, dataset):
+    body = {"query": {"vector": {"name": "meaning", "value": [1, 0]}}}
+    with pytest.raises(AssertionError, match=r"422.*does not search by vectors.*ARGILLA_SEARCH_ENGINE"):
+        server.call("POST", f"/datasets/{dataset.id}/records/search", json=body)
 
 
 def test_responses_progress_and_each_annotators_own_queue(server):

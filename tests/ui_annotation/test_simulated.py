@@ -11,7 +11,9 @@ import soundfile
 import preference_data
 from preference_data.schema import Completion, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Phrasebook
+from tests.ui_annotation.conftest import ANNOTATORS
 from ui_annotation import assignment, client, pull, push, simulated
+from ui_annotation.project import Project
 
 PHRASEBOOK = Phrasebook.load(
     Path(preference_data.__file__).parent / "toy_world" / "phrasebooks" / "synthetic.yaml"
@@ -49,25 +51,17 @@ def world(corpus, n=10):
 
 
 class Office:
-    """A workspace with two annotators and a pushed questionnaire."""
+    """A workspace with two annotators and a pushed project."""
 
     def __init__(self, server, corpus, **draws):
-        self.name = server.add_workspace()
-        self.people = [server.add_user(workspace=self.name) for _ in range(2)]
+        self.name, self.people = server.add_workspace(*ANNOTATORS), ANNOTATORS
         self.owner = client.connect(server.url, server.api_key("owner"))
         self.annotators = [client.connect(server.url, server.api_key(one)) for one in self.people]
         self.prompts, completions = world(corpus)
-        chosen = {"per_prompt": 3, "overlap": 0.4, "retests": 0.1, "gold": 0.1, "seed": 0} | draws
-        self.comparisons = assignment.draw(completions, self.prompts, **chosen)
-        self.pushed = push.push(
-            self.owner,
-            workspace=self.name,
-            name="s",
-            comparisons=self.comparisons,
-            prompts=self.prompts,
-            corpus=corpus,
-            annotators=2,
-        )
+        options = {"per_prompt": 3, "overlap": 0.4, "retests": 0.1, "gold": 0.1, "seed": 0} | draws
+        self.comparisons = assignment.draw(completions, self.prompts, **options)
+        self.project = Project("s", self.name, self.comparisons, self.prompts, corpus, 2)
+        self.pushed = push.push(self.owner, self.project)
 
     def informed(self, error_rate=0.0):
         return simulated.informed(self.prompts.values(), self.pushed.media, PHRASEBOOK, error_rate=error_rate)
@@ -78,7 +72,7 @@ class Office:
         )
 
     def pull(self):
-        return pull.pull(self.owner, workspace=self.name, name="s", comparisons=self.comparisons)
+        return pull.pull(self.owner, self.project, clip_seconds={"seven.wav": 0.2, "water.wav": 0.2})
 
     def wanted(self):
         return sum(2 if one.everyone else 1 for one in self.comparisons)
@@ -140,13 +134,13 @@ def test_killed_and_repeated_it_goes_on_and_says_the_same(argilla_server, tmp_pa
     assert said == same
 
 
-def seen(text_a, text_b):
-    return simulated.Seen("id", "external", ("/seven",), "Which word is spoken?", text_a, text_b)
+def task(text_a, text_b):
+    return simulated.Task("id", "external", ("/seven",), (0.2,), "Which word is spoken?", text_a, text_b)
 
 
 def judged(judge, seeds=range(2000)):
 
-    return [judge(seen(RIGHT, WRONG), np.random.default_rng(seed)) for seed in seeds]
+    return [judge(task(RIGHT, WRONG), np.random.default_rng(seed)) for seed in seeds]
 
 
 def knowing(tmp_path, error_rate):
@@ -163,7 +157,7 @@ def test_errors_come_at_the_declared_rate(tmp_path):
 def test_optional_answers_are_given_where_the_phrasebook_can_tell(tmp_path):
 
     judge = knowing(tmp_path, 0.0)
-    said = judge(seen(LONG, "The speaker is a man."), np.random.default_rng(0))
+    said = judge(task(LONG, "The speaker is a man."), np.random.default_rng(0))
     assert said == {
         "factuality": "both_bad",
         "behaviour": "b",

@@ -1,4 +1,7 @@
-"""Serve Argilla from one folder: `python -m server --home HOME`. SIGTERM and Ctrl-C end it in order."""
+"""Serve Argilla from one folder: `python -m server --home HOME`. SIGTERM and Ctrl-C end it in order.
+
+Behind a proxy, set FORWARDED_ALLOW_IPS to its address: only then do X-Forwarded-For and -Proto count.
+"""
 
 import argparse
 import asyncio
@@ -11,13 +14,40 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from . import configuration, home, jobs
+import uvicorn
+
+from . import configuration, home, worker
 
 LOCAL = "127.0.0.1"
+STOP_PATIENCE_S = 3
+
+
+class AnnouncedServer(uvicorn.Server):
+    """Writes server.json once it takes requests and removes it before it stops taking them."""
+
+    def __init__(self, config: uvicorn.Config, url: str, folder: Path, sign_ins: home.Credentials) -> None:
+        super().__init__(config)
+        self._url, self._folder, self._sign_ins = url, folder, sign_ins
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and announce the server only if it really started."""
+        await super().startup(sockets)
+        if not self.started:
+            return
+        home.write_json(self._folder / "server.json", {"pid": os.getpid(), "url": self._url})
+        print(f"Argilla serves at {self._url}; sign-ins: {self._folder / 'credentials.json'}", flush=True)
+        if sys.stdout.isatty():  # a log must not hold passwords, nor is there a reason to print them again
+            for name in self._sign_ins.added:
+                print(f"  {name}: {self._sign_ins.users[name]['password']}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Withdraw the announcement, then stop in order."""
+        (self._folder / "server.json").unlink(missing_ok=True)
+        await super().shutdown(sockets)
 
 
 def main() -> int:
-    """Run until told to end.
+    """Run until a signal ends it.
 
     Returns:
         0 after an orderly end, 1 when it could not serve; the reason is on stderr.
@@ -38,10 +68,12 @@ def _options() -> argparse.Namespace:
         prog="server", description="Argilla, with everything it needs in one folder."
     )
     parser.add_argument("--home", type=Path, required=True, help="state folder; nobody else may read it")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--host", default=LOCAL, help="other than 127.0.0.1 only behind a TLS proxy")
     parser.add_argument("--workspace", default="audio")
-    parser.add_argument("--annotators", type=lambda names: names.split(","), help="a,b: made when missing")
+    parser.add_argument(
+        "--annotators", type=lambda names: names.split(","), help="a,b: accounts that must be there"
+    )
     parser.add_argument(
         "--while-stdin", action="store_true", help="end when stdin does, so with whoever holds its other end"
     )
@@ -55,24 +87,32 @@ def _serve(options: argparse.Namespace) -> int:
     home.lock(folder)
     if options.while_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True, name="stdin").start()
-    (folder / "server.json").unlink(missing_ok=True)  # of one that was killed
+    (folder / "server.json").unlink(missing_ok=True)  # of a server that was killed
     listening = _listen(options.host, options.port)
     home.empty_scratch(folder)
-    signs = home.credentials(folder, options.annotators)
-    configuration.configure(folder, signs.auth_secret)
-    if configuration.uses_real_redis() or not configuration.uses_embedded_engine():
-        from . import services
-
-        services.check()
+    sign_ins = home.credentials(folder, options.annotators)
+    configuration.configure(folder, sign_ins.auth_secret)
+    configuration.wait_for_services()
     gc.disable()  # a seventh of the start would be looking for garbage among what stays
-    _prepare_argilla(options.workspace, signs, {home.OWNER, *signs.added, *(options.annotators or ())})
+    _prepare_argilla(options.workspace, sign_ins, {home.OWNER, *sign_ins.added, *(options.annotators or ())})
 
-    from .serving import serve
+    from .front import app
 
     gc.freeze()
     gc.enable()
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_PATIENCE_S,
+        lifespan="on",
+        # Without a proxy anybody could write X-Forwarded-For, and so count as another client at each attempt.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+    )
     url = f"http://{options.host}:{listening.getsockname()[1]}"
-    return serve(listening, url, folder, signs)
+    server = AnnouncedServer(config, url, folder, sign_ins)
+    server.run(sockets=[listening])
+    return 0 if server.started else 1
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -84,25 +124,25 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except OSError as error:
         raise home.HomeRefused(
-            f"port {port} on {host}: {error.strerror}. Name another with --port, or --port 0 for any free one"
+            f"port {port} on {host}: {error.strerror}. Name another with --port, or use --port 0"
         ) from error
     return listening
 
 
-def _prepare_argilla(workspace: str, signs: home.Credentials, members: set[str]) -> None:
+def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[str]) -> None:
     if not configuration.uses_real_redis():
-        jobs.keep_in_process()
+        worker.keep_jobs_in_process()
     from . import accounts  # imports Argilla: only now is its environment complete
 
     accounts.migrate()
-    asyncio.run(accounts.seed(workspace, signs.users, members))
-    from . import search_engine, shortcuts
+    asyncio.run(accounts.seed(workspace, sign_ins.users, members))
+    from . import argilla_fixes, search_engine
 
-    shortcuts.take()
+    argilla_fixes.apply()
     if configuration.uses_embedded_engine():
         search_engine.install_full_text()
     if not configuration.uses_real_redis():
-        jobs.start_thread()
+        worker.start_thread()
 
 
 def _end_with_stdin() -> None:

@@ -1,4 +1,4 @@
-"""Argilla's database made ready: schema, workspace, users. Every step may be repeated."""
+"""Prepares Argilla's database: schema, workspace, users. Every step may be repeated."""
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +26,10 @@ class _Alembic(Config):
 def migrate() -> None:
     """Bring the database to the schema of this Argilla; makes it when there is none."""
     if settings.database_is_sqlite:
-        # Readers and the one writer do not wait for each other. Kept in the file.
+        # Readers and the writer do not wait for each other. Kept in the file.
         with sync_engine.connect() as database:
             database.exec_driver_sql("PRAGMA journal_mode = WAL")
-    alembic = _Alembic()  # without alembic.ini: its logging section would silence every logger made so far
+    alembic = _Alembic()  # without alembic.ini: its logging section would silence every logger so far
     alembic.set_main_option("script_location", str(Path(argilla_server.__file__).parent / "alembic"))
     command.upgrade(alembic, "head")
 
@@ -37,11 +37,11 @@ def migrate() -> None:
 async def seed(workspace: str, users: Mapping[str, Mapping[str, str]], members: Collection[str]) -> None:
     """Make the workspace, the users who are missing, and the memberships.
 
-    Who is missing is made when named in `members`, or when the whole database is new: a user whom the owner
+    A missing user is created if named in `members`, or if the whole database is new: a user whom the owner
     deleted must not come back with the next start.
 
     Args:
-        workspace: made when missing.
+        workspace: created if missing.
         users: name -> {"role", "password", "api_key"}.
         members: names who belong to the workspace; others keep what they have.
     """

@@ -1,13 +1,27 @@
-"""How our Argilla is configured: set in the environment, before anything of Argilla is imported."""
+"""How our Argilla is configured, in the environment, before anything of Argilla is imported.
+
+In production the environment names services. They are asked before Argilla starts: Argilla itself tries for
+a minute, then fails with a traceback that holds Redis's password.
+"""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 EMBEDDED = "embedded"
+PATIENCE_S = 5.0  # compose starts Argilla when they are ready, and again when it gave up
+_TRY_AGAIN_S = 0.5
+_ANSWER_WITHIN_S = 5
 
 
 class ConfigurationRefused(Exception):
     """Settings that cannot work together; the message says which and what to do."""
+
+
+class NotReady(ConfigurationRefused):
+    """A service does not answer, or refuses us; the message names setting and address, never a password."""
 
 
 def configure(home: Path, auth_secret: str | None = None) -> None:
@@ -25,9 +39,7 @@ def configure(home: Path, auth_secret: str | None = None) -> None:
             "ARGILLA_CORS_ORIGINS": "[]",
             "ARGILLA_DOCS_ENABLED": "false",
             "ARGILLA_DATABASE_SQLITE_TIMEOUT": "30",
-            "ARGILLA_AUTH_OAUTH_CFG": str(
-                home / "oauth.yaml"
-            ),  # its default is relative to the current folder
+            "ARGILLA_AUTH_OAUTH_CFG": str(home / "oauth.yaml"),  # by default relative to the current folder
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "1",
         }
@@ -53,3 +65,69 @@ def uses_embedded_engine() -> bool:
 def uses_real_redis() -> bool:
     """Whether jobs go to a Redis server, and so to `python -m server.worker`, not to a thread of ours."""
     return "ARGILLA_REDIS_URL" in os.environ
+
+
+def wait_for_services() -> None:
+    """Wait for a moment until every service that the environment names is ready.
+
+    Raises:
+        NotReady: one is not.
+    """
+    for setting, problem_of in (
+        ("ARGILLA_DATABASE_URL", _postgresql_problem),
+        ("ARGILLA_ELASTICSEARCH", _search_engine_problem),
+        ("ARGILLA_REDIS_URL", _redis_problem),
+    ):
+        url = os.environ.get(setting, "")
+        if url and not url.startswith("sqlite"):
+            _wait(setting, url, problem_of)
+
+
+def _wait(setting: str, url: str, problem_of: Callable[[str], str | None]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while problem := problem_of(url):
+        if time.monotonic() > deadline:
+            parts = urlsplit(url)
+            address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without the password
+            raise NotReady(f"{setting}: {address}: {problem}. Start it, or mend the setting, and start again")
+        time.sleep(_TRY_AGAIN_S)
+
+
+def _postgresql_problem(url: str) -> str | None:
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.exc import OperationalError
+
+    # Argilla's URL names a driver for the event loop; this is the one that its migrations use
+    address = make_url(url).set(drivername="postgresql+psycopg2")
+    try:
+        create_engine(address, connect_args={"connect_timeout": _ANSWER_WITHIN_S}).connect().close()
+    except OperationalError as error:
+        return _one_line(error.orig or error)
+    return None
+
+
+def _search_engine_problem(url: str) -> str | None:
+    import httpx
+
+    verify: bool | str = os.environ.get("ARGILLA_ELASTICSEARCH_CA_PATH") or True
+    if os.environ.get("ARGILLA_ELASTICSEARCH_SSL_VERIFY", "true").lower() in ("false", "0", "no"):
+        verify = False
+    try:
+        answer = httpx.get(url, timeout=_ANSWER_WITHIN_S, trust_env=False, verify=verify)
+    except httpx.TransportError as error:
+        return _one_line(error)
+    return None if answer.is_success else f"answers {answer.status_code} {answer.reason_phrase}"
+
+
+def _redis_problem(url: str) -> str | None:
+    import redis
+
+    try:
+        redis.from_url(url, socket_connect_timeout=_ANSWER_WITHIN_S, socket_timeout=_ANSWER_WITHIN_S).ping()
+    except redis.RedisError as error:
+        return _one_line(error)
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import clips, sign_in, ui
 from .listening import Listening
 from .media import Media
-from .throttle import Throttle
 
 NOT_A_PAGE = "default-src 'none'; frame-ancestors 'none'"
 """The policy of data. It also empties Argilla's /api/v1/docs, which would run scripts from a public CDN."""
@@ -42,7 +41,7 @@ class Front:
         ui.remove_remote_fonts(pages)
         self._page_policy = ui.policy(pages)
         self._media = Media(root, Listening(home / "listening.db"))
-        self._token = Throttle(argilla)
+        self._token = sign_in.Throttle(argilla)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; lifespan events are Argilla's alone."""

@@ -139,8 +139,8 @@ def install(database: Path) -> bool:
 
 
 def _is_right(db: sqlite3.Connection) -> bool:
-    made = dict(db.execute("SELECT name, sql FROM sqlite_schema WHERE name LIKE 'search~_%' ESCAPE '~'"))
-    if any(made.get(name) != sql for name, sql in (_TABLES | _TRIGGERS).items()):
+    existing = dict(db.execute("SELECT name, sql FROM sqlite_schema WHERE name LIKE 'search~_%' ESCAPE '~'"))
+    if any(existing.get(name) != sql for name, sql in (_TABLES | _TRIGGERS).items()):
         return False
     missing = "SELECT 1 FROM records WHERE id NOT IN (SELECT record_id FROM search_documents) LIMIT 1"
     left = "SELECT 1 FROM search_documents WHERE record_id NOT IN (SELECT id FROM records) LIMIT 1"

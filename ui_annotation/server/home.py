@@ -1,4 +1,4 @@
-"""What a server keeps on disk: its lock, credentials, scratch space and the address it serves at."""
+"""The server's state folder: its lock, credentials, scratch space and the address it serves at."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ from typing import Any
 OWNER = "owner"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 FIRST_ANNOTATORS = ("annotator-1", "annotator-2")
-# Who only asks whether the lock is held takes it for an instant.
+# A process that only checks whether the lock is held takes it for an instant.
 LOCK_PATIENCE_S = 1.0
 
 
@@ -32,7 +32,7 @@ class Credentials:
     Attributes:
         auth_secret: signs the sign-in tokens; kept, so that they survive a restart.
         users: name -> {"role", "password", "api_key"}.
-        added: the names that were made just now.
+        added: the names that are new.
     """
 
     auth_secret: str
@@ -47,19 +47,19 @@ def check_name(kind: str, name: str) -> None:
 
 
 def prepare(home: Path) -> None:
-    """Make the folder, or refuse one that others can look into.
+    """Make the folder, or refuse it if others can look into it.
 
     Raises:
         HomeRefused: when group or others have any right on it, or it is not ours.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = home.stat()
-    if found.st_uid != os.getuid():
+    state = home.stat()
+    if state.st_uid != os.getuid():
         raise HomeRefused(
-            f"{home}: belongs to user {found.st_uid}, not to us ({os.getuid()}). Name another --home"
+            f"{home}: belongs to user {state.st_uid}, not to us ({os.getuid()}). Name another --home"
         )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        mode = stat.S_IMODE(found.st_mode)
+    if stat.S_IMODE(state.st_mode) & 0o077:
+        mode = stat.S_IMODE(state.st_mode)
         raise HomeRefused(f"{home}: has mode {mode:o}, others can read its passwords. Run: chmod 700 {home}")
     if "?" in str(home):
         raise HomeRefused(f"{home}: a '?' cannot stand in the database's URL. Name another --home")
@@ -88,7 +88,7 @@ def lock(home: Path) -> int:
             os.close(held)
             raise HomeRefused(
                 f"{home}: a server (pid {pid}) runs on it already. "
-                f"Use that one, or end it with: align annotate down --home {home}"
+                f"Use that server, or end it with: align annotate down --home {home}"
             ) from None
     os.truncate(held, 0)
     os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
@@ -109,7 +109,7 @@ def credentials(home: Path, annotators: Iterable[str] | None) -> Credentials:
 
     Args:
         home: the state folder.
-        annotators: who must have one. None: a new home gets two annotators, an old one stays as it is.
+        annotators: who must have one. None: a new home gets two annotators, an existing home keeps its own.
     """
     path = home / "credentials.json"
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

@@ -14,9 +14,9 @@
     const players = [...document.querySelectorAll("audio")];
     if (players.length === 0) return;
     event.preventDefault();
-    const playing = players.find((one) => !one.paused);
+    const playing = players.find((player) => !player.paused);
     if (playing) playing.pause();
-    else (players.find((one) => !one.ended) ?? players[0]).play().catch(() => {}); // its error shows in the player
+    else (players.find((player) => !player.ended) ?? players[0]).play().catch(() => {}); // its error shows in the player
   });
 
   let before = null; // where the focus was when a click took it to a player

@@ -1,4 +1,4 @@
-// Tells the server how much of each clip was played in this browser, and when its user signs out.
+// Reports to the server how much of each clip was played in this browser, and when its user signs out.
 //
 // Argilla's UI is a single page in which <audio> elements come and go, so nothing is attached to them: media
 // events do not bubble, but they can be captured at the document.
@@ -10,7 +10,7 @@
   const REPORT_EVERY_S = 2;
   const TOKEN = "auth._token.local"; // where Argilla's UI keeps its token; "false" when signed out
 
-  // address of a clip -> {ranges: [[from_s, to_s], ...] played so far, duration, reported: seconds last told}
+  // address of a clip -> {ranges: [[from_s, to_s], ...] played so far, duration, reported: seconds in the last report}
   const clips = new Map();
   // elements that played since the last tick: also those the page threw away while they did
   const active = new Set();
@@ -62,7 +62,7 @@
       keepalive: true, // goes out even while the page is being closed
     }).then(
       (answer) => { if (answer.status >= 500) clip.reported = before; },
-      () => { clip.reported = before; }, // no connection: told again later
+      () => { clip.reported = before; }, // no connection: reported again later
     );
   }
 

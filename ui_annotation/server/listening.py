@@ -1,14 +1,15 @@
-"""Who loaded which clip, and who played how much of it: a small SQLite file beside Argilla's.
+"""Which bytes of a clip were sent to whom, and how much of it they played: a SQLite file beside Argilla's.
 
-What a browser says of playing is a claim by its own script; that bytes were sent is known by the server.
+How much was played is a claim by a script in the browser, so no more of it counts than was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -18,14 +19,17 @@ CREATE TABLE IF NOT EXISTS heard (
     workspace TEXT, annotator TEXT, clip TEXT, share REAL, at TEXT,
     PRIMARY KEY (workspace, annotator, clip, share)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS loaded (workspace TEXT, annotator TEXT, clip TEXT, bytes INTEGER, at TEXT);
-CREATE INDEX IF NOT EXISTS loaded_in ON loaded (workspace);
+CREATE TABLE IF NOT EXISTS sent (
+    workspace TEXT, annotator TEXT, clip TEXT, start INTEGER, stop INTEGER, at TEXT
+);
+CREATE INDEX IF NOT EXISTS sent_of ON sent (workspace, annotator, clip);
 """
 _PLAYED = """
 INSERT INTO heard SELECT :workspace, :annotator, :clip, :share, :at WHERE :share > coalesce((
     SELECT max(share) FROM heard WHERE workspace = :workspace AND annotator = :annotator AND clip = :clip
 ), -1)
 """
+_SENT = "SELECT start, stop FROM sent WHERE workspace = ? AND annotator = ? AND clip = ?"
 
 T = TypeVar("T")
 
@@ -42,12 +46,25 @@ class Heard(TypedDict):
     at: str
 
 
-class Loaded(TypedDict):
-    """One answer to a request for a clip, and how many bytes of it were sent."""
+class Sent(TypedDict):
+    """Bytes `start` to `stop` (exclusive) of a clip that went to an annotator, and since when."""
 
     annotator: str
     clip: str
-    bytes: int
+    start: int
+    stop: int
+    at: str
+
+
+@dataclass
+class Transfer:
+    """An answer that is being sent; `stop` moves on with what has left."""
+
+    workspace: str
+    annotator: str
+    clip: str
+    start: int
+    stop: int
     at: str
 
 
@@ -58,16 +75,40 @@ class Listening:
         """Open `file`, or make it; its folder must exist."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listening")
         self._db = self._thread.submit(_open, file).result()
+        self._transfers: list[Transfer] = []
 
-    async def played(self, workspace: str, annotator: str, clip: str, share: float) -> None:
-        """Keep `share` (0 to 1) if it is more than this annotator had played of the clip before."""
+    def begin(self, workspace: str, annotator: str, clip: str, start: int) -> Transfer:
+        """Count an answer from its first byte on: browsers leave that of a long clip open while it plays."""
+        transfer = Transfer(workspace, annotator, clip, start, start, _now())
+        self._transfers.append(transfer)
+        return transfer
+
+    async def end(self, transfer: Transfer) -> None:
+        """Keep what was sent of an answer that ended."""
+        row = tuple(vars(transfer).values())
+        await self._do(lambda: self._db.execute("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?)", row))
+        self._transfers.remove(transfer)
+
+    async def played(self, workspace: str, annotator: str, clip: str, share: float, size: int) -> None:
+        """Keep `share` (0 to 1), if it is more than this annotator had played of the clip before.
+
+        Args:
+            workspace: Of the clip.
+            annotator: Who says so.
+            clip: Its sha256.
+            share: Of the clip; no more than the share of its bytes that were sent to the annotator.
+            size: Of the clip, in bytes.
+        """
+        key = (workspace, annotator, clip)
+        parts = [
+            (item.start, item.stop)
+            for item in self._transfers
+            if (item.workspace, item.annotator, item.clip) == key
+        ]
+        parts += await self._do(lambda: self._db.execute(_SENT, key).fetchall())
+        share = min(share, _length(parts) / size) if size else 0.0
         row = {"workspace": workspace, "annotator": annotator, "clip": clip, "share": share, "at": _now()}
         await self._do(lambda: self._db.execute(_PLAYED, row))
-
-    async def sent(self, workspace: str, annotator: str, clip: str, n_bytes: int) -> None:
-        """Note that `n_bytes` of the clip went to this annotator just now."""
-        row = (workspace, annotator, clip, n_bytes, _now())
-        await self._do(lambda: self._db.execute("INSERT INTO loaded VALUES (?, ?, ?, ?, ?)", row))
 
     async def heard(self, workspace: str) -> list[Heard]:
         """What was played in a workspace, by annotator and clip, in the order of time."""
@@ -76,14 +117,28 @@ class Listening:
         rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall())
         return [Heard(annotator=who, clip=clip, share=share, at=at) for who, clip, share, at in rows]
 
-    async def loaded(self, workspace: str) -> list[Loaded]:
-        """What was sent in a workspace, oldest first."""
-        query = "SELECT annotator, clip, bytes, at FROM loaded WHERE workspace = ? ORDER BY rowid"
-        rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall())
-        return [Loaded(annotator=who, clip=clip, bytes=size, at=at) for who, clip, size, at in rows]
+    async def sent(self, workspace: str) -> list[Sent]:
+        """What was sent in a workspace, and is being sent, in the order in which the answers ended."""
+        query = "SELECT annotator, clip, start, stop, at FROM sent WHERE workspace = ? ORDER BY rowid"
+        open_now = [
+            (item.annotator, item.clip, item.start, item.stop, item.at)
+            for item in self._transfers
+            if item.workspace == workspace
+        ]
+        rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall()) + open_now
+        return [Sent(annotator=who, clip=clip, start=i, stop=j, at=at) for who, clip, i, j, at in rows]
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _length(parts: Iterable[tuple[int, int]]) -> int:
+    """How many bytes there are in the union of parts."""
+    length = end = 0
+    for start, stop in sorted(parts):
+        length += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return length
 
 
 def _open(file: Path) -> sqlite3.Connection:
@@ -92,6 +147,10 @@ def _open(file: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.executescript(_TABLES)
+    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'loaded'").fetchone():  # of an earlier version
+        db.executescript(
+            "INSERT INTO sent SELECT workspace, annotator, clip, 0, bytes, at FROM loaded; DROP TABLE loaded;"
+        )
     return db
 
 

@@ -46,9 +46,9 @@ class Media:
         self.listening = listening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; every answer but the scripts' needs a sign-in."""
+        """Answer a request; every answer but the scripts' needs a sign-in."""
         request = Request(scope, receive)
-        # Matched as it was sent: none of our paths needs an escape, so one that has any is not ours.
+        # Matched as it was sent: none of our paths needs an escape, so a path with an escape is not ours.
         path = scope["raw_path"].decode("latin-1")
         if script := SCRIPTS.get(path):
             response: Response = _script(request, script)
@@ -108,15 +108,15 @@ class Media:
     async def _send_body(
         self, request: Request, who: Person, clip: Clip, part: clips.Span, send: Send
     ) -> None:
-        sent = 0
+        transfer = self.listening.begin(clip.workspace, who.name, clip.sha256, part.start)
         try:
             async for chunk in clips.read(clip.file, part):
                 if await request.is_disconnected():  # browsers often stop early; count what they really got
                     break
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                sent += len(chunk)
+                transfer.stop += len(chunk)
         finally:
-            await self.listening.sent(clip.workspace, who.name, clip.sha256, sent)
+            await self.listening.end(transfer)
 
     async def _report(self, request: Request, who: Person, clip: Clip) -> Response:
         if refusal := _refusal(who, clip.workspace):
@@ -128,7 +128,8 @@ class Media:
         share = _share(await _bounded_body(request, MAX_REPORT_BYTES))
         if share is None:
             return _say(400, 'The body must be {"share": s} with a number s from 0 to 1.')
-        await self.listening.played(clip.workspace, who.name, clip.sha256, share)
+        size = clip.file.stat().st_size
+        await self.listening.played(clip.workspace, who.name, clip.sha256, share, size)
         return Response(status_code=204)
 
     async def _reports(self, request: Request, who: Person, workspace: str) -> Response:
@@ -136,8 +137,8 @@ class Media:
             return refusal
         if request.method not in ("GET", "HEAD"):
             return _not_allowed("GET, HEAD")
-        heard, loaded = await self.listening.heard(workspace), await self.listening.loaded(workspace)
-        return JSONResponse({"heard": heard, "loaded": loaded}, headers={"cache-control": "no-store"})
+        heard, sent = await self.listening.heard(workspace), await self.listening.sent(workspace)
+        return JSONResponse({"heard": heard, "sent": sent}, headers={"cache-control": "no-store"})
 
 
 async def _put(request: Request, who: Person, clip: Clip) -> Response:

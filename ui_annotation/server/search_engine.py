@@ -7,17 +7,15 @@ an index have nothing to do, and full text is indexed by triggers (`full_text`).
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import math
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from argilla_server.enums import MetadataPropertyType, SimilarityOrder
-from argilla_server.models import Dataset, MetadataProperty, Record, Response, User, Vector, VectorSettings
+from argilla_server.enums import MetadataPropertyType
+from argilla_server.errors.future import UnprocessableEntityError
+from argilla_server.models import Dataset, MetadataProperty, Record, Response, User
 from argilla_server.search_engine.base import (
     Filter,
     FloatMetadataMetrics,
@@ -82,7 +80,8 @@ def install_full_text() -> bool:
 def _database() -> AsyncEngine:
     """Connections of our own.
 
-    A request holds one of Argilla's while it searches; a pool that all take a second one from can lock up.
+    A request holds a connection of Argilla's while it searches; if all took a second one from the same pool,
+    they could wait for each other for ever.
     """
     return create_async_engine(settings.database_url, **settings.database_engine_args)
 
@@ -113,40 +112,13 @@ class EmbeddedSearchEngine(SearchEngine):
         ((version,),) = await _rows(text("SELECT sqlite_version()"))
         return {"name": EMBEDDED, "version": {"number": version, "distribution": "sqlite-fts5"}}
 
-    async def create_index(self, dataset: Dataset) -> None:
-        """Nothing to do, here and in the next ten: the tables are the index."""
+    async def _do_nothing(self, *args: Any, **kwargs: Any) -> None:
+        """The tables are the index: there is nothing to keep in step with them."""
 
-    async def delete_index(self, dataset: Dataset) -> None:
-        """Nothing to do."""
-
-    async def configure_metadata_property(
-        self, dataset: Dataset, metadata_property: MetadataProperty
-    ) -> None:
-        """Nothing to do."""
-
-    async def configure_index_vectors(self, vector_settings: VectorSettings) -> None:
-        """Nothing to do."""
-
-    async def index_records(self, dataset: Dataset, records: Any) -> None:
-        """Nothing to do."""
-
-    async def partial_record_update(self, record: Record, **update: Any) -> None:
-        """Nothing to do."""
-
-    async def delete_records(self, dataset: Dataset, records: Any) -> None:
-        """Nothing to do."""
-
-    async def update_record_response(self, response: Response) -> None:
-        """Nothing to do."""
-
-    async def delete_record_response(self, response: Response) -> None:
-        """Nothing to do."""
-
-    async def update_record_suggestion(self, suggestion: Any) -> None:
-        """Nothing to do."""
-
-    async def delete_record_suggestion(self, suggestion: Any) -> None:
-        """Nothing to do."""
+    create_index = delete_index = configure_metadata_property = configure_index_vectors = _do_nothing
+    index_records = partial_record_update = delete_records = _do_nothing
+    update_record_response = delete_record_response = _do_nothing
+    update_record_suggestion = delete_record_suggestion = _do_nothing
 
     async def get_dataset_progress(self, dataset: Dataset) -> dict[str, int]:
         """Records per status and in `total`; nothing for a draft."""
@@ -176,8 +148,8 @@ class EmbeddedSearchEngine(SearchEngine):
     ) -> SearchResponses:
         """One page of the records that match.
 
-        Sorted by `sort`; else by relevance to a query; else shuffled, for each `user_id` otherwise and at
-        every call the same; else as they were logged.
+        Sorted by `sort`; else by relevance to a query; else shuffled, differently for each `user_id` but the
+        same at every call; else as they were logged.
 
         Args:
             dataset: Whose records.
@@ -186,7 +158,7 @@ class EmbeddedSearchEngine(SearchEngine):
             sort: The order; first things first.
             offset: How many to leave out at the start.
             limit: How many at most.
-            user_id: The annotator whose queue is read; Argilla passes it, though its base class has it not.
+            user_id: The annotator whose queue is read; Argilla passes it, though its base class lacks it.
         """
         matching = _matching(dataset, query, filter)
         order = [filters.order(dataset, wanted) for wanted in sort or []]
@@ -204,41 +176,15 @@ class EmbeddedSearchEngine(SearchEngine):
         items = [SearchResponseItem(record_id=record_id, score=score) for record_id, score in rows]
         return SearchResponses(items=items, total=total)
 
-    async def similarity_search(
-        self,
-        dataset: Dataset,
-        vector_settings: VectorSettings,
-        value: list[float] | None = None,
-        record: Record | None = None,
-        query: TextQuery | str | None = None,
-        filter: Filter | None = None,
-        max_results: int = 100,
-        order: SimilarityOrder = SimilarityOrder.most_similar,
-        threshold: float | None = None,
-    ) -> SearchResponses:
-        """The records with vectors most (least) similar to a vector, or to a record's, which is left out.
-
-        Every vector is compared: fine for thousands. The score is Elasticsearch's, (1 + cosine) / 2.
+    async def similarity_search(self, *args: Any, **kwargs: Any) -> SearchResponses:
+        """Refused: records are found by words and filters only.
 
         Raises:
-            ValueError: neither a vector nor a record with one is given.
+            UnprocessableEntityError: always.
         """
-        if record is not None:
-            value = record.vector_value_by_vector_settings(vector_settings)
-        if not value:
-            raise ValueError(
-                f"no vector {vector_settings.name!r} to compare with: give a value or a record that has one"
-            )
-        matching = _matching(dataset, query, filter).subquery()
-        vectors = select(Vector.record_id, Vector.value).join(matching, matching.c.id == Vector.record_id)
-        vectors = vectors.where(Vector.vector_settings_id == vector_settings.id)
-        if record is not None:
-            vectors = vectors.where(Vector.record_id != record.id)
-        rows = await _rows(vectors)
-        sign = -1.0 if order == SimilarityOrder.least_similar else 1.0
-        items = await asyncio.to_thread(_nearest, rows, [sign * x for x in value])
-        items = [item for item in items if threshold is None or item.score >= threshold][:max_results]
-        return SearchResponses(items=items, total=len(items))
+        raise UnprocessableEntityError(
+            "The embedded search engine does not search by vectors; set ARGILLA_SEARCH_ENGINE=elasticsearch"
+        )
 
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
         """The terms of a metadata property with their counts, or the range of its numbers."""
@@ -272,18 +218,20 @@ def _matching(dataset: Dataset, query: TextQuery | str | None, filter: Filter | 
     unscored = select(Record.id, null().label("score")).where(*of_dataset)
     if query is None:
         return unscored
-    asked = query if isinstance(query, TextQuery) else TextQuery(q=query)
-    field = asked.field or full_text.EVERY_FIELD
-    wanted, excluded = full_text.match(asked.q)
+    words = query if isinstance(query, TextQuery) else TextQuery(q=query)
+    field = words.field or full_text.EVERY_FIELD
+    wanted, excluded = full_text.match(words.q)
     if wanted is None and excluded is None:
         return unscored.where(false())
-    found = unscored
+    matching = unscored
     if wanted is not None:
         hits = _hits(wanted, field)
-        found = select(Record.id, hits.c.score).join(hits, hits.c.record_id == Record.id).where(*of_dataset)
+        matching = (
+            select(Record.id, hits.c.score).join(hits, hits.c.record_id == Record.id).where(*of_dataset)
+        )
     if excluded is not None:
-        found = found.where(text(_EXCLUDED).bindparams(excluded=excluded, not_in=field))
-    return found
+        matching = matching.where(text(_EXCLUDED).bindparams(excluded=excluded, not_in=field))
+    return matching
 
 
 def _hits(query: str, field: str) -> Any:
@@ -306,14 +254,3 @@ def _shuffled(user_id: UUID | str) -> ColumnElement[Any]:
     bits = 16**_ID_DIGITS - 1
     multiplier = UUID(str(user_id)).int & bits | 1
     return (number * multiplier).op("&")(bits)
-
-
-def _nearest(rows: Sequence[tuple[UUID, list[float]]], to: list[float]) -> list[SearchResponseItem]:
-    """Of (record id, vector) rows; most similar first, those of equal score in the order of their ids."""
-    length = math.hypot(*to)
-    items = []
-    for record_id, vector in rows:
-        scale = length * math.hypot(*vector)
-        cosine = sum(map(operator.mul, vector, to)) / scale if scale else 0.0
-        items.append(SearchResponseItem(record_id=record_id, score=(1 + cosine) / 2))
-    return sorted(items, key=lambda item: (-(item.score or 0.0), item.record_id))

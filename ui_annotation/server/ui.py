@@ -29,9 +29,9 @@ def folder(argilla: Starlette) -> Path:
     """
     for route in argilla.routes:
         if isinstance(route, Mount) and isinstance(route.app, StaticFiles) and route.app.directory:
-            found = Path(route.app.directory)
-            if (found / "index.html").is_file():
-                return found
+            directory = Path(route.app.directory)
+            if (directory / "index.html").is_file():
+                return directory
     raise RuntimeError(
         "argilla-server serves no UI at '/': install the pinned version, leave ARGILLA_BASE_URL unset"
     )

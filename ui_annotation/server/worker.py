@@ -1,19 +1,47 @@
-"""Argilla's jobs from a real Redis: `python -m server.worker --home HOME`, with the server's own environment.
+"""Argilla's jobs: in a thread of the server without Redis, else `python -m server.worker --home HOME`.
 
-Argilla's own worker does not know our search engine.
+Argilla's own worker does not know our search engine. The queue in the process is lost at a stop, which harms
+nothing: the jobs only compute again what the tables already say.
 """
 
 import argparse
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
+
+from rq import SimpleWorker, Worker
+from rq.timeouts import TimerDeathPenalty
 
 from . import configuration
 
 
+class ThreadWorker(SimpleWorker):
+    """A worker that may run outside the main thread: no signals, neither for timeouts nor for its end."""
+
+    death_penalty_class = TimerDeathPenalty
+
+    def _install_signal_handlers(self) -> None:
+        pass
+
+
+def keep_jobs_in_process() -> None:
+    """Make the connection that Argilla opens when it is imported lead to a queue in this process."""
+    import fakeredis
+    import redis
+
+    shared = fakeredis.FakeServer()
+    redis.from_url = lambda url, **options: fakeredis.FakeRedis(server=shared, **options)
+
+
+def start_thread() -> None:
+    """Work the queue off in the background, until the process ends."""
+    threading.Thread(target=_work, args=(ThreadWorker,), daemon=True, name="jobs").start()
+
+
 def main() -> int:
-    """Work jobs off until told to end.
+    """Work jobs off until a signal ends it.
 
     Returns:
         0 after an orderly end, 1 when the settings cannot work; the reason is on stderr.
@@ -35,19 +63,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TMPDIR"] = scratch  # Argilla leaves 14 MB there when it is imported
         tempfile.tempdir = None
-        _work()
+        from . import argilla_fixes, search_engine  # noqa: F401  search_engine: importing it registers it
+
+        argilla_fixes.apply()
+        _work(Worker)
     return 0
 
 
-def _work() -> None:
+def _work(kind: type[Worker]) -> None:
     from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE, REDIS_CONNECTION
-    from rq import Worker
 
-    from . import search_engine, shortcuts  # noqa: F401  search_engine: importing it registers the engine
-
-    shortcuts.take()
-
-    Worker([HIGH_QUEUE, DEFAULT_QUEUE], connection=REDIS_CONNECTION).work(logging_level="WARNING")
+    kind([HIGH_QUEUE, DEFAULT_QUEUE], connection=REDIS_CONNECTION).work(logging_level="WARNING")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,6 @@ from align.recipe.config.base import (
     PolicyRef,
     StageConfig,
 )
-from preference_data.schema import MIN_HEARD
 
 
 class SampleConfig(StageConfig):
@@ -60,11 +59,14 @@ class AnnotateConfig(StageConfig):
     overlap: float = Field(0.3, ge=0, le=1)
     """Share of comparisons judged by every annotator; the rest by one."""
     retests: float = Field(0.1, ge=0, le=0.5)
-    """Comparisons shown once more with their sides swapped, as a share of all: does one judge the same?"""
+    """Comparisons shown once more with their sides swapped, as a share of all: are they judged the same?"""
     gold: float = Field(0.05, ge=0, le=0.5)
-    """Comparisons added whose better side is known, as a share of all: does one listen?"""
+    """Comparisons added whose better side is known, as a share of all: do annotators listen?"""
     enough: Annotated[float, NoEffect()] = Field(1.0, gt=0, le=1)
     """People: go on when this share of the judgements is there. It reopens nothing that is finished."""
+    min_heard: float = Field(0.8, ge=0, le=1)
+    """Judgements of annotators who had played less of the clip than this do not count: people may answer
+    before the last second, but not without listening."""
     error_rate: float = Field(0.05, ge=0, le=1)
     """Simulated: how often an answer to a question is random."""
     comparisons_per_prompt: int = Field(3, ge=1)
@@ -81,7 +83,7 @@ class AnnotateConfig(StageConfig):
 
 
 class PairsConfig(StageConfig):
-    """Annotations to preference pairs, one per comparison and axis that has a clear preference."""
+    """Judgements to preference pairs, one per comparison and axis that has a clear preference."""
 
     produces: ClassVar[OutputKind] = "pairs"
     stage: Literal["pairs"]
@@ -89,7 +91,12 @@ class PairsConfig(StageConfig):
     annotations: AnnotationsRef
     min_agreement: float = Field(0.75, gt=0.5, le=1)
     """A comparison yields a pair where at least this share of its annotators prefer the same side."""
-    min_heard: float = Field(MIN_HEARD, ge=0, le=1)
-    """Judgements of annotators who had played less of the clip than this are dropped."""
     min_alpha: float | None = Field(None, ge=-1, le=1)
-    """Refuse annotations whose Krippendorff's alpha is lower on either axis: chance is 0, agreement 1."""
+    """Refuse judgements whose Krippendorff's alpha is lower on either axis: chance is 0, agreement 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _min_heard_has_moved(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "min_heard" in data:
+            raise ValueError("min_heard is a key of the annotate stage now, for its report and these pairs")
+        return data

@@ -9,7 +9,6 @@ import torch
 from tests.align.ragged_batch import small_model
 from tests.compiler import need_compiler
 
-pytestmark = pytest.mark.xdist_group("several processes")
 ROOT = Path(__file__).parents[3]
 
 

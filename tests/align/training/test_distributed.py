@@ -25,7 +25,7 @@ from align.training.checkpoints import CannotResume, checkpoints, is_whole, step
 from tests.align.training import tiny_training
 from tests.compiler import CAN_COMPILE, need_compiler, possible
 
-pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.timeout(1500)]
 STRATEGIES = ("ddp", "zero2", "zero3")
 CASES = (
     *("sft-ddp", "pretrain-ddp", "dpo-ddp-lora", "dpo-ddp-stock", "sft-ddp-tight"),

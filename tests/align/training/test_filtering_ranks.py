@@ -8,7 +8,7 @@ from align.run_folder.artifacts import read_json, read_metrics
 from tests.align.training import tiny_training
 from tests.compiler import need_compiler, possible
 
-pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 CASES = ["sft-ddp-filtered", "sft-zero3-filtered"]
 CHATS = 300
 """Of which 100 have a clip: two chunks, one for each process."""

@@ -11,7 +11,7 @@ from preference_data.prompts.prompts import all_tags
 from tests.align.training import tiny_training
 from tests.compiler import need_compiler, possible
 
-pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 CASES = [f"pretrain-{strategy}-tags" for strategy in ("ddp", "zero2", "zero3")]
 BOTH = (*CASES, "alone")

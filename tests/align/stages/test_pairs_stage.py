@@ -1,0 +1,54 @@
+"""The pairs stage: what counts as heard is said once, by the stage that reports on the annotators."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from align.recipe.config.preference import PairsConfig
+from align.run_folder.artifacts import StageFolder
+from align.stages import pairs
+from preference_data import store
+from preference_data.schema import Completion, Judgement, Prompt
+
+CONFIG = {"stage": "pairs", "completions": "3_sample", "annotations": "4_annotate"}
+
+
+@pytest.mark.parametrize(("min_heard", "n_pairs"), [(0.8, 1), (0.5, 2)])
+def test_pairs_are_built_of_what_the_report_counts_as_heard(tmp_path, min_heard, n_pairs):
+    prompts = [
+        Prompt(id=f"p{i}", audios=("a.wav",), question="?", answer_gt="", meta_info="{}", task_name="t")
+        for i in range(2)
+    ]
+    completions = [
+        Completion(id=f"{prompt.id}{side}", prompt_id=prompt.id, index=i, text=side, policy="x")
+        for prompt in prompts
+        for i, side in enumerate("ab")
+    ]
+    judgements = [
+        Judgement(
+            id=prompt.id,
+            comparison=prompt.id,
+            prompt_id=prompt.id,
+            completion_a=f"{prompt.id}a",
+            completion_b=f"{prompt.id}b",
+            annotator="ann",
+            factuality="a",
+            behaviour="tie",
+            heard=heard,
+        )
+        for prompt, heard in zip(prompts, (0.9, 0.6), strict=True)
+    ]
+    inputs = {"3_sample": tmp_path / "3", "4_annotate": tmp_path / "4"}
+    store.write(inputs["3_sample"] / "prompts.jsonl", prompts)
+    store.write(inputs["3_sample"] / "completions.jsonl", completions)
+    store.write(inputs["4_annotate"] / "judgements.jsonl", judgements)
+    (inputs["4_annotate"] / "quality.json").write_text(json.dumps({"min_heard": min_heard}))
+    out = StageFolder(tmp_path, "5_pairs", fingerprint="f")
+    metrics = pairs.run(PairsConfig(**CONFIG), inputs, out)
+    assert metrics["pairs_factuality"] == n_pairs
+
+
+def test_the_old_place_of_min_heard_is_answered_with_the_new_one():
+    with pytest.raises(ValidationError, match="min_heard is a key of the annotate stage now"):
+        PairsConfig(**CONFIG, min_heard=0.8)

@@ -1,0 +1,43 @@
+"""What we change in Argilla 2.8.0 itself: work that it does for each record and need not do.
+
+For each record or response written it reads the dataset with its workspace, fields, questions, metadata and
+vectors to build a webhook event, and only then looks whether any webhook is enabled. And it builds pydantic's
+validator anew for each metadata value. Together that is most of the time that logging and answering take.
+Nothing else changes: with a webhook enabled, events go out as before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from types import ModuleType
+from typing import Any
+
+from argilla_server.contexts import webhooks
+from argilla_server.models import database
+from argilla_server.webhooks.v1 import records, responses
+from sqlalchemy.ext.asyncio import AsyncSession
+
+
+class _NoEvent:
+    """An event that no webhook waits for."""
+
+    async def notify(self, db: AsyncSession) -> list[Any]:
+        return []
+
+
+def apply() -> None:
+    """Change Argilla, once, in a process that serves or works off jobs."""
+    database.TypeAdapter = functools.cache(database.TypeAdapter)
+    _build_only_for_webhooks(records, "build_record_event")
+    _build_only_for_webhooks(responses, "build_response_event")
+
+
+def _build_only_for_webhooks(module: ModuleType, name: str) -> None:
+    build: Callable[..., Awaitable[Any]] = getattr(module, name)
+
+    @functools.wraps(build)
+    async def build_only_for_webhooks(db: AsyncSession, *event: Any) -> Any:
+        return await build(db, *event) if await webhooks.list_enabled_webhooks(db) else _NoEvent()
+
+    setattr(module, name, build_only_for_webhooks)
