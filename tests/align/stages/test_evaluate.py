@@ -92,7 +92,7 @@ def test_an_interrupted_evaluation_completes_only_what_is_missing(inputs, tmp_pa
 def test_where_judging_costs_the_control_is_made_for_one_policy(inputs, tmp_path, monkeypatch):
     _, free = run(inputs, tmp_path / "free")
     assert {name.split("/")[0] for name in files(free) if "shuffled" in name} == {"1", "2"}
-    monkeypatch.setattr(evaluate.ByFacts, "is_free", False)
+    monkeypatch.setattr(evaluate.FactJudge, "is_free", False)
     _, paid = run(inputs, tmp_path / "paid")
     assert {name.split("/")[0] for name in files(paid) if "shuffled" in name} == {"2"}
     report = json.loads((paid / "scores.json").read_text())
