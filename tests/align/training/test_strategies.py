@@ -15,7 +15,7 @@ ACCUMULATE = """
 import json, os, sys
 import torch
 from torch import nn
-from align.training import preparation
+from align.training import preparation, strategies
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
