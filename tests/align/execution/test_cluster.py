@@ -116,14 +116,14 @@ def test_a_mistake_of_the_stage_is_told_and_not_tried_again(world, tmp_path):
     out.path.mkdir()
     config = tiny_training.make_config("sft-ddp")
     inputs = {"corpus": Path(world) / "nowhere", "policy": Path(world) / "policy"}
-    with pytest.raises(WorkersFailed, match=r"rank \d: FileNotFoundError: .*nowhere"):
+    with pytest.raises(WorkersFailed, match=r"rank \d: BadDataset: .*nowhere"):
         run_stage(config, inputs, out)
     assert len(list((out.path / ".workers").glob("group-*"))) == 1
 
 
 def test_more_gpus_than_there_are_is_an_error_not_a_wait(world, tmp_path):
     out = StageFolder(tmp_path, "stage", "fingerprint")
-    config = tiny_training.make_config("sft", hardware={"workers": 999, "device": "gpu"})
+    config = tiny_training.make_config("sft", batch_size=999, hardware={"workers": 999, "device": "gpu"})
     with pytest.raises(
         ClusterTooSmall, match="999 workers with 1 CPUs each and a GPU; the Ray cluster at this"
     ):
