@@ -62,14 +62,14 @@ def download(
     Example: align data download librispeech data/librispeech --part dev-clean --part test-clean
     """
     from preference_data.corpora import catalog
-    from preference_data.corpora.fetch import DownloadFailed, UnknownPart
+    from preference_data.corpora.fetch import DownloadFailed
     from preference_data.corpora.published.recording import BadCorpus
     from preference_data.corpora.unpack import BadArchive
 
     try:
         with _Bytes() as on_bytes:
             left_to_do = catalog.download(catalog.card_of(name), folder, parts or None, on_bytes)
-    except (BadCorpus, UnknownPart) as error:
+    except BadCorpus as error:
         raise typer.BadParameter(str(error)) from error
     except (DownloadFailed, BadArchive, OSError) as error:
         print(error, flush=True)

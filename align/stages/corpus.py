@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from align.recipe.config.corpus import CorpusConfig
@@ -17,11 +18,12 @@ from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.audio import decode
 from preference_data.audio.decode import Quarantined
-from preference_data.corpora.catalog import corpus_module, phrasebook_of
+from preference_data.corpora import folder
+from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset import mixture, splits
 from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, Dataset, RecordWriter, describe
 from preference_data.schema import AudioClip, Chat
-from preference_data.toy_world import examples
+from preference_data.toy_world import examples, spoken_digits, synthetic
 from preference_data.toy_world.clip_files import PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 
@@ -33,7 +35,7 @@ def run(config: CorpusConfig, inputs: dict[str, Path], out: StageFolder) -> dict
 
 def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     with Progress(f"{out.name} records", 0) as progress:
-        summary = mixture.mix(
+        return mixture.mix(
             out.path,
             [mixture.MixturePart(Path(item.folder).expanduser(), item.share) for item in config.sources],
             temperature=config.temperature,
@@ -42,31 +44,15 @@ def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
             max_bad_fraction=config.max_bad_fraction,
             on_progress=progress.update,
         )
-    return {
-        **{f"clips_{split}": float(n) for split, n in sorted(summary.clips.items())},
-        **{f"rows_{table}": float(n) for table, n in summary.rows.items()},
-        **{f"share_{name}": share for name, share in summary.shares.items()},
-        "hours": summary.hours,
-        "quarantined": float(summary.quarantined),
-        "dropped": float(summary.dropped),
-        "speakers_on_both_sides": float(summary.speakers_on_both_sides),
-    }
 
 
 def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
-    recordings = Path(config.dir).expanduser() if config.dir else None
-    counts = config.clips.model_dump() if config.clips else None
+    recordings = Path(config.dir or "").expanduser()
+    counts = config.clips.model_dump() if config.clips else {}
     shutil.copyfile(phrasebook_of(config.corpus, recordings), out.path / "phrasebook.yaml")
     phrasebook = Phrasebook.load(out.path / "phrasebook.yaml")
-    with Progress(out.name, sum(counts.values()) if counts else 0) as progress:
-        prepared = corpus_module(config.corpus).prepare(
-            out.path,
-            recordings=recordings,
-            counts=counts,
-            held_out=config.held_out,
-            seed=config.seed,
-            on_progress=progress.update,
-        )
+    with Progress(out.name, sum(counts.values())) as progress:
+        prepared = _prepared(config, out.path, recordings, counts, progress.update)
     clips, bad = _without_bad_audio(config, out.path, prepared)
     splits.check(clips)
     chats = _write(config, out.path, clips, bad, phrasebook)
@@ -81,6 +67,24 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
         "defect_rate_actual": 1 - defects[None] / answers,
         **{f"defect_{name}": n / answers for name, n in sorted(defects.items(), key=str) if name},
     }
+
+
+def _prepared(
+    config: CorpusConfig,
+    out: Path,
+    recordings: Path,
+    counts: Mapping[str, int],
+    on_progress: Callable[[int], None],
+) -> PreparedClips:
+    """Make the clips, their audio below `out`. The config refuses keys that a corpus has no use for."""
+    seed, held_out = config.seed, config.held_out
+    if config.corpus == "synthetic":
+        return synthetic.prepare(out, counts=counts, seed=seed, on_progress=on_progress)
+    if config.corpus == "spoken_digits":
+        return spoken_digits.prepare(
+            out, recordings, counts=counts, held_out=held_out, seed=seed, on_progress=on_progress
+        )
+    return folder.prepare(out, recordings, held_out=held_out, seed=seed, on_progress=on_progress)
 
 
 def _without_bad_audio(

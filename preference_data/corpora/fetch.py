@@ -37,10 +37,6 @@ class DownloadFailed(RuntimeError):
     """A file could not be fetched, or what came, or was there before, is not the file."""
 
 
-class UnknownPart(ValueError):
-    """A corpus has no part of this name."""
-
-
 class RemoteFile(NamedTuple):
     """A file at its publisher. `max_gb` bounds what is accepted; `checksum` is "md5:…" or "sha256:…"."""
 

@@ -51,9 +51,8 @@ class _Row(NamedTuple):
 
 def prepare(
     out: Path,
+    recordings: Path,
     *,
-    recordings: Path | None = None,
-    counts: Mapping[str, int] | None = None,
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
@@ -63,19 +62,14 @@ def prepare(
     Args:
         out: where the audio goes.
         recordings: the folder.
-        counts: must be None, every recording is used.
         held_out: speakers of dev and of test, for rows without a split.
         seed: draws which training recordings are for preferences.
         on_progress: called with the number of recordings converted so far.
 
     Raises:
         BadFacts: the table is not right, all problems at once.
-        ValueError: no folder, no phrasebook, or no usable recording.
+        ValueError: no phrasebook, or no usable recording.
     """
-    if recordings is None or counts:
-        raise ValueError(
-            f"corpus 'folder' uses every recording: it needs recordings={recordings}, not counts={counts}"
-        )
     phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
     rows = {row.id: row for row in _read(recordings, phrasebook, held_out or {}, seed)}
     paths = [(row.id, row.path) for row in rows.values()]

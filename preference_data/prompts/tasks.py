@@ -53,6 +53,8 @@ class Task(BaseModel):
         for code in (self.tags.audio_language, self.tags.text_language):
             if code not in (*LANGUAGES, UNKNOWN):
                 raise ValueError(f"tags: {code!r} is not a language; known: {', '.join(LANGUAGES)}")
+        if self.tags.start != ("transcript" if self.tags.task in ("transcribe", "translate") else "analysis"):
+            raise ValueError(f"tags: {self.tags.start!r} does not begin the task {self.tags.task!r}")
         if (self.tags.task == "question-answer") != ("{question}" in self.sentence):
             raise ValueError("a task that answers a question has {question} in its sentence, and no other")
         if (self.stamps is None) != (self.tags.timestamps == "notimestamps"):

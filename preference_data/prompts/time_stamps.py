@@ -15,7 +15,6 @@ the release shows a line):
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from preference_data.schema import Word
@@ -23,7 +22,6 @@ from preference_data.schema import Word
 LONGEST_S = 30.0
 SILENCE = "<|sil|>"
 DELIMITER = "<|delim|>"
-_STAMP = re.compile(r"<\|(\d{1,2}\.\d\d)\|>")
 
 
 class BadStamps(ValueError):
@@ -84,43 +82,17 @@ def render_spans(spans: Sequence[Word], duration_s: float | None = None) -> str:
     if not spans:
         raise BadStamps("no spans to stamp")
     ordered = sorted(spans, key=lambda span: (round(span.start_s * 100), round(span.end_s * 100)))
-    text = DELIMITER.join(stamp(span.start_s) + span.text + stamp(span.end_s) for span in ordered)
-    parse_spans(text, duration_s)
-    return text
-
-
-def parse_spans(text: str, duration_s: float | None = None) -> list[Word]:
-    """The spans that `render_spans` wrote.
-
-    Raises:
-        BadStamps: a span is not text between two stamps in order, or spans do not begin in order.
-    """
-    spans: list[Word] = []
-    for number, part in enumerate(text.split(DELIMITER), 1):
-        pieces = _STAMP.split(part)
-        times = _times(pieces)
-        if len(pieces) != 5 or pieces[0] or pieces[4]:
-            raise BadStamps(f"span {number} is not text between two time stamps: {part[:60]!r}")
-        _check_word(pieces[2], number)
-        if times[1] < times[0] or (spans and times[0] < spans[-1].start_s):
-            raise BadStamps(f"span {number} {pieces[2]!r} runs backwards or begins before the one before it")
-        _check_end(times, duration_s)
-        spans.append(Word(text=pieces[2], start_s=times[0], end_s=times[1]))
-    return spans
-
-
-def _times(pieces: Sequence[str]) -> list[float]:
-    times = [float(time) for time in pieces[1::2]]
-    if beyond := [time for time in times if time > LONGEST_S]:
-        raise BadStamps(f"{beyond[0]:.2f} s is beyond {LONGEST_S:g} s: there is no such time stamp")
-    return times
+    for number, span in enumerate(ordered, 1):
+        _check_word(span.text, number)
+        if round(span.end_s * 100) < round(span.start_s * 100):
+            raise BadStamps(
+                f"span {number} {span.text!r} runs backwards, from {span.start_s} to {span.end_s} s"
+            )
+        if duration_s is not None and round(span.end_s * 100) > round(duration_s * 100):
+            raise BadStamps(f"span {number} ends at {span.end_s:.2f} s, after the clip ({duration_s:.2f} s)")
+    return DELIMITER.join(stamp(span.start_s) + span.text + stamp(span.end_s) for span in ordered)
 
 
 def _check_word(text: str, number: int) -> None:
     if not text.strip() or "<|" in text or "|>" in text:
         raise BadStamps(f"word {number} is {text!r}: it must hold text and no tag")
-
-
-def _check_end(times: Sequence[float], duration_s: float | None) -> None:
-    if duration_s is not None and round(times[-1] * 100) > round(duration_s * 100):
-        raise BadStamps(f"the last time stamp is {times[-1]:.2f} s, after the clip ({duration_s:.2f} s)")

@@ -56,9 +56,9 @@ Voices = dict[str, dict[int, list[Recording]]]
 
 def prepare(
     out: Path,
+    recordings: Path,
     *,
-    recordings: Path | None = None,
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[str, int],
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
@@ -76,8 +76,6 @@ def prepare(
     Raises:
         ValueError: no recordings, none left for a split, or a speaker that is not there.
     """
-    if recordings is None or not counts:
-        raise ValueError(f"spoken_digits needs recordings={recordings}, and counts={counts}, the clips")
     good, bad = _read(_recordings_folder(recordings))
     if not good:
         raise ValueError(f"none of the {len(bad)} recordings in {recordings} can be used, e.g. {bad[0]}")

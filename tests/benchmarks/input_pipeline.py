@@ -138,7 +138,7 @@ def mix_part(folder: Path) -> dict[str, Any]:
     """Check and mix two data sets."""
     from preference_data.dataset.mixture import MixturePart, mix
 
-    mixed = mix(
+    return mix(
         folder / "corpus",
         [MixturePart(folder / "large"), MixturePart(folder / "small")],
         temperature=2.0,
@@ -146,7 +146,6 @@ def mix_part(folder: Path) -> dict[str, Any]:
         max_duration_s=30,
         max_bad_fraction=0.01,
     )
-    return {"rows": mixed.rows, "shares": mixed.shares}
 
 
 def order_part(folder: Path) -> dict[str, Any]:

@@ -74,6 +74,12 @@ class CorpusConfig(StageConfig):
             raise ValueError(f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'")
         if self.corpus != "synthetic" and self.dir is None:
             raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
+        if self.corpus == "synthetic" and (self.dir or self.held_out):
+            raise ValueError(
+                "corpus 'synthetic' makes its own clips and voices: it has no dir and no held_out"
+            )
+        if self.corpus == "folder" and self.clips:
+            raise ValueError("corpus 'folder' uses every recording: it has no clips")
         if self.corpus != "folder" and self.clips is None:
             raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")
         return self

@@ -17,9 +17,9 @@ from preference_data.corpora.published.recording import (
     Content,
     QuestionAnswer,
     Recording,
-    comma_separated,
     grouped,
-    not_a_corpus,
+    rows,
+    tables,
 )
 from preference_data.schema import Split
 
@@ -30,14 +30,9 @@ _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
 def read(folder: Path) -> Iterator[Recording]:
     """Every captioned piece, there or not."""
-    if not any((folder / f"{part}.csv").is_file() for part in _SPLITS):
-        raise not_a_corpus(folder, "train.csv, val.csv or test.csv", "audiocaps")
     files = audio_files(folder)
-    for part, split in _SPLITS.items():
-        table = folder / f"{part}.csv"
-        pieces = (
-            grouped(comma_separated(table, _COLUMNS), "youtube_id", "start_time") if table.is_file() else {}
-        )
+    for _, split, table in tables(folder, "{}.csv", _SPLITS, "audiocaps"):
+        pieces = grouped(rows(table, _COLUMNS), "youtube_id", "start_time")
         for (video, start), captioned in pieces.items():
             captions = [row["caption"] for row in captioned]
             names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in captioned)]

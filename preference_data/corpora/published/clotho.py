@@ -17,8 +17,8 @@ from preference_data.corpora.published.recording import (
     Content,
     QuestionAnswer,
     Recording,
-    comma_separated,
-    not_a_corpus,
+    rows,
+    tables,
 )
 from preference_data.schema import Split
 
@@ -28,11 +28,8 @@ _SPLITS: dict[str, Split] = {"evaluation": "test", "validation": "dev", "develop
 
 def read(folder: Path) -> Iterator[Recording]:
     """Every recording with its five captions."""
-    if not any((folder / f"clotho_captions_{part}.csv").is_file() for part in _SPLITS):
-        raise not_a_corpus(folder, "clotho_captions_*.csv", "clotho")
-    for part, split in _SPLITS.items():
-        table = folder / f"clotho_captions_{part}.csv"
-        for row in comma_separated(table, ("file_name", *_CAPTIONS)) if table.is_file() else ():
+    for part, split, table in tables(folder, "clotho_captions_{}.csv", _SPLITS, "clotho"):
+        for row in rows(table, ("file_name", *_CAPTIONS)):
             captions = [row[name] for name in _CAPTIONS]
             yield Recording(
                 f"{part}/{row['file_name']}",

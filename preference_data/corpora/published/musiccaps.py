@@ -19,7 +19,7 @@ from preference_data.corpora.published.recording import (
     Content,
     QuestionAnswer,
     Recording,
-    comma_separated,
+    rows,
 )
 from preference_data.schema import Split
 
@@ -32,7 +32,7 @@ def read(folder: Path) -> Iterator[Recording]:
     files = audio_files(folder)
     splits: tuple[Split, ...] = ("test", "train")
     for split in splits:
-        for row in comma_separated(folder / _TABLE, _COLUMNS):
+        for row in rows(folder / _TABLE, _COLUMNS):
             if _is_true(row["is_audioset_eval"]) == (split == "test"):
                 yield _recording(split, row, files)
 

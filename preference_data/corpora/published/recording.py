@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from preference_data.schema import Split, Word
 
@@ -53,28 +53,10 @@ class Recording(NamedTuple):
     """None also where the publisher's own splits share their speakers."""
 
 
-def tab_separated(path: Path, columns: Sequence[str], escape: str | None = None) -> Iterator[dict[str, str]]:
-    """Rows of a table without quoting, see `rows`."""
-    return rows(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
+def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> Iterator[dict[str, str]]:
+    """Rows of a table by column name, blanks around cells removed; reads as it goes.
 
-
-def comma_separated(
-    path: Path, columns: Sequence[str], encoding: str = "utf-8-sig"
-) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file, see `rows`."""
-    return rows(path, columns, encoding=encoding)
-
-
-def rows(
-    path: Path,
-    columns: Sequence[str],
-    *,
-    delimiter: str = ",",
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL,
-    escapechar: str | None = None,
-    encoding: str = "utf-8-sig",
-) -> Iterator[dict[str, str]]:
-    """Rows by column name, blanks around cells removed; reads as it goes.
+    Cells of a .tsv file are separated by tabs and not quoted; `escape` is the mark that escapes one in them.
 
     Raises:
         BadCorpus: the file is missing, is not such a table, lacks a column, or a line has too few cells.
@@ -83,8 +65,11 @@ def rows(
         raise missing(path)
     csv.field_size_limit(_LONGEST_CELL)
     try:
-        with path.open(encoding=encoding, newline="") as file:
-            table = csv.DictReader(file, delimiter=delimiter, quoting=quoting, escapechar=escapechar)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".tsv":
+                table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
+            else:
+                table = csv.DictReader(file)
             there = [name.strip() for name in table.fieldnames or ()]
             if lacking := [name for name in columns if name not in there]:
                 raise BadCorpus(
@@ -133,6 +118,21 @@ def language(locale: str) -> str:
 def missing(path: Path) -> BadCorpus:
     """The error for a file of the corpus that is not there."""
     return BadCorpus(f"{path} is missing: is this the folder that `align data download` filled?")
+
+
+def tables(
+    folder: Path, pattern: str, splits: Mapping[str, Split], corpus: str
+) -> list[tuple[str, Split, Path]]:
+    """Part, split and path of each table that is there, of a corpus with a table for each part.
+
+    Raises:
+        BadCorpus: none is there.
+    """
+    paths = [(part, split, folder / pattern.format(part)) for part, split in splits.items()]
+    there = [table for table in paths if table[2].is_file()]
+    if not there:
+        raise not_a_corpus(folder, pattern.format(f"{{{','.join(splits)}}}"), corpus)
+    return there
 
 
 def not_a_corpus(folder: Path, wanted: str, name: str) -> BadCorpus:
