@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -55,20 +55,6 @@ CARDS: dict[str, Card] = {name: Card.model_validate({"name": name, **card}) for 
 """The card of every published corpus."""
 
 
-class PublishedCorpus(Protocol):
-    """A file of `published/`."""
-
-    def read(self, folder: Path) -> Iterator[Recording]:
-        """Everything that the corpus says about its recordings: test first, then dev, then train.
-
-        Each recording comes once, whether its file is there or not.
-
-        Raises:
-            BadCorpus: the folder is not laid out as the publisher does, naming file and line.
-        """
-        ...
-
-
 def card_of(name: str) -> Card:
     """The card of the published corpus of this name.
 
@@ -80,13 +66,17 @@ def card_of(name: str) -> Card:
     return CARDS[name]
 
 
-def published_corpus(name: str) -> PublishedCorpus:
-    """The published corpus of this name.
+def read(name: str, folder: Path) -> Iterator[Recording]:
+    """Everything that a published corpus says about its recordings: test first, then dev, then train.
+
+    Each recording comes once, whether its file is there or not. `read` of a file of `published/` does it.
 
     Raises:
-        BadCorpus: there is none.
+        BadCorpus: there is no such corpus, or the folder is not laid out as the publisher does; naming file
+            and line.
     """
-    return cast(PublishedCorpus, import_module(f"preference_data.corpora.published.{card_of(name).name}"))
+    module = import_module(f"preference_data.corpora.published.{card_of(name).name}")
+    yield from module.read(folder)
 
 
 def download(

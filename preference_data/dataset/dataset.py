@@ -187,23 +187,20 @@ def describe(folder: Path, about: Mapping[str, Any]) -> Row:
     return whole
 
 
-class RecordWriter:
+class RecordWriter(ExitStack):
     """Writes the records of a dataset as a stream, in a `with` block; every file is whole or absent."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
         self.rows: Counter[str] = Counter()
         """Rows written so far, per file."""
-        self._open = ExitStack()
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> Self:
         for name in RECORD_FILES:
             self._file(name)
         return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
 
     def add(self, record: Record) -> None:
         """Write a record to the table of its kind."""
@@ -219,7 +216,7 @@ class RecordWriter:
 
     def _file(self, name: str) -> TextIO:
         if name not in self._files:
-            self._files[name] = self._open.enter_context(store.replacing(self.folder / name))
+            self._files[name] = self.enter_context(store.replacing(self.folder / name))
         return self._files[name]
 
 

@@ -31,7 +31,7 @@ from preference_data.dataset.dataset import (
     read_rows,
     with_paths,
 )
-from preference_data.dataset.fingerprints import Fingerprints, Labels, fingerprint
+from preference_data.dataset.fingerprints import Fingerprints, fingerprint
 from preference_data.dataset.manifest import open_manifest
 from preference_data.dataset.mixing import Permutation, mixing_shares
 from preference_data.dataset.splits import HELD_OUT, SPLITS
@@ -252,19 +252,21 @@ class _Mixing:
             )
 
     def write_tables(self) -> None:
-        splits_of = self._paths.labels()
+        split_of = self._paths.label_of()
         for kind in _KINDS:
             ids, path = Fingerprints(), self.out / f"{TABLES[kind]}.jsonl"
-            rows = (self._rows(part, kind, splits_of, ids) for part in self.parts)
+            rows = (self._rows(part, kind, split_of, ids) for part in self.parts)
             store.write_rows(path, chain.from_iterable(rows))
             _refuse_repeated(path, "id", ids)
 
-    def _rows(self, part: _Part, kind: type[Record], splits_of: Labels, ids: Fingerprints) -> Iterator[Row]:
+    def _rows(
+        self, part: _Part, kind: type[Record], split_of: Callable[[str], int | None], ids: Fingerprints
+    ) -> Iterator[Row]:
         path = part.dataset.path_of(kind)
         for record in self._counted(part.records(kind)):
             row = _prefixed(record.model_dump(mode="json", exclude_defaults=True), part)
             for clip in row["audios"]:
-                split = splits_of.get(clip)
+                split = split_of(clip)
                 if split is None and clip not in self.bad:
                     raise BadMixture(f"{path}: record {record.id!r} names {clip!r}, not in clips.jsonl")
                 if split is not None and SPLITS[split] in HELD_OUT:
