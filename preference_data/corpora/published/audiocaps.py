@@ -12,15 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    DESCRIBE_SOUND,
-    Content,
-    QuestionAnswer,
-    Recording,
-    grouped,
-    rows,
-    tables,
-)
+from preference_data.corpora.published.recording import Recording, grouped, rows, tables
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
@@ -36,16 +28,8 @@ def read(folder: Path) -> Iterator[Recording]:
         for (video, start), captioned in pieces.items():
             captions = [row["caption"] for row in captioned]
             names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in captioned)]
-            yield Recording(
-                next((files[name] for name in names if name in files), f"audio/{video}.wav"),
-                split,
-                "audiocaps",
-                tuple(
-                    Content("caption_audiocaps", text, text_language="en", benchmark="audiocaps")
-                    for text in captions
-                ),
-                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
-            )
+            path = next((files[name] for name in names if name in files), f"audio/{video}.wav")
+            yield captioned(path, split, "audiocaps", captions)
 
 
 def audio_files(folder: Path) -> Mapping[str, str]:

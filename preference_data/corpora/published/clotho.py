@@ -12,14 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    DESCRIBE_SOUND,
-    Content,
-    QuestionAnswer,
-    Recording,
-    rows,
-    tables,
-)
+from preference_data.corpora.published.recording import Recording, captioned, rows, tables
 from preference_data.schema import Split
 
 _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
@@ -30,14 +23,5 @@ def read(folder: Path) -> Iterator[Recording]:
     """Every recording with its five captions."""
     for part, split, table in tables(folder, "clotho_captions_{}.csv", _SPLITS, "clotho"):
         for row in rows(table, ("file_name", *_CAPTIONS)):
-            captions = [row[name] for name in _CAPTIONS]
-            yield Recording(
-                f"{part}/{row['file_name']}",
-                split,
-                "clotho",
-                tuple(
-                    Content("caption_clotho", text, text_language="en", benchmark="clotho")
-                    for text in captions
-                ),
-                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
-            )
+            path, captions = f"{part}/{row['file_name']}", [row[name] for name in _CAPTIONS]
+            yield captioned(path, split, "clotho", captions)

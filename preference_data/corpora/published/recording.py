@@ -10,7 +10,6 @@ from typing import NamedTuple
 from preference_data.schema import Split, Word
 
 DESCRIBE_SOUND = "Describe what can be heard in this recording."
-DESCRIBE_MUSIC = "Describe the music in this recording."
 _LONGEST_CELL = 1_000_000  # characters
 
 
@@ -100,6 +99,13 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise BadCorpus(f"{path} is not text in UTF-8: {error}; fetch it again") from error
+
+
+def captioned(path: str, split: Split, corpus: str, captions: Sequence[str]) -> Recording:
+    """A sound with its captions, of a corpus with a captioning task of its own; chats ask for the first."""
+    contents = [Content(f"caption_{corpus}", text, text_language="en", benchmark=corpus) for text in captions]
+    questions = (QuestionAnswer(DESCRIBE_SOUND, captions[0]),)
+    return Recording(path, split, corpus, tuple(contents), questions)
 
 
 def grouped(table: Iterable[Mapping[str, str]], *key: str) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
