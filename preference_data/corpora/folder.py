@@ -26,7 +26,6 @@ from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import Facts, Split, stable_id
 from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
-from preference_data.toy_world.wording import Slot
 
 _OURS = ("path", "speaker", "split")
 _PREFERENCE_SHARE = 0.2
@@ -155,7 +154,8 @@ def _row(
         resolve_inside(folder, path)
     except BadAudio as error:
         problems.append(f"column 'path': {path!r} {error.detail}")
-    split, problem = _split(cells, speaker, held_out, np.random.default_rng(_number(seed, path)).random())
+    draw = np.random.default_rng(int(stable_id(seed, path), 16)).random()
+    split, problem = _split(cells, speaker, held_out, draw)
     facts, bad_values = _facts(cells, phrasebook)
     problems += [problem] if problem else []
     problems += bad_values
@@ -166,10 +166,6 @@ def _row(
             problems.append(str(error))
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", PurePosixPath(path).stem)[:80]
     return _Row(f"{safe}-{stable_id(path)}", path, speaker, split, facts), problems
-
-
-def _number(seed: int, path: str) -> int:
-    return int(stable_id(seed, path), 16)
 
 
 def _split(
@@ -200,14 +196,10 @@ def _facts(cells: Mapping[str, str], phrasebook: Phrasebook) -> tuple[Facts, lis
         values = [part.strip() for part in text.split("|")] if slot.denial else [text]
         facts[name] = values if slot.denial else text
         for value in values:
-            unknown = _unknown(value, slot)
-            if unknown:
+            parts = value.split(" ") if slot.sequence else [value]
+            if unknown := [part for part in parts if part not in slot.values]:
                 known = ", ".join(slot.values)
-                problems.append(f"column {name!r}: {unknown!r} is not a value of this slot; known: {known}")
+                problems.append(
+                    f"column {name!r}: {unknown[0]!r} is not a value of this slot; known: {known}"
+                )
     return facts, problems
-
-
-def _unknown(value: str, slot: Slot) -> str | None:
-    """The part of a cell that is none of the slot's values."""
-    parts = value.split(" ") if slot.sequence else [value]
-    return next((part for part in parts if part not in slot.values), None)

@@ -54,17 +54,13 @@ def _chat(
         questions.setdefault(question.text, question)
         if len(questions) == turns:
             break
-    drawn = tuple(_turn(clip, phrasebook, question, defect_rate, rng) for question in questions.values())
-    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=drawn)
-
-
-def _turn(
-    clip: AudioClip, phrasebook: Phrasebook, question: Question, defect_rate: float, rng: Generator
-) -> Turn:
-    if rng.random() >= defect_rate:
-        return Turn(question=question.text, answer=question.reference)
-    answer, defect = phrasebook.spoil(question, clip.facts, rng)
-    return Turn(question=question.text, answer=answer, defect=defect)
+    drawn = []
+    for question in questions.values():
+        answer, defect = question.reference, None
+        if rng.random() < defect_rate:
+            answer, defect = phrasebook.spoil(question, clip.facts, rng)
+        drawn.append(Turn(question=question.text, answer=answer, defect=defect))
+    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=tuple(drawn))
 
 
 def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[TaskExample]:

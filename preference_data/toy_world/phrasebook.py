@@ -205,12 +205,11 @@ class Phrasebook(BaseModel):
         that is not there), `invented` (the right answer plus a false sentence).
         """
         if question.kind == "one_word" and question.slot:
-            sentence = self.slots[question.slot].sentence.format(**{question.slot: question.value})
-            return _capitalised(sentence), "ignored_format"
+            return self._sentence(question.slot, question.value), "ignored_format"
         if question.kind == "absent" and question.slot:
-            slot = self.slots[question.slot]
-            wrong = slot.sentence.format(**{question.slot: rng.choice(slot.values)})
-            return _capitalised(wrong), "answered_absent"
+            return self._sentence(
+                question.slot, rng.choice(self.slots[question.slot].values)
+            ), "answered_absent"
         known = [name for name in self.slots if isinstance(facts.get(name), str)]
         surely_checkable = [  # not music's instrument where music is only a background
             name
@@ -219,8 +218,10 @@ class Phrasebook(BaseModel):
         ]
         name = str(rng.choice(surely_checkable or known))
         values = [v for v in self.slots[name].values if v != facts.get(name)]
-        lie = self.slots[name].sentence.format(**{name: rng.choice(values)})
-        return f"{question.reference} {_capitalised(lie)}", "invented"
+        return f"{question.reference} {self._sentence(name, rng.choice(values))}", "invented"
+
+    def _sentence(self, name: str, value: str | None) -> str:
+        return _capitalised(self.slots[name].sentence.format(**{name: value}))
 
     # ---------------------------------------------------------------- text -> claims
 
@@ -259,7 +260,7 @@ class Phrasebook(BaseModel):
         known = str(facts[name])
         if one_word:
             return Question(text, "one_word", name, known, _capitalised(known) + ".")
-        return Question(text, "closed", name, known, _capitalised(slot.sentence.format(**{name: known})))
+        return Question(text, "closed", name, known, self._sentence(name, known))
 
     @cached_property
     def _patterns(self) -> list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]]:
@@ -344,15 +345,11 @@ class Phrasebook(BaseModel):
     @staticmethod
     def _behaves(claims: list[Claim], question: Question) -> bool:
         forms = [claim.form for claim in claims]
-        if question.kind == "one_word":
-            return forms == ["bare"]
-        if question.kind == "absent":
-            return forms == ["absent"]
-        if question.kind == "check":
-            return forms in (["affirm"], ["deny"])
         if question.kind == "describe":
-            return bool(forms) and set(forms) == {"sentence"} and len(forms) <= 2
-        return len(forms) == 1 and forms[0] in ("sentence", "absent", "affirm", "deny")
+            return set(forms) == {"sentence"} and len(forms) <= 2
+        fitting = {"one_word": ("bare",), "absent": ("absent",), "check": ("affirm", "deny")}
+        of_a_sentence = ("sentence", "absent", "affirm", "deny")
+        return len(forms) == 1 and forms[0] in fitting.get(question.kind, of_a_sentence)
 
     # ---------------------------------------------------------------- for a tokenizer
 
