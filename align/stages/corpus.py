@@ -1,6 +1,6 @@
 """Prepare a corpus: audio, records, and an evaluation set in AIR-Bench's layout.
 
-Every file is decoded once here. Bad ones are quarantined with a reason; too many stop the run before any
+Every recording is decoded once here. Bad ones are quarantined with a reason; too many stop the run before any
 training. Writes a dataset (`preference_data.dataset.dataset` describes its files), phrasebook.yaml and
 {dev,test}/Chat/. A mixture of datasets has neither phrasebook nor Chat/.
 """
@@ -16,12 +16,11 @@ from align.recipe.config.corpus import CorpusConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from preference_data import store
-from preference_data.audio import decode
 from preference_data.audio.decode import Quarantined
 from preference_data.corpora import folder
 from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset import mixture, splits
-from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, Dataset, RecordWriter, describe
+from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, RecordWriter, describe
 from preference_data.schema import AudioClip, Chat
 from preference_data.toy_world import examples, spoken_digits, synthetic
 from preference_data.toy_world.clip_files import PreparedClips
@@ -52,8 +51,8 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     shutil.copyfile(phrasebook_of(config.corpus, recordings), out.path / "phrasebook.yaml")
     phrasebook = Phrasebook.load(out.path / "phrasebook.yaml")
     with Progress(out.name, sum(counts.values())) as progress:
-        prepared = _prepared(config, out.path, recordings, counts, progress.update)
-    clips, bad = _without_bad_audio(config, out.path, prepared)
+        clips, bad = _prepared(config, out.path, recordings, counts, progress.update)
+    _refuse_many(len(clips) + len(bad), bad, config.max_bad_fraction, out.path)
     splits.check(clips)
     chats = _write(config, out.path, clips, bad, phrasebook)
     defects = Counter(turn.defect for chat in chats for turn in chat.turns)
@@ -84,28 +83,25 @@ def _prepared(
         return spoken_digits.prepare(
             out, recordings, counts=counts, held_out=held_out, seed=seed, on_progress=on_progress
         )
-    return folder.prepare(out, recordings, held_out=held_out, seed=seed, on_progress=on_progress)
-
-
-def _without_bad_audio(
-    config: CorpusConfig, root: Path, prepared: PreparedClips
-) -> tuple[list[AudioClip], list[Quarantined]]:
-    good, refused = decode.audit(
-        Dataset(root, {}).find,
-        [(clip.id, clip.path) for clip in prepared.clips],
+    return folder.prepare(
+        out,
+        recordings,
         max_duration_s=config.max_duration_s,
+        held_out=held_out,
+        seed=seed,
+        on_progress=on_progress,
     )
-    bad = [*prepared.quarantined, *refused]
-    n = len(prepared.clips) + len(prepared.quarantined)
-    if len(bad) / max(1, n) > config.max_bad_fraction:
+
+
+def _refuse_many(n: int, bad: list[Quarantined], max_bad_fraction: float, root: Path) -> None:
+    if len(bad) / max(1, n) > max_bad_fraction:
         store.write_rows(root / QUARANTINE, [item._asdict() for item in bad])
         examples_of_bad = "; ".join(f"{item.path}: {item.code}: {item.detail}" for item in bad[:3])
         raise ValueError(
             f"{len(bad)} of {n} audio files are unusable ({len(bad) / n:.1%}, allowed max_bad_fraction="
-            f"{config.max_bad_fraction:.1%}): {examples_of_bad}. Mend or remove them, or raise "
+            f"{max_bad_fraction:.1%}): {examples_of_bad}. Mend or remove them, or raise "
             f"max_bad_fraction; the full list is in {root / QUARANTINE}"
         )
-    return [clip for clip in prepared.clips if clip.id in good], bad
 
 
 def _write(

@@ -29,8 +29,6 @@ from preference_data.toy_world.phrasebook import Phrasebook
 
 _OURS = ("path", "speaker", "split")
 _PREFERENCE_SHARE = 0.2
-_LONGEST_S = 30.0
-"""Qwen2-Audio hears as much; a recipe may allow less."""
 _MOST_PROBLEMS = 20  # in an error
 
 
@@ -52,6 +50,7 @@ def prepare(
     out: Path,
     recordings: Path,
     *,
+    max_duration_s: float,
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
@@ -61,6 +60,7 @@ def prepare(
     Args:
         out: where the audio goes.
         recordings: the folder.
+        max_duration_s: longer recordings are refused.
         held_out: speakers of dev and of test, for rows without a split.
         seed: draws which training recordings are for preferences.
         on_progress: called with the number of recordings converted so far.
@@ -72,7 +72,7 @@ def prepare(
     phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
     rows = {row.id: row for row in _read(recordings, phrasebook, held_out or {}, seed)}
     paths = [(row.id, row.path) for row in rows.values()]
-    good, bad = decode.audit(partial(resolve_inside, recordings), paths, max_duration_s=_LONGEST_S)
+    good, bad = decode.audit(partial(resolve_inside, recordings), paths, max_duration_s=max_duration_s)
     if not good:
         raise ValueError(
             f"none of the {len(rows)} recordings of {recordings / 'facts.csv'} can be used"
@@ -81,7 +81,7 @@ def prepare(
     writer = ClipWriter(out, phrasebook, "folder")
     clips = []
     for number, row in enumerate((rows[clip_id] for clip_id in good), start=1):
-        samples = decode.load(resolve_inside(recordings, row.path), max_duration_s=_LONGEST_S)
+        samples = decode.load(resolve_inside(recordings, row.path), max_duration_s=max_duration_s)
         clips.append(
             writer.write(row.id, row.split, samples, row.facts, speaker=row.speaker, source="recording")
         )

@@ -31,7 +31,7 @@ from typing import Any, Generic, NamedTuple, Self, TextIO, TypeVar
 
 from preference_data import store
 from preference_data.audio.clip_files import BadAudio, ClipFile, find_below
-from preference_data.dataset.manifest import Manifest, open_manifest
+from preference_data.dataset.manifest import Manifest, Selection, open_manifest
 from preference_data.dataset.mixing import mixing_shares
 from preference_data.dataset.splits import HELD_OUT
 from preference_data.schema import AudioClip, Chat, PreferencePair, Prompt, Record, TaskExample
@@ -147,7 +147,7 @@ class Dataset:
         shares = mixing_shares(sizes, [part["share"] for part in self._parts], self.about["temperature"])
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [
-            Part(part["name"], records[start : start + size], share)
+            Part(part["name"], Selection(records, range(start, start + size)), share)
             for part, start, size, share in zip(self._parts, starts, sizes, shares, strict=True)
             if size
         ]

@@ -179,6 +179,7 @@ def test_without_a_phrasebook_it_is_said_what_needs_one(prepared, tmp_path):
         ({"corpus": "synthetic", "clips": CLIPS, "dir": "b"}, "has no dir"),
         ({"corpus": "synthetic", "clips": CLIPS, "held_out": {"dev": ["ann"]}}, "no held_out"),
         ({"corpus": "synthetic"}, "needs clips"),
+        ({"corpus": "synthetic", "clips": CLIPS, "max_duration_s": 2}, "last 3 s"),
         ({"corpus": "folder", "dir": "b", "clips": CLIPS}, "has no clips"),
         ({"corpus": "folder"}, "needs dir"),
         ({"corpus": "mixture"}, "needs sources"),

@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,8 @@ def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
 
 # ---------------------------------------------------------------- your folder
 
+prepare_folder = partial(folder.prepare, max_duration_s=30.0)
+
 ROWS = [
     {"path": "a/one.wav", "speaker": "ann", "first": "one", "digits": "one", "said": "one"},
     {"path": "a/two.wav", "speaker": "ann", "first": "two", "digits": "two one", "said": "two|one"},
@@ -307,7 +310,7 @@ def mine(tmp_path) -> Path:
 def test_a_folder_of_your_own(mine, tmp_path):
     out, done = tmp_path / "out", []
     held_out = {"dev": ["bob"], "test": ["eve"]}
-    clips, _ = folder.prepare(out, recordings=mine, held_out=held_out, on_progress=done.append)
+    clips, _ = prepare_folder(out, recordings=mine, held_out=held_out, on_progress=done.append)
     check_files(out, clips, "folder", Phrasebook.load(mine / "phrasebook.yaml"))
     assert done == [1, 2, 3, 4]
     by_speaker = {(clip.speaker, clip.facts["digits"]): clip for clip in clips}
@@ -318,7 +321,7 @@ def test_a_folder_of_your_own(mine, tmp_path):
     assert by_speaker["ann", "one"].duration_s == pytest.approx(0.5, abs=0.001)
     mixed = decode.load(out / by_speaker["eve", "six"].path, max_duration_s=3)
     assert np.allclose(mixed, 0.25, atol=1e-3)  # two channels, one of them silent
-    assert folder.prepare(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
+    assert prepare_folder(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
 
 
 def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, tmp_path):
@@ -327,7 +330,7 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
         shutil.copyfile(mine / "c.wav", mine / row["path"])
     given = [{**row, "split": split} for row, split in zip(ROWS, ("test", "test", "dev", "dev"), strict=True)]
     write_table(mine, given + rest)
-    clips, _ = folder.prepare(tmp_path / "out", recordings=mine)
+    clips, _ = prepare_folder(tmp_path / "out", recordings=mine)
     assert [clip.split for clip in clips[:4]] == ["test", "test", "dev", "dev"]
     shares = Counter(clip.split for clip in clips[4:])
     assert set(shares) == {"train", "preference"}
@@ -336,13 +339,13 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
 
 def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
     (mine / "c.wav").write_text("<html>")
-    clips, bad = folder.prepare(tmp_path / "out", recordings=mine)
+    clips, bad = prepare_folder(tmp_path / "out", recordings=mine)
     assert len(clips) == 3
     assert [(one.path, one.code) for one in bad] == [("c.wav", "unreadable")]
     for path in [*mine.rglob("*.wav"), *mine.rglob("*.flac")]:
         path.unlink()
     with pytest.raises(ValueError, match="none of the 4 recordings.*'a/one.wav': missing"):
-        folder.prepare(tmp_path / "out", recordings=mine)
+        prepare_folder(tmp_path / "out", recordings=mine)
 
 
 @pytest.mark.parametrize(
@@ -366,14 +369,14 @@ def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
 def test_a_bad_table_names_line_column_and_value(mine, tmp_path, change, message):
     write_table(mine, [ROWS[0], {**ROWS[1], **change}, *ROWS[2:]])
     with pytest.raises(folder.BadFacts) as caught:
-        folder.prepare(tmp_path / "out", recordings=mine, held_out={"dev": ["bob"]})
+        prepare_folder(tmp_path / "out", recordings=mine, held_out={"dev": ["bob"]})
     assert message in str(caught.value)
 
 
 def test_all_problems_of_a_table_are_told_at_once(mine, tmp_path):
     write_table(mine, [{**row, "first": "ten"} for row in ROWS])
     with pytest.raises(folder.BadFacts) as caught:
-        folder.prepare(tmp_path / "out", recordings=mine, held_out={"test": ["zoe"]})
+        prepare_folder(tmp_path / "out", recordings=mine, held_out={"test": ["zoe"]})
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     assert "nobody is called 'zoe'" in lines[4]
@@ -382,7 +385,7 @@ def test_all_problems_of_a_table_are_told_at_once(mine, tmp_path):
 def test_a_folder_without_its_files_says_which(mine, tmp_path):
     def message(source: Path) -> str:
         with pytest.raises(ValueError) as caught:
-            folder.prepare(tmp_path / "out", recordings=source)
+            prepare_folder(tmp_path / "out", recordings=source)
         return str(caught.value)
 
     (mine / "facts.csv").write_text("path,speaker\nc.wav\n")
@@ -402,4 +405,4 @@ def test_a_link_out_of_the_folder_is_refused(mine, tmp_path):
     (mine / "c.wav").unlink()
     (mine / "c.wav").symlink_to(tmp_path / "outside.wav")
     with pytest.raises(folder.BadFacts, match=":5: column 'path': 'c.wav' is a link that leaves"):
-        folder.prepare(tmp_path / "out", recordings=mine)
+        prepare_folder(tmp_path / "out", recordings=mine)
