@@ -33,15 +33,11 @@ _SPELLINGS: dict[TagFormat, Mapping[str, str]] = {
 _ANSWER = "answer"
 
 
-class BadTags(ValueError):
-    """Languages or a question that do not go with a task's tags."""
-
-
 def render(tags: TaskTags, question: str | None, prompt_format: TagFormat) -> str:
     """The tags of a task, with the languages of an example, as text.
 
     Raises:
-        BadTags: the languages or the question do not go with the task.
+        ValueError: the languages or the question do not go with the task.
     """
     _check(tags, question)
     spellings = _SPELLINGS[prompt_format]
@@ -56,13 +52,13 @@ def render(tags: TaskTags, question: str | None, prompt_format: TagFormat) -> st
 def _check(tags: TaskTags, question: str | None) -> None:
     audio, text = tags.audio_language, tags.text_language
     if tags.start == "transcript" and audio == UNKNOWN:
-        raise BadTags(f"{audio!r} is not an audio language of the task {tags.task!r}")
+        raise ValueError(f"{audio!r} is not an audio language of the task {tags.task!r}")
     if question is not None and (not question.strip() or "<|" in question or "|>" in question):
-        raise BadTags(f"the question {question!r} is empty or holds marks of a tag")
+        raise ValueError(f"the question {question!r} is empty or holds marks of a tag")
     if tags.task == "transcribe" and text != audio and (audio, text) != ("zh", "zh_tr"):
-        raise BadTags(f"a transcript of {audio} in {text} is a translation")
+        raise ValueError(f"a transcript of {audio} in {text} is a translation")
     if tags.task == "translate" and text == audio:
-        raise BadTags(f"a translation of {audio} into {text} is a transcript")
+        raise ValueError(f"a translation of {audio} into {text} is a transcript")
 
 
 def names_of(prompt_format: TagFormat) -> list[str]:

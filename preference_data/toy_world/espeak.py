@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import io
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -127,31 +126,9 @@ def say_all(utterances: Sequence[Utterance]) -> list[Samples]:
     Raises:
         SpeechError: see `say`.
     """
-    if not utterances:
-        return []
-    child = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps(utterances).encode(),
-        capture_output=True,
-        check=False,
-    )
-    if child.returncode != 0:
-        raise SpeechError(f"the speech process failed: {child.stderr.decode(errors='replace').strip()}")
-    with np.load(io.BytesIO(child.stdout)) as spoken:
-        return np.split(spoken["arr_1"], spoken["arr_0"][:-1])
-
-
-def _serve() -> None:
-    """The fresh process of `say_all`: JSON utterances in, an npz of samples out."""
-    spoken = io.BytesIO()
-    utterances = json.load(sys.stdin)
-    samples = [say(Utterance(*utterance)) for utterance in utterances]
-    np.savez(spoken, np.cumsum(list(map(len, samples))), np.concatenate(samples))
-    sys.stdout.buffer.write(spoken.getvalue())
-
-
-if __name__ == "__main__":
-    try:
-        _serve()
-    except SpeechError as error:
-        sys.exit(str(error))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
+        try:
+            return list(process.map(say, utterances, chunksize=max(1, len(utterances))))
+        except BrokenProcessPool as error:
+            raise SpeechError(f"the speech process died: {error}") from error

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from preference_data.prompts.languages import LANGUAGES, UNKNOWN
 from preference_data.prompts.prompts import AUDIO, pretraining_prompt
-from preference_data.prompts.tags import BadTags, names_of, render
+from preference_data.prompts.tags import names_of, render
 from preference_data.prompts.tasks import TASKS, Task, TaskTags
 
 PROMPT_FORMATS = ("tags_paper", "tags_released")
@@ -81,7 +81,7 @@ ANSWER = TaskTags("analysis", "en", "question-answer", "en", "notimestamps", ())
     ],
 )
 def test_what_is_wrong_is_named(tags, question, what):
-    with pytest.raises(BadTags, match=what):
+    with pytest.raises(ValueError, match=what):
         render(tags, question, "tags_released")
 
 
