@@ -101,9 +101,9 @@ def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) ->
             reader = csv.DictReader(file)
             problems += [f"{table}:1: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)]
             for line in () if problems else reader:
-                row, wrong = _row(folder, line, phrasebook, held_out, seed)
+                wrong: list[str] = []
+                rows.append(_row(folder, line, phrasebook, held_out, seed, wrong))
                 problems += [f"{table}:{reader.line_num}: {text}" for text in wrong]
-                rows.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadFacts(f"{table} is not a CSV file in UTF-8: {error}") from error
     problems += [f"{table}: {text}" for text in _bad_table(rows, held_out)]
@@ -142,10 +142,14 @@ def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
 
 
 def _row(
-    folder: Path, line: dict[str, str], phrasebook: Phrasebook, held_out: HeldOut, seed: int
-) -> tuple[_Row, list[str]]:
-    """One line, and what is wrong with it."""
-    problems = []
+    folder: Path,
+    line: dict[str, str],
+    phrasebook: Phrasebook,
+    held_out: HeldOut,
+    seed: int,
+    problems: list[str],
+) -> _Row:
+    """A line of the table; what is wrong with it is added to `problems`."""
     if None in line or None in line.values():
         problems.append(f"has {'more' if None in line else 'fewer'} cells than there are columns")
     cells = {column: (text or "").strip() for column, text in line.items() if column is not None}
@@ -155,40 +159,33 @@ def _row(
     except BadAudio as error:
         problems.append(f"column 'path': {path!r} {error.detail}")
     draw = np.random.default_rng(int(stable_id(seed, path), 16)).random()
-    split, problem = _split(cells, speaker, held_out, draw)
-    facts, bad_values = _facts(cells, phrasebook)
-    problems += [problem] if problem else []
-    problems += bad_values
+    split = _split(cells, speaker, held_out, draw, problems)
+    facts = _facts(cells, phrasebook, problems)
     if not problems:
         try:
             phrasebook.description(facts), phrasebook.task_of(facts)
         except ValueError as error:
             problems.append(str(error))
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", PurePosixPath(path).stem)[:80]
-    return _Row(f"{safe}-{stable_id(path)}", path, speaker, split, facts), problems
+    return _Row(f"{safe}-{stable_id(path)}", path, speaker, split, facts)
 
 
 def _split(
-    cells: Mapping[str, str], speaker: str | None, held_out: HeldOut, draw: float
-) -> tuple[Split, str | None]:
-    """The split of a line, and what is wrong with it."""
+    cells: Mapping[str, str], speaker: str | None, held_out: HeldOut, draw: float, problems: list[str]
+) -> Split:
     given = cells.get("split", "")
     held = [split for split, names in held_out.items() if speaker in names]
     if given and given not in SPLITS:
-        return "train", f"column 'split': {given!r} is not one of {', '.join(SPLITS)}"
-    if len({*held, *([given] if given else [])}) > 1:
-        return (
-            "train",
-            f"column 'split': {given!r}, but speaker {speaker!r} is held out for {', '.join(held)}",
-        )
+        problems.append(f"column 'split': {given!r} is not one of {', '.join(SPLITS)}")
+    elif len({*held, *([given] if given else [])}) > 1:
+        held_for = ", ".join(held)
+        problems.append(f"column 'split': {given!r}, but speaker {speaker!r} is held out for {held_for}")
     learning = "preference" if draw < _PREFERENCE_SHARE else "train"
-    return cast(Split, given or next(chain(held, [learning]))), None
+    return cast(Split, given or next(chain(held, [learning])))
 
 
-def _facts(cells: Mapping[str, str], phrasebook: Phrasebook) -> tuple[Facts, list[str]]:
-    """The facts of a line, and which values the phrasebook does not know."""
+def _facts(cells: Mapping[str, str], phrasebook: Phrasebook, problems: list[str]) -> Facts:
     facts: Facts = {}
-    problems = []
     for name, slot in phrasebook.slots.items():
         text = cells.get(name, "")
         if not text:
@@ -202,4 +199,4 @@ def _facts(cells: Mapping[str, str], phrasebook: Phrasebook) -> tuple[Facts, lis
                 problems.append(
                     f"column {name!r}: {unknown[0]!r} is not a value of this slot; known: {known}"
                 )
-    return facts, problems
+    return facts

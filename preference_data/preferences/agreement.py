@@ -169,10 +169,7 @@ def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency
     same = share(sum(first == second for first, second in choices_twice), len(choices_twice))
     if same is None:
         return None
-    counts = np.zeros((len(choices_twice), len(_CODES)))
-    for i, choices in enumerate(choices_twice):
-        for choice in choices:
-            counts[i, _CODES[choice]] += 1
+    counts = np.array([[choices.count(choice) for choice in _CODES] for choices in choices_twice], float)
     value = float(_alpha(*(part.sum(axis=0) for part in _coincidences(counts))))
     return Consistency(same, None if np.isnan(value) else value)
 
