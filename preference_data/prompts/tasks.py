@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from preference_data.prompts.languages import LANGUAGES, UNKNOWN
 
@@ -40,13 +40,6 @@ class Task(BaseModel):
     clips: int | None = Field(None, ge=1)
     answer_tags: tuple[str, ...] = ()
     asks_language: bool = False
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _one_instruction_needs_no_brackets(cls, tags: object) -> object:
-        if isinstance(tags, list) and tags and isinstance(tags[-1], str):
-            return [*tags[:-1], [tags[-1]]]
-        return tags
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:

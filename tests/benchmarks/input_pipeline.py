@@ -69,7 +69,8 @@ def in_shards(folder: Path, names: list[str]) -> list[str]:
     """The same clips in a tar."""
     samples = ((name.rpartition(".")[0].replace(".", "_"), name) for name in names)
     members = ((key, {"flac": (folder / name).read_bytes()}) for key, name in samples)
-    return [f"{shard}/{key}.flac" for key, shard in write_shards(folder, members, prefix=names[0])]
+    shards = folder / f"{names[0]}.shards"
+    return [f"{shards.name}/{shard}/{key}.flac" for key, shard in write_shards(shards, members)]
 
 
 def speed(features: Any, paths: list[str]) -> dict[str, float]:
