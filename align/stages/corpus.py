@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from align.recipe.config.corpus import CorpusConfig
@@ -47,11 +48,10 @@ def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
 
 def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     recordings = Path(config.dir or "").expanduser()
-    counts = config.clips.model_dump() if config.clips else {}
     shutil.copyfile(phrasebook_of(config.corpus, recordings), out.path / "phrasebook.yaml")
     phrasebook = Phrasebook.load(out.path / "phrasebook.yaml")
-    with Progress(out.name, sum(counts.values())) as progress:
-        clips, bad = _prepared(config, out.path, recordings, counts, progress.update)
+    with Progress(out.name, sum(config.clips.model_dump().values()) if config.clips else 0) as progress:
+        clips, bad = _prepared(config, out.path, phrasebook, recordings, progress.update)
     _refuse_many(len(clips) + len(bad), bad, config.max_bad_fraction, out.path)
     splits.check(clips)
     chats = _write(config, out.path, clips, bad, phrasebook)
@@ -71,25 +71,21 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
 def _prepared(
     config: CorpusConfig,
     out: Path,
+    phrasebook: Phrasebook,
     recordings: Path,
-    counts: Mapping[str, int],
     on_progress: Callable[[int], None],
 ) -> PreparedClips:
     """Make the clips, their audio below `out`. The config refuses keys that a corpus has no use for."""
-    seed, held_out = config.seed, config.held_out
+    counts = config.clips.model_dump() if config.clips else {}
     if config.corpus == "synthetic":
-        return synthetic.prepare(out, counts=counts, seed=seed, on_progress=on_progress)
-    if config.corpus == "spoken_digits":
-        return spoken_digits.prepare(
-            out, recordings, counts=counts, held_out=held_out, seed=seed, on_progress=on_progress
-        )
-    return folder.prepare(
-        out,
-        recordings,
-        max_duration_s=config.max_duration_s,
-        held_out=held_out,
-        seed=seed,
-        on_progress=on_progress,
+        return synthetic.prepare(out, phrasebook, counts=counts, seed=config.seed, on_progress=on_progress)
+    prepare = (
+        partial(spoken_digits.prepare, counts=counts)
+        if config.corpus == "spoken_digits"
+        else partial(folder.prepare, max_duration_s=config.max_duration_s)
+    )
+    return prepare(
+        out, phrasebook, recordings, held_out=config.held_out, seed=config.seed, on_progress=on_progress
     )
 
 

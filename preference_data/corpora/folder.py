@@ -21,7 +21,6 @@ import numpy as np
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio, resolve_inside
-from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import Facts, Split, stable_id
 from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
@@ -48,6 +47,7 @@ class _Row(NamedTuple):
 
 def prepare(
     out: Path,
+    phrasebook: Phrasebook,
     recordings: Path,
     *,
     max_duration_s: float,
@@ -59,6 +59,7 @@ def prepare(
 
     Args:
         out: where the audio goes.
+        phrasebook: that of the folder.
         recordings: the folder.
         max_duration_s: longer recordings are refused.
         held_out: speakers of dev and of test, for rows without a split.
@@ -67,9 +68,8 @@ def prepare(
 
     Raises:
         BadFacts: the table is not right, all problems at once.
-        ValueError: no phrasebook, or no usable recording.
+        ValueError: no recording is usable.
     """
-    phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
     rows = {row.id: row for row in _read(recordings, phrasebook, held_out or {}, seed)}
     paths = [(row.id, row.path) for row in rows.values()]
     good, bad = decode.audit(partial(resolve_inside, recordings), paths, max_duration_s=max_duration_s)

@@ -23,7 +23,6 @@ from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples
 
-PHRASEBOOK = Path(__file__).parent / "phrasebooks" / "synthetic.yaml"
 CLIP_S = 3.0
 CATEGORIES = ("speech", "sound", "music", "mixed")
 _NAMES = ("one", "two", "three", "four")
@@ -61,6 +60,7 @@ class _Scene(NamedTuple):
 
 def prepare(
     out: Path,
+    phrasebook: Phrasebook,
     *,
     counts: Mapping[str, int],
     seed: int = 0,
@@ -70,6 +70,7 @@ def prepare(
 
     Args:
         out: where the audio goes.
+        phrasebook: the corpus' own.
         counts: clips per split.
         seed: draws everything. A clip depends on it and on its own number only.
         on_progress: called with the number of clips so far.
@@ -77,7 +78,6 @@ def prepare(
     Raises:
         SpeechError: the speech synthesiser does not work here.
     """
-    phrasebook = Phrasebook.load(PHRASEBOOK)
     pools = _pools([split for split in SPLITS if counts.get(split)], phrasebook, seed)
     writer = ClipWriter(out, phrasebook, "synthetic")
     clips: list[AudioClip] = []

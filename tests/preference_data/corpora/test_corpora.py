@@ -22,6 +22,10 @@ from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of, laid_out, trimmed
 
 RATE = decode.SAMPLE_RATE
+SYNTHETIC = Phrasebook.load(phrasebook_of("synthetic", None))
+DIGITS = Phrasebook.load(phrasebook_of("spoken_digits", None))
+prepare_synthetic = partial(synthetic.prepare, phrasebook=SYNTHETIC)
+prepare_digits = partial(spoken_digits.prepare, phrasebook=DIGITS)
 ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
 
 
@@ -41,11 +45,6 @@ def check_files(out: Path, clips: list[AudioClip], corpus: str, book: Phrasebook
         assert book.description(clip.facts)
 
 
-def test_phrasebooks_are_named_after_their_corpora():
-    assert phrasebook_of("synthetic", None) == synthetic.PHRASEBOOK
-    assert phrasebook_of("spoken_digits", None) == spoken_digits.PHRASEBOOK
-
-
 # ------------------------------------------------------------------ synthetic world
 
 COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
@@ -55,14 +54,14 @@ COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
 def world(tmp_path_factory) -> tuple[Path, list[AudioClip]]:
     out = tmp_path_factory.mktemp("world")
     done: list[int] = []
-    clips, _ = synthetic.prepare(out, counts=COUNTS, seed=3, on_progress=done.append)
+    clips, _ = prepare_synthetic(out, counts=COUNTS, seed=3, on_progress=done.append)
     assert done == list(range(1, 161))
     return out, clips
 
 
 def test_the_synthetic_world_has_all_categories_equally_often_and_voices_by_split(world):
     out, clips = world
-    check_files(out, clips, "synthetic", Phrasebook.load(synthetic.PHRASEBOOK))
+    check_files(out, clips, "synthetic", SYNTHETIC)
     assert Counter(clip.split for clip in clips) == COUNTS
     for split in COUNTS:
         of = [clip for clip in clips if clip.split == split]
@@ -78,9 +77,9 @@ def test_the_synthetic_world_has_all_categories_equally_often_and_voices_by_spli
 
 def test_clips_depend_on_seed_and_number_only(world, tmp_path):
     _, clips = world
-    few, _ = synthetic.prepare(tmp_path, counts={"train": 6, "test": 8}, seed=3)
+    few, _ = prepare_synthetic(tmp_path, counts={"train": 6, "test": 8}, seed=3)
     assert few == [c for c in clips if c.split == "train"][:6] + [c for c in clips if c.split == "test"][:8]
-    other, _ = synthetic.prepare(tmp_path, counts={"dev": 4}, seed=4)
+    other, _ = prepare_synthetic(tmp_path, counts={"dev": 4}, seed=4)
     assert not {clip.sha256 for clip in other} & {clip.sha256 for clip in clips}
 
 
@@ -126,8 +125,8 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     out = tmp_path / "out"
     done: list[int] = []
     options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT, "seed": 1}
-    clips, bad = spoken_digits.prepare(out, **options, on_progress=done.append)
-    check_files(out, clips, "spoken_digits", Phrasebook.load(spoken_digits.PHRASEBOOK))
+    clips, bad = prepare_digits(out, **options, on_progress=done.append)
+    check_files(out, clips, "spoken_digits", DIGITS)
     assert done == list(range(1, 51))
     assert Counter((clip.split, clip.source) for clip in clips) == {
         ("train", "sequence"): 30,
@@ -142,11 +141,11 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     singles = [clip for clip in clips if clip.source == "recording" and clip.split == "test"]
     assert Counter(clip.facts["digits"] for clip in singles) == {"zero": 4, "three": 4, "seven": 4}
     assert bad == []
-    assert spoken_digits.prepare(tmp_path / "again", **options).clips == clips
+    assert prepare_digits(tmp_path / "again", **options).clips == clips
 
 
 def test_a_single_recording_is_heard_as_it_is(recordings, tmp_path):
-    clips, _ = spoken_digits.prepare(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
+    clips, _ = prepare_digits(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
     clip = next(clip for clip in clips if clip.id == "spoken_digits-test-7_kim_6")
     samples = decode.load(tmp_path / clip.path, max_duration_s=3)
     spectrum = np.abs(np.fft.rfft(samples))
@@ -205,9 +204,7 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
     write_tone(wavs / "7_ann_10.wav", 500, duration_s=4)
     write_tone(wavs / "seven_ann_11.wav", 500)
     soundfile.write(wavs / "0_ann_12.wav", np.zeros(4000), 8000)
-    clips, bad = spoken_digits.prepare(
-        tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT
-    )
+    clips, bad = prepare_digits(tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
     assert len(clips) == 50 + 24
     assert {one.id: one.code for one in bad} == {
         "0_ann_12": "bad_level",
@@ -222,7 +219,7 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
 def test_unusable_digits_say_what_to_do(recordings, tmp_path):
     def prepare(**changes):
         options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT}
-        spoken_digits.prepare(tmp_path / "out", **{**options, **changes})
+        prepare_digits(tmp_path / "out", **{**options, **changes})
 
     with pytest.raises(ValueError, match="'zoe' must be .* ann, bob, eve, kim"):
         prepare(held_out={"dev": ["zoe"], "test": ["kim"]})
@@ -260,10 +257,10 @@ def real_recordings(tmp_path_factory) -> Path:
 
 def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
     counts = {"train": 60, "preference": 20, "dev": 10, "test": 10}
-    clips, bad = spoken_digits.prepare(
+    clips, bad = prepare_digits(
         tmp_path, recordings=real_recordings, counts=counts, held_out={"dev": ["george"], "test": ["theo"]}
     )
-    check_files(tmp_path, clips, "spoken_digits", Phrasebook.load(spoken_digits.PHRASEBOOK))
+    check_files(tmp_path, clips, "spoken_digits", DIGITS)
     assert bad == []
     singles = [clip for clip in clips if clip.source == "recording"]
     assert Counter((clip.speaker, clip.facts["digits"]) for clip in singles) == {
@@ -277,7 +274,11 @@ def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
 
 # ---------------------------------------------------------------- your folder
 
-prepare_folder = partial(folder.prepare, max_duration_s=30.0)
+
+def prepare_folder(out: Path, recordings: Path, **options):
+    phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
+    return folder.prepare(out, phrasebook, recordings, max_duration_s=30.0, **options)
+
 
 ROWS = [
     {"path": "a/one.wav", "speaker": "ann", "first": "one", "digits": "one", "said": "one"},
@@ -302,7 +303,7 @@ def mine(tmp_path) -> Path:
     stereo = np.zeros((8000, 2))
     stereo[:, 0] = 0.5
     soundfile.write(source / "c.wav", stereo, 16000)
-    shutil.copyfile(spoken_digits.PHRASEBOOK, source / "phrasebook.yaml")
+    shutil.copyfile(phrasebook_of("spoken_digits", None), source / "phrasebook.yaml")
     write_table(source, ROWS)
     return source
 
