@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.published.recording import Recording, grouped, rows, tables
+from preference_data.corpora.published.recording import Recording, captioned, grouped, rows, tables
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
@@ -25,9 +25,9 @@ def read(folder: Path) -> Iterator[Recording]:
     files = audio_files(folder)
     for _, split, table in tables(folder, "{}.csv", _SPLITS, "audiocaps"):
         pieces = grouped(rows(table, _COLUMNS), "youtube_id", "start_time")
-        for (video, start), captioned in pieces.items():
-            captions = [row["caption"] for row in captioned]
-            names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in captioned)]
+        for (video, start), piece in pieces.items():
+            captions = [row["caption"] for row in piece]
+            names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in piece)]
             path = next((files[name] for name in names if name in files), f"audio/{video}.wav")
             yield captioned(path, split, "audiocaps", captions)
 

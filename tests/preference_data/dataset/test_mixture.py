@@ -209,9 +209,9 @@ def test_the_same_audio_in_training_here_and_in_the_test_set_there(two, tmp_path
 
 def test_speakers_heard_on_both_sides_are_counted_and_those_of_two_data_sets_are_two(two, tmp_path):
     """Each has a training speaker 's' and a test speaker 't'."""
-    assert mixed(tmp_path, *two)[1].speakers_on_both_sides == 0
+    assert mixed(tmp_path, *two)[1]["speakers_on_both_sides"] == 0
     change(two[0], "clips.jsonl", lambda rows: [row.update(speaker="t") for row in rows[:1]])
-    assert mixed(tmp_path, *two)[1].speakers_on_both_sides == 1
+    assert mixed(tmp_path, *two)[1]["speakers_on_both_sides"] == 1
 
 
 def test_clips_that_changed_since_they_were_prepared(two, tmp_path):
