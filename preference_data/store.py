@@ -57,14 +57,10 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines, one at a time; returns how many."""
-    n = 0
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Write records as JSON lines, one at a time."""
     with replacing(path) as file:
-        for record in records:
-            file.write(record.model_dump_json() + "\n")
-            n += 1
-    return n
+        file.writelines(record.model_dump_json() + "\n" for record in records)
 
 
 def stream(path: Path, kind: type[R]) -> Iterator[R]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from align.run_folder.progress import Progress
+from align.run_folder.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,14 +60,19 @@ def download(
     Example: align data download librispeech data/librispeech --part dev-clean --part test-clean
     """
     from preference_data.corpora import catalog
-    from preference_data.corpora.fetch import DownloadFailed, UnknownPart
+    from preference_data.corpora.fetch import DownloadFailed
     from preference_data.corpora.published.recording import BadCorpus
     from preference_data.corpora.unpack import BadArchive
 
     try:
-        with _Bytes() as on_bytes:
-            left_to_do = catalog.download(catalog.card_of(name), folder, parts or None, on_bytes)
-    except (BadCorpus, UnknownPart) as error:
+        with _Lines() as line:
+            left_to_do = catalog.download(
+                catalog.card_of(name),
+                folder,
+                parts or None,
+                lambda file, done, total: line(f"{file} (MB)", done // 10**6, total // 10**6),
+            )
+    except BadCorpus as error:
         raise typer.BadParameter(str(error)) from error
     except (DownloadFailed, BadArchive, OSError) as error:
         print(error, flush=True)
@@ -108,7 +111,7 @@ def prepare(
     from preference_data.store import BadRecord
 
     try:
-        with _Checked(name) as line:
+        with _Lines() as line:
             about = preparation.prepare(
                 name,
                 folder,
@@ -117,7 +120,7 @@ def prepare(
                 preference_share=preference,
                 keep_out=keep_out or (),
                 on_checked=lambda done, total, hours, refused: line(
-                    done, total, hours=hours, refused=refused
+                    name, done, total, hours=hours, refused=refused
                 ),
             )
     except (BadCorpus, BadDataset, BadRecord) as error:
@@ -212,14 +215,19 @@ def import_rows(
     from preference_data.interchange.convert import BadRow
 
     try:
-        with _Checked("clips") as on_checked:
+        with _Lines() as line:
             imported = exchange.read_rows(
-                rows, form, out, audio_root=root or rows.parent, axis=axis, on_checked=on_checked
+                rows,
+                form,
+                out,
+                audio_root=root or rows.parent,
+                axis=axis,
+                on_checked=lambda done, total: line("clips", done, total),
             )
     except (BadRow, BadDataset, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    for line in imported.refused[:_MOST_REFUSED]:
-        print(f"left out: {line}")
+    for reason in imported.refused[:_MOST_REFUSED]:
+        print(f"left out: {reason}")
     kept = f"{imported.pairs:,} pairs, {imported.chats:,} chats and {imported.clips:,} clips"
     print(f"{kept} in {out}; {imported.n_refused:,} rows left out")
     if imported.pairs:
@@ -227,47 +235,15 @@ def import_rows(
         print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
 
 
-class _Checked:
-    """Shows a line of progress, begun when the total is known."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._open = ExitStack()
-        self._line: Progress | None = None
-
-    def __enter__(self) -> _Checked:
-        return self
-
-    def __call__(self, done: int, total: int, **values: float) -> None:
-        from align.run_folder.progress import Progress
-
-        if self._line is None:
-            self._line = self._open.enter_context(Progress(self._label, total))
-        self._line.update(done, **values)
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
-
-
-class _Bytes:
-    """Shows one file after the other being fetched, in MB."""
+class _Lines(ExitStack):
+    """Shows a line of progress for each thing under way, begun when its name and total are known."""
 
     def __init__(self) -> None:
-        self._name = ""
-        self._open = ExitStack()
-        self._update: Callable[..., None] = print
+        super().__init__()
+        self._name, self._line = "", Progress("", 0)
 
-    def __enter__(self) -> _Bytes:
-        return self
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        from align.run_folder.progress import Progress
-
+    def __call__(self, name: str, done: int, total: int, **values: float) -> None:
         if name != self._name:
-            self._open.close()
-            self._name = name
-            self._update = self._open.enter_context(Progress(f"{name} (MB)", total // 10**6)).update
-        self._update(done // 10**6)
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
+            self.close()
+            self._name, self._line = name, self.enter_context(Progress(name, total))
+        self._line.update(done, **values)

@@ -1,6 +1,6 @@
 """Prepare a corpus: audio, records, and an evaluation set in AIR-Bench's layout.
 
-Every file is decoded once here. Bad ones are quarantined with a reason; too many stop the run before any
+Every recording is decoded once here. Bad ones are quarantined with a reason; too many stop the run before any
 training. Writes a dataset (`preference_data.dataset.dataset` describes its files), phrasebook.yaml and
 {dev,test}/Chat/. A mixture of datasets has neither phrasebook nor Chat/.
 """
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from align.recipe.config.corpus import CorpusConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from preference_data import store
-from preference_data.audio import decode
 from preference_data.audio.decode import Quarantined
-from preference_data.corpora.catalog import corpus_module, phrasebook_of
+from preference_data.corpora import folder
+from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset import mixture, splits
-from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, Dataset, RecordWriter, describe
+from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, RecordWriter, describe
 from preference_data.schema import AudioClip, Chat
-from preference_data.toy_world import examples
+from preference_data.toy_world import examples, spoken_digits, synthetic
 from preference_data.toy_world.clip_files import PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 
@@ -33,7 +35,7 @@ def run(config: CorpusConfig, inputs: dict[str, Path], out: StageFolder) -> dict
 
 def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     with Progress(f"{out.name} records", 0) as progress:
-        summary = mixture.mix(
+        return mixture.mix(
             out.path,
             [mixture.MixturePart(Path(item.folder).expanduser(), item.share) for item in config.sources],
             temperature=config.temperature,
@@ -42,32 +44,15 @@ def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
             max_bad_fraction=config.max_bad_fraction,
             on_progress=progress.update,
         )
-    return {
-        **{f"clips_{split}": float(n) for split, n in sorted(summary.clips.items())},
-        **{f"rows_{table}": float(n) for table, n in summary.rows.items()},
-        **{f"share_{name}": share for name, share in summary.shares.items()},
-        "hours": summary.hours,
-        "quarantined": float(summary.quarantined),
-        "dropped": float(summary.dropped),
-        "speakers_on_both_sides": float(summary.speakers_on_both_sides),
-    }
 
 
 def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
-    recordings = Path(config.dir).expanduser() if config.dir else None
-    counts = config.clips.model_dump() if config.clips else None
+    recordings = Path(config.dir or "").expanduser()
     shutil.copyfile(phrasebook_of(config.corpus, recordings), out.path / "phrasebook.yaml")
     phrasebook = Phrasebook.load(out.path / "phrasebook.yaml")
-    with Progress(out.name, sum(counts.values()) if counts else 0) as progress:
-        prepared = corpus_module(config.corpus).prepare(
-            out.path,
-            recordings=recordings,
-            counts=counts,
-            held_out=config.held_out,
-            seed=config.seed,
-            on_progress=progress.update,
-        )
-    clips, bad = _without_bad_audio(config, out.path, prepared)
+    with Progress(out.name, sum(config.clips.model_dump().values()) if config.clips else 0) as progress:
+        clips, bad = _prepared(config, out.path, phrasebook, recordings, progress.update)
+    _refuse_many(len(clips) + len(bad), bad, config.max_bad_fraction, out.path)
     splits.check(clips)
     chats = _write(config, out.path, clips, bad, phrasebook)
     defects = Counter(turn.defect for chat in chats for turn in chat.turns)
@@ -83,25 +68,36 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     }
 
 
-def _without_bad_audio(
-    config: CorpusConfig, root: Path, prepared: PreparedClips
-) -> tuple[list[AudioClip], list[Quarantined]]:
-    good, refused = decode.audit(
-        Dataset(root, {}).find,
-        [(clip.id, clip.path) for clip in prepared.clips],
-        max_duration_s=config.max_duration_s,
+def _prepared(
+    config: CorpusConfig,
+    out: Path,
+    phrasebook: Phrasebook,
+    recordings: Path,
+    on_progress: Callable[[int], None],
+) -> PreparedClips:
+    """Make the clips, their audio below `out`. The config refuses keys that a corpus has no use for."""
+    counts = config.clips.model_dump() if config.clips else {}
+    if config.corpus == "synthetic":
+        return synthetic.prepare(out, phrasebook, counts=counts, seed=config.seed, on_progress=on_progress)
+    prepare = (
+        partial(spoken_digits.prepare, counts=counts)
+        if config.corpus == "spoken_digits"
+        else partial(folder.prepare, max_duration_s=config.max_duration_s)
     )
-    bad = [*prepared.quarantined, *refused]
-    n = len(prepared.clips) + len(prepared.quarantined)
-    if len(bad) / max(1, n) > config.max_bad_fraction:
+    return prepare(
+        out, phrasebook, recordings, held_out=config.held_out, seed=config.seed, on_progress=on_progress
+    )
+
+
+def _refuse_many(n: int, bad: list[Quarantined], max_bad_fraction: float, root: Path) -> None:
+    if len(bad) / max(1, n) > max_bad_fraction:
         store.write_rows(root / QUARANTINE, [item._asdict() for item in bad])
         examples_of_bad = "; ".join(f"{item.path}: {item.code}: {item.detail}" for item in bad[:3])
         raise ValueError(
             f"{len(bad)} of {n} audio files are unusable ({len(bad) / n:.1%}, allowed max_bad_fraction="
-            f"{config.max_bad_fraction:.1%}): {examples_of_bad}. Mend or remove them, or raise "
+            f"{max_bad_fraction:.1%}): {examples_of_bad}. Mend or remove them, or raise "
             f"max_bad_fraction; the full list is in {root / QUARANTINE}"
         )
-    return [clip for clip in prepared.clips if clip.id in good], bad
 
 
 def _write(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,25 +78,29 @@ def find(
         on_progress: called with the number of clips compared so far.
     """
     unreadable: list[str] = []
-    n = 0
+    done = count(1)
 
-    def count(name: str, problem: str | None = None) -> None:
-        nonlocal n
-        n += 1
-        if problem is not None:
-            unreadable.append(f"{name}: {problem}")
+    def report() -> None:
         if on_progress is not None:
-            on_progress(n)
+            on_progress(next(done))
+
+    def sounds(clips: Mapping[str, Clip]) -> Iterator[tuple[str, _Sound]]:
+        """The contents of the files that can be read, in the order of `clips`."""
+        outcomes = in_order(_sound, (clip.file for clip in clips.values()), _TIMEOUT_S)
+        for name, (_, outcome) in zip(clips, outcomes, strict=True):
+            if isinstance(outcome, _Sound):
+                yield name, outcome
+            else:
+                unreadable.append(f"{name}: {'decoder_crashed' if isinstance(outcome, Died) else outcome}")
+            report()
 
     by_bytes: dict[str, str] = {}
     by_samples: dict[str, str] = {}
     lengths: set[int] = set()
-    for name, sound in _sounds(benchmark):
-        if isinstance(sound, _Sound):
-            by_bytes.setdefault(sound.sha256, name)
-            by_samples.setdefault(sound.samples, name)
-            lengths |= {sound.length - 1, sound.length, sound.length + 1}  # lengths in records are rounded
-        count(name, None if isinstance(sound, _Sound) else sound)
+    for name, sound in sounds(benchmark):
+        by_bytes.setdefault(sound.sha256, name)
+        by_samples.setdefault(sound.samples, name)
+        lengths |= {sound.length - 1, sound.length, sound.length + 1}  # lengths in records are rounded
     overlaps: dict[str, Overlap] = {}
     unclear: dict[str, Clip] = {}
     for name, clip in trained.items():
@@ -104,22 +109,14 @@ def find(
         elif clip.duration_s is None or round(clip.duration_s * decode.SAMPLE_RATE) in lengths:
             unclear[name] = clip
             continue
-        count(name)
-    for name, sound in _sounds(unclear):
-        if isinstance(sound, _Sound) and sound.sha256 in by_bytes:
+        report()
+    for name, sound in sounds(unclear):
+        if sound.sha256 in by_bytes:
             overlaps[name] = Overlap(by_bytes[sound.sha256], name, "bytes")
-        elif isinstance(sound, _Sound) and sound.samples in by_samples:
+        elif sound.samples in by_samples:
             overlaps[name] = Overlap(by_samples[sound.samples], name, "samples")
-        count(name, None if isinstance(sound, _Sound) else sound)
     in_turn = tuple(overlaps[name] for name in trained if name in overlaps)
     return Contamination(in_turn, len(benchmark), len(trained), tuple(unreadable))
-
-
-def _sounds(clips: Mapping[str, Clip]) -> Iterator[tuple[str, _Sound | str]]:
-    """The contents of each file, or why it cannot be read, in the order of `clips`."""
-    outcomes = in_order(_sound, (clip.file for clip in clips.values()), _TIMEOUT_S)
-    for name, (_, outcome) in zip(clips, outcomes, strict=True):
-        yield name, "decoder_crashed" if isinstance(outcome, Died) else outcome
 
 
 def _sound(file: ClipFile) -> _Sound | str:

@@ -89,18 +89,20 @@ def in_workers(
     whose worker died gets a second worker, as the first may have been killed for another's sake (the
     system's memory ran out); an item that took longer than `timeout_s` does not.
     """
-    waiting = _Waiting(items)
+    new = enumerate(items)
+    waiting = deque(islice(new, min(8, os.cpu_count() or 1)))
+    """Items that are given out before new ones."""
     suspects: set[int] = set()
-    workers: list[_Worker[Item, T]] = [
-        _Worker(work, timeout_s) for _ in range(waiting.at_most(min(8, os.cpu_count() or 1)))
-    ]
+    workers: list[_Worker[Item, T]] = [_Worker(work, timeout_s) for _ in waiting]
     try:
         while workers:
             ready = wait([worker.pipe for worker in workers])
             for worker in [worker for worker in workers if worker.pipe in ready]:
                 held, result = worker.held, worker.take()
-                if not isinstance(result, Died) and waiting.any_left():
-                    worker.give(*waiting.take())
+                if not waiting:
+                    waiting.extend(islice(new, 1))
+                if waiting and not isinstance(result, Died):
+                    worker.give(*waiting.popleft())
                 else:
                     worker.stop()
                     workers.remove(worker)
@@ -109,9 +111,9 @@ def in_workers(
                         raise RuntimeError(f"a decoder process does not start: {result}; {_GUARD}")
                     if held[0] not in suspects and not result.of_timeout:
                         suspects.add(held[0])
-                        waiting.again.append(held)
+                        waiting.append(held)
                         held = None
-                    if waiting.any_left():
+                    if waiting:
                         workers.append(_Worker(work, timeout_s))
                 if held is not None:
                     yield held[0], result
@@ -138,22 +140,3 @@ def in_order(
         while following in finished:
             yield begun.pop(following), finished.pop(following)
             following += 1
-
-
-class _Waiting(Generic[Item]):
-    """Items with their index, those to be tried again first."""
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._new = enumerate(items)
-        self.again: deque[tuple[int, Item]] = deque()
-
-    def at_most(self, n: int) -> int:
-        """How many are left, looking no further than `n`."""
-        self.again.extend(islice(self._new, max(0, n - len(self.again))))
-        return min(n, len(self.again))
-
-    def any_left(self) -> bool:
-        return self.at_most(1) > 0
-
-    def take(self) -> tuple[int, Item]:
-        return self.again.popleft()

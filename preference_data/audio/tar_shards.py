@@ -142,18 +142,13 @@ def _fingerprint(name: str) -> int:
 
 
 def write_shards(
-    folder: Path,
-    samples: Iterable[tuple[str, Mapping[str, bytes]]],
-    *,
-    prefix: str = "shard",
-    max_bytes: int = 1 << 28,
+    folder: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], *, max_bytes: int = 1 << 28
 ) -> Iterator[tuple[str, str]]:
-    """Write samples into `folder/<prefix>-00000.tar` and so on, each whole or absent.
+    """Write samples into `folder/shard-00000.tar` and so on, each whole or absent.
 
     Args:
         folder: Where the shards go.
         samples: (key, {"flac": bytes, "json": bytes, ...}); keys are distinct and hold no "." or "/".
-        prefix: Of the shards' names.
         max_bytes: A shard that has reached this size is closed.
 
     Yields:
@@ -167,7 +162,7 @@ def write_shards(
     number, waiting = 0, iter(samples)
     sample = next(waiting, None)
     while sample is not None:
-        name = f"{prefix}-{number:05d}.tar"
+        name = f"shard-{number:05d}.tar"
         partial = folder / f".{name}.partial"
         keys = []
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:

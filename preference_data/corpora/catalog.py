@@ -1,4 +1,4 @@
-"""The corpora by name: those that a recipe makes from facts, and those that others publish.
+"""The corpora that others publish, by name, and the phrasebooks of those that a recipe makes from facts.
 
 A file of `published/` only parses its publisher's layout, and `published/cards.yaml` says what to fetch. What
 is the same for all is done once: fetching and unpacking here, checking the audio and writing records in
@@ -7,30 +7,20 @@ is the same for all is done once: fetching and unpacking here, checking the audi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 import preference_data.toy_world
-from preference_data.corpora.fetch import OnBytes, RemoteFile, UnknownPart, fetch_part
+from preference_data.corpora.fetch import OnBytes, RemoteFile, fetch_part
 from preference_data.corpora.hub import fetch_folder
 from preference_data.corpora.published.recording import BadCorpus, Recording
 from preference_data.corpora.unpack import unpack_inner
-from preference_data.dataset.splits import HeldOut
 
-if TYPE_CHECKING:  # it loads a synthesiser's libraries
-    from preference_data.toy_world.clip_files import PreparedClips
-
-CORPORA: dict[str, str] = {
-    "synthetic": "preference_data.toy_world.synthetic",
-    "spoken_digits": "preference_data.toy_world.spoken_digits",
-    "folder": "preference_data.corpora.folder",
-}
-"""Imported when used: making audio needs the speech synthesiser, reading a folder does not."""
 _PHRASEBOOKS = Path(preference_data.toy_world.__file__).parent / "phrasebooks"
 
 
@@ -65,51 +55,6 @@ CARDS: dict[str, Card] = {name: Card.model_validate({"name": name, **card}) for 
 """The card of every published corpus."""
 
 
-class Corpus(Protocol):
-    """A corpus whose facts are known, see `CORPORA`."""
-
-    def prepare(
-        self,
-        out: Path,
-        *,
-        recordings: Path | None = None,
-        counts: Mapping[str, int] | None = None,
-        held_out: HeldOut | None = None,
-        seed: int = 0,
-        on_progress: Callable[[int], object] | None = None,
-    ) -> PreparedClips:
-        """Write the audio below `out`; paths of clips are relative to it.
-
-        All take the same keywords; a corpus that has no use for one refuses a value.
-        """
-        ...
-
-
-class PublishedCorpus(Protocol):
-    """A file of `published/`."""
-
-    def read(self, folder: Path) -> Iterator[Recording]:
-        """Everything that the corpus says about its recordings: test first, then dev, then train.
-
-        Each recording comes once, whether its file is there or not.
-
-        Raises:
-            BadCorpus: the folder is not laid out as the publisher does, naming file and line.
-        """
-        ...
-
-
-def corpus_module(name: str) -> Corpus:
-    """The corpus of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in CORPORA:
-        raise ValueError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}")
-    return cast(Corpus, import_module(CORPORA[name]))
-
-
 def card_of(name: str) -> Card:
     """The card of the published corpus of this name.
 
@@ -121,13 +66,17 @@ def card_of(name: str) -> Card:
     return CARDS[name]
 
 
-def published_corpus(name: str) -> PublishedCorpus:
-    """The published corpus of this name.
+def read(name: str, folder: Path) -> Iterator[Recording]:
+    """Everything that a published corpus says about its recordings: test first, then dev, then train.
+
+    Each recording comes once, whether its file is there or not. `read` of a file of `published/` does it.
 
     Raises:
-        BadCorpus: there is none.
+        BadCorpus: there is no such corpus, or the folder is not laid out as the publisher does; naming file
+            and line.
     """
-    return cast(PublishedCorpus, import_module(f"preference_data.corpora.published.{card_of(name).name}"))
+    module = import_module(f"preference_data.corpora.published.{card_of(name).name}")
+    yield from module.read(folder)
 
 
 def download(
@@ -145,11 +94,11 @@ def download(
         What the user must still do, empty if nothing.
 
     Raises:
-        UnknownPart: a part is not one of the corpus'.
+        BadCorpus: a part is not one of the corpus'.
         DownloadFailed, BadArchive: naming the file and the next step.
     """
     if unknown := [part for part in parts or () if part not in card.parts]:
-        raise UnknownPart(f"no part {unknown[0]!r}; there are {', '.join(card.parts) or 'none'}")
+        raise BadCorpus(f"no part {unknown[0]!r}; there are {', '.join(card.parts) or 'none'}")
     if card.hub:
         for name in parts or card.hub_folders[:1]:
             fetch_folder(card.hub, name, folder, on_bytes)
@@ -177,10 +126,8 @@ def phrasebook_of(corpus: str, recordings: Path | None) -> Path:
     """The wording of a corpus: ours for ours, `phrasebook.yaml` beside the files for a folder of yours.
 
     Raises:
-        ValueError: the corpus is unknown, or a folder was not given or has no phrasebook.
+        ValueError: a folder was not given or has no phrasebook.
     """
-    if corpus not in CORPORA:
-        raise ValueError(f"unknown corpus {corpus!r}; known: {', '.join(CORPORA)}")
     if corpus != "folder":
         return _PHRASEBOOKS / f"{corpus}.yaml"
     if recordings is None or not (recordings / "phrasebook.yaml").is_file():

@@ -37,10 +37,6 @@ class DownloadFailed(RuntimeError):
     """A file could not be fetched, or what came, or was there before, is not the file."""
 
 
-class UnknownPart(ValueError):
-    """A corpus has no part of this name."""
-
-
 class RemoteFile(NamedTuple):
     """A file at its publisher. `max_gb` bounds what is accepted; `checksum` is "md5:…" or "sha256:…"."""
 
@@ -112,7 +108,7 @@ def fetch(
             part.rename(path)
         _state_of(part).unlink(missing_ok=True)
         return path
-    if file.checksum and (problem := _other_checksum(file.checksum, path)):
+    if file.checksum and (problem := other_checksum(file.checksum, path)):
         raise DownloadFailed(
             f"{path}: is there, but {problem}; it is damaged or another version. Remove it and run the same "
             "command again"
@@ -241,7 +237,7 @@ def _check_room(file: RemoteFile, folder: Path, total: int, missing: int) -> Non
 
 def _check(file: RemoteFile, part: Path) -> None:
     """Refuse, and drop, what has another checksum than its publisher says."""
-    if file.checksum and (problem := _other_checksum(file.checksum, part)):
+    if file.checksum and (problem := other_checksum(file.checksum, part)):
         part.unlink()
         _state_of(part).unlink(missing_ok=True)
         raise DownloadFailed(
@@ -250,7 +246,7 @@ def _check(file: RemoteFile, part: Path) -> None:
         )
 
 
-def _other_checksum(checksum: str, path: Path) -> str:
+def other_checksum(checksum: str, path: Path) -> str:
     """How a file differs from its publisher's checksum; empty if it does not."""
     algorithm, _, expected = checksum.partition(":")
     with path.open("rb") as content:

@@ -21,17 +21,13 @@ import numpy as np
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio, resolve_inside
-from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import Facts, Split, stable_id
 from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
-from preference_data.toy_world.wording import Slot
 
 _OURS = ("path", "speaker", "split")
 _PREFERENCE_SHARE = 0.2
-_LONGEST_S = 30.0
-"""Qwen2-Audio hears as much; a recipe may allow less."""
 _MOST_PROBLEMS = 20  # in an error
 
 
@@ -51,9 +47,10 @@ class _Row(NamedTuple):
 
 def prepare(
     out: Path,
+    phrasebook: Phrasebook,
+    recordings: Path,
     *,
-    recordings: Path | None = None,
-    counts: Mapping[str, int] | None = None,
+    max_duration_s: float,
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
@@ -62,24 +59,20 @@ def prepare(
 
     Args:
         out: where the audio goes.
+        phrasebook: that of the folder.
         recordings: the folder.
-        counts: must be None, every recording is used.
+        max_duration_s: longer recordings are refused.
         held_out: speakers of dev and of test, for rows without a split.
         seed: draws which training recordings are for preferences.
         on_progress: called with the number of recordings converted so far.
 
     Raises:
         BadFacts: the table is not right, all problems at once.
-        ValueError: no folder, no phrasebook, or no usable recording.
+        ValueError: no recording is usable.
     """
-    if recordings is None or counts:
-        raise ValueError(
-            f"corpus 'folder' uses every recording: it needs recordings={recordings}, not counts={counts}"
-        )
-    phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
     rows = {row.id: row for row in _read(recordings, phrasebook, held_out or {}, seed)}
     paths = [(row.id, row.path) for row in rows.values()]
-    good, bad = decode.audit(partial(resolve_inside, recordings), paths, max_duration_s=_LONGEST_S)
+    good, bad = decode.audit(partial(resolve_inside, recordings), paths, max_duration_s=max_duration_s)
     if not good:
         raise ValueError(
             f"none of the {len(rows)} recordings of {recordings / 'facts.csv'} can be used"
@@ -88,7 +81,7 @@ def prepare(
     writer = ClipWriter(out, phrasebook, "folder")
     clips = []
     for number, row in enumerate((rows[clip_id] for clip_id in good), start=1):
-        samples = decode.load(resolve_inside(recordings, row.path), max_duration_s=_LONGEST_S)
+        samples = decode.load(resolve_inside(recordings, row.path), max_duration_s=max_duration_s)
         clips.append(
             writer.write(row.id, row.split, samples, row.facts, speaker=row.speaker, source="recording")
         )
@@ -108,9 +101,9 @@ def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) ->
             reader = csv.DictReader(file)
             problems += [f"{table}:1: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)]
             for line in () if problems else reader:
-                row, wrong = _row(folder, line, phrasebook, held_out, seed)
+                wrong: list[str] = []
+                rows.append(_row(folder, line, phrasebook, held_out, seed, wrong))
                 problems += [f"{table}:{reader.line_num}: {text}" for text in wrong]
-                rows.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadFacts(f"{table} is not a CSV file in UTF-8: {error}") from error
     problems += [f"{table}: {text}" for text in _bad_table(rows, held_out)]
@@ -149,10 +142,14 @@ def _bad_table(rows: list[_Row], held_out: HeldOut) -> Iterator[str]:
 
 
 def _row(
-    folder: Path, line: dict[str, str], phrasebook: Phrasebook, held_out: HeldOut, seed: int
-) -> tuple[_Row, list[str]]:
-    """One line, and what is wrong with it."""
-    problems = []
+    folder: Path,
+    line: dict[str, str],
+    phrasebook: Phrasebook,
+    held_out: HeldOut,
+    seed: int,
+    problems: list[str],
+) -> _Row:
+    """A line of the table; what is wrong with it is added to `problems`."""
     if None in line or None in line.values():
         problems.append(f"has {'more' if None in line else 'fewer'} cells than there are columns")
     cells = {column: (text or "").strip() for column, text in line.items() if column is not None}
@@ -161,44 +158,34 @@ def _row(
         resolve_inside(folder, path)
     except BadAudio as error:
         problems.append(f"column 'path': {path!r} {error.detail}")
-    split, problem = _split(cells, speaker, held_out, np.random.default_rng(_number(seed, path)).random())
-    facts, bad_values = _facts(cells, phrasebook)
-    problems += [problem] if problem else []
-    problems += bad_values
+    draw = np.random.default_rng(int(stable_id(seed, path), 16)).random()
+    split = _split(cells, speaker, held_out, draw, problems)
+    facts = _facts(cells, phrasebook, problems)
     if not problems:
         try:
             phrasebook.description(facts), phrasebook.task_of(facts)
         except ValueError as error:
             problems.append(str(error))
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", PurePosixPath(path).stem)[:80]
-    return _Row(f"{safe}-{stable_id(path)}", path, speaker, split, facts), problems
-
-
-def _number(seed: int, path: str) -> int:
-    return int(stable_id(seed, path), 16)
+    return _Row(f"{safe}-{stable_id(path)}", path, speaker, split, facts)
 
 
 def _split(
-    cells: Mapping[str, str], speaker: str | None, held_out: HeldOut, draw: float
-) -> tuple[Split, str | None]:
-    """The split of a line, and what is wrong with it."""
+    cells: Mapping[str, str], speaker: str | None, held_out: HeldOut, draw: float, problems: list[str]
+) -> Split:
     given = cells.get("split", "")
     held = [split for split, names in held_out.items() if speaker in names]
     if given and given not in SPLITS:
-        return "train", f"column 'split': {given!r} is not one of {', '.join(SPLITS)}"
-    if len({*held, *([given] if given else [])}) > 1:
-        return (
-            "train",
-            f"column 'split': {given!r}, but speaker {speaker!r} is held out for {', '.join(held)}",
-        )
+        problems.append(f"column 'split': {given!r} is not one of {', '.join(SPLITS)}")
+    elif len({*held, *([given] if given else [])}) > 1:
+        held_for = ", ".join(held)
+        problems.append(f"column 'split': {given!r}, but speaker {speaker!r} is held out for {held_for}")
     learning = "preference" if draw < _PREFERENCE_SHARE else "train"
-    return cast(Split, given or next(chain(held, [learning]))), None
+    return cast(Split, given or next(chain(held, [learning])))
 
 
-def _facts(cells: Mapping[str, str], phrasebook: Phrasebook) -> tuple[Facts, list[str]]:
-    """The facts of a line, and which values the phrasebook does not know."""
+def _facts(cells: Mapping[str, str], phrasebook: Phrasebook, problems: list[str]) -> Facts:
     facts: Facts = {}
-    problems = []
     for name, slot in phrasebook.slots.items():
         text = cells.get(name, "")
         if not text:
@@ -206,14 +193,10 @@ def _facts(cells: Mapping[str, str], phrasebook: Phrasebook) -> tuple[Facts, lis
         values = [part.strip() for part in text.split("|")] if slot.denial else [text]
         facts[name] = values if slot.denial else text
         for value in values:
-            unknown = _unknown(value, slot)
-            if unknown:
+            parts = value.split(" ") if slot.sequence else [value]
+            if unknown := [part for part in parts if part not in slot.values]:
                 known = ", ".join(slot.values)
-                problems.append(f"column {name!r}: {unknown!r} is not a value of this slot; known: {known}")
-    return facts, problems
-
-
-def _unknown(value: str, slot: Slot) -> str | None:
-    """The part of a cell that is none of the slot's values."""
-    parts = value.split(" ") if slot.sequence else [value]
-    return next((part for part in parts if part not in slot.values), None)
+                problems.append(
+                    f"column {name!r}: {unknown[0]!r} is not a value of this slot; known: {known}"
+                )
+    return facts

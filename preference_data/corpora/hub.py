@@ -6,7 +6,6 @@ asks for it. It neither looks at checksums nor refuses paths that leave the fold
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 from tqdm.auto import tqdm
 
 from preference_data.audio.clip_files import BadAudio, resolve_inside
-from preference_data.corpora.fetch import DownloadFailed, OnBytes
+from preference_data.corpora.fetch import DownloadFailed, OnBytes, other_checksum
 
 _ATTEMPTS = 6
 _AT_ONCE = 8
@@ -78,27 +77,19 @@ def fetch_folder(
                 ) from error
             time.sleep(wait_s * 2**attempt)
     for file in files:
-        _check(repo, file, folder / file.path)
+        path = folder / file.path
+        if file.lfs and (problem := other_checksum(f"sha256:{file.lfs.sha256}", path)):
+            path.unlink()
+            raise DownloadFailed(
+                f"{repo}: {file.path}: {problem}; it was damaged or replaced. Run the same command again; if "
+                "that does not help, look at its page"
+            )
 
 
 def _is_passing(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     response = getattr(error, "response", None)
     return response is None or response.status_code in (408, 429) or response.status_code >= 500
-
-
-def _check(repo: str, file: RepoFile, path: Path) -> None:
-    """Refuse, and drop, what has another checksum than the Hub says."""
-    if file.lfs is None:
-        return
-    with path.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if digest != file.lfs.sha256:
-        path.unlink()
-        raise DownloadFailed(
-            f"{repo}: {file.path}: its sha256 is {digest}, its publisher says {file.lfs.sha256}; it was "
-            "damaged or replaced. Run the same command again; if that does not help, look at its page"
-        )
 
 
 def _progress(name: str, total: int, on_bytes: OnBytes | None) -> type[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.decode import AudioInfo, Depth
-from preference_data.corpora.catalog import Card, card_of, published_corpus
+from preference_data.corpora.catalog import Card, card_of, read
 from preference_data.corpora.published.recording import BadCorpus, Recording
 from preference_data.dataset.dataset import (
     QUARANTINE,
@@ -68,13 +68,13 @@ def prepare(
             usable.
         BadDataset: `out` is something else, or a folder of `keep_out` is not a dataset.
     """
-    corpus = published_corpus(name)
+    card = card_of(name)
     with replacing_dataset(out, folder) as partial:
-        total = sum(1 for _ in corpus.read(folder))
+        total = sum(1 for _ in read(name, folder))
         kept_out = {digest for benchmark in keep_out for digest in _held_out_digests(benchmark)}
         with RecordWriter(partial) as records:
-            preparation = _Preparation(card_of(name), records, preference_share, kept_out)
-            for recording, outcome in preparation.examined(corpus.read(folder), folder, by):
+            preparation = _Preparation(card, records, preference_share, kept_out)
+            for recording, outcome in preparation.examined(read(name, folder), folder, by):
                 preparation.take(recording, outcome)
                 if on_checked:
                     hours = sum(preparation.hours.values())

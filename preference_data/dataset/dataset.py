@@ -31,7 +31,7 @@ from typing import Any, Generic, NamedTuple, Self, TextIO, TypeVar
 
 from preference_data import store
 from preference_data.audio.clip_files import BadAudio, ClipFile, find_below
-from preference_data.dataset.manifest import Manifest, open_manifest
+from preference_data.dataset.manifest import Manifest, Selection, open_manifest
 from preference_data.dataset.mixing import mixing_shares
 from preference_data.dataset.splits import HELD_OUT
 from preference_data.schema import AudioClip, Chat, PreferencePair, Prompt, Record, TaskExample
@@ -147,7 +147,7 @@ class Dataset:
         shares = mixing_shares(sizes, [part["share"] for part in self._parts], self.about["temperature"])
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [
-            Part(part["name"], records[start : start + size], share)
+            Part(part["name"], Selection(records, range(start, start + size)), share)
             for part, start, size, share in zip(self._parts, starts, sizes, shares, strict=True)
             if size
         ]
@@ -187,23 +187,20 @@ def describe(folder: Path, about: Mapping[str, Any]) -> Row:
     return whole
 
 
-class RecordWriter:
+class RecordWriter(ExitStack):
     """Writes the records of a dataset as a stream, in a `with` block; every file is whole or absent."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
         self.rows: Counter[str] = Counter()
         """Rows written so far, per file."""
-        self._open = ExitStack()
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> Self:
         for name in RECORD_FILES:
             self._file(name)
         return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
 
     def add(self, record: Record) -> None:
         """Write a record to the table of its kind."""
@@ -219,7 +216,7 @@ class RecordWriter:
 
     def _file(self, name: str) -> TextIO:
         if name not in self._files:
-            self._files[name] = self._open.enter_context(store.replacing(self.folder / name))
+            self._files[name] = self.enter_context(store.replacing(self.folder / name))
         return self._files[name]
 
 

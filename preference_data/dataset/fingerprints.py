@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,25 +33,19 @@ class Fingerprints:
         same = prints[1:] == prints[:-1]
         return set(prints[1:][same & (labels[1:] != labels[:-1]) if with_other_label else same].tolist())
 
-    def labels(self) -> Labels:
-        """For looking texts up."""
-        return Labels(*self._columns())
+    def label_of(self) -> Callable[[str], int | None]:
+        """A function that looks up the label of a text; None of a text that was never added."""
+        prints, labels = self._columns()
+        order = np.argsort(prints, kind="stable")
+        prints, labels = prints[order], labels[order]
+
+        def look_up(text: str) -> int | None:
+            wanted = fingerprint(text)
+            place = int(np.searchsorted(prints, np.uint64(wanted)))
+            is_there = place < len(prints) and int(prints[place]) == wanted
+            return int(labels[place]) if is_there else None
+
+        return look_up
 
     def _columns(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array(self._prints, dtype=np.uint64), np.array(self._labels, dtype=np.uint8)
-
-
-class Labels:
-    """Text -> its label."""
-
-    def __init__(self, prints: np.ndarray, labels: np.ndarray) -> None:
-        """`prints` (N,) uint64 and `labels` (N,) uint8, in any order."""
-        order = np.argsort(prints, kind="stable")
-        self._prints, self._labels = prints[order], labels[order]
-
-    def get(self, text: str) -> int | None:
-        """The label of a text; None if it was never added."""
-        wanted = fingerprint(text)
-        place = int(np.searchsorted(self._prints, np.uint64(wanted)))
-        is_there = place < len(self._prints) and int(self._prints[place]) == wanted
-        return int(self._labels[place]) if is_there else None

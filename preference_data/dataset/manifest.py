@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -38,18 +38,12 @@ class Manifest(Sequence[R]):
 
     path: Path
 
-    @overload
-    def __getitem__(self, number: int) -> R: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[R]: ...
-    def __getitem__(self, number: int | slice) -> R | Sequence[R]:
-        """Record `number`, or a view of a stretch of them.
+    def __getitem__(self, number: int) -> R:  # type: ignore[override]  # no slices: see `Selection`
+        """Record `number`.
 
         Raises:
             BadRecord: it is not what it should be; with file, row, field and problem.
         """
-        if isinstance(number, slice):
-            return Selection(self, range(len(self))[number])
         return self._read(range(len(self))[number])
 
     @abstractmethod
@@ -65,13 +59,7 @@ class Selection(Sequence[R]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, number: int) -> R: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[R]: ...
-    def __getitem__(self, number: int | slice) -> R | Sequence[R]:
-        if isinstance(number, slice):
-            return Selection(self._records, self._numbers[number])
+    def __getitem__(self, number: int) -> R:  # type: ignore[override]  # no slices
         return self._records[int(self._numbers[number])]
 
 

@@ -31,7 +31,7 @@ from preference_data.dataset.dataset import (
     read_rows,
     with_paths,
 )
-from preference_data.dataset.fingerprints import Fingerprints, Labels, fingerprint
+from preference_data.dataset.fingerprints import Fingerprints, fingerprint
 from preference_data.dataset.manifest import open_manifest
 from preference_data.dataset.mixing import Permutation, mixing_shares
 from preference_data.dataset.splits import HELD_OUT, SPLITS
@@ -58,23 +58,6 @@ class MixturePart(NamedTuple):
     share: float | None = None
 
 
-class MixtureSummary(NamedTuple):
-    """Counts of what was written."""
-
-    clips: dict[str, int]
-    """Per split."""
-    rows: dict[str, int]
-    """Per table."""
-    dropped: int
-    """Records that name a quarantined clip."""
-    quarantined: int
-    hours: float
-    speakers_on_both_sides: int
-    """Heard in training and in dev or test: as their publishers have it, so it is counted, not refused."""
-    shares: dict[str, float]
-    """Shares of the pre-training draws, per data set."""
-
-
 class _Part(NamedTuple):
     name: str
     dataset: Dataset
@@ -85,6 +68,11 @@ class _Part(NamedTuple):
         """A path of this data set as the mixture has it."""
         return f"{self.name}/{path}"
 
+    def records(self, kind: type[R]) -> Sequence[R]:
+        """The records of a kind; none where there is no table of it."""
+        path = self.dataset.path_of(kind)
+        return open_manifest(path, kind) if path else ()
+
 
 def mix(
     out: Path,
@@ -94,9 +82,9 @@ def mix(
     seed: int,
     max_duration_s: float,
     max_bad_fraction: float,
-    on_progress: Callable[[int], object] | None = None,
-) -> MixtureSummary:
-    """Write the mixed dataset into `out`.
+    on_progress: Callable[[int], object] = lambda done: None,
+) -> dict[str, float]:
+    """Write the mixed dataset into `out`; returns counts of what was written, and shares of the draws.
 
     Args:
         out: the corpus' folder.
@@ -116,14 +104,14 @@ def mix(
     parts = [_opened(item) for item in data_sets]
     if twice := [name for name, n in Counter(part.name for part in parts).items() if n > 1]:
         raise BadMixture(f"two data sets are called {twice[0]!r}; change the name in one's {DESCRIPTION}")
-    mixing = _Mixing(out, parts, max_duration_s, max_bad_fraction, on_progress or (lambda done: None))
+    mixing = _Mixing(out, parts, max_duration_s, max_bad_fraction, on_progress)
     mixing.decode_some(seed)
     mixing.write_clips()
     mixing.write_tables()
     mixing.write_recognition()
     mixing.write_quarantine()
     describe(out, {"temperature": temperature, "parts": [mixing.described(part) for part in parts]})
-    return mixing.summary(temperature)
+    return mixing.metrics(temperature)
 
 
 def _opened(data: MixturePart) -> _Part:
@@ -166,20 +154,21 @@ class _Mixing:
         rows = {table: self.rows[part.name][table] for table in _TABLES}
         return {"name": part.name, "root": str(part.root), "share": part.share, "rows": rows}
 
-    def summary(self, temperature: float) -> MixtureSummary:
-        """Counts of what was written."""
+    def metrics(self, temperature: float) -> dict[str, float]:
+        """Clips per split, rows per table, shares of the pre-training draws per data set, and totals."""
         sizes = [self.rows[part.name]["pretrain"] for part in self.parts]
         given = [part.share for part in self.parts]
         shares = mixing_shares(sizes, given, temperature) if any(sizes) else [0.0] * len(sizes)
-        return MixtureSummary(
-            dict(self.clips),
-            {table: sum(counts[table] for counts in self.rows.values()) for table in _TABLES},
-            self.dropped,
-            len(self.bad),
-            self.seconds / 3600,
-            self.speakers_on_both_sides,
-            {part.name: share for part, share in zip(self.parts, shares, strict=True)},
-        )
+        return {
+            **{f"clips_{split}": float(n) for split, n in sorted(self.clips.items())},
+            **{f"rows_{table}": float(sum(n[table] for n in self.rows.values())) for table in _TABLES},
+            **{f"share_{part.name}": share for part, share in zip(self.parts, shares, strict=True)},
+            "hours": self.seconds / 3600,
+            "quarantined": float(len(self.bad)),
+            "dropped": float(self.dropped),  # records that name a quarantined clip
+            # heard in training and held out, as their publishers have it: counted, not refused
+            "speakers_on_both_sides": float(self.speakers_on_both_sides),
+        }
 
     def decode_some(self, seed: int) -> None:
         """Decode some clips of each data set, drawn by chance; all must be what was prepared.
@@ -188,7 +177,7 @@ class _Mixing:
         """
         some: dict[str, AudioClip] = {}
         for part in self.parts:
-            clips = _clips_of(part)
+            clips = part.records(AudioClip)
             order = Permutation(len(clips), seed, part.name)
             drawn = (clips[order[i]] for i in range(min(_DECODED, len(clips))))
             some |= {
@@ -225,7 +214,7 @@ class _Mixing:
         self.speakers_on_both_sides = splits.speakers_on_both_sides(written)
 
     def _clips(self, part: _Part) -> Iterator[Row]:
-        clips, n_bad = _clips_of(part), 0
+        clips, n_bad = part.records(AudioClip), 0
         for clip in self._counted(clips):
             row = _prefixed(clip.model_dump(mode="json"), part)
             problem = self.bad.get(row["path"]) or self._problem(clip.duration_s, row["id"], row["path"])
@@ -263,19 +252,21 @@ class _Mixing:
             )
 
     def write_tables(self) -> None:
-        splits_of = self._paths.labels()
+        split_of = self._paths.label_of()
         for kind in _KINDS:
             ids, path = Fingerprints(), self.out / f"{TABLES[kind]}.jsonl"
-            rows = (self._rows(part, kind, splits_of, ids) for part in self.parts)
+            rows = (self._rows(part, kind, split_of, ids) for part in self.parts)
             store.write_rows(path, chain.from_iterable(rows))
             _refuse_repeated(path, "id", ids)
 
-    def _rows(self, part: _Part, kind: type[Record], splits_of: Labels, ids: Fingerprints) -> Iterator[Row]:
+    def _rows(
+        self, part: _Part, kind: type[Record], split_of: Callable[[str], int | None], ids: Fingerprints
+    ) -> Iterator[Row]:
         path = part.dataset.path_of(kind)
-        for record in self._counted(open_manifest(path, kind)) if path else ():
+        for record in self._counted(part.records(kind)):
             row = _prefixed(record.model_dump(mode="json", exclude_defaults=True), part)
             for clip in row["audios"]:
-                split = splits_of.get(clip)
+                split = split_of(clip)
                 if split is None and clip not in self.bad:
                     raise BadMixture(f"{path}: record {record.id!r} names {clip!r}, not in clips.jsonl")
                 if split is not None and SPLITS[split] in HELD_OUT:
@@ -315,11 +306,6 @@ class _Mixing:
         )
         now = (item._asdict() for item in self.bad.values())
         store.write_rows(self.out / QUARANTINE, chain(before, now))
-
-
-def _clips_of(part: _Part) -> Sequence[AudioClip]:
-    path = part.dataset.path_of(AudioClip)
-    return open_manifest(path, AudioClip) if path else ()
 
 
 def _prefixed(row: Row, part: _Part) -> Row:

@@ -48,8 +48,17 @@ def check_audio(clips: Collection[AudioClip]) -> None:
     audio = Fingerprints()
     for clip in clips:
         audio.add(clip.sha256, SPLITS.index(clip.split))
-    if suspects := audio.repeated(with_other_label=True):
-        _refuse_shared_audio([clip for clip in clips if fingerprint(clip.sha256) in suspects])
+    if not (suspects := audio.repeated(with_other_label=True)):
+        return
+    by_audio: dict[str, AudioClip] = {}
+    for clip in clips:
+        if fingerprint(clip.sha256) in suspects:
+            same = by_audio.setdefault(clip.sha256, clip)
+            if same.split != clip.split:
+                raise Leak(
+                    f"records {same.id!r} ({same.split}) and {clip.id!r} ({clip.split}) are the same audio "
+                    f"(sha256 {clip.sha256[:12]}…); keep it in one split"
+                )
 
 
 def speakers_on_both_sides(clips: Iterable[AudioClip]) -> int:
@@ -65,14 +74,3 @@ def _heard(clips: Iterable[AudioClip]) -> dict[str, dict[Split, str]]:
         if clip.speaker is not None:
             heard.setdefault(clip.speaker, {}).setdefault(clip.split, clip.id)
     return heard
-
-
-def _refuse_shared_audio(clips: Collection[AudioClip]) -> None:
-    by_audio: dict[str, AudioClip] = {}
-    for clip in clips:
-        same = by_audio.setdefault(clip.sha256, clip)
-        if same.split != clip.split:
-            raise Leak(
-                f"records {same.id!r} ({same.split}) and {clip.id!r} ({clip.split}) are the same audio "
-                f"(sha256 {clip.sha256[:12]}…); keep it in one split"
-            )

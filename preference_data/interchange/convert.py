@@ -183,18 +183,15 @@ def _llamafactory(row: Row) -> _Conversation:
 def _ms_swift(row: Row) -> _Conversation:
     audios = _audios(row)
     messages = _messages(row.get("messages"), audios)
-    if row.get("rejected_messages") is not None:
-        rejected = _messages(row["rejected_messages"], list(audios))
-        if rejected[:-1] != messages[:-1]:
-            raise BadRow("rejected_messages answer another prompt than messages")
-        return _Conversation(messages, _answer(rejected), tuple(audios))
-    if row.get("rejected_response") is None:
+    whole, answer = row.get("rejected_messages"), row.get("rejected_response")
+    if whole is None and answer is None:
         return _Conversation(messages, None, tuple(audios))
     if row.get("rejected_audios") not in (None, row.get("audios")):
         raise BadRow("rejected_audios differ from audios; a pair here is two answers about the same clips")
-    return _Conversation(
-        messages, _answer(_messages(_listed(row["rejected_response"]), list(audios))), tuple(audios)
-    )
+    rejected = _messages(_listed(answer) if whole is None else whole, list(audios))
+    if whole is not None and rejected[:-1] != messages[:-1]:
+        raise BadRow("rejected_messages answer another prompt than messages")
+    return _Conversation(messages, _answer(rejected), tuple(audios))
 
 
 _READERS: dict[Form, Callable[[Row], _Conversation]] = {

@@ -119,9 +119,7 @@ def alpha(judgements: Iterable[Judgement], axis: Axis, *, seed: int = 0) -> Alph
         seed: equal seeds give equal intervals.
     """
     votes = [item for item in judgements if item.purpose == "comparison"]
-    counts = _counts(
-        votes, axis, {unit: i for i, unit in enumerate(dict.fromkeys(v.comparison for v in votes))}
-    )
+    counts = _counts(votes, axis, _units(votes))
     counts = counts[counts.sum(axis=1) > 1]
     value = float(_alpha(*(part.sum(axis=0) for part in _coincidences(counts))))
     if np.isnan(value):
@@ -137,7 +135,7 @@ def rise_without(votes: Sequence[Judgement], axis: Axis, annotator: str, *, seed
     is undefined.
     """
     votes = [item for item in votes if item.purpose == "comparison"]
-    units = {unit: i for i, unit in enumerate(dict.fromkeys(v.comparison for v in votes))}
+    units = _units(votes)
     of_all = _counts(votes, axis, units)
     of_others = _counts([item for item in votes if item.annotator != annotator], axis, units)
     both = np.stack([of_all, of_others], axis=1)
@@ -171,10 +169,7 @@ def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency
     same = share(sum(first == second for first, second in choices_twice), len(choices_twice))
     if same is None:
         return None
-    counts = np.zeros((len(choices_twice), len(_CODES)))
-    for i, choices in enumerate(choices_twice):
-        for choice in choices:
-            counts[i, _CODES[choice]] += 1
+    counts = np.array([[choices.count(choice) for choice in _CODES] for choices in choices_twice], float)
     value = float(_alpha(*(part.sum(axis=0) for part in _coincidences(counts))))
     return Consistency(same, None if np.isnan(value) else value)
 
@@ -210,6 +205,11 @@ def seconds(judgements: Iterable[Judgement]) -> Seconds | None:
 
 
 # ---------------------------------------------------------------- alpha by coincidence counts
+
+
+def _units(votes: Sequence[Judgement]) -> dict[str, int]:
+    """A number for each comparison."""
+    return {unit: i for i, unit in enumerate(dict.fromkeys(vote.comparison for vote in votes))}
 
 
 def _counts(votes: Sequence[Judgement], axis: Axis, units: dict[str, int]) -> npt.NDArray[np.float64]:

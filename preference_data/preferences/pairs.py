@@ -121,16 +121,23 @@ def _vote(
     if outcome not in ("a", "b"):
         return outcome, None
     chosen, rejected = (a, b) if outcome == "a" else (b, a)
-    prompt = prompts[given[0].prompt_id]
-    return outcome, PreferencePair(
-        id=stable_id(prompt.id, chosen, rejected, axis),
+    texts = completions[chosen].text, completions[rejected].text
+    return outcome, _pair(prompts[given[0].prompt_id], axis, (chosen, rejected), texts, share)
+
+
+def _pair(
+    prompt: Prompt, axis: Axis, sides: tuple[str, ...], texts: tuple[str, str], agreement: float
+) -> PreferencePair:
+    """A pair of `texts`, the chosen one first; `sides` tells it from the prompt's other pairs."""
+    return PreferencePair(
+        id=stable_id(prompt.id, *sides, axis),
         prompt_id=prompt.id,
         audios=prompt.audios,
         question=prompt.question,
-        chosen=completions[chosen].text,
-        rejected=completions[rejected].text,
+        chosen=texts[0],
+        rejected=texts[1],
         axis=axis,
-        agreement=share,
+        agreement=agreement,
     )
 
 
@@ -145,18 +152,10 @@ def _corrections(
     typed = Counter(text for item in given if (text := (item.corrected or "").strip()))
     for text, times in typed.items():
         for rejected in (given[0].completion_a, given[0].completion_b):
-            if text == completions[rejected].text.strip():
-                continue
-            yield PreferencePair(
-                id=stable_id(prompt.id, "corrected", text, rejected, axis),
-                prompt_id=prompt.id,
-                audios=prompt.audios,
-                question=prompt.question,
-                chosen=text,
-                rejected=completions[rejected].text,
-                axis=axis,
-                agreement=times / len(given),
-            )
+            worse = completions[rejected].text
+            if text != worse.strip():
+                sides = ("corrected", text, rejected)
+                yield _pair(prompt, axis, sides, (text, worse), times / len(given))
 
 
 def _decide(choices: Sequence[Choice], min_agreement: float) -> tuple[str, float]:

@@ -54,11 +54,10 @@ _SCRIPTS = {  # of languages that are not written in Latin letters
 # fmt: on
 
 
-def _scripts(code: str) -> tuple[str, ...]:
-    return tuple(script for script, codes in _SCRIPTS.items() if code in codes.split()) or ("LATIN",)
-
-
-LANGUAGES: dict[str, Language] = {code: Language(name, _scripts(code)) for code, name in _NAMES.items()}
+LANGUAGES: dict[str, Language] = {
+    code: Language(name, tuple(s for s, codes in _SCRIPTS.items() if code in codes.split()) or ("LATIN",))
+    for code, name in _NAMES.items()
+}
 """By ISO 639-1, where there is none by 639-3. Mandarin is so called by Qwen2-Audio's own prompts."""
 TEXT_LANGUAGES: dict[str, Language] = {**LANGUAGES, "zh_tr": Language("traditional Chinese", ("CJK",))}
 """Text has one more, as in the released tokenizer: Chinese in traditional characters."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
-from preference_data.prompts.tags import TAG, TagFormat, Tags, names_of, render
+from preference_data.prompts.tags import TAG, names_of, render
 from preference_data.prompts.tasks import TASKS, Task, answer_tags, task_named
 from preference_data.prompts.time_stamps import LONGEST_S, render_spans, render_words, stamp, stamps_to
 from preference_data.schema import TaskExample
@@ -50,7 +50,8 @@ def pretraining_prompt(
     if prompt_format == "sentences":
         names = {"text_language": TEXT_LANGUAGES[text].name, "audio_code": audio, "question": question}
         return AUDIO * n_clips + known.sentence.format(**names)
-    return AUDIO * n_clips + render(_tags(known, audio, text, question, prompt_format), prompt_format)
+    tags = known.tags._replace(audio_language=audio, text_language=text)
+    return AUDIO * n_clips + render(tags, question, prompt_format)
 
 
 def _languages(task: Task, audio_language: str | None, text_language: str | None) -> tuple[str, str]:
@@ -60,13 +61,6 @@ def _languages(task: Task, audio_language: str | None, text_language: str | None
         bad = text if audio in (*LANGUAGES, UNKNOWN) else audio
         raise BadExample(f"{bad!r} is not a language; known: {', '.join(TEXT_LANGUAGES)}")
     return audio, text
-
-
-def _tags(task: Task, audio: str, text: str, question: str | None, prompt_format: TagFormat) -> Tags:
-    start, _, kind, _, timestamps, instruction = task.tags
-    if question is not None and prompt_format == "tags_released" and not instruction:
-        return Tags(start, audio, kind, None, None, (), question)
-    return Tags(start, audio, kind, text, timestamps, instruction, question)
 
 
 def prompt_of(example: TaskExample, prompt_format: PromptFormat) -> str:

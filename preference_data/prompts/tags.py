@@ -10,119 +10,64 @@ for the paper's <|analysis|>, and a question between <|question|> and <|answer|>
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
-from preference_data.prompts.tasks import TASKS, Stamps, Start, TaskTag
+from preference_data.prompts.tasks import TASKS, Stamps, Start, TaskTag, TaskTags
 
 TagFormat = Literal["tags_paper", "tags_released"]
 
 TAG = re.compile(r"<\|([^<>|\s]+)\|>")
 
-_STARTS: dict[TagFormat, dict[Start, str]] = {
-    "tags_paper": {"transcript": "startoftranscripts", "analysis": "startofanalysis"},
-    "tags_released": {"transcript": "startoftranscript", "analysis": "startofanalysis"},
+_STARTS: dict[Start, str] = {"transcript": "startoftranscripts", "analysis": "startofanalysis"}
+_SPELLINGS: dict[TagFormat, Mapping[str, str]] = {
+    "tags_paper": {},
+    "tags_released": {
+        "startoftranscripts": "startoftranscript",
+        "analysis": "keyword",
+        "question-answer": "question",
+    },
 }
-_PAPER: dict[TaskTag, str] = {
-    "transcribe": "transcribe",
-    "translate": "translate",
-    "caption": "caption",
-    "analysis": "analysis",
-    "question-answer": "question-answer",
-}
-_TASKS: dict[TagFormat, dict[TaskTag, str]] = {
-    "tags_paper": _PAPER,
-    "tags_released": {**_PAPER, "analysis": "keyword", "question-answer": "question"},
-}
-_STAMPS: dict[Stamps, str] = {"timestamps": "timestamps", "notimestamps": "notimestamps"}
-_AUDIO_LANGUAGES = {code: code for code in (*LANGUAGES, UNKNOWN)}
-_TEXT_LANGUAGES = {code: code for code in TEXT_LANGUAGES}
+"""Names of starts and tasks that a format spells otherwise than the paper."""
 _ANSWER = "answer"
-_IN_USE = {(task.tags.task, task.tags.timestamps, task.tags.instruction) for task in TASKS.values()}
 
 
-class BadTags(ValueError):
-    """Tags that are not as the prompt format has them."""
-
-
-class Tags(NamedTuple):
-    """A prompt's tags.
-
-    Of a question without an output instruction the release tells neither text language nor timestamps: both
-    are None.
-    """
-
-    start: Start
-    audio_language: str
-    task: TaskTag
-    text_language: str | None
-    timestamps: Stamps | None
-    instruction: tuple[str, ...] = ()
-    question: str | None = None
-
-
-def render(tags: Tags, prompt_format: TagFormat) -> str:
-    """The tags as text.
+def render(tags: TaskTags, question: str | None, prompt_format: TagFormat) -> str:
+    """The tags of a task, with the languages of an example, as text.
 
     Raises:
-        BadTags: they break a rule of the format.
+        ValueError: the languages or the question do not go with the task.
     """
-    check(tags, prompt_format)
-    names = [_STARTS[prompt_format][tags.start], tags.audio_language, _TASKS[prompt_format][tags.task]]
-    head = "".join(map(_tag, names)) + (tags.question or "")
-    if tags.question is not None and prompt_format == "tags_released":
-        head += _tag(_ANSWER)
-    if tags.text_language is None or tags.timestamps is None:
-        return head
-    return head + "".join(map(_tag, (tags.text_language, _STAMPS[tags.timestamps], *tags.instruction)))
+    _check(tags, question)
+    spellings = _SPELLINGS[prompt_format]
+    start = _STARTS[tags.start]
+    head = [spellings.get(start, start), tags.audio_language, spellings.get(tags.task, tags.task)]
+    tail = [tags.text_language, tags.timestamps, *tags.instruction]
+    if question is not None and prompt_format == "tags_released":
+        tail = [_ANSWER, *(tail if tags.instruction else [])]
+    return "".join([*map(_tag, head), question or "", *map(_tag, tail)])
 
 
-def check(tags: Tags, prompt_format: TagFormat) -> None:
-    """Rules beyond the order.
-
-    Raises:
-        BadTags: naming the rule that is broken.
-    """
-    speech = tags.task in ("transcribe", "translate")
-    if tags.start != ("transcript" if speech else "analysis"):
-        raise BadTags(f"{tags.start!r} does not begin the task {tags.task!r}")
-    if tags.audio_language not in _AUDIO_LANGUAGES or (speech and tags.audio_language == UNKNOWN):
-        raise BadTags(f"{tags.audio_language!r} is not an audio language of the task {tags.task!r}")
-    if (tags.task == "question-answer") != (tags.question is not None):
-        raise BadTags(f"the task {tags.task!r} with the question {tags.question!r}")
-    if tags.question is not None and (
-        not tags.question.strip() or "<|" in tags.question or "|>" in tags.question
-    ):
-        raise BadTags(f"the question {tags.question!r} is empty or holds marks of a tag")
-    is_bare = tags.text_language is None and tags.timestamps is None
-    if is_bare != (prompt_format == "tags_released" and tags.question is not None and not tags.instruction):
-        raise BadTags(
-            f"text language {tags.text_language!r} and timestamps {tags.timestamps!r} in {prompt_format}"
-        )
-    if not is_bare and (tags.text_language not in _TEXT_LANGUAGES or tags.timestamps not in _STAMPS):
-        raise BadTags(f"text language {tags.text_language!r} and timestamps {tags.timestamps!r}")
-    _check_languages(tags)
-    if not is_bare and (tags.task, tags.timestamps, tags.instruction) not in _IN_USE:
-        raise BadTags(
-            f"no task of tasks.yaml has {tags.task!r}, {tags.timestamps!r} and the output instruction "
-            f"{'+'.join(tags.instruction)!r}"
-        )
-
-
-def _check_languages(tags: Tags) -> None:
-    same = {tags.audio_language, "zh_tr"} if tags.audio_language == "zh" else {tags.audio_language}
-    if tags.task == "transcribe" and tags.text_language not in same:
-        raise BadTags(f"a transcript of {tags.audio_language} in {tags.text_language} is a translation")
-    if tags.task == "translate" and tags.text_language == tags.audio_language:
-        raise BadTags(f"a translation of {tags.audio_language} into {tags.text_language} is a transcript")
+def _check(tags: TaskTags, question: str | None) -> None:
+    audio, text = tags.audio_language, tags.text_language
+    if tags.start == "transcript" and audio == UNKNOWN:
+        raise ValueError(f"{audio!r} is not an audio language of the task {tags.task!r}")
+    if question is not None and (not question.strip() or "<|" in question or "|>" in question):
+        raise ValueError(f"the question {question!r} is empty or holds marks of a tag")
+    if tags.task == "transcribe" and text != audio and (audio, text) != ("zh", "zh_tr"):
+        raise ValueError(f"a transcript of {audio} in {text} is a translation")
+    if tags.task == "translate" and text == audio:
+        raise ValueError(f"a translation of {audio} into {text} is a transcript")
 
 
 def names_of(prompt_format: TagFormat) -> list[str]:
     """Every name that may stand in a tag of this prompt format's prompts."""
-    instructions = [name for task in TASKS.values() for name in task.tags.instruction]
-    end = [_ANSWER] if prompt_format == "tags_released" else []
-    everything = [*_STARTS[prompt_format].values(), *_TASKS[prompt_format].values(), *end, *_STAMPS.values()]
-    return sorted({*everything, *_AUDIO_LANGUAGES, *_TEXT_LANGUAGES, *instructions})
+    spellings = _SPELLINGS[prompt_format]
+    heads = {spellings.get(name, name) for name in (*_STARTS.values(), *get_args(TaskTag))}
+    instructions = {name for task in TASKS.values() for name in task.tags.instruction}
+    end = {_ANSWER} if prompt_format == "tags_released" else set()
+    return sorted({*heads, *end, *get_args(Stamps), *LANGUAGES, UNKNOWN, *TEXT_LANGUAGES, *instructions})
 
 
 def _tag(name: str) -> str:

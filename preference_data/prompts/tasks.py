@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from preference_data.prompts.languages import LANGUAGES, UNKNOWN
 
@@ -41,18 +41,13 @@ class Task(BaseModel):
     answer_tags: tuple[str, ...] = ()
     asks_language: bool = False
 
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _one_instruction_needs_no_brackets(cls, tags: object) -> object:
-        if isinstance(tags, list) and tags and isinstance(tags[-1], str):
-            return [*tags[:-1], [tags[-1]]]
-        return tags
-
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
         for code in (self.tags.audio_language, self.tags.text_language):
             if code not in (*LANGUAGES, UNKNOWN):
                 raise ValueError(f"tags: {code!r} is not a language; known: {', '.join(LANGUAGES)}")
+        if self.tags.start != ("transcript" if self.tags.task in ("transcribe", "translate") else "analysis"):
+            raise ValueError(f"tags: {self.tags.start!r} does not begin the task {self.tags.task!r}")
         if (self.tags.task == "question-answer") != ("{question}" in self.sentence):
             raise ValueError("a task that answers a question has {question} in its sentence, and no other")
         if (self.stamps is None) != (self.tags.timestamps == "notimestamps"):

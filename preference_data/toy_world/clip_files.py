@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from preference_data.audio.decode import SAMPLE_RATE, Quarantined
+from preference_data.dataset.splits import HELD_OUT
 from preference_data.schema import AudioClip, Facts, Split
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples
@@ -25,13 +26,6 @@ class PreparedClips(NamedTuple):
 
     clips: list[AudioClip]
     quarantined: list[Quarantined]
-
-
-def folder_of(split: Split, task_name: str, dataset_name: str) -> str:
-    """Where a clip's file lies, relative to the corpus."""
-    if split in ("dev", "test"):
-        return f"{split}/Chat/{task_name}_{dataset_name}"
-    return f"audio/{split}"
 
 
 def wav_bytes(samples: Samples) -> bytes:
@@ -62,7 +56,9 @@ class ClipWriter:
         source: str,
     ) -> AudioClip:
         """Write samples at `SAMPLE_RATE`; the same samples give the same bytes."""
-        path = f"{folder_of(split, self.phrasebook.task_of(facts), self.dataset_name)}/{clip_id}.wav"
+        task_name = self.phrasebook.task_of(facts)
+        folder = f"{split}/Chat/{task_name}_{self.dataset_name}" if split in HELD_OUT else f"audio/{split}"
+        path = f"{folder}/{clip_id}.wav"
         data = wav_bytes(samples)
         (self.out / path).parent.mkdir(parents=True, exist_ok=True)
         (self.out / path).write_bytes(data)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import io
-import json
-import subprocess
-import sys
-import threading
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +35,11 @@ class SpeechError(RuntimeError):
 
 
 class Utterance(NamedTuple):
-    """A text to speak, and how; see `say`."""
+    """A text to speak, and how.
+
+    `voice` is a language and a variant, such as "en-us+f3"; `rate` words a minute, 80..450; `pitch` and
+    `pitch_range`, the liveliness of the pitch, are 0..100.
+    """
 
     text: str
     voice: str
@@ -53,7 +55,6 @@ class _Synthesiser:
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.voice = ""
         self.blocks: list[np.ndarray] = []
-        self.lock = threading.Lock()
         self.callback = _CALLBACK(self._collect)  # kept: the library calls it as long as it lives
         data = espeakng_loader.get_data_path()
         rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), 0)
@@ -87,14 +88,13 @@ class _Synthesiser:
 
     def render(self, utterance: Utterance) -> NDArray[np.int16]:
         """Samples at the native rate."""
-        with self.lock:
-            self.use(utterance.voice)
-            for parameter, value in zip(_PARAMETERS, utterance[2:], strict=True):
-                self.library.espeak_SetParameter(parameter, value, 0)
-            self.blocks.clear()
-            data = utterance.text.encode() + b"\0"
-            self.library.espeak_Synth(data, len(data), 0, 1, 0, _UTF8, None, None)
-            return np.concatenate(self.blocks) if self.blocks else np.zeros(0, np.int16)
+        self.use(utterance.voice)
+        for parameter, value in zip(_PARAMETERS, utterance[2:], strict=True):
+            self.library.espeak_SetParameter(parameter, value, 0)
+        self.blocks.clear()
+        data = utterance.text.encode() + b"\0"
+        self.library.espeak_Synth(data, len(data), 0, 1, 0, _UTF8, None, None)
+        return np.concatenate(self.blocks) if self.blocks else np.zeros(0, np.int16)
 
 
 @cache
@@ -102,24 +102,17 @@ def _synthesiser() -> _Synthesiser:
     return _Synthesiser()
 
 
-def say(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range: int = 50) -> Samples:
-    """Speak a text in this process, without the silence around it.
-
-    Args:
-        text: what to say.
-        voice: a language and a variant, such as "en-us+f3".
-        rate: words a minute, 80..450.
-        pitch: base pitch, 0..100.
-        pitch_range: liveliness of the pitch, 0..100.
+def say(utterance: Utterance) -> Samples:
+    """Speak in this process, in one thread at a time, without the silence around the text.
 
     Raises:
         SpeechError: the voice is unknown, or nothing audible came out.
     """
-    native = _synthesiser().render(Utterance(text, voice, rate, pitch, pitch_range))
+    native = _synthesiser().render(utterance)
     samples = native.astype(np.float32) / 32768
     audible = np.flatnonzero(np.abs(samples) > _SILENCE)
     if not len(audible):
-        raise SpeechError(f"voice {voice!r} said nothing for {text!r}")
+        raise SpeechError(f"voice {utterance.voice!r} said nothing for {utterance.text!r}")
     samples = samples[max(0, audible[0] - _MARGIN) : audible[-1] + _MARGIN]
     return resample_poly(samples, SAMPLE_RATE // 50, _NATIVE_RATE // 50).astype(np.float32)
 
@@ -133,31 +126,9 @@ def say_all(utterances: Sequence[Utterance]) -> list[Samples]:
     Raises:
         SpeechError: see `say`.
     """
-    if not utterances:
-        return []
-    child = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps(utterances).encode(),
-        capture_output=True,
-        check=False,
-    )
-    if child.returncode != 0:
-        raise SpeechError(f"the speech process failed: {child.stderr.decode(errors='replace').strip()}")
-    with np.load(io.BytesIO(child.stdout)) as spoken:
-        return np.split(spoken["arr_1"], spoken["arr_0"][:-1])
-
-
-def _serve() -> None:
-    """The fresh process of `say_all`: JSON utterances in, an npz of samples out."""
-    spoken = io.BytesIO()
-    utterances = json.load(sys.stdin)
-    samples = [say(*utterance) for utterance in utterances]
-    np.savez(spoken, np.cumsum(list(map(len, samples))), np.concatenate(samples))
-    sys.stdout.buffer.write(spoken.getvalue())
-
-
-if __name__ == "__main__":
-    try:
-        _serve()
-    except SpeechError as error:
-        sys.exit(str(error))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
+        try:
+            return list(process.map(say, utterances, chunksize=max(1, len(utterances))))
+        except BrokenProcessPool as error:
+            raise SpeechError(f"the speech process died: {error}") from error

@@ -54,17 +54,13 @@ def _chat(
         questions.setdefault(question.text, question)
         if len(questions) == turns:
             break
-    drawn = tuple(_turn(clip, phrasebook, question, defect_rate, rng) for question in questions.values())
-    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=drawn)
-
-
-def _turn(
-    clip: AudioClip, phrasebook: Phrasebook, question: Question, defect_rate: float, rng: Generator
-) -> Turn:
-    if rng.random() >= defect_rate:
-        return Turn(question=question.text, answer=question.reference)
-    answer, defect = phrasebook.spoil(question, clip.facts, rng)
-    return Turn(question=question.text, answer=answer, defect=defect)
+    drawn = []
+    for question in questions.values():
+        answer, defect = question.reference, None
+        if rng.random() < defect_rate:
+            answer, defect = phrasebook.spoil(question, clip.facts, rng)
+        drawn.append(Turn(question=question.text, answer=answer, defect=defect))
+    return Chat(id=f"{clip.id}-chat{number}", audios=(clip.path,), turns=tuple(drawn))
 
 
 def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[TaskExample]:
@@ -78,19 +74,18 @@ def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[Task
 
 def prompts(clips: Iterable[AudioClip], phrasebook: Phrasebook, seed: int) -> list[Prompt]:
     """One question per clip; kinds as often as the phrasebook weighs them."""
-    return [_prompt(clip, phrasebook, seed) for clip in clips]
-
-
-def _prompt(clip: AudioClip, phrasebook: Phrasebook, seed: int) -> Prompt:
-    question = phrasebook.ask(clip.facts, _rng(seed, "prompt", clip))
-    return Prompt(
-        id=f"{clip.id}-prompt",
-        audios=(clip.path,),
-        question=question.text,
-        answer_gt=question.reference,
-        meta_info=json.dumps(clip.facts, ensure_ascii=False, sort_keys=True),
-        task_name=phrasebook.task_of(clip.facts),
-    )
+    questions = ((clip, phrasebook.ask(clip.facts, _rng(seed, "prompt", clip))) for clip in clips)
+    return [
+        Prompt(
+            id=f"{clip.id}-prompt",
+            audios=(clip.path,),
+            question=question.text,
+            answer_gt=question.reference,
+            meta_info=json.dumps(clip.facts, ensure_ascii=False, sort_keys=True),
+            task_name=phrasebook.task_of(clip.facts),
+        )
+        for clip, question in questions
+    ]
 
 
 def write_air_bench(
@@ -98,28 +93,20 @@ def write_air_bench(
 ) -> None:
     """Write `root/Chat/Chat_meta.json` as AIR-Bench ships it, one question per clip.
 
-    The audio must already lie in `<root's name>/Chat/{task_name}_{dataset_name}/` of the corpus.
-
-    Raises:
-        ValueError: a clip lies elsewhere.
+    The audio lies in `<root's name>/Chat/{task_name}_{dataset_name}/` of the corpus, see `ClipWriter`.
     """
-    rows = []
-    for clip, prompt in zip(clips, prompts(clips, phrasebook, seed), strict=True):
-        folder = PurePosixPath(root.name, "Chat", f"{prompt.task_name}_{dataset_name}")
-        path = PurePosixPath(clip.path)
-        if path.parent != folder:
-            raise ValueError(f"record {clip.id!r}: its audio {clip.path!r} should lie in {str(folder)!r}")
-        rows.append(
-            {
-                "path": path.name,
-                "question": prompt.question,
-                "answer_gt": prompt.answer_gt,
-                "meta_info": prompt.meta_info,
-                "task_name": prompt.task_name,
-                "dataset_name": dataset_name,
-                "uniq_id": prompt.id,
-            }
-        )
+    rows = [
+        {
+            "path": PurePosixPath(clip.path).name,
+            "question": prompt.question,
+            "answer_gt": prompt.answer_gt,
+            "meta_info": prompt.meta_info,
+            "task_name": prompt.task_name,
+            "dataset_name": dataset_name,
+            "uniq_id": prompt.id,
+        }
+        for clip, prompt in zip(clips, prompts(clips, phrasebook, seed), strict=True)
+    ]
     write_text(root / "Chat" / "Chat_meta.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -174,40 +174,29 @@ class Phrasebook(BaseModel):
             "closed": known,
             "one_word": [name for name in known if not self.slots[name].sequence and " " not in facts[name]],
             "check": [name for name, slot in self.slots.items() if slot.denial and name in facts],
-            "absent": [
-                name for name, slot in self.slots.items() if slot.absent and self.is_absent(name, facts)
-            ],
+            "absent": [name for name in self.slots if self.is_absent(name, facts)],
         }
 
-    def ask(self, facts: Facts, rng: Generator, kind: Kind | None = None) -> Question:
-        """Draw a question about a clip. Falls back to `closed` where `kind` has nothing to ask."""
-        options = self.askable(facts)
-        if kind is None:
-            weights = [self.kinds[k] for k in self.kinds]
-            kind = list(self.kinds)[int(rng.choice(len(weights), p=[w / sum(weights) for w in weights]))]
+    def ask(self, facts: Facts, rng: Generator) -> Question:
+        """Draw a question about a clip; a closed one where the kind that was drawn has nothing to ask."""
+        options, weights = self.askable(facts), list(self.kinds.values())
+        kind = list(self.kinds)[int(rng.choice(len(weights), p=[w / sum(weights) for w in weights]))]
         if kind == "describe":
-            text = str(rng.choice(self.describe_questions))
-            return Question(text, kind, None, None, self.description(facts))
+            return self.question(str(rng.choice(self.describe_questions)), facts)
         if not options[kind]:
             kind = "closed"
         if not options[kind]:
             raise ValueError(f"nothing can be asked about the facts {facts}")
         name = str(rng.choice(options[kind]))
         slot, text = self.slots[name], str(rng.choice(self.slots[name].questions))
-        if kind == "check":
-            true = list(facts[name])
+        if slot.denial:
+            true = list(facts.get(name, []))
             false = [v for v in slot.values if v not in true]
             value = str(rng.choice(true if true and (rng.random() < 0.5 or not false) else false))
-            answer = slot.sentence if value in true else str(slot.denial)
-            reference = _capitalised(answer.format(**{name: value}))
-            return Question(text.format(**{name: value}), kind, name, value, reference)
-        if kind == "absent":
-            return Question(text, kind, name, None, str(slot.absent))
-        value = str(facts[name])
-        if kind == "one_word":
-            reference = _capitalised(value) + "."
-            return Question(f"{text} {self.one_word}", kind, name, value, reference)
-        return Question(text, kind, name, value, _capitalised(slot.sentence.format(**{name: value})))
+            text = text.format(**{name: value})
+        elif kind == "one_word":
+            text = f"{text} {self.one_word}"
+        return self.question(text, facts)
 
     def spoil(self, question: Question, facts: Facts, rng: Generator) -> tuple[str, str]:
         """A defective answer to a question and the name of its defect.
@@ -216,12 +205,11 @@ class Phrasebook(BaseModel):
         that is not there), `invented` (the right answer plus a false sentence).
         """
         if question.kind == "one_word" and question.slot:
-            sentence = self.slots[question.slot].sentence.format(**{question.slot: question.value})
-            return _capitalised(sentence), "ignored_format"
+            return self._sentence(question.slot, question.value), "ignored_format"
         if question.kind == "absent" and question.slot:
-            slot = self.slots[question.slot]
-            wrong = slot.sentence.format(**{question.slot: rng.choice(slot.values)})
-            return _capitalised(wrong), "answered_absent"
+            return self._sentence(
+                question.slot, rng.choice(self.slots[question.slot].values)
+            ), "answered_absent"
         known = [name for name in self.slots if isinstance(facts.get(name), str)]
         surely_checkable = [  # not music's instrument where music is only a background
             name
@@ -230,8 +218,10 @@ class Phrasebook(BaseModel):
         ]
         name = str(rng.choice(surely_checkable or known))
         values = [v for v in self.slots[name].values if v != facts.get(name)]
-        lie = self.slots[name].sentence.format(**{name: rng.choice(values)})
-        return f"{question.reference} {_capitalised(lie)}", "invented"
+        return f"{question.reference} {self._sentence(name, rng.choice(values))}", "invented"
+
+    def _sentence(self, name: str, value: str | None) -> str:
+        return _capitalised(self.slots[name].sentence.format(**{name: value}))
 
     # ---------------------------------------------------------------- text -> claims
 
@@ -270,19 +260,15 @@ class Phrasebook(BaseModel):
         known = str(facts[name])
         if one_word:
             return Question(text, "one_word", name, known, _capitalised(known) + ".")
-        return Question(text, "closed", name, known, _capitalised(slot.sentence.format(**{name: known})))
+        return Question(text, "closed", name, known, self._sentence(name, known))
 
     @cached_property
     def _patterns(self) -> list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]]:
         def pattern(template: str) -> re.Pattern[str]:
             parts = re.split(r"\{(\w+)\}", template.rstrip(".!?"))
-            text = ""
-            for i, part in enumerate(parts):
-                if i % 2 == 0:
-                    text += re.escape(part.lower())
-                    continue
-                text += f"(?P<{part}>{self.slots[part].pattern})"
-            return re.compile(text)
+            parts[0::2] = [re.escape(part.lower()) for part in parts[0::2]]
+            parts[1::2] = [f"(?P<{name}>{self.slots[name].pattern})" for name in parts[1::2]]
+            return re.compile("".join(parts))
 
         patterns: list[tuple[Literal["sentence", "affirm", "deny"], re.Pattern[str]]] = []
         for slot in self.slots.values():
@@ -359,15 +345,11 @@ class Phrasebook(BaseModel):
     @staticmethod
     def _behaves(claims: list[Claim], question: Question) -> bool:
         forms = [claim.form for claim in claims]
-        if question.kind == "one_word":
-            return forms == ["bare"]
-        if question.kind == "absent":
-            return forms == ["absent"]
-        if question.kind == "check":
-            return forms in (["affirm"], ["deny"])
         if question.kind == "describe":
-            return bool(forms) and set(forms) == {"sentence"} and len(forms) <= 2
-        return len(forms) == 1 and forms[0] in ("sentence", "absent", "affirm", "deny")
+            return set(forms) == {"sentence"} and len(forms) <= 2
+        fitting = {"one_word": ("bare",), "absent": ("absent",), "check": ("affirm", "deny")}
+        of_a_sentence = ("sentence", "absent", "affirm", "deny")
+        return len(forms) == 1 and forms[0] in fitting.get(question.kind, of_a_sentence)
 
     # ---------------------------------------------------------------- for a tokenizer
 
@@ -381,10 +363,8 @@ class Phrasebook(BaseModel):
                 yield f" {value} {_capitalised(value)}."
                 yield from (_capitalised(t.format(**{name: value})) for t in templates)
         for template in self.descriptions:
+            names = slots_of(template)
             for i in range(max(len(s.values) for s in self.slots.values())):
-                yield _capitalised(
-                    template.format(
-                        **{n: self.slots[n].values[i % len(self.slots[n].values)] for n in slots_of(template)}
-                    )
-                )
+                values = {n: self.slots[n].values[i % len(self.slots[n].values)] for n in names}
+                yield _capitalised(template.format(**values))
         yield from self.describe_questions

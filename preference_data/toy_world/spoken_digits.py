@@ -27,7 +27,6 @@ from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples, add
 
-PHRASEBOOK = Path(__file__).parent / "phrasebooks" / "spoken_digits.yaml"
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
 CLIP_S = 3.0
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -56,9 +55,10 @@ Voices = dict[str, dict[int, list[Recording]]]
 
 def prepare(
     out: Path,
+    phrasebook: Phrasebook,
+    recordings: Path,
     *,
-    recordings: Path | None = None,
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[str, int],
     held_out: HeldOut | None = None,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
@@ -67,6 +67,7 @@ def prepare(
 
     Args:
         out: where the audio goes.
+        phrasebook: the corpus' own.
         recordings: their folder, or the folder above it.
         counts: composed clips per split; the benchmark's single recordings come on top.
         held_out: speakers of dev and of test.
@@ -76,13 +77,11 @@ def prepare(
     Raises:
         ValueError: no recordings, none left for a split, or a speaker that is not there.
     """
-    if recordings is None or not counts:
-        raise ValueError(f"spoken_digits needs recordings={recordings}, and counts={counts}, the clips")
     good, bad = _read(_recordings_folder(recordings))
     if not good:
         raise ValueError(f"none of the {len(bad)} recordings in {recordings} can be used, e.g. {bad[0]}")
     by_split = _divide(good, counts, held_out or {}, recordings)
-    writer = ClipWriter(out, Phrasebook.load(PHRASEBOOK), "spoken_digits")
+    writer = ClipWriter(out, phrasebook, "spoken_digits")
     clips: list[AudioClip] = []
     composed = 0
     for number, split in enumerate(SPLITS):

@@ -16,14 +16,13 @@ import numpy as np
 from numpy.random import Generator
 
 from preference_data.audio.decode import SAMPLE_RATE
-from preference_data.dataset.splits import SPLITS, HeldOut
+from preference_data.dataset.splits import SPLITS
 from preference_data.schema import AudioClip, Facts, Split
 from preference_data.toy_world import espeak, sounds
 from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.sounds import Samples
 
-PHRASEBOOK = Path(__file__).parent / "phrasebooks" / "synthetic.yaml"
 CLIP_S = 3.0
 CATEGORIES = ("speech", "sound", "music", "mixed")
 _NAMES = ("one", "two", "three", "four")
@@ -61,10 +60,9 @@ class _Scene(NamedTuple):
 
 def prepare(
     out: Path,
+    phrasebook: Phrasebook,
     *,
-    recordings: Path | None = None,
-    counts: Mapping[str, int] | None = None,
-    held_out: HeldOut | None = None,
+    counts: Mapping[str, int],
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
 ) -> PreparedClips:
@@ -72,22 +70,14 @@ def prepare(
 
     Args:
         out: where the audio goes.
-        recordings: must be None, nothing is read.
+        phrasebook: the corpus' own.
         counts: clips per split.
-        held_out: must be empty, the voices of each split are fixed in `VOICES`.
         seed: draws everything. A clip depends on it and on its own number only.
         on_progress: called with the number of clips so far.
 
     Raises:
-        ValueError: the corpus was given recordings or speakers, or no counts.
         SpeechError: the speech synthesiser does not work here.
     """
-    if recordings or held_out or not counts:
-        raise ValueError(
-            f"synthetic makes its own clips and voices: it needs counts={counts}, and neither "
-            f"recordings={recordings} nor held_out={held_out}"
-        )
-    phrasebook = Phrasebook.load(PHRASEBOOK)
     pools = _pools([split for split in SPLITS if counts.get(split)], phrasebook, seed)
     writer = ClipWriter(out, phrasebook, "synthetic")
     clips: list[AudioClip] = []

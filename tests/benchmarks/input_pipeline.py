@@ -69,7 +69,8 @@ def in_shards(folder: Path, names: list[str]) -> list[str]:
     """The same clips in a tar."""
     samples = ((name.rpartition(".")[0].replace(".", "_"), name) for name in names)
     members = ((key, {"flac": (folder / name).read_bytes()}) for key, name in samples)
-    return [f"{shard}/{key}.flac" for key, shard in write_shards(folder, members, prefix=names[0])]
+    shards = folder / f"{names[0]}.shards"
+    return [f"{shards.name}/{shard}/{key}.flac" for key, shard in write_shards(shards, members)]
 
 
 def speed(features: Any, paths: list[str]) -> dict[str, float]:
@@ -138,7 +139,7 @@ def mix_part(folder: Path) -> dict[str, Any]:
     """Check and mix two data sets."""
     from preference_data.dataset.mixture import MixturePart, mix
 
-    mixed = mix(
+    return mix(
         folder / "corpus",
         [MixturePart(folder / "large"), MixturePart(folder / "small")],
         temperature=2.0,
@@ -146,7 +147,6 @@ def mix_part(folder: Path) -> dict[str, Any]:
         max_duration_s=30,
         max_bad_fraction=0.01,
     )
-    return {"rows": mixed.rows, "shares": mixed.shares}
 
 
 def order_part(folder: Path) -> dict[str, Any]:

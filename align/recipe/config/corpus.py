@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from align.recipe.config.base import Config, NoEffect, OutputKind, Outside, OutsideFolder, StageConfig
 
+CLIP_S = 3.0
+"""How long every clip of a corpus that is made lasts."""
+
 
 class ClipCounts(Config):
     """Clips to make per split. Splits share no clip; dev and test share no voice with any other."""
@@ -74,6 +77,14 @@ class CorpusConfig(StageConfig):
             raise ValueError(f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'")
         if self.corpus != "synthetic" and self.dir is None:
             raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
+        if self.corpus == "synthetic" and (self.dir or self.held_out):
+            raise ValueError(
+                "corpus 'synthetic' makes its own clips and voices: it has no dir and no held_out"
+            )
+        if self.corpus in ("synthetic", "spoken_digits") and self.max_duration_s < CLIP_S:
+            raise ValueError(f"clips of {self.corpus!r} last {CLIP_S:g} s: max_duration_s must allow that")
+        if self.corpus == "folder" and self.clips:
+            raise ValueError("corpus 'folder' uses every recording: it has no clips")
         if self.corpus != "folder" and self.clips is None:
             raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")
         return self

@@ -12,15 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    DESCRIBE_SOUND,
-    Content,
-    QuestionAnswer,
-    Recording,
-    comma_separated,
-    grouped,
-    not_a_corpus,
-)
+from preference_data.corpora.published.recording import Recording, captioned, grouped, rows, tables
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
@@ -30,27 +22,14 @@ _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
 def read(folder: Path) -> Iterator[Recording]:
     """Every captioned piece, there or not."""
-    if not any((folder / f"{part}.csv").is_file() for part in _SPLITS):
-        raise not_a_corpus(folder, "train.csv, val.csv or test.csv", "audiocaps")
     files = audio_files(folder)
-    for part, split in _SPLITS.items():
-        table = folder / f"{part}.csv"
-        pieces = (
-            grouped(comma_separated(table, _COLUMNS), "youtube_id", "start_time") if table.is_file() else {}
-        )
-        for (video, start), captioned in pieces.items():
-            captions = [row["caption"] for row in captioned]
-            names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in captioned)]
-            yield Recording(
-                next((files[name] for name in names if name in files), f"audio/{video}.wav"),
-                split,
-                "audiocaps",
-                tuple(
-                    Content("caption_audiocaps", text, text_language="en", benchmark="audiocaps")
-                    for text in captions
-                ),
-                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
-            )
+    for _, split, table in tables(folder, "{}.csv", _SPLITS, "audiocaps"):
+        pieces = grouped(rows(table, _COLUMNS), "youtube_id", "start_time")
+        for (video, start), piece in pieces.items():
+            captions = [row["caption"] for row in piece]
+            names = [video, f"Y{video}", f"{video}_{start}", *(row["audiocap_id"] for row in piece)]
+            path = next((files[name] for name in names if name in files), f"audio/{video}.wav")
+            yield captioned(path, split, "audiocaps", captions)
 
 
 def audio_files(folder: Path) -> Mapping[str, str]:

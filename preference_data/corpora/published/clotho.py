@@ -12,14 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    DESCRIBE_SOUND,
-    Content,
-    QuestionAnswer,
-    Recording,
-    comma_separated,
-    not_a_corpus,
-)
+from preference_data.corpora.published.recording import Recording, captioned, rows, tables
 from preference_data.schema import Split
 
 _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
@@ -28,19 +21,7 @@ _SPLITS: dict[str, Split] = {"evaluation": "test", "validation": "dev", "develop
 
 def read(folder: Path) -> Iterator[Recording]:
     """Every recording with its five captions."""
-    if not any((folder / f"clotho_captions_{part}.csv").is_file() for part in _SPLITS):
-        raise not_a_corpus(folder, "clotho_captions_*.csv", "clotho")
-    for part, split in _SPLITS.items():
-        table = folder / f"clotho_captions_{part}.csv"
-        for row in comma_separated(table, ("file_name", *_CAPTIONS)) if table.is_file() else ():
-            captions = [row[name] for name in _CAPTIONS]
-            yield Recording(
-                f"{part}/{row['file_name']}",
-                split,
-                "clotho",
-                tuple(
-                    Content("caption_clotho", text, text_language="en", benchmark="clotho")
-                    for text in captions
-                ),
-                tuple(QuestionAnswer(DESCRIBE_SOUND, text) for text in captions[:1]),
-            )
+    for part, split, table in tables(folder, "clotho_captions_{}.csv", _SPLITS, "clotho"):
+        for row in rows(table, ("file_name", *_CAPTIONS)):
+            path, captions = f"{part}/{row['file_name']}", [row[name] for name in _CAPTIONS]
+            yield captioned(path, split, "clotho", captions)

@@ -18,26 +18,21 @@ from preference_data.corpora.published.recording import (
     Content,
     QuestionAnswer,
     Recording,
-    comma_separated,
     grouped,
-    not_a_corpus,
+    rows,
+    tables,
 )
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
+_COLUMNS = ("file_name", "QuestionText", "answer")
 _AGREEING = 2
 
 
 def read(folder: Path) -> Iterator[Recording]:
     """Every recording with its questions."""
-    if not any((folder / f"clotho_aqa_{part}.csv").is_file() for part in _SPLITS):
-        raise not_a_corpus(folder, "clotho_aqa_{train,val,test}.csv", "clothoaqa")
-    for part, split in _SPLITS.items():
-        table = folder / f"clotho_aqa_{part}.csv"
-        if not table.is_file():
-            continue
-        rows = comma_separated(table, ("file_name", "QuestionText", "answer"), encoding="utf-8-sig")
-        for (name,), answers in grouped(rows, "file_name").items():
+    for _, split, table in tables(folder, "clotho_aqa_{}.csv", _SPLITS, "clothoaqa"):
+        for (name,), answers in grouped(rows(table, _COLUMNS), "file_name").items():
             agreed = list(_agreed(answers))
             everything = [QuestionAnswer(row["QuestionText"], row["answer"]) for row in answers]
             yield Recording(
@@ -49,9 +44,9 @@ def read(folder: Path) -> Iterator[Recording]:
             )
 
 
-def _agreed(rows: Sequence[Mapping[str, str]]) -> Iterator[QuestionAnswer]:
+def _agreed(given: Sequence[Mapping[str, str]]) -> Iterator[QuestionAnswer]:
     """Questions with the answer that most people gave."""
-    for (question,), answers in grouped(rows, "QuestionText").items():
+    for (question,), answers in grouped(given, "QuestionText").items():
         answer, votes = Counter(row["answer"].lower() for row in answers).most_common(1)[0]
         if votes >= _AGREEING:
             yield QuestionAnswer(question, answer)

@@ -13,13 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    Content,
-    Recording,
-    language,
-    not_a_corpus,
-    tab_separated,
-)
+from preference_data.corpora.published.recording import Content, Recording, language, not_a_corpus, rows
 from preference_data.prompts.languages import LANGUAGES
 from preference_data.schema import Split, stable_id
 
@@ -41,7 +35,7 @@ def read(folder: Path) -> Iterator[Recording]:
     for split in _SPLITS:
         for locale in locales:
             table = locale / f"{split}.tsv"
-            for row in tab_separated(table, _COLUMNS) if table.is_file() else ():
+            for row in rows(table, _COLUMNS) if table.is_file() else ():
                 yield _recording(folder, locale, split, row)
 
 

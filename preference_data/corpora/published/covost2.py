@@ -18,7 +18,7 @@ from preference_data.corpora.published.recording import (
     Recording,
     language,
     not_a_corpus,
-    tab_separated,
+    rows,
 )
 from preference_data.schema import Split, stable_id
 
@@ -39,7 +39,7 @@ def read(folder: Path) -> Iterator[Recording]:
         for source in sources:
             translated = _translations([table for table in tables if _pair(table)[0] == source])
             validated = folder / source / "validated.tsv"
-            for row in tab_separated(validated, ("client_id", "path", "sentence"), escape="\\"):
+            for row in rows(validated, ("client_id", "path", "sentence"), escape="\\"):
                 recording = _recording(source, row, translated.get(row["path"], {}))
                 if recording and recording.split == split:
                     yield recording
@@ -54,7 +54,7 @@ def _translations(tables: Sequence[Path]) -> _Translations:
     translations: _Translations = {}
     for table in tables:
         target = _pair(table)[1]
-        for row in tab_separated(table, ("path", "translation", "split"), escape="\\"):
+        for row in rows(table, ("path", "translation", "split"), escape="\\"):
             if row["split"] not in _SPLITS:
                 raise BadCorpus(f"{table}: split {row['split']!r} is none of {', '.join(_SPLITS)}")
             translations.setdefault(row["path"], {})[target] = (_SPLITS[row["split"]], row["translation"])

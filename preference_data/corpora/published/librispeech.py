@@ -16,13 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    BadCorpus,
-    Content,
-    Recording,
-    lines,
-    not_a_corpus,
-)
+from preference_data.corpora.published.recording import BadCorpus, Content, Recording, lines, not_a_corpus
 from preference_data.schema import Split, Word
 
 _SPLITS: dict[str, Split] = {

@@ -13,13 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from preference_data.corpora.published.recording import (
-    Content,
-    QuestionAnswer,
-    Recording,
-    comma_separated,
-    not_a_corpus,
-)
+from preference_data.corpora.published.recording import Content, QuestionAnswer, Recording, rows, tables
 from preference_data.schema import Split
 
 _CLIPS: dict[Split, str] = {
@@ -38,14 +32,11 @@ _QUESTION = "What emotion does the speaker express?"
 def read(folder: Path) -> Iterator[Recording]:
     """Every labelled utterance, its clip there or not."""
     root = folder / "MELD.Raw" if (folder / "MELD.Raw").is_dir() else folder
-    if not any((root / f"{split}_sent_emo.csv").is_file() for split in _CLIPS):
-        raise not_a_corpus(folder, "MELD.Raw/{train,dev,test}_sent_emo.csv", "meld")
-    for split, clips in _CLIPS.items():
-        table = root / f"{split}_sent_emo.csv"
-        for row in comma_separated(table, _COLUMNS) if table.is_file() else ():
+    for _, split, table in tables(root, "{}_sent_emo.csv", {split: split for split in _CLIPS}, "meld"):
+        for row in rows(table, _COLUMNS):
             emotion, text = row["Emotion"].lower(), row["Utterance"].translate(_TYPOGRAPHY)
             name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-            flac = root / clips / f"{name}.flac"
+            flac = root / _CLIPS[split] / f"{name}.flac"
             path = flac if flac.exists() else flac.with_suffix(".wav")
             yield Recording(
                 path.relative_to(folder).as_posix(),

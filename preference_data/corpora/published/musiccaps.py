@@ -13,17 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from preference_data.corpora.published.audiocaps import audio_files
-from preference_data.corpora.published.recording import (
-    DESCRIBE_MUSIC,
-    BadCorpus,
-    Content,
-    QuestionAnswer,
-    Recording,
-    comma_separated,
-)
+from preference_data.corpora.published.recording import BadCorpus, Content, QuestionAnswer, Recording, rows
 from preference_data.schema import Split
 
 _TABLE = "musiccaps-public.csv"
+_QUESTION = "Describe the music in this recording."
 _COLUMNS = ("ytid", "start_s", "aspect_list", "caption", "is_audioset_eval")
 
 
@@ -32,7 +26,7 @@ def read(folder: Path) -> Iterator[Recording]:
     files = audio_files(folder)
     splits: tuple[Split, ...] = ("test", "train")
     for split in splits:
-        for row in comma_separated(folder / _TABLE, _COLUMNS):
+        for row in rows(folder / _TABLE, _COLUMNS):
             if _is_true(row["is_audioset_eval"]) == (split == "test"):
                 yield _recording(split, row, files)
 
@@ -48,7 +42,7 @@ def _recording(split: Split, row: Mapping[str, str], files: Mapping[str, str]) -
         split,
         "musiccaps",
         tuple(contents),
-        (QuestionAnswer(DESCRIBE_MUSIC, row["caption"]),),
+        (QuestionAnswer(_QUESTION, row["caption"]),),
     )
 
 

@@ -15,13 +15,7 @@ from typing import Any
 
 import ijson
 
-from preference_data.corpora.published.recording import (
-    BadCorpus,
-    Content,
-    Recording,
-    missing,
-    not_a_corpus,
-)
+from preference_data.corpora.published.recording import BadCorpus, Content, Recording, missing, not_a_corpus
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "valid": "dev", "train": "train"}

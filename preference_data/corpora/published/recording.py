@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from preference_data.schema import Split, Word
 
 DESCRIBE_SOUND = "Describe what can be heard in this recording."
-DESCRIBE_MUSIC = "Describe the music in this recording."
 _LONGEST_CELL = 1_000_000  # characters
 
 
@@ -53,28 +52,10 @@ class Recording(NamedTuple):
     """None also where the publisher's own splits share their speakers."""
 
 
-def tab_separated(path: Path, columns: Sequence[str], escape: str | None = None) -> Iterator[dict[str, str]]:
-    """Rows of a table without quoting, see `rows`."""
-    return rows(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
+def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> Iterator[dict[str, str]]:
+    """Rows of a table by column name, blanks around cells removed; reads as it goes.
 
-
-def comma_separated(
-    path: Path, columns: Sequence[str], encoding: str = "utf-8-sig"
-) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file, see `rows`."""
-    return rows(path, columns, encoding=encoding)
-
-
-def rows(
-    path: Path,
-    columns: Sequence[str],
-    *,
-    delimiter: str = ",",
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL,
-    escapechar: str | None = None,
-    encoding: str = "utf-8-sig",
-) -> Iterator[dict[str, str]]:
-    """Rows by column name, blanks around cells removed; reads as it goes.
+    Cells of a .tsv file are separated by tabs and not quoted; `escape` is the mark that escapes one in them.
 
     Raises:
         BadCorpus: the file is missing, is not such a table, lacks a column, or a line has too few cells.
@@ -83,8 +64,11 @@ def rows(
         raise missing(path)
     csv.field_size_limit(_LONGEST_CELL)
     try:
-        with path.open(encoding=encoding, newline="") as file:
-            table = csv.DictReader(file, delimiter=delimiter, quoting=quoting, escapechar=escapechar)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".tsv":
+                table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
+            else:
+                table = csv.DictReader(file)
             there = [name.strip() for name in table.fieldnames or ()]
             if lacking := [name for name in columns if name not in there]:
                 raise BadCorpus(
@@ -117,6 +101,13 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise BadCorpus(f"{path} is not text in UTF-8: {error}; fetch it again") from error
 
 
+def captioned(path: str, split: Split, corpus: str, captions: Sequence[str]) -> Recording:
+    """A sound with its captions, of a corpus with a captioning task of its own; chats ask for the first."""
+    contents = [Content(f"caption_{corpus}", text, text_language="en", benchmark=corpus) for text in captions]
+    questions = (QuestionAnswer(DESCRIBE_SOUND, captions[0]),)
+    return Recording(path, split, corpus, tuple(contents), questions)
+
+
 def grouped(table: Iterable[Mapping[str, str]], *key: str) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
     """Rows by the value of `key`, in the order in which each value comes first."""
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
@@ -133,6 +124,21 @@ def language(locale: str) -> str:
 def missing(path: Path) -> BadCorpus:
     """The error for a file of the corpus that is not there."""
     return BadCorpus(f"{path} is missing: is this the folder that `align data download` filled?")
+
+
+def tables(
+    folder: Path, pattern: str, splits: Mapping[str, Split], corpus: str
+) -> list[tuple[str, Split, Path]]:
+    """Part, split and path of each table that is there, of a corpus with a table for each part.
+
+    Raises:
+        BadCorpus: none is there.
+    """
+    paths = [(part, split, folder / pattern.format(part)) for part, split in splits.items()]
+    there = [table for table in paths if table[2].is_file()]
+    if not there:
+        raise not_a_corpus(folder, pattern.format(f"{{{','.join(splits)}}}"), corpus)
+    return there
 
 
 def not_a_corpus(folder: Path, wanted: str, name: str) -> BadCorpus:

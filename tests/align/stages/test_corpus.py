@@ -37,6 +37,8 @@ tasks: [{task: sound_QA}]
 targets: [{task: caption, text: " {description}"}]
 """
 
+CLIPS = {"train": 2, "preference": 1, "dev": 1, "test": 1}
+
 
 def tone(path, high, seconds=0.5):
     t = np.arange(int(16_000 * seconds)) / 16_000
@@ -174,6 +176,12 @@ def test_without_a_phrasebook_it_is_said_what_needs_one(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"corpus": "synthetic", "clips": CLIPS, "dir": "b"}, "has no dir"),
+        ({"corpus": "synthetic", "clips": CLIPS, "held_out": {"dev": ["ann"]}}, "no held_out"),
+        ({"corpus": "synthetic"}, "needs clips"),
+        ({"corpus": "synthetic", "clips": CLIPS, "max_duration_s": 2}, "last 3 s"),
+        ({"corpus": "folder", "dir": "b", "clips": CLIPS}, "has no clips"),
+        ({"corpus": "folder"}, "needs dir"),
         ({"corpus": "mixture"}, "needs sources"),
         ({"corpus": "mixture", "sources": [{"folder": "a"}], "dir": "b"}, "has no dir"),
         ({"corpus": "folder", "dir": "b", "sources": [{"folder": "a"}]}, "'folder' has no sources"),
@@ -188,6 +196,6 @@ def test_without_a_phrasebook_it_is_said_what_needs_one(prepared, tmp_path):
         ({"corpus": "mixture", "sources": [{"folder": "a"}], "temperature": 0.5}, "temperature"),
     ],
 )
-def test_mixtures_that_make_no_sense_are_refused(settings, message):
+def test_keys_that_a_corpus_has_no_use_for_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         CorpusConfig(stage="corpus", **settings)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import soundfile
 
 from preference_data.audio import decode
 from preference_data.corpora import folder
-from preference_data.corpora.catalog import CORPORA, corpus_module, phrasebook_of
+from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset import splits
 from preference_data.schema import AudioClip
 from preference_data.toy_world import spoken_digits, synthetic
@@ -21,6 +22,10 @@ from preference_data.toy_world.phrasebook import Phrasebook
 from preference_data.toy_world.spoken_digits import facts_of, laid_out, trimmed
 
 RATE = decode.SAMPLE_RATE
+SYNTHETIC = Phrasebook.load(phrasebook_of("synthetic", None))
+DIGITS = Phrasebook.load(phrasebook_of("spoken_digits", None))
+prepare_synthetic = partial(synthetic.prepare, phrasebook=SYNTHETIC)
+prepare_digits = partial(spoken_digits.prepare, phrasebook=DIGITS)
 ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "free-spoken-digit-dataset.tar.gz"
 
 
@@ -40,17 +45,6 @@ def check_files(out: Path, clips: list[AudioClip], corpus: str, book: Phrasebook
         assert book.description(clip.facts)
 
 
-def test_corpora_are_found_by_name():
-    for name in CORPORA:
-        assert corpus_module(name).prepare
-    with pytest.raises(ValueError, match="unknown corpus 'os'; known: synthetic"):
-        corpus_module("os")
-    with pytest.raises(ValueError, match="unknown corpus"):
-        phrasebook_of("os", None)
-    assert phrasebook_of("synthetic", None) == synthetic.PHRASEBOOK
-    assert phrasebook_of("spoken_digits", None) == spoken_digits.PHRASEBOOK
-
-
 # ------------------------------------------------------------------ synthetic world
 
 COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
@@ -60,14 +54,14 @@ COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
 def world(tmp_path_factory) -> tuple[Path, list[AudioClip]]:
     out = tmp_path_factory.mktemp("world")
     done: list[int] = []
-    clips, _ = synthetic.prepare(out, counts=COUNTS, seed=3, on_progress=done.append)
+    clips, _ = prepare_synthetic(out, counts=COUNTS, seed=3, on_progress=done.append)
     assert done == list(range(1, 161))
     return out, clips
 
 
 def test_the_synthetic_world_has_all_categories_equally_often_and_voices_by_split(world):
     out, clips = world
-    check_files(out, clips, "synthetic", Phrasebook.load(synthetic.PHRASEBOOK))
+    check_files(out, clips, "synthetic", SYNTHETIC)
     assert Counter(clip.split for clip in clips) == COUNTS
     for split in COUNTS:
         of = [clip for clip in clips if clip.split == split]
@@ -83,9 +77,9 @@ def test_the_synthetic_world_has_all_categories_equally_often_and_voices_by_spli
 
 def test_clips_depend_on_seed_and_number_only(world, tmp_path):
     _, clips = world
-    few, _ = synthetic.prepare(tmp_path, counts={"train": 6, "test": 8}, seed=3)
+    few, _ = prepare_synthetic(tmp_path, counts={"train": 6, "test": 8}, seed=3)
     assert few == [c for c in clips if c.split == "train"][:6] + [c for c in clips if c.split == "test"][:8]
-    other, _ = synthetic.prepare(tmp_path, counts={"dev": 4}, seed=4)
+    other, _ = prepare_synthetic(tmp_path, counts={"dev": 4}, seed=4)
     assert not {clip.sha256 for clip in other} & {clip.sha256 for clip in clips}
 
 
@@ -101,13 +95,6 @@ def test_a_clip_holds_as_many_sounds_as_its_facts_say(world):
         assert len(onsets) == ["one", "two", "three", "four"].index(clip.facts["count"]) + 1, clip
         checked += 1
     assert checked >= 8
-
-
-def test_the_synthetic_world_refuses_recordings(tmp_path):
-    with pytest.raises(ValueError, match="neither recordings="):
-        synthetic.prepare(tmp_path, recordings=tmp_path, counts={"dev": 2})
-    with pytest.raises(ValueError, match="counts=None"):
-        synthetic.prepare(tmp_path)
 
 
 # --------------------------------------------------------------- spoken digits
@@ -138,8 +125,8 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     out = tmp_path / "out"
     done: list[int] = []
     options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT, "seed": 1}
-    clips, bad = spoken_digits.prepare(out, **options, on_progress=done.append)
-    check_files(out, clips, "spoken_digits", Phrasebook.load(spoken_digits.PHRASEBOOK))
+    clips, bad = prepare_digits(out, **options, on_progress=done.append)
+    check_files(out, clips, "spoken_digits", DIGITS)
     assert done == list(range(1, 51))
     assert Counter((clip.split, clip.source) for clip in clips) == {
         ("train", "sequence"): 30,
@@ -154,11 +141,11 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     singles = [clip for clip in clips if clip.source == "recording" and clip.split == "test"]
     assert Counter(clip.facts["digits"] for clip in singles) == {"zero": 4, "three": 4, "seven": 4}
     assert bad == []
-    assert spoken_digits.prepare(tmp_path / "again", **options).clips == clips
+    assert prepare_digits(tmp_path / "again", **options).clips == clips
 
 
 def test_a_single_recording_is_heard_as_it_is(recordings, tmp_path):
-    clips, _ = spoken_digits.prepare(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
+    clips, _ = prepare_digits(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
     clip = next(clip for clip in clips if clip.id == "spoken_digits-test-7_kim_6")
     samples = decode.load(tmp_path / clip.path, max_duration_s=3)
     spectrum = np.abs(np.fft.rfft(samples))
@@ -217,9 +204,7 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
     write_tone(wavs / "7_ann_10.wav", 500, duration_s=4)
     write_tone(wavs / "seven_ann_11.wav", 500)
     soundfile.write(wavs / "0_ann_12.wav", np.zeros(4000), 8000)
-    clips, bad = spoken_digits.prepare(
-        tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT
-    )
+    clips, bad = prepare_digits(tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
     assert len(clips) == 50 + 24
     assert {one.id: one.code for one in bad} == {
         "0_ann_12": "bad_level",
@@ -234,7 +219,7 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
 def test_unusable_digits_say_what_to_do(recordings, tmp_path):
     def prepare(**changes):
         options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT}
-        spoken_digits.prepare(tmp_path / "out", **{**options, **changes})
+        prepare_digits(tmp_path / "out", **{**options, **changes})
 
     with pytest.raises(ValueError, match="'zoe' must be .* ann, bob, eve, kim"):
         prepare(held_out={"dev": ["zoe"], "test": ["kim"]})
@@ -272,10 +257,10 @@ def real_recordings(tmp_path_factory) -> Path:
 
 def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
     counts = {"train": 60, "preference": 20, "dev": 10, "test": 10}
-    clips, bad = spoken_digits.prepare(
+    clips, bad = prepare_digits(
         tmp_path, recordings=real_recordings, counts=counts, held_out={"dev": ["george"], "test": ["theo"]}
     )
-    check_files(tmp_path, clips, "spoken_digits", Phrasebook.load(spoken_digits.PHRASEBOOK))
+    check_files(tmp_path, clips, "spoken_digits", DIGITS)
     assert bad == []
     singles = [clip for clip in clips if clip.source == "recording"]
     assert Counter((clip.speaker, clip.facts["digits"]) for clip in singles) == {
@@ -288,6 +273,12 @@ def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
 
 
 # ---------------------------------------------------------------- your folder
+
+
+def prepare_folder(out: Path, recordings: Path, **options):
+    phrasebook = Phrasebook.load(phrasebook_of("folder", recordings))
+    return folder.prepare(out, phrasebook, recordings, max_duration_s=30.0, **options)
+
 
 ROWS = [
     {"path": "a/one.wav", "speaker": "ann", "first": "one", "digits": "one", "said": "one"},
@@ -312,7 +303,7 @@ def mine(tmp_path) -> Path:
     stereo = np.zeros((8000, 2))
     stereo[:, 0] = 0.5
     soundfile.write(source / "c.wav", stereo, 16000)
-    shutil.copyfile(spoken_digits.PHRASEBOOK, source / "phrasebook.yaml")
+    shutil.copyfile(phrasebook_of("spoken_digits", None), source / "phrasebook.yaml")
     write_table(source, ROWS)
     return source
 
@@ -320,7 +311,7 @@ def mine(tmp_path) -> Path:
 def test_a_folder_of_your_own(mine, tmp_path):
     out, done = tmp_path / "out", []
     held_out = {"dev": ["bob"], "test": ["eve"]}
-    clips, _ = folder.prepare(out, recordings=mine, held_out=held_out, on_progress=done.append)
+    clips, _ = prepare_folder(out, recordings=mine, held_out=held_out, on_progress=done.append)
     check_files(out, clips, "folder", Phrasebook.load(mine / "phrasebook.yaml"))
     assert done == [1, 2, 3, 4]
     by_speaker = {(clip.speaker, clip.facts["digits"]): clip for clip in clips}
@@ -331,7 +322,7 @@ def test_a_folder_of_your_own(mine, tmp_path):
     assert by_speaker["ann", "one"].duration_s == pytest.approx(0.5, abs=0.001)
     mixed = decode.load(out / by_speaker["eve", "six"].path, max_duration_s=3)
     assert np.allclose(mixed, 0.25, atol=1e-3)  # two channels, one of them silent
-    assert folder.prepare(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
+    assert prepare_folder(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
 
 
 def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, tmp_path):
@@ -340,7 +331,7 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
         shutil.copyfile(mine / "c.wav", mine / row["path"])
     given = [{**row, "split": split} for row, split in zip(ROWS, ("test", "test", "dev", "dev"), strict=True)]
     write_table(mine, given + rest)
-    clips, _ = folder.prepare(tmp_path / "out", recordings=mine)
+    clips, _ = prepare_folder(tmp_path / "out", recordings=mine)
     assert [clip.split for clip in clips[:4]] == ["test", "test", "dev", "dev"]
     shares = Counter(clip.split for clip in clips[4:])
     assert set(shares) == {"train", "preference"}
@@ -349,13 +340,13 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
 
 def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
     (mine / "c.wav").write_text("<html>")
-    clips, bad = folder.prepare(tmp_path / "out", recordings=mine)
+    clips, bad = prepare_folder(tmp_path / "out", recordings=mine)
     assert len(clips) == 3
     assert [(one.path, one.code) for one in bad] == [("c.wav", "unreadable")]
     for path in [*mine.rglob("*.wav"), *mine.rglob("*.flac")]:
         path.unlink()
     with pytest.raises(ValueError, match="none of the 4 recordings.*'a/one.wav': missing"):
-        folder.prepare(tmp_path / "out", recordings=mine)
+        prepare_folder(tmp_path / "out", recordings=mine)
 
 
 @pytest.mark.parametrize(
@@ -379,23 +370,23 @@ def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
 def test_a_bad_table_names_line_column_and_value(mine, tmp_path, change, message):
     write_table(mine, [ROWS[0], {**ROWS[1], **change}, *ROWS[2:]])
     with pytest.raises(folder.BadFacts) as caught:
-        folder.prepare(tmp_path / "out", recordings=mine, held_out={"dev": ["bob"]})
+        prepare_folder(tmp_path / "out", recordings=mine, held_out={"dev": ["bob"]})
     assert message in str(caught.value)
 
 
 def test_all_problems_of_a_table_are_told_at_once(mine, tmp_path):
     write_table(mine, [{**row, "first": "ten"} for row in ROWS])
     with pytest.raises(folder.BadFacts) as caught:
-        folder.prepare(tmp_path / "out", recordings=mine, held_out={"test": ["zoe"]})
+        prepare_folder(tmp_path / "out", recordings=mine, held_out={"test": ["zoe"]})
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     assert "nobody is called 'zoe'" in lines[4]
 
 
 def test_a_folder_without_its_files_says_which(mine, tmp_path):
-    def message(source: Path | None) -> str:
+    def message(source: Path) -> str:
         with pytest.raises(ValueError) as caught:
-            folder.prepare(tmp_path / "out", recordings=source)
+            prepare_folder(tmp_path / "out", recordings=source)
         return str(caught.value)
 
     (mine / "facts.csv").write_text("path,speaker\nc.wav\n")
@@ -408,7 +399,6 @@ def test_a_folder_without_its_files_says_which(mine, tmp_path):
     assert "facts.csv is missing" in message(mine)
     (mine / "phrasebook.yaml").unlink()
     assert "phrasebook.yaml, which says what can be asked" in message(mine)
-    assert "needs recordings=None" in message(None)
 
 
 def test_a_link_out_of_the_folder_is_refused(mine, tmp_path):
@@ -416,4 +406,4 @@ def test_a_link_out_of_the_folder_is_refused(mine, tmp_path):
     (mine / "c.wav").unlink()
     (mine / "c.wav").symlink_to(tmp_path / "outside.wav")
     with pytest.raises(folder.BadFacts, match=":5: column 'path': 'c.wav' is a link that leaves"):
-        folder.prepare(tmp_path / "out", recordings=mine)
+        prepare_folder(tmp_path / "out", recordings=mine)

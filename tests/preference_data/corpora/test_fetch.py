@@ -17,8 +17,9 @@ import pytest
 
 from preference_data.corpora import fetch
 from preference_data.corpora.catalog import CARDS, download
-from preference_data.corpora.fetch import DownloadFailed, RemoteFile, UnknownPart
+from preference_data.corpora.fetch import DownloadFailed, RemoteFile
 from preference_data.corpora.published import audiocaps
+from preference_data.corpora.published.recording import BadCorpus
 from preference_data.corpora.unpack import BadArchive, unpack, unpack_inner
 from tests.http_servers import running
 
@@ -290,7 +291,7 @@ def test_parts_are_fetched_unpacked_and_not_fetched_again(server, tmp_path):
     download(card, tmp_path)
     assert [path for path, _, _ in server.seen] == ["/x.tar.gz", "/y.zip", "/z.csv"]
     assert left_behind(tmp_path) == [".fetched"]
-    with pytest.raises(UnknownPart, match="no part 'w'; there are x.tar.gz, y.zip, z.csv"):
+    with pytest.raises(BadCorpus, match="no part 'w'; there are x.tar.gz, y.zip, z.csv"):
         download(card, tmp_path, ["w"])
 
 

@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from preference_data.corpora import catalog, hub
-from preference_data.corpora.fetch import DownloadFailed, UnknownPart
+from preference_data.corpora.fetch import DownloadFailed
+from preference_data.corpora.published.recording import BadCorpus
 from tests.http_servers import running
 
 REPO = "qyang1021/AIR-Bench-Dataset"
@@ -199,7 +200,7 @@ def test_air_bench_comes_from_the_hub(server, tmp_path, monkeypatch):
     card = catalog.CARDS["air_bench"]
     assert catalog.download(card, tmp_path) == ""
     check(tmp_path)
-    with pytest.raises(UnknownPart, match="no part 'Music'; there are Chat, Foundation"):
+    with pytest.raises(BadCorpus, match="no part 'Music'; there are Chat, Foundation"):
         catalog.download(card, tmp_path, ["Music"])
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preference_data.dataset.manifest import open_manifest
+from preference_data.dataset.manifest import Selection, open_manifest
 from preference_data.schema import AudioClip, TaskExample
 from preference_data.store import BadRecord, write
 
@@ -37,11 +37,11 @@ def test_rows_by_number(jsonl):
 
 
 def test_a_stretch_is_a_view(jsonl):
-    part = open_manifest(jsonl, TaskExample)[100:300]
+    part = Selection(open_manifest(jsonl, TaskExample), range(100, 300))
     assert len(part) == 200
     assert part[0].id == "e100"
     assert part[-1].id == "e299"
-    assert [one.id for one in part[10:12]] == ["e110", "e111"]
+    assert [one.id for one in Selection(part, range(10, 12))] == ["e110", "e111"]
 
 
 def test_blank_lines_are_no_rows_and_lines_are_counted_right(tmp_path):
@@ -104,7 +104,7 @@ def test_parquet_rows_equal_those_of_json_lines(tmp_path):
     assert len(columns) == 250
     assert list(columns) == list(lines)
     assert columns[99] == lines[99]
-    assert columns[100:][150 - 1] == lines[249]
+    assert Selection(columns, range(100, 250))[150 - 1] == lines[249]
     assert pickle.loads(pickle.dumps(columns))[7] == lines[7]
 
 

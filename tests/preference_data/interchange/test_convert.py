@@ -274,6 +274,16 @@ SWIFT = {
         ({"rejected_response": " "}, "the rejected answer is empty"),
         ({"rejected_response": "<audio>B"}, "<audio> stands in an answer"),
         ({"rejected_audios": ["b.wav"]}, "rejected_audios differ from audios"),
+        (
+            {
+                "rejected_messages": [
+                    {"role": "user", "content": "<audio>Q"},
+                    {"role": "assistant", "content": "B"},
+                ],
+                "rejected_audios": ["b.wav"],
+            },
+            "rejected_audios differ from audios",
+        ),
         ({"messages": []}, "has no list of messages"),
         (
             {"messages": [{"role": "user", "content": "<audio>Q"}]},

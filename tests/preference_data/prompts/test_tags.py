@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from preference_data.prompts.languages import LANGUAGES, UNKNOWN
 from preference_data.prompts.prompts import AUDIO, pretraining_prompt
-from preference_data.prompts.tags import BadTags, Tags, names_of, render
-from preference_data.prompts.tasks import TASKS
+from preference_data.prompts.tags import names_of, render
+from preference_data.prompts.tasks import TASKS, Task, TaskTags
 
 PROMPT_FORMATS = ("tags_paper", "tags_released")
 LANGUAGE = st.sampled_from(sorted(LANGUAGES))
@@ -17,9 +17,9 @@ QUESTION = st.text(max_size=40).filter(lambda q: q.strip() and "<|" not in q and
 
 
 @st.composite
-def valid_tags(draw, prompt_format):
+def valid_tags(draw):
     task = TASKS[draw(st.sampled_from(sorted(TASKS)))]
-    start, _, kind, _, timestamps, instruction = task.tags
+    start, kind = task.tags.start, task.tags.task
     audio = draw(LANGUAGE if start == "transcript" else st.one_of(LANGUAGE, st.just(UNKNOWN)))
     text = draw(LANGUAGE)
     if kind == "transcribe":
@@ -27,9 +27,7 @@ def valid_tags(draw, prompt_format):
     if kind == "translate" and text == audio:
         text = "zh" if audio == "en" else "en"
     question = draw(QUESTION) if task.asks else None
-    if question is not None and prompt_format == "tags_released" and not instruction:
-        return Tags(start, audio, kind, None, None, (), question)
-    return Tags(start, audio, kind, text, timestamps, instruction, question)
+    return task.tags._replace(audio_language=audio, text_language=text), question
 
 
 def pieces(text):
@@ -37,9 +35,9 @@ def pieces(text):
     return [piece for piece in re.split(r"(<\|[^<>|\s]+\|>)", text) if piece]
 
 
-@given(st.data(), st.sampled_from(PROMPT_FORMATS))
-def test_the_order_is_the_formats(data, prompt_format):
-    tags = data.draw(valid_tags(prompt_format))
+@given(valid_tags(), st.sampled_from(PROMPT_FORMATS))
+def test_the_order_is_the_formats(tags_and_question, prompt_format):
+    tags, question = tags_and_question
     released = prompt_format == "tags_released"
     start = {"transcript": "startoftranscript" + "s" * (not released), "analysis": "startofanalysis"}
     task = {"analysis": "keyword", "question-answer": "question"} if released else {}
@@ -48,11 +46,11 @@ def test_the_order_is_the_formats(data, prompt_format):
         f"<|{tags.audio_language}|>",
         f"<|{task.get(tags.task, tags.task)}|>",
     ]
-    if tags.question is not None:
-        expected += [tags.question, *(["<|answer|>"] if released else [])]
-    if tags.text_language is not None:
+    if question is not None:
+        expected += [question, *(["<|answer|>"] if released else [])]
+    if question is None or not released or tags.instruction:
         expected += [f"<|{name}|>" for name in (tags.text_language, tags.timestamps, *tags.instruction)]
-    assert pieces(render(tags, prompt_format)) == expected
+    assert pieces(render(tags, question, prompt_format)) == expected
 
 
 @pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
@@ -67,32 +65,35 @@ def test_every_tasks_prompt_is_of_the_formats_tags(task, prompt_format):
         assert not set(names) <= set(names_of(other))
 
 
-ASR = Tags("transcript", "en", "transcribe", "en", "notimestamps", ("wo_itn",))
-ANSWER = Tags("analysis", "en", "question-answer", None, None, (), "What?")
+ASR = TaskTags("transcript", "en", "transcribe", "en", "notimestamps", ("wo_itn",))
+ANSWER = TaskTags("analysis", "en", "question-answer", "en", "notimestamps", ())
 
 
 @pytest.mark.parametrize(
-    ("tags", "what"),
+    ("tags", "question", "what"),
     [
-        (ASR._replace(timestamps="timestamps"), "no task of tasks.yaml has 'transcribe', 'timestamps'"),
-        (ASR._replace(start="analysis"), "'analysis' does not begin the task 'transcribe'"),
-        (
-            ASR._replace(audio_language="unknown"),
-            "'unknown' is not an audio language of the task 'tr",
-        ),
-        (ASR._replace(audio_language="transcribe"), "'transcribe' is not an audio language"),
-        (ASR._replace(text_language="de"), "a transcript of en in de is a translation"),
-        (ASR._replace(task="translate"), "a translation of en into en is a transcript"),
-        (ASR._replace(text_language="xx"), "text language 'xx'"),
-        (ASR._replace(text_language=None, timestamps=None), "text language None"),
-        (ASR._replace(instruction=("scene",)), "the output instruction 'scene'"),
-        (ASR._replace(question="What?"), "the task 'transcribe' with the question 'What"),
-        (ANSWER._replace(question=None), "the task 'question-answer' with the question None"),
-        (ANSWER._replace(question=" "), "the question ' ' is empty"),
-        (ANSWER._replace(question="a<|en|>"), "is empty or holds marks of a tag"),
-        (ANSWER._replace(text_language="en", timestamps="notimestamps"), "in tags_released"),
+        (ASR._replace(audio_language="unknown"), None, "'unknown' is not an audio language of the task 'tr"),
+        (ASR._replace(text_language="de"), None, "a transcript of en in de is a translation"),
+        (ASR._replace(text_language="zh_tr"), None, "a transcript of en in zh_tr is a translation"),
+        (ASR._replace(task="translate"), None, "a translation of en into en is a transcript"),
+        (ANSWER, " ", "the question ' ' is empty"),
+        (ANSWER, "a<|en|>", "is empty or holds marks of a tag"),
     ],
 )
-def test_what_is_wrong_is_named(tags, what):
-    with pytest.raises(BadTags, match=what):
-        render(tags, "tags_released")
+def test_what_is_wrong_is_named(tags, question, what):
+    with pytest.raises(ValueError, match=what):
+        render(tags, question, "tags_released")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"start": "analysis"}, "'analysis' does not begin the task 'transcribe'"),
+        ({"task": "question-answer", "start": "analysis"}, "has {question} in its sentence"),
+        ({"timestamps": "timestamps"}, "stamps goes with the tag timestamps"),
+        ({"audio_language": "xx"}, "'xx' is not a language"),
+    ],
+)
+def test_a_task_whose_tags_do_not_hang_together_is_refused(change, what):
+    with pytest.raises(ValueError, match=what):
+        Task(family="speech", sentence="Recognize the speech:", tags=ASR._replace(**change))

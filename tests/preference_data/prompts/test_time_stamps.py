@@ -1,13 +1,13 @@
 """Word-level time stamps: n words, n + 1 boundaries, on the grid, within the clip."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from align.evaluation.benchmarks import srwt
 from preference_data.prompts.time_stamps import (
-    BadStamps,
-    parse_spans,
     render_spans,
     render_words,
     stamp,
@@ -48,7 +48,7 @@ def test_the_releases_example():
 def test_stamps_are_3001_of_a_hundredth_of_a_second():
     assert stamps_to() == [f"<|{i * 0.01:.2f}|>" for i in range(3001)]  # as the released tokenizer has them
     assert stamp(1.004) == "<|1.00|>"
-    with pytest.raises(BadStamps, match="30.01 s is outside"):
+    with pytest.raises(ValueError, match="30.01 s is outside"):
         stamp(30.01)
 
 
@@ -64,7 +64,10 @@ def test_words_come_back_by_the_reader_of_the_metric(words, tail):
 
 @given(timed_words())
 def test_spans_come_back(spans):
-    assert sorted(parse_spans(render_spans(spans)), key=repr) == sorted(spans, key=repr)
+    pieces = [re.split(r"<\|(\d+\.\d\d)\|>", part) for part in render_spans(spans).split("<|delim|>")]
+    assert all((before, after) == ("", "") for before, _, _, _, after in pieces)
+    read = [Word(text=text, start_s=start, end_s=end) for _, start, text, end, _ in pieces]
+    assert sorted(read, key=repr) == sorted(spans, key=repr)
 
 
 def test_spans_may_overlap_and_are_ordered_by_their_beginning():
@@ -73,23 +76,25 @@ def test_spans_may_overlap_and_are_ordered_by_their_beginning():
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("span", "what"),
     [
-        ("hello<|0.50|>", "span 1 is not text between two time stamps"),
-        ("<|0.00|>hello", "span 1 is not text between two time stamps"),
-        ("<|0.00|>a<|0.50|><|delim|>b", "span 2 is not text between two time stamps"),
-        ("<|0.00|><|0.50|>", "word 1 is ''"),
-        ("<|0.50|>hello<|0.40|>", "span 1 'hello' runs backwards"),
-        ("<|0.50|>a<|0.60|><|delim|><|0.40|>b<|0.60|>", "begins before the one before it"),
-        ("<|0.00|>hello<|2.02|>", r"the last time stamp is 2.02 s, after the clip \(2.01 s\)"),
-        ("<|0.00|>hello<|30.01|>", "beyond 30 s"),
-        ("<|0.00|>hello<|0.5|>", "span 1 is not text between two time stamps"),
-        ("<|0.00|><|im_end|><|0.50|>", "must hold text and no tag"),
+        (("", 0.0, 0.5), "word 1 is ''"),
+        (("hello", 0.5, 0.4), "span 1 'hello' runs backwards"),
+        (("hello", 0.0, 2.02), r"ends at 2.02 s, after the clip \(2.01 s\)"),
+        (("<|im_end|>", 0.0, 0.5), "must hold text and no tag"),
     ],
 )
-def test_text_that_is_not_a_line_of_spans(text, what):
-    with pytest.raises(BadStamps, match=what):
-        parse_spans(text, duration_s=2.01)
+def test_spans_that_cannot_be_stamped(span, what):
+    text, start_s, end_s = span
+    with pytest.raises(ValueError, match=what):
+        render_spans([Word(text=text, start_s=start_s, end_s=end_s)], duration_s=2.01)
+    with pytest.raises(ValueError, match="no spans to stamp"):
+        render_spans([])
+
+
+def test_a_span_beyond_the_last_stamp_is_refused():
+    with pytest.raises(ValueError, match="30.01 s is outside 0 to 30 s"):
+        render_spans([Word(text="hello", start_s=0, end_s=30.01)])
 
 
 @pytest.mark.parametrize(
@@ -106,5 +111,5 @@ def test_text_that_is_not_a_line_of_spans(text, what):
     ],
 )
 def test_words_that_cannot_be_stamped(words, what):
-    with pytest.raises(BadStamps, match=what):
+    with pytest.raises(ValueError, match=what):
         render_words(words, duration_s=2.01)

@@ -24,7 +24,7 @@ def pitch_hz(samples: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("voice", "gender"), CAST)
 def test_a_voice_can_be_heard_and_has_its_pitch(voice, gender):
-    spoken = [espeak.say(word, f"en-us+{voice}") for word in ("hello", "seven", "banana")]
+    spoken = [espeak.say(espeak.Utterance(word, f"en-us+{voice}")) for word in ("hello", "seven", "banana")]
     for samples in spoken:
         assert samples.dtype == np.float32
         assert 0.25 < len(samples) / SAMPLE_RATE < 0.8
@@ -45,11 +45,11 @@ def test_speech_is_the_same_every_time_also_breathy_and_fluttering():
 
 
 def test_faster_speech_is_shorter():
-    slow, fast = (espeak.say("orange", "en-us+m1", rate=rate) for rate in (120, 240))
+    slow, fast = (espeak.say(espeak.Utterance("orange", "en-us+m1", rate=rate)) for rate in (120, 240))
     assert len(fast) < 0.75 * len(slow)
 
 
-@pytest.mark.parametrize("speak", [lambda u: espeak.say(*u), lambda u: espeak.say_all([u])])
+@pytest.mark.parametrize("speak", [espeak.say, lambda u: espeak.say_all([u])])
 @pytest.mark.parametrize(
     ("utterance", "message"),
     [
