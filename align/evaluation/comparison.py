@@ -30,8 +30,8 @@ from align.evaluation.statistics import (
 TIE_MARGIN = 0.5
 """Points of mean score up to which two answers tie: half a point is one order moving by one."""
 ALL = "overall"
-MARKS = ("factuality", "behaviour", "asked")
-"""Yes-or-no marks that policies are compared on. `asked` counts answerable questions only."""
+MARKS = ("factuality", "behaviour", "fact_accuracy")
+"""Yes-or-no marks that policies are compared on. `fact_accuracy` counts answerable questions only."""
 
 
 class ScorePairs(NamedTuple):

@@ -63,7 +63,7 @@ class JudgedAnswer(BaseModel):
     replies: tuple[OrderReply, ...] = ()
     factual: bool | None = None
     behaves: bool | None = None
-    asked: bool | None = None
+    fact_is_right: bool | None = None
     """Whether what the question asks for is right, whatever else the answer claims."""
     abstains: bool | None = None
     answerable: bool | None = None
@@ -94,7 +94,7 @@ class JudgedAnswer(BaseModel):
             return self.factual
         if metric == "behaviour":
             return self.behaves
-        return self.asked if self.answerable else None
+        return self.fact_is_right if self.answerable else None
 
 
 class Judge(Protocol):

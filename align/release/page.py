@@ -18,7 +18,7 @@ LABELS = {
     "factuality": "Factuality",
     "behaviour": "Behaviour",
     "score": "Score",
-    "asked": "Asked fact",
+    "fact_accuracy": "Fact accuracy",
     "over_abstention": "Over-abstention",
     "words": "Words",
     "distinct": "Distinct answers",
@@ -27,7 +27,7 @@ MEANINGS = {
     "factuality": "share of answers without a false statement about the clip",
     "behaviour": "share of answers that do what the question asks, in the form it asks for",
     "score": "judge's mark, 1 to 10",
-    "asked": "share of answerable questions whose asked fact is answered rightly",
+    "fact_accuracy": "share of answerable questions whose fact is answered rightly",
     "over_abstention": "share of answerable questions answered with “there is no …”",
     "words": "mean words per answer",
     "distinct": "different answers given",
@@ -38,7 +38,7 @@ VERDICTS = {
     "inconclusive": ("The gate is inconclusive", "open"),
 }
 """A gate's verdict -> what to say, and a class of the style sheet."""
-_SHARES = ("factuality", "behaviour", "asked", "over_abstention", "exact", "wer", "accuracy", "rate")
+_SHARES = ("factuality", "behaviour", "fact_accuracy", "over_abstention", "exact", "wer", "accuracy", "rate")
 
 
 def render(template: str, **values: Any) -> str:

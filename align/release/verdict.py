@@ -177,8 +177,8 @@ def _collapse(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
 
     if (limit := thresholds["max_over_abstention"]) is not None:
         yield at_most("over-abstention", _of(scores, "after", "overall", "over_abstention"), limit)
-    if (limit := thresholds["max_asked_loss"]) is not None:
-        yield at_least("asked-fact change", change("asked"), -limit)
+    if (limit := thresholds["max_fact_accuracy_loss"]) is not None:
+        yield at_least("fact accuracy change", change("fact_accuracy"), -limit)
     if (limit := thresholds["min_audio_effect"]) is not None:
         yield at_least("audio effect", audio_effect("factuality"), limit)
     if (limit := thresholds["min_audio_effect_on_score"]) is not None:

@@ -86,7 +86,7 @@ def test_by_facts(questions, tmp_path):
     assert after["shuffled_audio"]["factuality"] < 1
     assert (after["ratings"]["n"], after["ratings"]["states"]["missing"]) == (24, 1)
     assert list(after["categories"]) == list(comparisons["by_category"]) == ["speech", "sound", "music"]
-    assert list(comparisons["comparison"]) == ["factuality", "behaviour", "asked", "score"]
+    assert list(comparisons["comparison"]) == ["factuality", "behaviour", "fact_accuracy", "score"]
     gain = comparisons["comparison"]["factuality"]
     assert gain["delta"] == pytest.approx(1 - policies["2_sft"]["overall"]["factuality"])
     assert set(gain) == {"before", "after", "delta", "ci_low", "ci_high", "n"}

@@ -42,7 +42,7 @@ def test_the_fact_judge_marks_as_a_person_would():
 
 
 def mark(factual, answerable=True, abstains=False, score=5.0, item=ITEMS[0], response="x"):
-    marks = {"factual": factual, "behaves": True, "asked": factual, "abstains": abstains}
+    marks = {"factual": factual, "behaves": True, "fact_is_right": factual, "abstains": abstains}
     return JudgedAnswer.to(item, response, answerable=answerable, score=score, **marks)
 
 
@@ -56,7 +56,7 @@ def test_levels_count_abstention_on_answerable_questions_only():
     )
     assert found["factuality"] == pytest.approx(2 / 3)
     assert found["over_abstention"] == 0.5
-    assert found["asked"] == 0.5
+    assert found["fact_accuracy"] == 0.5
     assert found["words"] == 2
     assert found["distinct"] == 3
     assert found["n"] == 3

@@ -28,13 +28,13 @@ GOOD = {
     "judge": {"name": "facts", "shares_ground_truth": True},
     "policies": {
         "2_sft": {
-            "overall": {"factuality": 0.65, "asked": 0.80, "words": 5.0, "distinct": 200, "n": 640},
+            "overall": {"factuality": 0.65, "fact_accuracy": 0.80, "words": 5.0, "distinct": 200, "n": 640},
             "recognition": {"asr/digits": {"wer": 0.10, "exact": 0.80, "n": 200}},
         },
         "6_dpo": {
             "overall": {
                 "factuality": 0.75,
-                "asked": 0.79,
+                "fact_accuracy": 0.79,
                 "words": 4.5,
                 "distinct": 180,
                 "n": 640,
@@ -84,7 +84,7 @@ FOR_A_JUDGE = {
     "score_gain": 0.0,
     "category_margins": {"score": 0.2},
     "max_over_abstention": None,
-    "max_asked_loss": None,
+    "max_fact_accuracy_loss": None,
     "min_audio_effect": None,
     "min_audio_effect_on_score": 1.0,
 }
@@ -143,7 +143,7 @@ def test_a_loss_fails():
     [
         ("policies__dpo__overall__n", 499),
         ("policies__dpo__overall__over_abstention", 0.06),
-        ("policies__dpo__overall__asked", 0.76),
+        ("policies__dpo__overall__fact_accuracy", 0.76),
         ("policies__dpo__overall__words", 8.0),
         ("policies__dpo__overall__words", 2.9),
         ("policies__dpo__overall__distinct", 90),
