@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align.release import page
-from align.release.page import Bounds
 from preference_data.preferences import quality as limits
 from preference_data.preferences.agreement import SECONDS_EDGES
 from preference_data.preferences.quality import Quality
@@ -16,8 +15,6 @@ from preference_data.schema import AXES, Comparison, Judgement, Prompt
 from preference_data.store import write_text
 
 _EXAMPLES = 12
-_ALPHA_FROM, _ALPHA_TO = -0.25, 1.0
-"""Ends of the axis alphas are drawn on; systematic disagreement beyond it is rare and drawn at its end."""
 
 
 class Example(NamedTuple):
@@ -69,27 +66,11 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
             axes=AXES,
             edges=SECONDS_EDGES,
             limits=limits,
-            alpha_bounds=_alpha_bounds,
-            share_bounds=_share_bounds,
             percent=_percent,
             two_digits=_two_digits,
         ),
     )
     return path
-
-
-def _alpha_bounds(low: float, value: float, high: float) -> Bounds:
-    """Positions of an alpha's marks in percent of the graphic's width; `zero` is chance."""
-    return Bounds(*(_place(number, _ALPHA_FROM, _ALPHA_TO) for number in (low, value, high, 0.0)))
-
-
-def _share_bounds(low: float, value: float, high: float, expected: float) -> Bounds:
-    """Positions of a share's marks in percent of the graphic's width; `zero` is the expected share."""
-    return Bounds(*(_place(number, 0.0, 1.0) for number in (low, value, high, expected)))
-
-
-def _place(number: float, start: float, end: float) -> float:
-    return round(100 * min(1.0, max(0.0, (number - start) / (end - start))), 2)
 
 
 def _percent(share: float) -> str:

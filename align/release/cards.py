@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from align.evaluation.judged_answers import JudgedAnswer
 from align.release.clips import Clip
 from align.release.comparison import ComparedQuestion, PolicyComparison
 from preference_data import store
@@ -19,14 +18,6 @@ from preference_data.schema import Comparison, Judgement
 
 _MOST_PAIRS = 250_000
 """Pairs of words up to which differences are marked: a policy that repeats itself takes minutes."""
-
-
-class CardAnswer(NamedTuple):
-    """One policy's answer; `text` has its own words marked."""
-
-    policy: str
-    judged: JudgedAnswer
-    text: Markup
 
 
 class HumanJudgement(NamedTuple):
@@ -41,7 +32,8 @@ class Card(NamedTuple):
     """Everything about one question."""
 
     question: ComparedQuestion
-    answers: tuple[CardAnswer, ...]
+    texts: tuple[Markup, ...]
+    """The policies' answers with their own words marked."""
     clip: Clip
     people: tuple[HumanJudgement, ...]
 
@@ -52,11 +44,10 @@ def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     for run in dict.fromkeys(policy.folder.parent for policy in c.policies):
         for human in _human_judgements(run):
             people.setdefault(human.judgement.prompt_id, []).append(human)
-    labels = [policy.label for policy in c.policies]
     return [
         Card(
             question,
-            _answers(labels, question),
+            _texts(question),
             clips[question.answers[0].audio],
             tuple(people.get(str(question.answers[0].uniq_id), ())),
         )
@@ -64,12 +55,10 @@ def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     ]
 
 
-def _answers(labels: Sequence[str], question: ComparedQuestion) -> tuple[CardAnswer, ...]:
-    texts = [answer.response for answer in question.answers]
-    return tuple(
-        CardAnswer(label, answer, diff_words(answer.response, texts[1:] if index == 0 else texts[:1]))
-        for index, (label, answer) in enumerate(zip(labels, question.answers, strict=True))
-    )
+def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
+    """Each answer against the baseline's, and the baseline's against all others."""
+    baseline, *others = [answer.response for answer in question.answers]
+    return (diff_words(baseline, others), *(diff_words(text, [baseline]) for text in others))
 
 
 def _human_judgements(run: Path) -> list[HumanJudgement]:

@@ -251,28 +251,6 @@ def _mean_by_part(table: np.ndarray, ends: np.ndarray) -> tuple[list[float], lis
     return [float(words) for words, _ in means], [float(score) for _, score in means]
 
 
-def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequence[float]) -> Markup:
-    """Horizontal bars of each stage's wall time and peak memory, labelled with their values."""
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.bottom": False}):
-        figure = _figure(_WIDTH, 50 + 27 * len(stages))
-        left, right = figure.subplots(1, 2, sharey=True)
-        places = np.arange(len(stages))
-        for axis, values, title, colour in (
-            (left, seconds, "Seconds", AFTER),
-            (right, megabytes, "Peak memory (MB)", BEFORE),
-        ):
-            bars = axis.barh(places, values, 0.6, color=colour)
-            axis.bar_label(bars, [f"{number:,.0f}" if number >= 10 else f"{number:.1f}" for number in values],
-                           padding=5, color=MUTED, fontsize=11)  # fmt: skip
-            axis.set_title(title)
-            axis.set_xticks([])
-            axis.margins(x=0.12)
-        left.set_yticks(places, list(stages))
-        left.tick_params(axis="y", labelcolor=INK)
-        left.invert_yaxis()
-        return _svg(figure, "seconds and peak memory per stage")
-
-
 def _figure(width_px: int, height_px: int) -> Figure:
     figure = Figure(
         figsize=(width_px / 72, height_px / 72), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)

@@ -8,10 +8,10 @@ from typing import Any
 
 from align.evaluation.comparison import ALL, PolicyDifference, ordered
 from align.release import cards, charts, clips, page
-from align.release.ancestry import Ancestor, ancestry, manifest_of
+from align.release.ancestry import ancestry, manifest_of
 from align.release.clips import Placing
 from align.release.comparison import OUTCOMES, EvaluatedPolicy, PolicyComparison
-from align.run_folder.artifacts import METRICS, read_metrics
+from align.run_folder.artifacts import METRICS, plain_values, read_metrics
 from preference_data.store import write_text
 
 PAGE_BYTES = 14_000_000
@@ -20,67 +20,57 @@ PAGE_BYTES = 14_000_000
 
 def to_json(c: PolicyComparison) -> dict[str, Any]:
     """The comparison as plain JSON values; every question with its outcome and scores."""
-    return {
-        "baseline": c.policies[0].label,
-        "split": c.split,
-        "judge": c.judge,
-        "judge_agreement": c.judge_agreement,
-        "tie_margin": c.tie_margin,
-        "n": len(c.questions),
-        "policies": [_policy(policy) for policy in c.policies],
-        "differences": [
-            {"label": label, **_plain(difference)} for label, difference in c.differences.items()
-        ],
-        "league": [_plain(row) for row in c.league],
-        "questions": [
-            {
-                "uniq_id": question.answers[0].uniq_id,
-                "category": question.answers[0].category,
-                "task": question.answers[0].task_name,
-                "outcome": question.outcome,
-                "change": question.change,
-                "scores": [answer.score for answer in question.answers],
-                "states": [answer.state for answer in question.answers],
-            }
-            for question in c.questions
-        ],
-    }
+    report: dict[str, Any] = plain_values(
+        {
+            "baseline": c.policies[0].label,
+            "split": c.split,
+            "judge": c.judge,
+            "judge_agreement": c.judge_agreement,
+            "tie_margin": c.tie_margin,
+            "n": len(c.questions),
+            "policies": [_policy(policy) for policy in c.policies],
+            "differences": [{"label": label, **row._asdict()} for label, row in c.differences.items()],
+            "league": c.league,
+            "questions": [
+                {
+                    "uniq_id": question.answers[0].uniq_id,
+                    "category": question.answers[0].category,
+                    "task": question.answers[0].task_name,
+                    "outcome": question.outcome,
+                    "change": question.change,
+                    "scores": [answer.score for answer in question.answers],
+                    "states": [answer.state for answer in question.answers],
+                }
+                for question in c.questions
+            ],
+        }
+    )
+    return report
 
 
 def _policy(policy: EvaluatedPolicy) -> dict[str, Any]:
+    """A policy's numbers and its lineage, without the stages' configuration, which their manifests hold."""
     return {
         "label": policy.label,
         "folder": str(policy.folder),
         "evaluation": str(policy.evaluation.folder),
         "levels": policy.levels,
         "states": policy.states,
-        "order_effect": _plain(policy.order_effect),
-        "gate": _plain(policy.gate),
-        "lineage": [_identity(ancestor) for ancestor in ancestry(policy.folder).ancestors],
+        "order_effect": policy.order_effect,
+        "gate": policy.gate,
+        "lineage": [
+            {
+                "stage": ancestor.name,
+                "kind": ancestor.manifest.get("kind", ""),
+                "digest": ancestor.digest,
+                "commit": ancestor.manifest.get("git_commit", ""),
+                "seed": ancestor.manifest.get("seed"),
+                "versions": ancestor.manifest.get("versions", {}),
+                "is_changed": ancestor.is_changed,
+            }
+            for ancestor in ancestry(policy.folder).ancestors
+        ],
     }
-
-
-def _identity(ancestor: Ancestor) -> dict[str, Any]:
-    """All but the configuration, which the manifests hold."""
-    manifest = ancestor.manifest
-    return {
-        "stage": ancestor.name,
-        "kind": manifest.get("kind", ""),
-        "digest": ancestor.digest,
-        "commit": manifest.get("git_commit", ""),
-        "seed": manifest.get("seed"),
-        "versions": manifest.get("versions", {}),
-        "is_changed": ancestor.is_changed,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Named tuples as dicts, all the way down."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return value
 
 
 def as_table(c: PolicyComparison) -> list[str]:

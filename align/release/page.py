@@ -105,13 +105,13 @@ class Bounds(NamedTuple):
     zero: float
 
 
-def bounds(low: float, delta: float, high: float, reach: float) -> Bounds:
-    """Positions on an axis from -reach to +reach with zero in its middle."""
+def bounds(low: float, delta: float, high: float, start: float, end: float, zero: float = 0.0) -> Bounds:
+    """Positions on an axis from `start` to `end`; what lies beyond is drawn at its end."""
 
     def position(number: float) -> float:
-        return round(50 + 50 * max(-1.0, min(1.0, number / (reach or 1.0))), 2)
+        return round(100 * min(1.0, max(0.0, (number - start) / (end - start))), 2)
 
-    return Bounds(position(low), position(delta), position(high), 50.0)
+    return Bounds(*map(position, (low, delta, high, zero)))
 
 
 def reaches(tables: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -35,5 +35,4 @@ def read(path: Path) -> list[Utterance]:
 def _utterance(row: Any, where: str) -> Utterance:
     ours = [key for key in Utterance._field_defaults if isinstance(row, dict) and row.get(key) is not None]
     needed = [*(key for key in Utterance._fields if key not in Utterance._field_defaults), *ours]
-    row = require_text(row, needed, where)
-    return Utterance(**{key: row[key] for key in needed})
+    return Utterance(**require_text(row, needed, where))

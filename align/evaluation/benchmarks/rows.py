@@ -63,22 +63,21 @@ def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     Raises:
         BadBenchmark: the row is not an object, or a key is absent or null.
     """
-    if not isinstance(row, dict):
-        raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
-    missing = [key for key in keys if row.get(key) is None]
-    if missing:
-        raise BadBenchmark(f"{where}: no {', '.join(missing)}")
-    return {key: str(row[key]) for key in keys}
+    return {key: str(value) for key, value in _fields(row, keys, where, object).items()}
 
 
-def require_text(row: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
-    """The row, if it is an object with text under all of the keys.
+def require_text(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
+    """The named fields of a row, which must be text already.
 
     Raises:
-        BadBenchmark: it is not an object, or a key is absent or not text.
+        BadBenchmark: the row is not an object, or a key is absent or not text.
     """
+    return _fields(row, keys, where, str)
+
+
+def _fields(row: Any, keys: Iterable[str], where: str, kind: type) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
-    if wrong := [key for key in keys if not isinstance(row.get(key), str)]:
-        raise BadBenchmark(f"{where}: no text under {', '.join(wrong)}")
-    return row
+    if wrong := [key for key in keys if row.get(key) is None or not isinstance(row[key], kind)]:
+        raise BadBenchmark(f"{where}: no {'text under ' if kind is str else ''}{', '.join(wrong)}")
+    return {key: row[key] for key in keys}

@@ -81,10 +81,7 @@ def read_answers(path: Path) -> tuple[list[Utterance], list[str]]:
         BadBenchmark: naming file, row and key.
     """
     rows = [require_text(row, ("gt", "response", "source"), where) for where, row in json_rows(path)]
-    utterances = [
-        Utterance(row.get("audio", ""), row.get("prompt", ""), row["gt"], row["source"]) for row in rows
-    ]
-    return utterances, [row["response"] for row in rows]
+    return [Utterance("", "", row["gt"], row["source"]) for row in rows], [row["response"] for row in rows]
 
 
 def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[str, dict[str, Any]]:

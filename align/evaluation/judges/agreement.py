@@ -15,6 +15,7 @@ import numpy as np
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
+from align.run_folder.artifacts import plain_values
 from preference_data.schema import Axis, Comparison, Judgement, Prompt
 
 
@@ -65,7 +66,7 @@ def measure(
     by_axis: dict[str, dict[str, Any]] = {}
     for axis, values in points.items():
         scores = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
-        by_axis[axis] = _plain(judge_agreement(relevant, scores_of(comparisons, scores), axis))
+        by_axis[axis] = plain_values(judge_agreement(relevant, scores_of(comparisons, scores), axis))
     return by_axis
 
 
@@ -134,16 +135,6 @@ def _as_item(prompt: Prompt, number: int) -> Item:
     )
 
 
-def _plain(result: JudgeAgreement) -> dict[str, Any]:
-    return {
-        **result._asdict(),
-        "agreement": result.agreement._asdict(),
-        "calibration": [
-            {**part._asdict(), "agreement": part.agreement._asdict()} for part in result.calibration
-        ],
-    }
-
-
 def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], list[str | None]]:
     """Per pair of answers, whichever side they stood on, what each annotator preferred; None: neither."""
     votes: dict[frozenset[str], list[str | None]] = {}
@@ -156,7 +147,7 @@ def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], 
 
 
 def _majority(pair: frozenset[str], votes: Sequence[str | None]) -> tuple[str, str] | None:
-    """(better, worse) where more than half of the annotators chose the same answer, else Nrow."""
+    """(better, worse) where more than half of the annotators chose the same answer, else None."""
     for better in sorted(pair):
         if 2 * votes.count(better) > len(votes):
             return better, next(iter(pair - {better}))

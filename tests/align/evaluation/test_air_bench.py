@@ -309,7 +309,6 @@ def test_means_by_hand():
     assert found["tasks"]["speech_QA"] == 6
     assert found["n"] == 10
     assert found["states"] == {"scored": 8, "invalid": 0, "refused": 0, "inconsistent": 1, "missing": 1}
-    assert found["states_by_task"]["sound_QA"]["inconsistent"] == 1
     assert found["tasks_missing"] == ["music_generation_analysis_QA", "sound_generation_QA"]
     # Worst case: sound (7 + 1) / 2 = 4, music (9 + 1) / 2 = 5.
     assert found["worst_case"]["categories"] == {"speech": 5, "sound": 4, "music": 5, "mixed": 4}

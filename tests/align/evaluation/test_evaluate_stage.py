@@ -49,8 +49,14 @@ def questions():
         items,
         items[:-1],
         [],
-        [Utterance("u.wav", "p", "one", "s")],
-        {},
+        [
+            evaluate._Recognition(
+                "recognised",
+                "recognition.jsonl",
+                "recognition",
+                tasks.Rows(Path("corpus"), [Utterance("u.wav", "p", "one", "s")], []),
+            )
+        ],
     )
     return given, wrong[:-1]
 
@@ -73,7 +79,7 @@ def report(questions, folder, judge):
     out.open()
     judged = {policy: evaluate._judge_answers(policy, given, texts[policy], judge, out) for policy in texts}
     policies = {
-        policy: evaluate._scores(CONFIG, policy, given, own, judged[policy], judge, "7_evaluate")
+        policy: evaluate._scores(policy, given, own, judged[policy], judge, "7_evaluate")
         for policy, own in texts.items()
     }
     return out, policies, evaluate._comparisons(CONFIG, given, texts, judged)

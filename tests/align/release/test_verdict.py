@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from align.recipe.config.evaluation import GateConfig, Thresholds
-from align.release.verdict import Champion, Evidence, checks, decide, gain
+from align.release.verdict import Champion, checks, decide, gain
 from preference_data.audio.contamination import Contamination, Overlap
 
 COLLAPSED = Path(__file__).parent / "collapsed"
@@ -109,8 +109,8 @@ def changed(scores, changes):
 
 
 def decided(scores, thresholds, contamination=CLEAN, champion=None, unfinished=WHOLE):
-    evidence = Evidence(scores, unfinished, contamination, champion)
-    return decide(checks(evidence, Thresholds(**thresholds).model_dump()))
+    evidence = {"unfinished": unfinished, "contamination": contamination, "champion": champion}
+    return decide(checks(scores, Thresholds(**thresholds).model_dump(), **evidence))
 
 
 def with_facts(**changes):
@@ -337,8 +337,9 @@ def under_the_demos_policy(name, **more):
     run = json.loads((COLLAPSED / f"{name}.json").read_text())
     run["scores"]["policies"]["6_dpo"]["overall"] |= more
     written = yaml.safe_load((RECIPES / "demo/8_gate.yaml").read_text())
-    evidence = Evidence(run["scores"], run["unfinished"], CLEAN, None)
-    return run, decide(checks(evidence, GateConfig(**written).thresholds.model_dump()))
+    evidence = {"unfinished": run["unfinished"], "contamination": CLEAN, "champion": None}
+    thresholds = GateConfig(**written).thresholds.model_dump()
+    return run, decide(checks(run["scores"], thresholds, **evidence))
 
 
 def test_the_healthy_run_passes():
