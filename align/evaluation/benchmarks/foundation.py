@@ -119,12 +119,12 @@ def score(answers: Sequence[tuple[ChoiceQuestion, str]]) -> dict[str, Any]:
     official = [_state(question, official_letter(text)) for question, text in answers]
     answered = sum(state != "unparsed" for state in official)
     return {
-        **_means(answers, strict, lambda states: states.count("right") / len(states)),
+        **_means(answers, strict, _share),
         "n": len(answers),
         "states": _counts(strict),
         "tasks_missing": sorted(set(CATEGORIES) - {question.task_name for question, _ in answers}),
         "official": {
-            **_means(answers, official, _share_of_parsed),
+            **_means(answers, official, lambda states: _share([s for s in states if s != "unparsed"])),
             "states": _counts(official),
             "answered": answered / len(answers) if answers else None,
         },
@@ -137,9 +137,8 @@ def _state(question: ChoiceQuestion, letter: str | None) -> State:
     return "right" if letter == question.answer else "wrong"
 
 
-def _share_of_parsed(states: Sequence[State]) -> float | None:
-    parsed = [state for state in states if state != "unparsed"]
-    return parsed.count("right") / len(parsed) if parsed else None
+def _share(states: Sequence[State]) -> float | None:
+    return states.count("right") / len(states) if states else None
 
 
 def _means(

@@ -6,9 +6,10 @@ One function for all kinds: rows {audio, prompt, gt, source} and the policy's te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import sacrebleu
@@ -96,11 +97,30 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
     """
-    scorer = _SCORERS[kind]
     return {
-        source: {**scorer(source, [row.gt for row in group], own), "n": len(group)}
+        source: {**_numbers(kind, source, [row.gt for row in group], own), "n": len(group)}
         for source, (group, own) in _by_source(rows, texts).items()
     }
+
+
+def _numbers(kind: Kind, source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+    if kind == "translation":
+        return _bleu(source, references, texts)
+    if kind == "srwt":
+        return srwt.score(references, texts)
+    if kind in _LANGUAGES:
+        return wer.score(references, texts, _LANGUAGES[kind])
+    by_row = _metrics_by_row(kind, references, texts)
+    numbers = {metric: fmean(values) if values else None for metric, values in by_row.items()}
+    if kind == "aqa":
+        # ClothoAQA has one row per annotator, so that one answer meets several references
+        binary = [
+            is_right
+            for reference, is_right in zip(references, by_row["accuracy"] or (), strict=True)
+            if reference.lower() in ("yes", "no")
+        ]
+        return {**numbers, "binary_accuracy": fmean(binary) if binary else None, "n_binary": len(binary)}
+    return numbers
 
 
 def compare(
@@ -144,6 +164,7 @@ def _metrics_by_row(
         return {"exact": exact, "wer": wer.row_shares(references, texts, "other")}
     if kind in _LANGUAGES:
         return {"wer": wer.row_shares(references, texts, _LANGUAGES[kind])}
+    # Exact matches after leading blanks are removed; case and full stops count, as officially
     return {"accuracy": [float(gt == text.lstrip()) for gt, text in zip(references, texts, strict=True)]}
 
 
@@ -153,36 +174,7 @@ def _difference(before: list[float] | None, after: list[float] | None, seed: int
     return paired_bootstrap(before, after, seed=seed)._asdict()
 
 
-def _own_recognition(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    exact = wer.exact_matches(references, texts, "other")
-    return {"exact": sum(exact) / len(exact), "wer": wer.score(references, texts, "other")["wer"]}
-
-
-def accuracy(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    """Exact matches after leading blanks are removed; case and full stops count, as officially."""
-    hits = [reference == text.lstrip() for reference, text in zip(references, texts, strict=True)]
-    return {"accuracy": sum(hits) / len(hits)}
-
-
-def aqa(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    """Accuracy over all questions and over those whose reference is yes or no.
-
-    ClothoAQA has one row per annotator, so that one answer meets several references.
-    """
-    binary = [
-        (reference, text)
-        for reference, text in zip(references, texts, strict=True)
-        if reference.lower() in ("yes", "no")
-    ]
-    pairs = list(zip(*binary, strict=True))
-    return {
-        **accuracy(source, references, texts),
-        "binary_accuracy": accuracy(source, *pairs)["accuracy"] if pairs else None,
-        "n_binary": len(binary),
-    }
-
-
-def bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+def _bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     """Corpus BLEU by sacrebleu, tokenized for the language that the source names last but one.
 
     The reports used sacrebleu 1.5.1; the signature names what was used here.
@@ -206,23 +198,9 @@ def bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[s
     return {"bleu": result.score, "signature": str(metric.get_signature())}
 
 
-def _recognition(language: wer.Language) -> Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]:
-    return lambda source, references, texts: wer.score(references, texts, language)
-
-
 _LANGUAGES: dict[Kind, wer.Language] = {
     "asr_en": "en",
     "asr_zh": "zh",
     "asr_yue": "yue",
     "asr_other": "other",
-}
-_SCORERS: dict[Kind, Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]] = {
-    "recognition": _own_recognition,
-    **{kind: _recognition(language) for kind, language in _LANGUAGES.items()},
-    "translation": bleu,
-    "emotion": accuracy,
-    "vocal_sound": accuracy,
-    "scene": accuracy,
-    "aqa": aqa,
-    "srwt": lambda source, references, texts: srwt.score(references, texts),
 }

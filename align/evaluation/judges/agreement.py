@@ -71,7 +71,7 @@ def measure(
 
 
 def judge_agreement(
-    judgements: Iterable[Judgement], scores: Mapping[str, float], axis: Axis, *, tie_margin: float = 0.0
+    judgements: Iterable[Judgement], scores: Mapping[str, float], axis: Axis
 ) -> JudgeAgreement:
     """Compare a judge with the majority of annotators, pair by pair.
 
@@ -79,7 +79,6 @@ def judge_agreement(
         judgements: judgements; retests, gold and those of unusable audio are left out.
         scores: the judge's score by completion id; see `scores_of`.
         axis: the question put to the annotators.
-        tie_margin: points up to which two scores tie.
     """
     majorities = [_majority(pair, votes) for pair, votes in _votes(judgements, axis).items()]
     decided = [best for best in majorities if best is not None]
@@ -87,11 +86,11 @@ def judge_agreement(
         scores[better] - scores[worse] for better, worse in decided if better in scores and worse in scores
     ]
     return JudgeAgreement(
-        wilson(sum(margin > tie_margin for margin in margins), len(margins)),
-        sum(abs(margin) <= tie_margin for margin in margins),
+        wilson(sum(margin > 0 for margin in margins), len(margins)),
+        margins.count(0),
         len(majorities) - len(decided),
         len(decided) - len(margins),
-        _calibration([margin for margin in margins if abs(margin) > tie_margin]),
+        _calibration([margin for margin in margins if margin]),
     )
 
 
