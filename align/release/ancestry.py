@@ -149,17 +149,16 @@ def stage_order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 10**9, name)
 
 
-def gate(policy: Path, evaluation: Path, after: str) -> Gate | None:
+def gate(policy: Path, evaluation: Path) -> Gate | None:
     """The verdict on a policy by the last gate of its run that judged it, if any did.
 
     Args:
         policy: the policy's folder.
         evaluation: the evaluate stage whose numbers stand beside the verdict.
-        after: its `after` policy, which older verdicts do not name.
     """
     for folder in newest_first(policy.parent, VERDICT):
         verdict = read_json(folder / VERDICT)
-        if verdict.get("candidate", after) != policy.name:
+        if verdict.get("candidate") != policy.name:
             continue
         judged = manifest_of(folder).get("inputs", {}).get(evaluation.name)
         return Gate(

@@ -198,7 +198,7 @@ def _evaluated(label: str, policy: _Scored, order: list[str | int]) -> Evaluated
         levels=comparison.levels(answers),
         states=dict(Counter(answer.state for answer in answers)),
         order_effect=comparison.order_consistency(answers),
-        gate=ancestry.gate(policy.folder, evaluation.folder, evaluation.scores.get("after", "")),
+        gate=ancestry.gate(policy.folder, evaluation.folder),
     )
 
 

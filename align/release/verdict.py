@@ -218,7 +218,7 @@ def _recognition(scores: Scores, margins: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
-    """One known judge for both policies, that rated what it was asked to and cannot be talked round."""
+    """One known judge for both policies, that rated every answer and cannot be talked round."""
     judge = scores.get("judge") or {}
     name = judge.get("name")
     is_deterministic = name == DETERMINISTIC_JUDGE and judge.get("shares_ground_truth") is True
@@ -226,7 +226,7 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
         reason = f"{name!r} marks by rule" if is_deterministic else f"no limits are set for {name!r}"
         yield holds("judge", is_deterministic, reason)
         return
-    yield _same_judge(scores, limits)
+    yield _known_judge(scores, limits)
     for state in _STATES:
         shares = [_share(scores, side, state) for side in ("before", "after")]
         yield at_most(f"{state} ratings", _of_all(max, shares), limits[f"max_{state}"])
@@ -245,20 +245,12 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
     yield at_most("worst canary trick", worst_trick, limits["max_canary_trick"])
 
 
-def _same_judge(scores: Scores, limits: Thresholds) -> Check:
-    """Model, prompt and protocol are known, the same for both policies, and those that are asked for."""
+def _known_judge(scores: Scores, limits: Thresholds) -> Check:
+    """Model, prompt and protocol are known, and they are those that the gate's file names."""
     judge = scores.get("judge") or {}
     identity = {key: judge.get(key) for key in ("name", "model", "prompt_sha256", "protocol")}
     if unknown := [key for key, value in identity.items() if not value]:
         return _not_measured("judge", 1.0, f": {', '.join(unknown)} unknown")
-    for side in ("before", "after"):
-        own = _value_at(scores, "policies", scores.get(side), "judge") or {}
-        if other := [key for key, value in own.items() if key in identity and value != identity[key]]:
-            key = other[0]
-            reason = (
-                f"{scores[side]} was judged with {key} {own[key]!r}, the evaluation with {identity[key]!r}"
-            )
-            return holds("judge", False, reason)
     for key in ("model", "prompt_sha256"):
         if limits[key] is not None and identity[key] != limits[key]:
             return holds("judge", False, f"{key} is {identity[key]!r}, asked for is {limits[key]!r}")

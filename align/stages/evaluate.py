@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.evaluation import aggregation, comparison, judged_answers
-from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.benchmarks.rows import Utterance, read_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
@@ -119,7 +119,7 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
         ValueError: no clip of AIR-Bench can be used.
     """
     own = corpus / config.split / "recognition.jsonl"
-    utterances = recognition.read(own) if own.exists() else []
+    utterances = read_utterances(own) if own.exists() else []
     rows = [
         _Recognition(_RECOGNISED, str(own), "recognition", benchmarks.Rows(corpus, utterances, [])),
         *(
@@ -209,10 +209,9 @@ def _about(items: list[Item], clips: list[str]) -> list[Request]:
 def _shuffled(clips: list[str], seed: int) -> list[str]:
     """The clips in an order in which none keeps its place."""
     order = np.random.default_rng(seed).permutation(len(clips))
-    wrong = [""] * len(clips)
-    for here, there in zip(order, np.roll(order, 1), strict=True):
-        wrong[here] = clips[there]
-    return wrong
+    shuffled = np.array(clips, dtype=object)
+    shuffled[order] = shuffled[np.roll(order, 1)]
+    return list(shuffled)
 
 
 def _own_prompt(utterance: Utterance, prompt_format: PromptFormat) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks.rows import read_utterances
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import GateConfig
@@ -131,7 +132,7 @@ def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
     clips = {name: Clip(_place(benchmark, name)) for name in names}
     if rows.exists():
         own = Dataset(corpus)
-        clips |= {row.audio: Clip(_place(own, row.audio)) for row in recognition.read(rows)}
+        clips |= {row.audio: Clip(_place(own, row.audio)) for row in read_utterances(rows)}
     return clips, split
 
 

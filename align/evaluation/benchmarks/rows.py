@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class BadBenchmark(ValueError):
@@ -81,3 +81,33 @@ def _fields(row: Any, keys: Iterable[str], where: str, kind: type) -> dict[str, 
     if wrong := [key for key in keys if row.get(key) is None or not isinstance(row[key], kind)]:
         raise BadBenchmark(f"{where}: no {'text under ' if kind is str else ''}{', '.join(wrong)}")
     return {key: row[key] for key in keys}
+
+
+class Utterance(NamedTuple):
+    """One clip (path relative to the corpus), its prompt, the reference text, its group.
+
+    Languages and question are ours, for prompts that state them: see `TaskExample`.
+    """
+
+    audio: str
+    prompt: str
+    gt: str
+    source: str
+    audio_language: str | None = None
+    text_language: str | None = None
+    question: str | None = None
+
+
+def read_utterances(path: Path) -> list[Utterance]:
+    """Rows to recognise, as the Qwen2-Audio evaluation has them: JSON lines {audio, prompt, gt, source}.
+
+    Raises:
+        BadBenchmark: naming file, line and key.
+    """
+    return [_utterance(row, where) for where, row in json_lines(path, "rows")]
+
+
+def _utterance(row: Any, where: str) -> Utterance:
+    ours = [key for key in Utterance._field_defaults if isinstance(row, dict) and row.get(key) is not None]
+    needed = [*(key for key in Utterance._fields if key not in Utterance._field_defaults), *ours]
+    return Utterance(**require_text(row, needed, where))

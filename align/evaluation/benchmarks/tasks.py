@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import sacrebleu
 
-from align.evaluation.benchmarks import recognition, srwt, wer
+from align.evaluation.benchmarks import srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
-from align.evaluation.benchmarks.recognition import Utterance
-from align.evaluation.benchmarks.rows import BadBenchmark, json_rows, require_text
+from align.evaluation.benchmarks.rows import BadBenchmark, Utterance, json_rows, read_utterances, require_text
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
 from preference_data.audio.clip_files import resolve_inside
@@ -59,7 +58,7 @@ def open_rows(path: Path) -> Rows:
     Raises:
         BadBenchmark: naming file, line and key; or no clip is usable.
     """
-    rows = recognition.read(path)
+    rows = read_utterances(path)
     clips = sorted({row.audio for row in rows})
     good, missing = decode.audit(
         partial(resolve_inside, path.parent), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S

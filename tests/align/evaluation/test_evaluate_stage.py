@@ -10,7 +10,7 @@ import preference_data
 from align.evaluation import judged_answers
 from align.evaluation.benchmarks import air_bench, tasks
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.benchmarks.rows import Utterance
 from align.evaluation.judges.endpoint import Endpoint
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import LLMJudge

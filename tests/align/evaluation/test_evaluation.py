@@ -7,8 +7,8 @@ import pytest
 
 import preference_data
 from align.evaluation import comparison, judged_answers
-from align.evaluation.benchmarks import air_bench, recognition, tasks
-from align.evaluation.benchmarks.rows import BadBenchmark
+from align.evaluation.benchmarks import air_bench, tasks
+from align.evaluation.benchmarks.rows import BadBenchmark, Utterance
 from align.evaluation.judged_answers import JudgedAnswer, OrderReply
 from align.evaluation.judges.facts import FactJudge
 
@@ -81,9 +81,9 @@ def test_categories_are_air_benchs():
 
 def test_recognition_per_source():
     rows = [
-        recognition.Utterance("a.wav", "transcribe", " seven two", "digits"),
-        recognition.Utterance("b.wav", "transcribe", " one", "digits"),
-        recognition.Utterance("c.wav", "transcribe", " one", "words"),
+        Utterance("a.wav", "transcribe", " seven two", "digits"),
+        Utterance("b.wav", "transcribe", " one", "digits"),
+        Utterance("c.wav", "transcribe", " one", "words"),
     ]
     found = tasks.score("recognition", rows, ["Seven two.", "nine", "one"])
     assert found["digits"] == {"exact": 0.5, "wer": pytest.approx(1 / 3), "n": 2}
@@ -112,7 +112,7 @@ def test_air_bench_reads_what_it_ships_and_names_what_is_wrong(tmp_path):
 
 def test_recognition_is_compared_by_utterance_and_the_means_are_the_corpus_rates():
     rows = [
-        recognition.Utterance(f"{i}.wav", "transcribe", gt, "digits")
+        Utterance(f"{i}.wav", "transcribe", gt, "digits")
         for i, gt in enumerate(["one two three", "four", "five six"])
     ]
     before = ["one two", "four", "five five"]  # 1 + 0 + 1 errors of 6 words
