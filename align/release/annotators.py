@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from align.release import page
 from preference_data.preferences import quality as limits
@@ -17,19 +16,10 @@ from preference_data.store import write_text
 _EXAMPLES = 12
 
 
-class Example(NamedTuple):
-    """A judgement with typed text, and the comparison behind it. All of it is untrusted text."""
-
-    question: str
-    text_a: str
-    text_b: str
-    judgement: Judgement
-
-
 def examples(
     judgements: Sequence[Judgement], comparisons: Sequence[Comparison], prompts: Mapping[str, Prompt]
-) -> list[Example]:
-    """A dozen answers that came with a rationale or a correction.
+) -> list[tuple[Judgement, Comparison, Prompt]]:
+    """A dozen answers that came with a rationale or a correction. All of it is untrusted text.
 
     Which answers is decided by a hash of their id: neither by chance, nor by what looks good.
     """
@@ -38,16 +28,17 @@ def examples(
         item for item in judgements if any(text and text.strip() for text in (item.rationale, item.corrected))
     ]
     typed.sort(key=lambda item: hashlib.sha256(item.id.encode()).hexdigest())
-    return [
-        Example(
-            prompts[item.prompt_id].question, key[item.comparison].text_a, key[item.comparison].text_b, item
-        )
-        for item in typed[:_EXAMPLES]
-    ]
+    return [(item, key[item.comparison], prompts[item.prompt_id]) for item in typed[:_EXAMPLES]]
 
 
-def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Example] = ()) -> Path:
-    """Write the page as one file that works offline, and return its path.
+def write(
+    quality: Quality,
+    path: Path,
+    *,
+    title: str,
+    examples: Sequence[tuple[Judgement, Comparison, Prompt]] = (),
+) -> None:
+    """Write the page as one file that works offline.
 
     Args:
         quality: the measurements.
@@ -70,7 +61,6 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
             two_digits=_two_digits,
         ),
     )
-    return path
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +20,6 @@ _MOST_PAIRS = 250_000
 """Pairs of words up to which differences are marked: a policy that repeats itself takes minutes."""
 
 
-class HumanJudgement(NamedTuple):
-    """A person's judgement on two answers to a question. All of it is untrusted text."""
-
-    judgement: Judgement
-    text_a: str
-    text_b: str
-
-
 class Card(NamedTuple):
     """Everything about one question."""
 
@@ -35,15 +27,16 @@ class Card(NamedTuple):
     texts: tuple[Markup, ...]
     """The policies' answers with their own words marked."""
     clip: Clip
-    people: tuple[HumanJudgement, ...]
+    people: tuple[tuple[Judgement, Comparison], ...]
+    """People's judgements on pairs of answers to it. All of it is untrusted text."""
 
 
 def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     """A card for each question, in the order of the comparison."""
-    people: dict[str, list[HumanJudgement]] = {}
+    people: dict[str, list[tuple[Judgement, Comparison]]] = {}
     for run in dict.fromkeys(policy.folder.parent for policy in c.policies):
-        for human in _human_judgements(run):
-            people.setdefault(human.judgement.prompt_id, []).append(human)
+        for judgement, comparison in _human_judgements(run):
+            people.setdefault(judgement.prompt_id, []).append((judgement, comparison))
     return [
         Card(
             question,
@@ -61,16 +54,14 @@ def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
     return (diff_words(baseline, others), *(diff_words(text, [baseline]) for text in others))
 
 
-def _human_judgements(run: Path) -> list[HumanJudgement]:
+def _human_judgements(run: Path) -> Iterator[tuple[Judgement, Comparison]]:
     """People's judgements in a run; retests and gold measure the annotator and are left out."""
-    rows = []
     for file in sorted(run.glob("[!.]*/comparisons.jsonl")):
         comparisons = {comparison.id: comparison for comparison in store.read(file, Comparison)}
         for judgement in store.stream(file.with_name("judgements.jsonl"), Judgement):
             comparison = comparisons.get(judgement.comparison)
             if comparison and judgement.purpose == "comparison" and not judgement.audio_unusable:
-                rows.append(HumanJudgement(judgement, comparison.text_a, comparison.text_b))
-    return rows
+                yield judgement, comparison
 
 
 def diff_words(text: str, others: Sequence[str]) -> Markup:

@@ -15,8 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from align.evaluation.statistics import Interval
-
 INK, MUTED, LINE = "#1d2327", "#626b73", "#dfe2e1"
 BEFORE, AFTER, THIRD = "#a3adb6", "#2c6e9b", "#b7812f"
 _CSS = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", THIRD: "third"}
@@ -176,36 +174,6 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
     """Mean over a centred window of an eighth of the series, shorter at the ends."""
     half = max(1, y.size // 16)
     return np.array([np.nanmean(y[max(0, i - half) : i + half + 1]) for i in range(y.size)])
-
-
-def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Markup:
-    """Before and after per category, a panel per metric. Values are shares.
-
-    The whisker is the 95 % interval of the paired difference, drawn around the after bar: where it does
-    not reach down to the before bar's height, the difference is real.
-    """
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(_WIDTH, 270)
-        for axis, (metric, title) in zip(
-            figure.subplots(1, len(titles), squeeze=False, sharey=True)[0], titles.items(), strict=True
-        ):
-            intervals = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
-            x = np.arange(len(intervals))
-            before, after, low, high = (
-                np.array([100 * getattr(interval, part) for interval in intervals.values()])
-                for part in ("before", "after", "ci_low", "ci_high")
-            )
-            axis.bar(x - 0.19, before, 0.36, color=BEFORE, label="before")
-            axis.bar(x + 0.19, after, 0.36, color=AFTER, label="after")
-            whiskers = np.clip([after - (before + low), before + high - after], 0, None)
-            axis.errorbar(x + 0.19, after, whiskers, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3)
-            axis.set_title(title)
-            axis.set_xticks(x, list(intervals))
-            axis.tick_params(axis="x", length=0, labelcolor=INK)
-            axis.yaxis.set_major_formatter("{x:.0f} %")
-            axis.set_ylim(0, 108)
-        axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.18))
-        return _svg(figure, "before and after per category")
 
 
 def lengths(policies: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.comparison import ALL, PolicyDifference, ordered
+from align.evaluation.comparison import ALL, ordered
 from align.release import cards, charts, clips, page
 from align.release.ancestry import ancestry, manifest_of
 from align.release.clips import Placing
@@ -129,13 +129,15 @@ def write_html(
 
 def _values(c: PolicyComparison) -> dict[str, Any]:
     """The template's values besides the cards and their sound."""
+    lengths = {
+        policy.label: [(len(a.response.split()), a.score) for a in policy.answers if a.score is not None]
+        for policy in c.policies
+    }
     states = {state for policy in c.policies for state in policy.states}
     return {
         "comparison": c,
         "all": ALL,
-        "differences": [
-            (label, difference, _reach(difference)) for label, difference in c.differences.items()
-        ],
+        "differences": c.differences,
         "outcomes": OUTCOMES,
         "counts": Counter(question.outcome for question in c.questions),
         "categories": ordered(answer.category for answer in c.policies[0].answers),
@@ -144,21 +146,10 @@ def _values(c: PolicyComparison) -> dict[str, Any]:
         "numbers": page.as_data(to_json(c)),
         "states": sorted(states, key=lambda state: (state != "scored", state)),
         "has_orders": any(policy.order_effect for policy in c.policies),
-        "lengths": charts.lengths({policy.label: _lengths(policy) for policy in c.policies}),
+        "lengths": charts.lengths(lengths),
         "training": [view for policy in c.policies if (view := _training(policy))],
         "lineages": {policy.label: ancestry(policy.folder).ancestors for policy in c.policies},
     }
-
-
-def _reach(difference: PolicyDifference) -> float:
-    """How far from zero the intervals of score reach, over all categories."""
-    return max([abs(end) for row in difference.scores.values() for end in (row.ci_low, row.ci_high)] or [1.0])
-
-
-def _lengths(policy: EvaluatedPolicy) -> list[tuple[int, float]]:
-    return [
-        (len(answer.response.split()), answer.score) for answer in policy.answers if answer.score is not None
-    ]
 
 
 def _training(policy: EvaluatedPolicy) -> dict[str, Any] | None:

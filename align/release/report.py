@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.evaluation.benchmarks import published
-from align.evaluation.statistics import Interval
 from align.release import charts, clips, evaluations, page
 from align.release.ancestry import VERDICT, manifest_of, stage_order
 from align.release.comparison import ComparedQuestion, Outcome, compare_answers
@@ -122,17 +121,11 @@ def _verdict(stages: Sequence[Stage], summary: Mapping[str, Any]) -> dict[str, A
 def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[str, Any]:
     """One evaluation's part of the page, numbers as in its `scores.json`."""
     scores = evaluation.scores
-    by_category = {
-        category: {metric: Interval(**values) for metric, values in metrics.items()}
-        for category, metrics in scores.get("by_category", {}).items()
-    }
-    shares = {metric: page.LABELS[metric] for metric in ("factuality", "behaviour")}
     return {
         "stage": evaluation.folder.name,
         "scores": scores,
         "comparison": scores.get("comparison", {}),
-        "chart": charts.category_bars(by_category, shares) if by_category else None,
-        "by_category": by_category,
+        "by_category": scores.get("by_category", {}),
         "controls": _controls(scores, stages),
         "recognition": _recognition(scores),
         "samples": _samples(evaluation),

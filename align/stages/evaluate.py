@@ -31,7 +31,7 @@ from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
-from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
+from align.recipe.config.evaluation import EvaluateConfig
 from align.run_folder.artifacts import StageFolder, plain_values, write_json
 from align.run_folder.progress import Progress
 from preference_data import store
@@ -60,6 +60,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     judged = {
         policy: _judge_answers(policy, questions, texts[policy], judge, out) for policy in config.policies
     }
+    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     comparisons = _comparisons(config, questions, texts, judged)
     report = {
         "split": config.split,
@@ -69,7 +70,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "unusable_rows": {
             part.file: [clip._asdict() for clip in part.rows.missing] for part in questions.recognition[1:]
         },
-        "cut": _cut(config, questions, processor),
+        "cut": air_bench.longer_than(heard_s, questions.root, questions.usable) if config.air_bench else [],
         "judge": judge.describe(questions.usable),
         "before": config.before,
         "after": config.after,
@@ -143,17 +144,16 @@ def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
     if config.judge == "facts":
         return FactJudge(corpus / "phrasebook.yaml")
     judge = config.judge
-    model: ChatModel = (
-        _endpoint(judge, judge.url) if judge.url else LocalModel(Path(judge.model).expanduser())
-    )
+    model: ChatModel
+    if judge.url:
+        from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
+
+        parameters, concurrency = judge.parameters, judge.concurrency
+        model = Endpoint(judge.url, judge.model, parameters=parameters, concurrency=concurrency)
+    else:
+        model = LocalModel(Path(judge.model).expanduser())
     protocol = Official() if judge.protocol == "official" else Strict()
     return LLMJudge(model, run / "judge_replies.jsonl", protocol, judge.canary_items)
-
-
-def _endpoint(judge: JudgeModel, url: str) -> ChatModel:
-    from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
-
-    return Endpoint(url, judge.model, parameters=judge.parameters, concurrency=judge.concurrency)
 
 
 def _agreement(
@@ -293,12 +293,6 @@ def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:
     levels = {text: comparison.levels(judge.judge(items, [text] * len(items))) for text in frequent}
     best = max(levels, key=lambda text: levels[text]["score"])
     return {"text": best, **levels[best]}
-
-
-def _cut(config: EvaluateConfig, questions: _Questions, processor: Qwen2AudioProcessor) -> Any:
-    """AIR-Bench's clips that are longer than the model hears."""
-    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    return air_bench.longer_than(heard_s, questions.root, questions.usable) if config.air_bench else []
 
 
 # -------------------------------------------------------------------------- compare
