@@ -60,18 +60,17 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     judged = {
         policy: _judge_answers(policy, questions, texts[policy], judge, out) for policy in config.policies
     }
+    usable = questions.audit.usable
     heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     comparisons = _comparisons(config, questions, texts, judged)
     report = {
         "split": config.split,
-        "n": len(questions.usable),
+        "n": len(questions.audit.usable),
         "audio_root": str(questions.root.resolve()) if config.air_bench else config.corpus,
-        "unusable": [clip._asdict() for clip in questions.missing],
-        "unusable_rows": {
-            part.file: [clip._asdict() for clip in part.rows.missing] for part in questions.recognition[1:]
-        },
-        "cut": air_bench.longer_than(heard_s, questions.root, questions.usable) if config.air_bench else [],
-        "judge": judge.describe(questions.usable),
+        "unusable": plain_values(questions.audit.missing),
+        "unusable_rows": {part.file: plain_values(part.rows.missing) for part in questions.recognition[1:]},
+        "cut": [item.uniq_id for item in usable if questions.audit.seconds.get(item.audio, 0.0) > heard_s],
+        "judge": judge.describe(questions.audit.usable),
         "before": config.before,
         "after": config.after,
         "policies": {
@@ -83,7 +82,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     if config.annotations:
         report["judge_agreement"] = _agreement(config, judge, inputs[config.annotations], corpus, out.name)
     if judge.is_free:
-        report["constant_answer"] = _best_constant(judge, questions.usable)
+        report["constant_answer"] = _best_constant(judge, questions.audit.usable)
     write_json(out.path / "scores.json", report)
     return {
         **report["policies"][config.after]["overall"],
@@ -103,12 +102,10 @@ class _Recognition(NamedTuple):
 class _Questions(NamedTuple):
     """Everything that policies are given. `root` / (`prefix` + an item's audio) is its clip."""
 
-    corpus: Path
     root: Path
     prefix: str
     everything: list[Item]
-    usable: list[Item]
-    missing: list[air_bench.Missing]
+    audit: air_bench.Audit
     recognition: list[_Recognition]
     """The corpus' own utterances, then the reports' other benchmarks."""
 
@@ -130,13 +127,14 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
     ]
     if config.air_bench is None:
         items = air_bench.read(corpus / config.split)
-        return _Questions(corpus, corpus, f"{config.split}/", items, items, [], rows)
+        return _Questions(corpus, f"{config.split}/", items, air_bench.Audit(items, [], {}), rows)
     root = Path(config.air_bench).expanduser()
     items = air_bench.read(root)
-    usable, missing = air_bench.audit(root, items)
-    if not usable:
-        raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {missing[0].why}")
-    return _Questions(corpus, root, "", items, usable, missing, rows)
+    audit = air_bench.audit(root, items)
+    if not audit.usable:
+        why = audit.missing[0].why
+        raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {why}")
+    return _Questions(root, "", items, audit, rows)
 
 
 def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
@@ -182,7 +180,7 @@ def _request_sets(
     """The benchmark, the same with its clips shuffled, what is recognised, and the reports' own rows."""
     longest_s = air_bench.LONGEST_S if config.air_bench else None
     clips_of = ClipFeatures(processor, questions.root, longest_s=longest_s)
-    items, clips = questions.usable, [questions.prefix + item.audio for item in questions.usable]
+    items, clips = questions.audit.usable, [questions.prefix + item.audio for item in questions.audit.usable]
     sets = [
         RequestSet("answers", clips_of, _about(items, clips)),
         RequestSet(_CONTROL, clips_of, _about(items, _shuffled(clips, config.seed))),
@@ -255,9 +253,9 @@ def _judge_answers(
     policy: str, questions: _Questions, texts: dict[str, list[str]], judge: Judge, out: StageFolder
 ) -> list[JudgedAnswer]:
     """Judge a policy's answers, and write them with their marks for people and for AIR-Bench's own tools."""
-    answers = judge.judge(questions.usable, texts["answers"], f"{out.name} {policy} judged")
+    answers = judge.judge(questions.audit.usable, texts["answers"], f"{out.name} {policy} judged")
     name = f"{_file_name(policy)}.jsonl"
-    air_bench.write_answers(out.path / "answers" / name, questions.usable, texts["answers"])
+    air_bench.write_answers(out.path / "answers" / name, questions.audit.usable, texts["answers"])
     judged_answers.write(out.path / "items" / name, answers, questions.prefix)
     return answers
 
@@ -283,7 +281,9 @@ def _scores(
     }
     if _CONTROL in texts:
         label = f"{label} {policy} judged, clips shuffled"
-        scores["shuffled_audio"] = comparison.levels(judge.judge(questions.usable, texts[_CONTROL], label))
+        scores["shuffled_audio"] = comparison.levels(
+            judge.judge(questions.audit.usable, texts[_CONTROL], label)
+        )
     return scores
 
 

@@ -9,7 +9,7 @@ download are empty or damaged: `audit` finds and counts them, nothing is left ou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,49 +84,29 @@ def read(root: Path) -> list[Item]:
     return items
 
 
-def audit(
-    root: Path,
-    items: Sequence[Item],
-    *,
-    max_duration_s: float = LONGEST_S,
-    on_progress: Callable[[int], None] | None = None,
-) -> tuple[list[Item], list[Missing]]:
-    """Decode every clip once and split the items into usable ones and those whose clip was refused.
+class Audit(NamedTuple):
+    """Items split by whether their clip can be used, in the order given, and usable clips' lengths."""
 
-    Args:
-        root: the folder that holds `Chat/`.
-        items: questions; several may ask about one clip.
-        max_duration_s: longest clip in seconds.
-        on_progress: called with the number of clips decoded so far.
+    usable: list[Item]
+    missing: list[Missing]
+    seconds: dict[str, float]
+    """By an item's `audio`."""
 
-    Returns:
-        The usable items and the missing ones, both in the order given.
-    """
+
+def audit(root: Path, items: Sequence[Item]) -> Audit:
+    """Decode every clip below `root`, the folder that holds `Chat/`, once."""
     clips = sorted({item.audio for item in items})
-    refused = decode.audit(
-        partial(resolve_inside, root),
-        [(clip, clip) for clip in clips],
-        max_duration_s=max_duration_s,
-        on_progress=on_progress,
-    )[1]
+    good, refused = decode.audit(
+        partial(resolve_inside, root), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
+    )
     reasons = {clip.id: clip for clip in refused}
-    usable = [item for item in items if item.audio not in reasons]
     missing = [
         Missing(item.uniq_id, reasons[item.audio].code, f"{item.audio}: {reasons[item.audio].detail}")
         for item in items
         if item.audio in reasons
     ]
-    return usable, missing
-
-
-def longer_than(limit_s: float, root: Path, items: Sequence[Item]) -> list[str]:
-    """The ids of items whose clip goes on after the first `limit_s` seconds; by the files' headers."""
-    clips = {item.audio for item in items}
-    seconds = {
-        clip: decode.inspect(resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
-        for clip in clips
-    }
-    return [item.uniq_id for item in items if seconds[item.audio] > limit_s]
+    usable = [item for item in items if item.audio in good]
+    return Audit(usable, missing, {clip: info.duration_s for clip, info in good.items()})
 
 
 def write_answers(path: Path, items: Sequence[Item], responses: Iterable[str]) -> None:

@@ -44,11 +44,9 @@ def questions():
         wrong.append(book.spoil(question, facts, rng)[0])
     given = evaluate._Questions(
         Path("corpus"),
-        Path("corpus"),
         "test/",
         items,
-        items[:-1],
-        [],
+        air_bench.Audit(items[:-1], [], {}),
         [
             evaluate._Recognition(
                 "recognised",
@@ -64,7 +62,7 @@ def questions():
 def report(questions, folder, judge):
     """The parts of `scores.json` that rest on the policies' texts."""
     given, wrong = questions
-    right = [item.answer_gt for item in given.usable]
+    right = [item.answer_gt for item in given.audit.usable]
     answers = {"2_sft": [w if i % 2 else r for i, (w, r) in enumerate(zip(wrong, right, strict=True))]}
     answers["6_dpo"] = right
     texts = {
@@ -108,7 +106,7 @@ def test_by_a_judge_model(questions, tmp_path):
     with serving(judge(lambda text: 1 + text.count("e") % 9)) as server:
         llm_judge = LLMJudge(Endpoint(server.url, "m"), tmp_path / "replies.jsonl", canary_items=3)
         out, policies, comparisons = report(questions, tmp_path, llm_judge)
-        about = llm_judge.describe(questions[0].usable)
+        about = llm_judge.describe(questions[0].audit.usable)
     after = policies["6_dpo"]
     assert set(after["overall"]) == {"score", "words", "distinct", "n"}
     assert after["ratings"]["overall"] == pytest.approx(after["overall"]["score"])
