@@ -58,7 +58,7 @@ class JudgedAnswer(BaseModel):
     question: str
     answer_gt: str
     response: str = ""
-    score: float | None
+    score: float | None = None
     state: State = "scored"
     reference_score: float | None = None
     replies: tuple[OrderReply, ...] = ()

@@ -173,9 +173,7 @@ class LLMJudge:
             state = "refused" if "refused" in states else "invalid"
         elif max(scores) - min(scores) > self.protocol.max_disagreement:
             state = "inconsistent"
-        if state != "scored":
-            return JudgedAnswer.to(item, response, state=state, score=None, replies=tuple(replies))
-        means = {"score": fmean(scores), "reference_score": fmean(references)}
+        means = {"score": fmean(scores), "reference_score": fmean(references)} if state == "scored" else {}
         return JudgedAnswer.to(item, response, state=state, replies=tuple(replies), **means)
 
     def _order_reply(self, call: _Call, reply: Reply) -> OrderReply:
