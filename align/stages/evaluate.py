@@ -65,12 +65,12 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     comparisons = _comparisons(config, questions, texts, judged)
     report = {
         "split": config.split,
-        "n": len(questions.audit.usable),
+        "n": len(usable),
         "audio_root": str(questions.root.resolve()) if config.air_bench else config.corpus,
         "unusable": plain_values(questions.audit.missing),
         "unusable_rows": {part.file: plain_values(part.rows.missing) for part in questions.recognition[1:]},
         "cut": [item.uniq_id for item in usable if questions.audit.seconds.get(item.audio, 0.0) > heard_s],
-        "judge": judge.describe(questions.audit.usable),
+        "judge": judge.describe(usable),
         "before": config.before,
         "after": config.after,
         "policies": {
@@ -82,7 +82,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     if config.annotations:
         report["judge_agreement"] = _agreement(config, judge, inputs[config.annotations], corpus, out.name)
     if judge.is_free:
-        report["constant_answer"] = _best_constant(judge, questions.audit.usable)
+        report["constant_answer"] = _best_constant(judge, usable)
     write_json(out.path / "scores.json", report)
     return {
         **report["policies"][config.after]["overall"],

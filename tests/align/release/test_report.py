@@ -352,6 +352,13 @@ def test_samples_cover_outcomes_and_categories_and_play(html):
     assert all(clip["src"].startswith("data:audio/mpeg;base64,") for clip in clips)
 
 
+def test_scores_that_the_judge_ties_are_unchanged_as_on_the_page_of_comparisons(run):
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
+    scores["judge"]["tie_margin"] = 9.0
+    write_json(run / "7_evaluate/scores.json", scores)
+    assert "Of all questions 0 improved, 0 regressed and 120 kept" in report.write(run).read_text()
+
+
 def test_hostile_text_from_models_and_manifests_is_shown_and_never_markup(run):
     for name in ("3_sft", "6_dpo"):
         path = run / "7_evaluate" / "items" / f"{name}.jsonl"
