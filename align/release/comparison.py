@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation import comparison
+from align.evaluation import comparison, judged_answers
 from align.evaluation.comparison import LeagueRow, OrderConsistency, PolicyDifference
 from align.evaluation.judged_answers import JudgedAnswer
 from align.release import ancestry, evaluations
@@ -139,7 +139,9 @@ def _find(folder: Path) -> _Scored:
     name = finished[0].scores["after"] if is_run else folder.name
     for evaluation in finished:
         if name in evaluation.scores["policies"]:
-            return _Scored(run / name, evaluation, evaluations.read_answers(evaluation, name))
+            return _Scored(
+                run / name, evaluation, judged_answers.read(evaluations.answers_path(evaluation, name))
+            )
     known = ", ".join(sorted({name for evaluation in finished for name in evaluation.scores["policies"]}))
     raise CannotCompare(
         f"{name!r} was not evaluated in {run} (evaluated: {known}): "

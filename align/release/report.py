@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.evaluation import judged_answers
 from align.evaluation.benchmarks import published
 from align.release import charts, clips, evaluations, page
 from align.release.ancestry import VERDICT, manifest_of, stage_order
@@ -184,7 +185,7 @@ def _samples(evaluation: Evaluation) -> dict[str, Any] | None:
     paths = [evaluations.answers_path(evaluation, scores[which]) for which in ("before", "after")]
     if not all(path.exists() for path in paths):
         return None
-    before, after = (evaluations.read_answers(evaluation, scores[which]) for which in ("before", "after"))
+    before, after = map(judged_answers.read, paths)
     margin = float(scores.get("judge", {}).get("tie_margin", 0.0))
     ids = sorted(before.keys() & after.keys(), key=lambda key: hashlib.sha256(str(key).encode()).hexdigest())
     questions = [compare_answers([before[key], after[key]], margin) for key in ids]
