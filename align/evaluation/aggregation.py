@@ -124,14 +124,12 @@ def table(scores: Iterable[tuple[str, Mean]]) -> dict[str, Any]:
     by_cell: dict[str, list[float]] = {}
     for task, values in by_task.items():
         by_cell.setdefault(cell(task), []).extend(values)
-    means: dict[str, Mean] = {
-        name: sum(weight * sum(by_cell[part]) / len(by_cell[part]) for part, weight in parts.items())
-        for name, parts in weights(by_task).items()
-        if parts
-    }
+    categories: dict[str, Mean] = {column: _mean(by_cell.get(column, [])) for column in COLUMNS}
+    mixed = [task for task in CATEGORIES if CATEGORIES[task] == "mixed" and task in by_cell]
+    categories["mixed"] = _mean([sum(by_cell[task]) / len(by_cell[task]) for task in mixed])
     return {
-        "categories": {column: means.get(column) for column in COLUMNS},
-        "overall": means.get("overall"),
+        "categories": categories,
+        "overall": _mean([value for value in categories.values() if value is not None]),
         "tasks": {task: _mean(by_task[task]) for task in CATEGORIES if task in by_task},
     }
 

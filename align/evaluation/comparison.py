@@ -165,8 +165,8 @@ def pair_scores(before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer]) -
 def worst_case(before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer]) -> ScorePairs:
     """All questions; what was not scored counts as the scale's minimum, for either policy."""
     _aligned(before, after)
-    scores = [_scores(answers, SCALE_MINIMUM) for answers in (before, after)]
-    return ScorePairs(tuple(before), tuple(after), *scores, 0)
+    first, second = (_scores(answers, SCALE_MINIMUM) for answers in (before, after))
+    return ScorePairs(tuple(before), tuple(after), first, second, 0)
 
 
 def score_differences(pairs: ScorePairs, *, resamples: int = 4000, seed: int = 0) -> dict[str, Difference]:

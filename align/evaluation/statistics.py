@@ -132,7 +132,7 @@ def macro_bootstrap(
         if len(cell) > 1:
             raise ValueError(f"stratum {stratum!r} lies in cells {sorted(names[index] for index in cell)}")
         column = cell.pop()
-        sums = _cluster_sums((second - first)[rows], [clusters[row] for row in rows])
+        sums = _cluster_sums((second - first)[rows], [clusters[row] for row in rows.tolist()])
         drawn = _drawn_sums(sums, resamples, rng)
         totals[:, column] += drawn[0]
         counts[:, column] += drawn[1]

@@ -325,7 +325,7 @@ def test_a_whole_run_is_told_in_one_offline_file_with_the_numbers_of_scores_json
     assert rows[0][3] == f"+{100 * told['delta']:.1f} pts"
     assert rows[0][4] == f"+{100 * told['ci_low']:.1f} to +{100 * told['ci_high']:.1f}"
 
-    table = {row[0]: row for row in page.rows if row}
+    table = {row[0]: row for row in reversed(page.rows) if row}  # of equal names the first: not the costs
     after = scores["policies"]["6_dpo"]["overall"]
     assert table["6_dpo"][1:4] == [value(after[key], key) for key in ("factuality", "behaviour", "score")]
     against = scores["against"]["6_chosen_only"]["factuality"]
