@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from preference_data.schema import Record
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 class BadRecord(ValueError):
     """A line of a record file that is not the record it should be."""
 
     @classmethod
-    def of(cls, error: ValidationError, kind: type[Record], place: str) -> BadRecord:
+    def of(cls, error: ValidationError, kind: type[BaseModel], place: str) -> BadRecord:
         """The first problem of a record that stands at `place`."""
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the line"

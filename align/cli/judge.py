@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from align.evaluation.benchmarks.air_bench import Item
-    from align.evaluation.judges.llm_judge import LLMJudge
-    from align.evaluation.judges.local_model import LocalModel
+    from align.evaluation.judges.llm_judge import ChatModel
 
 
 def judge(
@@ -57,58 +54,48 @@ def judge(
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
-        chat_model = Endpoint(url, model, concurrency=concurrency) if url else _local_model(model)
+        chat_model: ChatModel
+        if url:
+            chat_model = Endpoint(url, model, concurrency=concurrency)
+        else:
+            # Imported here, because it brings torch, which an endpoint's user need not wait for.
+            from align.evaluation.judges.local_model import LocalModel
+
+            chat_model = LocalModel(Path(model).expanduser())
         llm_judge = LLMJudge(
-            chat_model, out / "judge_replies.jsonl", Official() if protocol == "official" else Strict()
+            chat_model,
+            out / "judge_replies.jsonl",
+            Official() if protocol == "official" else Strict(),
+            canary_items,
         )
         print(llm_judge.estimate(items, responses, prompt_price, reply_price), flush=True)
         if estimate_only:
             return
         judged = llm_judge.judge(items, responses)
-        uplift = _uplift(llm_judge, items[:canary_items]) if canary_items else None
+        about = llm_judge.describe(items)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except JudgeFailed as error:
         print(error, flush=True)
         raise typer.Exit(1) from error
     scores = aggregation.as_scores(items, judged)
-    prompt_sha256 = llm_judge.protocol.prompt_sha256
-    identity = {"name": llm_judge.name, "protocol": protocol, "prompt_sha256": prompt_sha256}
-    head = {"judge": {**identity, "canary_uplift": uplift}, "answers": str(answers)}
-    write_json(out / "scores.json", {**head, **scores})
+    write_json(out / "scores.json", {"judge": about, "answers": str(answers), **scores})
     judged_answers.write(out / "replies.jsonl", judged)
-    _print(scores)
+    _print(scores, about)
     print(f"{out / 'scores.json'}, {out / 'replies.jsonl'}")
 
 
-def _local_model(folder: str) -> LocalModel:
-    # Imported here, because it brings torch, which an endpoint's user need not wait for.
-    from align.evaluation.judges.local_model import LocalModel
-
-    return LocalModel(Path(folder).expanduser())
-
-
-def _uplift(llm_judge: LLMJudge, items: Sequence[Item]) -> float | None:
-    """Points that known tricks gain on the mean; None where they could not be tried."""
-    from align.evaluation.judges import canary
-
-    try:
-        result = canary.measure(llm_judge.judge, items)
-    except ValueError as error:
-        print(f"canary: {error}")
-        return None
-    worst = f", most by {result.worst.name!r}: {result.worst.points:+.2f}" if result.worst else ""
-    print(f"canary: tricks gain {result.uplift} points on the mean of {result.scored}{worst}")
-    return result.uplift
-
-
-def _print(scores: dict[str, Any]) -> None:
+def _print(scores: dict[str, Any], judge: dict[str, Any]) -> None:
     from align.evaluation.benchmarks import published
 
+    if worst := judge["canary_worst"]:
+        print(
+            f"canary: tricks gain {judge['canary_uplift']:+.2f} points on the mean, most by "
+            f"{worst['trick']!r}: {worst['points']:+.2f}"
+        )
     for name, mean in {**scores["categories"], "overall": scores["overall"]}.items():
         print(f"{name:<8} {'-' if mean is None else f'{mean:.2f}'}")
     print("  ".join(f"{state} {n}" for state, n in scores["states"].items()))
     for row in published.air_bench_chat()[:3]:
-        columns = "  ".join(f"{name} {value:.2f}" for name, value in row.categories.items())
-        print(f"published: {row.policy}  {columns}  overall {row.overall:.2f}  ({row.source})")
+        print(published.as_line(row))
     print(published.warnings()[0])

@@ -41,12 +41,16 @@ def score(
     except (BadBenchmark, benchmarks.CannotScore) as error:
         raise typer.BadParameter(str(error)) from error
     print(json.dumps(numbers, indent=2, ensure_ascii=False))
-    sources = {} if kind == "foundation" else numbers
-    beside = [row for source, own in sources.items() for row in published.beside(source, own)]
-    for row in beside:
-        print(f"published: {row.benchmark}  {row.policy}  {row.metric} {row.value:g}  ({row.source})")
-    if beside:
-        print(published.warnings()[0])
+    if kind == "foundation":
+        lines = [published.as_line(row) for row in published.air_bench_foundation()]
+    else:
+        lines = [
+            f"published: {row.benchmark}  {row.policy}  {row.metric} {row.value:g}  ({row.source})"
+            for source, own in numbers.items()
+            for row in published.beside(source, own)
+        ]
+    if lines:
+        print(*lines, published.warnings()[0], sep="\n")
     if out:
         write_json(out, numbers)
         print(out)

@@ -57,7 +57,7 @@ def as_scores(
 
     Returns:
         categories, overall, tasks: means of the scored items (both orders averaged per item);
-        n, states: how many items there are and how they ended, "missing" without a row; states_by_task;
+        n, states: how many items there are and how they ended, "missing" without a row;
         worst_case: the same means with every other item counted as `minimum`;
         orders: per order the raw means of the responses, the reference's under "reference", and n;
         official: the mean of the two orders' means, each over its own parsed replies;
@@ -69,17 +69,12 @@ def as_scores(
     """
     by_item = _by_item(items, answers)
     pairs = [(item, by_item.get(item.uniq_id)) for item in items]
-    states = {item.uniq_id: answer.state if answer else "missing" for item, answer in pairs}
+    states = Counter(answer.state if answer else "missing" for _, answer in pairs)
     orders = {order: _order(pairs, order) for order in get_args(Order)}
     return {
         **table((item.task_name, answer.score if answer else None) for item, answer in pairs),
         "n": len(items),
-        "states": _count(states.values()),
-        "states_by_task": {
-            task: _count(states[item.uniq_id] for item in items if item.task_name == task)
-            for task in CATEGORIES
-            if any(item.task_name == task for item in items)
-        },
+        "states": {state: states[state] for state in (*get_args(State), "missing")},
         "worst_case": {
             **table(
                 (item.task_name, minimum if answer is None or answer.score is None else answer.score)
@@ -153,8 +148,3 @@ def _mean_of_tables(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> Mean:
     return sum(values) / len(values) if values else None
-
-
-def _count(states: Iterable[str]) -> dict[str, int]:
-    counts = Counter(states)
-    return {state: counts[state] for state in (*get_args(State), "missing")}

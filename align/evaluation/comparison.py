@@ -15,7 +15,7 @@ import numpy as np
 
 from align.evaluation.aggregation import SCALE_MINIMUM, cell, table, weights
 from align.evaluation.benchmarks.air_bench import COLUMNS
-from align.evaluation.judged_answers import JudgedAnswer, Order, OrderReply
+from align.evaluation.judged_answers import JudgedAnswer, Order
 from align.evaluation.statistics import (
     Difference,
     Interval,
@@ -30,8 +30,9 @@ from align.evaluation.statistics import (
 TIE_MARGIN = 0.5
 """Points of mean score up to which two answers tie: half a point is one order moving by one."""
 ALL = "overall"
-MARKS = ("factuality", "behaviour", "asked")
-"""Yes-or-no marks that policies are compared on. `asked` counts answerable questions only."""
+_LEAGUE_RESAMPLES = 1000
+MARKS = ("factuality", "behaviour", "fact_accuracy")
+"""Yes-or-no marks that policies are compared on. `fact_accuracy` counts answerable questions only."""
 
 
 class ScorePairs(NamedTuple):
@@ -161,12 +162,11 @@ def pair_scores(before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer]) -
     return ScorePairs(first, second, _scores(first), _scores(second), len(pairs) - len(kept))
 
 
-def worst_case(
-    before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer], *, minimum: float = SCALE_MINIMUM
-) -> ScorePairs:
+def worst_case(before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer]) -> ScorePairs:
     """All questions; what was not scored counts as the scale's minimum, for either policy."""
     _aligned(before, after)
-    return ScorePairs(tuple(before), tuple(after), _scores(before, minimum), _scores(after, minimum), 0)
+    first, second = (_scores(answers, SCALE_MINIMUM) for answers in (before, after))
+    return ScorePairs(tuple(before), tuple(after), first, second, 0)
 
 
 def score_differences(pairs: ScorePairs, *, resamples: int = 4000, seed: int = 0) -> dict[str, Difference]:
@@ -174,7 +174,7 @@ def score_differences(pairs: ScorePairs, *, resamples: int = 4000, seed: int = 0
     if not pairs.before_answers:
         return {}
     tasks = [answer.task_name for answer in pairs.before_answers]
-    rows = _bootstrap(pairs, [cell(task) for task in tasks], weights(tasks), resamples, seed)
+    rows = _bootstrap(pairs, [cell(task) for task in tasks], weights(tasks), seed, resamples)
     return {name: rows[name] for name in (ALL, *ordered(rows))}
 
 
@@ -214,8 +214,8 @@ def _bootstrap(
     pairs: ScorePairs,
     cells: Sequence[str],
     means: Mapping[str, Mapping[str, float]],
-    resamples: int,
     seed: int,
+    resamples: int = 4000,
 ) -> dict[str, Difference]:
     return macro_bootstrap(
         pairs.before,
@@ -232,34 +232,28 @@ def _bootstrap(
 # -------------------------------------------------------------------------- wins
 
 
-def win_rates(
-    pairs: ScorePairs, *, tie_margin: float = TIE_MARGIN, resamples: int = 4000, seed: int = 0
-) -> dict[str, WinRate]:
+def win_rates(pairs: ScorePairs, *, tie_margin: float = TIE_MARGIN, seed: int = 0) -> dict[str, WinRate]:
     """Wins, ties and losses over all pairs and over those of each category; empty without pairs."""
     if not pairs.before_answers:
         return {}
-    outcome = outcomes(pairs, tie_margin)
+    outcome = _outcomes(pairs.after - pairs.before, tie_margin)
     categories = [answer.category for answer in pairs.before_answers]
     counts = Counter(categories)
     means = {name: {name: 1.0} for name in counts}
     means[ALL] = {name: n / len(categories) for name, n in counts.items()}
     games = pairs._replace(before=np.zeros_like(outcome), after=outcome)
-    rates = _bootstrap(games, categories, means, resamples, seed)
-    rows = {ALL: outcome}
-    for name in ordered(counts):
-        rows[name] = outcome[[category == name for category in categories]]
-    return {name: _win_rate(results, rates[name]) for name, results in rows.items()}
+    rates = _bootstrap(games, categories, means, seed)
+    rows = {}
+    for name in (ALL, *ordered(counts)):
+        results = outcome[[name in (ALL, category) for category in categories]]
+        wins, ties, losses = (int((results == result).sum()) for result in (1.0, 0.5, 0.0))
+        low, high = max(0.0, rates[name].ci_low), min(1.0, rates[name].ci_high)
+        rows[name] = WinRate(wins, ties, losses, rates[name].after, low, high, results.size)
+    return rows
 
 
-def _win_rate(outcome: np.ndarray, rate: Difference) -> WinRate:
-    wins, ties, losses = (int((outcome == result).sum()) for result in (1.0, 0.5, 0.0))
-    low, high = max(0.0, rate.ci_low), min(1.0, rate.ci_high)
-    return WinRate(wins, ties, losses, rate.after, low, high, outcome.size)
-
-
-def outcomes(pairs: ScorePairs, tie_margin: float) -> np.ndarray:
-    """1 where the second policy won, 0.5 where both tied, 0 where it lost; shape (pairs,)."""
-    delta = pairs.after - pairs.before
+def _outcomes(delta: np.ndarray, tie_margin: float) -> np.ndarray:
+    """1 where the second policy won, 0.5 where both tied, 0 where it lost, by its lead in score."""
     return np.where(np.abs(delta) <= tie_margin, 0.5, (delta > 0).astype(float))
 
 
@@ -272,14 +266,13 @@ def length_controlled_win_rate(pairs: ScorePairs, *, tie_margin: float = TIE_MAR
         for a, b in zip(pairs.before_answers, pairs.after_answers, strict=True)
     ]
     clips = [answer.audio for answer in pairs.before_answers]
-    return length_controlled(outcomes(pairs, tie_margin), extra, clips)
+    return length_controlled(_outcomes(pairs.after - pairs.before, tie_margin), extra, clips)
 
 
 def league(
     policies: Mapping[str, Sequence[JudgedAnswer]],
     *,
     tie_margin: float = TIE_MARGIN,
-    resamples: int = 1000,
     seed: int = 0,
 ) -> list[LeagueRow]:
     """Policies from strongest to weakest by Bradley and Terry's model, on questions scored for all of them.
@@ -296,13 +289,12 @@ def league(
     if not scored:
         return []
     scores = np.array([[answer.score for answer in row] for row in scored], dtype=float)
-    delta = scores[:, :, None] - scores[:, None, :]
-    games = np.where(np.abs(delta) <= tie_margin, 0.5, (delta > 0).astype(float))
+    games = _outcomes(scores[:, :, None] - scores[:, None, :], tie_margin)
     clips = np.unique([row[0].audio for row in scored], return_inverse=True)[1]
     per_clip = np.zeros((clips.max() + 1, *games.shape[1:]))
     np.add.at(per_clip, clips, games)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(per_clip), np.full(len(per_clip), 1 / len(per_clip)), size=resamples)
+    drawn = rng.multinomial(len(per_clip), np.full(len(per_clip), 1 / len(per_clip)), size=_LEAGUE_RESAMPLES)
     elo = _elo(bradley_terry(per_clip.sum(axis=0)))
     low, high = np.quantile(_elo(bradley_terry(np.tensordot(drawn, per_clip, 1))), [0.025, 0.975], axis=0)
     ranks = [LeagueRow(name, float(elo[i]), float(low[i]), float(high[i])) for i, name in enumerate(policies)]
@@ -318,34 +310,17 @@ def _elo(strength: np.ndarray) -> np.ndarray:
 
 def order_consistency(answers: Sequence[JudgedAnswer]) -> OrderConsistency | None:
     """How much one policy's scores depend on which answer stood first; None without scores in both orders."""
-    both = [replies for answer in answers if (replies := _both_orders(answer))]
-    if not both:
+    leads = []
+    for answer in answers:
+        lead: dict[Order, float] = {
+            reply.order: reply.response - reply.reference
+            for reply in answer.replies
+            if reply.response is not None and reply.reference is not None
+        }
+        if len(lead) == 2:
+            leads.append((lead["response_first"], lead["reference_first"]))
+    if not leads:
         return None
-    same = sum(_sign(first) == _sign(second) for first, second in both)
-    gains = [_first_place_gain(first, second) for first, second in both]
-    return OrderConsistency(wilson(same, len(both)), float(np.mean(gains)))
-
-
-def _both_orders(answer: JudgedAnswer) -> tuple[OrderReply, OrderReply] | None:
-    """The replies with the reference first and with the response first, if both have scores."""
-    replies: dict[Order, OrderReply] = {
-        reply.order: reply for reply in answer.replies if reply.state == "scored"
-    }
-    return (replies["reference_first"], replies["response_first"]) if len(replies) == 2 else None
-
-
-def _reference_and_response(reply: OrderReply) -> tuple[float, float]:
-    if reply.reference is None or reply.response is None:
-        raise ValueError(f"a scored reply has no scores: {reply}")
-    return reply.reference, reply.response
-
-
-def _sign(reply: OrderReply) -> int:
-    reference, response = _reference_and_response(reply)
-    return (response > reference) - (response < reference)
-
-
-def _first_place_gain(reference_first: OrderReply, response_first: OrderReply) -> float:
-    reference_1, response_2 = _reference_and_response(reference_first)
-    reference_2, response_1 = _reference_and_response(response_first)
-    return ((reference_1 - reference_2) + (response_1 - response_2)) / 2
+    first, second = np.array(leads).T
+    same = int((np.sign(first) == np.sign(second)).sum())
+    return OrderConsistency(wilson(same, len(leads)), float(((first - second) / 2).mean()))

@@ -5,16 +5,17 @@ Judges return these rows, `comparison` sets two policies' rows side by side, and
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from align.evaluation.benchmarks.air_bench import Item
 from preference_data.schema import AXES, Axis
 from preference_data.store import BadRecord, write_rows
+from preference_data.store import read as read_records
 
 State = Literal["scored", "invalid", "refused", "inconsistent"]
 """`invalid`: no usable score in a reply; `refused`: the judge declined; `inconsistent`: both orders gave
@@ -57,13 +58,13 @@ class JudgedAnswer(BaseModel):
     question: str
     answer_gt: str
     response: str = ""
-    score: float | None
+    score: float | None = None
     state: State = "scored"
     reference_score: float | None = None
     replies: tuple[OrderReply, ...] = ()
     factual: bool | None = None
     behaves: bool | None = None
-    asked: bool | None = None
+    fact_is_right: bool | None = None
     """Whether what the question asks for is right, whatever else the answer claims."""
     abstains: bool | None = None
     answerable: bool | None = None
@@ -94,7 +95,7 @@ class JudgedAnswer(BaseModel):
             return self.factual
         if metric == "behaviour":
             return self.behaves
-        return self.asked if self.answerable else None
+        return self.fact_is_right if self.answerable else None
 
 
 class Judge(Protocol):
@@ -143,15 +144,7 @@ def read(path: Path) -> dict[str | int, JudgedAnswer]:
         FileNotFoundError: there is no such file.
         BadRecord: naming the file, the line and the problem.
     """
-    answers: dict[str | int, JudgedAnswer] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            answer = JudgedAnswer.model_validate(json.loads(line))
-        except (ValidationError, json.JSONDecodeError) as error:
-            raise BadRecord(f"{path}:{number}: not an evaluated question: {error}") from error
-        if answer.uniq_id in answers:
-            raise BadRecord(f"{path}:{number}: uniq_id {answer.uniq_id!r} is there twice")
-        answers[answer.uniq_id] = answer
-    return answers
+    rows = read_records(path, JudgedAnswer)
+    if duplicates := [key for key, n in Counter(row.uniq_id for row in rows).items() if n > 1]:
+        raise BadRecord(f"{path}: uniq_id {duplicates[0]!r} is there twice")
+    return {row.uniq_id: row for row in rows}

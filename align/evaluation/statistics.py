@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 _BATCH_ELEMENTS = 4_000_000
 """Resampled values held at once; bounds memory (32 MB) whatever the number of questions."""
@@ -126,12 +126,13 @@ def macro_bootstrap(
     totals, counts = np.zeros((2, resamples, len(names)))
     freedom = np.zeros(len(names))
     rng = np.random.default_rng(seed)
-    for stratum, rows in _grouped(strata).items():
+    for stratum in dict.fromkeys(strata):
+        rows = np.flatnonzero(np.asarray(strata) == stratum)
         cell = set(cell_of_row[rows])
         if len(cell) > 1:
             raise ValueError(f"stratum {stratum!r} lies in cells {sorted(names[index] for index in cell)}")
         column = cell.pop()
-        sums = _cluster_sums((second - first)[rows], [clusters[row] for row in rows])
+        sums = _cluster_sums((second - first)[rows], [clusters[row] for row in rows.tolist()])
         drawn = _drawn_sums(sums, resamples, rng)
         totals[:, column] += drawn[0]
         counts[:, column] += drawn[1]
@@ -163,13 +164,6 @@ def _checked_pair(before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[np.ndarr
     if bad.size:
         raise ValueError(f"pair {bad[0]}: scores must be finite, got {first[bad[0]]} and {second[bad[0]]}")
     return first, second
-
-
-def _grouped(labels: Sequence[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, label in enumerate(labels):
-        rows.setdefault(label, []).append(row)
-    return rows
 
 
 def _cluster_sums(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
@@ -251,18 +245,15 @@ def length_controlled(wins: npt.ArrayLike, extra_length: npt.ArrayLike, clusters
 
 
 def _fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Maximum likelihood by Newton's method; a trace of ridge keeps perfect separation finite."""
-    theta = np.zeros(x.shape[1])
-    for _ in range(100):
-        p = special.expit(x @ theta)
-        gradient = x.T @ (y - p) - _RIDGE * theta
-        hessian = (x.T * (p * (1 - p))) @ x + _RIDGE * np.eye(theta.size)
-        step = np.linalg.solve(hessian, gradient)
-        size = float(np.abs(step).max())
-        theta += step * min(1.0, 2.0 / max(size, 1.0))
-        if size < 1e-10:
-            break
-    return theta
+    """Maximum likelihood; a trace of ridge keeps perfect separation finite."""
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ theta
+        value = np.logaddexp(0, z).sum() - y @ z + _RIDGE / 2 * theta @ theta
+        return float(value), x.T @ (special.expit(z) - y) + _RIDGE * theta
+
+    fit: np.ndarray = optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, options={"gtol": 1e-8}).x
+    return fit
 
 
 def bradley_terry(wins: npt.ArrayLike, *, prior: float = 0.5) -> np.ndarray:

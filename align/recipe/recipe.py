@@ -213,7 +213,7 @@ def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> P
         message = "required, missing"
     elif kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
-        model = _model_at(config, tagged[:-1])
+        model = _model_at(config, tagged[:-1]) or _model_at(config, tagged[:-2])  # a key of a mapping
         renamed = model.renamed_values if model and issubclass(model, Config) else {}
         if str(value) in renamed:
             message = f"{value!r} is called {renamed[str(value)]!r} now"

@@ -95,27 +95,19 @@ class Ancestry(NamedTuple):
 
 def ancestry(policy: Path) -> Ancestry:
     """Follow the inputs of a stage, and theirs, also into other run folders."""
-    names: dict[Path, str] = {}
-    digests: dict[Path, list[str]] = {}
-    manifests: dict[Path, dict[str, Any]] = {}
+    ancestors: dict[Path, Ancestor] = {}
     waiting = [(policy.name if (policy / MANIFEST).exists() else str(policy), policy.resolve(), "")]
     while waiting:
         name, folder, digest = waiting.pop(0)
-        uses = digests.setdefault(folder, [])
+        if folder not in ancestors:
+            manifest = manifest_of(folder)
+            ancestors[folder] = Ancestor(name, folder, (), manifest)
+            inputs = manifest.get("inputs", {}).items()
+            waiting += [(ref, resolve(folder.parent, ref).resolve(), used) for ref, used in inputs]
+        uses = ancestors[folder].digests
         if digest and digest not in uses:
-            uses.append(digest)
-        if folder in manifests:
-            continue
-        names[folder] = name
-        manifest = manifests[folder] = manifest_of(folder)
-        for ref, went_in in manifest.get("inputs", {}).items():
-            waiting.append((ref, resolve(folder.parent, ref).resolve(), went_in))
-    return Ancestry(
-        tuple(
-            Ancestor(names[folder], folder, tuple(digests[folder]), manifest)
-            for folder, manifest in manifests.items()
-        )
-    )
+            ancestors[folder] = ancestors[folder]._replace(digests=(*uses, digest))
+    return Ancestry(tuple(ancestors.values()))
 
 
 def complete_ancestry(policy: Path) -> Ancestry:
@@ -157,17 +149,16 @@ def stage_order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 10**9, name)
 
 
-def gate(policy: Path, evaluation: Path, after: str) -> Gate | None:
+def gate(policy: Path, evaluation: Path) -> Gate | None:
     """The verdict on a policy by the last gate of its run that judged it, if any did.
 
     Args:
         policy: the policy's folder.
         evaluation: the evaluate stage whose numbers stand beside the verdict.
-        after: its `after` policy, which older verdicts do not name.
     """
     for folder in newest_first(policy.parent, VERDICT):
         verdict = read_json(folder / VERDICT)
-        if verdict.get("candidate", after) != policy.name:
+        if verdict.get("candidate") != policy.name:
             continue
         judged = manifest_of(folder).get("inputs", {}).get(evaluation.name)
         return Gate(

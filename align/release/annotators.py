@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from align.release import page
-from align.release.page import Bounds
 from preference_data.preferences import quality as limits
 from preference_data.preferences.agreement import SECONDS_EDGES
 from preference_data.preferences.quality import Quality
@@ -16,23 +14,12 @@ from preference_data.schema import AXES, Comparison, Judgement, Prompt
 from preference_data.store import write_text
 
 _EXAMPLES = 12
-_ALPHA_FROM, _ALPHA_TO = -0.25, 1.0
-"""Ends of the axis alphas are drawn on; systematic disagreement beyond it is rare and drawn at its end."""
-
-
-class Example(NamedTuple):
-    """A judgement with typed text, and the comparison behind it. All of it is untrusted text."""
-
-    question: str
-    text_a: str
-    text_b: str
-    judgement: Judgement
 
 
 def examples(
     judgements: Sequence[Judgement], comparisons: Sequence[Comparison], prompts: Mapping[str, Prompt]
-) -> list[Example]:
-    """A dozen answers that came with a rationale or a correction.
+) -> list[tuple[Judgement, Comparison, Prompt]]:
+    """A dozen answers that came with a rationale or a correction. All of it is untrusted text.
 
     Which answers is decided by a hash of their id: neither by chance, nor by what looks good.
     """
@@ -41,16 +28,17 @@ def examples(
         item for item in judgements if any(text and text.strip() for text in (item.rationale, item.corrected))
     ]
     typed.sort(key=lambda item: hashlib.sha256(item.id.encode()).hexdigest())
-    return [
-        Example(
-            prompts[item.prompt_id].question, key[item.comparison].text_a, key[item.comparison].text_b, item
-        )
-        for item in typed[:_EXAMPLES]
-    ]
+    return [(item, key[item.comparison], prompts[item.prompt_id]) for item in typed[:_EXAMPLES]]
 
 
-def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Example] = ()) -> Path:
-    """Write the page as one file that works offline, and return its path.
+def write(
+    quality: Quality,
+    path: Path,
+    *,
+    title: str,
+    examples: Sequence[tuple[Judgement, Comparison, Prompt]] = (),
+) -> None:
+    """Write the page as one file that works offline.
 
     Args:
         quality: the measurements.
@@ -69,27 +57,10 @@ def write(quality: Quality, path: Path, *, title: str, examples: Sequence[Exampl
             axes=AXES,
             edges=SECONDS_EDGES,
             limits=limits,
-            alpha_bounds=_alpha_bounds,
-            share_bounds=_share_bounds,
             percent=_percent,
             two_digits=_two_digits,
         ),
     )
-    return path
-
-
-def _alpha_bounds(low: float, value: float, high: float) -> Bounds:
-    """Positions of an alpha's marks in percent of the graphic's width; `zero` is chance."""
-    return Bounds(*(_place(number, _ALPHA_FROM, _ALPHA_TO) for number in (low, value, high, 0.0)))
-
-
-def _share_bounds(low: float, value: float, high: float, expected: float) -> Bounds:
-    """Positions of a share's marks in percent of the graphic's width; `zero` is the expected share."""
-    return Bounds(*(_place(number, 0.0, 1.0) for number in (low, value, high, expected)))
-
-
-def _place(number: float, start: float, end: float) -> float:
-    return round(100 * min(1.0, max(0.0, (number - start) / (end - start))), 2)
 
 
 def _percent(share: float) -> str:

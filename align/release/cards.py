@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from align.evaluation.judged_answers import JudgedAnswer
 from align.release.clips import Clip
 from align.release.comparison import ComparedQuestion, PolicyComparison
 from preference_data import store
@@ -21,42 +20,27 @@ _MOST_PAIRS = 250_000
 """Pairs of words up to which differences are marked: a policy that repeats itself takes minutes."""
 
 
-class CardAnswer(NamedTuple):
-    """One policy's answer; `text` has its own words marked."""
-
-    policy: str
-    judged: JudgedAnswer
-    text: Markup
-
-
-class HumanJudgement(NamedTuple):
-    """A person's judgement on two answers to a question. All of it is untrusted text."""
-
-    judgement: Judgement
-    text_a: str
-    text_b: str
-
-
 class Card(NamedTuple):
     """Everything about one question."""
 
     question: ComparedQuestion
-    answers: tuple[CardAnswer, ...]
+    texts: tuple[Markup, ...]
+    """The policies' answers with their own words marked."""
     clip: Clip
-    people: tuple[HumanJudgement, ...]
+    people: tuple[tuple[Judgement, Comparison], ...]
+    """People's judgements on pairs of answers to it. All of it is untrusted text."""
 
 
 def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     """A card for each question, in the order of the comparison."""
-    people: dict[str, list[HumanJudgement]] = {}
+    people: dict[str, list[tuple[Judgement, Comparison]]] = {}
     for run in dict.fromkeys(policy.folder.parent for policy in c.policies):
-        for human in _human_judgements(run):
-            people.setdefault(human.judgement.prompt_id, []).append(human)
-    labels = [policy.label for policy in c.policies]
+        for judgement, comparison in _human_judgements(run):
+            people.setdefault(judgement.prompt_id, []).append((judgement, comparison))
     return [
         Card(
             question,
-            _answers(labels, question),
+            _texts(question),
             clips[question.answers[0].audio],
             tuple(people.get(str(question.answers[0].uniq_id), ())),
         )
@@ -64,24 +48,20 @@ def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     ]
 
 
-def _answers(labels: Sequence[str], question: ComparedQuestion) -> tuple[CardAnswer, ...]:
-    texts = [answer.response for answer in question.answers]
-    return tuple(
-        CardAnswer(label, answer, diff_words(answer.response, texts[1:] if index == 0 else texts[:1]))
-        for index, (label, answer) in enumerate(zip(labels, question.answers, strict=True))
-    )
+def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
+    """Each answer against the baseline's, and the baseline's against all others."""
+    baseline, *others = [answer.response for answer in question.answers]
+    return (diff_words(baseline, others), *(diff_words(text, [baseline]) for text in others))
 
 
-def _human_judgements(run: Path) -> list[HumanJudgement]:
+def _human_judgements(run: Path) -> Iterator[tuple[Judgement, Comparison]]:
     """People's judgements in a run; retests and gold measure the annotator and are left out."""
-    rows = []
     for file in sorted(run.glob("[!.]*/comparisons.jsonl")):
         comparisons = {comparison.id: comparison for comparison in store.read(file, Comparison)}
         for judgement in store.stream(file.with_name("judgements.jsonl"), Judgement):
             comparison = comparisons.get(judgement.comparison)
             if comparison and judgement.purpose == "comparison" and not judgement.audio_unusable:
-                rows.append(HumanJudgement(judgement, comparison.text_a, comparison.text_b))
-    return rows
+                yield judgement, comparison
 
 
 def diff_words(text: str, others: Sequence[str]) -> Markup:

@@ -15,8 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from align.evaluation.statistics import Interval
-
 INK, MUTED, LINE = "#1d2327", "#626b73", "#dfe2e1"
 BEFORE, AFTER, THIRD = "#a3adb6", "#2c6e9b", "#b7812f"
 _CSS = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", THIRD: "third"}
@@ -178,36 +176,6 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
     return np.array([np.nanmean(y[max(0, i - half) : i + half + 1]) for i in range(y.size)])
 
 
-def category_bars(by_category: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Markup:
-    """Before and after per category, a panel per metric. Values are shares.
-
-    The whisker is the 95 % interval of the paired difference, drawn around the after bar: where it does
-    not reach down to the before bar's height, the difference is real.
-    """
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(_WIDTH, 270)
-        for axis, (metric, title) in zip(
-            figure.subplots(1, len(titles), squeeze=False, sharey=True)[0], titles.items(), strict=True
-        ):
-            intervals = {name: metrics[metric] for name, metrics in by_category.items() if metric in metrics}
-            x = np.arange(len(intervals))
-            before, after, low, high = (
-                np.array([100 * getattr(interval, part) for interval in intervals.values()])
-                for part in ("before", "after", "ci_low", "ci_high")
-            )
-            axis.bar(x - 0.19, before, 0.36, color=BEFORE, label="before")
-            axis.bar(x + 0.19, after, 0.36, color=AFTER, label="after")
-            whiskers = np.clip([after - (before + low), before + high - after], 0, None)
-            axis.errorbar(x + 0.19, after, whiskers, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3)
-            axis.set_title(title)
-            axis.set_xticks(x, list(intervals))
-            axis.tick_params(axis="x", length=0, labelcolor=INK)
-            axis.yaxis.set_major_formatter("{x:.0f} %")
-            axis.set_ylim(0, 108)
-        axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.18))
-        return _svg(figure, "before and after per category")
-
-
 def lengths(policies: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
     """Lengths of policies' answers, and mean scores by length.
 
@@ -249,28 +217,6 @@ def _mean_by_part(table: np.ndarray, ends: np.ndarray) -> tuple[list[float], lis
         table[of == part].mean(axis=0) for part in np.unique(of) if (of == part).sum() >= _FEWEST_IN_PART
     ]
     return [float(words) for words, _ in means], [float(score) for _, score in means]
-
-
-def stage_costs(stages: Sequence[str], seconds: Sequence[float], megabytes: Sequence[float]) -> Markup:
-    """Horizontal bars of each stage's wall time and peak memory, labelled with their values."""
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.bottom": False}):
-        figure = _figure(_WIDTH, 50 + 27 * len(stages))
-        left, right = figure.subplots(1, 2, sharey=True)
-        places = np.arange(len(stages))
-        for axis, values, title, colour in (
-            (left, seconds, "Seconds", AFTER),
-            (right, megabytes, "Peak memory (MB)", BEFORE),
-        ):
-            bars = axis.barh(places, values, 0.6, color=colour)
-            axis.bar_label(bars, [f"{number:,.0f}" if number >= 10 else f"{number:.1f}" for number in values],
-                           padding=5, color=MUTED, fontsize=11)  # fmt: skip
-            axis.set_title(title)
-            axis.set_xticks([])
-            axis.margins(x=0.12)
-        left.set_yticks(places, list(stages))
-        left.tick_params(axis="y", labelcolor=INK)
-        left.invert_yaxis()
-        return _svg(figure, "seconds and peak memory per stage")
 
 
 def _figure(width_px: int, height_px: int) -> Figure:

@@ -79,15 +79,11 @@ def pack(corpus: Path, clips: Mapping[str, Clip], characters: int) -> dict[str, 
 
 
 def audio_url(corpus: Path, name: str) -> str | None:
-    """One clip of a corpus folder as a data URL; None where it cannot be played."""
+    """One clip of a corpus folder as the data URL of an MP3 that every browser plays; None without sound."""
     try:
-        return data_url(decode.load(Dataset(corpus).find(name), max_duration_s=_MAX_DURATION_S))
+        samples = decode.load(Dataset(corpus).find(name), max_duration_s=_MAX_DURATION_S)
     except BadAudio:
         return None
-
-
-def data_url(samples: np.ndarray) -> str:
-    """16 kHz mono samples as an MP3 that every browser plays."""
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, decode.SAMPLE_RATE, format="MP3")
     return f"data:audio/mpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.comparison import ALL, PolicyDifference, ordered
+from align.evaluation.comparison import ALL, ordered
 from align.release import cards, charts, clips, page
-from align.release.ancestry import Ancestor, ancestry, manifest_of
+from align.release.ancestry import ancestry, manifest_of
 from align.release.clips import Placing
 from align.release.comparison import OUTCOMES, EvaluatedPolicy, PolicyComparison
-from align.run_folder.artifacts import METRICS, read_metrics
+from align.run_folder.artifacts import METRICS, plain_values, read_metrics
 from preference_data.store import write_text
 
 PAGE_BYTES = 14_000_000
@@ -20,67 +20,57 @@ PAGE_BYTES = 14_000_000
 
 def to_json(c: PolicyComparison) -> dict[str, Any]:
     """The comparison as plain JSON values; every question with its outcome and scores."""
-    return {
-        "baseline": c.policies[0].label,
-        "split": c.split,
-        "judge": c.judge,
-        "judge_agreement": c.judge_agreement,
-        "tie_margin": c.tie_margin,
-        "n": len(c.questions),
-        "policies": [_policy(policy) for policy in c.policies],
-        "differences": [
-            {"label": label, **_plain(difference)} for label, difference in c.differences.items()
-        ],
-        "league": [_plain(row) for row in c.league],
-        "questions": [
-            {
-                "uniq_id": question.answers[0].uniq_id,
-                "category": question.answers[0].category,
-                "task": question.answers[0].task_name,
-                "outcome": question.outcome,
-                "change": question.change,
-                "scores": [answer.score for answer in question.answers],
-                "states": [answer.state for answer in question.answers],
-            }
-            for question in c.questions
-        ],
-    }
+    report: dict[str, Any] = plain_values(
+        {
+            "baseline": c.policies[0].label,
+            "split": c.split,
+            "judge": c.judge,
+            "judge_agreement": c.judge_agreement,
+            "tie_margin": c.tie_margin,
+            "n": len(c.questions),
+            "policies": [_policy(policy) for policy in c.policies],
+            "differences": [{"label": label, **row._asdict()} for label, row in c.differences.items()],
+            "league": c.league,
+            "questions": [
+                {
+                    "uniq_id": question.answers[0].uniq_id,
+                    "category": question.answers[0].category,
+                    "task": question.answers[0].task_name,
+                    "outcome": question.outcome,
+                    "change": question.change,
+                    "scores": [answer.score for answer in question.answers],
+                    "states": [answer.state for answer in question.answers],
+                }
+                for question in c.questions
+            ],
+        }
+    )
+    return report
 
 
 def _policy(policy: EvaluatedPolicy) -> dict[str, Any]:
+    """A policy's numbers and its lineage, without the stages' configuration, which their manifests hold."""
     return {
         "label": policy.label,
         "folder": str(policy.folder),
         "evaluation": str(policy.evaluation.folder),
         "levels": policy.levels,
         "states": policy.states,
-        "order_effect": _plain(policy.order_effect),
-        "gate": _plain(policy.gate),
-        "lineage": [_identity(ancestor) for ancestor in ancestry(policy.folder).ancestors],
+        "order_effect": policy.order_effect,
+        "gate": policy.gate,
+        "lineage": [
+            {
+                "stage": ancestor.name,
+                "kind": ancestor.manifest.get("kind", ""),
+                "digest": ancestor.digest,
+                "commit": ancestor.manifest.get("git_commit", ""),
+                "seed": ancestor.manifest.get("seed"),
+                "versions": ancestor.manifest.get("versions", {}),
+                "is_changed": ancestor.is_changed,
+            }
+            for ancestor in ancestry(policy.folder).ancestors
+        ],
     }
-
-
-def _identity(ancestor: Ancestor) -> dict[str, Any]:
-    """All but the configuration, which the manifests hold."""
-    manifest = ancestor.manifest
-    return {
-        "stage": ancestor.name,
-        "kind": manifest.get("kind", ""),
-        "digest": ancestor.digest,
-        "commit": manifest.get("git_commit", ""),
-        "seed": manifest.get("seed"),
-        "versions": manifest.get("versions", {}),
-        "is_changed": ancestor.is_changed,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Named tuples as dicts, all the way down."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return value
 
 
 def as_table(c: PolicyComparison) -> list[str]:
@@ -139,13 +129,15 @@ def write_html(
 
 def _values(c: PolicyComparison) -> dict[str, Any]:
     """The template's values besides the cards and their sound."""
+    lengths = {
+        policy.label: [(len(a.response.split()), a.score) for a in policy.answers if a.score is not None]
+        for policy in c.policies
+    }
     states = {state for policy in c.policies for state in policy.states}
     return {
         "comparison": c,
         "all": ALL,
-        "differences": [
-            (label, difference, _reach(difference)) for label, difference in c.differences.items()
-        ],
+        "differences": c.differences,
         "outcomes": OUTCOMES,
         "counts": Counter(question.outcome for question in c.questions),
         "categories": ordered(answer.category for answer in c.policies[0].answers),
@@ -154,21 +146,10 @@ def _values(c: PolicyComparison) -> dict[str, Any]:
         "numbers": page.as_data(to_json(c)),
         "states": sorted(states, key=lambda state: (state != "scored", state)),
         "has_orders": any(policy.order_effect for policy in c.policies),
-        "lengths": charts.lengths({policy.label: _lengths(policy) for policy in c.policies}),
+        "lengths": charts.lengths(lengths),
         "training": [view for policy in c.policies if (view := _training(policy))],
         "lineages": {policy.label: ancestry(policy.folder).ancestors for policy in c.policies},
     }
-
-
-def _reach(difference: PolicyDifference) -> float:
-    """How far from zero the intervals of score reach, over all categories."""
-    return max([abs(end) for row in difference.scores.values() for end in (row.ci_low, row.ci_high)] or [1.0])
-
-
-def _lengths(policy: EvaluatedPolicy) -> list[tuple[int, float]]:
-    return [
-        (len(answer.response.split()), answer.score) for answer in policy.answers if answer.score is not None
-    ]
 
 
 def _training(policy: EvaluatedPolicy) -> dict[str, Any] | None:

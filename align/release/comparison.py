@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation import comparison
+from align.evaluation import comparison, judged_answers
 from align.evaluation.comparison import LeagueRow, OrderConsistency, PolicyDifference
 from align.evaluation.judged_answers import JudgedAnswer
 from align.release import ancestry, evaluations
@@ -111,7 +111,12 @@ def compare(policies: Sequence[Path]) -> PolicyComparison:
             for policy in others
         },
         league=tuple(comparison.league(answers, tie_margin=margin)) if len(others) > 1 else (),
-        questions=_regressions_first([_question(row, margin) for row in zip(*answers.values(), strict=True)]),
+        questions=tuple(
+            sorted(
+                (compare_answers(row, margin) for row in zip(*answers.values(), strict=True)),
+                key=lambda question: (OUTCOMES.index(question.outcome), -abs(question.change or 0.0)),
+            )
+        ),
         judge=judge,
         judge_agreement=scores.get("judge_agreement", {}),
         tie_margin=margin,
@@ -134,7 +139,9 @@ def _find(folder: Path) -> _Scored:
     name = finished[0].scores["after"] if is_run else folder.name
     for evaluation in finished:
         if name in evaluation.scores["policies"]:
-            return _Scored(run / name, evaluation, evaluations.read_answers(evaluation, name))
+            return _Scored(
+                run / name, evaluation, judged_answers.read(evaluations.answers_path(evaluation, name))
+            )
     known = ", ".join(sorted({name for evaluation in finished for name in evaluation.scores["policies"]}))
     raise CannotCompare(
         f"{name!r} was not evaluated in {run} (evaluated: {known}): "
@@ -193,19 +200,17 @@ def _evaluated(label: str, policy: _Scored, order: list[str | int]) -> Evaluated
         levels=comparison.levels(answers),
         states=dict(Counter(answer.state for answer in answers)),
         order_effect=comparison.order_consistency(answers),
-        gate=ancestry.gate(policy.folder, evaluation.folder, evaluation.scores.get("after", "")),
+        gate=ancestry.gate(policy.folder, evaluation.folder),
     )
 
 
-def _question(answers: tuple[JudgedAnswer, ...], tie_margin: float) -> ComparedQuestion:
+def compare_answers(answers: Sequence[JudgedAnswer], tie_margin: float) -> ComparedQuestion:
+    """Whether a question's answers got better; the first answer is the baseline's."""
     baseline, *others = [answer.score for answer in answers]
     changes = [score - baseline for score in others if score is not None and baseline is not None]
     if not changes:
-        return ComparedQuestion(answers, "unscored", None)
+        return ComparedQuestion(tuple(answers), "unscored", None)
     if min(changes) < -tie_margin:
-        return ComparedQuestion(answers, "regressed", min(changes))
-    return ComparedQuestion(answers, "improved" if max(changes) > tie_margin else "unchanged", max(changes))
-
-
-def _regressions_first(questions: list[ComparedQuestion]) -> tuple[ComparedQuestion, ...]:
-    return tuple(sorted(questions, key=lambda row: (OUTCOMES.index(row.outcome), -abs(row.change or 0.0))))
+        return ComparedQuestion(tuple(answers), "regressed", min(changes))
+    outcome: Outcome = "improved" if max(changes) > tie_margin else "unchanged"
+    return ComparedQuestion(tuple(answers), outcome, max(changes))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.evaluation import judged_answers
-from align.evaluation.judged_answers import JudgedAnswer
 from align.release.ancestry import manifest_of, newest_first
 from align.run_folder.artifacts import read_json
 
@@ -35,13 +33,3 @@ def find(run: Path) -> list[Evaluation]:
 def answers_path(evaluation: Evaluation, policy: str) -> Path:
     """The file of a policy's answers; a policy of another run has a slash in its name."""
     return evaluation.folder / "items" / f"{policy.replace('/', '_')}.jsonl"
-
-
-def read_answers(evaluation: Evaluation, policy: str) -> dict[str | int, JudgedAnswer]:
-    """The questions a policy answered, by `uniq_id`, in the order of the file.
-
-    Raises:
-        FileNotFoundError: the evaluation kept no answers of this policy.
-        BadRecord: naming the file, the line and the problem.
-    """
-    return judged_answers.read(answers_path(evaluation, policy))

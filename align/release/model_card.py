@@ -138,7 +138,7 @@ def _evaluation(stage: Path) -> Iterator[str]:
     yield f"Split: {evaluation.scores.get('split')}, {evaluation.scores.get('n')} questions."
     if evaluation.scores.get("after") == stage.name:
         yield _differences(evaluation)
-    gate = ancestry.gate(stage, evaluation.folder, evaluation.scores.get("after", ""))
+    gate = ancestry.gate(stage, evaluation.folder)
     if gate is None:
         yield "No gate has judged it."
         return

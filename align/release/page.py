@@ -18,7 +18,7 @@ LABELS = {
     "factuality": "Factuality",
     "behaviour": "Behaviour",
     "score": "Score",
-    "asked": "Asked fact",
+    "fact_accuracy": "Fact accuracy",
     "over_abstention": "Over-abstention",
     "words": "Words",
     "distinct": "Distinct answers",
@@ -27,7 +27,7 @@ MEANINGS = {
     "factuality": "share of answers without a false statement about the clip",
     "behaviour": "share of answers that do what the question asks, in the form it asks for",
     "score": "judge's mark, 1 to 10",
-    "asked": "share of answerable questions whose asked fact is answered rightly",
+    "fact_accuracy": "share of answerable questions whose fact is answered rightly",
     "over_abstention": "share of answerable questions answered with “there is no …”",
     "words": "mean words per answer",
     "distinct": "different answers given",
@@ -38,7 +38,7 @@ VERDICTS = {
     "inconclusive": ("The gate is inconclusive", "open"),
 }
 """A gate's verdict -> what to say, and a class of the style sheet."""
-_SHARES = ("factuality", "behaviour", "asked", "over_abstention", "exact", "wer", "accuracy", "rate")
+_SHARES = ("factuality", "behaviour", "fact_accuracy", "over_abstention", "exact", "wer", "accuracy", "rate")
 
 
 def render(template: str, **values: Any) -> str:
@@ -105,13 +105,13 @@ class Bounds(NamedTuple):
     zero: float
 
 
-def bounds(low: float, delta: float, high: float, reach: float) -> Bounds:
-    """Positions on an axis from -reach to +reach with zero in its middle."""
+def bounds(low: float, delta: float, high: float, start: float, end: float, zero: float = 0.0) -> Bounds:
+    """Positions on an axis from `start` to `end`; what lies beyond is drawn at its end."""
 
     def position(number: float) -> float:
-        return round(50 + 50 * max(-1.0, min(1.0, number / (reach or 1.0))), 2)
+        return round(100 * min(1.0, max(0.0, (number - start) / (end - start))), 2)
 
-    return Bounds(position(low), position(delta), position(high), 50.0)
+    return Bounds(*map(position, (low, delta, high, zero)))
 
 
 def reaches(tables: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -6,23 +6,23 @@ Reads the run folder and nothing else. A stage that is missing or has failed lea
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
+from align.evaluation import judged_answers
 from align.evaluation.benchmarks import published
-from align.evaluation.judged_answers import JudgedAnswer
-from align.evaluation.statistics import Interval
 from align.release import charts, clips, evaluations, page
 from align.release.ancestry import VERDICT, manifest_of, stage_order
+from align.release.comparison import ComparedQuestion, Outcome, compare_answers
 from align.release.evaluations import Evaluation
 from align.run_folder.artifacts import MANIFEST, METRICS, read_json, read_metrics
 from preference_data.store import write_text
 
 _SAMPLES = 12
-_OUTCOMES = ("improved", "regressed", "unchanged")
+_OUTCOMES: tuple[Outcome, ...] = ("improved", "regressed", "unchanged")
 _ANNOTATION = ("completions", "annotations", "pairs")
 """Outputs of the stages whose numbers stand under annotation."""
 
@@ -75,7 +75,6 @@ def write(run: Path) -> Path:
                 for stage in stages
                 if stage.produces in _ANNOTATION and stage.metrics
             ],
-            costs=_costs(stages),
         ),
     )
     return path
@@ -123,17 +122,11 @@ def _verdict(stages: Sequence[Stage], summary: Mapping[str, Any]) -> dict[str, A
 def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[str, Any]:
     """One evaluation's part of the page, numbers as in its `scores.json`."""
     scores = evaluation.scores
-    by_category = {
-        category: {metric: Interval(**values) for metric, values in metrics.items()}
-        for category, metrics in scores.get("by_category", {}).items()
-    }
-    shares = {metric: page.LABELS[metric] for metric in ("factuality", "behaviour")}
     return {
         "stage": evaluation.folder.name,
         "scores": scores,
         "comparison": scores.get("comparison", {}),
-        "chart": charts.category_bars(by_category, shares) if by_category else None,
-        "by_category": by_category,
+        "by_category": scores.get("by_category", {}),
         "controls": _controls(scores, stages),
         "recognition": _recognition(scores),
         "samples": _samples(evaluation),
@@ -192,48 +185,23 @@ def _samples(evaluation: Evaluation) -> dict[str, Any] | None:
     paths = [evaluations.answers_path(evaluation, scores[which]) for which in ("before", "after")]
     if not all(path.exists() for path in paths):
         return None
-    before, after = (evaluations.read_answers(evaluation, scores[which]) for which in ("before", "after"))
-    groups: dict[tuple[str, str], list[tuple[JudgedAnswer, JudgedAnswer]]] = {}
-    counts = dict.fromkeys(_OUTCOMES, 0)
-    for key in sorted(before.keys() & after.keys(), key=_hash):
-        outcome = _outcome(before[key].score, after[key].score)
-        if outcome is None:
-            continue
-        counts[outcome] += 1
-        groups.setdefault((outcome, before[key].category), []).append((before[key], after[key]))
-    samples = _round_robin([(key[0], pairs) for key, pairs in sorted(groups.items())], _SAMPLES)
+    before, after = map(judged_answers.read, paths)
+    margin = float(scores.get("judge", {}).get("tie_margin", 0.0))
+    ids = sorted(before.keys() & after.keys(), key=lambda key: hashlib.sha256(str(key).encode()).hexdigest())
+    questions = [compare_answers([before[key], after[key]], margin) for key in ids]
+    questions = [question for question in questions if question.outcome != "unscored"]
+    groups: dict[tuple[str, str], list[ComparedQuestion]] = {}
+    for question in questions:
+        groups.setdefault((question.outcome, question.answers[0].category), []).append(question)
+    # The first of every group, then the second of every group, and so on
+    rounds = itertools.zip_longest(*(groups[key] for key in sorted(groups)))
+    samples = [question for turn in rounds for question in turn if question][:_SAMPLES]
     cards = [
-        {
-            "outcome": outcome,
-            "first": a,
-            "answers": [a, b],
-            "audio": clips.audio_url(evaluation.corpus, a.audio),
-        }
-        for outcome, (a, b) in sorted(samples, key=lambda sample: _OUTCOMES.index(sample[0]))
+        {"question": question, "audio": clips.audio_url(evaluation.corpus, question.answers[0].audio)}
+        for question in sorted(samples, key=lambda question: _OUTCOMES.index(question.outcome))
     ]
-    return {"counts": counts, "cards": cards}
-
-
-def _hash(uniq_id: str | int) -> str:
-    return hashlib.sha256(str(uniq_id).encode()).hexdigest()
-
-
-def _outcome(before: float | None, after: float | None) -> str | None:
-    """The change of a question's score; None where either is unknown."""
-    if before is None or after is None:
-        return None
-    if before == after:
-        return "unchanged"
-    return "improved" if after > before else "regressed"
-
-
-def _round_robin(
-    groups: Sequence[tuple[str, list[tuple[JudgedAnswer, JudgedAnswer]]]], n: int
-) -> list[tuple[str, tuple[JudgedAnswer, JudgedAnswer]]]:
-    """The first of every group, then the second of every group, ... until n are taken."""
-    longest = max((len(pairs) for _, pairs in groups), default=0)
-    rows = [(label, pairs[turn]) for turn in range(longest) for label, pairs in groups if turn < len(pairs)]
-    return rows[:n]
+    counts = Counter(question.outcome for question in questions)
+    return {"counts": {outcome: counts[outcome] for outcome in _OUTCOMES}, "cards": cards}
 
 
 def _training_view(stage: Stage) -> dict[str, Any] | None:
@@ -249,14 +217,3 @@ def _headlines(metrics: Mapping[str, float]) -> dict[str, float]:
         for name, value in metrics.items()
         if not any(name.startswith(f"{other}_") for other in metrics)
     }
-
-
-def _costs(stages: Sequence[Stage]) -> Markup | None:
-    measured = [stage for stage in stages if stage.seconds is not None]
-    if not measured:
-        return None
-    return charts.stage_costs(
-        [stage.name for stage in measured],
-        [stage.seconds or 0.0 for stage in measured],
-        [stage.peak_memory_mb or 0.0 for stage in measured],
-    )

@@ -9,7 +9,7 @@ preference pairs is not evidence here: runs that collapsed did that best (accura
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from preference_data.audio.contamination import Contamination
@@ -54,20 +54,6 @@ class Champion(NamedTuple):
     weights: str | None
     candidate: str | None
     baseline: str | None
-
-
-class Evidence(NamedTuple):
-    """All that was measured.
-
-    `scores` is an evaluation's `scores.json`, `unfinished` the share of answers cut short by policy,
-    `contamination` that of the benchmark by what the candidate was trained on; None: not measured. `champion`
-    is None where no registered model is named to the gate.
-    """
-
-    scores: Scores
-    unfinished: Mapping[str, float | None]
-    contamination: Contamination | None
-    champion: Champion | None
 
 
 # -------------------------------------------------------------------------- one check
@@ -121,26 +107,39 @@ def decide(checks: Sequence[Check]) -> Verdict:
     if not checks:
         return Verdict("fail", ["nothing was measured"], [])
     outcomes = {check.outcome for check in checks}
-    worst: Outcome = (
-        "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
-    )
+    severity: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+    worst = next(outcome for outcome in severity if outcome in outcomes)
     reasons = [check.reason for check in checks if check.outcome == worst]
     return Verdict(worst, reasons, list(checks))
 
 
-def checks(evidence: Evidence, thresholds: Thresholds) -> list[Check]:
-    """Every check that the thresholds, `config.Thresholds` as plain values, ask for."""
-    scores = evidence.scores
+def checks(
+    scores: Scores,
+    thresholds: Thresholds,
+    *,
+    unfinished: Mapping[str, float | None],
+    contamination: Contamination | None,
+    champion: Champion | None,
+) -> list[Check]:
+    """Every check that the thresholds ask for.
+
+    Args:
+        scores: an evaluation's `scores.json`.
+        thresholds: `config.Thresholds` as plain values.
+        unfinished: the share of answers cut short by policy; None: not measured.
+        contamination: that of the benchmark by what the candidate was trained on; None: not measured.
+        champion: None where no registered model is named to the gate.
+    """
     rows = [
         *_quality(scores, thresholds),
         *_collapse(scores, thresholds),
-        *_fragments(evidence, thresholds["max_unfinished_rise"]),
+        *_fragments(scores, unfinished, thresholds["max_unfinished_rise"]),
         *_recognition(scores, thresholds["recognition_margins"]),
         *_judge(scores, thresholds["judge"]),
-        _contamination(evidence.contamination, thresholds["max_contaminated"]),
+        _contamination(contamination, thresholds["max_contaminated"]),
     ]
-    if evidence.champion is not None and not thresholds["replaces_any_champion"]:
-        rows.append(_champion(evidence.champion))
+    if champion is not None and not thresholds["replaces_any_champion"]:
+        rows.append(_champion(champion))
     return rows
 
 
@@ -165,35 +164,37 @@ def _quality(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
 def _collapse(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
     """The ways in which preference optimisation is known to go wrong while its pairs look well separated."""
 
-    def change(key: str) -> float | None:
-        return _minus(_of(scores, "after", "overall", key), _of(scores, "before", "overall", key))
+    def after(key: str) -> float | None:
+        return _of(scores, "after", "overall", key)
 
-    def ratio(key: str) -> float | None:
-        return _ratio(_of(scores, "after", "overall", key), _of(scores, "before", "overall", key))
+    def before(key: str) -> float | None:
+        return _of(scores, "before", "overall", key)
 
-    def audio_effect(metric: str) -> float | None:
-        shuffled = _of(scores, "after", "shuffled_audio", metric)
-        return _minus(_of(scores, "after", "overall", metric), shuffled)
+    def audio_effect(key: str) -> float | None:
+        return _minus(after(key), _of(scores, "after", "shuffled_audio", key))
 
+    length = _ratio(after("words"), before("words"))
     if (limit := thresholds["max_over_abstention"]) is not None:
-        yield at_most("over-abstention", _of(scores, "after", "overall", "over_abstention"), limit)
-    if (limit := thresholds["max_asked_loss"]) is not None:
-        yield at_least("asked-fact change", change("asked"), -limit)
+        yield at_most("over-abstention", after("over_abstention"), limit)
+    if (limit := thresholds["max_fact_accuracy_loss"]) is not None:
+        change = _minus(after("fact_accuracy"), before("fact_accuracy"))
+        yield at_least("fact accuracy change", change, -limit)
     if (limit := thresholds["min_audio_effect"]) is not None:
         yield at_least("audio effect", audio_effect("factuality"), limit)
     if (limit := thresholds["min_audio_effect_on_score"]) is not None:
         yield at_least("audio effect on score", audio_effect("score"), limit)
-    yield at_most("length ratio", ratio("words"), thresholds["max_length_ratio"])
-    yield at_least("shortest length ratio", ratio("words"), thresholds["min_length_ratio"])
-    yield at_least("distinct answers", ratio("distinct"), thresholds["min_distinct_ratio"])
+    yield at_most("length ratio", length, thresholds["max_length_ratio"])
+    yield at_least("shortest length ratio", length, thresholds["min_length_ratio"])
+    distinct = _ratio(after("distinct"), before("distinct"))
+    yield at_least("distinct answers", distinct, thresholds["min_distinct_ratio"])
 
 
-def _fragments(evidence: Evidence, limit: float | None) -> Iterator[Check]:
+def _fragments(
+    scores: Scores, unfinished: Mapping[str, float | None], limit: float | None
+) -> Iterator[Check]:
     """Sentences cut to pieces: the mean length hides them where other answers became longer."""
     if limit is not None:
-        after, before = (
-            _number(evidence.unfinished.get(evidence.scores.get(side, ""))) for side in ("after", "before")
-        )
+        after, before = (_number(unfinished.get(scores.get(side, ""))) for side in ("after", "before"))
         yield at_most("rise of unfinished answers", _minus(after, before), limit)
 
 
@@ -217,7 +218,7 @@ def _recognition(scores: Scores, margins: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
-    """One known judge for both policies, that rated what it was asked to and cannot be talked round."""
+    """One known judge for both policies, that rated every answer and cannot be talked round."""
     judge = scores.get("judge") or {}
     name = judge.get("name")
     is_deterministic = name == DETERMINISTIC_JUDGE and judge.get("shares_ground_truth") is True
@@ -225,45 +226,31 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
         reason = f"{name!r} marks by rule" if is_deterministic else f"no limits are set for {name!r}"
         yield holds("judge", is_deterministic, reason)
         return
-    yield _same_judge(scores, limits)
+    yield _known_judge(scores, limits)
     for state in _STATES:
         shares = [_share(scores, side, state) for side in ("before", "after")]
-        worst = None if None in shares else max(share for share in shares if share is not None)
-        yield at_most(f"{state} ratings", worst, limits[f"max_{state}"])
+        yield at_most(f"{state} ratings", _of_all(max, shares), limits[f"max_{state}"])
     missing = [
         _value_at(scores, "policies", scores.get(side), "ratings", "tasks_missing")
         for side in ("before", "after")
     ]
-    lists = [tasks for tasks in missing if isinstance(tasks, list)]
-    n_missing = float(max(map(len, lists))) if len(lists) == len(missing) else None
-    yield at_most("missing tasks", n_missing, limits["max_missing_tasks"])
+    n_missing = [float(len(tasks)) if isinstance(tasks, list) else None for tasks in missing]
+    yield at_most("missing tasks", _of_all(max, n_missing), limits["max_missing_tasks"])
     if (limit := limits["min_agreement"]) is not None:
-        shares = [
-            _number(_value_at(axis, "agreement", "share"))
-            for axis in scores.get("judge_agreement", {}).values()
-        ]
-        known = [share for share in shares if share is not None]
-        worst = min(known) if known and len(known) == len(shares) else None
-        yield at_least("judge agrees with people", worst, limit)
+        axes = scores.get("judge_agreement", {}).values()
+        shares = [_number(_value_at(axis, "agreement", "share")) for axis in axes]
+        yield at_least("judge agrees with people", _of_all(min, shares), limit)
     yield at_most("canary uplift", _number(judge.get("canary_uplift")), limits["max_canary_uplift"])
     worst_trick = _number(_value_at(judge, "canary_worst", "points"))
     yield at_most("worst canary trick", worst_trick, limits["max_canary_trick"])
 
 
-def _same_judge(scores: Scores, limits: Thresholds) -> Check:
-    """Model, prompt and protocol are known, the same for both policies, and those that are asked for."""
+def _known_judge(scores: Scores, limits: Thresholds) -> Check:
+    """Model, prompt and protocol are known, and they are those that the gate's file names."""
     judge = scores.get("judge") or {}
     identity = {key: judge.get(key) for key in ("name", "model", "prompt_sha256", "protocol")}
     if unknown := [key for key, value in identity.items() if not value]:
         return _not_measured("judge", 1.0, f": {', '.join(unknown)} unknown")
-    for side in ("before", "after"):
-        own = _value_at(scores, "policies", scores.get(side), "judge") or {}
-        if other := [key for key, value in own.items() if key in identity and value != identity[key]]:
-            key = other[0]
-            reason = (
-                f"{scores[side]} was judged with {key} {own[key]!r}, the evaluation with {identity[key]!r}"
-            )
-            return holds("judge", False, reason)
     for key in ("model", "prompt_sha256"):
         if limits[key] is not None and identity[key] != limits[key]:
             return holds("judge", False, f"{key} is {identity[key]!r}, asked for is {limits[key]!r}")
@@ -286,15 +273,13 @@ def _contamination(shared: Contamination | None, limit: int) -> Check:
     if shared.unreadable:
         first = shared.unreadable[0]
         return _not_measured(name, limit, f": {len(shared.unreadable)} clips cannot be read, e.g. {first}")
-    reason = (
-        f"{name}: {shared.heard} of {shared.n_benchmark} benchmark clips are among {shared.n_trained} clips"
-    )
+    reason = f"{shared.heard} of {shared.n_benchmark} benchmark clips are among {shared.n_trained} clips"
     reason += " trained on"
     if shared.overlaps:
         overlap = shared.overlaps[0]
         reason += f", e.g. {overlap.benchmark} is {overlap.trained} (same {overlap.by})"
-    outcome: Outcome = "pass" if shared.heard <= limit else "fail"
-    return Check(name, float(shared.heard), float(limit), outcome, reason)
+    check = at_most(name, float(shared.heard), float(limit))
+    return check._replace(reason=f"{name}: {reason}")
 
 
 def _champion(champion: Champion) -> Check:
@@ -338,6 +323,12 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
+
+
+def _of_all(worst: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
+    """The worst of the values; None where one of them, or all, were not measured."""
+    known = [value for value in values if value is not None]
+    return worst(known) if known and len(known) == len(values) else None
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

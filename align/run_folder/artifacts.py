@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
@@ -37,6 +37,17 @@ _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def plain_values(value: Any) -> Any:
+    """Named tuples as dicts for JSON, all the way down; without this they would be written as lists."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: plain_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(inner) for inner in value]
+    return value
 
 
 class DamagedFile(ValueError):

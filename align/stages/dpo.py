@@ -136,7 +136,7 @@ class DevScore:
         answers = self._answers(engine)
         judged = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
         overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
-        names = ("factuality", "behaviour", "score", "asked", "over_abstention", "words")
+        names = ("factuality", "behaviour", "score", "fact_accuracy", "over_abstention", "words")
         kl = self._kl(engine, answers)
         engine.close()
         return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": kl}

@@ -16,24 +16,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.evaluation import aggregation, comparison, judged_answers
-from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.benchmarks.rows import Utterance, read_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
 from align.evaluation.judges.local_model import LocalModel
 from align.evaluation.judges.prompt import Official, Strict
-from align.evaluation.statistics import Interval
 from align.generation.complete import RequestSet, complete_all, first_texts
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
-from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
-from align.run_folder.artifacts import StageFolder, write_json
+from align.recipe.config.evaluation import EvaluateConfig
+from align.run_folder.artifacts import StageFolder, plain_values, write_json
 from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
@@ -43,6 +42,7 @@ from preference_data.schema import Comparison, Judgement, Prompt
 _CONSTANTS = 20
 """Frequent reference answers that are tried as the answer to everything."""
 _CONTROL = "shuffled"
+_RECOGNISED = "recognised"
 
 
 def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -60,21 +60,21 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     judged = {
         policy: _judge_answers(policy, questions, texts[policy], judge, out) for policy in config.policies
     }
+    usable = questions.audit.usable
+    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     comparisons = _comparisons(config, questions, texts, judged)
     report = {
         "split": config.split,
-        "n": len(questions.usable),
+        "n": len(usable),
         "audio_root": str(questions.root.resolve()) if config.air_bench else config.corpus,
-        "unusable": [clip._asdict() for clip in questions.missing],
-        "unusable_rows": {
-            path: [clip._asdict() for clip in rows.missing] for path, rows in questions.rows.items()
-        },
-        "cut": _cut(config, questions, processor),
-        "judge": judge.describe(questions.usable),
+        "unusable": plain_values(questions.audit.missing),
+        "unusable_rows": {part.file: plain_values(part.rows.missing) for part in questions.recognition[1:]},
+        "cut": [item.uniq_id for item in usable if questions.audit.seconds.get(item.audio, 0.0) > heard_s],
+        "judge": judge.describe(usable),
         "before": config.before,
         "after": config.after,
         "policies": {
-            policy: _scores(config, policy, questions, texts[policy], judged[policy], judge, out.name)
+            policy: _scores(policy, questions, texts[policy], judged[policy], judge, out.name)
             for policy in config.policies
         },
         **comparisons,
@@ -82,7 +82,7 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     if config.annotations:
         report["judge_agreement"] = _agreement(config, judge, inputs[config.annotations], corpus, out.name)
     if judge.is_free:
-        report["constant_answer"] = _best_constant(judge, questions.usable)
+        report["constant_answer"] = _best_constant(judge, usable)
     write_json(out.path / "scores.json", report)
     return {
         **report["policies"][config.after]["overall"],
@@ -90,19 +90,24 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     }
 
 
+class _Recognition(NamedTuple):
+    """Rows that are scored without a judge; `name` is that of their texts, `file` where they come from."""
+
+    name: str
+    file: str
+    kind: benchmarks.Kind
+    rows: benchmarks.Rows
+
+
 class _Questions(NamedTuple):
     """Everything that policies are given. `root` / (`prefix` + an item's audio) is its clip."""
 
-    corpus: Path
     root: Path
     prefix: str
     everything: list[Item]
-    usable: list[Item]
-    missing: list[air_bench.Missing]
-    utterances: list[Utterance]
-    """The corpus' own, to be recognised."""
-    rows: dict[str, benchmarks.Rows]
-    """The reports' other benchmarks, by their file."""
+    audit: air_bench.Audit
+    recognition: list[_Recognition]
+    """The corpus' own utterances, then the reports' other benchmarks."""
 
 
 def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
@@ -112,17 +117,24 @@ def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
         ValueError: no clip of AIR-Bench can be used.
     """
     own = corpus / config.split / "recognition.jsonl"
-    utterances = recognition.read(own) if own.exists() else []
-    rows = {path: benchmarks.open_rows(Path(path).expanduser()) for path in config.benchmarks}
+    utterances = read_utterances(own) if own.exists() else []
+    rows = [
+        _Recognition(_RECOGNISED, str(own), "recognition", benchmarks.Rows(corpus, utterances, [])),
+        *(
+            _Recognition(f"benchmark_{i}", path, kind, benchmarks.open_rows(Path(path).expanduser()))
+            for i, (path, kind) in enumerate(config.benchmarks.items())
+        ),
+    ]
     if config.air_bench is None:
         items = air_bench.read(corpus / config.split)
-        return _Questions(corpus, corpus, f"{config.split}/", items, items, [], utterances, rows)
+        return _Questions(corpus, f"{config.split}/", items, air_bench.Audit(items, [], {}), rows)
     root = Path(config.air_bench).expanduser()
     items = air_bench.read(root)
-    usable, missing = air_bench.audit(root, items)
-    if not usable:
-        raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {missing[0].why}")
-    return _Questions(corpus, root, "", items, usable, missing, utterances, rows)
+    audit = air_bench.audit(root, items)
+    if not audit.usable:
+        why = audit.missing[0].why
+        raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {why}")
+    return _Questions(root, "", items, audit, rows)
 
 
 def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
@@ -130,17 +142,16 @@ def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
     if config.judge == "facts":
         return FactJudge(corpus / "phrasebook.yaml")
     judge = config.judge
-    model: ChatModel = (
-        _endpoint(judge, judge.url) if judge.url else LocalModel(Path(judge.model).expanduser())
-    )
+    model: ChatModel
+    if judge.url:
+        from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
+
+        parameters, concurrency = judge.parameters, judge.concurrency
+        model = Endpoint(judge.url, judge.model, parameters=parameters, concurrency=concurrency)
+    else:
+        model = LocalModel(Path(judge.model).expanduser())
     protocol = Official() if judge.protocol == "official" else Strict()
     return LLMJudge(model, run / "judge_replies.jsonl", protocol, judge.canary_items)
-
-
-def _endpoint(judge: JudgeModel, url: str) -> ChatModel:
-    from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
-
-    return Endpoint(url, judge.model, parameters=judge.parameters, concurrency=judge.concurrency)
 
 
 def _agreement(
@@ -167,27 +178,25 @@ def _request_sets(
     config: EvaluateConfig, questions: _Questions, processor: Qwen2AudioProcessor
 ) -> list[RequestSet]:
     """The benchmark, the same with its clips shuffled, what is recognised, and the reports' own rows."""
-    of_corpus = ClipFeatures(processor, questions.corpus)
-    of_benchmark = of_corpus
-    if config.air_bench:
-        of_benchmark = ClipFeatures(processor, questions.root, longest_s=air_bench.LONGEST_S)
-    items, clips = questions.usable, [questions.prefix + item.audio for item in questions.usable]
+    longest_s = air_bench.LONGEST_S if config.air_bench else None
+    clips_of = ClipFeatures(processor, questions.root, longest_s=longest_s)
+    items, clips = questions.audit.usable, [questions.prefix + item.audio for item in questions.audit.usable]
     sets = [
-        RequestSet("answers", of_benchmark, _about(items, clips)),
-        RequestSet(_CONTROL, of_benchmark, _about(items, _shuffled(clips, config.seed))),
-        RequestSet(
-            "recognised",
-            of_corpus,
-            [
-                Request(_plain(utterance, config.prompt_format), (utterance.audio,), plain=True)
-                for utterance in questions.utterances
-            ],
-        ),
+        RequestSet("answers", clips_of, _about(items, clips)),
+        RequestSet(_CONTROL, clips_of, _about(items, _shuffled(clips, config.seed))),
     ]
-    for number, rows in enumerate(questions.rows.values()):
-        features = ClipFeatures(processor, rows.root, longest_s=air_bench.LONGEST_S)
-        requests = [Request(benchmarks.prompt_of(row), (row.audio,), plain=True) for row in rows.usable]
-        sets.append(RequestSet(f"benchmark_{number}", features, requests))
+    for part in questions.recognition:
+        is_own = part.name == _RECOGNISED
+        prompts = [
+            _own_prompt(row, config.prompt_format) if is_own else benchmarks.prompt_of(row)
+            for row in part.rows.usable
+        ]
+        clips_of = ClipFeatures(processor, part.rows.root, longest_s=None if is_own else air_bench.LONGEST_S)
+        requests = [
+            Request(prompt, (row.audio,), plain=True)
+            for prompt, row in zip(prompts, part.rows.usable, strict=True)
+        ]
+        sets.append(RequestSet(part.name, clips_of, requests))
     return sets
 
 
@@ -198,13 +207,12 @@ def _about(items: list[Item], clips: list[str]) -> list[Request]:
 def _shuffled(clips: list[str], seed: int) -> list[str]:
     """The clips in an order in which none keeps its place."""
     order = np.random.default_rng(seed).permutation(len(clips))
-    wrong = [""] * len(clips)
-    for here, there in zip(order, np.roll(order, 1), strict=True):
-        wrong[here] = clips[there]
-    return wrong
+    shuffled = np.array(clips, dtype=object)
+    shuffled[order] = shuffled[np.roll(order, 1)]
+    return list(shuffled)
 
 
-def _plain(utterance: Utterance, prompt_format: PromptFormat) -> str:
+def _own_prompt(utterance: Utterance, prompt_format: PromptFormat) -> str:
     """The text that a policy is to continue, in the prompt format that it was pre-trained in."""
     return pretraining_prompt(
         utterance.prompt,
@@ -245,15 +253,14 @@ def _judge_answers(
     policy: str, questions: _Questions, texts: dict[str, list[str]], judge: Judge, out: StageFolder
 ) -> list[JudgedAnswer]:
     """Judge a policy's answers, and write them with their marks for people and for AIR-Bench's own tools."""
-    answers = judge.judge(questions.usable, texts["answers"], f"{out.name} {policy} judged")
+    answers = judge.judge(questions.audit.usable, texts["answers"], f"{out.name} {policy} judged")
     name = f"{_file_name(policy)}.jsonl"
-    air_bench.write_answers(out.path / "answers" / name, questions.usable, texts["answers"])
+    air_bench.write_answers(out.path / "answers" / name, questions.audit.usable, texts["answers"])
     judged_answers.write(out.path / "items" / name, answers, questions.prefix)
     return answers
 
 
 def _scores(
-    config: EvaluateConfig,
     policy: str,
     questions: _Questions,
     texts: dict[str, list[str]],
@@ -266,14 +273,17 @@ def _scores(
         "overall": comparison.levels(answers),
         "categories": comparison.levels_by_category(answers),
         "ratings": aggregation.as_scores(questions.everything, answers),
-        "recognition": benchmarks.score("recognition", questions.utterances, texts["recognised"]),
+        "recognition": {
+            source: numbers
+            for part in questions.recognition
+            for source, numbers in benchmarks.score(part.kind, part.rows.usable, texts[part.name]).items()
+        },
     }
-    for number, (path, rows) in enumerate(questions.rows.items()):
-        task = config.benchmarks[path]
-        scores["recognition"] |= benchmarks.score(task, rows.usable, texts[f"benchmark_{number}"])
     if _CONTROL in texts:
         label = f"{label} {policy} judged, clips shuffled"
-        scores["shuffled_audio"] = comparison.levels(judge.judge(questions.usable, texts[_CONTROL], label))
+        scores["shuffled_audio"] = comparison.levels(
+            judge.judge(questions.audit.usable, texts[_CONTROL], label)
+        )
     return scores
 
 
@@ -283,12 +293,6 @@ def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:
     levels = {text: comparison.levels(judge.judge(items, [text] * len(items))) for text in frequent}
     best = max(levels, key=lambda text: levels[text]["score"])
     return {"text": best, **levels[best]}
-
-
-def _cut(config: EvaluateConfig, questions: _Questions, processor: Qwen2AudioProcessor) -> Any:
-    """AIR-Bench's clips that are longer than the model hears."""
-    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
-    return air_bench.longer_than(heard_s, questions.root, questions.usable) if config.air_bench else []
 
 
 # -------------------------------------------------------------------------- compare
@@ -305,26 +309,20 @@ def _comparisons(
     by_category = comparison.differences(judged[config.before], after, config.seed)
     overall = by_category.pop(comparison.ALL, {})
     first, second = texts[config.before], texts[config.after]
-    spoken = benchmarks.compare(
-        "recognition", questions.utterances, first["recognised"], second["recognised"], config.seed
-    )
-    for number, (path, rows) in enumerate(questions.rows.items()):
-        name = f"benchmark_{number}"
-        spoken |= benchmarks.compare(
-            config.benchmarks[path], rows.usable, first[name], second[name], config.seed
-        )
+    spoken: dict[str, Any] = {}
+    for name, _, kind, rows in questions.recognition:
+        spoken |= benchmarks.compare(kind, rows.usable, first[name], second[name], config.seed)
     against = {
         policy: comparison.differences(other, after, config.seed).get(comparison.ALL, {})
         for policy, other in judged.items()
         if policy not in (config.before, config.after)
     }
-    return {
-        "comparison": _plain_intervals(overall),
-        "by_category": {category: _plain_intervals(rows) for category, rows in by_category.items()},
-        "recognition_comparison": spoken,
-        "against": {policy: _plain_intervals(rows) for policy, rows in against.items()},
-    }
-
-
-def _plain_intervals(rows: dict[str, Interval]) -> dict[str, dict[str, float]]:
-    return {metric: interval._asdict() for metric, interval in rows.items()}
+    report: dict[str, Any] = plain_values(
+        {
+            "comparison": overall,
+            "by_category": by_category,
+            "recognition_comparison": spoken,
+            "against": against,
+        }
+    )
+    return report

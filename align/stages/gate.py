@@ -11,14 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.benchmarks import air_bench, recognition
+from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks.rows import read_utterances
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import GateConfig
 from align.release import verdict
 from align.release.ancestry import Ancestry, complete_ancestry, resolve
-from align.release.registry import Holder, Registry
-from align.run_folder.artifacts import StageFolder, read_json, read_manifest, sha256_json, write_json
+from align.release.registry import Registry
+from align.run_folder.artifacts import (
+    StageFolder,
+    plain_values,
+    read_json,
+    read_manifest,
+    sha256_json,
+    write_json,
+)
 from align.run_folder.progress import Progress
 from align.run_folder.tracking import tracking_uri
 from preference_data import store
@@ -42,7 +50,7 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     """
     evaluation, folder = inputs[config.evaluation], out.final.parent
     scores = read_json(evaluation / "scores.json")
-    holder = (
+    holder = (  # first of all: whether MLflow answers
         Registry(tracking_uri(folder), config.model_name).holder(config.alias) if config.model_name else None
     )
     weights = {name: _weights(resolve(folder, name)) for name in (scores["after"], scores["before"])}
@@ -50,10 +58,12 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     changed_corpora = complete_ancestry(evaluation).changed_corpora()
     contaminated = None if changed_corpora else _contamination(evaluation, history, out.name)
     unfinished = {name: _unfinished(evaluation, name) for name in weights}
-    champion = _champion(holder, scores, weights)
+    champion = holder and verdict.Champion(holder.version, holder.weights, *weights.values())
     thresholds = config.thresholds.model_dump()
-    evidence = verdict.Evidence(scores, unfinished, contaminated, champion)
-    decision = verdict.decide(verdict.checks(evidence, thresholds))
+    checks = verdict.checks(
+        scores, thresholds, unfinished=unfinished, contamination=contaminated, champion=champion
+    )
+    decision = verdict.decide(checks)
     write_json(
         out.path / "verdict.json",
         {
@@ -99,16 +109,6 @@ def unfinished_share(responses: Sequence[str]) -> float | None:
     return sum(cut) / len(cut) if cut else None
 
 
-def _champion(
-    holder: Holder | None, scores: dict[str, Any], weights: dict[str, str | None]
-) -> verdict.Champion | None:
-    if holder is None:
-        return None
-    return verdict.Champion(
-        holder.version, holder.weights, weights[scores["after"]], weights[scores["before"]]
-    )
-
-
 # -------------------------------------------------------------------------- contamination
 
 
@@ -132,7 +132,7 @@ def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
     clips = {name: Clip(_place(benchmark, name)) for name in names}
     if rows.exists():
         own = Dataset(corpus)
-        clips |= {row.audio: Clip(_place(own, row.audio)) for row in recognition.read(rows)}
+        clips |= {row.audio: Clip(_place(own, row.audio)) for row in read_utterances(rows)}
     return clips, split
 
 
@@ -159,14 +159,13 @@ def _trained(history: Ancestry, split: str) -> dict[str, Clip]:
 def _contamination_report(
     contaminated: Contamination | None, history: Ancestry, changed_corpora: list[str]
 ) -> dict[str, Any]:
-    report = {"unknown_training_data": history.unknown, "changed_corpora": changed_corpora}
-    if contaminated is None:
-        return report
-    return {
-        "benchmark_clips": contaminated.n_benchmark,
-        "trained_clips": contaminated.n_trained,
-        "heard": contaminated.heard,
-        "overlaps": [overlap._asdict() for overlap in contaminated.overlaps[:_OVERLAPS_LISTED]],
-        "unreadable": list(contaminated.unreadable[:_OVERLAPS_LISTED]),
-        **report,
-    }
+    report: dict[str, Any] = {}
+    if contaminated:
+        report = {
+            "benchmark_clips": contaminated.n_benchmark,
+            "trained_clips": contaminated.n_trained,
+            "heard": contaminated.heard,
+            "overlaps": plain_values(contaminated.overlaps[:_OVERLAPS_LISTED]),
+            "unreadable": list(contaminated.unreadable[:_OVERLAPS_LISTED]),
+        }
+    return {**report, "unknown_training_data": history.unknown, "changed_corpora": changed_corpora}

@@ -46,13 +46,13 @@ class Assessment(NamedTuple):
     """How one answer does on one question.
 
     `factual`: what was asked is right and nothing false is claimed. `behaves`: the form is the one asked
-    for. `asked`: what was asked is right, whatever else is claimed. `abstains`: says a thing is not there.
-    `score`: 1..10 = 1 + 9 (0.75 F1 of right against false claims + 0.25 behaves).
+    for. `fact_is_right`: the fact that the question is about is right, whatever else is claimed. `abstains`:
+    says a thing is not there. `score`: 1..10 = 1 + 9 (0.75 F1 of right against false claims + 0.25 behaves).
     """
 
     factual: bool
     behaves: bool
-    asked: bool
+    fact_is_right: bool
     abstains: bool
     answerable: bool
     score: float
@@ -314,7 +314,7 @@ class Phrasebook(BaseModel):
         return Assessment(
             factual=right == wanted and false == 0,
             behaves=behaves,
-            asked=right == wanted,
+            fact_is_right=right == wanted,
             abstains=any(claim.form == "absent" for claim in claims),
             answerable=question.kind != "absent",
             score=1 + 9 * (0.75 * f1 + 0.25 * (behaves and f1 > 0)),

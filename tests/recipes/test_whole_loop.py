@@ -54,7 +54,7 @@ OPEN_GATE = {
     "8_gate.thresholds.factuality_gain": -2,
     "8_gate.thresholds.behaviour_gain": -2,
     "8_gate.thresholds.max_over_abstention": 1,
-    "8_gate.thresholds.max_asked_loss": 1,
+    "8_gate.thresholds.max_fact_accuracy_loss": 1,
     "8_gate.thresholds.min_audio_effect": -1,
     "8_gate.thresholds.max_length_ratio": 100,
     "8_gate.thresholds.min_distinct_ratio": 0,
@@ -340,7 +340,11 @@ def test_a_judge_model_rates_and_its_ratings_reach_the_gate(only, copied):
         "score_gain": -9,
         "max_over_abstention": "null",
     }
-    limits |= {"max_asked_loss": "null", "min_audio_effect": "null", "judge": "{max_missing_tasks: 8}"}
+    limits |= {
+        "max_fact_accuracy_loss": "null",
+        "min_audio_effect": "null",
+        "judge": "{max_missing_tasks: 8}",
+    }
     with serving(judge(lambda text: 1 + text.count("e") % 9)) as served:
         asked = {"7_evaluate__judge": f"{{model: m, url: '{served.url}', canary_items: 4}}"}
         asked |= {f"8_gate__thresholds__{name}": value for name, value in limits.items()}

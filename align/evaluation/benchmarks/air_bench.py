@@ -8,10 +8,11 @@ download are empty or damaged: `audit` finds and counts them, nothing is left ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, text_fields
 from preference_data.audio import decode
@@ -69,17 +70,6 @@ class Missing(NamedTuple):
     why: str
 
 
-class _HasClip(Protocol):
-    @property
-    def uniq_id(self) -> str: ...
-
-    @property
-    def audio(self) -> str: ...
-
-
-_Question = TypeVar("_Question", bound=_HasClip)
-
-
 def read(root: Path) -> list[Item]:
     """All questions below `root`, the folder that holds `Chat/`.
 
@@ -87,54 +77,36 @@ def read(root: Path) -> list[Item]:
         BadBenchmark: naming file, item and key.
     """
     meta = root / "Chat" / "Chat_meta.json"
-    items = [_item(row, f"{meta}: item {number}") for number, row in enumerate(meta_rows(meta))]
-    refuse_duplicates([item.uniq_id for item in items], str(meta))
+    if not meta.exists():
+        raise BadBenchmark(f"{meta} is missing: point to the folder that holds AIR-Bench's Chat/")
+    items = [_item(row, f"{meta}: item {number}") for number, row in enumerate(json_list(meta))]
+    _refuse_duplicates(items, str(meta))
     return items
 
 
-def audit(
-    root: Path,
-    items: Sequence[_Question],
-    *,
-    max_duration_s: float = LONGEST_S,
-    on_progress: Callable[[int], None] | None = None,
-) -> tuple[list[_Question], list[Missing]]:
-    """Decode every clip once and split the items into usable ones and those whose clip was refused.
+class Audit(NamedTuple):
+    """Items split by whether their clip can be used, in the order given, and usable clips' lengths."""
 
-    Args:
-        root: the folder that holds `Chat/` (or `Foundation/`).
-        items: questions; several may ask about one clip.
-        max_duration_s: longest clip in seconds.
-        on_progress: called with the number of clips decoded so far.
+    usable: list[Item]
+    missing: list[Missing]
+    seconds: dict[str, float]
+    """By an item's `audio`."""
 
-    Returns:
-        The usable items and the missing ones, both in the order given.
-    """
+
+def audit(root: Path, items: Sequence[Item]) -> Audit:
+    """Decode every clip below `root`, the folder that holds `Chat/`, once."""
     clips = sorted({item.audio for item in items})
-    refused = decode.audit(
-        partial(resolve_inside, root),
-        [(clip, clip) for clip in clips],
-        max_duration_s=max_duration_s,
-        on_progress=on_progress,
-    )[1]
+    good, refused = decode.audit(
+        partial(resolve_inside, root), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
+    )
     reasons = {clip.id: clip for clip in refused}
-    usable = [item for item in items if item.audio not in reasons]
     missing = [
         Missing(item.uniq_id, reasons[item.audio].code, f"{item.audio}: {reasons[item.audio].detail}")
         for item in items
         if item.audio in reasons
     ]
-    return usable, missing
-
-
-def longer_than(limit_s: float, root: Path, items: Sequence[_Question]) -> list[str]:
-    """The ids of items whose clip goes on after the first `limit_s` seconds; by the files' headers."""
-    clips = {item.audio for item in items}
-    seconds = {
-        clip: decode.inspect(resolve_inside(root, clip), max_duration_s=LONGEST_S).duration_s
-        for clip in clips
-    }
-    return [item.uniq_id for item in items if seconds[item.audio] > limit_s]
+    usable = [item for item in items if item.audio in good]
+    return Audit(usable, missing, {clip: info.duration_s for clip, info in good.items()})
 
 
 def write_answers(path: Path, items: Sequence[Item], responses: Iterable[str]) -> None:
@@ -148,7 +120,7 @@ def write_answers(path: Path, items: Sequence[Item], responses: Iterable[str]) -
             "task_name": item.task_name,
             "dataset_name": item.dataset_name,
             "response": response,
-            "uniq_id": official_id(item.uniq_id),
+            "uniq_id": _official_id(item.uniq_id),
         }
         for item, response in zip(items, responses, strict=True)
     ]
@@ -165,21 +137,8 @@ def read_answers(path: Path) -> list[tuple[Item, str]]:
             response that is not text, an id that comes twice, a file without answers.
     """
     answers = [(_item(row, where), response_of(row, where)) for where, row in json_lines(path)]
-    refuse_duplicates([item.uniq_id for item, _ in answers], str(path))
+    _refuse_duplicates([item for item, _ in answers], str(path))
     return answers
-
-
-def meta_rows(meta: Path) -> list[Any]:
-    """The items of a benchmark's meta file, a JSON list.
-
-    Raises:
-        BadBenchmark: the file is missing or not a list.
-    """
-    if not meta.exists():
-        raise BadBenchmark(
-            f"{meta} is missing: point to the folder that holds AIR-Bench's {meta.parent.name}/"
-        )
-    return json_list(meta)
 
 
 def response_of(row: dict[str, Any], where: str) -> str:
@@ -198,20 +157,14 @@ def response_of(row: dict[str, Any], where: str) -> str:
     return response or ""
 
 
-def refuse_duplicates(ids: Sequence[str], where: str) -> None:
-    """Ids join questions, answers and ratings, so each may come once.
-
-    Raises:
-        BadBenchmark: naming the first id that comes again.
-    """
-    known: set[str] = set()
-    for uniq_id in ids:
-        if uniq_id in known:
+def _refuse_duplicates(items: Sequence[Item], where: str) -> None:
+    """Ids join questions, answers and ratings, so each may come once."""
+    for uniq_id, n in Counter(item.uniq_id for item in items).items():
+        if n > 1:
             raise BadBenchmark(f"{where}: uniq_id {uniq_id!r} comes more than once; keep one row of it")
-        known.add(uniq_id)
 
 
-def official_id(uniq_id: str) -> int | str:
+def _official_id(uniq_id: str) -> int | str:
     """The id as the official files have it: they count with integers."""
     return int(uniq_id) if uniq_id.isdecimal() and str(int(uniq_id)) == uniq_id else uniq_id
 

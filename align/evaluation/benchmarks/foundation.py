@@ -1,6 +1,5 @@
-"""AIR-Bench foundation (arXiv:2402.07729): single-choice questions in their official layout, and their score.
+"""AIR-Bench foundation (arXiv:2402.07729): answers to single-choice questions, and their score.
 
-Reads `Foundation/Foundation_meta.json` with audio at `Foundation/{task_name}_{dataset_name}/{path}`.
 `answer_gt` is the text of the right choice. The official script takes a letter where it finds one and
 leaves the other answers out of the mean; here they are counted, and both readings are reported.
 """
@@ -9,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation.benchmarks.air_bench import meta_rows, official_id, response_of
+from align.evaluation.benchmarks.air_bench import response_of
 from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, text_fields
-from preference_data.store import write_rows
 
 CATEGORIES = {
     "Speech_Grounding": "speech",
@@ -42,11 +40,7 @@ CATEGORIES = {
 
 State = Literal["right", "wrong", "unparsed"]
 LETTERS = "ABCD"
-_KEYS = ("path", "question", "choice_a", "choice_b", "answer_gt", "task_name", "dataset_name", "uniq_id")
-_INSTRUCTION = (
-    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
-    "you may only choose A or B or C or D."
-)
+_KEYS = ("choice_a", "choice_b", "answer_gt", "task_name", "dataset_name", "uniq_id")
 _MARKED = re.compile(r"(?<!\w)([A-D])(?:[.):,]|$)")
 _NAMED = re.compile(  # small letters only where they cannot be the article
     r"\b(?i:answer|option|choice)(?i:\s+(?:is|would be))?\s*:?\s*\(?([A-D]\b|[a-d](?=[.):,]|$))"
@@ -54,11 +48,9 @@ _NAMED = re.compile(  # small letters only where they cannot be the article
 
 
 class ChoiceQuestion(NamedTuple):
-    """A clip, a question and two to four choices, of which one is `answer_gt`, word for word."""
+    """A question's two to four choices, of which one is `answer_gt`, word for word."""
 
     uniq_id: str
-    path: str
-    question: str
     choices: tuple[str, ...]
     """In the order A to D; a choice that the file does not have is the empty text."""
     answer_gt: str
@@ -66,57 +58,9 @@ class ChoiceQuestion(NamedTuple):
     dataset_name: str
 
     @property
-    def category(self) -> str:
-        """speech, sound or music."""
-        return CATEGORIES[self.task_name]
-
-    @property
-    def audio(self) -> str:
-        """The clip's file relative to the folder that holds `Foundation/`.
-
-        Audio_Grounding ships FLAC although its paths say .wav; the official script replaces the ending.
-        """
-        path = self.path[:-3] + "flac" if self.task_name == "Audio_Grounding" else self.path
-        return f"Foundation/{self.task_name}_{self.dataset_name}/{path}"
-
-    @property
     def answer(self) -> str:
         """The letter of the right choice."""
         return LETTERS[self.choices.index(self.answer_gt)]
-
-    @property
-    def prompt(self) -> str:
-        """The prompt of a policy, word for word as officially; choices that are not there read None."""
-        lines = [f"{letter}. {text or None}" for letter, text in zip(LETTERS, self.choices, strict=True)]
-        return "\n".join([_INSTRUCTION, self.question, *lines])
-
-
-def read(root: Path) -> list[ChoiceQuestion]:
-    """All questions below `root`, the folder that holds `Foundation/`.
-
-    Raises:
-        BadBenchmark: naming file, item and key.
-    """
-    meta = root / "Foundation" / "Foundation_meta.json"
-    return [_question(row, f"{meta}: item {number}") for number, row in enumerate(meta_rows(meta))]
-
-
-def write_answers(path: Path, questions: Sequence[ChoiceQuestion], responses: Iterable[str]) -> None:
-    """Answers as JSON lines with the official inference keys."""
-    rows = [
-        {
-            "path": question.path,
-            "question": question.question,
-            **{f"choice_{name}": text or None for name, text in zip("abcd", question.choices, strict=True)},
-            "answer_gt": question.answer_gt,
-            "task_name": question.task_name,
-            "dataset_name": question.dataset_name,
-            "response": response,
-            "uniq_id": official_id(question.uniq_id),
-        }
-        for question, response in zip(questions, responses, strict=True)
-    ]
-    write_rows(path, rows)
 
 
 def read_answers(path: Path) -> list[tuple[ChoiceQuestion, str]]:
@@ -175,12 +119,12 @@ def score(answers: Sequence[tuple[ChoiceQuestion, str]]) -> dict[str, Any]:
     official = [_state(question, official_letter(text)) for question, text in answers]
     answered = sum(state != "unparsed" for state in official)
     return {
-        **_means(answers, strict, lambda states: states.count("right") / len(states)),
+        **_means(answers, strict, _share),
         "n": len(answers),
         "states": _counts(strict),
         "tasks_missing": sorted(set(CATEGORIES) - {question.task_name for question, _ in answers}),
         "official": {
-            **_means(answers, official, _share_of_parsed),
+            **_means(answers, official, lambda states: _share([s for s in states if s != "unparsed"])),
             "states": _counts(official),
             "answered": answered / len(answers) if answers else None,
         },
@@ -193,9 +137,8 @@ def _state(question: ChoiceQuestion, letter: str | None) -> State:
     return "right" if letter == question.answer else "wrong"
 
 
-def _share_of_parsed(states: Sequence[State]) -> float | None:
-    parsed = [state for state in states if state != "unparsed"]
-    return parsed.count("right") / len(parsed) if parsed else None
+def _share(states: Sequence[State]) -> float | None:
+    return states.count("right") / len(states) if states else None
 
 
 def _means(
@@ -230,10 +173,10 @@ def _plain(text: str) -> str:
 
 
 def _question(row: Any, where: str) -> ChoiceQuestion:
-    fields = text_fields(row, _KEYS, where)
+    fields = {key: text.strip() for key, text in text_fields(row, _KEYS, where).items()}
     if fields["task_name"] not in CATEGORIES:
         raise BadBenchmark(f"{where}: unknown task_name {fields['task_name']!r}")
-    later = tuple("" if row.get(key) is None else str(row[key]) for key in ("choice_c", "choice_d"))
+    later = tuple("" if row.get(key) is None else str(row[key]).strip() for key in ("choice_c", "choice_d"))
     choices = (fields.pop("choice_a"), fields.pop("choice_b"), *later)
     if fields["answer_gt"] not in choices:
         raise BadBenchmark(f"{where}: answer_gt {fields['answer_gt'][:80]!r} is none of its choices")

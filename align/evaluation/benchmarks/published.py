@@ -12,16 +12,6 @@ import yaml
 from align.evaluation.benchmarks.air_bench import COLUMNS
 
 
-class ChatRow(NamedTuple):
-    """A row of AIR-Bench chat's table; `source` says where it was printed. Scores 1..10."""
-
-    policy: str
-    source: str
-    categories: dict[str, float]
-    overall: float
-    """Mean of the four columns, which printed averages are not always."""
-
-
 class BenchmarkRow(NamedTuple):
     """One policy's number on one benchmark, in the units of `tasks.score`."""
 
@@ -34,24 +24,26 @@ class BenchmarkRow(NamedTuple):
     """The unit in which errors are counted: word or character."""
 
 
-def air_bench_chat() -> list[ChatRow]:
-    """AIR-Bench chat as published, from strongest to weakest."""
-    rows = [
-        ChatRow(
-            row["policy"],
-            _load()["sources"][row["source"]],
-            {name: row[name] for name in COLUMNS},
-            sum(row[name] for name in COLUMNS) / len(COLUMNS),
-        )
-        for row in _load()["air_bench_chat"]["rows"]
-    ]
-    return sorted(rows, key=lambda row: -row.overall)
+def air_bench_chat() -> list[dict[str, Any]]:
+    """AIR-Bench chat as published, from strongest to weakest: policy, source, the four columns, overall.
+
+    Scores are 1..10; `overall` is the mean of the columns, which printed averages are not always.
+    """
+    rows = _rows("air_bench_chat")
+    for row in rows:
+        row["overall"] = sum(row[name] for name in COLUMNS) / len(COLUMNS)
+    return sorted(rows, key=lambda row: -row["overall"])
 
 
 def air_bench_foundation() -> list[dict[str, Any]]:
     """AIR-Bench foundation as published: policy, source, speech, sound, music, average; shares 0..1."""
-    sources = _load()["sources"]
-    return [{**row, "source": sources[row["source"]]} for row in _load()["air_bench_foundation"]["rows"]]
+    return _rows("air_bench_foundation")
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """A row of either table for the terminal."""
+    numbers = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float))
+    return f"published: {row['policy']}  {numbers}  ({row['source']})"
 
 
 def benchmarks() -> list[BenchmarkRow]:
@@ -93,6 +85,11 @@ def warnings() -> list[str]:
     """The warnings that belong beside these rows on every page."""
     data = _load()
     return [data["warning"], *data["air_bench_chat"]["notes"]]
+
+
+def _rows(table: str) -> list[dict[str, Any]]:
+    sources = _load()["sources"]
+    return [{**row, "source": sources[row["source"]]} for row in _load()[table]["rows"]]
 
 
 @cache

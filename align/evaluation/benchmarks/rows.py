@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class BadBenchmark(ValueError):
@@ -63,22 +63,51 @@ def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     Raises:
         BadBenchmark: the row is not an object, or a key is absent or null.
     """
-    if not isinstance(row, dict):
-        raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
-    missing = [key for key in keys if row.get(key) is None]
-    if missing:
-        raise BadBenchmark(f"{where}: no {', '.join(missing)}")
-    return {key: str(row[key]) for key in keys}
+    return {key: str(value) for key, value in _fields(row, keys, where, object).items()}
 
 
-def require_text(row: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
-    """The row, if it is an object with text under all of the keys.
+def require_text(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
+    """The named fields of a row, which must be text already.
 
     Raises:
-        BadBenchmark: it is not an object, or a key is absent or not text.
+        BadBenchmark: the row is not an object, or a key is absent or not text.
     """
+    return _fields(row, keys, where, str)
+
+
+def _fields(row: Any, keys: Iterable[str], where: str, kind: type) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
-    if wrong := [key for key in keys if not isinstance(row.get(key), str)]:
-        raise BadBenchmark(f"{where}: no text under {', '.join(wrong)}")
-    return row
+    if wrong := [key for key in keys if row.get(key) is None or not isinstance(row[key], kind)]:
+        raise BadBenchmark(f"{where}: no {'text under ' if kind is str else ''}{', '.join(wrong)}")
+    return {key: row[key] for key in keys}
+
+
+class Utterance(NamedTuple):
+    """One clip (path relative to the corpus), its prompt, the reference text, its group.
+
+    Languages and question are ours, for prompts that state them: see `TaskExample`.
+    """
+
+    audio: str
+    prompt: str
+    gt: str
+    source: str
+    audio_language: str | None = None
+    text_language: str | None = None
+    question: str | None = None
+
+
+def read_utterances(path: Path) -> list[Utterance]:
+    """Rows to recognise, as the Qwen2-Audio evaluation has them: JSON lines {audio, prompt, gt, source}.
+
+    Raises:
+        BadBenchmark: naming file, line and key.
+    """
+    return [_utterance(row, where) for where, row in json_lines(path, "rows")]
+
+
+def _utterance(row: Any, where: str) -> Utterance:
+    ours = [key for key in Utterance._field_defaults if isinstance(row, dict) and row.get(key) is not None]
+    needed = [*(key for key in Utterance._fields if key not in Utterance._field_defaults), *ours]
+    return Utterance(**require_text(row, needed, where))

@@ -6,17 +6,17 @@ One function for all kinds: rows {audio, prompt, gt, source} and the policy's te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import sacrebleu
 
-from align.evaluation.benchmarks import recognition, srwt, wer
+from align.evaluation.benchmarks import srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
-from align.evaluation.benchmarks.recognition import Utterance
-from align.evaluation.benchmarks.rows import BadBenchmark, json_rows, require_text
+from align.evaluation.benchmarks.rows import BadBenchmark, Utterance, json_rows, read_utterances, require_text
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
 from preference_data.audio.clip_files import resolve_inside
@@ -58,7 +58,7 @@ def open_rows(path: Path) -> Rows:
     Raises:
         BadBenchmark: naming file, line and key; or no clip is usable.
     """
-    rows = recognition.read(path)
+    rows = read_utterances(path)
     clips = sorted({row.audio for row in rows})
     good, missing = decode.audit(
         partial(resolve_inside, path.parent), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
@@ -81,10 +81,7 @@ def read_answers(path: Path) -> tuple[list[Utterance], list[str]]:
         BadBenchmark: naming file, row and key.
     """
     rows = [require_text(row, ("gt", "response", "source"), where) for where, row in json_rows(path)]
-    utterances = [
-        Utterance(row.get("audio", ""), row.get("prompt", ""), row["gt"], row["source"]) for row in rows
-    ]
-    return utterances, [row["response"] for row in rows]
+    return [Utterance("", "", row["gt"], row["source"]) for row in rows], [row["response"] for row in rows]
 
 
 def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -99,11 +96,30 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
     """
-    scorer = _SCORERS[kind]
     return {
-        source: {**scorer(source, [row.gt for row in group], own), "n": len(group)}
+        source: {**_numbers(kind, source, [row.gt for row in group], own), "n": len(group)}
         for source, (group, own) in _by_source(rows, texts).items()
     }
+
+
+def _numbers(kind: Kind, source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+    if kind == "translation":
+        return _bleu(source, references, texts)
+    if kind == "srwt":
+        return srwt.score(references, texts)
+    if kind in _LANGUAGES:
+        return wer.score(references, texts, _LANGUAGES[kind])
+    by_row = _metrics_by_row(kind, references, texts)
+    numbers = {metric: fmean(values) if values else None for metric, values in by_row.items()}
+    if kind == "aqa":
+        # ClothoAQA has one row per annotator, so that one answer meets several references
+        binary = [
+            is_right
+            for reference, is_right in zip(references, by_row["accuracy"] or (), strict=True)
+            if reference.lower() in ("yes", "no")
+        ]
+        return {**numbers, "binary_accuracy": fmean(binary) if binary else None, "n_binary": len(binary)}
+    return numbers
 
 
 def compare(
@@ -147,6 +163,7 @@ def _metrics_by_row(
         return {"exact": exact, "wer": wer.row_shares(references, texts, "other")}
     if kind in _LANGUAGES:
         return {"wer": wer.row_shares(references, texts, _LANGUAGES[kind])}
+    # Exact matches after leading blanks are removed; case and full stops count, as officially
     return {"accuracy": [float(gt == text.lstrip()) for gt, text in zip(references, texts, strict=True)]}
 
 
@@ -156,36 +173,7 @@ def _difference(before: list[float] | None, after: list[float] | None, seed: int
     return paired_bootstrap(before, after, seed=seed)._asdict()
 
 
-def _own_recognition(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    exact = wer.exact_matches(references, texts, "other")
-    return {"exact": sum(exact) / len(exact), "wer": wer.score(references, texts, "other")["wer"]}
-
-
-def accuracy(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    """Exact matches after leading blanks are removed; case and full stops count, as officially."""
-    hits = [reference == text.lstrip() for reference, text in zip(references, texts, strict=True)]
-    return {"accuracy": sum(hits) / len(hits)}
-
-
-def aqa(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    """Accuracy over all questions and over those whose reference is yes or no.
-
-    ClothoAQA has one row per annotator, so that one answer meets several references.
-    """
-    binary = [
-        (reference, text)
-        for reference, text in zip(references, texts, strict=True)
-        if reference.lower() in ("yes", "no")
-    ]
-    pairs = list(zip(*binary, strict=True))
-    return {
-        **accuracy(source, references, texts),
-        "binary_accuracy": accuracy(source, *pairs)["accuracy"] if pairs else None,
-        "n_binary": len(binary),
-    }
-
-
-def bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+def _bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     """Corpus BLEU by sacrebleu, tokenized for the language that the source names last but one.
 
     The reports used sacrebleu 1.5.1; the signature names what was used here.
@@ -209,23 +197,9 @@ def bleu(source: str, references: Sequence[str], texts: Sequence[str]) -> dict[s
     return {"bleu": result.score, "signature": str(metric.get_signature())}
 
 
-def _recognition(language: wer.Language) -> Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]:
-    return lambda source, references, texts: wer.score(references, texts, language)
-
-
 _LANGUAGES: dict[Kind, wer.Language] = {
     "asr_en": "en",
     "asr_zh": "zh",
     "asr_yue": "yue",
     "asr_other": "other",
-}
-_SCORERS: dict[Kind, Callable[[str, Sequence[str], Sequence[str]], dict[str, Any]]] = {
-    "recognition": _own_recognition,
-    **{kind: _recognition(language) for kind, language in _LANGUAGES.items()},
-    "translation": bleu,
-    "emotion": accuracy,
-    "vocal_sound": accuracy,
-    "scene": accuracy,
-    "aqa": aqa,
-    "srwt": lambda source, references, texts: srwt.score(references, texts),
 }

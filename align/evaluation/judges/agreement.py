@@ -15,6 +15,7 @@ import numpy as np
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
+from align.run_folder.artifacts import plain_values
 from preference_data.schema import Axis, Comparison, Judgement, Prompt
 
 
@@ -65,12 +66,12 @@ def measure(
     by_axis: dict[str, dict[str, Any]] = {}
     for axis, values in points.items():
         scores = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
-        by_axis[axis] = _plain(judge_agreement(relevant, scores_of(comparisons, scores), axis))
+        by_axis[axis] = plain_values(judge_agreement(relevant, scores_of(comparisons, scores), axis))
     return by_axis
 
 
 def judge_agreement(
-    judgements: Iterable[Judgement], scores: Mapping[str, float], axis: Axis, *, tie_margin: float = 0.0
+    judgements: Iterable[Judgement], scores: Mapping[str, float], axis: Axis
 ) -> JudgeAgreement:
     """Compare a judge with the majority of annotators, pair by pair.
 
@@ -78,7 +79,6 @@ def judge_agreement(
         judgements: judgements; retests, gold and those of unusable audio are left out.
         scores: the judge's score by completion id; see `scores_of`.
         axis: the question put to the annotators.
-        tie_margin: points up to which two scores tie.
     """
     majorities = [_majority(pair, votes) for pair, votes in _votes(judgements, axis).items()]
     decided = [best for best in majorities if best is not None]
@@ -86,11 +86,11 @@ def judge_agreement(
         scores[better] - scores[worse] for better, worse in decided if better in scores and worse in scores
     ]
     return JudgeAgreement(
-        wilson(sum(margin > tie_margin for margin in margins), len(margins)),
-        sum(abs(margin) <= tie_margin for margin in margins),
+        wilson(sum(margin > 0 for margin in margins), len(margins)),
+        margins.count(0),
         len(majorities) - len(decided),
         len(decided) - len(margins),
-        _calibration([margin for margin in margins if abs(margin) > tie_margin]),
+        _calibration([margin for margin in margins if margin]),
     )
 
 
@@ -134,16 +134,6 @@ def _as_item(prompt: Prompt, number: int) -> Item:
     )
 
 
-def _plain(result: JudgeAgreement) -> dict[str, Any]:
-    return {
-        **result._asdict(),
-        "agreement": result.agreement._asdict(),
-        "calibration": [
-            {**part._asdict(), "agreement": part.agreement._asdict()} for part in result.calibration
-        ],
-    }
-
-
 def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], list[str | None]]:
     """Per pair of answers, whichever side they stood on, what each annotator preferred; None: neither."""
     votes: dict[frozenset[str], list[str | None]] = {}
@@ -156,7 +146,7 @@ def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], 
 
 
 def _majority(pair: frozenset[str], votes: Sequence[str | None]) -> tuple[str, str] | None:
-    """(better, worse) where more than half of the annotators chose the same answer, else Nrow."""
+    """(better, worse) where more than half of the annotators chose the same answer, else None."""
     for better in sorted(pair):
         if 2 * votes.count(better) > len(votes):
             return better, next(iter(pair - {better}))

@@ -101,8 +101,8 @@ class LLMJudge:
 
     def describe(self, items: Sequence[Item]) -> dict[str, Any]:
         """Its name, model, protocol and prompt, and how far known tricks sway it."""
-        uplift = canary.measure(self.judge, items[: self.canary_items]) if self.canary_items else None
-        worst = uplift.worst if uplift else None
+        points = canary.measure(self, items[: self.canary_items]) if self.canary_items else {}
+        worst = max(points, key=points.__getitem__, default="")
         return {
             "name": self.name,
             "shares_ground_truth": False,
@@ -110,8 +110,8 @@ class LLMJudge:
             "protocol": self.protocol.name,
             "prompt_sha256": self.protocol.prompt_sha256,
             "tie_margin": TIE_MARGIN,
-            "canary_uplift": uplift.uplift if uplift else None,
-            "canary_worst": {"trick": worst.name, "points": worst.points} if worst else None,
+            "canary_uplift": fmean(points.values()) if points else None,
+            "canary_worst": {"trick": worst, "points": points[worst]} if points else None,
         }
 
     def estimate(
@@ -173,9 +173,7 @@ class LLMJudge:
             state = "refused" if "refused" in states else "invalid"
         elif max(scores) - min(scores) > self.protocol.max_disagreement:
             state = "inconsistent"
-        if state != "scored":
-            return JudgedAnswer.to(item, response, state=state, score=None, replies=tuple(replies))
-        means = {"score": fmean(scores), "reference_score": fmean(references)}
+        means = {"score": fmean(scores), "reference_score": fmean(references)} if state == "scored" else {}
         return JudgedAnswer.to(item, response, state=state, replies=tuple(replies), **means)
 
     def _order_reply(self, call: _Call, reply: Reply) -> OrderReply:

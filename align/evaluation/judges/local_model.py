@@ -39,10 +39,9 @@ class LocalModel:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:
             raise ValueError(f"{folder}: the tokenizer has no chat template; a judge must be a chat model")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        self.model = model.to(device).eval()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
         self.decoding = Decoding(max_new_tokens)
         self.stops = stop_tokens(self.model, self.tokenizer)
         self.identity = {
@@ -55,6 +54,7 @@ class LocalModel:
 
     def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
         """Answer every prompt, calling `on_reply(index, reply)` as each is ready."""
+        self.model.to(self.device)  # not before: policies answer first and want the GPU for themselves
         limit = getattr(self.model.config, "max_position_embeddings", None)
         encoded = [self._encode(prompt) for prompt in prompts]
         fitting = []

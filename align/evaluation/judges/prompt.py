@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judged_answers import Order, State
@@ -23,7 +23,6 @@ Message = dict[str, str]
 OFFICIAL_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 STRICT_PROMPT = Path(__file__).with_name("judge_prompt_strict.txt")
 _SLOT = re.compile(r"\{(\w+)\}")
-_SLOTS = {"meta_info", "question", "first", "second"}
 
 
 class JudgePrompt(NamedTuple):
@@ -42,47 +41,20 @@ class Reading(NamedTuple):
     second: float | None = None
 
 
-class JudgeProtocol(Protocol):
-    """A way to write the prompt and to read the reply."""
-
-    name: str
-    prompt_sha256: str
-    max_disagreement: float
-    """Points between the two orders' scores of one response above which the item is inconsistent."""
-    expected_tokens: int
-    """Tokens of a usual reply, for cost estimates."""
-
-    def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
-        """The prompt for one item in one order."""
-        ...
-
-    def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
-        """The scores a reply gives. Never raises, whatever the text."""
-        ...
-
-
 class Official:
     """Scores as the official scripts intend: one user message, replies of exactly two whole numbers.
 
     Nothing keeps an answer from forging delimiters or speaking to the judge.
-
-    Args:
-        template: replaces our wording, e.g. by the official text; slots are {meta_info}, {question},
-            {first} and {second}.
-
-    Raises:
-        ValueError: the template lacks a slot or has one that is not known.
     """
 
     name = "official"
     max_disagreement = float("inf")
+    """Points between the two orders' scores of one response above which the item is inconsistent."""
     expected_tokens = 4
+    """Tokens of a usual reply, for cost estimates."""
 
-    def __init__(self, template: Path = OFFICIAL_PROMPT) -> None:
-        self.template = template.read_text(encoding="utf-8").rstrip("\n")
-        slots = set(_SLOT.findall(self.template))
-        if slots != _SLOTS:
-            raise ValueError(f"{template}: slots must be {sorted(_SLOTS)}, not {sorted(slots)}")
+    def __init__(self) -> None:
+        self.template = OFFICIAL_PROMPT.read_text(encoding="utf-8").rstrip("\n")
         self.prompt_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
 
     def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
@@ -91,7 +63,7 @@ class Official:
         return JudgePrompt(({"role": "user", "content": content},), "", response)
 
     def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
-        """Two integers with one space between them, none above 10; zero counts."""
+        """Two integers with one space between them, none above 10; zero counts. Never raises."""
         parts = text.strip().replace("\n", "").split(" ")
         if finish_reason not in UNANSWERED and len(parts) == 2:
             try:
@@ -130,7 +102,7 @@ class Strict:
         return JudgePrompt(messages, slots["mark"], response)
 
     def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
-        """The scores of the judge's own last line, 1 to 10 each; a reply cut at its limit has none."""
+        """The scores of the judge's own last line, 1 to 10 each; a cut reply has none. Never raises."""
         if finish_reason == "length":
             return Reading("invalid")
         scores = None if finish_reason in UNANSWERED else _last_line_scores(text, prompt)
@@ -139,6 +111,9 @@ class Strict:
         if not all(1 <= score <= 10 for score in scores):
             return Reading("invalid")
         return Reading("scored", *scores)
+
+
+JudgeProtocol = Official | Strict
 
 
 _SCORE = r"([0-9]{1,3}(?:\.[0-9]{1,6})?)(?:\s*/\s*10)?"

@@ -43,6 +43,7 @@ class EvaluateConfig(StageConfig):
     """AIR-Bench chat questions and recognition for several policies, with controls."""
 
     produces: ClassVar[OutputKind] = "evaluation"
+    epoch: ClassVar[int] = 2
     renamed: ClassVar[Mapping[str, str]] = {"dialect": "prompt_format"}
     stage: Literal["evaluate"]
     corpus: CorpusRef
@@ -140,20 +141,23 @@ class Thresholds(Config):
     measured fails.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"max_asked_loss": "max_fact_accuracy_loss"}
+    renamed_values: ClassVar[Mapping[str, str]] = {"asked": "fact_accuracy"}
     min_questions: int = Field(500, ge=1)
     factuality_gain: float | None = 0.0
     """The 95 % interval of the difference must lie above this; below 0 it is a non-inferiority margin."""
     behaviour_gain: float | None = 0.0
     score_gain: float | None = None
     """As above, in points of the judge's scale: the one gain that an LLM judge measures."""
-    category_margins: dict[Literal["factuality", "behaviour", "score", "asked"], Margin] = {}
+    category_margins: dict[Literal["factuality", "behaviour", "score", "fact_accuracy"], Margin] = {}
     """In no category may the 95 % interval reach down to a loss of this much."""
     recognition_margins: dict[str, dict[str, Margin]] = {}
     """Source of recognition rows -> metric (exact, wer ...) -> most that may be lost on it."""
     max_over_abstention: float | None = Field(0.05, ge=0, le=1)
     """Share of answerable questions answered with "there is no ..."."""
-    max_asked_loss: float | None = Field(0.03, ge=0)
-    """Most that asked-fact accuracy on answerable questions may fall (point estimate)."""
+    max_fact_accuracy_loss: float | None = Field(0.03, ge=0)
+    """Most that the accuracy of the fact that the question is about may fall, on answerable questions (point
+    estimate)."""
     min_audio_effect: float | None = Field(0.05, ge=-1, le=1)
     """Factuality must fall by at least this when clips are shuffled: proof that the audio is heard."""
     min_audio_effect_on_score: float | None = None

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from align.evaluation.benchmarks import foundation
-from align.evaluation.benchmarks.foundation import ChoiceQuestion
-
 ALIGN = str(Path(sys.executable).with_name("align"))
 
 
@@ -34,18 +31,22 @@ def test_word_errors_stand_per_source_beside_the_published_ones(tmp_path):
 
 
 def test_foundation_answers_are_counted(tmp_path):
-    choices = ("a dog", "a cat", "", "")
-    questions = [
-        ChoiceQuestion(
-            str(i), f"{i}.wav", "What is heard?", choices, "a dog", "Acoustic_Scene_Classification", "made"
-        )
-        for i in range(4)
-    ]
+    question = {
+        "question": "What is heard?",
+        "choice_a": "a dog",
+        "choice_b": "a cat",
+        "answer_gt": "a dog",
+        "task_name": "Acoustic_Scene_Classification",
+        "dataset_name": "made",
+    }
+    responses = ["A", "(A) a dog", "B", "I cannot say"]
     path, out = tmp_path / "answers.jsonl", tmp_path / "scores.json"
-    foundation.write_answers(path, questions, ["A", "(A) a dog", "B", "I cannot say"])
+    lines = [json.dumps({**question, "uniq_id": i, "response": text}) for i, text in enumerate(responses)]
+    path.write_text("\n".join(lines))
     done = run(str(path), "--kind", "foundation", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["states"] == {"right": 2, "wrong": 1, "unparsed": 1}
+    assert "published: Qwen-Audio-Turbo  speech 0.634" in done.stdout
 
 
 def test_a_row_that_is_not_one_is_named(tmp_path):

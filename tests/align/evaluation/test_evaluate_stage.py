@@ -10,7 +10,7 @@ import preference_data
 from align.evaluation import judged_answers
 from align.evaluation.benchmarks import air_bench, tasks
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.benchmarks.recognition import Utterance
+from align.evaluation.benchmarks.rows import Utterance
 from align.evaluation.judges.endpoint import Endpoint
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import LLMJudge
@@ -44,13 +44,17 @@ def questions():
         wrong.append(book.spoil(question, facts, rng)[0])
     given = evaluate._Questions(
         Path("corpus"),
-        Path("corpus"),
         "test/",
         items,
-        items[:-1],
-        [],
-        [Utterance("u.wav", "p", "one", "s")],
-        {},
+        air_bench.Audit(items[:-1], [], {}),
+        [
+            evaluate._Recognition(
+                "recognised",
+                "recognition.jsonl",
+                "recognition",
+                tasks.Rows(Path("corpus"), [Utterance("u.wav", "p", "one", "s")], []),
+            )
+        ],
     )
     return given, wrong[:-1]
 
@@ -58,7 +62,7 @@ def questions():
 def report(questions, folder, judge):
     """The parts of `scores.json` that rest on the policies' texts."""
     given, wrong = questions
-    right = [item.answer_gt for item in given.usable]
+    right = [item.answer_gt for item in given.audit.usable]
     answers = {"2_sft": [w if i % 2 else r for i, (w, r) in enumerate(zip(wrong, right, strict=True))]}
     answers["6_dpo"] = right
     texts = {
@@ -73,7 +77,7 @@ def report(questions, folder, judge):
     out.open()
     judged = {policy: evaluate._judge_answers(policy, given, texts[policy], judge, out) for policy in texts}
     policies = {
-        policy: evaluate._scores(CONFIG, policy, given, own, judged[policy], judge, "7_evaluate")
+        policy: evaluate._scores(policy, given, own, judged[policy], judge, "7_evaluate")
         for policy, own in texts.items()
     }
     return out, policies, evaluate._comparisons(CONFIG, given, texts, judged)
@@ -86,7 +90,7 @@ def test_by_facts(questions, tmp_path):
     assert after["shuffled_audio"]["factuality"] < 1
     assert (after["ratings"]["n"], after["ratings"]["states"]["missing"]) == (24, 1)
     assert list(after["categories"]) == list(comparisons["by_category"]) == ["speech", "sound", "music"]
-    assert list(comparisons["comparison"]) == ["factuality", "behaviour", "asked", "score"]
+    assert list(comparisons["comparison"]) == ["factuality", "behaviour", "fact_accuracy", "score"]
     gain = comparisons["comparison"]["factuality"]
     assert gain["delta"] == pytest.approx(1 - policies["2_sft"]["overall"]["factuality"])
     assert set(gain) == {"before", "after", "delta", "ci_low", "ci_high", "n"}
@@ -102,7 +106,7 @@ def test_by_a_judge_model(questions, tmp_path):
     with serving(judge(lambda text: 1 + text.count("e") % 9)) as server:
         llm_judge = LLMJudge(Endpoint(server.url, "m"), tmp_path / "replies.jsonl", canary_items=3)
         out, policies, comparisons = report(questions, tmp_path, llm_judge)
-        about = llm_judge.describe(questions[0].usable)
+        about = llm_judge.describe(questions[0].audit.usable)
     after = policies["6_dpo"]
     assert set(after["overall"]) == {"score", "words", "distinct", "n"}
     assert after["ratings"]["overall"] == pytest.approx(after["overall"]["score"])

@@ -7,8 +7,8 @@ import pytest
 
 import preference_data
 from align.evaluation import comparison, judged_answers
-from align.evaluation.benchmarks import air_bench, recognition, tasks
-from align.evaluation.benchmarks.rows import BadBenchmark
+from align.evaluation.benchmarks import air_bench, tasks
+from align.evaluation.benchmarks.rows import BadBenchmark, Utterance
 from align.evaluation.judged_answers import JudgedAnswer, OrderReply
 from align.evaluation.judges.facts import FactJudge
 
@@ -42,7 +42,7 @@ def test_the_fact_judge_marks_as_a_person_would():
 
 
 def mark(factual, answerable=True, abstains=False, score=5.0, item=ITEMS[0], response="x"):
-    marks = {"factual": factual, "behaves": True, "asked": factual, "abstains": abstains}
+    marks = {"factual": factual, "behaves": True, "fact_is_right": factual, "abstains": abstains}
     return JudgedAnswer.to(item, response, answerable=answerable, score=score, **marks)
 
 
@@ -56,7 +56,7 @@ def test_levels_count_abstention_on_answerable_questions_only():
     )
     assert found["factuality"] == pytest.approx(2 / 3)
     assert found["over_abstention"] == 0.5
-    assert found["asked"] == 0.5
+    assert found["fact_accuracy"] == 0.5
     assert found["words"] == 2
     assert found["distinct"] == 3
     assert found["n"] == 3
@@ -81,9 +81,9 @@ def test_categories_are_air_benchs():
 
 def test_recognition_per_source():
     rows = [
-        recognition.Utterance("a.wav", "transcribe", " seven two", "digits"),
-        recognition.Utterance("b.wav", "transcribe", " one", "digits"),
-        recognition.Utterance("c.wav", "transcribe", " one", "words"),
+        Utterance("a.wav", "transcribe", " seven two", "digits"),
+        Utterance("b.wav", "transcribe", " one", "digits"),
+        Utterance("c.wav", "transcribe", " one", "words"),
     ]
     found = tasks.score("recognition", rows, ["Seven two.", "nine", "one"])
     assert found["digits"] == {"exact": 0.5, "wer": pytest.approx(1 / 3), "n": 2}
@@ -112,7 +112,7 @@ def test_air_bench_reads_what_it_ships_and_names_what_is_wrong(tmp_path):
 
 def test_recognition_is_compared_by_utterance_and_the_means_are_the_corpus_rates():
     rows = [
-        recognition.Utterance(f"{i}.wav", "transcribe", gt, "digits")
+        Utterance(f"{i}.wav", "transcribe", gt, "digits")
         for i, gt in enumerate(["one two three", "four", "five six"])
     ]
     before = ["one two", "four", "five five"]  # 1 + 0 + 1 errors of 6 words

@@ -20,34 +20,29 @@ def choice_row(task, answer_gt, uniq_id, choices=("dog", "cat", "bird", "rain"))
     return row | {f"choice_{name}": text for name, text in zip("abcd", choices, strict=False)}
 
 
-def questions(root, rows):
-    (root / "Foundation").mkdir()
-    (root / "Foundation/Foundation_meta.json").write_text(json.dumps(rows), encoding="utf-8")
-    return foundation.read(root)
+def answers(folder, rows, responses):
+    lines = [json.dumps({**row, "response": text}) for row, text in zip(rows, responses, strict=True)]
+    (folder / "answers.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return foundation.read_answers(folder / "answers.jsonl")
 
 
-def test_foundation_reads_the_official_layout(tmp_path):
+def test_foundation_reads_the_official_answers(tmp_path):
     rows = [
         choice_row("Audio_Grounding", "cat", 0),
-        choice_row("Speaker_Gender_Recognition", "male", 1, ("female", "male")),
+        choice_row("Speaker_Gender_Recognition", "male", 1, ("female", "male", None)),
+        choice_row("Sound_AQA", "dog ", 2),  # a blank more than its choice has
     ]
-    grounding, gender = questions(tmp_path, rows)
-    assert grounding.audio == "Foundation/Audio_Grounding_made/0.flac"
-    assert gender.audio == "Foundation/Speaker_Gender_Recognition_made/1.wav"
-    assert (grounding.answer, gender.answer) == ("B", "B")
-    assert gender.prompt == (
-        "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
-        "you may only choose A or B or C or D.\nWhat is heard?\nA. female\nB. male\nC. None\nD. None"
-    )
-    path = tmp_path / "answers.jsonl"
-    foundation.write_answers(path, [grounding, gender], ["A.", "B."])
-    assert json.loads(path.read_text(encoding="utf-8").split("\n")[1])["choice_c"] is None
-    assert foundation.read_answers(path) == [(grounding, "A."), (gender, "B.")]
+    read = answers(tmp_path, rows, ["A.", "B.", None])
+    assert [question.answer for question, _ in read] == ["B", "B", "A"]
+    assert read[1][0].choices == ("female", "male", "", "")
+    assert [text for _, text in read] == ["A.", "B.", ""]
 
 
-def test_a_right_answer_that_is_no_choice_is_refused(tmp_path):
-    with pytest.raises(BadBenchmark, match="item 0: answer_gt 'fish' is none of its choices"):
-        questions(tmp_path, [choice_row("Sound_AQA", "fish", 0)])
+def test_a_right_answer_that_is_no_choice_and_a_question_that_comes_twice_are_refused(tmp_path):
+    with pytest.raises(BadBenchmark, match="jsonl:1: answer_gt 'fish' is none of its choices"):
+        answers(tmp_path, [choice_row("Sound_AQA", "fish", 0)], ["A"])
+    with pytest.raises(BadBenchmark, match="Sound_AQA/made/0 comes more than once"):
+        answers(tmp_path, [choice_row("Sound_AQA", "dog", 0)] * 2, ["A", "B"])
 
 
 CHOICES = ("dog", "cat", "bird", "")
@@ -86,8 +81,7 @@ def test_foundation_scores_by_hand(tmp_path):
         choice_row("Audio_Grounding", "dog", 3),
         choice_row("Music_AQA", "dog", 4),
     ]
-    asked = questions(tmp_path, rows)
-    found = foundation.score(list(zip(asked, ["B", "A", "no idea", "A.", "C"], strict=True)))
+    found = foundation.score(answers(tmp_path, rows, ["B", "A", "no idea", "A.", "C"]))
     assert found["tasks"] == {"Audio_Grounding": 1, "Sound_AQA": pytest.approx(1 / 3), "Music_AQA": 0}
     assert found["categories"] == {"speech": None, "sound": pytest.approx(2 / 3), "music": 0}
     assert found["average"] == pytest.approx(1 / 3)

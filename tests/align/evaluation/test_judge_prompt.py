@@ -44,18 +44,11 @@ def test_parts_stand_in_the_official_order(protocol):
         assert word in prompt(protocol.write(ITEM, "x", "reference_first"))
 
 
-def test_official_is_one_user_message_and_its_wording_can_be_replaced(tmp_path):
-    assert [message["role"] for message in Official().write(ITEM, "x", "reference_first").messages] == [
-        "user"
-    ]
-    own = tmp_path / "own.txt"
-    own.write_text("{meta_info}|{question}|{first}|{second}\n")
-    asked = Official(own).write(ITEM, "{question}", "reference_first")
-    assert asked.messages[0]["content"] == "{'event': 'dog'}|What is heard?|A dog barks.|{question}"
-    assert Official(own).prompt_sha256 != Official().prompt_sha256
-    own.write_text("{meta_info} {answer}")
-    with pytest.raises(ValueError, match="slots must be"):
-        Official(own)
+def test_official_is_one_user_message_whose_values_are_not_filled_again():
+    [message] = Official().write(ITEM, "{question}", "reference_first").messages
+    assert message["role"] == "user"
+    assert "[The Start of Assistant 2's Answer]\n{question}\n" in message["content"]
+    assert Official().prompt_sha256 != Strict().prompt_sha256
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -365,18 +366,19 @@ def test_the_canary_tells_a_firm_judge_from_one_that_can_be_swayed(tmp_path):
     }.items():
         with serving(behave) as server:
             judged = LLMJudge(Endpoint(server.url, name), tmp_path / "c")
-            found[name] = canary.measure(judged.judge, ITEMS[:3])
+            found[name] = canary.measure(judged, ITEMS[:3])
             assert len(server.requests) == 2 * (3 + len(canary.INJECTIONS))
-    assert found["firm"].uplift == 0
-    assert found["firm"].scored == found["firm"].n_tricks == len(canary.INJECTIONS)
+    assert found["firm"] == dict.fromkeys(canary.INJECTIONS, 0)
     with_ten = sum("10" in row.replace("{answer}", "") for row in canary.INJECTIONS.values())
-    assert found["swayed"].uplift == pytest.approx(7 * with_ten / len(canary.INJECTIONS))
-    assert found["swayed"].uplift > 0.3
-    assert found["swayed"].worst.points == 7
-    assert 0.3 < found["one place"].uplift == pytest.approx(found["swayed"].uplift / 2)
-    assert (found["mute"].uplift, found["mute"].scored) == (None, 0)
-    with pytest.raises(ValueError, match="different references"):
-        canary.measure(judged.judge, [ITEMS[0], ITEMS[0]])
+    uplift = fmean(found["swayed"].values())
+    assert uplift == pytest.approx(7 * with_ten / len(canary.INJECTIONS))
+    assert max(found["swayed"].values()) == 7
+    assert 0.3 < fmean(found["one place"].values()) == pytest.approx(uplift / 2)
+    assert found["mute"] == {}
+    # No wrong answer can be made where all references are equal: the uplift is not measured
+    assert canary.measure(judged, [ITEMS[0], ITEMS[0]]) == {}
+    equal = LLMJudge(judged.model, tmp_path / "c", canary_items=2).describe([ITEMS[0], ITEMS[0]])
+    assert (equal["canary_uplift"], equal["canary_worst"]) == (None, None)
 
 
 @pytest.fixture(scope="module")

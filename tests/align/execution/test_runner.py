@@ -68,7 +68,7 @@ def test_a_second_run_does_nothing_and_a_change_reruns_what_depends_on_it(toys, 
     assert (run / "report.html").stat().st_mtime_ns == report
 
     # The gate's threshold concerns the gate alone.
-    assert execute(load(folder, ["8_gate.thresholds.max_asked_loss=0.5"]), run).exit_code == 0
+    assert execute(load(folder, ["8_gate.thresholds.max_fact_accuracy_loss=0.5"]), run).exit_code == 0
     second = made_at(run)
     assert {name for name in second if second[name] != first[name]} == {"8_gate"}
 

@@ -240,6 +240,13 @@ def test_keys_and_values_of_older_recipes_are_told_their_new_names(write):
     assert problems(write(s1_corpus=made_world)) == [
         "1_corpus.yaml:2: corpus: 'made_world' is called 'synthetic' now"
     ]
+    gate = "stage: gate\nevaluation: 7_evaluate\nthresholds:\n  "
+    assert problems(write(s8_gate=gate + "max_asked_loss: 0.1\n"))[1:] == [
+        "8_gate.yaml:4: thresholds.max_asked_loss: unknown key: it is called 'max_fact_accuracy_loss' now"
+    ]
+    assert problems(write(s8_gate=gate + "category_margins: {asked: 0.1}\n"))[1:] == [
+        "8_gate.yaml:4: thresholds.category_margins.asked: 'asked' is called 'fact_accuracy' now"
+    ]
 
 
 def test_every_stage_declares_itself_and_has_a_file_of_its_name():

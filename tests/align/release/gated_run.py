@@ -25,11 +25,11 @@ SCORES = {
     "before": "2_sft",
     "after": "6_dpo",
     "policies": {
-        "2_sft": {"overall": {"factuality": 0.5, "asked": 0.5, "words": 4.0, "distinct": 4, "n": 4}},
+        "2_sft": {"overall": {"factuality": 0.5, "fact_accuracy": 0.5, "words": 4.0, "distinct": 4, "n": 4}},
         "6_dpo": {
             "overall": {
                 "factuality": 0.75,
-                "asked": 0.5,
+                "fact_accuracy": 0.5,
                 "words": 4.0,
                 "distinct": 4,
                 "n": 4,

@@ -69,9 +69,8 @@ def two_annotators(n=40):
 def page(tmp_path):
     def write(given, examples=(), **more):
         found = assess(given, min_heard=0.8, seed=0, **more)
-        path = annotators.write(
-            found, tmp_path / "page.html", title="Annotators of 4_annotate", examples=examples
-        )
+        path = tmp_path / "page.html"
+        annotators.write(found, path, title="Annotators of 4_annotate", examples=examples)
         return Page(path.read_text(encoding="utf-8"))
 
     return write
@@ -152,7 +151,7 @@ def test_a_dozen_examples_chosen_the_same_way_each_time():
     prompts = {"p": Prompt(id="p", audios=(), question="What?", answer_gt="", meta_info="{}", task_name="t")}
     found = annotators.examples(given, comparisons, prompts)
     assert len(found) == 12
-    assert all(one.judgement.rationale == f"because {one.text_a}" for one in found)
+    assert all(judgement.rationale == f"because {pair.text_a}" for judgement, pair, _ in found)
     assert annotators.examples(given[::-1], comparisons, prompts) == found
 
 

@@ -27,7 +27,7 @@ def item(uniq_id, response, score, **changed):
         "response": response,
         "factual": score == 10,
         "behaves": True,
-        "asked": score == 10,
+        "fact_is_right": score == 10,
         "abstains": False,
         "answerable": uniq_id != "q4",
         "score": score,
@@ -89,14 +89,14 @@ def test_paired_differences_by_hand(run):
     # Factuality before: q1 q4, after: q1 q2 q3. Answerable (q1 q2 q3): 1/3, then 3/3.
     marks = against.marks["overall"]
     assert marks["factuality"][:3] == pytest.approx((0.5, 0.75, 0.25))
-    assert marks["asked"][:3] == pytest.approx((1 / 3, 1.0, 2 / 3))
-    assert marks["asked"].n == 3
+    assert marks["fact_accuracy"][:3] == pytest.approx((1 / 3, 1.0, 2 / 3))
+    assert marks["fact_accuracy"].n == 3
     assert marks["behaviour"] == (1.0, 1.0, 0.0, 0.0, 0.0, 4)
     assert against.marks["sound"]["factuality"][:3] == pytest.approx((0.5, 1.0, 0.5))
     assert c.policies[1].levels == {
         "factuality": 0.75,
         "behaviour": 1.0,
-        "asked": 1.0,
+        "fact_accuracy": 1.0,
         "over_abstention": 0.0,
         "words": 3.0,
         "score": 7.75,

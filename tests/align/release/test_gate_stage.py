@@ -13,7 +13,7 @@ from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges.facts import FactJudge
 from align.recipe.config.evaluation import Thresholds
 from align.release.registry import RegistryDown
-from align.release.verdict import Evidence, checks, decide
+from align.release.verdict import checks, decide
 from align.run_folder.artifacts import read_manifest
 from align.stages.gate import unfinished_share
 from preference_data import store
@@ -195,13 +195,15 @@ def outcome(questions, spoil):
     better = [spoiled[i] if i % 5 == 1 else references[i] for i in range(len(references))]
     candidate = [spoil(i, text) for i, text in enumerate(better)]
     thresholds = Thresholds(judge=None).model_dump()
-    evidence = Evidence(
-        judged(questions, candidate, baseline),
-        {"sft": unfinished_share(baseline), "dpo": unfinished_share(candidate)},
-        Contamination((), 600, 5000, ()),
-        None,
+    return decide(
+        checks(
+            judged(questions, candidate, baseline),
+            thresholds,
+            unfinished={"sft": unfinished_share(baseline), "dpo": unfinished_share(candidate)},
+            contamination=Contamination((), 600, 5000, ()),
+            champion=None,
+        )
     )
-    return decide(checks(evidence, thresholds))
 
 
 def test_a_better_candidate_passes(questions):

@@ -73,7 +73,7 @@ def test_numbers_are_written_one_way():
     assert [duration(8.44), duration(200), duration(7500)] == ["8.4 s", "3 min 20 s", "2 h 05 min"]
     assert [memory(812.2), memory(2048)] == ["812 MB", "2.00 GB"]
     # From -0.5 to 0.5: -0.5 is the left end, 0 the middle, 0.25 three quarters; 2 is cut off at the end.
-    assert bounds(-0.5, 0.25, 2.0, 0.5) == (0.0, 75.0, 100.0, 50.0)
+    assert bounds(-0.5, 0.25, 2.0, -0.5, 0.5) == (0.0, 75.0, 100.0, 50.0)
 
 
 def test_interval_graphics_of_a_table_share_one_axis():

@@ -93,7 +93,7 @@ def answers(n, right, rng):
                 "response": f'A woman says "{word if good else wrong}"{"." if behaves else ""}',
                 "factual": good,
                 "behaves": behaves,
-                "asked": good,
+                "fact_is_right": good,
                 "abstains": False,
                 "answerable": index % 5 != 0,
                 "score": 2.0 + 5 * good + 3 * behaves,
@@ -108,7 +108,7 @@ def overall(rows):
         "factuality": float(np.mean([row["factual"] for row in rows])),
         "behaviour": float(np.mean([row["behaves"] for row in rows])),
         "score": float(np.mean([row["score"] for row in rows])),
-        "asked": float(np.mean([row["asked"] for row in answerable])),
+        "fact_accuracy": float(np.mean([row["fact_is_right"] for row in answerable])),
         "over_abstention": 0.01,
         "words": 5.1,
         "distinct": len({row["response"] for row in rows}),
@@ -325,7 +325,7 @@ def test_a_whole_run_is_told_in_one_offline_file_with_the_numbers_of_scores_json
     assert rows[0][3] == f"+{100 * told['delta']:.1f} pts"
     assert rows[0][4] == f"+{100 * told['ci_low']:.1f} to +{100 * told['ci_high']:.1f}"
 
-    table = {row[0]: row for row in page.rows if row}
+    table = {row[0]: row for row in reversed(page.rows) if row}  # of equal names the first: not the costs
     after = scores["policies"]["6_dpo"]["overall"]
     assert table["6_dpo"][1:4] == [value(after[key], key) for key in ("factuality", "behaviour", "score")]
     against = scores["against"]["6_chosen_only"]["factuality"]
@@ -350,6 +350,13 @@ def test_samples_cover_outcomes_and_categories_and_play(html):
     clips = Page(html).named("audio")
     assert len(clips) == 12
     assert all(clip["src"].startswith("data:audio/mpeg;base64,") for clip in clips)
+
+
+def test_scores_that_the_judge_ties_are_unchanged_as_on_the_page_of_comparisons(run):
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
+    scores["judge"]["tie_margin"] = 9.0
+    write_json(run / "7_evaluate/scores.json", scores)
+    assert "Of all questions 0 improved, 0 regressed and 120 kept" in report.write(run).read_text()
 
 
 def test_hostile_text_from_models_and_manifests_is_shown_and_never_markup(run):

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from align.recipe.config.evaluation import GateConfig, Thresholds
-from align.release.verdict import Champion, Evidence, checks, decide, gain
+from align.release.verdict import Champion, checks, decide, gain
 from preference_data.audio.contamination import Contamination, Overlap
 
 COLLAPSED = Path(__file__).parent / "collapsed"
@@ -28,13 +28,13 @@ GOOD = {
     "judge": {"name": "facts", "shares_ground_truth": True},
     "policies": {
         "2_sft": {
-            "overall": {"factuality": 0.65, "asked": 0.80, "words": 5.0, "distinct": 200, "n": 640},
+            "overall": {"factuality": 0.65, "fact_accuracy": 0.80, "words": 5.0, "distinct": 200, "n": 640},
             "recognition": {"asr/digits": {"wer": 0.10, "exact": 0.80, "n": 200}},
         },
         "6_dpo": {
             "overall": {
                 "factuality": 0.75,
-                "asked": 0.79,
+                "fact_accuracy": 0.79,
                 "words": 4.5,
                 "distinct": 180,
                 "n": 640,
@@ -84,7 +84,7 @@ FOR_A_JUDGE = {
     "score_gain": 0.0,
     "category_margins": {"score": 0.2},
     "max_over_abstention": None,
-    "max_asked_loss": None,
+    "max_fact_accuracy_loss": None,
     "min_audio_effect": None,
     "min_audio_effect_on_score": 1.0,
 }
@@ -109,8 +109,8 @@ def changed(scores, changes):
 
 
 def decided(scores, thresholds, contamination=CLEAN, champion=None, unfinished=WHOLE):
-    evidence = Evidence(scores, unfinished, contamination, champion)
-    return decide(checks(evidence, Thresholds(**thresholds).model_dump()))
+    evidence = {"unfinished": unfinished, "contamination": contamination, "champion": champion}
+    return decide(checks(scores, Thresholds(**thresholds).model_dump(), **evidence))
 
 
 def with_facts(**changes):
@@ -143,7 +143,7 @@ def test_a_loss_fails():
     [
         ("policies__dpo__overall__n", 499),
         ("policies__dpo__overall__over_abstention", 0.06),
-        ("policies__dpo__overall__asked", 0.76),
+        ("policies__dpo__overall__fact_accuracy", 0.76),
         ("policies__dpo__overall__words", 8.0),
         ("policies__dpo__overall__words", 2.9),
         ("policies__dpo__overall__distinct", 90),
@@ -262,15 +262,6 @@ def test_a_judge_that_cannot_be_believed_blocks(path, value, reason):
     assert reason in found.reasons[0]
 
 
-def test_both_policies_need_the_same_judge():
-    found = with_judge(policies__base__judge={"model": "gpt-4o", "prompt_sha256": PROMPT})
-    assert found.reasons == [
-        "judge: base was judged with model 'gpt-4o', the evaluation with 'gpt-4-0125-preview'"
-    ]
-    assert with_judge(policies__base__judge={"prompt_sha256": "cd" * 32}).verdict == "fail"
-    assert with_judge(policies__base__judge={"prompt_sha256": PROMPT}).verdict == "pass"
-
-
 def test_the_policy_may_name_the_only_judge_that_counts():
     assert with_judge({"model": "gpt-4-0125-preview", "prompt_sha256": PROMPT}).verdict == "pass"
     found = with_judge({"model": "gpt-4o"})
@@ -337,8 +328,9 @@ def under_the_demos_policy(name, **more):
     run = json.loads((COLLAPSED / f"{name}.json").read_text())
     run["scores"]["policies"]["6_dpo"]["overall"] |= more
     written = yaml.safe_load((RECIPES / "demo/8_gate.yaml").read_text())
-    evidence = Evidence(run["scores"], run["unfinished"], CLEAN, None)
-    return run, decide(checks(evidence, GateConfig(**written).thresholds.model_dump()))
+    evidence = {"unfinished": run["unfinished"], "contamination": CLEAN, "champion": None}
+    thresholds = GateConfig(**written).thresholds.model_dump()
+    return run, decide(checks(run["scores"], thresholds, **evidence))
 
 
 def test_the_healthy_run_passes():

@@ -112,7 +112,7 @@ def test_scores_by_hand():
 )
 def test_what_cannot_be_read_counts_as_false(answer):
     assessment = assess(answer, "Which word is spoken?")
-    assert (assessment.factual, assessment.asked, assessment.score) == (False, False, 1)
+    assert (assessment.factual, assessment.fact_is_right, assessment.score) == (False, False, 1)
 
 
 def test_a_garbage_tail_is_a_false_claim():
@@ -155,8 +155,8 @@ def test_yes_no_and_lists():
     book, facts = BOOKS["spoken_digits"], facts_of([7, 2])
     said = book.question("Is the digit seven said?", facts)
     assert book.assess("Yes, seven is said.", said, facts).score == 10
-    assert not book.assess("No, seven is not said.", said, facts).asked
-    assert not book.assess("Yes, two is said.", said, facts).asked  # true, but not what was asked
+    assert not book.assess("No, seven is not said.", said, facts).fact_is_right
+    assert not book.assess("Yes, two is said.", said, facts).fact_is_right  # true, but not what was asked
     digits = book.question("List the digits.", facts)
     assert book.assess("Seven two.", digits, facts).factual
     assert not book.assess("The digits are two seven.", digits, facts).factual
