@@ -92,7 +92,7 @@ def _serve(options: argparse.Namespace) -> int:
     home.empty_scratch(folder)
     sign_ins = home.credentials(folder, options.annotators)
     configuration.configure(folder, sign_ins.auth_secret)
-    configuration.wait_for_services()
+    configuration.check_services()
     gc.disable()  # a seventh of the start would be looking for garbage among what stays
     _prepare_argilla(options.workspace, sign_ins, {home.OWNER, *sign_ins.added, *(options.annotators or ())})
 
@@ -136,11 +136,9 @@ def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[st
 
     accounts.migrate()
     asyncio.run(accounts.seed(workspace, sign_ins.users, members))
-    from . import argilla_fixes, search_engine
+    from . import argilla_fixes, search_engine  # noqa: F401  search_engine: importing it registers it
 
     argilla_fixes.apply()
-    if configuration.uses_embedded_engine():
-        search_engine.install_full_text()
     if not configuration.uses_real_redis():
         worker.start_thread()
 

@@ -108,7 +108,7 @@ class Media:
     async def _send_body(
         self, request: Request, who: Person, clip: Clip, part: clips.Span, send: Send
     ) -> None:
-        transfer = self.listening.begin(clip.workspace, who.name, clip.sha256, part.start)
+        transfer = await self.listening.begin(clip.workspace, who.name, clip.sha256, part.start)
         try:
             async for chunk in clips.read(clip.file, part):
                 if await request.is_disconnected():  # browsers often stop early; count what they really got
@@ -137,8 +137,8 @@ class Media:
             return refusal
         if request.method not in ("GET", "HEAD"):
             return _not_allowed("GET, HEAD")
-        heard, sent = await self.listening.heard(workspace), await self.listening.sent(workspace)
-        return JSONResponse({"heard": heard, "sent": sent}, headers={"cache-control": "no-store"})
+        heard = await self.listening.heard(workspace)
+        return JSONResponse({"heard": heard}, headers={"cache-control": "no-store"})
 
 
 async def _put(request: Request, who: Person, clip: Clip) -> Response:
