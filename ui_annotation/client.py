@@ -111,13 +111,20 @@ def datasets(client: rg.Argilla, workspace: str) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in datasets if item["workspace_id"] == ids[workspace]}
 
 
-def records(client: rg.Argilla, dataset_id: str, *, include: str = "") -> Iterator[dict[str, Any]]:
-    """Every record of a dataset, oldest first, as Argilla describes them; signed in as owner."""
-    path, offset = f"/api/v1/datasets/{dataset_id}/records", 0
+def items(client: rg.Argilla, method: str, path: str, **more: Any) -> Iterator[dict[str, Any]]:
+    """All of what Argilla lists a page at a time; `more` as for `request`."""
+    params, offset = more.pop("params", {}), 0
     while True:
-        query: dict[str, str | int] = {"limit": _PAGE, "offset": offset}
-        page = request(client, "GET", path, params=query | ({"include": include} if include else {})).json()
+        page = request(
+            client, method, path, params={"limit": _PAGE, "offset": offset, **params}, **more
+        ).json()
         yield from page["items"]
         offset += _PAGE
         if offset >= page["total"]:
             return
+
+
+def records(client: rg.Argilla, dataset_id: str, *, include: str = "") -> Iterator[dict[str, Any]]:
+    """Every record of a dataset, oldest first, as Argilla describes them; signed in as owner."""
+    params = {"include": include} if include else {}
+    return items(client, "GET", f"/api/v1/datasets/{dataset_id}/records", params=params)

@@ -47,8 +47,9 @@ def configure(home: Path, auth_secret: str) -> None:
     if uses_embedded_engine() and (uses_real_redis() or not is_sqlite):
         name = "ARGILLA_REDIS_URL" if is_sqlite else "ARGILLA_DATABASE_URL"
         raise ConfigurationRefused(
-            f"{name} is set, but ARGILLA_SEARCH_ENGINE is {EMBEDDED!r}, which works over SQLite only "
-            f"and without Redis. Set ARGILLA_SEARCH_ENGINE=elasticsearch (with ARGILLA_ELASTICSEARCH), or unset {name}"
+            f"{name} is set, but ARGILLA_SEARCH_ENGINE is {EMBEDDED!r}, which works over SQLite only and "
+            "without Redis. Set ARGILLA_SEARCH_ENGINE=elasticsearch (with ARGILLA_ELASTICSEARCH), or unset "
+            f"{name}"
         )
 
 

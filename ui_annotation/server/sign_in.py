@@ -112,7 +112,7 @@ def _set_cookie(value: str, max_age_s: int, *, secure: bool) -> str:
 
 
 class Throttle:
-    """Around Argilla's `authenticate_user`: ten wrong passwords a minute for an address and a name, then 429."""
+    """Ten wrong passwords a minute for an address and a name, then 429; around Argilla's own check."""
 
     def __init__(self, authenticate: Authenticate) -> None:
         """Guard `authenticate`, which returns None for a wrong password."""
