@@ -30,27 +30,23 @@ def connect(url: str, api_key: str) -> rg.Argilla:
     Raises:
         Unreachable: nothing answers at `url`, it is not Argilla, or Argilla does not know the key.
     """
-    try:  # a transport of its own, like the SDK's: it ignores proxies that the environment names
+    try:
+        # a transport of its own, like the SDK's: it ignores proxies that the environment names
         with httpx.Client(transport=httpx.HTTPTransport(), timeout=30) as probe:
             me = probe.get(f"{url.rstrip('/')}/api/v1/me", headers={"X-Argilla-Api-Key": api_key})
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise unreachable(url, error) from None
-    if me.status_code in (401, 403):
-        raise Unreachable(
-            f"{url}: wrong key: the server does not know it; keys of an own server are in its "
-            "credentials.json, `align annotate users list` names its users"
-        )
-    if me.status_code != 200 or "username" not in _object(me):
-        raise Unreachable(
-            f"{url}: is not Argilla: /api/v1/me answered {me.status_code}; check the address, or start an "
-            "own server: `align annotate up`"
-        )
-    try:
+        if me.status_code in (401, 403):
+            raise Unreachable(
+                f"{url}: wrong key: the server does not know it; keys of an own server are in its "
+                "credentials.json, `align annotate users list` names its users"
+            )
+        if me.status_code != 200 or "username" not in _object(me):
+            raise Unreachable(
+                f"{url}: is not Argilla: /api/v1/me answered {me.status_code}; check the address, or start "
+                "an own server: `align annotate up`"
+            )
         return rg.Argilla(api_url=url, api_key=api_key, timeout=_TIMEOUT_S, retries=1)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ArgillaError) as error:
         raise unreachable(url, error) from None
-    except ArgillaError as error:
-        raise Unreachable(f"{url}: {error}; start an own server: `align annotate up`") from None
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:

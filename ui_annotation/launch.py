@@ -1,5 +1,7 @@
 """The annotation server as a process: start it, find it, stop it, and add people to it."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
@@ -11,11 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import argilla as rg
+from ui_annotation import AnnotationError, environment
 
-from ui_annotation import AnnotationError, client, environment
+if TYPE_CHECKING:
+    import argilla as rg
 
 SERVES_WITHIN_S = 60.0
 STOPS_WITHIN_S = 10.0
@@ -84,17 +87,15 @@ def start(
     # Reaps it whenever it ends, so that no zombie is left of a server that we outlive.
     threading.Thread(target=process.wait, daemon=True).start()
     deadline = time.monotonic() + SERVES_WITHIN_S
-    while time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
         if (server := running(home)) and server.pid == process.pid:
             return server
-        if process.poll() is not None:
-            raise ServerFailed(f"the annotation server did not start on {home}:\n{_tail(home, log_start)}")
         time.sleep(POLL_S)
-    os.killpg(process.pid, signal.SIGKILL)
-    raise ServerFailed(
-        f"the annotation server did not serve on {home} within {SERVES_WITHIN_S:.0f} s:\n"
-        f"{_tail(home, log_start)}"
-    )
+    took = ""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        took = f" within {SERVES_WITHIN_S:.0f} s"
+    raise ServerFailed(f"the annotation server did not start on {home}{took}:\n{_tail(home, log_start)}")
 
 
 @contextmanager
@@ -247,6 +248,8 @@ def _tail(home: Path, start_at: int) -> str:
 
 
 def _owner(home: Path) -> rg.Argilla:
+    from ui_annotation import client  # with Argilla's SDK, which takes a second
+
     server = running(home)
     if server is None:
         raise ServerFailed(f"no annotation server runs on {home}. Start it: align annotate up --home {home}")
@@ -254,6 +257,8 @@ def _owner(home: Path) -> rg.Argilla:
 
 
 def _call(owner: rg.Argilla, method: str, path: str, **more: Any) -> dict[str, Any]:
+    from ui_annotation import client
+
     answer: dict[str, Any] = client.request(owner, method, f"/api/v1/{path}", **more).json()
     return answer
 

@@ -16,6 +16,14 @@ _CHOICES: dict[Choice, str] = {
     "tie": "Both equally good",
     "both_bad": "Both bad",
 }
+_AXES = (
+    ("factuality", "Which answer is truer to the audio?", "Only what can be heard counts."),
+    (
+        "behaviour",
+        "Which answer follows the question better?",
+        "Form, length, language, and saying so when something cannot be heard.",
+    ),
+)
 _ERRORS: dict[ErrorType, str] = {
     "omission": "Omission",
     "invented_event": "Invented event",
@@ -55,19 +63,9 @@ def settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
 def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.MultiLabelQuestion | rg.TextQuestion]:
     choices, errors = {str(k): v for k, v in _CHOICES.items()}, {str(k): v for k, v in _ERRORS.items()}
     return [
-        rg.LabelQuestion(
-            name="factuality",
-            title="Which answer is truer to the audio?",
-            description="Only what can be heard counts.",
-            labels=choices,
-            client=client,
-        ),
-        rg.LabelQuestion(
-            name="behaviour",
-            title="Which answer follows the question better?",
-            description="Form, length, language, and saying so when something cannot be heard.",
-            labels=choices,
-            client=client,
+        *(
+            rg.LabelQuestion(name=name, title=title, description=text, labels=choices, client=client)
+            for name, title, text in _AXES
         ),
         *(
             rg.MultiLabelQuestion(

@@ -58,7 +58,7 @@ def main() -> int:
         signal.signal(signum, _end)
     try:
         return _serve(options)
-    except (home.HomeRefused, configuration.ConfigurationRefused) as refused:
+    except home.StartRefused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return 1
 
@@ -123,7 +123,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
         listening.listen(1024)
     except OSError as error:
-        raise home.HomeRefused(
+        raise home.StartRefused(
             f"port {port} on {host}: {error.strerror}. Name another with --port, or use --port 0"
         ) from error
     return listening

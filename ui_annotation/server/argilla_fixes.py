@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from types import ModuleType
 from typing import Any
 
 from argilla_server.contexts import accounts, webhooks
@@ -32,15 +31,13 @@ def apply() -> None:
     """Change Argilla, once, in the process that serves."""
     accounts.authenticate_user = Throttle(accounts.authenticate_user)
     database.TypeAdapter = functools.cache(database.TypeAdapter)
-    _build_only_for_webhooks(records, "build_record_event")
-    _build_only_for_webhooks(responses, "build_response_event")
+    records.build_record_event = _only_for_webhooks(records.build_record_event)
+    responses.build_response_event = _only_for_webhooks(responses.build_response_event)
 
 
-def _build_only_for_webhooks(module: ModuleType, name: str) -> None:
-    build: Callable[..., Awaitable[Any]] = getattr(module, name)
-
+def _only_for_webhooks(build: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(build)
     async def build_only_for_webhooks(db: AsyncSession, *event: Any) -> Any:
         return await build(db, *event) if await webhooks.list_enabled_webhooks(db) else _NoEvent()
 
-    setattr(module, name, build_only_for_webhooks)
+    return build_only_for_webhooks

@@ -8,16 +8,10 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .home import StartRefused
+
 EMBEDDED = "embedded"
 _ANSWER_WITHIN_S = 5
-
-
-class ConfigurationRefused(Exception):
-    """Settings that cannot work together; the message says which and what to do."""
-
-
-class NotReady(ConfigurationRefused):
-    """A service does not answer, or refuses us; the message names setting and address, never a password."""
 
 
 def configure(home: Path, auth_secret: str) -> None:
@@ -27,7 +21,7 @@ def configure(home: Path, auth_secret: str) -> None:
     without them everything stays in this process and in the home's SQLite file.
 
     Raises:
-        ConfigurationRefused: for the embedded search engine over anything but SQLite, or with Redis, whose
+        StartRefused: for the embedded search engine over anything but SQLite, or with Redis, whose
             worker does not know it.
     """
     os.environ.update(
@@ -46,7 +40,7 @@ def configure(home: Path, auth_secret: str) -> None:
     is_sqlite = os.environ.get("ARGILLA_DATABASE_URL", "sqlite").startswith("sqlite")
     if uses_embedded_engine() and (uses_real_redis() or not is_sqlite):
         name = "ARGILLA_REDIS_URL" if is_sqlite else "ARGILLA_DATABASE_URL"
-        raise ConfigurationRefused(
+        raise StartRefused(
             f"{name} is set, but ARGILLA_SEARCH_ENGINE is {EMBEDDED!r}, which works over SQLite only and "
             "without Redis. Set ARGILLA_SEARCH_ENGINE=elasticsearch (with ARGILLA_ELASTICSEARCH), or unset "
             f"{name}"
@@ -67,7 +61,7 @@ def check_services() -> None:
     """Ask every service that the environment names; compose starts us again when one was not ready.
 
     Raises:
-        NotReady: one is not.
+        StartRefused: one is not.
     """
     for setting, problem_of in (
         ("ARGILLA_DATABASE_URL", _postgresql_problem),
@@ -78,7 +72,9 @@ def check_services() -> None:
         if url and not url.startswith("sqlite") and (problem := problem_of(url)):
             parts = urlsplit(url)
             address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without the password
-            raise NotReady(f"{setting}: {address}: {problem}. Start it, or mend the setting, and start again")
+            raise StartRefused(
+                f"{setting}: {address}: {problem}. Start it, or mend the setting, and start again"
+            )
 
 
 def _postgresql_problem(url: str) -> str | None:

@@ -23,7 +23,7 @@ from sqlalchemy import ColumnElement, String, and_, cast, exists, func, or_, sel
 
 Condition = ColumnElement[bool]
 
-_USE_ANOTHER = "; set ARGILLA_SEARCH_ENGINE=elasticsearch for it"
+USE_ANOTHER = "; set ARGILLA_SEARCH_ENGINE=elasticsearch for it"
 
 
 def rows_of(column: Any, *path: str) -> Any:
@@ -47,8 +47,8 @@ def condition(wanted: Filter) -> Condition:
     scope = wanted.scope
     if isinstance(wanted, TermsFilter):
         values = [str(value) for value in wanted.values]
-        if isinstance(scope, RecordFilterScope):
-            return _record_condition(str(scope.property), values)
+        if isinstance(scope, RecordFilterScope) and scope.property in ("status", "external_id"):
+            return cast(getattr(Record, scope.property), String).in_(values)
         if isinstance(scope, MetadataFilterScope):
             return _any(rows_of(Record.metadata_, scope.metadata_property), values)
         if isinstance(scope, ResponseFilterScope) and scope.question:
@@ -56,7 +56,7 @@ def condition(wanted: Filter) -> Condition:
             return exists().where(*_responses(scope), holds)
         if isinstance(scope, ResponseFilterScope) and str(scope.property) == "status":
             return _status_condition(scope, values)
-    raise ValueError(f"the embedded search engine knows no filter {wanted}{_USE_ANOTHER}")
+    raise ValueError(f"the embedded search engine knows no filter {wanted}{USE_ANOTHER}")
 
 
 def order(wanted: Order) -> ColumnElement[Any]:
@@ -72,23 +72,14 @@ def order(wanted: Order) -> ColumnElement[Any]:
     elif isinstance(scope, MetadataFilterScope):
         rows = rows_of(Record.metadata_, scope.metadata_property)
         value = select(func.min(rows.c.value)).select_from(rows).scalar_subquery()
-    elif isinstance(scope, ResponseFilterScope) and not scope.question:
-        status = func.min(cast(Response.status, String))
-        value = select(status).where(*_responses(scope)).scalar_subquery()
     else:
-        raise ValueError(f"the embedded search engine knows no sort by {scope}{_USE_ANOTHER}")
+        raise ValueError(f"the embedded search engine knows no sort by {scope}{USE_ANOTHER}")
     return (value.desc() if wanted.order == SortOrder.desc else value.asc()).nulls_last()
 
 
 def _any(rows: Any, values: list[str]) -> Condition:
     holds = cast(rows.c.value, String).in_(values)
     return exists().select_from(rows).where(holds, rows.c.type != "null")
-
-
-def _record_condition(column: str, values: list[str]) -> Condition:
-    if column == "id":
-        values = [identifier.replace("-", "").lower() for identifier in values]
-    return cast(getattr(Record, column), String).in_(values)
 
 
 def _responses(scope: ResponseFilterScope) -> list[Condition]:

@@ -8,12 +8,12 @@ an index have nothing to do.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from argilla_server.enums import MetadataPropertyType
-from argilla_server.errors.future import UnprocessableEntityError
 from argilla_server.models import Dataset, MetadataProperty, Record, Response, User
 from argilla_server.search_engine.base import (
     Filter,
@@ -27,11 +27,8 @@ from argilla_server.search_engine.base import (
 )
 from argilla_server.settings import settings
 from sqlalchemy import (
-    ColumnElement,
     Float,
     Select,
-    String,
-    desc,
     event,
     func,
     literal_column,
@@ -43,9 +40,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from . import filters, full_text
 from .configuration import EMBEDDED
-
-_ID_DIGITS = 7
-"""Of a record's id, what its place in a queue depends on: 28 bits, which times 28 more fit into 63."""
 
 
 @functools.cache
@@ -117,7 +111,7 @@ class EmbeddedSearchEngine(SearchEngine):
     async def search(
         self,
         dataset: Dataset,
-        query: TextQuery | str | None = None,
+        query: TextQuery | None = None,
         filter: Filter | None = None,
         sort: list[Order] | None = None,
         offset: int = 0,
@@ -138,20 +132,21 @@ class EmbeddedSearchEngine(SearchEngine):
             limit: How many at most.
             user_id: The annotator whose queue is read; Argilla passes it, though its base class lacks it.
         """
-        words = query if isinstance(query, TextQuery) or query is None else TextQuery(q=query)
-        score = func.score(Record.fields, words.q, words.field or "", type_=Float) if words else null()
+        score = func.score(Record.fields, query.q, query.field or "", type_=Float) if query else null()
         matching = select(Record.id, score.label("score")).where(Record.dataset_id == dataset.id)
         if filter is not None:
             matching = matching.where(filters.condition(filter))
-        order = [filters.order(wanted) for wanted in sort or []]
-        if not order and words:
-            order = [desc("score")]
-        elif not order and user_id is not None:
-            order = [_shuffled(user_id)]
-        order += [Record.inserted_at, literal_column("records.rowid")]  # many are logged at the same moment
-        rows = await _rows(matching.order_by(*order))
-        if words:  # here, not in SQL, which would score each record twice
+        as_logged = (
+            Record.inserted_at,
+            literal_column("records.rowid"),
+        )  # many are logged at the same moment
+        rows = list(await _rows(matching.order_by(*map(filters.order, sort or []), *as_logged)))
+        if query:  # here, not in SQL, which would score each record twice
             rows = [row for row in rows if row.score is not None]
+        if query and not sort:
+            rows.sort(key=lambda row: row.score, reverse=True)
+        elif user_id and not sort:
+            rows.sort(key=lambda row: _place(user_id, row.id))
         page = rows[offset : offset + limit]
         items = [SearchResponseItem(record_id=record_id, score=score) for record_id, score in page]
         return SearchResponses(items=items, total=len(rows))
@@ -160,23 +155,18 @@ class EmbeddedSearchEngine(SearchEngine):
         """Refused: records are found by words and filters only.
 
         Raises:
-            UnprocessableEntityError: always.
+            ValueError: always; Argilla answers 422.
         """
-        raise UnprocessableEntityError(
-            "The embedded search engine does not search by vectors; set ARGILLA_SEARCH_ENGINE=elasticsearch"
-        )
+        raise ValueError(f"the embedded search engine does not search by vectors{filters.USE_ANOTHER}")
 
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
         """The terms of a metadata property with their counts.
 
         Raises:
-            UnprocessableEntityError: it has numbers, as none of ours has.
+            ValueError: it has numbers, as none of ours has.
         """
         if metadata_property.type != MetadataPropertyType.terms:
-            raise UnprocessableEntityError(
-                f"The embedded search engine has no metrics for {metadata_property.type} metadata; "
-                "set ARGILLA_SEARCH_ENGINE=elasticsearch"
-            )
+            raise ValueError(f"the embedded search engine knows no numbers in metadata{filters.USE_ANOTHER}")
         values = filters.rows_of(Record.metadata_, metadata_property.name)
         terms = (
             select(values.c.value, func.count())
@@ -191,18 +181,6 @@ class EmbeddedSearchEngine(SearchEngine):
         return TermsMetrics(total=sum(count for _, count in rows), values=counts)
 
 
-def _shuffled(user_id: UUID | str) -> ColumnElement[Any]:
-    """A sort key that shuffles records, for each user otherwise, without anything to keep.
-
-    Ids are random. The first digits of one, times an odd number of the user's, modulo a power of two, lose
-    nothing, and the high bits then depend on all of them. The order is the same on every page, after a
-    restart, and after VACUUM (which may change rowids).
-    """
-    number = sum(
-        func.instr("0123456789abcdef", func.substr(Record.id, place, 1, type_=String))
-        * 16 ** (_ID_DIGITS - place)
-        for place in range(1, _ID_DIGITS + 1)
-    )
-    bits = 16**_ID_DIGITS - 1
-    multiplier = UUID(str(user_id)).int & bits | 1
-    return (number * multiplier).op("&")(bits)
+def _place(user_id: UUID | str, record_id: UUID) -> bytes:
+    """What shuffles records, for each user otherwise: the same on every page and after a restart."""
+    return hashlib.blake2b(record_id.bytes, key=UUID(str(user_id)).bytes, digest_size=8).digest()

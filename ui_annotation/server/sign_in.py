@@ -55,7 +55,8 @@ async def person(request: Request) -> Person | None:
         if user is None:
             return None
         mine = await accounts.list_workspaces(db) if user.is_owner else user.workspaces
-        return _as_person(user, frozenset(workspace.name for workspace in mine))
+        workspaces = frozenset(workspace.name for workspace in mine)
+        return Person(user.username, workspaces, user.is_owner, may_manage=user.is_owner or user.is_admin)
 
 
 def came_by_cookie(request: Request) -> bool:
@@ -100,10 +101,6 @@ def _username(token: str | None) -> str | None:
         return JWT.decode(token).get("username") if token else None
     except UnauthorizedError:
         return None
-
-
-def _as_person(user: User, workspaces: frozenset[str]) -> Person:
-    return Person(user.username, workspaces, user.is_owner, may_manage=user.is_owner or user.is_admin)
 
 
 def _set_cookie(value: str, max_age_s: int, *, secure: bool) -> str:
