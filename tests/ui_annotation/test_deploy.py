@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
@@ -63,7 +64,7 @@ def test_docker_compose_takes_the_file(tmp_path):
 
 def test_compose_runs_the_launcher_of_annotate_up():
     assert SERVICES["server"]["command"][:5] == ["python", "-m", "server", "--home", "/data"]
-    assert SERVICES["worker"]["command"][:3] == ["python", "-m", "server.worker"]
+    assert SERVICES["worker"]["command"][:3] == ["python", "-m", "argilla_server"]
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     assert "--require-hashes" in dockerfile
     assert "COPY server/requirements.lock" in dockerfile
@@ -168,8 +169,11 @@ def production() -> Iterator[Production]:
             yield made
         finally:
             for process in made.processes.values():
+                tree = psutil.Process(process.pid).children(recursive=True)  # the worker's
                 process.kill()
                 process.wait()
+                for child in tree:
+                    child.kill()
 
 
 @pytest.fixture(scope="module")

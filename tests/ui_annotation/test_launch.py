@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import stat
@@ -19,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from ui_annotation import environment, launch
+from ui_annotation import client, environment, launch
 
 NAMES = ("annotator-1", "annotator-2")
 
@@ -174,13 +175,14 @@ def test_a_taken_port_is_named(argilla_environment: Path, tmp_path: Path) -> Non
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(launch.ServerFailed, match=rf"port {port} on 127.0.0.1: .*--port 0"):
-            launch.start(tmp_path / "home", port=port)
+        refused = run_server("--home", str(tmp_path / "home"), "--port", str(port))
+        assert refused.returncode == 1
+        assert re.search(rf"port {port} on 127.0.0.1: .*--port 0", refused.stderr)
 
 
 def test_restart_keeps_users_and_sign_ins(home: Path, served: launch.Running) -> None:
     made = launch.add_user(home, "visitor", workspace="elsewhere")
-    with pytest.raises(launch.ServerFailed, match="visitor"):
+    with pytest.raises(client.Refused, match="visitor"):
         launch.add_user(home, "visitor")
     token = sign_in(served.url, "visitor", made["password"])
     before = launch.list_users(home)
