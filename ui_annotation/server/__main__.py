@@ -117,16 +117,12 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Take the port at once: what may fail fails before the slow part."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
-        listening.listen(1024)
+        return socket.create_server((host, port), backlog=1024)
     except OSError as error:
         raise home.StartRefused(
             f"port {port} on {host}: {error.strerror}. Name another with --port, or use --port 0"
         ) from error
-    return listening
 
 
 def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[str]) -> None:
