@@ -201,7 +201,7 @@ class _Annotator:
             client.request(self.argilla, "GET", clip)
         time.sleep(max((clips[clip] for clip in new), default=0.0))
         for clip in new:
-            client.request(self.argilla, "POST", f"{clip}/heard", json={"share": 1.0})
+            client.request(self.argilla, "POST", f"{clip}/heard", params={"share": 1.0})
         self._heard.update(new)
 
 

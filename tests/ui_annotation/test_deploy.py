@@ -229,7 +229,7 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
     with production.signed_in("ann") as ann:
         record = _queue(ann, production)[0]
         ann.get(pushed.media["tone.wav"]).raise_for_status()
-        ann.post(f"{pushed.media['tone.wav']}/heard", json={"share": 1.0}).raise_for_status()
+        ann.post(f"{pushed.media['tone.wav']}/heard", params={"share": 1.0}).raise_for_status()
         answer = {"factuality": {"value": "a"}, "behaviour": {"value": "tie"}}
         path = f"/api/v1/records/{record['id']}/responses"
         ann.post(path, json={"status": "submitted", "values": answer}).raise_for_status()

@@ -299,7 +299,7 @@ def keep_submitting(annotator, owner, workspace, dataset, stop):
 
 def hear(annotator, clip, share):
     client.request(annotator, "GET", clip)
-    client.request(annotator, "POST", f"{clip}/heard", json={"share": share})
+    client.request(annotator, "POST", f"{clip}/heard", params={"share": share})
 
 
 def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp_path):

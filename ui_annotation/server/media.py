@@ -6,7 +6,6 @@ page, and its Brotli middleware would compress audio and so break range requests
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +24,6 @@ _CLIP = re.compile(rf"/media/{WORKSPACE}/(?P<sha256>[0-9a-f]{{64}})\.(?P<type>{'
 _CLIP_HEARD = re.compile(_CLIP.pattern + "/heard")
 _ALL_HEARD = re.compile(rf"/media/{WORKSPACE}/heard")
 _SIGN_OUT = "/media/sign-out"
-
-MAX_REPORT_BYTES = 1_000
 
 
 class Clip(NamedTuple):
@@ -123,9 +120,8 @@ class Media:
             return refusal
         if not clip.file.is_file():
             return _say(404, "No such clip.")
-        share = _share(await _bounded_body(request, MAX_REPORT_BYTES))
-        if share is None:
-            return _say(400, 'The body must be {"share": s} with a number s from 0 to 1.')
+        if (share := _share(request)) is None:
+            return _say(400, "?share= must be a number from 0 to 1.")
         size = clip.file.stat().st_size
         await self.listening.played(clip.workspace, who.name, clip.sha256, share, size)
         return Response(status_code=204)
@@ -176,24 +172,12 @@ def _range(request: Request, etag: str) -> str | None:
     return request.headers.get("range")
 
 
-async def _bounded_body(request: Request, most: int) -> bytes | None:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            return None
-    return body
-
-
-def _share(body: bytes | None) -> float | None:
+def _share(request: Request) -> float | None:
     try:
-        report = json.loads(body or b"")
-    except (ValueError, RecursionError):
+        share = float(request.query_params.get("share", ""))
+    except ValueError:
         return None
-    share = report.get("share") if isinstance(report, dict) else None
-    if isinstance(share, bool) or not isinstance(share, int | float):
-        return None
-    return float(share) if 0 <= share <= 1 else None  # NaN is neither
+    return share if 0 <= share <= 1 else None  # NaN is neither
 
 
 def _writes(request: Request) -> bool:
