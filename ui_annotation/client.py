@@ -93,30 +93,34 @@ def request(
     raise Refused(f"{client.api_url}: {method} {path}: {answer.status_code}: {detail}")
 
 
+def call(client: rg.Argilla, method: str, path: str, **more: Any) -> dict[str, Any]:
+    """The JSON object that answers a request; arguments and errors as of `request`."""
+    answer: dict[str, Any] = request(client, method, path, **more).json()
+    return answer
+
+
 def datasets(client: rg.Argilla, workspace: str) -> dict[str, dict[str, Any]]:
     """The datasets of a workspace as Argilla describes them (id, status, distribution ...), by name.
 
     Raises:
         Refused: there is no such workspace for this user.
     """
-    items = request(client, "GET", "/api/v1/me/workspaces").json()["items"]
+    items = call(client, "GET", "/api/v1/me/workspaces")["items"]
     ids = {item["name"]: item["id"] for item in items}
     if workspace not in ids:
         raise Refused(f"{client.api_url}: no workspace {workspace!r} here; there are: {', '.join(ids)}")
-    datasets = request(client, "GET", "/api/v1/me/datasets").json()["items"]
+    datasets = call(client, "GET", "/api/v1/me/datasets")["items"]
     return {item["name"]: item for item in datasets if item["workspace_id"] == ids[workspace]}
 
 
 def items(client: rg.Argilla, method: str, path: str, **more: Any) -> Iterator[dict[str, Any]]:
     """All of what Argilla lists a page at a time; `more` as for `request`."""
-    params, offset = more.pop("params", {}), 0
+    params = {"limit": _PAGE, "offset": 0, **more.pop("params", {})}
     while True:
-        page = request(
-            client, method, path, params={"limit": _PAGE, "offset": offset, **params}, **more
-        ).json()
+        page = call(client, method, path, params=params, **more)
         yield from page["items"]
-        offset += _PAGE
-        if offset >= page["total"]:
+        params["offset"] += _PAGE
+        if params["offset"] >= page["total"]:
             return
 
 

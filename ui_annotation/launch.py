@@ -173,10 +173,12 @@ def list_users(home: Path) -> list[User]:
     Raises:
         ServerFailed: when it does not run.
     """
+    from ui_annotation import client  # with Argilla's SDK, which takes a second
+
     owner = _owner(home)
     users = []
-    for user in _call(owner, "GET", "users")["items"]:
-        workspaces = _call(owner, "GET", f"users/{user['id']}/workspaces")["items"]
+    for user in client.call(owner, "GET", "/api/v1/users")["items"]:
+        workspaces = client.call(owner, "GET", f"/api/v1/users/{user['id']}/workspaces")["items"]
         users.append(User(user["username"], user["role"], tuple(item["name"] for item in workspaces)))
     return users
 
@@ -196,16 +198,18 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
         ServerFailed: when no server runs.
         client.Refused: when the name is taken or not allowed.
     """
+    from ui_annotation import client  # with Argilla's SDK, which takes a second
+
     owner = _owner(home)
-    ids = {item["name"]: item["id"] for item in _call(owner, "GET", "me/workspaces")["items"]}
+    ids = {item["name"]: item["id"] for item in client.call(owner, "GET", "/api/v1/me/workspaces")["items"]}
     if workspace not in ids:
-        ids[workspace] = _call(owner, "POST", "workspaces", json={"name": workspace})["id"]
+        ids[workspace] = client.call(owner, "POST", "/api/v1/workspaces", json={"name": workspace})["id"]
     password = secrets.token_urlsafe(12)
     account = {"username": name, "first_name": name, "role": "annotator", "password": password}
-    user = _call(owner, "POST", "users", json=account)
+    user = client.call(owner, "POST", "/api/v1/users", json=account)
     sign_in = {"role": "annotator", "password": password, "api_key": user["api_key"]}
     _save_sign_in(home, name, sign_in)
-    _call(owner, "POST", f"workspaces/{ids[workspace]}/users", json={"user_id": user["id"]})
+    client.call(owner, "POST", f"/api/v1/workspaces/{ids[workspace]}/users", json={"user_id": user["id"]})
     return sign_in
 
 
@@ -248,19 +252,12 @@ def _tail(home: Path, start_at: int) -> str:
 
 
 def _owner(home: Path) -> rg.Argilla:
-    from ui_annotation import client  # with Argilla's SDK, which takes a second
+    from ui_annotation import client
 
     server = running(home)
     if server is None:
         raise ServerFailed(f"no annotation server runs on {home}. Start it: align annotate up --home {home}")
     return client.connect(server.url, credentials(home)["users"]["owner"]["api_key"])
-
-
-def _call(owner: rg.Argilla, method: str, path: str, **more: Any) -> dict[str, Any]:
-    from ui_annotation import client
-
-    answer: dict[str, Any] = client.request(owner, method, f"/api/v1/{path}", **more).json()
-    return answer
 
 
 def _save_sign_in(home: Path, name: str, sign_in: dict[str, str]) -> None:

@@ -100,7 +100,7 @@ def progress(project: Project, judgements: Iterable[Judgement]) -> Progress:
 
 
 def _responses(argilla: rg.Argilla, project: Project) -> list[_Response]:
-    names = {user["id"]: user["username"] for user in _get(argilla, "/api/v1/users")["items"]}
+    names = {user["id"]: user["username"] for user in client.call(argilla, "GET", "/api/v1/users")["items"]}
     existing = client.datasets(argilla, project.workspace)
     key = {item.id for item in project.comparisons}
     responses: list[_Response] = []
@@ -150,7 +150,7 @@ def _utc(stamp: str) -> datetime:
 def _listening(argilla: rg.Argilla, workspace: str) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
     """By annotator and sha256 of a clip: shares of it that were played, as the server keeps them."""
     listening: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in _get(argilla, f"/media/{workspace}/heard")["heard"]:
+    for row in client.call(argilla, "GET", f"/media/{workspace}/heard")["heard"]:
         listening[row["annotator"], row["clip"]].append(row)
     return listening
 
@@ -166,11 +166,6 @@ def _share_heard(listening: Sequence[Mapping[str, Any]], by: datetime, seconds: 
                 share = min(share, _FASTEST * (at - _utc(row["since"])).total_seconds() / seconds)
             shares.append(share)
     return max(shares)
-
-
-def _get(argilla: rg.Argilla, path: str) -> dict[str, Any]:
-    answer: dict[str, Any] = client.request(argilla, "GET", path).json()
-    return answer
 
 
 # -------------------------------------------------------------------- snapshots

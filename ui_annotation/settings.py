@@ -8,8 +8,6 @@ import argilla as rg
 
 from preference_data.schema import Choice, ErrorType
 
-FIELDS = ("audio", "prompt", "response_a", "response_b")
-
 _CHOICES: dict[Choice, str] = {
     "a": "A is better",
     "b": "B is better",
@@ -32,7 +30,7 @@ _ERRORS: dict[ErrorType, str] = {
     "wrong_words": "Wrong words",
     "wrong_speaker": "Wrong speaker",
 }
-_TITLES = {"audio": "Audio", "prompt": "Question", "response_a": "Answer A", "response_b": "Answer B"}
+_FIELDS = {"audio": "Audio", "prompt": "Question", "response_a": "Answer A", "response_b": "Answer B"}
 
 
 def guidelines() -> str:
@@ -51,7 +49,8 @@ def settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
         # Markdown fields, always: Argilla puts plain text fields into the page as they are (v-html), and a
         # custom field anywhere in a record lets the text of the others run. Markdown is sanitised.
         fields=[
-            rg.TextField(name=name, title=_TITLES[name], use_markdown=True, client=client) for name in FIELDS
+            rg.TextField(name=name, title=title, use_markdown=True, client=client)
+            for name, title in _FIELDS.items()
         ],
         questions=_questions(client),
         metadata=[rg.TermsMetadataProperty(name="task", title="Task", client=client)],

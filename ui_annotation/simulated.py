@@ -187,8 +187,8 @@ class _Annotator:
                 rng = np.random.default_rng(int(stable_id(self.seed, self.name, task.external_id), 16))
                 values = {name: {"value": value} for name, value in self.judge(task, rng).items()}
                 items.append({"record_id": task.id, "status": "submitted", "values": values})
-            answer = client.request(self.argilla, "POST", "/api/v1/me/responses/bulk", json={"items": items})
-            for item, outcome in zip(items, answer.json()["items"], strict=True):
+            answer = client.call(self.argilla, "POST", "/api/v1/me/responses/bulk", json={"items": items})
+            for item, outcome in zip(items, answer["items"], strict=True):
                 if outcome["error"]:
                     detail = outcome["error"]["detail"]
                     raise client.Refused(f"{self.name}, record {item['record_id']}: {detail}")

@@ -25,8 +25,8 @@ CREATE TABLE IF NOT EXISTS sent (
 CREATE INDEX IF NOT EXISTS sent_of ON sent (workspace, annotator, clip);
 """
 _PLAYED = """
-INSERT INTO heard SELECT :workspace, :annotator, :clip, :share, :at WHERE :share > coalesce((
-    SELECT max(share) FROM heard WHERE workspace = :workspace AND annotator = :annotator AND clip = :clip
+INSERT INTO heard SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?4 > coalesce((
+    SELECT max(share) FROM heard WHERE workspace = ?1 AND annotator = ?2 AND clip = ?3
 ), -1)
 """
 _HEARD = """
@@ -39,15 +39,15 @@ FROM heard WHERE workspace = ? ORDER BY annotator, clip, share
 _SENT = "SELECT start, stop FROM sent WHERE workspace = ? AND annotator = ? AND clip = ?"
 
 T = TypeVar("T")
+Key = tuple[str, str, str]
+"""Workspace, annotator, sha256 of a clip."""
 
 
 @dataclass
 class Transfer:
     """An answer that is being sent; `stop` moves on with what has left."""
 
-    workspace: str
-    annotator: str
-    clip: str
+    key: Key
     start: int
     stop: int
     row: int
@@ -63,12 +63,12 @@ class Listening:
         self._db = self._thread.submit(_open, file).result()
         self._transfers: list[Transfer] = []
 
-    async def begin(self, workspace: str, annotator: str, clip: str, start: int) -> Transfer:
+    async def begin(self, key: Key, start: int) -> Transfer:
         """Count an answer from its first byte on: browsers leave that of a long clip open while it plays."""
-        values = (workspace, annotator, clip, start, start, _now())
+        values = (*key, start, start, _now())
         insert = "INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?)"
         row = await self._do(lambda: self._db.execute(insert, values).lastrowid)
-        transfer = Transfer(workspace, annotator, clip, start, start, row or 0)
+        transfer = Transfer(key, start, start, row or 0)
         self._transfers.append(transfer)
         return transfer
 
@@ -78,25 +78,18 @@ class Listening:
         await self._do(lambda: self._db.execute(update, values))
         self._transfers.remove(transfer)
 
-    async def played(self, workspace: str, annotator: str, clip: str, share: float, size: int) -> None:
+    async def played(self, key: Key, share: float, size: int) -> None:
         """Keep `share` (0 to 1), if it is more than this annotator had played of the clip before.
 
         Args:
-            workspace: Of the clip.
-            annotator: Who says so.
-            clip: Its sha256.
+            key: What the annotator says to have played.
             share: Of the clip; no more than the share of its bytes that were sent to the annotator.
             size: Of the clip, in bytes.
         """
-        key = (workspace, annotator, clip)
-        parts = [
-            (item.start, item.stop)
-            for item in self._transfers
-            if (item.workspace, item.annotator, item.clip) == key
-        ]
+        parts = [(item.start, item.stop) for item in self._transfers if item.key == key]
         parts += await self._do(lambda: self._db.execute(_SENT, key).fetchall())
         share = min(share, _length(parts) / size) if size else 0.0
-        row = {"workspace": workspace, "annotator": annotator, "clip": clip, "share": share, "at": _now()}
+        row = (*key, share, _now())
         await self._do(lambda: self._db.execute(_PLAYED, row))
 
     async def heard(self, workspace: str) -> list[dict[str, str | float | None]]:

@@ -105,7 +105,7 @@ class Media:
     async def _send_body(
         self, request: Request, who: Person, clip: Clip, part: clips.Span, send: Send
     ) -> None:
-        transfer = await self.listening.begin(clip.workspace, who.name, clip.sha256, part.start)
+        transfer = await self.listening.begin((clip.workspace, who.name, clip.sha256), part.start)
         try:
             async for chunk in clips.read(clip.file, part):
                 if await request.is_disconnected():  # browsers often stop early; count what they really got
@@ -123,7 +123,7 @@ class Media:
         if (share := _share(request)) is None:
             return _say(400, "?share= must be a number from 0 to 1.")
         size = clip.file.stat().st_size
-        await self.listening.played(clip.workspace, who.name, clip.sha256, share, size)
+        await self.listening.played((clip.workspace, who.name, clip.sha256), share, size)
         return Response(status_code=204)
 
     async def _reports(self, who: Person, workspace: str) -> Response:

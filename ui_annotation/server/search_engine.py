@@ -26,16 +26,7 @@ from argilla_server.search_engine.base import (
     TextQuery,
 )
 from argilla_server.settings import settings
-from sqlalchemy import (
-    Float,
-    Select,
-    event,
-    func,
-    literal_column,
-    null,
-    select,
-    true,
-)
+from sqlalchemy import Float, Select, event, func, literal_column, null, select, true
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from . import filters, full_text
