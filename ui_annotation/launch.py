@@ -1,11 +1,8 @@
-"""The annotation server as a process: start it, find it, stop it, and add people to it."""
-
-from __future__ import annotations
+"""The annotation server as a process: start it, find it, stop it."""
 
 import fcntl
 import json
 import os
-import secrets
 import signal
 import subprocess
 import threading
@@ -13,12 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ui_annotation import AnnotationError, environment
-
-if TYPE_CHECKING:
-    import argilla as rg
 
 SERVES_WITHIN_S = 60.0
 STOPS_WITHIN_S = 10.0
@@ -159,60 +153,6 @@ def credentials(home: Path) -> dict[str, Any]:
     return content
 
 
-class User(NamedTuple):
-    """Someone who may sign in: name, role ("owner", "admin" or "annotator"), names of their workspaces."""
-
-    name: str
-    role: str
-    workspaces: tuple[str, ...]
-
-
-def list_users(home: Path) -> list[User]:
-    """Everybody who may sign in to the server of this home.
-
-    Raises:
-        ServerFailed: when it does not run.
-    """
-    from ui_annotation import client  # with Argilla's SDK, which takes a second
-
-    owner = _owner(home)
-    users = []
-    for user in client.call(owner, "GET", "/api/v1/users")["items"]:
-        workspaces = client.call(owner, "GET", f"/api/v1/users/{user['id']}/workspaces")["items"]
-        users.append(User(user["username"], user["role"], tuple(item["name"] for item in workspaces)))
-    return users
-
-
-def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, str]:
-    """Make an annotator with a random password, kept in credentials.json.
-
-    Args:
-        home: of a server that runs.
-        name: letters, digits, '-' and '_'.
-        workspace: created if missing; the annotator sees no other.
-
-    Returns:
-        Their {"role", "password", "api_key"}.
-
-    Raises:
-        ServerFailed: when no server runs.
-        client.Refused: when the name is taken or not allowed.
-    """
-    from ui_annotation import client  # with Argilla's SDK, which takes a second
-
-    owner = _owner(home)
-    ids = {item["name"]: item["id"] for item in client.call(owner, "GET", "/api/v1/me/workspaces")["items"]}
-    if workspace not in ids:
-        ids[workspace] = client.call(owner, "POST", "/api/v1/workspaces", json={"name": workspace})["id"]
-    password = secrets.token_urlsafe(12)
-    account = {"username": name, "first_name": name, "role": "annotator", "password": password}
-    user = client.call(owner, "POST", "/api/v1/users", json=account)
-    sign_in = {"role": "annotator", "password": password, "api_key": user["api_key"]}
-    _save_sign_in(home, name, sign_in)
-    client.call(owner, "POST", f"/api/v1/workspaces/{ids[workspace]}/users", json={"user_id": user["id"]})
-    return sign_in
-
-
 def _command(home: Path, port: int, users: Sequence[str] | None, workspace: str) -> list[str]:
     if not environment.is_ready():
         raise ServerFailed(
@@ -249,27 +189,3 @@ def _tail(home: Path, start_at: int) -> str:
         log.seek(start_at)
         lines = log.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-LOG_TAIL_LINES:])
-
-
-def _owner(home: Path) -> rg.Argilla:
-    from ui_annotation import client
-
-    server = running(home)
-    if server is None:
-        raise ServerFailed(f"no annotation server runs on {home}. Start it: align annotate up --home {home}")
-    return client.connect(server.url, credentials(home)["users"]["owner"]["api_key"])
-
-
-def _save_sign_in(home: Path, name: str, sign_in: dict[str, str]) -> None:
-    """Add a sign-in to credentials.json; two processes that do so at once do not lose each other's."""
-    lock = os.open(home / ".credentials.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        content = credentials(home)
-        content["users"][name] = sign_in
-        scratch = home / f"credentials.json.{os.getpid()}"
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump(content, out, indent=1)
-        scratch.replace(home / "credentials.json")
-    finally:
-        os.close(lock)

@@ -146,9 +146,9 @@ def add_user(
 
     Example: align annotate users add ann --home runs/demo/argilla
     """
-    from ui_annotation import launch
+    from ui_annotation import accounts
 
-    sign_in = launch.add_user(home, name, workspace=workspace)
+    sign_in = accounts.add_user(home, name, workspace=workspace)
     password = f"password {sign_in['password']}" if sys.stdout.isatty() else "password in"
     typer.echo(f"{name}  {password}  {home / 'credentials.json'}")
 
@@ -159,9 +159,9 @@ def list_users(home: Home = HOME) -> None:
 
     Example: align annotate users list --home runs/demo/argilla
     """
-    from ui_annotation import launch
+    from ui_annotation import accounts
 
-    for user in launch.list_users(home):
+    for user in accounts.list_users(home):
         typer.echo(f"{user.name}  {user.role}  {', '.join(user.workspaces)}")
 
 

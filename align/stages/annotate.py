@@ -29,7 +29,7 @@ from preference_data import store
 from preference_data.preferences import quality
 from preference_data.schema import AudioClip, Completion, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
-from ui_annotation import assignment, client, environment, launch, pull, push, simulated
+from ui_annotation import accounts, assignment, client, environment, launch, pull, push, simulated
 from ui_annotation.project import Project
 
 API_KEY = "ALIGN_ARGILLA_API_KEY"
@@ -196,7 +196,7 @@ def _simulate(
     users = launch.credentials(host.home)["users"]
     for name in _account_names(config):
         if name not in users:
-            users[name] = launch.add_user(host.home, name, workspace=project.workspace)
+            users[name] = accounts.add_user(host.home, name, workspace=project.workspace)
     with _progress(project.name) as on_progress:
         simulated.annotate(
             [client.connect(host.url, users[name]["api_key"]) for name in _account_names(config)],
