@@ -38,18 +38,13 @@ def configure(home: Path, auth_secret: str) -> None:
     )
     os.environ.setdefault("ARGILLA_SEARCH_ENGINE", EMBEDDED)
     is_sqlite = os.environ.get("ARGILLA_DATABASE_URL", "sqlite").startswith("sqlite")
-    if uses_embedded_engine() and (uses_real_redis() or not is_sqlite):
+    if os.environ["ARGILLA_SEARCH_ENGINE"] == EMBEDDED and (uses_real_redis() or not is_sqlite):
         name = "ARGILLA_REDIS_URL" if is_sqlite else "ARGILLA_DATABASE_URL"
         raise StartRefused(
             f"{name} is set, but ARGILLA_SEARCH_ENGINE is {EMBEDDED!r}, which works over SQLite only and "
             "without Redis. Set ARGILLA_SEARCH_ENGINE=elasticsearch (with ARGILLA_ELASTICSEARCH), or unset "
             f"{name}"
         )
-
-
-def uses_embedded_engine() -> bool:
-    """Whether searches go to our engine, over Argilla's own tables."""
-    return os.environ["ARGILLA_SEARCH_ENGINE"] == EMBEDDED
 
 
 def uses_real_redis() -> bool:
