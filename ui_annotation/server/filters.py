@@ -56,7 +56,8 @@ def condition(wanted: Filter) -> Condition:
             return exists().where(*_responses(scope), holds)
         if isinstance(scope, ResponseFilterScope) and str(scope.property) == "status":
             return _status_condition(scope, values)
-    raise ValueError(f"the embedded search engine knows no filter {wanted}{USE_ANOTHER}")
+    kind = f"{type(wanted).__name__} by {type(scope).__name__}"
+    raise ValueError(f"the embedded search engine knows no filter {kind}{USE_ANOTHER}")
 
 
 def order(wanted: Order) -> ColumnElement[Any]:
@@ -73,7 +74,7 @@ def order(wanted: Order) -> ColumnElement[Any]:
         rows = rows_of(Record.metadata_, scope.metadata_property)
         value = select(func.min(rows.c.value)).select_from(rows).scalar_subquery()
     else:
-        raise ValueError(f"the embedded search engine knows no sort by {scope}{USE_ANOTHER}")
+        raise ValueError(f"the embedded search engine knows no sort by {type(scope).__name__}{USE_ANOTHER}")
     return (value.desc() if wanted.order == SortOrder.desc else value.asc()).nulls_last()
 
 

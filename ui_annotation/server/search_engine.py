@@ -127,7 +127,7 @@ class EmbeddedSearchEngine(SearchEngine):
         matching = select(Record.id, score.label("score")).where(Record.dataset_id == dataset.id)
         if filter is not None:
             matching = matching.where(filters.condition(filter))
-        as_logged = (
+        as_logged: tuple[Any, ...] = (
             Record.inserted_at,
             literal_column("records.rowid"),
         )  # many are logged at the same moment
