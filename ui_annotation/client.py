@@ -30,27 +30,23 @@ def connect(url: str, api_key: str) -> rg.Argilla:
     Raises:
         Unreachable: nothing answers at `url`, it is not Argilla, or Argilla does not know the key.
     """
-    try:  # a transport of its own, like the SDK's: it ignores proxies that the environment names
+    try:
+        # a transport of its own, like the SDK's: it ignores proxies that the environment names
         with httpx.Client(transport=httpx.HTTPTransport(), timeout=30) as probe:
             me = probe.get(f"{url.rstrip('/')}/api/v1/me", headers={"X-Argilla-Api-Key": api_key})
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise unreachable(url, error) from None
-    if me.status_code in (401, 403):
-        raise Unreachable(
-            f"{url}: wrong key: the server does not know it; keys of an own server are in its "
-            "credentials.json, `align annotate users list` names its users"
-        )
-    if me.status_code != 200 or "username" not in _object(me):
-        raise Unreachable(
-            f"{url}: is not Argilla: /api/v1/me answered {me.status_code}; check the address, or start an "
-            "own server: `align annotate up`"
-        )
-    try:
+        if me.status_code in (401, 403):
+            raise Unreachable(
+                f"{url}: wrong key: the server does not know it; keys of an own server are in its "
+                "credentials.json, `align annotate users list` names its users"
+            )
+        if me.status_code != 200 or "username" not in _object(me):
+            raise Unreachable(
+                f"{url}: is not Argilla: /api/v1/me answered {me.status_code}; check the address, or start "
+                "an own server: `align annotate up`"
+            )
         return rg.Argilla(api_url=url, api_key=api_key, timeout=_TIMEOUT_S, retries=1)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ArgillaError) as error:
         raise unreachable(url, error) from None
-    except ArgillaError as error:
-        raise Unreachable(f"{url}: {error}; start an own server: `align annotate up`") from None
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
@@ -97,27 +93,38 @@ def request(
     raise Refused(f"{client.api_url}: {method} {path}: {answer.status_code}: {detail}")
 
 
+def call(client: rg.Argilla, method: str, path: str, **more: Any) -> dict[str, Any]:
+    """The JSON object that answers a request; arguments and errors as of `request`."""
+    answer: dict[str, Any] = request(client, method, path, **more).json()
+    return answer
+
+
 def datasets(client: rg.Argilla, workspace: str) -> dict[str, dict[str, Any]]:
     """The datasets of a workspace as Argilla describes them (id, status, distribution ...), by name.
 
     Raises:
         Refused: there is no such workspace for this user.
     """
-    items = request(client, "GET", "/api/v1/me/workspaces").json()["items"]
+    items = call(client, "GET", "/api/v1/me/workspaces")["items"]
     ids = {item["name"]: item["id"] for item in items}
     if workspace not in ids:
         raise Refused(f"{client.api_url}: no workspace {workspace!r} here; there are: {', '.join(ids)}")
-    datasets = request(client, "GET", "/api/v1/me/datasets").json()["items"]
+    datasets = call(client, "GET", "/api/v1/me/datasets")["items"]
     return {item["name"]: item for item in datasets if item["workspace_id"] == ids[workspace]}
+
+
+def items(client: rg.Argilla, method: str, path: str, **more: Any) -> Iterator[dict[str, Any]]:
+    """All of what Argilla lists a page at a time; `more` as for `request`."""
+    params = {"limit": _PAGE, "offset": 0, **more.pop("params", {})}
+    while True:
+        page = call(client, method, path, params=params, **more)
+        yield from page["items"]
+        params["offset"] += _PAGE
+        if params["offset"] >= page["total"]:
+            return
 
 
 def records(client: rg.Argilla, dataset_id: str, *, include: str = "") -> Iterator[dict[str, Any]]:
     """Every record of a dataset, oldest first, as Argilla describes them; signed in as owner."""
-    path, offset = f"/api/v1/datasets/{dataset_id}/records", 0
-    while True:
-        query: dict[str, str | int] = {"limit": _PAGE, "offset": offset}
-        page = request(client, "GET", path, params=query | ({"include": include} if include else {})).json()
-        yield from page["items"]
-        offset += _PAGE
-        if offset >= page["total"]:
-            return
+    params = {"include": include} if include else {}
+    return items(client, "GET", f"/api/v1/datasets/{dataset_id}/records", params=params)

@@ -1,20 +1,16 @@
-"""The annotation server as a process: start it, find it, stop it, and add people to it."""
+"""The annotation server as a process: start it, find it, stop it."""
 
 import fcntl
 import json
 import os
-import secrets
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-import httpx
+from typing import Any, NamedTuple, NoReturn
 
 from ui_annotation import AnnotationError, environment
 
@@ -28,17 +24,12 @@ class ServerFailed(AnnotationError):
     """The server did not start, or is not there; the message says why and the next command."""
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server that serves.
-
-    Attributes:
-        pid: its process.
-        url: where, without a slash at the end.
-    """
+class Running(NamedTuple):
+    """A server that serves."""
 
     pid: int
     url: str
+    """Without a slash at the end."""
 
 
 def running(home: Path) -> Running | None:
@@ -53,7 +44,6 @@ def running(home: Path) -> Running | None:
 def start(
     home: Path,
     *,
-    port: int = 0,
     users: Sequence[str] | None = None,
     workspace: str = "audio",
     lifeline: int | None = None,
@@ -62,7 +52,6 @@ def start(
 
     Args:
         home: state folder, created if missing; nobody else may have rights on it.
-        port: 0 for any free port.
         users: annotators who must be there. None: a new home gets annotator-1 and annotator-2, an
             existing home stays as it is.
         workspace: created if missing; the users become members.
@@ -71,7 +60,7 @@ def start(
     Raises:
         ServerFailed: with the end of its log.
     """
-    command = _command(home, port, users, workspace) + (["--while-stdin"] if lifeline is not None else [])
+    command = _command(home, 0, users, workspace) + (["--while-stdin"] if lifeline is not None else [])
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     # An own server keeps everything in its home, whatever Argilla this shell is set up for.
     own = {name: value for name, value in os.environ.items() if not name.startswith("ARGILLA_")}
@@ -92,17 +81,15 @@ def start(
     # Reaps it whenever it ends, so that no zombie is left of a server that we outlive.
     threading.Thread(target=process.wait, daemon=True).start()
     deadline = time.monotonic() + SERVES_WITHIN_S
-    while time.monotonic() < deadline:
-        if (server := running(home)) and server.pid == process.pid and _answers(server.url):
+    while process.poll() is None and time.monotonic() < deadline:
+        if (server := running(home)) and server.pid == process.pid:
             return server
-        if process.poll() is not None:
-            raise ServerFailed(f"the annotation server did not start on {home}:\n{_tail(home, log_start)}")
         time.sleep(POLL_S)
-    os.killpg(process.pid, signal.SIGKILL)
-    raise ServerFailed(
-        f"the annotation server did not serve on {home} within {SERVES_WITHIN_S:.0f} s:\n"
-        f"{_tail(home, log_start)}"
-    )
+    took = ""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        took = f" within {SERVES_WITHIN_S:.0f} s"
+    raise ServerFailed(f"the annotation server did not start on {home}{took}:\n{_tail(home, log_start)}")
 
 
 @contextmanager
@@ -120,16 +107,12 @@ def serving(home: Path, *, users: Sequence[str] | None = None, workspace: str = 
         stop(home)
 
 
-def serve(
-    home: Path, *, port: int = 0, users: Sequence[str] | None = None, workspace: str = "audio"
-) -> NoReturn:
+def serve(home: Path, *, port: int = 0) -> NoReturn:
     """Become the server, in the foreground: Ctrl-C ends it. It prints its address itself.
 
-    ARGILLA_REDIS_URL and the like are respected here.
-
-    Args and errors are those of `start`.
+    ARGILLA_REDIS_URL and the like are respected here; port 0 is any free one.
     """
-    command = _command(home, port, users, workspace)
+    command = _command(home, port, None, "audio")
     os.execve(command[0], command, _environ(os.environ))
 
 
@@ -170,56 +153,6 @@ def credentials(home: Path) -> dict[str, Any]:
     return content
 
 
-@dataclass(frozen=True)
-class User:
-    """Someone who may sign in: name, role ("owner", "admin" or "annotator"), names of their workspaces."""
-
-    name: str
-    role: str
-    workspaces: tuple[str, ...]
-
-
-def list_users(home: Path) -> list[User]:
-    """Everybody who may sign in to the server of this home.
-
-    Raises:
-        ServerFailed: when it does not run, or refuses.
-    """
-    with _as_owner(home) as client:
-        users = []
-        for user in _json(client.get("/api/v1/users"))["items"]:
-            workspaces = _json(client.get(f"/api/v1/users/{user['id']}/workspaces"))["items"]
-            users.append(User(user["username"], user["role"], tuple(item["name"] for item in workspaces)))
-        return users
-
-
-def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, str]:
-    """Make an annotator with a random password, kept in credentials.json.
-
-    Args:
-        home: of a server that runs.
-        name: letters, digits, '-' and '_'.
-        workspace: created if missing; the annotator sees no other.
-
-    Returns:
-        Their {"role", "password", "api_key"}.
-
-    Raises:
-        ServerFailed: when the name is taken or not allowed, or no server runs.
-    """
-    with _as_owner(home) as client:
-        ids = {item["name"]: item["id"] for item in _json(client.get("/api/v1/me/workspaces"))["items"]}
-        if workspace not in ids:
-            ids[workspace] = _json(client.post("/api/v1/workspaces", json={"name": workspace}))["id"]
-        password = secrets.token_urlsafe(12)
-        account = {"username": name, "first_name": name, "role": "annotator", "password": password}
-        user = _json(client.post("/api/v1/users", json=account))
-        sign_in = {"role": "annotator", "password": password, "api_key": user["api_key"]}
-        _save_sign_in(home, name, sign_in)
-        _json(client.post(f"/api/v1/workspaces/{ids[workspace]}/users", json={"user_id": user["id"]}))
-        return sign_in
-
-
 def _command(home: Path, port: int, users: Sequence[str] | None, workspace: str) -> list[str]:
     if not environment.is_ready():
         raise ServerFailed(
@@ -251,50 +184,8 @@ def _held_by(home: Path) -> int | None:
     return None
 
 
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/api/v1/status", timeout=5.0, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
-
-
 def _tail(home: Path, start_at: int) -> str:
     with (home / "server.log").open("rb") as log:
         log.seek(start_at)
         lines = log.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-LOG_TAIL_LINES:])
-
-
-def _as_owner(home: Path) -> httpx.Client:
-    server = running(home)
-    if server is None:
-        raise ServerFailed(f"no annotation server runs on {home}. Start it: align annotate up --home {home}")
-    key = credentials(home)["users"]["owner"]["api_key"]
-    # trust_env: a proxy has no business between two processes of one machine
-    return httpx.Client(
-        base_url=server.url, headers={"X-Argilla-Api-Key": key}, timeout=30.0, trust_env=False
-    )
-
-
-def _json(response: httpx.Response) -> Any:
-    if response.is_success:
-        return response.json()
-    raise ServerFailed(
-        f"{response.request.method} {response.request.url.path}: "
-        f"Argilla answered {response.status_code}: {response.text[:300]}"
-    )
-
-
-def _save_sign_in(home: Path, name: str, sign_in: dict[str, str]) -> None:
-    """Add a sign-in to credentials.json; two processes that do so at once do not lose each other's."""
-    lock = os.open(home / ".credentials.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        content = credentials(home)
-        content["users"][name] = sign_in
-        scratch = home / f"credentials.json.{os.getpid()}"
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump(content, out, indent=1)
-        scratch.replace(home / "credentials.json")
-    finally:
-        os.close(lock)

@@ -35,15 +35,6 @@ class _Response(NamedTuple):
     answers: dict[str, Any]
 
 
-class _Listening(NamedTuple):
-    """What the server knows about an annotator and a clip."""
-
-    reached: list[tuple[datetime, float]]
-    """Shares of it that were played, each with when it was first reached."""
-    sent_since: list[datetime]
-    """When the server began to send it, each time."""
-
-
 class Progress(NamedTuple):
     """How many of the judgements that are needed are there, and how many each annotator submitted."""
 
@@ -109,7 +100,7 @@ def progress(project: Project, judgements: Iterable[Judgement]) -> Progress:
 
 
 def _responses(argilla: rg.Argilla, project: Project) -> list[_Response]:
-    names = {user["id"]: user["username"] for user in _get(argilla, "/api/v1/users")["items"]}
+    names = {user["id"]: user["username"] for user in client.call(argilla, "GET", "/api/v1/users")["items"]}
     existing = client.datasets(argilla, project.workspace)
     key = {item.id for item in project.comparisons}
     responses: list[_Response] = []
@@ -156,32 +147,25 @@ def _utc(stamp: str) -> datetime:
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
-def _listening(argilla: rg.Argilla, workspace: str) -> Mapping[tuple[str, str], _Listening]:
-    """By annotator and sha256 of a clip."""
-    listening: dict[tuple[str, str], _Listening] = defaultdict(lambda: _Listening([], []))
-    content = _get(argilla, f"/media/{workspace}/heard")
-    for row in content["heard"]:
-        listening[row["annotator"], row["clip"]].reached.append((_utc(row["at"]), row["share"]))
-    for row in content["sent"]:
-        listening[row["annotator"], row["clip"]].sent_since.append(_utc(row["at"]))
+def _listening(argilla: rg.Argilla, workspace: str) -> Mapping[tuple[str, str], list[dict[str, Any]]]:
+    """By annotator and sha256 of a clip: shares of it that were played, as the server keeps them."""
+    listening: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in client.call(argilla, "GET", f"/media/{workspace}/heard")["heard"]:
+        listening[row["annotator"], row["clip"]].append(row)
     return listening
 
 
-def _share_heard(listening: _Listening, by: datetime, seconds: float) -> float:
+def _share_heard(listening: Sequence[Mapping[str, Any]], by: datetime, seconds: float) -> float:
     """How much of a clip was played by then; no more than there was time for since it began to be sent."""
     shares = [0.0]
-    for at, share in listening.reached:
+    for row in listening:
+        at = _utc(row["at"])
         if at <= by:
-            since = min(listening.sent_since, default=None)
-            if since is not None:  # None: it was sent before such a time was kept
-                share = min(share, _FASTEST * (at - since).total_seconds() / seconds)
+            share = row["share"]
+            if row["since"] is not None:  # None: it was sent before such a time was kept
+                share = min(share, _FASTEST * (at - _utc(row["since"])).total_seconds() / seconds)
             shares.append(share)
     return max(shares)
-
-
-def _get(argilla: rg.Argilla, path: str) -> dict[str, Any]:
-    answer: dict[str, Any] = client.request(argilla, "GET", path).json()
-    return answer
 
 
 # -------------------------------------------------------------------- snapshots

@@ -166,9 +166,7 @@ def _upload(
                 clips[path] = clip
                 on_progress("clips", len(clips), len(paths))
         finally:
-            pool.shutdown(
-                cancel_futures=True
-            )  # a failure ends it at once, not after the other thousand clips
+            pool.shutdown(cancel_futures=True)  # a failure ends it at once, not after a thousand more clips
     return clips
 
 

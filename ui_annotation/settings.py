@@ -8,14 +8,20 @@ import argilla as rg
 
 from preference_data.schema import Choice, ErrorType
 
-FIELDS = ("audio", "prompt", "response_a", "response_b")
-
 _CHOICES: dict[Choice, str] = {
     "a": "A is better",
     "b": "B is better",
     "tie": "Both equally good",
     "both_bad": "Both bad",
 }
+_AXES = (
+    ("factuality", "Which answer is truer to the audio?", "Only what can be heard counts."),
+    (
+        "behaviour",
+        "Which answer follows the question better?",
+        "Form, length, language, and saying so when something cannot be heard.",
+    ),
+)
 _ERRORS: dict[ErrorType, str] = {
     "omission": "Omission",
     "invented_event": "Invented event",
@@ -24,7 +30,7 @@ _ERRORS: dict[ErrorType, str] = {
     "wrong_words": "Wrong words",
     "wrong_speaker": "Wrong speaker",
 }
-_TITLES = {"audio": "Audio", "prompt": "Question", "response_a": "Answer A", "response_b": "Answer B"}
+_FIELDS = {"audio": "Audio", "prompt": "Question", "response_a": "Answer A", "response_b": "Answer B"}
 
 
 def guidelines() -> str:
@@ -43,7 +49,8 @@ def settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
         # Markdown fields, always: Argilla puts plain text fields into the page as they are (v-html), and a
         # custom field anywhere in a record lets the text of the others run. Markdown is sanitised.
         fields=[
-            rg.TextField(name=name, title=_TITLES[name], use_markdown=True, client=client) for name in FIELDS
+            rg.TextField(name=name, title=title, use_markdown=True, client=client)
+            for name, title in _FIELDS.items()
         ],
         questions=_questions(client),
         metadata=[rg.TermsMetadataProperty(name="task", title="Task", client=client)],
@@ -55,19 +62,9 @@ def settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
 def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.MultiLabelQuestion | rg.TextQuestion]:
     choices, errors = {str(k): v for k, v in _CHOICES.items()}, {str(k): v for k, v in _ERRORS.items()}
     return [
-        rg.LabelQuestion(
-            name="factuality",
-            title="Which answer is truer to the audio?",
-            description="Only what can be heard counts.",
-            labels=choices,
-            client=client,
-        ),
-        rg.LabelQuestion(
-            name="behaviour",
-            title="Which answer follows the question better?",
-            description="Form, length, language, and saying so when something cannot be heard.",
-            labels=choices,
-            client=client,
+        *(
+            rg.LabelQuestion(name=name, title=title, description=text, labels=choices, client=client)
+            for name, title, text in _AXES
         ),
         *(
             rg.MultiLabelQuestion(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from preference_data.toy_world.phrasebook import Claim, Phrasebook, Question
 from ui_annotation import client, render
 
 _CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
-_PAGE = 1000  # records of the queue at once
 _SUBMITTED_AT_ONCE = 100  # the most that Argilla takes
 _PENDING = {
     "filters": {
@@ -172,20 +171,12 @@ class _Annotator:
         tasks = []
         for name in datasets:
             wanted = existing[name]["distribution"]["min_submitted"]
-            for task in self._pending(existing[name]["id"]):
+            path = f"/api/v1/me/datasets/{existing[name]['id']}/records/search"
+            for item in client.items(self.argilla, "POST", path, json=_PENDING):
+                task = _task(item["record"])
                 if (number - int(stable_id(task.external_id), 16)) % n_annotators < wanted:
                     tasks.append(task)
         return tasks
-
-    def _pending(self, dataset_id: str) -> Iterator[Task]:
-        path, offset = f"/api/v1/me/datasets/{dataset_id}/records/search", 0
-        while True:
-            where = {"limit": _PAGE, "offset": offset}
-            page = client.request(self.argilla, "POST", path, params=where, json=_PENDING).json()
-            yield from (_task(item["record"]) for item in page["items"])
-            offset += _PAGE
-            if offset >= page["total"]:
-                return
 
     def work(self, queue: Sequence[Task], on_submit: Callable[[], None]) -> None:
         """Listen, judge, submit."""
@@ -196,8 +187,8 @@ class _Annotator:
                 rng = np.random.default_rng(int(stable_id(self.seed, self.name, task.external_id), 16))
                 values = {name: {"value": value} for name, value in self.judge(task, rng).items()}
                 items.append({"record_id": task.id, "status": "submitted", "values": values})
-            answer = client.request(self.argilla, "POST", "/api/v1/me/responses/bulk", json={"items": items})
-            for item, outcome in zip(items, answer.json()["items"], strict=True):
+            answer = client.call(self.argilla, "POST", "/api/v1/me/responses/bulk", json={"items": items})
+            for item, outcome in zip(items, answer["items"], strict=True):
                 if outcome["error"]:
                     detail = outcome["error"]["detail"]
                     raise client.Refused(f"{self.name}, record {item['record_id']}: {detail}")
@@ -210,7 +201,7 @@ class _Annotator:
             client.request(self.argilla, "GET", clip)
         time.sleep(max((clips[clip] for clip in new), default=0.0))
         for clip in new:
-            client.request(self.argilla, "POST", f"{clip}/heard", json={"share": 1.0})
+            client.request(self.argilla, "POST", f"{clip}/heard", params={"share": 1.0})
         self._heard.update(new)
 
 

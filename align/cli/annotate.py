@@ -41,8 +41,8 @@ def install() -> None:
     """
     from ui_annotation import environment
 
-    python = environment.install(_print)
-    _print(f"Ready: {python.parent.parent}")
+    python = environment.install(typer.echo)
+    typer.echo(f"Ready: {python.parent.parent}")
 
 
 @app.command()
@@ -56,7 +56,7 @@ def up(
     """
     from ui_annotation import environment, launch
 
-    environment.install(_print)
+    environment.install(typer.echo)
     launch.serve(home, port=port)
 
 
@@ -68,7 +68,7 @@ def down(home: Home = HOME) -> None:
     """
     from ui_annotation import launch
 
-    _print("Stopped." if launch.stop(home) else f"No server runs for {home}.")
+    typer.echo("Stopped." if launch.stop(home) else f"No server runs for {home}.")
 
 
 @app.command()
@@ -87,20 +87,20 @@ def status(
 
     if recipe is None:
         server = launch.running(home or HOME)
-        _print(f"{server.url}  process {server.pid}" if server else f"No server runs for {home or HOME}.")
+        typer.echo(f"{server.url}  process {server.pid}" if server else f"No server runs for {home or HOME}.")
         raise typer.Exit(0 if server else 1)
     from align.stages import annotate
 
     stage = _annotate_stage(recipe, overrides, out)
     own = stage.run / "argilla"
     if not stage.config.server and launch.running(own) is None:  # to look is not to start it
-        _print(f"No server runs for {own}. Start it: align annotate push {recipe}")
+        typer.echo(f"No server runs for {own}. Start it: align annotate push {recipe}")
         raise typer.Exit(1)
     with annotate.server(stage.config, stage.run) as host:
         so_far = pulling.progress(stage.project, annotate.fetch(host, stage.project))
-    _print(f"{host.url}  {so_far.done} of {so_far.wanted} judgements")
+    typer.echo(f"{host.url}  {so_far.done} of {so_far.wanted} judgements")
     for name, n in so_far.submitted.items():
-        _print(f"  {name}: {n}")
+        typer.echo(f"  {name}: {n}")
 
 
 @app.command()
@@ -114,9 +114,9 @@ def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     stage = _annotate_stage(recipe, overrides, out)
     with annotate.server(stage.config, stage.run) as host:
         result = annotate.send(host, stage.project)
-    _print(f"{host.url}  {result.added} of {len(stage.project.comparisons)} records are new")
+    typer.echo(f"{host.url}  {result.added} of {len(stage.project.comparisons)} records are new")
     for name in result.datasets:
-        _print(f"  {name}")
+        typer.echo(f"  {name}")
 
 
 @app.command()
@@ -133,7 +133,7 @@ def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
         judgements = annotate.fetch(host, project)
     result = annotate.keep(judgements, host, config, project, stage.run / "snapshots")
     annotate.report(result, config, project, result.snapshot)
-    _print(f"{result.snapshot}  {len(judgements)} judgements; report: {result.snapshot}.html")
+    typer.echo(f"{result.snapshot}  {len(judgements)} judgements; report: {result.snapshot}.html")
 
 
 @users.command("add")
@@ -146,11 +146,11 @@ def add_user(
 
     Example: align annotate users add ann --home runs/demo/argilla
     """
-    from ui_annotation import launch
+    from ui_annotation import accounts
 
-    sign_in = launch.add_user(home, name, workspace=workspace)
+    sign_in = accounts.add_user(home, name, workspace=workspace)
     password = f"password {sign_in['password']}" if sys.stdout.isatty() else "password in"
-    _print(f"{name}  {password}  {home / 'credentials.json'}")
+    typer.echo(f"{name}  {password}  {home / 'credentials.json'}")
 
 
 @users.command("list")
@@ -159,10 +159,10 @@ def list_users(home: Home = HOME) -> None:
 
     Example: align annotate users list --home runs/demo/argilla
     """
-    from ui_annotation import launch
+    from ui_annotation import accounts
 
-    for user in launch.list_users(home):
-        _print(f"{user.name}  {user.role}  {', '.join(user.workspaces)}")
+    for user in accounts.list_users(home):
+        typer.echo(f"{user.name}  {user.role}  {', '.join(user.workspaces)}")
 
 
 class _Stage(NamedTuple):
@@ -201,7 +201,3 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
     return _Stage(
         step.config, annotate.make_project(step.config, inputs, StageFolder(run, step.name, mark)), run
     )
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)

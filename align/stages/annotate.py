@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from preference_data import store
 from preference_data.preferences import quality
 from preference_data.schema import AudioClip, Completion, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
-from ui_annotation import assignment, client, environment, launch, pull, push, simulated
+from ui_annotation import accounts, assignment, client, environment, launch, pull, push, simulated
 from ui_annotation.project import Project
 
 API_KEY = "ALIGN_ARGILLA_API_KEY"
@@ -140,8 +140,8 @@ def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
 
 def send(host: Server, project: Project) -> push.PushResult:
     """Bring clips and comparisons to the server; what is there already is left alone."""
-    with _Phases(project.name) as phases:
-        return push.push(host.argilla, project, phases.report)
+    with _progress(project.name) as on_progress:
+        return push.push(host.argilla, project, on_progress)
 
 
 def fetch(host: Server, project: Project) -> list[Judgement]:
@@ -196,8 +196,8 @@ def _simulate(
     users = launch.credentials(host.home)["users"]
     for name in _account_names(config):
         if name not in users:
-            users[name] = launch.add_user(host.home, name, workspace=project.workspace)
-    with _Phases(project.name) as phases:
+            users[name] = accounts.add_user(host.home, name, workspace=project.workspace)
+    with _progress(project.name) as on_progress:
         simulated.annotate(
             [client.connect(host.url, users[name]["api_key"]) for name in _account_names(config)],
             workspace=project.workspace,
@@ -206,7 +206,7 @@ def _simulate(
                 project.prompts.values(), pushed.media, phrasebook, error_rate=config.error_rate
             ),
             seed=config.seed,
-            on_progress=partial(phases.report, "judgements"),
+            on_progress=partial(on_progress, "judgements"),
         )
 
 
@@ -229,24 +229,16 @@ def _require_enough(
     raise Waiting("\n".join(lines), done=so_far.done, wanted=so_far.wanted)
 
 
-class _Phases:
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """Reports the progress of phases that follow each other, a line each."""
+    with ExitStack() as current:
+        lines: dict[tuple[str, int], Progress] = {}
 
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._phase: tuple[str, int] | None = None
-        self._open = ExitStack()
+        def report(phase: str, done: int, total: int) -> None:
+            if (phase, total) not in lines:
+                current.close()
+                lines[phase, total] = current.enter_context(Progress(f"{label} {phase}", total))
+            lines[phase, total].update(done)
 
-    def __enter__(self) -> _Phases:
-        return self
-
-    def report(self, phase: str, done: int, total: int) -> None:
-        """How far a phase is."""
-        if self._phase != (phase, total):
-            self._open.close()
-            self._phase = (phase, total)
-            self._line = self._open.enter_context(Progress(f"{self._label} {phase}", total))
-        self._line.update(done)
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
+        yield report

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ui_annotation import environment, launch
+from ui_annotation import accounts, environment, launch
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Server:
     def add_user(self, name: str | None = None, *, workspace: str = "audio") -> str:
         """One more annotator; the workspace is made when missing. Gives the name."""
         name = name or f"annotator-{secrets.token_hex(4)}"
-        launch.add_user(self.home, name, workspace=workspace)
+        accounts.add_user(self.home, name, workspace=workspace)
         return name
 
     def add_workspace(self, *members: str) -> str:

@@ -43,6 +43,7 @@ class Production:
     def environ(self, service: str, **changed: str) -> dict[str, str]:
         """The service's variables, with our hosts; nothing of this process's."""
         fixed = {"PATH": os.environ["PATH"], "PYTHONPATH": str(self.root / "app"), "HOME": str(self.root)}
+        fixed["TMPDIR"] = str(self.root)  # Argilla leaves 14 MB there when it is imported
         named = {name: self._here(value) for name, value in SERVICES[service]["environment"].items()}
         return fixed | named | changed
 

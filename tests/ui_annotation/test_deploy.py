@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
@@ -63,7 +64,7 @@ def test_docker_compose_takes_the_file(tmp_path):
 
 def test_compose_runs_the_launcher_of_annotate_up():
     assert SERVICES["server"]["command"][:5] == ["python", "-m", "server", "--home", "/data"]
-    assert SERVICES["worker"]["command"][:3] == ["python", "-m", "server.worker"]
+    assert SERVICES["worker"]["command"][:3] == ["python", "-m", "argilla_server"]
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     assert "--require-hashes" in dockerfile
     assert "COPY server/requirements.lock" in dockerfile
@@ -168,8 +169,11 @@ def production() -> Iterator[Production]:
             yield made
         finally:
             for process in made.processes.values():
+                tree = psutil.Process(process.pid).children(recursive=True)  # the worker's
                 process.kill()
                 process.wait()
+                for child in tree:
+                    child.kill()
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +229,7 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
     with production.signed_in("ann") as ann:
         record = _queue(ann, production)[0]
         ann.get(pushed.media["tone.wav"]).raise_for_status()
-        ann.post(f"{pushed.media['tone.wav']}/heard", json={"share": 1.0}).raise_for_status()
+        ann.post(f"{pushed.media['tone.wav']}/heard", params={"share": 1.0}).raise_for_status()
         answer = {"factuality": {"value": "a"}, "behaviour": {"value": "tie"}}
         path = f"/api/v1/records/{record['id']}/responses"
         ann.post(path, json={"status": "submitted", "values": answer}).raise_for_status()

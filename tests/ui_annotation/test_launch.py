@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import stat
@@ -19,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from ui_annotation import environment, launch
+from ui_annotation import accounts, client, environment, launch
 
 NAMES = ("annotator-1", "annotator-2")
 
@@ -174,35 +175,36 @@ def test_a_taken_port_is_named(argilla_environment: Path, tmp_path: Path) -> Non
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(launch.ServerFailed, match=rf"port {port} on 127.0.0.1: .*--port 0"):
-            launch.start(tmp_path / "home", port=port)
+        refused = run_server("--home", str(tmp_path / "home"), "--port", str(port))
+        assert refused.returncode == 1
+        assert re.search(rf"port {port} on 127.0.0.1: .*--port 0", refused.stderr)
 
 
 def test_restart_keeps_users_and_sign_ins(home: Path, served: launch.Running) -> None:
-    made = launch.add_user(home, "visitor", workspace="elsewhere")
-    with pytest.raises(launch.ServerFailed, match="visitor"):
-        launch.add_user(home, "visitor")
+    made = accounts.add_user(home, "visitor", workspace="elsewhere")
+    with pytest.raises(client.Refused, match="visitor"):
+        accounts.add_user(home, "visitor")
     token = sign_in(served.url, "visitor", made["password"])
-    before = launch.list_users(home)
-    assert launch.User("visitor", "annotator", ("elsewhere",)) in before
+    before = accounts.list_users(home)
+    assert accounts.User("visitor", "annotator", ("elsewhere",)) in before
 
     assert launch.stop(home)
     assert not (home / "server.json").exists()
     assert not psutil.pid_exists(served.pid) or psutil.Process(served.pid).status() == psutil.STATUS_ZOMBIE
     assert not launch.stop(home)
     with pytest.raises(launch.ServerFailed, match="align annotate up"):
-        launch.list_users(home)
+        accounts.list_users(home)
 
     again = launch.start(home, users=NAMES)
     assert who(again.url, token) == "visitor"
-    assert launch.list_users(home) == before
+    assert accounts.list_users(home) == before
     assert launch.credentials(home)["users"]["visitor"] == made
 
 
 def test_starts_again_after_kill_9_without_bringing_deleted_users_back(
     home: Path, served: launch.Running
 ) -> None:
-    launch.add_user(home, "left-us")
+    accounts.add_user(home, "left-us")
     headers = {"X-Argilla-Api-Key": launch.credentials(home)["users"]["owner"]["api_key"]}
     with httpx.Client(base_url=served.url, headers=headers, trust_env=False) as owner:
         ids = {user["username"]: user["id"] for user in owner.get("/api/v1/users").json()["items"]}
@@ -213,7 +215,7 @@ def test_starts_again_after_kill_9_without_bringing_deleted_users_back(
 
     again = launch.start(home)
     assert again.pid != served.pid
-    names = {user.name for user in launch.list_users(home)}
+    names = {user.name for user in accounts.list_users(home)}
     assert {"owner", *NAMES} <= names
     assert "left-us" not in names
 

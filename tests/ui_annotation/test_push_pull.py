@@ -131,7 +131,7 @@ def test_every_choice_of_the_schema_can_be_answered(owner, workspace, tmp_path):
     assert options["errors_a"] == options["errors_b"] == set(get_args(ErrorType))
     assert {name for name, one in questions.items() if one["required"]} == {"factuality", "behaviour"}
     fields = client.request(owner, "GET", f"{path}/fields").json()["items"]
-    assert [one["name"] for one in fields] == list(settings.FIELDS)
+    assert [one["name"] for one in fields] == ["audio", "prompt", "response_a", "response_b"]
     assert all(one["settings"] == {"type": "text", "use_markdown": True} for one in fields)
     assert dataset["guidelines"] == settings.guidelines().strip()
 
@@ -299,7 +299,7 @@ def keep_submitting(annotator, owner, workspace, dataset, stop):
 
 def hear(annotator, clip, share):
     client.request(annotator, "GET", clip)
-    client.request(annotator, "POST", f"{clip}/heard", json={"share": share})
+    client.request(annotator, "POST", f"{clip}/heard", params={"share": share})
 
 
 def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp_path):

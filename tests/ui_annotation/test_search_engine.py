@@ -1,5 +1,3 @@
-import contextlib
-import sqlite3
 import threading
 import uuid
 
@@ -32,7 +30,6 @@ class Searched:
     """The server, as its people search it."""
 
     def __init__(self, argilla_server):
-        self.database = argilla_server.home / "argilla.db"
         self._as = {name: argilla_server.client(name) for name in ("owner", *ANNOTATORS)}
         self.sdk = rg.Argilla(api_url=argilla_server.url, api_key=argilla_server.api_key("owner"))
 
@@ -69,16 +66,6 @@ class Searched:
         values = {"choice": {"value": choice}, "stars": {"value": stars}}
         answered = {"values": values, "status": status}
         return self.call("POST", f"/records/{record}/responses", who, json=answered)
-
-    def indexed(self, dataset):
-        """How many records of a dataset there are, and how many of them can be found by their words."""
-        with contextlib.closing(sqlite3.connect(self.database)) as db:
-            return db.execute(
-                "SELECT count(*), count(text.rowid) FROM records LEFT JOIN search_documents AS document"
-                " ON document.record_id = records.id AND document.field = ''"
-                " LEFT JOIN search_texts AS text ON text.rowid = document.number WHERE dataset_id = ?",
-                (uuid.UUID(str(dataset.id)).hex,),
-            ).fetchone()
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +178,6 @@ TASK = scope("metadata", metadata_property="task")
 SECONDS = scope("metadata", metadata_property="seconds")
 TURN = scope("metadata", metadata_property="turn")
 CHOICE = scope("suggestion", question="choice")
-SCORE = scope("suggestion", question="choice", property="score")
-AGENT = scope("suggestion", question="choice", property="agent")
 MINE = scope("response", property="status")
 INSERTED = scope("record", property="inserted_at")
 
@@ -202,21 +187,10 @@ INSERTED = scope("record", property="inserted_at")
     [
         ([terms(TASK, "asr")], {"r0", "r3"}),
         ([terms(TASK, "asr", "aqa")], {"r0", "r1", "r3", "r4"}),
-        ([within(SECONDS, ge=1.5, le=4.5)], {"r1", "r2", "r3"}),
-        ([within(SECONDS, ge=6.0)], {"r4"}),
-        ([within(TURN, le=1)], {"r0", "r1"}),
-        ([within(TURN, ge="3")], {"r3", "r4"}),
-        ([terms(TASK, "asr"), within(TURN, ge=1)], {"r3"}),
-        ([terms(CHOICE, "b")], {"r1", "r4"}),
-        ([terms({**CHOICE, "property": None}, "b")], {"r1", "r4"}),
-        ([within(SCORE, ge=0.3)], {"r3", "r4", "r5"}),
-        ([terms(AGENT, "judge-0")], {"r2", "r4"}),
+        ([terms(TASK, "asr"), terms(TURN, "3", "4")], {"r3"}),
         ([terms(scope("record", property="status"), "pending")], {"r0", "r1", "r2", "r3", "r4", "r5"}),
         ([terms(scope("record", property="status"), "completed")], set()),
         ([terms(scope("record", property="external_id"), "r2")], {"r2"}),
-        ([within(INSERTED, ge="2020-01-01T00:00:00")], {"r0", "r1", "r2", "r3", "r4", "r5"}),
-        ([within(INSERTED, le="2020-01-01T00:00:00+02:00")], set()),
-        ([within(INSERTED, le="yesterday")], set()),
     ],
 )
 def test_filters(server, dataset, where, names):
@@ -224,9 +198,7 @@ def test_filters(server, dataset, where, names):
     assert set(server.found(dataset, where=where, who=ANNOTATORS[0])) == names
 
 
-def test_filters_by_the_servers_own_id_and_beside_a_text(server, dataset):
-    ids = server.records(dataset)
-    assert server.found(dataset, where=[terms(scope("record", property="id"), ids["r3"])]) == ["r3"]
+def test_filters_beside_a_text(server, dataset):
     assert server.found(dataset, text="piano", where=[terms(TASK, "aqa")]) == ["r1"]
 
 
@@ -237,9 +209,6 @@ def test_filters_by_the_servers_own_id_and_beside_a_text(server, dataset):
         ([(SECONDS, "desc")], "r4 r3 r2 r1 r0 r5"),  # without a value: last, both ways
         ([(SECONDS, "asc")], "r0 r1 r2 r3 r4 r5"),
         ([(TASK, "asc"), (TURN, "desc")], "r4 r1 r3 r0 r2 r5"),
-        ([(SCORE, "desc")], "r5 r4 r3 r2 r1 r0"),
-        ([(AGENT, "asc"), (SCORE, "asc")], "r2 r4 r1 r3 r5 r0"),
-        ([(CHOICE, "desc"), (scope("record", property="external_id"), "desc")], "r5 r2 r4 r1 r3 r0"),
         ([(scope("record", property="external_id"), "desc")], "r5 r4 r3 r2 r1 r0"),
         ([(INSERTED, "asc")], "r0 r1 r2 r3 r4 r5"),
     ],
@@ -250,17 +219,33 @@ def test_sorts(server, dataset, sort, names):
 
 def test_metadata_metrics(server, dataset):
     properties = server.call("GET", f"/me/datasets/{dataset.id}/metadata-properties")["items"]
-    metrics = {p["name"]: server.call("GET", f"/metadata-properties/{p['id']}/metrics") for p in properties}
+    (task,) = (item["id"] for item in properties if item["name"] == "task")
     counts = [{"term": "aqa", "count": 2}, {"term": "asr", "count": 2}, {"term": "s2tt", "count": 1}]
-    assert metrics["task"] == {"type": "terms", "total": 5, "values": counts}
-    assert metrics["seconds"] == {"type": "float", "min": 0.0, "max": 6.0}
-    assert metrics["turn"] == {"type": "integer", "min": 0, "max": 4}
+    metrics = server.call("GET", f"/metadata-properties/{task}/metrics")
+    assert metrics == {"type": "terms", "total": 5, "values": counts}
 
 
-def test_a_search_by_vectors_is_refused_in_words(server, dataset):
-    body = {"query": {"vector": {"name": "meaning", "value": [1, 0]}}}
-    with pytest.raises(AssertionError, match=r"422.*does not search by vectors.*ARGILLA_SEARCH_ENGINE"):
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"query": {"vector": {"name": "meaning", "value": [1, 0]}}}, "does not search by vectors"),
+        ({"filters": {"and": [within(SECONDS, ge=1.5)]}}, "knows no filter"),
+        ({"filters": {"and": [terms(CHOICE, "b")]}}, "knows no filter"),
+        ({"filters": {"and": [terms(scope("record", property="inserted_at"), "x")]}}, "knows no filter"),
+        ({"sort": [{"scope": CHOICE, "order": "asc"}]}, "knows no sort"),
+    ],
+    ids=str,
+)
+def test_what_none_of_our_datasets_has_is_refused_in_words(server, dataset, body, why):
+    with pytest.raises(AssertionError, match=rf"422.*{why}.*ARGILLA_SEARCH_ENGINE"):
         server.call("POST", f"/datasets/{dataset.id}/records/search", json=body)
+
+
+def test_metrics_of_numbers_are_refused_in_words(server, dataset):
+    properties = server.call("GET", f"/me/datasets/{dataset.id}/metadata-properties")["items"]
+    (turn,) = (item["id"] for item in properties if item["name"] == "turn")
+    with pytest.raises(AssertionError, match=r"422.*no numbers in metadata.*ARGILLA_SEARCH_ENGINE"):
+        server.call("GET", f"/metadata-properties/{turn}/metrics")
 
 
 def test_responses_progress_and_each_annotators_own_queue(server):
@@ -285,9 +270,7 @@ def test_responses_progress_and_each_annotators_own_queue(server):
     assert set(server.found(dataset, where=[terms(MINE, "pending")])) == {"r3"}  # of anybody
     assert set(server.found(dataset, where=[terms(scope("response", question="choice"), "b")])) == {"r1"}
     stars = scope("response", question="stars")
-    assert set(server.found(dataset, where=[within(stars, ge=2)], who=one)) == {"r0"}
-    assert server.found(dataset, sort=[(stars, "desc")])[:3] == ["r0", "r2", "r1"]  # 3.5 on average, 3, 1
-    assert server.found(dataset, sort=[(MINE, "asc")], where=[terms(MINE, "draft", "submitted")])[0] == "r2"
+    assert set(server.found(dataset, where=[terms(stars, "5", "2")], who=one)) == {"r0"}
     assert server.found(dataset, where=[terms(scope("record", property="status"), "completed")]) == ["r0"]
 
     progress = server.call("GET", f"/datasets/{dataset.id}/progress")
@@ -317,11 +300,10 @@ def test_each_annotators_order_is_his_own_and_stays(server):
     dataset.delete()
 
 
-def test_the_index_follows_updates_and_deletions(server):
+def test_a_search_follows_updates_and_deletions(server):
     dataset = make_dataset(server)
     dataset.records.log([make_record(f"r{i}", *TEXTS[i]) for i in range(6)])
     ids = server.records(dataset)
-    assert server.indexed(dataset) == (6, 6)
     dataset.records.log([make_record("r1", "What is heard?", "A violin.", "Someone sings.")])
     assert server.found(dataset, text="violin") == ["r1"]
     assert server.found(dataset, text="siren") == []
@@ -329,14 +311,8 @@ def test_the_index_follows_updates_and_deletions(server):
     assert server.found(dataset, text="violin", where=[terms(TASK, "asr")]) == ["r1"]
     server.call("DELETE", f"/datasets/{dataset.id}/records", params={"ids": f"{ids['r0']},{ids['r1']}"})
     assert server.found(dataset, text="violin | dog") == []
-    assert server.indexed(dataset) == (4, 4)
-
+    assert len(server.found(dataset, text="what* | who* | noise | long")) == 4
     dataset.delete()
-    with contextlib.closing(sqlite3.connect(server.database)) as db:
-        left = "SELECT count(*) FROM search_documents WHERE record_id NOT IN (SELECT id FROM records)"
-        assert db.execute(left).fetchone() == (0,)
-        counts = "SELECT (SELECT count(*) FROM search_texts), (SELECT count(*) FROM search_documents)"
-        assert len(set(db.execute(counts).fetchone())) == 1
 
 
 def test_twelve_clients_while_records_are_logged(server):
@@ -371,5 +347,5 @@ def test_twelve_clients_while_records_are_logged(server):
     for who in ANNOTATORS:
         metrics = server.call("GET", f"/me/datasets/{dataset.id}/metrics", who)["responses"]
         assert (metrics["submitted"], metrics["pending"]) == (144, 1000)
-    assert server.indexed(dataset) == (1144, 1144)
+    assert server.search(dataset, text="-absent", limit=1)["total"] == 1144
     dataset.delete()

@@ -58,7 +58,7 @@ def main() -> int:
         signal.signal(signum, _end)
     try:
         return _serve(options)
-    except (home.HomeRefused, configuration.ConfigurationRefused) as refused:
+    except home.StartRefused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return 1
 
@@ -92,7 +92,7 @@ def _serve(options: argparse.Namespace) -> int:
     home.empty_scratch(folder)
     sign_ins = home.credentials(folder, options.annotators)
     configuration.configure(folder, sign_ins.auth_secret)
-    configuration.wait_for_services()
+    configuration.check_services()
     gc.disable()  # a seventh of the start would be looking for garbage among what stays
     _prepare_argilla(options.workspace, sign_ins, {home.OWNER, *sign_ins.added, *(options.annotators or ())})
 
@@ -117,16 +117,12 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Take the port at once: what may fail fails before the slow part."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
-        listening.listen(1024)
+        return socket.create_server((host, port), backlog=1024)
     except OSError as error:
-        raise home.HomeRefused(
+        raise home.StartRefused(
             f"port {port} on {host}: {error.strerror}. Name another with --port, or use --port 0"
         ) from error
-    return listening
 
 
 def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[str]) -> None:
@@ -136,11 +132,9 @@ def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[st
 
     accounts.migrate()
     asyncio.run(accounts.seed(workspace, sign_ins.users, members))
-    from . import argilla_fixes, search_engine
+    from . import argilla_fixes, search_engine  # noqa: F401  search_engine: importing it registers it
 
     argilla_fixes.apply()
-    if configuration.uses_embedded_engine():
-        search_engine.install_full_text()
     if not configuration.uses_real_redis():
         worker.start_thread()
 

@@ -11,7 +11,6 @@ from argilla_server.contexts import accounts
 from argilla_server.database import AsyncSessionLocal, async_engine, sync_engine
 from argilla_server.models import User, UserRole, Workspace, WorkspaceUser
 from argilla_server.settings import settings
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from .home import OWNER
 
@@ -65,16 +64,11 @@ async def seed(workspace: str, users: Mapping[str, Mapping[str, str]], members: 
                 password_hash=password_hash,
                 autocommit=False,
             )
-        await _join(db, workspace, members)
+        place = await Workspace.get_by(db, name=workspace)
+        place = place or await Workspace.create(db, name=workspace, autocommit=False)
+        for name in members:
+            user = await User.get_by(db, username=name)
+            if not await WorkspaceUser.get_by(db, workspace_id=place.id, user_id=user.id):
+                await WorkspaceUser.create(db, workspace_id=place.id, user_id=user.id, autocommit=False)
         await db.commit()
     await async_engine.dispose()  # its connections belong to this event loop; the server has another
-
-
-async def _join(db: AsyncSession, workspace: str, members: Collection[str]) -> None:
-    place = await Workspace.get_by(db, name=workspace) or await Workspace.create(
-        db, name=workspace, autocommit=False
-    )
-    for name in members:
-        user = await User.get_by(db, username=name)
-        if not await WorkspaceUser.get_by(db, workspace_id=place.id, user_id=user.id):
-            await WorkspaceUser.create(db, workspace_id=place.id, user_id=user.id, autocommit=False)

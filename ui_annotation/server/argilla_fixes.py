@@ -1,4 +1,4 @@
-"""What we change in Argilla 2.8.0 itself: work that it does for each record and need not do.
+"""Changes to Argilla 2.8.0 itself: it limits wrong passwords, and leaves out needless work for each record.
 
 For each record or response written it reads the dataset with its workspace, fields, questions, metadata and
 vectors to build a webhook event, and only then looks whether any webhook is enabled. And it builds pydantic's
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from types import ModuleType
 from typing import Any
 
-from argilla_server.contexts import webhooks
+from argilla_server.contexts import accounts, webhooks
 from argilla_server.models import database
 from argilla_server.webhooks.v1 import records, responses
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from .sign_in import Throttle
 
 
 class _NoEvent:
@@ -27,17 +28,16 @@ class _NoEvent:
 
 
 def apply() -> None:
-    """Change Argilla, once, in a process that serves or works off jobs."""
+    """Change Argilla, once, in the process that serves."""
+    accounts.authenticate_user = Throttle(accounts.authenticate_user)
     database.TypeAdapter = functools.cache(database.TypeAdapter)
-    _build_only_for_webhooks(records, "build_record_event")
-    _build_only_for_webhooks(responses, "build_response_event")
+    records.build_record_event = _only_for_webhooks(records.build_record_event)
+    responses.build_response_event = _only_for_webhooks(responses.build_response_event)
 
 
-def _build_only_for_webhooks(module: ModuleType, name: str) -> None:
-    build: Callable[..., Awaitable[Any]] = getattr(module, name)
-
+def _only_for_webhooks(build: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(build)
     async def build_only_for_webhooks(db: AsyncSession, *event: Any) -> Any:
         return await build(db, *event) if await webhooks.list_enabled_webhooks(db) else _NoEvent()
 
-    setattr(module, name, build_only_for_webhooks)
+    return build_only_for_webhooks

@@ -5,33 +5,24 @@ a minute, then fails with a traceback that holds Redis's password.
 """
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .home import StartRefused
+
 EMBEDDED = "embedded"
-PATIENCE_S = 5.0  # compose starts Argilla when they are ready, and again when it gave up
-_TRY_AGAIN_S = 0.5
 _ANSWER_WITHIN_S = 5
 
 
-class ConfigurationRefused(Exception):
-    """Settings that cannot work together; the message says which and what to do."""
-
-
-class NotReady(ConfigurationRefused):
-    """A service does not answer, or refuses us; the message names setting and address, never a password."""
-
-
-def configure(home: Path, auth_secret: str | None = None) -> None:
-    """Set Argilla's environment for a server or a worker with this home.
+def configure(home: Path, auth_secret: str) -> None:
+    """Set Argilla's environment for a server with this home.
 
     ARGILLA_DATABASE_URL, ARGILLA_REDIS_URL and ARGILLA_SEARCH_ENGINE are respected where they are given;
     without them everything stays in this process and in the home's SQLite file.
 
     Raises:
-        ConfigurationRefused: for the embedded search engine over anything but SQLite.
+        StartRefused: for the embedded search engine over anything but SQLite, or with Redis, whose
+            worker does not know it.
     """
     os.environ.update(
         {
@@ -39,39 +30,33 @@ def configure(home: Path, auth_secret: str | None = None) -> None:
             "ARGILLA_CORS_ORIGINS": "[]",
             "ARGILLA_DOCS_ENABLED": "false",
             "ARGILLA_DATABASE_SQLITE_TIMEOUT": "30",
+            "ARGILLA_AUTH_SECRET_KEY": auth_secret,
             "ARGILLA_AUTH_OAUTH_CFG": str(home / "oauth.yaml"),  # by default relative to the current folder
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "1",
         }
     )
-    if auth_secret is not None:
-        os.environ["ARGILLA_AUTH_SECRET_KEY"] = auth_secret
     os.environ.setdefault("ARGILLA_SEARCH_ENGINE", EMBEDDED)
-    database = os.environ.get("ARGILLA_DATABASE_URL", "sqlite")
-    if uses_embedded_engine() and not database.startswith("sqlite"):
-        kind = database.split(":", 1)[0]  # the rest may hold a password
-        raise ConfigurationRefused(
-            f"ARGILLA_DATABASE_URL is {kind}, but ARGILLA_SEARCH_ENGINE is {EMBEDDED!r}, which works over "
-            "SQLite only. Set ARGILLA_SEARCH_ENGINE=elasticsearch (with ARGILLA_ELASTICSEARCH), or unset "
-            "ARGILLA_DATABASE_URL"
+    is_sqlite = os.environ.get("ARGILLA_DATABASE_URL", "sqlite").startswith("sqlite")
+    if os.environ["ARGILLA_SEARCH_ENGINE"] == EMBEDDED and (uses_real_redis() or not is_sqlite):
+        name = "ARGILLA_REDIS_URL" if is_sqlite else "ARGILLA_DATABASE_URL"
+        raise StartRefused(
+            f"{name} is set, but ARGILLA_SEARCH_ENGINE is {EMBEDDED!r}, which works over SQLite only and "
+            "without Redis. Set ARGILLA_SEARCH_ENGINE=elasticsearch (with ARGILLA_ELASTICSEARCH), or unset "
+            f"{name}"
         )
 
 
-def uses_embedded_engine() -> bool:
-    """Whether searches go to our engine, over Argilla's own tables."""
-    return os.environ["ARGILLA_SEARCH_ENGINE"] == EMBEDDED
-
-
 def uses_real_redis() -> bool:
-    """Whether jobs go to a Redis server, and so to `python -m server.worker`, not to a thread of ours."""
+    """Whether jobs go to a Redis server, and so to `argilla_server worker`, not to a thread of ours."""
     return "ARGILLA_REDIS_URL" in os.environ
 
 
-def wait_for_services() -> None:
-    """Wait for a moment until every service that the environment names is ready.
+def check_services() -> None:
+    """Ask every service that the environment names; compose starts us again when one was not ready.
 
     Raises:
-        NotReady: one is not.
+        StartRefused: one is not.
     """
     for setting, problem_of in (
         ("ARGILLA_DATABASE_URL", _postgresql_problem),
@@ -79,18 +64,12 @@ def wait_for_services() -> None:
         ("ARGILLA_REDIS_URL", _redis_problem),
     ):
         url = os.environ.get(setting, "")
-        if url and not url.startswith("sqlite"):
-            _wait(setting, url, problem_of)
-
-
-def _wait(setting: str, url: str, problem_of: Callable[[str], str | None]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while problem := problem_of(url):
-        if time.monotonic() > deadline:
+        if url and not url.startswith("sqlite") and (problem := problem_of(url)):
             parts = urlsplit(url)
             address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without the password
-            raise NotReady(f"{setting}: {address}: {problem}. Start it, or mend the setting, and start again")
-        time.sleep(_TRY_AGAIN_S)
+            raise StartRefused(
+                f"{setting}: {address}: {problem}. Start it, or mend the setting, and start again"
+            )
 
 
 def _postgresql_problem(url: str) -> str | None:

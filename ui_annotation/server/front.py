@@ -2,7 +2,7 @@
 
     /media/...           our own routes: clips and listening
     /api/v1/me           Argilla's answer, and the cookie that lets <audio> elements in
-    POST /api/v1/token   Argilla's answer, after a limit on wrong passwords
+    POST /api/v1/token   Argilla's answer, unless the form is too long for a sign-in
     everything           headers that keep other sites, and scripts that are not the UI's own, out
 
 Needs ARGILLA_HOME_PATH in the environment, as Argilla does; its search engine and Redis are set up elsewhere.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from argilla_server._app import app as argilla
 from argilla_server.errors import UnauthorizedError
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import clips, sign_in, ui
@@ -41,12 +41,12 @@ class Front:
         ui.remove_remote_fonts(pages)
         self._page_policy = ui.policy(pages)
         self._media = Media(root, Listening(home / "listening.db"))
-        self._token = sign_in.Throttle(argilla)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; lifespan events are Argilla's alone."""
         if scope["type"] != "http":
             return await argilla(scope, receive, send)
+        sign_in.client_address.set(scope["client"][0] if scope.get("client") else "")
         path: str = scope["path"]
         policy = NOT_A_PAGE if path.startswith(("/api/", "/media/")) else self._page_policy
         app = self._app(scope)
@@ -61,7 +61,9 @@ class Front:
         if _is_odd(path):
             return PlainTextResponse("No such page.", 404)
         if path == "/api/v1/token" and scope["method"] == "POST":
-            return self._token
+            size = Headers(scope=scope).get("content-length", "0")
+            if not size.isdecimal() or int(size) > sign_in.MAX_SIGN_IN_BYTES:
+                return JSONResponse({"detail": "This form is too long for a sign-in."}, 413)
         if path == "/api/v1/me":
             return _me
         return argilla

@@ -21,8 +21,8 @@ FIRST_ANNOTATORS = ("annotator-1", "annotator-2")
 LOCK_PATIENCE_S = 1.0
 
 
-class HomeRefused(Exception):
-    """The folder cannot be served from; the message says why and what to do."""
+class StartRefused(Exception):
+    """The server cannot start here or so; the message says why and what to do, without a password."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,28 @@ class Credentials:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises HomeRefused for a name that could not stand in a URL."""
+    """Raises StartRefused for a name that could not stand in a URL."""
     if not NAME.fullmatch(name):
-        raise HomeRefused(f"{kind} {name!r}: use letters, digits, '-' and '_' only")
+        raise StartRefused(f"{kind} {name!r}: use letters, digits, '-' and '_' only")
 
 
 def prepare(home: Path) -> None:
     """Make the folder, or refuse it if others can look into it.
 
     Raises:
-        HomeRefused: when group or others have any right on it, or it is not ours.
+        StartRefused: when group or others have any right on it, or it is not ours.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = home.stat()
     if state.st_uid != os.getuid():
-        raise HomeRefused(
+        raise StartRefused(
             f"{home}: belongs to user {state.st_uid}, not to us ({os.getuid()}). Name another --home"
         )
     if stat.S_IMODE(state.st_mode) & 0o077:
         mode = stat.S_IMODE(state.st_mode)
-        raise HomeRefused(f"{home}: has mode {mode:o}, others can read its passwords. Run: chmod 700 {home}")
+        raise StartRefused(f"{home}: has mode {mode:o}, others can read its passwords. Run: chmod 700 {home}")
     if "?" in str(home):
-        raise HomeRefused(f"{home}: a '?' cannot stand in the database's URL. Name another --home")
+        raise StartRefused(f"{home}: a '?' cannot stand in the database's URL. Name another --home")
 
 
 def lock(home: Path) -> int:
@@ -72,7 +72,7 @@ def lock(home: Path) -> int:
         The descriptor that holds the lock.
 
     Raises:
-        HomeRefused: when another server holds it; names its pid.
+        StartRefused: when another server holds it; names its pid.
     """
     held = os.open(home / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + LOCK_PATIENCE_S
@@ -86,7 +86,7 @@ def lock(home: Path) -> int:
                 continue
             pid = os.read(held, 32).decode().strip() or "unknown"
             os.close(held)
-            raise HomeRefused(
+            raise StartRefused(
                 f"{home}: a server (pid {pid}) runs on it already. "
                 f"Use that server, or end it with: align annotate down --home {home}"
             ) from None

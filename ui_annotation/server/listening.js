@@ -55,10 +55,8 @@
     const heard = seconds(clip.ranges);
     if (heard <= before || heard - before < more_s) return;
     clip.reported = heard;
-    fetch(path + "/heard", {
+    fetch(`${path}/heard?share=${Math.min(1, heard / clip.duration)}`, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ share: Math.min(1, heard / clip.duration) }),
       keepalive: true, // goes out even while the page is being closed
     }).then(
       (answer) => { if (answer.status >= 500) clip.reported = before; },

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS heard (
@@ -25,47 +25,33 @@ CREATE TABLE IF NOT EXISTS sent (
 CREATE INDEX IF NOT EXISTS sent_of ON sent (workspace, annotator, clip);
 """
 _PLAYED = """
-INSERT INTO heard SELECT :workspace, :annotator, :clip, :share, :at WHERE :share > coalesce((
-    SELECT max(share) FROM heard WHERE workspace = :workspace AND annotator = :annotator AND clip = :clip
+INSERT INTO heard SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?4 > coalesce((
+    SELECT max(share) FROM heard WHERE workspace = ?1 AND annotator = ?2 AND clip = ?3
 ), -1)
+"""
+_HEARD = """
+SELECT annotator, clip, share, at, (
+    SELECT min(at) FROM sent
+    WHERE sent.workspace = heard.workspace AND sent.annotator = heard.annotator AND sent.clip = heard.clip
+) AS since
+FROM heard WHERE workspace = ? ORDER BY annotator, clip, share
 """
 _SENT = "SELECT start, stop FROM sent WHERE workspace = ? AND annotator = ? AND clip = ?"
 
 T = TypeVar("T")
-
-
-class Heard(TypedDict):
-    """A share of a clip that an annotator has played, more than before, and when it was reached.
-
-    Every step up is kept: who heard most of a clip, judged, and played it to its end later, had heard it.
-    """
-
-    annotator: str
-    clip: str
-    share: float
-    at: str
-
-
-class Sent(TypedDict):
-    """Bytes `start` to `stop` (exclusive) of a clip that went to an annotator, and since when."""
-
-    annotator: str
-    clip: str
-    start: int
-    stop: int
-    at: str
+Key = tuple[str, str, str]
+"""Workspace, annotator, sha256 of a clip."""
 
 
 @dataclass
 class Transfer:
     """An answer that is being sent; `stop` moves on with what has left."""
 
-    workspace: str
-    annotator: str
-    clip: str
+    key: Key
     start: int
     stop: int
-    at: str
+    row: int
+    """Of the table `sent`."""
 
 
 class Listening:
@@ -77,56 +63,43 @@ class Listening:
         self._db = self._thread.submit(_open, file).result()
         self._transfers: list[Transfer] = []
 
-    def begin(self, workspace: str, annotator: str, clip: str, start: int) -> Transfer:
+    async def begin(self, key: Key, start: int) -> Transfer:
         """Count an answer from its first byte on: browsers leave that of a long clip open while it plays."""
-        transfer = Transfer(workspace, annotator, clip, start, start, _now())
+        values = (*key, start, start, _now())
+        insert = "INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?)"
+        row = await self._do(lambda: self._db.execute(insert, values).lastrowid)
+        transfer = Transfer(key, start, start, row or 0)
         self._transfers.append(transfer)
         return transfer
 
     async def end(self, transfer: Transfer) -> None:
         """Keep what was sent of an answer that ended."""
-        row = tuple(vars(transfer).values())
-        await self._do(lambda: self._db.execute("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?)", row))
+        values, update = (transfer.stop, transfer.row), "UPDATE sent SET stop = ? WHERE rowid = ?"
+        await self._do(lambda: self._db.execute(update, values))
         self._transfers.remove(transfer)
 
-    async def played(self, workspace: str, annotator: str, clip: str, share: float, size: int) -> None:
+    async def played(self, key: Key, share: float, size: int) -> None:
         """Keep `share` (0 to 1), if it is more than this annotator had played of the clip before.
 
         Args:
-            workspace: Of the clip.
-            annotator: Who says so.
-            clip: Its sha256.
+            key: What the annotator says to have played.
             share: Of the clip; no more than the share of its bytes that were sent to the annotator.
             size: Of the clip, in bytes.
         """
-        key = (workspace, annotator, clip)
-        parts = [
-            (item.start, item.stop)
-            for item in self._transfers
-            if (item.workspace, item.annotator, item.clip) == key
-        ]
+        parts = [(item.start, item.stop) for item in self._transfers if item.key == key]
         parts += await self._do(lambda: self._db.execute(_SENT, key).fetchall())
         share = min(share, _length(parts) / size) if size else 0.0
-        row = {"workspace": workspace, "annotator": annotator, "clip": clip, "share": share, "at": _now()}
+        row = (*key, share, _now())
         await self._do(lambda: self._db.execute(_PLAYED, row))
 
-    async def heard(self, workspace: str) -> list[Heard]:
-        """What was played in a workspace, by annotator and clip, in the order of time."""
-        columns = "annotator, clip, share, at"
-        query = f"SELECT {columns} FROM heard WHERE workspace = ? ORDER BY annotator, clip, share"
-        rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall())
-        return [Heard(annotator=who, clip=clip, share=share, at=at) for who, clip, share, at in rows]
+    async def heard(self, workspace: str) -> list[dict[str, str | float | None]]:
+        """Shares that were played in a workspace, each more than before, by annotator and clip.
 
-    async def sent(self, workspace: str) -> list[Sent]:
-        """What was sent in a workspace, and is being sent, in the order in which the answers ended."""
-        query = "SELECT annotator, clip, start, stop, at FROM sent WHERE workspace = ? ORDER BY rowid"
-        open_now = [
-            (item.annotator, item.clip, item.start, item.stop, item.at)
-            for item in self._transfers
-            if item.workspace == workspace
-        ]
-        rows = await self._do(lambda: self._db.execute(query, (workspace,)).fetchall()) + open_now
-        return [Sent(annotator=who, clip=clip, start=i, stop=j, at=at) for who, clip, i, j, at in rows]
+        Every step up is kept: who heard most of a clip, judged, and played it to its end later, had heard it.
+        `at` says when it was reached, and `since` when the clip was first sent to the annotator.
+        """
+        rows = await self._do(lambda: self._db.execute(_HEARD, (workspace,)).fetchall())
+        return [dict(zip(("annotator", "clip", "share", "at", "since"), row, strict=True)) for row in rows]
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -147,10 +120,6 @@ def _open(file: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.executescript(_TABLES)
-    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'loaded'").fetchone():  # of an earlier version
-        db.executescript(
-            "INSERT INTO sent SELECT workspace, annotator, clip, 0, bytes, at FROM loaded; DROP TABLE loaded;"
-        )
     return db
 
 

@@ -6,7 +6,6 @@ page, and its Brotli middleware would compress audio and so break range requests
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +24,6 @@ _CLIP = re.compile(rf"/media/{WORKSPACE}/(?P<sha256>[0-9a-f]{{64}})\.(?P<type>{'
 _CLIP_HEARD = re.compile(_CLIP.pattern + "/heard")
 _ALL_HEARD = re.compile(rf"/media/{WORKSPACE}/heard")
 _SIGN_OUT = "/media/sign-out"
-
-MAX_REPORT_BYTES = 1_000
 
 
 class Clip(NamedTuple):
@@ -51,19 +48,19 @@ class Media:
         # Matched as it was sent: none of our paths needs an escape, so a path with an escape is not ours.
         path = scope["raw_path"].decode("latin-1")
         if script := SCRIPTS.get(path):
-            response: Response = _script(request, script)
+            response: Response = _script(script)
         elif (who := await sign_in.person(request)) is None:
             response = _say(401, "Sign in to Argilla first, then open this address again.")
         elif _writes(request) and sign_in.came_by_cookie(request) and not sign_in.is_from_our_pages(request):
             response = _say(403, "This came from another site's page.")
-        elif path == _SIGN_OUT:
+        elif (request.method, path) == ("POST", _SIGN_OUT):
             response = _sign_out(request)
         elif match := _CLIP.fullmatch(path):
             return await self._clip(request, who, self._address(match), send)
-        elif match := _CLIP_HEARD.fullmatch(path):
+        elif (match := _CLIP_HEARD.fullmatch(path)) and request.method == "POST":
             response = await self._report(request, who, self._address(match))
-        elif match := _ALL_HEARD.fullmatch(path):
-            response = await self._reports(request, who, match["workspace"])
+        elif (match := _ALL_HEARD.fullmatch(path)) and not _writes(request):
+            response = await self._reports(who, match["workspace"])
         else:
             response = _say(404, "No such clip.")
         await response(scope, receive, send)
@@ -78,7 +75,7 @@ class Media:
         elif request.method == "PUT":
             response = await _put(request, who, clip)
         elif request.method not in ("GET", "HEAD"):
-            response = _not_allowed("GET, HEAD, PUT")
+            response = Response(status_code=405, headers={"allow": "GET, HEAD, PUT"})
         elif not clip.file.is_file():
             response = _say(404, "No such clip.")
         else:
@@ -108,7 +105,7 @@ class Media:
     async def _send_body(
         self, request: Request, who: Person, clip: Clip, part: clips.Span, send: Send
     ) -> None:
-        transfer = self.listening.begin(clip.workspace, who.name, clip.sha256, part.start)
+        transfer = await self.listening.begin((clip.workspace, who.name, clip.sha256), part.start)
         try:
             async for chunk in clips.read(clip.file, part):
                 if await request.is_disconnected():  # browsers often stop early; count what they really got
@@ -121,24 +118,19 @@ class Media:
     async def _report(self, request: Request, who: Person, clip: Clip) -> Response:
         if refusal := _refusal(who, clip.workspace):
             return refusal
-        if request.method != "POST":
-            return _not_allowed("POST")
         if not clip.file.is_file():
             return _say(404, "No such clip.")
-        share = _share(await _bounded_body(request, MAX_REPORT_BYTES))
-        if share is None:
-            return _say(400, 'The body must be {"share": s} with a number s from 0 to 1.')
+        if (share := _share(request)) is None:
+            return _say(400, "?share= must be a number from 0 to 1.")
         size = clip.file.stat().st_size
-        await self.listening.played(clip.workspace, who.name, clip.sha256, share, size)
+        await self.listening.played((clip.workspace, who.name, clip.sha256), share, size)
         return Response(status_code=204)
 
-    async def _reports(self, request: Request, who: Person, workspace: str) -> Response:
+    async def _reports(self, who: Person, workspace: str) -> Response:
         if refusal := _refusal(who, workspace, manage=True):
             return refusal
-        if request.method not in ("GET", "HEAD"):
-            return _not_allowed("GET, HEAD")
-        heard, sent = await self.listening.heard(workspace), await self.listening.sent(workspace)
-        return JSONResponse({"heard": heard, "sent": sent}, headers={"cache-control": "no-store"})
+        heard = await self.listening.heard(workspace)
+        return JSONResponse({"heard": heard}, headers={"cache-control": "no-store"})
 
 
 async def _put(request: Request, who: Person, clip: Clip) -> Response:
@@ -180,24 +172,12 @@ def _range(request: Request, etag: str) -> str | None:
     return request.headers.get("range")
 
 
-async def _bounded_body(request: Request, most: int) -> bytes | None:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            return None
-    return body
-
-
-def _share(body: bytes | None) -> float | None:
+def _share(request: Request) -> float | None:
     try:
-        report = json.loads(body or b"")
-    except (ValueError, RecursionError):
+        share = float(request.query_params.get("share", ""))
+    except ValueError:
         return None
-    share = report.get("share") if isinstance(report, dict) else None
-    if isinstance(share, bool) or not isinstance(share, int | float):
-        return None
-    return float(share) if 0 <= share <= 1 else None  # NaN is neither
+    return share if 0 <= share <= 1 else None  # NaN is neither
 
 
 def _writes(request: Request) -> bool:
@@ -205,20 +185,12 @@ def _writes(request: Request) -> bool:
 
 
 def _sign_out(request: Request) -> Response:
-    if request.method != "POST":
-        return _not_allowed("POST")
     gone = sign_in.no_cookie(secure=request.url.scheme == "https")
     return Response(status_code=204, headers={"set-cookie": gone})
 
 
-def _script(request: Request, script: Path) -> Response:
-    if request.method not in ("GET", "HEAD"):
-        return _not_allowed("GET, HEAD")
+def _script(script: Path) -> Response:
     return Response(script.read_bytes(), media_type="text/javascript", headers={"cache-control": "no-cache"})
-
-
-def _not_allowed(methods: str) -> Response:
-    return PlainTextResponse("Method not allowed.", 405, headers={"allow": methods})
 
 
 def _say(status: int, text: str) -> Response:

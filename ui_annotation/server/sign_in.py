@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,10 +18,9 @@ from argilla_server.database import AsyncSessionLocal
 from argilla_server.errors import UnauthorizedError
 from argilla_server.models import User
 from argilla_server.security.authentication.jwt import JWT
-from starlette.formparsers import MultiPartException
+from fastapi import HTTPException
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "argilla_media"
 ATTEMPTS = 10
@@ -27,8 +28,10 @@ WINDOW_S = 60.0
 MAX_SIGN_IN_BYTES = 10_000
 _MOST_KEYS = 10_000
 
-Key = tuple[str, str]
-"""Address of the client, user name."""
+Authenticate = Callable[[AsyncSession, str, str], Awaitable[User | None]]
+
+client_address = ContextVar("client_address", default="")
+"""Of the request that is being answered."""
 
 
 class Person(NamedTuple):
@@ -52,7 +55,8 @@ async def person(request: Request) -> Person | None:
         if user is None:
             return None
         mine = await accounts.list_workspaces(db) if user.is_owner else user.workspaces
-        return _as_person(user, frozenset(workspace.name for workspace in mine))
+        workspaces = frozenset(workspace.name for workspace in mine)
+        return Person(user.username, workspaces, user.is_owner, may_manage=user.is_owner or user.is_admin)
 
 
 def came_by_cookie(request: Request) -> bool:
@@ -99,46 +103,33 @@ def _username(token: str | None) -> str | None:
         return None
 
 
-def _as_person(user: User, workspaces: frozenset[str]) -> Person:
-    return Person(user.username, workspaces, user.is_owner, may_manage=user.is_owner or user.is_admin)
-
-
 def _set_cookie(value: str, max_age_s: int, *, secure: bool) -> str:
     attributes = "Path=/media; HttpOnly; SameSite=Strict"
     return f"{COOKIE}={value}; {attributes}; Max-Age={max_age_s}" + ("; Secure" if secure else "")
 
 
 class Throttle:
-    """In front of `POST /api/v1/token`: ten wrong passwords a minute for a client and user name, then 429."""
+    """Ten wrong passwords a minute for an address and a name, then 429; around Argilla's own check."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Guard `app`, which answers 201 to a right password."""
-        self._app = app
-        self._attempts: dict[Key, deque[float]] = defaultdict(deque)
+    def __init__(self, authenticate: Authenticate) -> None:
+        """Guard `authenticate`, which returns None for a wrong password."""
+        self._authenticate = authenticate
+        self._attempts: dict[tuple[str, str], deque[float]] = defaultdict(deque)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a sign-in on, or refuse it. Tries count when they begin: many at once are many."""
-        body = await _read(receive)
-        if body is None:
-            answer = JSONResponse({"detail": "This form is too long for a sign-in."}, 413)
-            return await answer(scope, receive, send)
-        username = await _form_username(Request(scope, _replay(body, receive)))
-        key = (scope["client"][0] if scope.get("client") else "", username)
+    async def __call__(self, db: AsyncSession, username: str, password: str) -> User | None:
+        """Check a password, or refuse to. Tries count when they begin: many at once are many."""
+        key = (client_address.get(), username)
         wait_s = self._wait_s(key)
         if wait_s > 0:
-            text = f"Too many wrong passwords. Try again in {wait_s:.0f} s."
-            answer = JSONResponse({"detail": text}, 429, headers={"retry-after": f"{wait_s:.0f}"})
-            return await answer(scope, receive, send)
+            detail = f"Too many wrong passwords. Try again in {wait_s:.0f} s."
+            raise HTTPException(429, detail, {"retry-after": f"{wait_s:.0f}"})
         self._attempts[key].append(time.monotonic())
+        user = await self._authenticate(db, username, password)
+        if user:
+            self._attempts.pop(key, None)
+        return user
 
-        async def forgive(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 201:
-                self._attempts.pop(key, None)
-            await send(message)
-
-        await self._app(scope, _replay(body, receive), forgive)
-
-    def _wait_s(self, key: Key) -> float:
+    def _wait_s(self, key: tuple[str, str]) -> float:
         now = time.monotonic()
         if len(self._attempts) > _MOST_KEYS:  # made-up user names must not fill the memory
             old = [k for k, times in self._attempts.items() if not times or now - times[-1] > WINDOW_S]
@@ -148,34 +139,3 @@ class Throttle:
         while times and now - times[0] > WINDOW_S:
             times.popleft()
         return 0.0 if len(times) < ATTEMPTS else max(1.0, WINDOW_S - (now - times[0]))
-
-
-async def _read(receive: Receive) -> bytes | None:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return body
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_SIGN_IN_BYTES:
-            return None
-    return body
-
-
-async def _form_username(request: Request) -> str:
-    # Read by the parser that Argilla reads it with: a form that the two understood differently would slip by.
-    try:
-        async with request.form() as form:
-            return str(form.get("username", ""))
-    except (MultiPartException, ValueError):
-        return ""
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def once() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return once
