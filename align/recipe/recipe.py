@@ -22,7 +22,7 @@ from align.recipe.config.base import Config, Needs, Outside, StageConfig, marks,
 from align.recipe.config.corpus import DataSetShare
 from align.recipe.config.stages import STAGES
 from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
-from align.recipe.trl_names import instead_of, known_names, problem_with
+from align.recipe.trl_names import REFUSED, instead_of, known_names, problem_with
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
@@ -241,8 +241,11 @@ def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[Base
         return f": it is called {model.renamed[key]!r} now"
     trl = model.trl_config if issubclass(model, StageConfig) else None
     if trl and key in known_names(trl):
-        ours = instead_of(key, config.model_fields)
-        return f" (use {ours})" if ours else f" (a name of TRL's: put it under `trl:`, as trl.{key})"
+        if ours := instead_of(key, config.model_fields):
+            return f" (use {ours})"
+        if key in REFUSED:
+            return f" (a name of TRL's that cannot be used: {REFUSED[key]})"
+        return f" (a name of TRL's: put it under `trl:`, as trl.{key})"
     return _suggestion(key, model.model_fields)
 
 
