@@ -71,11 +71,24 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
-    measured = _measured(step.name, config, run)
-    if measured:
-        yield f"  {measured}"
-    elif count.total > SMALL:
-        yield f"  {_assumed(config, shape, load, hardware.workers)}"
+    yield from _hours(step.name, config, run, shape, load)
+
+
+def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Workload) -> Iterator[str]:
+    """At the speed of an earlier run; else, for a large model, at an assumed share of the GPUs' peak."""
+    examples, noun = (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
+    path = run / name / MANIFEST
+    speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
+    if speed:
+        yield f"  {_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
+    elif estimate.parameters(shape).total > SMALL:
+        workers = config.hardware.workers if config.hardware else 1
+        per_gpu = examples / workers * estimate.flops(shape, load)
+        hours = per_gpu / (estimate.MFU * estimate.PEAK_FLOPS) / 3600
+        yield (
+            f"  {_duration(hours)}{noun} at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s "
+            f"(H100) on each of {_gpus(workers)}: assumed, not measured"
+        )
 
 
 # -------------------------------------------------------------------------- what the recipe says
@@ -148,10 +161,11 @@ def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora, packed = config.adapter, bool(config.packed)
-    load = Workload(
-        sequences=1,
-        clips=1,
+    lora, packed, n = config.adapter, bool(config.packed), config.sequences_per_example
+    live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
+    return Workload(
+        sequences=n,
+        clips=1 if packed else n,  # packed, they share a clip
         audio_tokens=shape.audio_tokens(seconds),
         text_tokens=TEXT_TOKENS,
         parts=None if config.train is None else tuple(config.train),
@@ -159,11 +173,9 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
         frozen_bytes=0.6 if lora is not None and lora.bits else 2,
         checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
         packed=packed,
+        with_reference=config.has_reference and live,
+        completions=n if packed else 1,
     )
-    n = config.sequences_per_example
-    live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
-    load = load._replace(sequences=n, with_reference=config.has_reference and live)
-    return load._replace(completions=n) if packed else load._replace(clips=n)  # packed, they share a clip
 
 
 # -------------------------------------------------------------------------- in words
@@ -210,31 +222,6 @@ def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
         return f"{at_a_time} at a time in"
     thrifty = estimate.activations(shape, load._replace(checkpointed=True)) <= room
     return "1 with layers checkpointed in" if thrifty else _NO
-
-
-def _measured(name: str, config: TrainingConfig, run: Path) -> str:
-    """Hours at the speed of the same stage of an earlier run, if there is one."""
-    path = run / name / MANIFEST
-    speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
-    if not speed:
-        return ""
-    examples, noun = _examples(config)
-    return f"{_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
-
-
-def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int) -> str:
-    """Hours at an assumed share of the GPUs' peak."""
-    examples, noun = _examples(config)
-    seconds = examples / workers * estimate.flops(shape, load) / (estimate.MFU * estimate.PEAK_FLOPS)
-    return (
-        f"{_duration(seconds / 3600)}{noun} at {estimate.MFU:.0%} of "
-        f"{estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of {_gpus(workers)}: assumed, not measured"
-    )
-
-
-def _examples(config: TrainingConfig) -> tuple[int, str]:
-    """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
-    return (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
 
 
 def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
