@@ -50,7 +50,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
     """The stock backbone with a second way through it, for batches that say how they are packed."""
 
     attention: str | None = None
-    """A name of `align.kernels.attention.BACKENDS`; None: measured on the device."""
+    """A name of `align.kernels.attention.BACKENDS`; None: chosen by the device."""
 
     def forward(
         self,
@@ -150,7 +150,7 @@ def pack(
 ) -> Qwen2AudioForConditionalGeneration:
     """Give a loaded model the packed backbone, in place; before PEFT or a trainer wraps it.
 
-    `attention` names a back end; without it the one that is fastest on the device is taken.
+    `attention` names a back end; without it `align.kernels.choice` takes one.
 
     Raises:
         ValueError: the model has something that the packed path does not compute.
