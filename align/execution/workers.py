@@ -149,15 +149,13 @@ class _Board:
 
 def _on_workers(job: _Job) -> dict[str, float]:
     """Start the workers, follow them to their end, and return their metrics."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     board, hardware = job.board, job.hardware
     shutil.rmtree(board.folder, ignore_errors=True)
     board.folder.mkdir(parents=True)
-    with _cluster(hardware):
-        on_gpu = _uses_gpus(hardware, ray.cluster_resources().get("GPU", 0))
+    with _cluster(hardware) as on_gpu:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
@@ -195,8 +193,11 @@ def _on_workers(job: _Job) -> dict[str, float]:
 
 
 @contextmanager
-def _cluster(hardware: Hardware) -> Iterator[None]:
-    """Be connected to the Ray cluster that `hardware` names, or to one of this machine alone."""
+def _cluster(hardware: Hardware) -> Iterator[bool]:
+    """Be connected to the Ray cluster that `hardware` names, or to one of this machine alone.
+
+    Yields whether each worker gets a GPU.
+    """
     import ray
 
     passed_on = [name for name in ("TOKENIZERS_PARALLELISM", "TQDM_DISABLE") if name in os.environ]
@@ -222,14 +223,13 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
     else:
         ray.init(address=hardware.address, runtime_env=env, **quietly)
     try:
-        _wait_for_room(hardware)
-        yield
+        yield _wait_for_room(hardware)
     finally:
         ray.shutdown()
 
 
-def _wait_for_room(hardware: Hardware) -> None:
-    """Ray would wait for ever, without a word, for machines that do not exist.
+def _wait_for_room(hardware: Hardware) -> bool:
+    """Whether each worker gets a GPU. For machines that do not exist Ray would wait for ever, without a word.
 
     Raises:
         ClusterTooSmall: a cluster that others run has not grown large enough in time.
@@ -240,29 +240,19 @@ def _wait_for_room(hardware: Hardware) -> None:
     while True:
         has = ray.cluster_resources()
         cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-        # With `auto`, a cluster of others that has some GPUs may still be growing
-        on_gpu = hardware.device == "gpu" or (hardware.device == "auto" and hardware.address and gpus > 0)
+        # With `auto`, a cluster of others that has some GPUs may still be growing; for fsdp2 on CPUs
+        # accelerate would run plain DDP without saying so
+        may_grow = hardware.device == "auto" and hardware.address and gpus > 0
+        on_gpu = hardware.device == "gpu" or hardware.strategy == "fsdp2" or may_grow
         if cpus >= hardware.workers * hardware.cpus_per_worker and (gpus >= hardware.workers or not on_gpu):
-            return
+            return hardware.device != "cpu" and bool(gpus >= hardware.workers)
         if time.monotonic() > deadline:
             raise ClusterTooSmall(
                 f"hardware asks for {hardware.workers} workers with {hardware.cpus_per_worker} CPUs each"
-                f"{' and a GPU' if on_gpu else ''}; the Ray cluster at "
+                f"{' and a GPU' if on_gpu else ''}, for strategy {hardware.strategy}; the Ray cluster at "
                 f"{hardware.address or 'this machine'} has {cpus:g} CPUs and {gpus:g} GPUs"
             )
         time.sleep(_LOOK_EVERY_S)
-
-
-def _uses_gpus(hardware: Hardware, gpus: float) -> bool:
-    if hardware.device == "auto":
-        on_gpu = gpus >= hardware.workers
-        if hardware.strategy == "fsdp2" and not on_gpu:
-            raise ClusterTooSmall(
-                f"hardware.strategy fsdp2 needs a GPU for each of {hardware.workers} workers, the cluster "
-                f"has {gpus:g}: on CPUs accelerate runs plain DDP without saying so"
-            )
-        return on_gpu
-    return hardware.device == "gpu"
 
 
 def _follow(trainer: Any, job: _Job) -> BaseException | None:
