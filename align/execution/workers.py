@@ -249,7 +249,7 @@ def _wait_for_room(hardware: Hardware) -> bool:
         if time.monotonic() > deadline:
             raise ClusterTooSmall(
                 f"hardware asks for {hardware.workers} workers with {hardware.cpus_per_worker} CPUs each"
-                f"{' and a GPU' if on_gpu else ''}, for strategy {hardware.strategy}; the Ray cluster at "
+                f"{' and a GPU' if on_gpu else ''}; the Ray cluster at "
                 f"{hardware.address or 'this machine'} has {cpus:g} CPUs and {gpus:g} GPUs"
             )
         time.sleep(_LOOK_EVERY_S)
