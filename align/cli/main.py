@@ -79,14 +79,14 @@ def check(
     """
     if not (math.isfinite(gpu_gb) and gpu_gb > 0):
         raise typer.BadParameter(f"--gpu-gb {gpu_gb}: must be a number above 0")
-    from align.execution.plan import clips_of
     from align.planning.budget import lines
     from align.recipe.recipe import load
 
     loaded = load(recipe, overrides)
     rows = [["step", "stage", "reads", "work"]]
     for step in loaded.steps:
-        work = step.config.describe_work(clips_of(step, loaded))
+        corpus = loaded.corpus_of(step)
+        work = step.config.describe_work(corpus.clips.model_dump() if corpus and corpus.clips else {})
         rows.append([step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), work])
     _table(rows)
     run = _run_folder(loaded, out)

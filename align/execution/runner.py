@@ -260,15 +260,12 @@ class _Execution:
     def _record(self, step: Step, out: StageFolder, read: Reads) -> StageRecord:
         produces = {other.name: other.config.produces for other in self.recipe.steps}
         return StageRecord(
-            name=step.name,
+            folder=out,
             kind=step.config.stage,
             produces=step.config.produces,
-            fingerprint=out.fingerprint,
             config=step.config.model_dump(mode="json"),
             inputs={name: (produces.get(name, "policy"), digest) for name, digest in read.inputs.items()},
             data=read.data,
-            partial=out.path,
-            final=out.final,
         )
 
     def _verdict_code(self, name: str) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
-from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, read_json
@@ -61,7 +60,9 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
         return
     hardware = config.hardware or Hardware()
-    load = _workload(config, shape, _seconds(config, recipe, shape))
+    corpus = recipe.corpus_of(step)
+    hearing_s = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
+    load = _workload(config, shape, min(hearing_s, corpus.max_duration_s) if corpus else hearing_s)
     disk = _size(estimate.checkpoint_bytes(shape, load, hardware.strategy))
     count, learned = estimate.parameters(shape), estimate.trained(shape, load)
     yield (
@@ -150,13 +151,6 @@ def _config_json(ref: str) -> dict[str, Any] | None:
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return config
     return _PUBLISHED.get(ref)
-
-
-def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
-    """The longest clip: as the corpus allows, and as the model hears."""
-    heard = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
-    corpora = [other.config for other in recipe.steps if other.name == config.corpus]
-    return min([heard, *(corpus.max_duration_s for corpus in corpora if isinstance(corpus, CorpusConfig))])
 
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from align.recipe.config.base import Config, Needs, Outside, StageConfig, marks, parts
-from align.recipe.config.corpus import DataSetShare
+from align.recipe.config.corpus import CorpusConfig, DataSetShare
 from align.recipe.config.stages import STAGES
 from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
 from align.recipe.trl_names import REFUSED, instead_of, known_names, problem_with
@@ -69,6 +69,12 @@ class Recipe:
     name: str
     folder: Path
     steps: list[Step]
+
+    def corpus_of(self, step: Step) -> CorpusConfig | None:
+        """The recipe's own corpus that a step reads, if there is one."""
+        name = getattr(step.config, "corpus", None)
+        configs = (other.config for other in self.steps if other.name == name)
+        return next((config for config in configs if isinstance(config, CorpusConfig)), None)
 
     def step(self, name: str) -> Step:
         """The step of this name, or the only step whose name has this part after the number.
