@@ -186,7 +186,8 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, he
         try:
             manifest = read_manifest(stage)
             problems = damage(stage, manifest, by_hash=True)
-            print(f"{stage.name}  {len(manifest['outputs']):,} files  {'damaged' if problems else 'whole'}")
+            n_files = len(manifest.get("outputs", {}))
+            print(f"{stage.name}  {n_files:,} files  {'damaged' if problems else 'whole'}")
         except DamagedFile as error:
             problems = [str(error)]
         is_whole &= not problems

@@ -29,6 +29,7 @@ from align.execution.attempt import Attempt
 from align.recipe.config.base import StageConfig
 from align.recipe.config.training import Hardware
 from align.run_folder.artifacts import (
+    WORKERS,
     Interrupted,
     StageFolder,
     heeding_stop,
@@ -39,8 +40,6 @@ from align.run_folder.artifacts import (
 from align.run_folder.progress import quieten
 from preference_data.store import write_text
 
-WORKERS = ".workers"
-"""In a stage's unfinished folder: the files by which its driver and workers communicate."""
 _LOOK_EVERY_S = 0.5
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's smallest: nothing large goes through it
 _LOST_PEER = ("connection", "timed out", "gloo", "nccl", "socket", "monitoredbarrier", "heartbeat")
@@ -188,7 +187,6 @@ def _on_workers(job: _Job) -> dict[str, float]:
         "workers_replaced": float(len(board.groups) - 1),
         "peak_memory_mb": max(float(path.read_text("utf-8")) for path in board.folder.glob("group-*/*.peak")),
     }
-    shutil.rmtree(board.folder, ignore_errors=True)
     return {**outcome["metrics"], **figures}
 
 

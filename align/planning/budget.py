@@ -14,7 +14,7 @@ from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
-from align.run_folder.artifacts import MANIFEST, read_json
+from align.run_folder.artifacts import MANIFEST, DamagedFile, read_manifest
 from preference_data.prompts.prompts import all_tags
 
 TEXT_TOKENS = 256
@@ -79,7 +79,10 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
     """At the speed of an earlier run; else, for a large model, at an assumed share of the GPUs' peak."""
     examples, noun = (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
     path = run / name / MANIFEST
-    speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
+    try:
+        speed = read_manifest(path.parent).get("metrics", {}).get("examples_per_s")
+    except (FileNotFoundError, DamagedFile):
+        speed = None
     if speed:
         yield f"  {_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
     elif estimate.parameters(shape).total > SMALL:

@@ -399,8 +399,10 @@ def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
     assert len(text.splitlines()) == 1
     assert "0." in text.partition(" M parameters")[0]
     (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
-    manifest = {"metrics": {"examples_per_s": 8.0}}
-    (tmp_path / "run" / "1_pretrain" / "manifest.json").write_text(json.dumps(manifest))
+    path = tmp_path / "run" / "1_pretrain" / "manifest.json"
+    path.write_text("[]")
+    assert budget_of(loaded, tmp_path / "run") == text
+    path.write_text(json.dumps({"output_digest": "d", "metrics": {"examples_per_s": 8.0}}))
     assert "  2.2 h at the speed measured in" in budget_of(loaded, tmp_path / "run")  # 64,000 examples
 
 
