@@ -220,7 +220,7 @@ def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> P
     elif kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
         model = _model_at(config, tagged[:-1])
-        renamed = model.renamed_values if model and issubclass(model, Config) else {}
+        renamed = model.renamed if model and issubclass(model, Config) else {}
         if str(value) in renamed:
             message = f"{value!r} is called {renamed[str(value)]!r} now"
         else:

@@ -66,9 +66,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Keys of older recipes -> what they are called now, for the error that says so."""
-    renamed_values: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Values of older recipes -> what they are called now."""
+    """Keys and values of older recipes -> what they are called now, for the error that says so."""
 
     @field_validator("*", mode="before")
     @classmethod
