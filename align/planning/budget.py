@@ -12,7 +12,7 @@ from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
-from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
+from align.recipe.config.training import Assemble, FurtherTrainingConfig, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, DamagedFile, read_manifest
 from preference_data.prompts.prompts import all_tags
@@ -158,7 +158,8 @@ def _config_json(ref: str) -> dict[str, Any] | None:
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora, packed, n = config.adapter, bool(config.packed), config.sequences_per_example
+    lora = config.lora if isinstance(config, FurtherTrainingConfig) else None
+    packed, n = bool(config.packed), config.sequences_per_example
     live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
     return Workload(
         sequences=n,
