@@ -217,7 +217,6 @@ class _Execution:
             {
                 "kind": step.config.stage,
                 "produces": step.config.produces,
-                "status": "done",
                 "config": step.config.model_dump(mode="json"),
                 **read._asdict(),
                 "git_commit": self.git_commit,
@@ -291,8 +290,6 @@ class _Execution:
             "verdict_reasons": verdict.get("reasons", []),
             "comparison": scores.get("comparison", {}),
             "seconds": round(sum(entry.get("seconds") or 0 for entry in stages.values()), 2),
-            "versions": self.versions,
-            "git_commit": self.git_commit,
         }
         with _despite_full_disk():
             write_json(self.run / "summary.json", summary)

@@ -63,12 +63,15 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     corpus = recipe.corpus_of(step)
     hearing_s = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
     load = _workload(config, shape, min(hearing_s, corpus.max_duration_s) if corpus else hearing_s)
-    disk = _size(estimate.checkpoint_bytes(shape, load, hardware.strategy))
+    disk = f"{_size(estimate.checkpoint_bytes(shape, load, hardware.strategy))}, 2 at a time"
+    if config.keeps_candidates:
+        weights = _size(estimate.weights_bytes(shape, load, hardware.strategy))
+        disk += f" and weights of {weights} every {config.save_steps} steps"
     count, learned = estimate.parameters(shape), estimate.trained(shape, load)
     yield (
         f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn; up to "
         f"{config.batch_size * load.clips * load.audio_tokens:,} audio tokens a step; a checkpoint takes "
-        f"{disk}, {_kept(config, shape, load, hardware.strategy)}"
+        f"{disk}, none when it is done"
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
@@ -220,14 +223,6 @@ def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
         return f"{at_a_time} at a time in"
     thrifty = estimate.activations(shape, load._replace(checkpointed=True)) <= room
     return "1 with layers checkpointed in" if thrifty else _NO
-
-
-def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
-    """How many checkpoints there are at a time."""
-    if config.keeps_candidates:
-        weights = _size(estimate.weights_bytes(shape, load, strategy))
-        return f"2 at a time and weights of {weights} every {config.save_steps} steps; none when it is done"
-    return "2 at a time, none when it is done"  # the last one, and the new one until it is sealed
 
 
 def _gpus(n: int) -> str:

@@ -18,9 +18,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.run_folder.artifacts import (
     METRICS,
@@ -73,11 +74,8 @@ class StageRecord:
     status: Status = "running"
 
 
-class _End(NamedTuple):
-    """The end of a run: how it ended, and the files to keep with it."""
-
-    status: Status
-    files: list[Path]
+_End = tuple[Status, list[Path]]
+"""How a run ended, and the files to keep with it."""
 
 
 class Tracker:
@@ -112,22 +110,23 @@ class Tracker:
     def close(self, status: Status, files: list[Path]) -> None:
         """Copy what is left, with these files as artifacts of the run; waits for at most a minute."""
         if self._thread is not None:
-            self._news.put(_End(status, files))
+            self._news.put((status, files))
             self._thread.join(_WAIT_AT_END_S)
             if self._thread.is_alive():
                 self._warn("MLflow is slow; what is missing there is sent by the next `align run`")
 
     def _work(self) -> None:
         records: dict[str, StageRecord] = {}
-        news: StageRecord | threading.Event | _End | None = None
-        while not isinstance(news, _End):
-            try:
+        end: _End | None = None
+        while end is None:
+            news: StageRecord | threading.Event | _End | None = None
+            with suppress(queue.Empty):
                 news = self._news.get(timeout=_SYNC_EVERY_S)
-            except queue.Empty:
-                news = None
             if isinstance(news, StageRecord):
                 records[news.folder.name] = news
-            self._sync(records, news if isinstance(news, _End) else None)
+            elif isinstance(news, tuple):
+                end = news
+            self._sync(records, end)
             records = {n: record for n, record in records.items() if not self._mirror.is_synced(record)}
             if isinstance(news, threading.Event):
                 news.set()
@@ -137,7 +136,7 @@ class Tracker:
             for record in records.values():
                 self._mirror.sync(record)
             if end is not None:
-                self._mirror.finish(end)
+                self._mirror.finish(*end)
         except FileNotFoundError:
             pass  # the stage's folder was renamed under us: the next round reads it in its new place
         except Exception as error:  # whatever MLflow, its database or its server raise: the run goes on
@@ -199,11 +198,11 @@ class _Mirror:
             self.client.set_terminated(run_id, _MLFLOW_STATUS[record.status])
             self._link("synced", record.folder.name, [record.folder.fingerprint, record.status])
 
-    def finish(self, end: _End) -> None:
+    def finish(self, status: Status, files: list[Path]) -> None:
         """End the run of the recipe and give it its files."""
-        for path in end.files:
+        for path in files:
             self.client.log_artifact(self._recipe_run(), str(path))
-        self.client.set_terminated(self._recipe_run(), _MLFLOW_STATUS[end.status])
+        self.client.set_terminated(self._recipe_run(), _MLFLOW_STATUS[status])
 
     # ---------------------------------------------------------------- runs
 
