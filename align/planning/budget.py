@@ -5,7 +5,6 @@ Nothing is loaded: shapes come from the recipe, from config.json files on disk, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.config.training import Assemble, FurtherTrainingConfig, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
-from align.run_folder.artifacts import MANIFEST, DamagedFile, read_manifest
+from align.run_folder.artifacts import MANIFEST, DamagedFile, read_json, read_manifest
 from preference_data.prompts.prompts import all_tags
 
 TEXT_TOKENS = 256
@@ -55,9 +54,6 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         shape = shape_of(step.name, recipe)
     except UnknownShape as error:
         yield f"{step.name}: no estimate: {error}"
-        return
-    if shape is None:
-        yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
         return
     hardware = config.hardware or Hardware()
     corpus = recipe.corpus_of(step)
@@ -101,23 +97,22 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
 # -------------------------------------------------------------------------- what the recipe says
 
 
-def shape_of(name: str, recipe: Recipe) -> Shape | None:
-    """Of the model that a stage trains, or that a reference names; None if that cannot be known yet.
+def shape_of(name: str, recipe: Recipe) -> Shape:
+    """Shape of the model that a stage trains, or that a reference names.
 
     Raises:
-        UnknownShape: a config.json on disk lacks a field.
+        UnknownShape: the model is not on disk yet, or its config.json lacks a field.
     """
-    step = next((step for step in recipe.steps if step.name == name), None)
-    if step is None:
-        config = _config_json(name)
-        return None if config is None else estimate.shape_of_config(config, name)
-    if not isinstance(step.config, TrainingConfig):
-        return None
-    match step.config.starts_from:
+    configs = {step.name: step.config for step in recipe.steps if isinstance(step.config, TrainingConfig)}
+    if name not in configs:
+        return estimate.shape_of_config(_config_json(name), name)
+    match configs[name].starts_from:
         case ModelShape() as small:
             return _small(small)
         case Assemble(audio=audio, text=text):
-            return _assembled(audio, text)
+            language = estimate.fields_of(_config_json(text), estimate.TEXT_FIELDS, text)
+            language["vocab"] += _NEW_TOKENS  # at most
+            return Shape(**estimate.fields_of(_config_json(audio), estimate.AUDIO_FIELDS, audio), **language)
         case str(policy):
             return shape_of(policy, recipe)
 
@@ -140,23 +135,15 @@ def _small(model: ModelShape) -> Shape:
     )
 
 
-def _assembled(audio: str, text: str) -> Shape | None:
-    """Of a Whisper and a Qwen2; the embeddings at most as large as all new tokens make them."""
-    whisper, qwen = _config_json(audio), _config_json(text)
-    if whisper is None or qwen is None:
-        return None
-    language = estimate.fields_of(qwen, estimate.TEXT_FIELDS, text)
-    language["vocab"] += _NEW_TOKENS
-    return Shape(**estimate.fields_of(whisper, estimate.AUDIO_FIELDS, audio), **language)
-
-
-def _config_json(ref: str) -> dict[str, Any] | None:
+def _config_json(ref: str) -> dict[str, Any]:
     folder = Path(ref).expanduser()
     for path in (folder / "model" / "config.json", folder / "config.json"):
         if path.exists():
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = read_json(path)
             return config
-    return _PUBLISHED.get(ref)
+    if ref not in _PUBLISHED:
+        raise UnknownShape(f"the shape of {ref} is unknown until it is on disk")
+    return _PUBLISHED[ref]
 
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:

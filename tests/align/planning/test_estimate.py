@@ -325,7 +325,9 @@ def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
         loaded, tmp_path
     )
     unknown = recipe(tmp_path / "b", "someone/their-model")
-    assert budget_of(unknown, tmp_path).startswith("1_pretrain: the shape of its model is unknown")
+    assert budget_of(unknown, tmp_path).startswith(
+        "1_pretrain: no estimate: the shape of someone/their-model is unknown until it is on disk"
+    )
 
 
 def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
