@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from align.kernels.attention import BACKENDS, Ragged
-from align.kernels.prefix_tree import Segment
+from align.kernels.prefix_tree import prefix_tree
 
 log = logging.getLogger(__name__)
 _PROMPT, _ANSWER, _PAIRS = 800, 128, 8
@@ -37,7 +38,9 @@ def agrees(name: str, device: torch.device, dtype: torch.dtype, heads: int, head
 
     Where queries are fewer than keys, kernels differ in which of them they align; torch's says nothing.
     """
-    sees = Ragged.of(_pairs(), causal=True).to(device)
+    texts = [(pair, answer) for pair in range(_PAIRS) for answer in (_PAIRS, _PAIRS + 1)]
+    tree = prefix_tree([np.repeat(text, (_PROMPT, _ANSWER)) for text in texts])
+    sees = Ragged.of(tree.segments, causal=True).to(device)
     shape = (1, heads, sees.segments[-1].end, head_dim)
     states = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
 
@@ -47,16 +50,3 @@ def agrees(name: str, device: torch.device, dtype: torch.dtype, heads: int, head
 
     together = zip(computed(name), computed("split"), strict=True)
     return all(float((a - b).abs().max()) < 0.05 * float(b.abs().max()) for a, b in together)
-
-
-def _pairs() -> tuple[Segment, ...]:
-    segments = []
-    for pair in range(_PAIRS):
-        start = pair * (_PROMPT + 2 * _ANSWER)
-        prompt, chosen = start + _PROMPT, start + _PROMPT + _ANSWER
-        segments += [
-            Segment(start, prompt, ((start, prompt),)),
-            Segment(prompt, chosen, ((start, chosen),)),
-            Segment(chosen, chosen + _ANSWER, ((start, prompt), (chosen, chosen + _ANSWER))),
-        ]
-    return tuple(segments)
