@@ -43,6 +43,7 @@ _STOCK_ONLY = (
     "inputs_embeds",
     "output_hidden_states",
     "output_attentions",
+    "use_cache",
 )
 
 
@@ -57,9 +58,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         input_ids: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        feature_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
         packed: PackedBatch | None = None,
         scored: Tensor | None = None,
         **kwargs: Any,
@@ -77,13 +76,11 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
                 input_ids=input_ids,
                 input_features=input_features,
                 attention_mask=attention_mask,
-                feature_attention_mask=feature_attention_mask,
                 labels=labels,
-                use_cache=use_cache,
                 **kwargs,
             )
-        refused = [name for name in _STOCK_ONLY if kwargs.pop(name, None)] + ["use_cache"] * bool(use_cache)
-        if refused:
+        kwargs.pop("feature_attention_mask", None)
+        if refused := [name for name in _STOCK_ONLY if kwargs.pop(name, None)]:
             raise ValueError(f"a packed batch cannot be run with {refused}: leave `packed` out of the batch")
         hidden = self._hidden(packed, input_features, **kwargs)
         index = packed.index if scored is None else packed.index.flatten()[scored][None]
