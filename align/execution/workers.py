@@ -288,7 +288,7 @@ def _follow(trainer: Any, job: _Job) -> BaseException | None:
 def _work(loop_config: dict[str, Any]) -> None:
     """Run the stage as one of the workers; torch.distributed connects them already."""
     quieten()
-    from align.training import processes, strategies
+    from align.training import preparation, processes
 
     job: _Job = loop_config["job"]
     if not job.board.folder.is_dir():
@@ -304,7 +304,7 @@ def _work(loop_config: dict[str, Any]) -> None:
     threading.Thread(target=_watch_for_stop, args=(job.board.stop,), daemon=True).start()
     metrics: dict[str, float] = {}
     with Attempt() as attempt, _printing_to(job.board.output, processes.is_first()):
-        strategies.begin(job.hardware.strategy)
+        preparation.prepare_process(job.hardware.strategy)
         metrics = _stage(job.config).run(job.config, job.inputs, job.out)
     if isinstance(attempt.error, Interrupted):
         if processes.is_first():

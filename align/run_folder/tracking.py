@@ -153,7 +153,7 @@ def _import_mlflow() -> None:
     # A server that is away must not hold a run up: the default is seven retries over minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for module in ("mlflow.exceptions", "mlflow.entities", "mlflow.tracking"):
+    for module in ("mlflow.exceptions", "mlflow.entities", "mlflow.tracking", "sqlalchemy.exc"):
         importlib.import_module(module)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -36,8 +36,9 @@ from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
 from align.training.preflight import Preflight, check_context
+from align.training.preparation import prepare_model
 from align.training.trainers import AudioTrainer
-from align.training.tuning import Tuning, prepare_model
+from align.training.tuning import Tuning
 
 _PROGRESS = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}
 

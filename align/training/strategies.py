@@ -7,12 +7,8 @@ every strategy takes the same steps.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -57,32 +53,6 @@ def trainer_arguments(strategy: Strategy, offload: Offload) -> dict[str, Any]:
         }
     # Every rank uses every weight that learns: see `processes`
     return {**common, "ddp_find_unused_parameters": False}
-
-
-def begin(strategy: Strategy) -> None:
-    """Prepare this process before any model is built; its peers are connected already.
-
-    Models are loaded whole, under ZeRO-3 too, and divided when training begins: until then stages look at
-    them, resize and pack them. That takes host memory for one copy per worker, 17 GB for Qwen2-Audio.
-
-    Raises:
-        UnsupportedStrategy: DeepSpeed has no compiler for what it needs on a CPU.
-    """
-    if strategy not in ("zero2", "zero3"):
-        return
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where pip puts ninja
-    if not torch.cuda.is_available() and not (shutil.which("g++") and shutil.which("ninja")):
-        raise UnsupportedStrategy(
-            f"{strategy} on a CPU compiles an op of DeepSpeed's on first use and needs g++ and ninja: "
-            "`apt-get install g++ ninja-build`, or use ddp"
-        )
-    import deepspeed  # patches what it finds loaded: only where a strategy needs it
-
-    from align.training.library_fixes import compile_once, leave_frozen_weights_out
-
-    leave_frozen_weights_out()
-    compile_once()
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
 def end() -> None:

@@ -1,27 +1,20 @@
-"""The parts of a policy that learn, over which processes, and the one function that prepares a model."""
+"""The parts of a policy that learn, by which updates, and over which processes."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
-from torch import nn
 from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.models.qwen2_audio.packed import pack
 from align.training import processes, strategies
-from align.training.processes import encode_silence_without_audio
 from align.training.strategies import Offload, Strategy
-
-if TYPE_CHECKING:
-    from align.training.memory import MicroBatchPlan
 
 Part = Literal["audio_tower", "projector", "language_model", "new_tokens"]
 PARTS: MappingProxyType[Part, tuple[str, ...]] = MappingProxyType(
@@ -32,7 +25,7 @@ PARTS: MappingProxyType[Part, tuple[str, ...]] = MappingProxyType(
         "new_tokens": ("model.language_model.embed_tokens", "lm_head"),
     }
 )
-"""Part -> its modules; of those of the new tokens only some rows learn, see `learn_rows`."""
+"""Part -> its modules; of those of the new tokens only some rows learn, see `preparation`."""
 
 
 class CannotQuantise(RuntimeError):
@@ -111,79 +104,6 @@ class Tuning:
     def peft_config(self) -> Any:
         """For TRL's trainers: what PEFT adds, if anything."""
         return None if self.lora is None else self.lora.config()
-
-
-def prepare_model(
-    model: Qwen2AudioForConditionalGeneration,
-    tuning: Tuning,
-    plan: Callable[[], MicroBatchPlan | None] = lambda: None,
-) -> MicroBatchPlan | None:
-    """Change a loaded model for training, in place and in this order; returns the `plan`.
-
-    1. Freeze what does not learn.
-    2. Make the weights that learn float32, unless DeepSpeed keeps such masters itself.
-    3. Mask gradients, where only some rows of the embeddings and the head learn.
-    4. Pack: the inner backbone becomes `PackedQwen2AudioModel`; the stock one encodes silence without audio.
-    5. Checkpoint the activations of the layers that `plan` names; it measures the model as it is now.
-
-    Then the trainer's constructor lets PEFT wrap the linear layers of `Tuning.peft_config` and TRL put its
-    fused head over the backbone, and at the first step accelerate adds autocast and DDP, DeepSpeed or FSDP.
-    """
-    freeze_all_but(model, tuning.train)
-    if tuning.lora is None and tuning.strategy in ("ddp", "fsdp2"):
-        learn_in_full_precision(model)
-    if tuning.train is not None and "new_tokens" in tuning.train:
-        learn_rows(model, tuning.new_rows)
-    if tuning.packed:
-        pack(model, tuning.attention)
-    else:
-        encode_silence_without_audio(model)
-    micro_batches = plan()
-    if micro_batches is not None:
-        micro_batches.checkpoint(model)
-    return micro_batches
-
-
-def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Part] | None) -> None:
-    """Let only the parts `train` learn; None is all of them.
-
-    The audio tower's positions are sinusoids and never learn; `from_pretrained` silently un-freezes them.
-    """
-    for part in ("audio_tower", "projector", "language_model"):
-        for name in PARTS[part]:
-            model.get_submodule(name).requires_grad_(train is None or part in train)
-    if train is not None and "new_tokens" in train:
-        for name in PARTS["new_tokens"]:
-            model.get_submodule(name).requires_grad_(True)
-    model.model.audio_tower.embed_positions.requires_grad_(False)
-
-
-def learn_rows(model: Qwen2AudioForConditionalGeneration, rows: Sequence[int]) -> None:
-    """Let only these rows of the embeddings and the head learn.
-
-    The gradient of the others is zero, and so are Adam's moments and its steps: they stay bit for bit, as
-    long as weight decay leaves the tables alone (`Tuning.undecayed`). A hook on the weight comes
-    before DDP and DeepSpeed see its gradient.
-    """
-    learned = torch.tensor(rows, dtype=torch.long)
-
-    def of_rows(grad: torch.Tensor) -> torch.Tensor:
-        index = learned.to(grad.device)
-        return torch.zeros_like(grad).index_copy_(0, index, grad[index])
-
-    for name in PARTS["new_tokens"]:
-        model.get_submodule(name).weight.register_hook(of_rows)
-
-
-def learn_in_full_precision(model: nn.Module) -> None:
-    """Make the weights that learn float32, in place.
-
-    Next to a bfloat16 weight an update of 1e-6 times its size is lost in rounding (8 bits of mantissa):
-    training would go through all its motions and change nothing. DeepSpeed keeps such copies itself.
-    """
-    for weight in model.parameters():
-        if weight.requires_grad and weight.dtype == torch.bfloat16:
-            weight.data = weight.data.float()
 
 
 def load_quantised(path: Path | str) -> Qwen2AudioForConditionalGeneration:

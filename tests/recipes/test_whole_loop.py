@@ -184,9 +184,9 @@ def wait_and_kill(programs, out: Path, sign: str) -> bool:
 
 SIGNS = [  # one of each way to go on: a checkpoint, batches, people's answers, texts
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
-    ".partial-3_sample/batches/00001.json",
+    ".partial-3_sample/batches/prompts/*.json",
     "snapshots/*/judgements.jsonl",
-    ".partial-7_evaluate/texts/*.json",
+    ".partial-7_evaluate/completions/*/answers/*.json",
 ]
 ALL_SIGNS = [
     ".partial-0_corpus/audio/train/*",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed
 from datasets import Dataset
-from tests.align.test_packed_trl import DPO, arguments, tokenizer
+from tests.align.training.test_packed_trl import DPO, arguments, tokenizer
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig
 

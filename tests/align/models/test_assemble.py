@@ -77,7 +77,7 @@ def make_qwen(folder, *, tied=False, rows=VOCAB, n_tokens=270):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=tied,
         initializer_range=0.2,

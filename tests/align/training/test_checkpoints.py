@@ -34,9 +34,10 @@ from align.training.checkpoints import (
 from align.training.collate import SFTCollator
 from align.training.data_loading import Rows
 from align.training.methods import Schedule
+from align.training.preparation import prepare_model
 from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
-from align.training.tuning import Tuning, prepare_model
+from align.training.tuning import Tuning
 
 STEPS = 8
 

@@ -26,8 +26,9 @@ from align.training.memory import (
     kept_by_autograd,
     plan_micro_batches,
 )
+from align.training.preparation import prepare_model
 from align.training.recompute import checkpoint_layers, restore_layers
-from align.training.tuning import LoRA, Tuning, prepare_model
+from align.training.tuning import LoRA, Tuning
 from preference_data import store
 from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Chat, PreferencePair

@@ -90,11 +90,11 @@ def test_a_build_that_was_killed_does_not_stop_later_ones():
     from pathlib import Path
     from torch import distributed
     from torch.utils import cpp_extension
-    from align.training import strategies
+    from align.training import preparation
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     mark = Path(cpp_extension._get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
     mark.touch()
-    strategies.begin("zero2")
+    preparation.prepare_process("zero2")
     print("ready", mark.exists(), flush=True)
     os._exit(0)
     """

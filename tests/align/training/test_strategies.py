@@ -15,12 +15,12 @@ ACCUMULATE = """
 import json, os, sys
 import torch
 from torch import nn
-from align.training import strategies
+from align.training import preparation, strategies
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
 torch.distributed.init_process_group("gloo")
-strategies.begin(sys.argv[2])
+preparation.prepare_process(sys.argv[2])
 import deepspeed
 from deepspeed.utils import safe_get_full_grad
 

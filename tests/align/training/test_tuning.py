@@ -7,14 +7,9 @@ from safetensors.torch import load_file
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.training import Hardware, SFTConfig
+from align.training.preparation import freeze_all_but, learn_in_full_precision
 from align.training.strategies import UnsupportedStrategy, trainer_arguments
-from align.training.tuning import (
-    PARTS,
-    CannotQuantise,
-    freeze_all_but,
-    learn_in_full_precision,
-    load_quantised,
-)
+from align.training.tuning import PARTS, CannotQuantise, load_quantised
 from tests.align.training import tiny_training
 
 HUB = {

@@ -183,7 +183,7 @@ def read_trace(folder, ranks):
 def run_case(case, world, out, rank, stop_before=None):
     """One case on this rank; leaves `finished` behind."""
     from align.run_folder.artifacts import Interrupted, stop_requested
-    from align.training import strategies
+    from align.training import preparation
 
     config, folder = make_config(case), out / case
     strategy = config.hardware.strategy if config.hardware else "ddp"
@@ -192,7 +192,7 @@ def run_case(case, world, out, rank, stop_before=None):
         folder = out / f"{case}-resumed"
         folder.mkdir(exist_ok=True)
         trace(folder / f"trace-{rank}.jsonl", stop_before)
-        strategies.begin(strategy)
+        preparation.prepare_process(strategy)
         try:
             run_here(config, world, folder)
         except Interrupted:
@@ -201,7 +201,7 @@ def run_case(case, world, out, rank, stop_before=None):
         if rank == 0:
             shutil.copytree(folder, out / f"{case}-stopped")
     trace(folder / f"trace-{rank}.jsonl")
-    strategies.begin(strategy)
+    preparation.prepare_process(strategy)
     run_here(config, world, folder)
     forget_accelerate()
     if rank == 0:
