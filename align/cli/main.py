@@ -185,9 +185,12 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, he
     for stage in stages:
         try:
             manifest = read_manifest(stage)
+            if "outputs" not in manifest:
+                raise DamagedFile(
+                    f"{stage / MANIFEST} does not say which files there were: restore it from a copy"
+                )
             problems = damage(stage, manifest, by_hash=True)
-            n_files = len(manifest.get("outputs", {}))
-            print(f"{stage.name}  {n_files:,} files  {'damaged' if problems else 'whole'}")
+            print(f"{stage.name}  {len(manifest['outputs']):,} files  {'damaged' if problems else 'whole'}")
         except DamagedFile as error:
             problems = [str(error)]
         is_whole &= not problems

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch.distributed
 from datasets import Dataset
-from tests.align.training.test_packed_trl import DPO, arguments, tokenizer
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig
 
 from align.models.qwen2_audio.packed import pack
 from tests.align.ragged_batch import Rows, pairs
+from tests.align.training.test_packed_trl import DPO, arguments, tokenizer
 
 ZERO = {
     "train_micro_batch_size_per_gpu": "auto",
