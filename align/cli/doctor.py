@@ -6,16 +6,15 @@ import importlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import typer
 
-_ROOM_GB = {"fail": 1, "warn": 5}
 _INSTALL = "pip install -c constraints.txt -e ."
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_PACKAGES = ("torch", "transformers", "trl", "soundfile", "soxr", "ray", "mlflow")
 
 
 class Finding(NamedTuple):
@@ -42,21 +41,25 @@ def doctor() -> None:
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Look at everything; `folder` is where runs will be written."""
-    checks: list[Callable[[], Finding]] = [
-        *(lambda name=name: _package(name) for name in ("torch", "transformers", "trl", "soundfile", "soxr")),
-        _accelerator,
-        _deepspeed,
-        lambda: _package("ray"),
-        _espeak,
-        lambda: _disk(folder),
-        _memory,
-        lambda: _package("mlflow"),
-        _annotation,
-        _browser,
-    ]
+    from ui_annotation import environment
+
     yield Finding("ok", "Python", platform.python_version())
-    for check in checks:
-        yield check()
+    for name in _PACKAGES:
+        yield _package(name)
+    yield _accelerator()
+    yield _deepspeed()
+    yield _espeak()
+    yield from _disk_and_memory(folder)
+    if environment.is_ready():
+        yield Finding("ok", "annotation", f"Argilla in {environment.location()}")
+    else:
+        yield Finding("warn", "annotation", "Argilla is not installed", "align annotate install")
+    browsers = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
+    if browser := next(filter(None, browsers), None):
+        yield Finding("ok", "browser", browser)
+    else:
+        state = "no Chromium; only tests of the pages need it"
+        yield Finding("warn", "browser", state, "apt-get install chromium")
 
 
 def _package(name: str) -> Finding:
@@ -79,9 +82,8 @@ def _accelerator() -> Finding:
         memory = f"at least {free / 1e9:.0f} of {total / 1e9:.0f} GB free on each"
         return Finding("ok", "GPU", f"{n} x {names}, {memory}, CUDA {torch.version.cuda}")
     if torch.version.cuda:
-        return Finding(
-            "warn", "GPU", "none visible to this CUDA build of torch", "check nvidia-smi and the driver"
-        )
+        state = "none visible to this CUDA build of torch"
+        return Finding("warn", "GPU", state, "check nvidia-smi and the driver")
     return Finding("warn", "GPU", f"none; {os.cpu_count()} CPU cores do for recipes/demo, not for 7B models")
 
 
@@ -100,48 +102,24 @@ def _deepspeed() -> Finding:
 
 def _espeak() -> Finding:
     try:
-        loader = importlib.import_module("espeakng_loader")
-        library = loader.get_library_path()
+        library = Path(importlib.import_module("espeakng_loader").get_library_path())
+        library.stat()
     except (ImportError, OSError) as error:
-        return Finding("fail", "espeak-ng", str(error), "pip install espeakng-loader")
-    if not Path(library).exists():
-        return Finding(
-            "fail", "espeak-ng", f"{library} is missing", "pip install --force-reinstall espeakng-loader"
-        )
+        return Finding("fail", "espeak-ng", str(error), "pip install --force-reinstall espeakng-loader")
     return Finding("ok", "espeak-ng", metadata.version("espeakng_loader"))
 
 
-def _disk(folder: Path) -> Finding:
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    status: Literal["ok", "warn", "fail"] = (
-        "fail" if free < _ROOM_GB["fail"] else "warn" if free < _ROOM_GB["warn"] else "ok"
-    )
-    mend = "" if status == "ok" else "free some, or put runs elsewhere with --out"
-    return Finding(status, "disk", f"{free:.1f} GB free at {folder}", mend)
-
-
-def _memory() -> Finding:
+def _disk_and_memory(folder: Path) -> Iterator[Finding]:
     import psutil
 
-    free = psutil.virtual_memory().available / 2**30
-    if free < 2:
-        return Finding("warn", "memory", f"{free:.1f} GB free", "recipes/demo needs about 2 GB")
-    return Finding("ok", "memory", f"{free:.1f} GB free")
-
-
-def _annotation() -> Finding:
-    from ui_annotation import environment
-
-    if environment.is_ready():
-        return Finding("ok", "annotation", f"Argilla in {environment.location()}")
-    return Finding("warn", "annotation", "Argilla is not installed", "align annotate install")
-
-
-def _browser() -> Finding:
-    browser = next((path for path in map(shutil.which, _BROWSERS) if path), None)
-    if browser:
-        return Finding("ok", "browser", browser)
-    return Finding(
-        "warn", "browser", "no Chromium; only tests of the pages need it", "apt-get install chromium"
-    )
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    state = f"{free:.1f} GB free at {folder}"
+    if free < 5:
+        status: Literal["warn", "fail"] = "fail" if free < 1 else "warn"
+        yield Finding(status, "disk", state, "free some, or put runs elsewhere with --out")
+    else:
+        yield Finding("ok", "disk", state)
+    memory = psutil.virtual_memory().available / 2**30
+    mend = "recipes/demo needs about 2 GB" if memory < 2 else ""
+    yield Finding("warn" if mend else "ok", "memory", f"{memory:.1f} GB free", mend)

@@ -79,14 +79,14 @@ def check(
     """
     if not (math.isfinite(gpu_gb) and gpu_gb > 0):
         raise typer.BadParameter(f"--gpu-gb {gpu_gb}: must be a number above 0")
-    from align.execution.plan import clips_of
     from align.planning.budget import lines
     from align.recipe.recipe import load
 
     loaded = load(recipe, overrides)
     rows = [["step", "stage", "reads", "work"]]
     for step in loaded.steps:
-        work = step.config.describe_work(clips_of(step, loaded))
+        corpus = loaded.corpus_of(step)
+        work = step.config.describe_work(corpus.clips.model_dump() if corpus and corpus.clips else {})
         rows.append([step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), work])
     _table(rows)
     run = _run_folder(loaded, out)
@@ -185,6 +185,10 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, he
     for stage in stages:
         try:
             manifest = read_manifest(stage)
+            if "outputs" not in manifest:
+                raise DamagedFile(
+                    f"{stage / MANIFEST} does not say which files there were: restore it from a copy"
+                )
             problems = damage(stage, manifest, by_hash=True)
             print(f"{stage.name}  {len(manifest['outputs']):,} files  {'damaged' if problems else 'whole'}")
         except DamagedFile as error:

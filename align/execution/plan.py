@@ -104,15 +104,6 @@ def survey(recipe: Recipe, run: Path) -> list[Standing]:
     return standings
 
 
-def clips_of(step: Step, recipe: Recipe) -> dict[str, int]:
-    """Clips per split of the corpus that a step reads, as far as the recipe tells."""
-    corpus = getattr(step.config, "corpus", "")
-    clips = next(
-        (getattr(other.config, "clips", None) for other in recipe.steps if other.name == corpus), None
-    )
-    return clips.model_dump() if clips else {}
-
-
 RECIPE = "recipe.json"
 """In a run folder: which recipe it belongs to."""
 

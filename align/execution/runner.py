@@ -142,6 +142,7 @@ class _Execution:
         self.recipe = recipe
         self.run = run
         self.tracker = tracker
+        self.standings = survey(recipe, run)
         self.versions = versions()
         self.git_commit = git_commit()
         self.unfinished: dict[str, dict[str, Any]] = {}
@@ -154,7 +155,9 @@ class _Execution:
         (self.run / FAILURE).unlink(missing_ok=True)
         code = DONE
         for step in steps:
-            code = self._gate_before(step) or self._step(step) or self._gate_after(step)
+            # A step that needs a verdict does not start unless that verdict is a pass
+            code = max(map(self._verdict_code, step.needs), default=DONE) or self._step(step)
+            code = code or self._verdict_code(step.name)
             if code:
                 break
             if stop_requested.is_set():
@@ -197,6 +200,7 @@ class _Execution:
         with Attempt(out.path / SECONDS) as attempt:
             self._run_stage(step, out, attempt, read)
         code = self._settle(step, attempt)
+        self.standings = survey(self.recipe, self.run)
         if self.tracker:
             self.tracker.follow(record, _STAGE_STATUS[code])
         self._write_summary(None if code == DONE else code)
@@ -213,7 +217,6 @@ class _Execution:
             {
                 "kind": step.config.stage,
                 "produces": step.config.produces,
-                "status": "done",
                 "config": step.config.model_dump(mode="json"),
                 **read._asdict(),
                 "git_commit": self.git_commit,
@@ -256,40 +259,28 @@ class _Execution:
     def _record(self, step: Step, out: StageFolder, read: Reads) -> StageRecord:
         produces = {other.name: other.config.produces for other in self.recipe.steps}
         return StageRecord(
-            name=step.name,
+            folder=out,
             kind=step.config.stage,
             produces=step.config.produces,
-            fingerprint=out.fingerprint,
             config=step.config.model_dump(mode="json"),
             inputs={name: (produces.get(name, "policy"), digest) for name, digest in read.inputs.items()},
             data=read.data,
-            partial=out.path,
-            final=out.final,
         )
 
-    # ---------------------------------------------------------------- the gate
-
-    def _gate_before(self, step: Step) -> int:
-        """A step that needs a verdict does not start unless that verdict is a pass."""
-        folders = [self.run / name for name in step.needs if (self.run / name / "verdict.json").exists()]
-        return max((self._code_of(folder) for folder in folders), default=DONE)
-
-    def _gate_after(self, step: Step) -> int:
-        return self._code_of(self.run / step.name) if step.config.produces == "verdict" else DONE
-
-    def _code_of(self, gate: Path) -> int:
-        return _VERDICT_CODES[read_json(gate / "verdict.json")["verdict"]]
+    def _verdict_code(self, name: str) -> int:
+        """The exit code for a finished gate's verdict; that of other steps is `DONE`."""
+        path = self.run / name / "verdict.json"
+        return _VERDICT_CODES[read_json(path)["verdict"]] if path.exists() else DONE
 
     # ---------------------------------------------------------------- what is left behind
 
     def _write_summary(self, code: int | None) -> dict[str, Any]:
         """Write `summary.json`; `code` is None while the run goes on."""
-        standings = survey(self.recipe, self.run)
-        stages = {s.step.name: self.unfinished.get(s.step.name) or _entry(s) for s in standings}
+        stages = {s.step.name: self.unfinished.get(s.step.name) or _entry(s) for s in self.standings}
         everything = all(entry["status"] == "done" for entry in stages.values())
         status = "running" if code is None else _STATUS[code]
-        verdict = _read_finished(self.run, standings, "verdict", "verdict.json")
-        scores = _read_finished(self.run, standings, "evaluation", "scores.json")
+        verdict = self._read_finished("verdict", "verdict.json")
+        scores = self._read_finished("evaluation", "scores.json")
         summary = {
             "recipe": self.recipe.name,
             "status": "partial" if status == "done" and not everything else status,
@@ -299,12 +290,19 @@ class _Execution:
             "verdict_reasons": verdict.get("reasons", []),
             "comparison": scores.get("comparison", {}),
             "seconds": round(sum(entry.get("seconds") or 0 for entry in stages.values()), 2),
-            "versions": self.versions,
-            "git_commit": self.git_commit,
         }
         with _despite_full_disk():
             write_json(self.run / "summary.json", summary)
         return summary
+
+    def _read_finished(self, produces: str, name: str) -> dict[str, Any]:
+        """A file of the last finished step of a kind; empty if there is none."""
+        for current in reversed(self.standings):
+            path = self.run / current.step.name / name
+            if current.state == "done" and current.step.config.produces == produces and path.exists():
+                content: dict[str, Any] = read_json(path)
+                return content
+        return {}
 
     def _report(self) -> Path | None:
         """Write the report unless nothing has changed since the last one."""
@@ -328,16 +326,6 @@ def _entry(current: Standing) -> dict[str, Any]:
     if current.state == "done" and manifest:
         return {"status": "done", **{key: manifest[key] for key in ("seconds", "peak_memory_mb", "metrics")}}
     return {"status": "interrupted" if current.state == "partial" else current.state}
-
-
-def _read_finished(run: Path, standings: list[Standing], produces: str, name: str) -> dict[str, Any]:
-    """A file of the last finished step of a kind; empty if there is none."""
-    for current in reversed(standings):
-        path = run / current.step.name / name
-        if current.state == "done" and current.step.config.produces == produces and path.exists():
-            content: dict[str, Any] = read_json(path)
-            return content
-    return {}
 
 
 def _message(error: BaseException, run: Path) -> str:

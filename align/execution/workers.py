@@ -29,6 +29,7 @@ from align.execution.attempt import Attempt
 from align.recipe.config.base import StageConfig
 from align.recipe.config.training import Hardware
 from align.run_folder.artifacts import (
+    WORKERS,
     Interrupted,
     StageFolder,
     heeding_stop,
@@ -39,8 +40,6 @@ from align.run_folder.artifacts import (
 from align.run_folder.progress import quieten
 from preference_data.store import write_text
 
-WORKERS = ".workers"
-"""In a stage's unfinished folder: the files by which its driver and workers communicate."""
 _LOOK_EVERY_S = 0.5
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's smallest: nothing large goes through it
 _LOST_PEER = ("connection", "timed out", "gloo", "nccl", "socket", "monitoredbarrier", "heartbeat")
@@ -69,7 +68,7 @@ def run_stage(config: StageConfig, inputs: dict[str, Path], out: StageFolder) ->
         return metrics
     out = StageFolder(out.path.parent.resolve(), out.name, out.fingerprint)
     inputs = {name: path.resolve() if path.exists() else path for name, path in inputs.items()}
-    return _on_workers(hardware, _Job(config, inputs, out, hardware.timeout_s))
+    return _on_workers(_Job(config, inputs, out, hardware))
 
 
 def _stage(config: StageConfig) -> Any:
@@ -92,7 +91,7 @@ class _Job:
     config: StageConfig
     inputs: dict[str, Path]
     out: StageFolder
-    timeout_s: int
+    hardware: Hardware
 
     @property
     def board(self) -> _Board:
@@ -104,16 +103,10 @@ class _Board:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @property
-    def stop(self) -> Path:
+        self.stop = folder / "stop"
         """Written by the driver on a request to stop."""
-        return self.folder / "stop"
-
-    @property
-    def output(self) -> Path:
+        self.output = folder / "output.txt"
         """Output and warnings of rank 0, for the driver's terminal."""
-        return self.folder / "output.txt"
 
     @property
     def outcome(self) -> dict[str, Any] | None:
@@ -153,16 +146,15 @@ class _Board:
 # -------------------------------------------------------------------------- the driver
 
 
-def _on_workers(hardware: Hardware, job: _Job) -> dict[str, float]:
+def _on_workers(job: _Job) -> dict[str, float]:
     """Start the workers, follow them to their end, and return their metrics."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    board = job.board
-    _wipe(board.folder)
-    with _cluster(hardware):
-        on_gpu = _uses_gpus(hardware, ray.cluster_resources().get("GPU", 0))
+    board, hardware = job.board, job.hardware
+    shutil.rmtree(board.folder, ignore_errors=True)
+    board.folder.mkdir(parents=True)
+    with _cluster(hardware) as on_gpu:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
@@ -178,7 +170,7 @@ def _on_workers(hardware: Hardware, job: _Job) -> dict[str, float]:
                 failure_config=FailureConfig(max_failures=hardware.max_failures),
             ),
         )
-        error = _follow(trainer, job, hardware)
+        error = _follow(trainer, job)
     outcome = board.outcome
     if outcome is None:
         errors = board.errors(board.groups[-1], hardware.workers) if board.groups else ""
@@ -195,19 +187,15 @@ def _on_workers(hardware: Hardware, job: _Job) -> dict[str, float]:
         "workers_replaced": float(len(board.groups) - 1),
         "peak_memory_mb": max(float(path.read_text("utf-8")) for path in board.folder.glob("group-*/*.peak")),
     }
-    _wipe(board.folder)
-    board.folder.rmdir()
     return {**outcome["metrics"], **figures}
 
 
-def _wipe(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
 @contextmanager
-def _cluster(hardware: Hardware) -> Iterator[None]:
-    """Be connected to the Ray cluster that `hardware` names, or to one of this machine alone."""
+def _cluster(hardware: Hardware) -> Iterator[bool]:
+    """Be connected to the Ray cluster that `hardware` names, or to one of this machine alone.
+
+    Yields whether each worker gets a GPU.
+    """
     import ray
 
     passed_on = [name for name in ("TOKENIZERS_PARALLELISM", "TQDM_DISABLE") if name in os.environ]
@@ -216,7 +204,9 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
     env = {"env_vars": {**{name: os.environ[name] for name in passed_on}, **threads}}
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if hardware.address is None:
-        with _without_hangups():
+        # Processes started here survive the closing of the terminal: the driver stops them in good order
+        hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
             ray.init(
                 address="local",
                 # More logical CPUs than workers: Ray's own tasks need one, or nothing starts
@@ -226,27 +216,18 @@ def _cluster(hardware: Hardware) -> Iterator[None]:
                 runtime_env=env,
                 **quietly,
             )
+        finally:
+            signal.signal(signal.SIGHUP, hangup)
     else:
         ray.init(address=hardware.address, runtime_env=env, **quietly)
     try:
-        _wait_for_room(hardware)
-        yield
+        yield _wait_for_room(hardware)
     finally:
         ray.shutdown()
 
 
-@contextmanager
-def _without_hangups() -> Iterator[None]:
-    """Processes started here survive the closing of the terminal: the driver stops them in good order."""
-    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, earlier)
-
-
-def _wait_for_room(hardware: Hardware) -> None:
-    """Ray would wait for ever, without a word, for machines that do not exist.
+def _wait_for_room(hardware: Hardware) -> bool:
+    """Whether each worker gets a GPU. For machines that do not exist Ray would wait for ever, without a word.
 
     Raises:
         ClusterTooSmall: a cluster that others run has not grown large enough in time.
@@ -257,10 +238,12 @@ def _wait_for_room(hardware: Hardware) -> None:
     while True:
         has = ray.cluster_resources()
         cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-        # With `auto`, a cluster of others that has some GPUs may still be growing
-        on_gpu = hardware.device == "gpu" or (hardware.device == "auto" and hardware.address and gpus > 0)
+        # With `auto`, a cluster of others that has some GPUs may still be growing; for fsdp2 on CPUs
+        # accelerate would run plain DDP without saying so
+        may_grow = hardware.device == "auto" and hardware.address and gpus > 0
+        on_gpu = hardware.device == "gpu" or hardware.strategy == "fsdp2" or may_grow
         if cpus >= hardware.workers * hardware.cpus_per_worker and (gpus >= hardware.workers or not on_gpu):
-            return
+            return hardware.device != "cpu" and bool(gpus >= hardware.workers)
         if time.monotonic() > deadline:
             raise ClusterTooSmall(
                 f"hardware asks for {hardware.workers} workers with {hardware.cpus_per_worker} CPUs each"
@@ -270,19 +253,7 @@ def _wait_for_room(hardware: Hardware) -> None:
         time.sleep(_LOOK_EVERY_S)
 
 
-def _uses_gpus(hardware: Hardware, gpus: float) -> bool:
-    if hardware.device == "auto":
-        on_gpu = gpus >= hardware.workers
-        if hardware.strategy == "fsdp2" and not on_gpu:
-            raise ClusterTooSmall(
-                f"hardware.strategy fsdp2 needs a GPU for each of {hardware.workers} workers, the cluster "
-                f"has {gpus:g}: on CPUs accelerate runs plain DDP without saying so"
-            )
-        return on_gpu
-    return hardware.device == "gpu"
-
-
-def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None:
+def _follow(trainer: Any, job: _Job) -> BaseException | None:
     """Wait for the workers; print their output and which were replaced; pass on a request to stop."""
     import ray
 
@@ -302,8 +273,8 @@ def _follow(trainer: Any, job: _Job, hardware: Hardware) -> BaseException | None
                     board.stop.touch()
                 groups = board.groups
                 if len(groups) > max(1, n_groups):
-                    errors = board.errors(groups[-2], hardware.workers)
-                    count = f"{len(groups) - 1} of {hardware.max_failures}"
+                    errors = board.errors(groups[-2], job.hardware.workers)
+                    count = f"{len(groups) - 1} of {job.hardware.max_failures}"
                     print(f"workers replaced ({count}): {errors}", flush=True)
                 n_groups = len(groups)
         except Interrupted:
@@ -327,14 +298,13 @@ def _work(loop_config: dict[str, Any]) -> None:
         )
     if job.board.outcome is not None:
         return  # a replaced group: the stage had ended, its process had not
-    processes.set_timeout(job.timeout_s)
+    processes.set_timeout(job.hardware.timeout_s)
     group = processes.broadcast(job.board.open_group() if processes.is_first() else Path())
     write_text(group / f"rank-{processes.rank()}.place", f"process {os.getpid()} on {os.uname().nodename}")
-    hardware: Hardware = getattr(job.config, "hardware")  # noqa: B009 - of training stages only
     threading.Thread(target=_watch_for_stop, args=(job.board.stop,), daemon=True).start()
     metrics: dict[str, float] = {}
     with Attempt() as attempt, _printing_to(job.board.output, processes.is_first()):
-        preparation.prepare_process(hardware.strategy)
+        preparation.prepare_process(job.hardware.strategy)
         metrics = _stage(job.config).run(job.config, job.inputs, job.out)
     if isinstance(attempt.error, Interrupted):
         if processes.is_first():

@@ -1,4 +1,4 @@
-"""Greedy or drawn completions of text prompts by any causal language model that transformers loads."""
+"""Greedy completions of text prompts by any causal language model that transformers loads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -17,13 +16,9 @@ from align.generation.engine import Decoding
 
 @torch.no_grad()
 def complete_prompts(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    stops: Sequence[int],
-    draws: np.ndarray | None = None,
-) -> list[tuple[list[int], list[float]]]:
-    """Tokens and their log-probabilities, `decoding.completions` rows a prompt, as `decode` gives them.
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Sequence[int]
+) -> list[list[int]]:
+    """Tokens of each prompt's completion, up to and with its stop token.
 
     Prompts are padded on the left to the longest and go through the model's own forward pass once.
     """
@@ -45,7 +40,5 @@ def complete_prompts(
 
     cache = DynamicCache(config=model.config)
     logits = forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
-    k = decoding.completions
-    cache.batch_repeat_interleave(k)
-    repeated = logits.repeat_interleave(k, 0), cache, mask.repeat_interleave(k, 0)
-    return decode(*repeated, forward, decoding, draws, stops)
+    decoded = decode(logits, cache, mask, forward, Decoding(max_new_tokens), None, stops)
+    return [tokens for tokens, _ in decoded]

@@ -17,10 +17,10 @@ from transformers import DynamicCache
 
 from align.generation.decoding import decode, stop_tokens, uniforms
 from align.generation.engine import Completion, Decoding, Request
-from align.models.chat import Encoded, encode_prompt, encode_text, expand_audio, user
+from align.models.chat import Encoded, encode_prompt, encode_text, user
 from align.models.features import Clip, ClipFeatures
 from align.models.packing import PackedBatch
-from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
+from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.models.qwen2_audio.model import load_model, load_processor
 from align.models.qwen2_audio.packed import pack_for_inference
 
@@ -98,18 +98,8 @@ class TransformersEngine:
         """The prompts as one packed row, the features of their distinct clips, and the prompts' lengths."""
         clips = self.clips.per_row([request.audios for request in requests])
         rows = [self._encode(request, own).ids for request, own in zip(requests, clips, strict=True)]
-        numbers: dict[str, int] = {}
-        distinct: list[Clip] = []
-        for request, own in zip(requests, clips, strict=True):
-            for path, clip in zip(request.audios, own, strict=True):
-                if path not in numbers:
-                    numbers[path] = len(distinct)
-                    distinct.append(clip)
-        row_clips = [[numbers[path] for path in request.audios] for request in requests]
-        audio_id = self.processor.tokenizer.convert_tokens_to_ids(self.processor.audio_token)
-        packed = pack_rows(rows, row_clips, [clip.n_frames for clip in distinct], audio_id).to(self.device)
-        features = stack_unpadded(distinct).get("input_features")
-        return packed, features, [len(row) for row in rows]
+        batch = pack_audio(self.processor, rows, clips)
+        return batch["packed"].to(self.device), batch.get("input_features"), [len(row) for row in rows]
 
     def _encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
         encoded = (
@@ -117,8 +107,7 @@ class TransformersEngine:
             if request.plain
             else encode_prompt(self.processor, [user(request.text, len(request.audios))])
         )
-        audio_id = self.processor.tokenizer.convert_tokens_to_ids(self.processor.audio_token)
-        return expand_audio(encoded, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)
+        return expand_clips(self.processor, encoded, clips)
 
     def _text(self, tokens: Sequence[int], request: Request) -> str:
         """The text of a completion. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""

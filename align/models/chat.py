@@ -56,17 +56,14 @@ def encode_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> Enc
 
 def encode_completion(processor: ProcessorMixin, text: str) -> Encoded:
     """An answer with its end-of-turn, to stand after `encode_prompt` or a plain text."""
-    ids = processor.tokenizer(text + end_of_turn(processor), add_special_tokens=False)["input_ids"]
+    whole = text + _end_of_turn(processor.tokenizer, processor.chat_template)
+    ids = processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
     return Encoded(ids, [1] * len(ids))
-
-
-def end_of_turn(processor: ProcessorMixin) -> str:
-    """The text that the chat template puts after an assistant's words, such as <|im_end|>."""
-    return _end_of_turn(processor.tokenizer, processor.chat_template)
 
 
 @lru_cache(maxsize=8)
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The text that the chat template puts after an assistant's words, such as <|im_end|>."""
     encoded = tokenizer.apply_chat_template(
         [user("?"), assistant("")],
         chat_template=template,

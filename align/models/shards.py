@@ -86,11 +86,6 @@ def write(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int 
         weight_map[name] = n_shards + 1
         total += tensor.nbytes
     flush()
-    _name_parts(folder, weight_map, n_shards, total)
-
-
-def _name_parts(folder: Path, weight_map: dict[str, int], n_shards: int, total: int) -> None:
-    """Give the files the names that say how many there are."""
     if n_shards == 1:
         (folder / "part-1.safetensors").rename(folder / "model.safetensors")
         return

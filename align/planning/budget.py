@@ -5,17 +5,15 @@ Nothing is loaded: shapes come from the recipe, from config.json files on disk, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
-from align.recipe.config.corpus import CorpusConfig
-from align.recipe.config.training import Assemble, Hardware, ModelShape, TrainingConfig
+from align.recipe.config.training import Assemble, FurtherTrainingConfig, Hardware, ModelShape, TrainingConfig
 from align.recipe.recipe import Recipe, Step
-from align.run_folder.artifacts import MANIFEST, read_json
+from align.run_folder.artifacts import MANIFEST, DamagedFile, read_json, read_manifest
 from preference_data.prompts.prompts import all_tags
 
 TEXT_TOKENS = 256
@@ -57,47 +55,64 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     except UnknownShape as error:
         yield f"{step.name}: no estimate: {error}"
         return
-    if shape is None:
-        yield f"{step.name}: the shape of its model is unknown until it is on disk; no estimate"
-        return
     hardware = config.hardware or Hardware()
-    load = _workload(config, shape, _seconds(config, recipe, shape))
-    disk = _size(estimate.checkpoint_bytes(shape, load, hardware.strategy))
+    corpus = recipe.corpus_of(step)
+    hearing_s = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
+    load = _workload(config, shape, min(hearing_s, corpus.max_duration_s) if corpus else hearing_s)
+    disk = f"{_size(estimate.checkpoint_bytes(shape, load, hardware.strategy))}, 2 at a time"
+    if config.keeps_candidates:
+        weights = _size(estimate.weights_bytes(shape, load, hardware.strategy))
+        disk += f" and weights of {weights} every {config.save_steps} steps"
     count, learned = estimate.parameters(shape), estimate.trained(shape, load)
     yield (
         f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn; up to "
         f"{config.batch_size * load.clips * load.audio_tokens:,} audio tokens a step; a checkpoint takes "
-        f"{disk}, {_kept(config, shape, load, hardware.strategy)}"
+        f"{disk}, none when it is done"
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
-    measured = _measured(step.name, config, run)
-    if measured:
-        yield f"  {measured}"
-    elif count.total > SMALL:
-        yield f"  {_assumed(config, shape, load, hardware.workers)}"
+    yield from _hours(step.name, config, run, shape, load)
+
+
+def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Workload) -> Iterator[str]:
+    """At the speed of an earlier run; else, for a large model, at an assumed share of the GPUs' peak."""
+    examples, noun = (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
+    path = run / name / MANIFEST
+    try:
+        speed = read_manifest(path.parent).get("metrics", {}).get("examples_per_s")
+    except (FileNotFoundError, DamagedFile):
+        speed = None
+    if speed:
+        yield f"  {_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
+    elif estimate.parameters(shape).total > SMALL:
+        workers = config.hardware.workers if config.hardware else 1
+        per_gpu = examples / workers * estimate.flops(shape, load)
+        hours = per_gpu / (estimate.MFU * estimate.PEAK_FLOPS) / 3600
+        yield (
+            f"  {_duration(hours)}{noun} at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s "
+            f"(H100) on each of {_gpus(workers)}: assumed, not measured"
+        )
 
 
 # -------------------------------------------------------------------------- what the recipe says
 
 
-def shape_of(name: str, recipe: Recipe) -> Shape | None:
-    """Of the model that a stage trains, or that a reference names; None if that cannot be known yet.
+def shape_of(name: str, recipe: Recipe) -> Shape:
+    """Shape of the model that a stage trains, or that a reference names.
 
     Raises:
-        UnknownShape: a config.json on disk lacks a field.
+        UnknownShape: the model is not on disk yet, or its config.json lacks a field.
     """
-    step = next((step for step in recipe.steps if step.name == name), None)
-    if step is None:
-        config = _config_json(name)
-        return None if config is None else estimate.shape_of_config(config, name)
-    if not isinstance(step.config, TrainingConfig):
-        return None
-    match step.config.starts_from:
+    configs = {step.name: step.config for step in recipe.steps if isinstance(step.config, TrainingConfig)}
+    if name not in configs:
+        return estimate.shape_of_config(_config_json(name), name)
+    match configs[name].starts_from:
         case ModelShape() as small:
             return _small(small)
         case Assemble(audio=audio, text=text):
-            return _assembled(audio, text)
+            language = estimate.fields_of(_config_json(text), estimate.TEXT_FIELDS, text)
+            language["vocab"] += _NEW_TOKENS  # at most
+            return Shape(**estimate.fields_of(_config_json(audio), estimate.AUDIO_FIELDS, audio), **language)
         case str(policy):
             return shape_of(policy, recipe)
 
@@ -120,38 +135,25 @@ def _small(model: ModelShape) -> Shape:
     )
 
 
-def _assembled(audio: str, text: str) -> Shape | None:
-    """Of a Whisper and a Qwen2; the embeddings at most as large as all new tokens make them."""
-    whisper, qwen = _config_json(audio), _config_json(text)
-    if whisper is None or qwen is None:
-        return None
-    language = estimate.fields_of(qwen, estimate.TEXT_FIELDS, text)
-    language["vocab"] += _NEW_TOKENS
-    return Shape(**estimate.fields_of(whisper, estimate.AUDIO_FIELDS, audio), **language)
-
-
-def _config_json(ref: str) -> dict[str, Any] | None:
+def _config_json(ref: str) -> dict[str, Any]:
     folder = Path(ref).expanduser()
     for path in (folder / "model" / "config.json", folder / "config.json"):
         if path.exists():
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = read_json(path)
             return config
-    return _PUBLISHED.get(ref)
-
-
-def _seconds(config: TrainingConfig, recipe: Recipe, shape: Shape) -> float:
-    """The longest clip: as the corpus allows, and as the model hears."""
-    heard = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
-    corpora = [other.config for other in recipe.steps if other.name == config.corpus]
-    return min([heard, *(corpus.max_duration_s for corpus in corpora if isinstance(corpus, CorpusConfig))])
+    if ref not in _PUBLISHED:
+        raise UnknownShape(f"the shape of {ref} is unknown until it is on disk")
+    return _PUBLISHED[ref]
 
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
-    lora, packed = config.adapter, bool(config.packed)
-    load = Workload(
-        sequences=1,
-        clips=1,
+    lora = config.lora if isinstance(config, FurtherTrainingConfig) else None
+    packed, n = bool(config.packed), config.sequences_per_example
+    live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
+    return Workload(
+        sequences=n,
+        clips=1 if packed else n,  # packed, they share a clip
         audio_tokens=shape.audio_tokens(seconds),
         text_tokens=TEXT_TOKENS,
         parts=None if config.train is None else tuple(config.train),
@@ -159,11 +161,9 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
         frozen_bytes=0.6 if lora is not None and lora.bits else 2,
         checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
         packed=packed,
+        with_reference=config.has_reference and live,
+        completions=n if packed else 1,
     )
-    n = config.sequences_per_example
-    live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
-    load = load._replace(sequences=n, with_reference=config.has_reference and live)
-    return load._replace(completions=n) if packed else load._replace(clips=n)  # packed, they share a clip
 
 
 # -------------------------------------------------------------------------- in words
@@ -210,39 +210,6 @@ def _verdict(shape: Shape, load: Workload, room: float, examples: int) -> str:
         return f"{at_a_time} at a time in"
     thrifty = estimate.activations(shape, load._replace(checkpointed=True)) <= room
     return "1 with layers checkpointed in" if thrifty else _NO
-
-
-def _measured(name: str, config: TrainingConfig, run: Path) -> str:
-    """Hours at the speed of the same stage of an earlier run, if there is one."""
-    path = run / name / MANIFEST
-    speed = read_json(path).get("metrics", {}).get("examples_per_s") if path.exists() else None
-    if not speed:
-        return ""
-    examples, noun = _examples(config)
-    return f"{_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
-
-
-def _assumed(config: TrainingConfig, shape: Shape, load: Workload, workers: int) -> str:
-    """Hours at an assumed share of the GPUs' peak."""
-    examples, noun = _examples(config)
-    seconds = examples / workers * estimate.flops(shape, load) / (estimate.MFU * estimate.PEAK_FLOPS)
-    return (
-        f"{_duration(seconds / 3600)}{noun} at {estimate.MFU:.0%} of "
-        f"{estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s (H100) on each of {_gpus(workers)}: assumed, not measured"
-    )
-
-
-def _examples(config: TrainingConfig) -> tuple[int, str]:
-    """Of the whole stage where the recipe says how many, else of 1,000 pairs."""
-    return (1000, " per 1,000 pairs") if config.n_examples is None else (config.n_examples, "")
-
-
-def _kept(config: TrainingConfig, shape: Shape, load: Workload, strategy: Strategy) -> str:
-    """How many checkpoints there are at a time."""
-    if config.keeps_candidates:
-        weights = _size(estimate.weights_bytes(shape, load, strategy))
-        return f"2 at a time and weights of {weights} every {config.save_steps} steps; none when it is done"
-    return "2 at a time, none when it is done"  # the last one, and the new one until it is sealed
 
 
 def _gpus(n: int) -> str:

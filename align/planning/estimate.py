@@ -8,11 +8,11 @@ CUDA's own memory and fragmentation are not counted: `OVERHEAD` stands for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp2"]
-STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "fsdp2")
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 OVERHEAD = 3e9
 """Bytes per process: CUDA context, NCCL buffers, the vocabulary head's tiles, fragmentation; on a CPU the
 interpreter and its libraries. An assumption."""
@@ -53,20 +53,20 @@ class Shape(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Counts by part; the language model's with its head."""
+    """Counts by part; the language model's with its head.
+
+    Few rows of `new_tokens` learn, but gradients and optimizer states are those of both tables.
+    """
 
     audio_tower: int
     projector: int
     language_model: int
+    new_tokens: int
 
     @property
     def total(self) -> int:
-        """All of them."""
-        return sum(self)
-
-    def of(self, parts: Sequence[str] | None) -> int:
-        """Of the named parts; None is all."""
-        return self.total if parts is None else sum(getattr(self, part) for part in parts)
+        """Of the model; the new tokens are among the language model's."""
+        return self.audio_tower + self.projector + self.language_model
 
 
 class Workload(NamedTuple):
@@ -182,7 +182,7 @@ def parameters(shape: Shape) -> Parameters:
     tower += shape.audio_layers * encoder_layer + 2 * d
     decoder_layer = _linear(shape) + h + 2 * shape.kv_heads * shape.head_width + 2 * h  # biases, norms
     language = 2 * shape.vocab * h + shape.layers * decoder_layer + h
-    return Parameters(tower, d * h + h, language)
+    return Parameters(tower, d * h + h, language, 2 * shape.vocab * h)
 
 
 def _linear(shape: Shape) -> int:
@@ -202,11 +202,8 @@ def trained(shape: Shape, load: Workload) -> int:
     """Parameters that learn. The tower's positions never do, but they are counted: they are few."""
     if load.lora_rank is not None:
         return lora_parameters(shape, load.lora_rank)
-    if load.parts is None or "new_tokens" not in load.parts:
-        return parameters(shape).of(load.parts)
-    # A few rows do, but gradients and optimizer states are those of both tables
-    others = [part for part in load.parts if part != "new_tokens"]
-    return parameters(shape).of(others) + 2 * shape.vocab * shape.width
+    counts = parameters(shape)
+    return counts.total if load.parts is None else sum(getattr(counts, part) for part in load.parts)
 
 
 def _learns(part: str, load: Workload) -> bool:

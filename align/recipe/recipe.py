@@ -15,14 +15,13 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from align.recipe.config.base import Config, Needs, Outside, StageConfig, marks, parts
-from align.recipe.config.corpus import DataSetShare
+from align.recipe.config.base import Config, Needs, Outside, StageConfig, mark_of, parts
+from align.recipe.config.corpus import CorpusConfig, DataSetShare
 from align.recipe.config.stages import STAGES
 from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
-from align.recipe.trl_names import instead_of, known_names, problem_with
+from align.recipe.trl_names import REFUSED, instead_of, known_names, problem_with
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
@@ -57,7 +56,7 @@ class Step:
     def folders(self) -> list[str]:
         """Folders and files of data from outside the run."""
         fields = type(self.config).model_fields.items()
-        marked = [name for name, info in fields if any(isinstance(mark, Outside) for mark in marks(info))]
+        marked = [name for name, info in fields if mark_of(info, Outside)]
         values = [value for name in marked if (value := getattr(self.config, name))]
         return [path for value in values for path in _paths(value)]
 
@@ -69,6 +68,12 @@ class Recipe:
     name: str
     folder: Path
     steps: list[Step]
+
+    def corpus_of(self, step: Step) -> CorpusConfig | None:
+        """The recipe's own corpus that a step reads, if there is one."""
+        name = getattr(step.config, "corpus", None)
+        configs = (other.config for other in self.steps if other.name == name)
+        return next((config for config in configs if isinstance(config, CorpusConfig)), None)
 
     def step(self, name: str) -> Step:
         """The step of this name, or the only step whose name has this part after the number.
@@ -214,7 +219,7 @@ def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> P
     elif kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
         model = _model_at(config, tagged[:-1]) or _model_at(config, tagged[:-2])  # a key of a mapping
-        renamed = model.renamed_values if model and issubclass(model, Config) else {}
+        renamed = model.renamed if model and issubclass(model, Config) else {}
         if str(value) in renamed:
             message = f"{value!r} is called {renamed[str(value)]!r} now"
         else:
@@ -241,8 +246,11 @@ def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[Base
         return f": it is called {model.renamed[key]!r} now"
     trl = model.trl_config if issubclass(model, StageConfig) else None
     if trl and key in known_names(trl):
-        ours = instead_of(key, config.model_fields)
-        return f" (use {ours})" if ours else f" (a name of TRL's: put it under `trl:`, as trl.{key})"
+        if ours := instead_of(key, config.model_fields):
+            return f" (use {ours})"
+        if key in REFUSED:
+            return f" (a name of TRL's that cannot be used: {REFUSED[key]})"
+        return f" (a name of TRL's: put it under `trl:`, as trl.{key})"
     return _suggestion(key, model.model_fields)
 
 
@@ -255,18 +263,13 @@ def _model_at(config: type[BaseModel] | None, loc: Loc) -> type[BaseModel] | Non
                 return None
             info = annotation.model_fields.get(part)
             annotation = info.annotation if info else None
-        models = [a for a in parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        models = _models(annotation)
         meant = [model for model in models if loc[place + 1 : place + 2] == (f"[{model.__name__}]",)]
         annotation = next(iter([*meant, *models]), None)
     return annotation
 
 
 # -------------------------------------------------------------------------- references and TRL names
-
-
-def _needs(info: FieldInfo) -> Needs | None:
-    """The mark of a field that names earlier stages."""
-    return next((mark for mark in marks(info) if isinstance(mark, Needs)), None)
 
 
 def _paths(value: str | Sequence[str | DataSetShare]) -> list[str]:
@@ -278,20 +281,20 @@ def _paths(value: str | Sequence[str | DataSetShare]) -> list[str]:
 def _references(config: type[BaseModel], data: dict[str, Any]) -> Iterator[tuple[Loc, Needs, str]]:
     """Every reference to another stage in a file's data, valid or not."""
     for key, info in config.model_fields.items():
-        needs, value = _needs(info), data.get(key)
+        needs, value = mark_of(info, Needs), data.get(key)
         if needs and isinstance(value, str):
             yield (key,), needs, value
         elif needs and isinstance(value, list):
             yield from (((key, i), needs, ref) for i, ref in enumerate(value) if isinstance(ref, str))
         elif isinstance(value, dict):
-            for inner in _members(info, value):
-                yield from (((key, *loc), needs, ref) for loc, needs, ref in _references(inner, value))
+            for inner in _models(info.annotation):
+                if inner.model_fields.keys() & value.keys():
+                    yield from (((key, *loc), needs, ref) for loc, needs, ref in _references(inner, value))
 
 
-def _members(info: FieldInfo, value: dict[str, Any]) -> list[type[BaseModel]]:
-    """The models among a field's types that have one of these keys."""
-    models = [a for a in parts(info.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-    return [model for model in models if model.model_fields.keys() & value.keys()]
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation is made of."""
+    return [part for part in parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
 def _check_references(

@@ -12,95 +12,72 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-INSTEAD = {
-    "learning_rate": ("learning_rate",),
-    "beta": ("beta",),
-    "loss_type": ("loss",),
-    "num_train_epochs": ("epochs", "steps"),
-    "max_steps": ("steps", "epochs"),
-    "per_device_train_batch_size": ("batch_size",),
-    "auto_find_batch_size": ("batch_size",),
-    "save_steps": ("save_steps",),
-    "save_strategy": ("save_steps",),
-    "seed": ("seed",),
-    "data_seed": ("seed",),
-    "eval_strategy": ("held_out", "nothing: this stage evaluates nothing"),
-    "eval_steps": ("save_steps",),
-    "load_best_model_at_end": ("choose",),
-    "metric_for_best_model": ("choose",),
-    "greater_is_better": ("choose",),
-    "output_dir": ("--out on the command line",),
-    "resume_from_checkpoint": ("nothing: an interrupted stage resumes by itself",),
-    "max_length": ("nothing: answers are never cut",),
-    "packing": ("nothing: rows are not packed",),
-    "assistant_only_loss": ("nothing: the loss is on the answers only",),
-    "completion_only_loss": ("nothing: the loss is on the answers only",),
-    "remove_unused_columns": ("nothing: the collator needs every column",),
-    "deepspeed": ("hardware",),
-    "fsdp": ("hardware",),
-    "fsdp_config": ("hardware",),
-    "use_cpu": ("hardware",),
-    "ddp_backend": ("hardware",),
-    "ddp_timeout": ("hardware",),
-    "ddp_find_unused_parameters": ("hardware",),
-    "parallelism_config": ("hardware",),
-    "accelerator_config": ("hardware",),
-    "local_rank": ("hardware",),
-    "loss_weights": ("loss",),
-    "chat_template_path": ("nothing: the policy's own chat template is used",),
-    "model_init_kwargs": ("nothing: the stage loads the policy",),
-    "report_to": ("MLFLOW_TRACKING_URI in the environment",),
+
+def _by_name(names_of: dict[str, str]) -> dict[str, list[str]]:
+    """The keys of a table by each of the names that stand behind them."""
+    pairs = [(name, key) for key, names in names_of.items() for name in names.split()]
+    return {name: [key for other, key in pairs if other == name] for name, _ in pairs}
+
+
+_OURS = {
+    "learning_rate": "learning_rate",
+    "beta": "beta",
+    "loss": "loss_type loss_weights",
+    "epochs": "num_train_epochs max_steps",
+    "steps": "num_train_epochs max_steps",
+    "batch_size": "per_device_train_batch_size auto_find_batch_size",
+    "save_steps": "save_steps save_strategy eval_steps",
+    "seed": "seed data_seed",
+    "choose": "load_best_model_at_end metric_for_best_model greater_is_better",
+    "hardware": "deepspeed fsdp fsdp_config use_cpu ddp_backend ddp_timeout ddp_find_unused_parameters"
+    " parallelism_config accelerator_config local_rank",
+    "--out on the command line": "output_dir",
+    "MLFLOW_TRACKING_URI in the environment": "report_to",
 }
-"""TRL's name -> our keys that set the same thing, best first. One way to set each thing."""
+"""What sets a thing here -> TRL's names for it. One way to set each thing."""
+INSTEAD = _by_name(_OURS)
+"""TRL's name -> our keys that set the same thing."""
 
-
-_HUB = "models are published by `align export`, after the gate, not from inside a training"
 _EVALUATION = "the stage decides what is held out and when it is scored"
-_PLAIN_TEXT = "it prepares rows of plain text, and the stage prepares its own"
-_WRAPPED = "it replaces the model's forward, which the packed backbone and TRL's fused head do already"
-REFUSED = {
-    "save_only_model": "a killed run would resume without its optimizer and learn something else",
-    "ignore_data_skip": "a resumed run would see the first examples again",
-    "restore_callback_states_from_checkpoint": "the stage's own callbacks keep their state in its folder",
-    "enable_jit_checkpoint": "the stage saves by itself when it is stopped",
-    "save_on_each_node": "all machines share the run folder, and would write the same files",
-    "save_total_limit": "the stage decides which checkpoints it needs",
-    **dict.fromkeys(
-        "push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push"
-        " hub_revision".split(),
-        _HUB,
-    ),
-    "trackio_space_id": "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment",
-    "trackio_bucket_id": "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment",
-    "trackio_static_space_id": "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment",
-    **dict.fromkeys(
-        "do_eval do_predict eval_on_start eval_delay eval_packing eval_accumulation_steps"
-        " eval_do_concat_batches eval_use_gather_object batch_eval_metrics bf16_full_eval fp16_full_eval"
-        " include_for_metrics prediction_loss_only".split(),
-        _EVALUATION,
-    ),
-    "do_train": "a training stage always trains",
-    **dict.fromkeys(
-        "dataset_kwargs dataset_text_field packing_strategy padding_free pad_to_multiple_of truncation_mode"
-        " eos_token pad_token length_column_name label_names".split(),
-        _PLAIN_TEXT,
-    ),
-    "shuffle_dataset": "the stage decides the order of examples, so that it resumes exactly",
-    "dataloader_drop_last": "every step has exactly batch_size examples",
-    **dict.fromkeys(
-        "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config".split(),
-        _WRAPPED,
-    ),
-    "fp16": "the policies are trained in bfloat16 on GPUs and float32 on CPUs",
-    "sync_ref_model": "the reference is the policy that training starts from, scored once",
-    "ref_model_mixup_alpha": "the reference is the policy that training starts from, scored once",
-    "ref_model_sync_steps": "the reference is the policy that training starts from, scored once",
-    "router_aux_loss_coef": "the models have no experts to balance",
-    "label_smoothing_factor": "TRL computes the loss itself; for DPO, label_smoothing is its own name",
-    "trust_remote_code": "no code is loaded from a checkpoint",
-    "debug": "its checks read the model's outputs on a TPU or count overflows of fp16",
+_WHY_NOT = {
+    "an interrupted stage resumes by itself": "resume_from_checkpoint",
+    "answers are never cut": "max_length",
+    "rows are not packed": "packing",
+    "the loss is on the answers only": "assistant_only_loss completion_only_loss",
+    "the collator needs every column": "remove_unused_columns",
+    "the policy's own chat template is used": "chat_template_path",
+    "the stage loads the policy": "model_init_kwargs",
+    "a killed run would resume without its optimizer and learn something else": "save_only_model",
+    "a resumed run would see the first examples again": "ignore_data_skip",
+    "the stage's own callbacks keep their state in its folder": "restore_callback_states_from_checkpoint",
+    "the stage saves by itself when it is stopped": "enable_jit_checkpoint",
+    "all machines share the run folder, and would write the same files": "save_on_each_node",
+    "the stage decides which checkpoints it needs": "save_total_limit",
+    "models are published by `align export`, after the gate, not from inside a training": "push_to_hub"
+    " hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision",
+    "metrics go to MLflow; set MLFLOW_TRACKING_URI in the environment": "trackio_space_id trackio_bucket_id"
+    " trackio_static_space_id",
+    _EVALUATION: "do_eval do_predict eval_strategy eval_on_start eval_delay eval_packing"
+    " eval_accumulation_steps eval_do_concat_batches eval_use_gather_object batch_eval_metrics bf16_full_eval"
+    " fp16_full_eval include_for_metrics prediction_loss_only",
+    "a training stage always trains": "do_train",
+    "it prepares rows of plain text, and the stage prepares its own": "dataset_kwargs dataset_text_field"
+    " packing_strategy padding_free pad_to_multiple_of truncation_mode eos_token pad_token"
+    " length_column_name label_names",
+    "the stage decides the order of examples, so that it resumes exactly": "shuffle_dataset",
+    "every step has exactly batch_size examples": "dataloader_drop_last",
+    "it replaces the model's forward, as the packed backbone and TRL's fused head do": "torch_compile"
+    " torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config",
+    "the policies are trained in bfloat16 on GPUs and float32 on CPUs": "fp16",
+    "the reference is the policy that training starts from, scored once": "sync_ref_model"
+    " ref_model_mixup_alpha ref_model_sync_steps",
+    "the models have no experts to balance": "router_aux_loss_coef",
+    "TRL computes the loss itself; for DPO, label_smoothing is its own name": "label_smoothing_factor",
+    "no code is loaded from a checkpoint": "trust_remote_code",
+    "its checks read the model's outputs on a TPU or count overflows of fp16": "debug",
 }
-"""TRL's names that cannot work here, or would undo what the stages promise -> why."""
+"""Why -> TRL's names that cannot work here, or would undo what the stages promise."""
+REFUSED = {name: why for name, (why,) in _by_name(_WHY_NOT).items()}
 _CHOICES = {
     "optim": ("training_args.py", "OptimizerNames"),
     "lr_scheduler_type": ("trainer_utils.py", "SchedulerType"),
@@ -164,10 +141,8 @@ def instead_of(name: str, ours: Collection[str]) -> str | None:
     """What to use instead of a TRL name that a stage with the keys `ours` sets itself; None if free."""
     if name in ours:
         return name
-    if name not in INSTEAD:
-        return None
-    options = INSTEAD[name]
-    return next((option for option in options if option.split(".")[0] in ours), options[0])
+    options = INSTEAD.get(name)
+    return next((option for option in options if option in ours), options[0]) if options else None
 
 
 def problem_with(name: str, value: object, config_class: str, ours: Collection[str]) -> str | None:

@@ -29,7 +29,9 @@ METRICS = "metrics.jsonl"
 _MARK = ".fingerprint"
 SECONDS = ".seconds"
 """Time spent on unfinished work so far, over all attempts."""
-SCRATCH = (_MARK, SECONDS, "checkpoints")
+WORKERS = ".workers"
+"""The files by which a stage's driver and workers communicate."""
+SCRATCH = (_MARK, SECONDS, WORKERS, "checkpoints")
 """In a stage's folder until it is finished: what lets killed work be taken up again."""
 _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow", "argilla")
 

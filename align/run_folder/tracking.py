@@ -18,13 +18,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.run_folder.artifacts import (
     METRICS,
     DamagedFile,
+    StageFolder,
     git_commit,
     read_json,
     read_manifest,
@@ -63,23 +65,17 @@ class StageRecord:
     `inputs`: name -> (kind of output, digest); `data`: path -> digest, of what no stage made.
     """
 
-    name: str
+    folder: StageFolder
     kind: str
     produces: str
-    fingerprint: str
     config: dict[str, Any]
     inputs: dict[str, tuple[str, str]]
     data: dict[str, str]
-    partial: Path
-    final: Path
     status: Status = "running"
 
 
-class _End(NamedTuple):
-    """The end of a run: how it ended, and the files to keep with it."""
-
-    status: Status
-    files: list[Path]
+_End = tuple[Status, list[Path]]
+"""How a run ended, and the files to keep with it."""
 
 
 class Tracker:
@@ -114,22 +110,23 @@ class Tracker:
     def close(self, status: Status, files: list[Path]) -> None:
         """Copy what is left, with these files as artifacts of the run; waits for at most a minute."""
         if self._thread is not None:
-            self._news.put(_End(status, files))
+            self._news.put((status, files))
             self._thread.join(_WAIT_AT_END_S)
             if self._thread.is_alive():
                 self._warn("MLflow is slow; what is missing there is sent by the next `align run`")
 
     def _work(self) -> None:
         records: dict[str, StageRecord] = {}
-        news: StageRecord | threading.Event | _End | None = None
-        while not isinstance(news, _End):
-            try:
+        end: _End | None = None
+        while end is None:
+            news: StageRecord | threading.Event | _End | None = None
+            with suppress(queue.Empty):
                 news = self._news.get(timeout=_SYNC_EVERY_S)
-            except queue.Empty:
-                news = None
             if isinstance(news, StageRecord):
-                records[news.name] = news
-            self._sync(records, news if isinstance(news, _End) else None)
+                records[news.folder.name] = news
+            elif isinstance(news, tuple):
+                end = news
+            self._sync(records, end)
             records = {n: record for n, record in records.items() if not self._mirror.is_synced(record)}
             if isinstance(news, threading.Event):
                 news.set()
@@ -139,7 +136,7 @@ class Tracker:
             for record in records.values():
                 self._mirror.sync(record)
             if end is not None:
-                self._mirror.finish(end)
+                self._mirror.finish(*end)
         except FileNotFoundError:
             pass  # the stage's folder was renamed under us: the next round reads it in its new place
         except Exception as error:  # whatever MLflow, its database or its server raise: the run goes on
@@ -185,25 +182,27 @@ class _Mirror:
 
     def is_synced(self, record: StageRecord) -> bool:
         """Whether MLflow has all of a stage in the state that the record has."""
-        return bool(self.links["synced"].get(record.name) == [record.fingerprint, record.status])
+        return bool(
+            self.links["synced"].get(record.folder.name) == [record.folder.fingerprint, record.status]
+        )
 
     def sync(self, record: StageRecord) -> None:
         """Bring MLflow's copy of one stage up to date."""
         run_id = self._stage_run(record)
         # Between the stage's commit and our hearing of it, its files are in the final folder already.
-        folder = record.partial if record.partial.exists() else record.final
+        folder = record.folder.path if record.folder.path.exists() else record.folder.final
         self._log(run_id, read_metrics(folder / METRICS))
         if record.status == "done":
             self._send_result(record, run_id)
         if record.status != "running":
             self.client.set_terminated(run_id, _MLFLOW_STATUS[record.status])
-            self._link("synced", record.name, [record.fingerprint, record.status])
+            self._link("synced", record.folder.name, [record.folder.fingerprint, record.status])
 
-    def finish(self, end: _End) -> None:
+    def finish(self, status: Status, files: list[Path]) -> None:
         """End the run of the recipe and give it its files."""
-        for path in end.files:
+        for path in files:
             self.client.log_artifact(self._recipe_run(), str(path))
-        self.client.set_terminated(self._recipe_run(), _MLFLOW_STATUS[end.status])
+        self.client.set_terminated(self._recipe_run(), _MLFLOW_STATUS[status])
 
     # ---------------------------------------------------------------- runs
 
@@ -234,11 +233,11 @@ class _Mirror:
 
     def _stage_run(self, record: StageRecord) -> str:
         """The stage's run, under the recipe's; one per fingerprint, whatever was killed in between."""
-        if record.fingerprint in self._run_of:
-            return self._run_of[record.fingerprint]
+        if record.folder.fingerprint in self._run_of:
+            return self._run_of[record.folder.fingerprint]
         parent = self._recipe_run()
-        tags = {"mlflow.parentRunId": parent, "fingerprint": record.fingerprint}
-        run_id = self._run_with(record.name, tags, {"stage": record.kind, "recipe": self.recipe})
+        tags = {"mlflow.parentRunId": parent, "fingerprint": record.folder.fingerprint}
+        run_id = self._run_with(record.folder.name, tags, {"stage": record.kind, "recipe": self.recipe})
         known = self.client.get_run(run_id).data.params  # MLflow refuses to change one
         params = [param for param in _params(record.config) if param.key not in known]
         self.client.log_batch(run_id, params=params)
@@ -246,8 +245,8 @@ class _Mirror:
         for run in (run_id, parent):
             self.client.update_run(run, status="RUNNING")
         self._logged[run_id] = self._already_logged(run_id)
-        self._link("runs", record.name, run_id)
-        self._run_of[record.fingerprint] = run_id
+        self._link("runs", record.folder.name, run_id)
+        self._run_of[record.folder.fingerprint] = run_id
         return run_id
 
     def _run_with(self, name: str, key: dict[str, str], more: dict[str, str]) -> str:
@@ -289,26 +288,26 @@ class _Mirror:
         """Final metrics, and for a policy a logged model that points at its folder."""
         from mlflow.entities import LoggedModelOutput
 
-        manifest = read_manifest(record.final)
-        rows = read_metrics(record.final / METRICS)
+        manifest = read_manifest(record.folder.final)
+        rows = read_metrics(record.folder.final / METRICS)
         step = int(rows[-1]["step"]) if rows else 0
         totals = {key: manifest[key] for key in ("seconds", "peak_memory_mb")}
         self._log(run_id, [{"step": step, **manifest["metrics"], **totals}])
         if record.produces != "policy":
             return
-        experiment, key = self._experiment(), f"tags.fingerprint = '{record.fingerprint}'"
+        experiment, key = self._experiment(), f"tags.fingerprint = '{record.folder.fingerprint}'"
         models = self.client.search_logged_models([experiment], filter_string=key)
         if not models:
-            tags = {"fingerprint": record.fingerprint, "digest": manifest["output_digest"]}
-            tags |= {"stage": record.kind, "folder": str(record.final.resolve())}
+            tags = {"fingerprint": record.folder.fingerprint, "digest": manifest["output_digest"]}
+            tags |= {"stage": record.kind, "folder": str(record.folder.final.resolve())}
             tags |= {"mlflow.model.isExternal": "true"}
             model = self.client.create_logged_model(
-                experiment, name=record.name, source_run_id=run_id, tags=tags, model_type=record.kind
+                experiment, name=record.folder.name, source_run_id=run_id, tags=tags, model_type=record.kind
             )
             self.client.finalize_logged_model(model.model_id, "READY")
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
             models = [model]
-        self._link("models", record.name, models[0].model_id)
+        self._link("models", record.folder.name, models[0].model_id)
 
     def _log(self, run_id: str, rows: list[dict[str, float]]) -> None:
         """Send the values whose (name, step) MLflow does not have yet."""

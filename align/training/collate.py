@@ -25,12 +25,11 @@ from align.models.chat import (
     encode_completion,
     encode_prompt,
     encode_text,
-    expand_audio,
     join,
     user,
 )
 from align.models.features import Clip, ClipFeatures, stack
-from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
+from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.training.augmentation import Augmentation, SpecAugment, augment, mask
 from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
 from preference_data.schema import Chat, PreferencePair, TaskExample
@@ -103,7 +102,7 @@ class SFTCollator:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []
         for row, own in zip(rows, self.features.per_row([row["audios"] for row in rows]), strict=True):
-            encoded = _expand(self.processor, encode_row(self.processor, row), own)
+            encoded = expand_clips(self.processor, encode_row(self.processor, row), own)
             ids.append(torch.tensor(encoded.ids))
             mask = torch.tensor(encoded.mask)
             labels.append(torch.where(mask == 1, ids[-1], -100))
@@ -139,7 +138,7 @@ class PreferenceCollator:
         """Collate rows, see the class."""
         clips = self.features.per_row([row["audios"] for row in rows])
         prompts = [
-            _expand(self.processor, encode_prompt(self.processor, [user(row["prompt"], len(own))]), own)
+            expand_clips(self.processor, encode_prompt(self.processor, [user(row["prompt"], len(own))]), own)
             for row, own in zip(rows, clips, strict=True)
         ]
         both = [
@@ -165,25 +164,11 @@ def _audio(
 ) -> dict[str, Any]:
     """Audio inputs of rows `ids`, each with its clips.
 
-    Stock: input_features (C, M, F), a clip per use, and feature_attention_mask (C, F). Packed: each distinct
-    clip once, and `packed`. Clips are the same where they are one object, as `ClipFeatures` hands them out.
+    Stock: input_features (C, M, F), a clip per use, and feature_attention_mask (C, F). Packed: `pack_audio`.
     """
-    used = [clip for own in clips for clip in own]
-    if not packed:
-        return dict(stack(used))
-    distinct = list({id(clip.mel): clip for clip in used}.values())
-    number = {id(clip.mel): i for i, clip in enumerate(distinct)}
-    row_clips = [[number[id(clip.mel)] for clip in own] for own in clips]
-    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    return {
-        **stack_unpadded(distinct),
-        "packed": pack_rows(ids, row_clips, [clip.n_frames for clip in distinct], audio_id),
-    }
-
-
-def _expand(processor: Qwen2AudioProcessor, encoded: Encoded, clips: Sequence[Clip]) -> Encoded:
-    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    return expand_audio(encoded, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)
+    if packed:
+        return pack_audio(processor, ids, clips)
+    return dict(stack([clip for own in clips for clip in own]))
 
 
 def _right_pad(rows: Sequence[Tensor], value: int) -> Tensor:

@@ -29,7 +29,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from align.kernels.choice import wait_for
 from align.models.answer_head import answers_only, is_completion
 from align.models.qwen2_audio.model import END_OF_TURN
 from align.models.qwen2_audio.packed import is_packed
@@ -342,10 +341,16 @@ def _timed(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
     labels = ids.masked_fill(~completions, -100)
     with eval_mode(model, ids.device):
         for _ in range(2):
-            wait_for(ids.device)
+            _wait_for(ids.device)
             started = time.perf_counter()
             outputs = answers_only(model)(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
             scores: Tensor = outputs.log_probs[completions[:, 1:]].float()
-            wait_for(ids.device)
+            _wait_for(ids.device)
             seconds = time.perf_counter() - started
     return scores, seconds
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align.evaluation.judges.prompt import Message
 from align.evaluation.judges.reply_cache import TOO_LONG, Reply
 from align.generation.decoding import stop_tokens
-from align.generation.engine import Decoding
 from align.generation.text_prompts import complete_prompts
 from align.models.shards import weights_sha256
 from align.run_folder.artifacts import sha256_file, sha256_json
@@ -42,7 +41,7 @@ class LocalModel:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
-        self.decoding = Decoding(max_new_tokens)
+        self.max_new_tokens = max_new_tokens
         self.stops = stop_tokens(self.model, self.tokenizer)
         self.identity = {
             "weights": weights,
@@ -59,15 +58,16 @@ class LocalModel:
         encoded = [self._encode(prompt) for prompt in prompts]
         fitting = []
         for index, ids in enumerate(encoded):
-            if limit and len(ids) + self.decoding.max_new_tokens > limit:
+            if limit and len(ids) + self.max_new_tokens > limit:
                 on_reply(index, Reply(f"the prompt has {len(ids)} tokens, the model takes {limit}", TOO_LONG))
             else:
                 fitting.append(index)
         fitting.sort(key=lambda index: len(encoded[index]))
         for start in range(0, len(fitting), _PROMPTS):
             batch = fitting[start : start + _PROMPTS]
-            decoded = complete_prompts(self.model, [encoded[i] for i in batch], self.decoding, self.stops)
-            for index, (tokens, _) in zip(batch, decoded, strict=True):
+            own = [encoded[i] for i in batch]
+            completions = complete_prompts(self.model, own, self.max_new_tokens, self.stops)
+            for index, tokens in zip(batch, completions, strict=True):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 reason = "stop" if tokens[-1] in self.stops else "length"
                 on_reply(index, Reply(text, reason, len(encoded[index]), len(tokens)))

@@ -105,7 +105,9 @@ def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset =
     assembly = Assembly(used, unused, new, new_tokens, (old_rows, config.text_config.vocab_size))
     shards.write(_tensors(sources, assembly, expected, tokenizer, seed), partial)
     config.save_pretrained(partial)
-    _generation(tokenizer).save_pretrained(partial)
+    # Stop at the end of a turn, and at the end of a text, as a language model without turns does
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
     Qwen2AudioProcessor(extractor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(partial)
     write_json(partial / REPORT, assembly._asdict())
     commit_folder(partial, to)
@@ -165,10 +167,6 @@ def _extractor(audio: Path, whisper: WhisperConfig) -> WhisperFeatureExtractor:
     return extractor
 
 
-def _n_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    return max(tokenizer.get_vocab().values()) + 1
-
-
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tags: Tagset) -> dict[str, int]:
     """Give the tokenizer the tokens it lacks, and the roles that our chats need; returns the new ones."""
     has = tokenizer.get_vocab()
@@ -190,8 +188,9 @@ def _joined(
         **{name: value for name, value in whisper.to_dict().items() if name in fields}
     )
     text = Qwen2Config.from_dict(qwen.to_dict())
-    if _n_ids(tokenizer) > text.vocab_size:
-        text.vocab_size = -(-_n_ids(tokenizer) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+    n_ids = max(tokenizer.get_vocab().values()) + 1
+    if n_ids > text.vocab_size:
+        text.vocab_size = -(-n_ids // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
     text.tie_word_embeddings = False  # Qwen2-Audio has a head of its own; a tied one starts as a copy
     text.eos_token_id = tokenizer.eos_token_id
     text.pad_token_id = tokenizer.pad_token_id
@@ -200,12 +199,6 @@ def _joined(
     config.architectures = ["Qwen2AudioForConditionalGeneration"]
     config.dtype = qwen.dtype
     return config
-
-
-def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Stop at the end of a turn, and at the end of a text, as a language model without turns does."""
-    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    return GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
 
 
 # -------------------------------------------------------------------------- name by name
@@ -219,7 +212,8 @@ def _matched(
     unused, unknown = [], []
     for kind, tensors in sources.items():
         for name in tensors.names:
-            target = _target(kind, name)
+            encoder = re.sub(r"^(model\.)?encoder\.", "audio_tower.", name)
+            target = encoder if kind == "audio" else f"language_model.{name}"
             if target in expected:
                 used[target] = f"{kind}:{name}"
             elif _NOT_NEEDED.fullmatch(name):
@@ -236,13 +230,6 @@ def _matched(
             f"found in neither checkpoint: {_some(missing)}"
         )
     return used, unused, new
-
-
-def _target(kind: str, name: str) -> str:
-    """The name of a source's tensor in Qwen2-Audio, if it has a place there."""
-    if kind == "audio":
-        return re.sub(r"^(model\.)?encoder\.", "audio_tower.", name)
-    return f"language_model.{name}"
 
 
 def _check_shapes(
@@ -282,17 +269,13 @@ def _tensors(
     """Every tensor of the result, one at a time, in the dtype it came in."""
     draw = torch.Generator().manual_seed(seed)
     for target, shape in expected.items():
-        if target in assembly.new:
-            yield target, _fresh(shape, draw)
+        if target in assembly.new:  # weights as transformers draws them, biases zero
+            fresh = torch.zeros(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=draw)
+            yield target, fresh
             continue
         kind, _, name = assembly.used[target].partition(":")
         tensor = sources[kind][name]
         yield target, _grown(tensor, shape[0], tokenizer, assembly) if target in _EMBEDDINGS else tensor
-
-
-def _fresh(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Weights as transformers draws them (normal, 0.02), biases zero."""
-    return torch.zeros(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=draw)
 
 
 def _grown(tensor: Tensor, rows: int, tokenizer: PreTrainedTokenizerBase, assembly: Assembly) -> Tensor:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import ProcessorMixin
 
 from align.kernels.attention import Movable, Ragged
 from align.kernels.prefix_tree import clips_apart
+from align.models.chat import Encoded, expand_audio
 from align.models.features import Clip
 from align.models.packing import PackedBatch, pack_tokens
 
@@ -77,6 +80,27 @@ def pack_rows(
     return pack_tokens(
         rows, row_clips, [n_audio_tokens(n) for n in n_frames], audio_token_id, clips, min_shared
     )
+
+
+def expand_clips(processor: ProcessorMixin, encoded: Encoded, clips: Sequence[Clip]) -> Encoded:
+    """`expand_audio` for these clips."""
+    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    return expand_audio(encoded, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)
+
+
+def pack_audio(
+    processor: ProcessorMixin, rows: Sequence[Sequence[int] | Tensor], clips: Sequence[Sequence[Clip]]
+) -> dict[str, Any]:
+    """`packed` rows with their clips, and `input_features` of each distinct clip once, if there are any.
+
+    Clips are the same where they are one object, as `ClipFeatures` hands them out.
+    """
+    distinct = list({id(clip.mel): clip for own in clips for clip in own}.values())
+    number = {id(clip.mel): i for i, clip in enumerate(distinct)}
+    row_clips = [[number[id(clip.mel)] for clip in own] for own in clips]
+    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    packed = pack_rows(rows, row_clips, [clip.n_frames for clip in distinct], audio_id)
+    return {**stack_unpadded(distinct), "packed": packed}
 
 
 def stack_unpadded(clips: Sequence[Clip]) -> dict[str, Tensor]:

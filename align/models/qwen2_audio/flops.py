@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 from transformers import Qwen2AudioForConditionalGeneration
 
 from align.models.packing import PackedBatch
@@ -70,15 +71,8 @@ def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
     rows, inner, columns = 8192, 4096, 11008
     a = torch.randn(rows, inner, device=device, dtype=dtype)
     b = torch.randn(inner, columns, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        torch.mm(a, b)
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
-    return 2 * rows * inner * columns / sorted(seconds)[len(seconds) // 2]
+    timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b})
+    return 2 * rows * inner * columns / timer.timeit(20).median
 
 
 def _learns(part: nn.Module) -> bool:

@@ -6,7 +6,6 @@ assistant's words with `{% generation %}`, so that SFT can train on them alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from transformers import (
     Qwen2Config,
     WhisperFeatureExtractor,
 )
+from transformers.models.whisper.modeling_whisper import sinusoids
 
 from align.models.qwen2_audio.vocabulary import add_tags
 from preference_data.audio.decode import SAMPLE_RATE
@@ -188,11 +188,8 @@ def _wake_audio_tower(model: Qwen2AudioForConditionalGeneration) -> None:
     drowns in it; released checkpoints bring Whisper's own.
     """
     tower = model.model.audio_tower
-    n, d = tower.embed_positions.weight.shape
-    rates = torch.exp(-math.log(10_000) / (d // 2 - 1) * torch.arange(d // 2))
-    angles = torch.arange(n)[:, None] * rates
     with torch.no_grad():
-        tower.embed_positions.weight.copy_(0.3 * torch.cat([angles.sin(), angles.cos()], dim=1))
+        tower.embed_positions.weight.copy_(0.3 * sinusoids(*tower.embed_positions.weight.shape))
         for convolution in (tower.conv1, tower.conv2):
             torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 

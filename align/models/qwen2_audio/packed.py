@@ -43,6 +43,7 @@ _STOCK_ONLY = (
     "inputs_embeds",
     "output_hidden_states",
     "output_attentions",
+    "use_cache",
 )
 
 
@@ -50,16 +51,14 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
     """The stock backbone with a second way through it, for batches that say how they are packed."""
 
     attention: str | None = None
-    """A name of `align.kernels.attention.BACKENDS`; None: measured on the device."""
+    """A name of `align.kernels.attention.BACKENDS`; None: chosen by the device."""
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        feature_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
         packed: PackedBatch | None = None,
         scored: Tensor | None = None,
         **kwargs: Any,
@@ -77,13 +76,11 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
                 input_ids=input_ids,
                 input_features=input_features,
                 attention_mask=attention_mask,
-                feature_attention_mask=feature_attention_mask,
                 labels=labels,
-                use_cache=use_cache,
                 **kwargs,
             )
-        refused = [name for name in _STOCK_ONLY if kwargs.pop(name, None)] + ["use_cache"] * bool(use_cache)
-        if refused:
+        kwargs.pop("feature_attention_mask", None)
+        if refused := [name for name in _STOCK_ONLY if kwargs.pop(name, None)]:
             raise ValueError(f"a packed batch cannot be run with {refused}: leave `packed` out of the batch")
         hidden = self._hidden(packed, input_features, **kwargs)
         index = packed.index if scored is None else packed.index.flatten()[scored][None]
@@ -150,7 +147,7 @@ def pack(
 ) -> Qwen2AudioForConditionalGeneration:
     """Give a loaded model the packed backbone, in place; before PEFT or a trainer wraps it.
 
-    `attention` names a back end; without it the one that is fastest on the device is taken.
+    `attention` names a back end; without it `align.kernels.choice` takes one.
 
     Raises:
         ValueError: the model has something that the packed path does not compute.

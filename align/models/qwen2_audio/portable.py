@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from align.models import shards
-from align.models.chat import encode_prompt, expand_audio, user
+from align.models.chat import encode_prompt, user
 from align.models.features import Clip, stack
-from align.models.qwen2_audio.clips import n_audio_tokens
+from align.models.qwen2_audio.clips import expand_clips
 from align.models.qwen2_audio.model import hub_name
 from align.run_folder.artifacts import read_json, write_json
 from preference_data.audio.decode import SAMPLE_RATE
@@ -130,10 +130,7 @@ def _answer(
     )
     mel = features["input_features"][0]
     clip = Clip(mel, n_frames=int(features["attention_mask"].sum()), n_padded=mel.shape[-1])
-    audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    encoded = expand_audio(
-        encode_prompt(processor, [user(QUESTION, 1)]), [n_audio_tokens(clip.n_frames)], audio_id
-    )
+    encoded = expand_clips(processor, encode_prompt(processor, [user(QUESTION, 1)]), [clip])
     ids = torch.tensor([encoded.ids])
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **stack([clip])).logits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -25,6 +25,9 @@ OutputKind = Literal[
     "checkpoint",
 ]
 """What a stage leaves. No stage leaves a `checkpoint`: that is someone else's model."""
+
+
+Mark = TypeVar("Mark")
 
 
 class Needs(NamedTuple):
@@ -66,9 +69,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Keys of older recipes -> what they are called now, for the error that says so."""
-    renamed_values: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Values of older recipes -> what they are called now."""
+    """Keys and values of older recipes -> what they are called now, for the error that says so."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -114,9 +115,10 @@ class StageConfig(Config):
         return ""
 
 
-def marks(info: FieldInfo) -> list[Any]:
-    """The marks of a field, also those inside its type."""
-    return [*info.metadata, *parts(info.annotation)]
+def mark_of(info: FieldInfo, kind: type[Mark]) -> Mark | None:
+    """A field's mark of this kind, also one inside its type."""
+    marks = [*info.metadata, *parts(info.annotation)]
+    return next((mark for mark in marks if isinstance(mark, kind)), None)
 
 
 def parts(annotation: Any) -> list[Any]:
@@ -129,7 +131,7 @@ def result_keys(config: BaseModel) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json", exclude_defaults=True).items():
         held = getattr(config, name)
-        mark = next((m for m in marks(type(config).model_fields[name]) if isinstance(m, NoEffect)), None)
+        mark = mark_of(type(config).model_fields[name], NoEffect)
         if isinstance(held, BaseModel):
             value = result_keys(held)
         if mark and not (mark.unless and getattr(config, mark.unless, None)):

@@ -35,7 +35,7 @@ class CorpusConfig(StageConfig):
     """Prepare a corpus: audio files, records, and an evaluation set in AIR-Bench's layout."""
 
     produces: ClassVar[OutputKind] = "corpus"
-    renamed_values: ClassVar[Mapping[str, str]] = {"made_world": "synthetic"}
+    renamed: ClassVar[Mapping[str, str]] = {"made_world": "synthetic"}
     stage: Literal["corpus"]
     corpus: Literal["synthetic", "spoken_digits", "folder", "mixture"]
     """A file of `preference_data/corpora/`. `mixture`: prepared data sets, whose audio stays where it is."""

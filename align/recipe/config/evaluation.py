@@ -141,8 +141,10 @@ class Thresholds(Config):
     measured fails.
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"max_asked_loss": "max_fact_accuracy_loss"}
-    renamed_values: ClassVar[Mapping[str, str]] = {"asked": "fact_accuracy"}
+    renamed: ClassVar[Mapping[str, str]] = {
+        "max_asked_loss": "max_fact_accuracy_loss",
+        "asked": "fact_accuracy",
+    }
     min_questions: int = Field(500, ge=1)
     factuality_gain: float | None = 0.0
     """The 95 % interval of the difference must lie above this; below 0 it is a non-inferiority margin."""

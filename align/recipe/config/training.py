@@ -222,11 +222,6 @@ class TrainingConfig(StageConfig):
         raise NotImplementedError(f"{type(self).__name__} does not say what it starts from")
 
     @property
-    def adapter(self) -> LoRA | None:
-        """Low-rank updates, where they are what learns."""
-        return None
-
-    @property
     def n_examples(self) -> int | None:
         """Examples over the whole stage, where the config alone says how many."""
         return None
@@ -252,13 +247,13 @@ class StepsConfig(TrainingConfig):
     """An example whose clip cannot be read gives way to the next of its source; stop when there are more."""
 
     @property
-    def n_examples(self) -> int | None:
+    def n_examples(self) -> int:
         """Steps by examples a step."""
         return self.steps * self.batch_size
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Steps, examples, and how often each clip comes up."""
-        n = self.steps * self.batch_size
+        n = self.n_examples
         epochs = f", {n / clips['train']:.1f} per training clip" if clips else ""
         return f"{self.steps:,} steps x {self.batch_size} = {n:,} examples{epochs}"
 
@@ -274,11 +269,6 @@ class FurtherTrainingConfig(TrainingConfig):
     def starts_from(self) -> str:
         """The policy."""
         return self.policy
-
-    @property
-    def adapter(self) -> LoRA | None:
-        """What `lora` says."""
-        return self.lora
 
     @model_validator(mode="after")
     def _lora_freezes(self) -> FurtherTrainingConfig:

@@ -103,6 +103,14 @@ def test_usage_errors_are_one_clean_message_and_write_nothing(recipe, arguments,
     assert sorted(recipe.parent.rglob("*")) == before
 
 
+def test_a_manifest_that_names_no_files_is_not_whole(tmp_path):
+    (tmp_path / "toy" / "1_corpus").mkdir(parents=True)
+    (tmp_path / "toy" / "1_corpus" / "manifest.json").write_text('{"output_digest": "x"}')
+    done = align("verify", "toy", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not say which files there were: restore it" in done.stderr
+
+
 def test_the_command_runs_as_a_module_and_survives_a_reader_that_is_gone(recipe):
     command = f"{sys.executable} -m align.cli check toy"
     shell = f"set -o pipefail; {command} | head -n 0; {command} >&-; {command} > /dev/full"

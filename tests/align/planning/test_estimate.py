@@ -325,7 +325,9 @@ def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
         loaded, tmp_path
     )
     unknown = recipe(tmp_path / "b", "someone/their-model")
-    assert budget_of(unknown, tmp_path).startswith("1_pretrain: the shape of its model is unknown")
+    assert budget_of(unknown, tmp_path).startswith(
+        "1_pretrain: no estimate: the shape of someone/their-model is unknown until it is on disk"
+    )
 
 
 def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
@@ -399,8 +401,10 @@ def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
     assert len(text.splitlines()) == 1
     assert "0." in text.partition(" M parameters")[0]
     (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
-    manifest = {"metrics": {"examples_per_s": 8.0}}
-    (tmp_path / "run" / "1_pretrain" / "manifest.json").write_text(json.dumps(manifest))
+    path = tmp_path / "run" / "1_pretrain" / "manifest.json"
+    path.write_text("[]")
+    assert budget_of(loaded, tmp_path / "run") == text
+    path.write_text(json.dumps({"output_digest": "d", "metrics": {"examples_per_s": 8.0}}))
     assert "  2.2 h at the speed measured in" in budget_of(loaded, tmp_path / "run")  # 64,000 examples
 
 

@@ -271,9 +271,11 @@ def test_save_steps_count_where_a_checkpoint_is_chosen_among_them(write):
 
 
 def test_a_name_of_trls_at_the_top_is_sent_where_it_belongs(write):
-    assert problems(write(s7_dpo=DPO + "weight_decay: 0.1\nper_device_train_batch_size: 2\n")) == [
+    keys = "weight_decay: 0.1\nper_device_train_batch_size: 2\nmax_length: 512\n"
+    assert problems(write(s7_dpo=DPO + keys)) == [
         "7_dpo.yaml:9: weight_decay: unknown key (a name of TRL's: put it under `trl:`, as trl.weight_decay)",
         "7_dpo.yaml:10: per_device_train_batch_size: unknown key (use batch_size)",
+        "7_dpo.yaml:11: max_length: unknown key (a name of TRL's that cannot be used: answers are never cut)",
     ]
 
 

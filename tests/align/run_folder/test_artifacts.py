@@ -89,6 +89,19 @@ out.commit({})
     assert list(read_manifest(out.final)["outputs"]) == ["a.txt"]
 
 
+def test_what_workers_leave_is_no_output(tmp_path):
+    """Interrupted on workers, then resumed in this process: `hardware` may change between the two."""
+    out = StageFolder(tmp_path, "2_sft", "f1")
+    out.open()
+    (out.path / ".workers").mkdir()
+    (out.path / ".workers" / "outcome.json").write_text("{}")
+    (out.path / "a.txt").write_text("abc")
+    assert out.open() is True
+    out.commit({})
+    assert list(read_manifest(out.final)["outputs"]) == ["a.txt"]
+    assert sorted(path.name for path in out.final.iterdir()) == ["a.txt", "manifest.json"]
+
+
 def test_rewind_forgets_what_a_resumed_training_repeats(tmp_path):
     out = StageFolder(tmp_path, "2_sft", "f1")
     out.open()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.run_folder.artifacts import read_json, read_metrics
+from align.run_folder.artifacts import StageFolder, read_json, read_metrics
 from align.run_folder.tracking import StageRecord, Tracker, tracking_uri
 
 TOYS = Path(__file__).parents[2] / "recipes"
@@ -97,15 +97,12 @@ def test_an_absent_mlflow_is_told_once_and_never_waited_for(tmp_path, monkeypatc
     warnings = []
     tracker = Tracker(run, "toy", warnings.append)
     record = StageRecord(
-        name="2_sft",
+        folder=StageFolder(run, "2_sft", "f" * 64),
         kind="sft",
         produces="policy",
-        fingerprint="f" * 64,
         config={"steps": 3},
         inputs={},
         data={},
-        partial=run / ".partial-2_sft",
-        final=run / "2_sft",
     )
     tracker.follow(record, "running")
     started = time.monotonic()
@@ -138,7 +135,7 @@ def test_a_key_without_effect_may_change_while_a_stage_is_tracked(tmp_path, monk
             file.write(f'{{"step": {step}, "loss": 1.0}}\n')
         tracker = Tracker(run, "toy", warnings.append)
         tracker.follow(
-            StageRecord("2_sft", "sft", "policy", "f" * 64, config, {}, {}, partial, run / "2_sft"),
+            StageRecord(StageFolder(run, "2_sft", "f" * 64), "sft", "policy", config, {}, {}),
             "interrupted" if step == 1 else "failed",
         )
         tracker.close("interrupted", [])
