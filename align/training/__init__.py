@@ -1,1 +1,1 @@
-"""Thin edges on TRL's trainers: collators, augmentation, checkpoints that are whole or absent."""
+"""One assembly for every way to train through TRL: data, memory, checkpoints, checks before a step."""
