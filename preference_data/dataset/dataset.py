@@ -121,6 +121,8 @@ class Dataset:
         Raises:
             BadDataset: there are none.
         """
+        if not self.folder.is_dir():
+            raise BadDataset(f"there is no folder {self.folder}")
         path = self.path_of(kind)
         records = open_manifest(path, kind) if path else None
         if not records:
