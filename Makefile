@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ANNOTATION := .venv/.annotation-ready
+VLLM := .venv/.vllm-ready
 SEEDS ?= 0 1 2
 WORKERS ?= 2
 DIGITS ?= data/free-spoken-digit-dataset
@@ -22,6 +23,9 @@ $(READY): pyproject.toml constraints.txt
 $(ANNOTATION): $(READY) ui_annotation/server/requirements.lock
 	$(BIN)/align annotate install
 	touch $@
+
+$(VLLM): $(READY) align/generation/vllm/requirements.lock  # where it has no build, its tests are skipped
+	-$(BIN)/align engine install && touch $@
 
 demo: $(ANNOTATION)  ## the whole loop on made audio: pre-train, SFT, annotate, DPO, gate, promote
 	$(BIN)/align run recipes/demo
@@ -51,7 +55,7 @@ test: check $(ANNOTATION)  ## the longest files begin, each in one worker; then 
 	$(PYTEST) -m "not alone and not slow" $(PARALLEL)
 	$(PYTEST) -m "alone and not slow"
 
-test-slow: $(ANNOTATION)  ## what rarely breaks and takes long
+test-slow: $(ANNOTATION) $(VLLM)  ## what rarely breaks and takes long
 	$(PYTEST) -m "slow" $(PARALLEL)
 
 clean:  ## what can be made again; runs/ stays, people's annotations may be in it

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from ctypes.util import find_library
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -54,6 +55,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         yield Finding("ok", "annotation", f"Argilla in {environment.location()}")
     else:
         yield Finding("warn", "annotation", "Argilla is not installed", "align annotate install")
+    yield _vllm()
     browsers = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
     if browser := next(filter(None, browsers), None):
         yield Finding("ok", "browser", browser)
@@ -98,6 +100,21 @@ def _deepspeed() -> Finding:
         state = f"{version}, but no {' and no '.join(missing)} to compile with; zero2 and zero3 would fail"
         return Finding("warn", "DeepSpeed", state, "apt-get install g++ ninja-build")
     return Finding("ok", "DeepSpeed", f"{version}, compiles with g++ and ninja on first use")
+
+
+def _vllm() -> Finding:
+    """The engine of stages that say `engine: vllm`."""
+    try:
+        from align.generation.vllm.server import environment
+    except (ImportError, OSError):
+        return Finding("warn", "vLLM", "unknown without torch")
+    own = environment()
+    if not own.is_ready:
+        state = "not installed; only stages with engine: vllm need it"
+        return Finding("warn", "vLLM", state, own.install_command)
+    if find_library("numa") is None:
+        return Finding("warn", "vLLM", f"in {own.location}, but no libnuma", "apt-get install libnuma1")
+    return Finding("ok", "vLLM", str(own.location))
 
 
 def _espeak() -> Finding:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from align.cli import annotate, cluster, data, doctor, export, judge, promote, score
+from align.cli import annotate, cluster, data, doctor, engine, export, judge, promote, score
 from align.run_folder.progress import outlive_readers, quieten
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ app = typer.Typer(
 app.add_typer(annotate.app, name="annotate")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(data.app, name="data")
+app.add_typer(engine.app, name="engine")
 
 
 def _folder(text: str) -> Path:

@@ -6,12 +6,16 @@ whatever else is in flight, on however many workers, and after a resume.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 from align.models.features import ClipFeatures
 from preference_data.schema import stable_id
+
+EngineName = Literal["transformers", "vllm"]
 
 
 class Request(NamedTuple):
@@ -71,3 +75,21 @@ class Engine(Protocol):
 def request_seed(seed: int, number: int, completion: int = 0) -> int:
     """64 bits for one completion of request `number`: the same wherever and whenever it is drawn."""
     return int(stable_id(seed, number, completion)[:16], 16)
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], request: Request) -> str:
+    """The text of a completion. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""
+    if request.plain:
+        tokens = [i for i in tokens if i not in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
+    return str(tokenizer.decode(tokens, skip_special_tokens=not request.plain)).strip()
+
+
+def open_engine(name: EngineName, policy: Path | str, clips: ClipFeatures) -> Engine:
+    """The engine of this name with `policy` loaded, in this process or one that it starts."""
+    if name == "vllm":
+        from align.generation.vllm.engine import VllmEngine
+
+        return VllmEngine(policy, clips)
+    from align.generation.transformers_engine import TransformersEngine
+
+    return TransformersEngine(policy, clips)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from align.generation.decoding import decode, stop_tokens, uniforms
-from align.generation.engine import Completion, Decoding, Request
+from align.generation.engine import Completion, Decoding, Request, completion_text
 from align.models.chat import Encoded, encode_prompt, encode_text, user
 from align.models.features import Clip, ClipFeatures
 from align.models.packing import PackedBatch
@@ -54,7 +54,13 @@ class TransformersEngine:
         decoded = self._decode(requests, decoding, draws)
         for i, (number, request) in enumerate(numbered.items()):
             group = decoded[i * k : (i + 1) * k]
-            yield number, [Completion(self._text(ids, request), ids, logps) for ids, logps in group]
+            yield (
+                number,
+                [
+                    Completion(completion_text(self.processor.tokenizer, ids, request), ids, logps)
+                    for ids, logps in group
+                ],
+            )
 
     def load(self, policy: Path | str) -> None:
         """Complete as `policy` from now on: the same shape, other weights. The old ones stay if it fails."""
@@ -108,13 +114,6 @@ class TransformersEngine:
             else encode_prompt(self.processor, [user(request.text, len(request.audios))])
         )
         return expand_clips(self.processor, encoded, clips)
-
-    def _text(self, tokens: Sequence[int], request: Request) -> str:
-        """The text of a completion. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""
-        tokenizer = self.processor.tokenizer
-        if request.plain:
-            tokens = [i for i in tokens if i not in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
-        return str(tokenizer.decode(tokens, skip_special_tokens=not request.plain)).strip()
 
 
 def _left_padded(index: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -76,11 +76,15 @@ class ClipFeatures:
         clips = iter(self([path for row in rows for path in row]))
         return [[next(clips) for _ in row] for row in rows]
 
+    def wave(self, path: str) -> np.ndarray:
+        """Samples (S,) of a clip at 16 kHz, as far as the model hears them."""
+        wave = load(self._files.find(path), max_duration_s=self.longest_s)[: self.extractor.n_samples]
+        return np.pad(wave, (0, max(0, _SHORTEST - len(wave))))
+
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
         if not paths:
             return {}
-        waves = [load(self._files.find(path), max_duration_s=self.longest_s) for path in paths]
-        waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
+        waves = [self.wave(path) for path in paths]
         most = self.extractor.nb_max_frames
         n_frames = [min(-(-len(wave) // self.extractor.hop_length), most) for wave in waves]
         lengths = [min(n + self._n_silent, most) for n in n_frames]

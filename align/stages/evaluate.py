@@ -27,8 +27,7 @@ from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
 from align.evaluation.judges.local_model import LocalModel
 from align.evaluation.judges.prompt import Official, Strict
 from align.generation.complete import RequestSet, complete_all, first_texts
-from align.generation.engine import Decoding, Request
-from align.generation.transformers_engine import TransformersEngine
+from align.generation.engine import Decoding, Request, open_engine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig
@@ -230,7 +229,7 @@ def _complete(
     """A policy's texts by set, greedy; each batch is saved when done."""
     with Progress(f"{out.name} {policy}", sum(len(part.requests) for part in sets)) as progress:
         completions = complete_all(
-            partial(TransformersEngine, model, sets[0].clips),
+            partial(open_engine, config.engine, model, sets[0].clips),
             sets,
             Decoding(config.max_new_tokens),
             seed=config.seed,

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from align.generation.complete import Completions, RequestSet, complete_all
-from align.generation.engine import Decoding, Request
-from align.generation.transformers_engine import TransformersEngine
+from align.generation.engine import Decoding, Request, open_engine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor, located
 from align.models.shards import weights_sha256
@@ -55,7 +54,7 @@ def _completions(
     requests = [Request(prompt.question, prompt.audios) for prompt in prompts]
     with Progress(out.name, len(requests)) as progress:
         return complete_all(
-            partial(TransformersEngine, policy, clips),
+            partial(open_engine, config.engine, policy, clips),
             [RequestSet("prompts", clips, requests)],
             Decoding(
                 config.max_new_tokens,

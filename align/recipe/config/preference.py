@@ -29,6 +29,8 @@ class SampleConfig(StageConfig):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(32, ge=1)
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """`vllm` runs in servers of their own (`align engine install`); it draws by other random numbers."""
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""

@@ -1,0 +1,228 @@
+"""A vLLM server of one policy, in an environment of its own, for this process alone.
+
+It listens on a UNIX socket in a folder that only we can enter: vLLM's own key guards /v1 alone, and the
+endpoints that change weights lie beside it. vLLM 0.32 wants an older transformers than ours, so it can never
+share our environment; on a CPU it takes our torch, because its own is a gigabyte of CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import torch
+
+from align.models.qwen2_audio.model import CHAT_TEMPLATE
+from align.run_folder.artifacts import read_json
+from align.run_folder.server_environment import ServerEnvironment, own_variables
+
+_HERE = Path(__file__).parent
+_STARTS_WITHIN_S = 600.0
+_STOPS_WITHIN_S = 10.0
+_LONGEST_CONTEXT = 8192
+"""Tokens. vLLM sets memory aside for one request of this length."""
+_MAX_CLIPS = 8
+"""Per request. vLLM computes so many at once when it measures its memory."""
+_PLAIN = (  # a text that is continued as it stands: its <|AUDIO|> are its clips
+    "{% if messages[0]['role'] == 'plain' %}"
+    "{% for part in messages[0]['content'] %}{{ part['text'] if part['type'] == 'text' }}{% endfor %}"
+    "{% else %}"
+)
+_CPU_FLAGS = {
+    "--dtype": "float32",
+    "--block-size": "32",  # the default, 128, is longer than most prompts: nothing would be shared
+    "--kv-cache-memory-bytes": str(256 << 20),
+    "--enforce-eager": None,
+    "--no-enable-chunked-prefill": None,  # vLLM 0.32: a seeded request in chunks ends the engine
+}
+_CPU_VARIABLES = {
+    "TORCH_COMPILE_DISABLE": "1",  # else the first log-probability costs half a minute of g++
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it pins itself to core 0, whoever is there
+}
+
+
+def environment() -> ServerEnvironment:
+    """The environment for this machine: locked and with our torch on a CPU, vLLM's own choice on GPUs."""
+    on_gpu = torch.cuda.is_available()
+    lock = _HERE / ("requirements-cuda.txt" if on_gpu else "requirements.lock")
+    locked = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+    return ServerEnvironment(
+        name="vllm",
+        server="the vLLM engine",
+        install_command="align engine install",
+        costs="several minutes, 10 GB" if on_gpu else "about two minutes, 1.7 GB",
+        variable="ALIGN_VLLM_ENV",
+        lock_file=lock,
+        pip_arguments=(*(() if on_gpu else locked), "-r", str(lock)),
+        proof="import vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker"
+        if not on_gpu
+        else "import vllm.entrypoints.openai.api_server",
+        pythons=((3, 11), (3, 13) if on_gpu else (3, 11)),
+        borrows=() if on_gpu else (_site_packages(),),
+        proof_variables={"HOME": "{scratch}", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
+    )
+
+
+def _site_packages() -> Path:
+    spec = find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parents[1]
+
+
+class ServerFailed(RuntimeError):
+    """The server is not installed, did not start, died or refused; the message says why."""
+
+
+class Server:
+    """Starts where it is made, ends with `stop` or with this process, however that ends.
+
+    Args:
+        policy: folder of a saved model, or a Hub id.
+        longest: tokens of a prompt and its completion; by default what the model takes, at most 8,192.
+
+    Raises:
+        ServerFailed: vLLM is not installed or did not start; the message has the end of its log.
+    """
+
+    def __init__(self, policy: Path | str, *, longest: int | None = None) -> None:
+        own = environment()
+        if not own.is_ready:
+            raise ServerFailed(f"vLLM is not in {own.location}. Run: align engine install")
+        self._home = Path(tempfile.mkdtemp(prefix="vllm-"))  # a socket's path must be short (107 bytes)
+        self.socket, self._log = self._home / "vllm.sock", self._home / "vllm.log"
+        (self._home / "template.jinja").write_text(_PLAIN + CHAT_TEMPLATE + "{% endif %}")
+        self._process = self._start(self._command(own.python, policy, longest or _context(policy)))
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _command(self, python: Path, policy: Path | str, longest: int) -> list[str]:
+        on_gpu = torch.cuda.is_available()
+        options = {
+            "--model": str(policy),
+            "--served-model-name": "policy",
+            "--uds": str(self.socket),
+            "--chat-template": str(self._home / "template.jinja"),
+            "--chat-template-content-format": "openai",
+            "--generation-config": "vllm",  # nothing of generation_config.json that the request does not say
+            "--max-model-len": str(longest),
+            "--limit-mm-per-prompt": json.dumps({"audio": _MAX_CLIPS}),
+            "--media-io-kwargs": json.dumps({"audio": {"audio_backend": "soundfile"}}),  # as training decodes
+            **({} if on_gpu else _CPU_FLAGS),
+        }
+        words = [word for key, value in options.items() for word in (key, value) if word is not None]
+        # `vllm serve` does not run where the package is called vllm-cpu: it looks for its own version.
+        return [str(python), "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", *words]
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        environ = {
+            **own_variables(),
+            "PYTHONPATH": str(_HERE / "plugin"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc, /pause, /reset_prefix_cache
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",  # 5 s would close connections that wait for our decoding
+            **({} if torch.cuda.is_available() else _CPU_VARIABLES),
+        }
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                env=environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _STARTS_WITHIN_S
+        with self.client() as client:
+            while time.monotonic() < deadline:
+                self.check()
+                with suppress(httpx.TransportError):
+                    if client.get("/health").status_code == 200:
+                        return
+                time.sleep(0.2)
+        raise ServerFailed(f"vLLM did not answer within {_STARTS_WITHIN_S:g} s: {self._tail()}")
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process, which leads a group of its own."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raise if it has died.
+
+        Raises:
+            ServerFailed: with the end of its log.
+        """
+        if (code := self._process.poll()) is not None:
+            raise ServerFailed(f"vLLM has ended (exit code {code}): {self._tail()}")
+
+    def client(self) -> httpx.Client:
+        """For its plain endpoints."""
+        transport = httpx.HTTPTransport(uds=str(self.socket))
+        return httpx.Client(transport=transport, base_url="http://vllm", timeout=_STARTS_WITHIN_S)
+
+    def load(self, policy: Path) -> None:
+        """Serve other weights of the same shape; waits for what is in flight, drops caches of the old ones.
+
+        Raises:
+            FileNotFoundError: there is nothing to load; vLLM would not survive trying.
+            ServerFailed: the server refused.
+        """
+        if not (policy / "config.json").is_file() or not list(policy.glob("*.safetensors")):
+            raise FileNotFoundError(f"{policy} holds no saved policy")
+        weights = {"method": "reload_weights", "kwargs": {"weights_path": str(policy.resolve())}}
+        with self.client() as client:
+            for path, body in (
+                ("/pause?mode=wait", None),
+                ("/collective_rpc", weights),
+                ("/reset_prefix_cache", None),
+                ("/reset_encoder_cache", None),
+                ("/resume", None),
+            ):
+                answer = client.post(path, json=body)
+                if answer.status_code != 200:
+                    raise ServerFailed(f"vLLM, {path}: {answer.text[:300]}")
+
+    def stop(self) -> None:
+        """End it and its workers."""
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signum)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOPS_WITHIN_S)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _tail(self) -> str:
+        """The end of its log, without the tensors that it dumps."""
+        lines = self._log.read_text(errors="replace").split("\n")
+        return "\n".join(line[:300] for line in lines if "dump_input" not in line)[-3000:]
+
+
+def _end_with_parent() -> None:
+    """On Linux: a SIGTERM when the thread that started us ends, however it does."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _context(policy: Path | str) -> int:
+    """Tokens that the model takes."""
+    if not isinstance(policy, Path):
+        return _LONGEST_CONTEXT
+    text = read_json(policy / "config.json").get("text_config", {})
+    return min(_LONGEST_CONTEXT, text.get("max_position_embeddings", _LONGEST_CONTEXT))
