@@ -130,6 +130,8 @@ class Prompt(Record):
     """A reference answer; stabilises judging, never shown to the policy."""
     meta_info: str
     task_name: str
+    choices: tuple[str, ...] = ()
+    """Of a multiple-choice question, which lists them too: their texts in order, `answer_gt` among them."""
 
 
 class Completion(Record):
