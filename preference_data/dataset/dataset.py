@@ -6,6 +6,7 @@ pretrain.jsonl    TaskExample     of train: what the publisher says about a reco
 sft.jsonl         Chat            of train: its questions and answers
 prompts.jsonl     Prompt          of preference: questions to sample answers to
 pairs.jsonl       PreferencePair  only where pairs were imported
+labels.jsonl      Label           only where unpaired labels were imported
 dev/, test/recognition.jsonl      held-out rows {audio, prompt, gt, source} as the evaluation reads them, and
                                   languages and question where the task needs them
 quarantine.jsonl                  recordings that were left out, or (bad_example) something said about one
@@ -34,7 +35,7 @@ from preference_data.audio.clip_files import BadAudio, ClipFile, find_below
 from preference_data.dataset.manifest import Manifest, Selection, open_manifest
 from preference_data.dataset.mixing import mixing_shares
 from preference_data.dataset.splits import HELD_OUT
-from preference_data.schema import AudioClip, Chat, PreferencePair, Prompt, Record, TaskExample
+from preference_data.schema import AudioClip, Chat, Label, PreferencePair, Prompt, Record, TaskExample
 
 R = TypeVar("R", bound=Record)
 Row = dict[str, Any]
@@ -48,6 +49,7 @@ TABLES: dict[type[Record], str] = {
     Chat: "sft",
     Prompt: "prompts",
     PreferencePair: "pairs",
+    Label: "labels",
 }
 QUARANTINE = "quarantine.jsonl"
 RECOGNITION = {split: f"{split}/recognition.jsonl" for split in HELD_OUT}
@@ -157,7 +159,7 @@ class Dataset:
     def digest(self) -> str:
         """Hex sha256 over the contents of the record files that are there."""
         digest = hashlib.sha256()
-        for name in (*RECORD_FILES, f"{TABLES[PreferencePair]}.jsonl"):
+        for name in (*RECORD_FILES, *(f"{TABLES[kind]}.jsonl" for kind in (PreferencePair, Label))):
             if (self.folder / name).is_file():
                 with (self.folder / name).open("rb") as file:
                     digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
