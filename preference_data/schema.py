@@ -18,6 +18,9 @@ Facts = dict[str, str | list[str]]
 Split = Literal["train", "preference", "dev", "test"]
 Axis = Literal["factuality", "behaviour"]
 AXES: tuple[Axis, ...] = ("factuality", "behaviour")
+"""What annotators are asked about."""
+PairAxis = Literal["factuality", "behaviour", "reward"]
+"""On what a chosen completion is better: one of `AXES`, or a reward."""
 Choice = Literal["a", "b", "tie", "both_bad"]
 """An annotator's answer to a question about completions A and B."""
 ErrorType = Literal[
@@ -198,15 +201,27 @@ class Judgement(Record):
 
 
 class PreferencePair(Record):
-    """`chosen` is better than `rejected` on one axis; `agreement` is the share of annotators saying so."""
+    """`chosen` is better than `rejected` on one axis; `agreement` is the share of annotators saying so.
+
+    Where a reward decided, it is 1.
+    """
 
     prompt_id: Id
     audios: tuple[str, ...]
     question: str
     chosen: str
     rejected: str
-    axis: Axis
+    axis: PairAxis
     agreement: float = Field(gt=0, le=1)
+
+
+class CompletionScore(Record):
+    """What a completion is worth to a reward, as a whole and by part. `id` is the completion's."""
+
+    prompt_id: Id
+    reward: float | None = Field(allow_inf_nan=False)
+    """Sum of the parts times their weights; None where no part says anything."""
+    parts: dict[str, float | None]
 
 
 class ContentPart(BaseModel):

@@ -70,6 +70,11 @@ class RewardSum:
             for name, values in reward.score(prompts, completions).items()
         }
 
+    def total(self, parts: Mapping[str, float | None]) -> float | None:
+        """A completion's parts times their weights; None where no part says anything, as TRL has it."""
+        said = [self.weights[name] * value for name, value in parts.items() if value is not None]
+        return sum(said) if said else None
+
     def identity(self) -> dict[str, Any]:
         """Those of the rewards, as `rewards`."""
         return {"rewards": [reward.identity() for reward in self.rewards]}
