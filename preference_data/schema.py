@@ -1,6 +1,6 @@
 """The records that flow through the pipeline. Frozen, validated on construction, addressed by id.
 
-clip -> (prompt -> completion) -> comparison -> judgement -> preference pair. Records refer to audio
+clip -> (prompt -> completion) -> comparison -> judgement -> preference pair, label. Records refer to audio
 by a path relative to their corpus folder; they never contain it. Times are seconds.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Facts = dict[str, str | list[str]]
@@ -18,6 +18,9 @@ Facts = dict[str, str | list[str]]
 Split = Literal["train", "preference", "dev", "test"]
 Axis = Literal["factuality", "behaviour"]
 AXES: tuple[Axis, ...] = ("factuality", "behaviour")
+"""What annotators are asked about."""
+PairAxis = Literal["factuality", "behaviour", "reward"]
+"""On what a chosen completion is better: one of `AXES`, or a reward."""
 Choice = Literal["a", "b", "tie", "both_bad"]
 """An annotator's answer to a question about completions A and B."""
 ErrorType = Literal[
@@ -130,6 +133,8 @@ class Prompt(Record):
     """A reference answer; stabilises judging, never shown to the policy."""
     meta_info: str
     task_name: str
+    choices: tuple[str, ...] = ()
+    """Of a multiple-choice question, which lists them too: their texts in order, `answer_gt` among them."""
 
 
 class Completion(Record):
@@ -196,15 +201,82 @@ class Judgement(Record):
 
 
 class PreferencePair(Record):
-    """`chosen` is better than `rejected` on one axis; `agreement` is the share of annotators saying so."""
+    """`chosen` is better than `rejected` on one axis; `agreement` is the share of annotators saying so.
+
+    Where a reward decided, it is 1.
+    """
 
     prompt_id: Id
     audios: tuple[str, ...]
     question: str
     chosen: str
     rejected: str
-    axis: Axis
+    axis: PairAxis
     agreement: float = Field(gt=0, le=1)
+
+
+class CompletionScore(Record):
+    """What a completion is worth to a reward, as a whole and by part. `id` is the completion's."""
+
+    prompt_id: Id
+    reward: float | None = Field(allow_inf_nan=False)
+    """Sum of the parts times their weights; None where no part says anything."""
+    parts: dict[str, float | None]
+
+
+class ContentPart(BaseModel):
+    """Text, or the place of a clip, within a message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["audio", "text"]
+    text: str | None = None
+    """None for a clip, whose path stands in the record's `audios`."""
+
+    @model_validator(mode="after")
+    def _text_has_text(self) -> ContentPart:
+        if (self.type == "text") != (self.text is not None):
+            raise ValueError(f"a part of type {self.type!r} with text {self.text!r}")
+        return self
+
+
+class Message(BaseModel):
+    """A message of a conversation in TRL's form: who says it, and its text and clips in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[ContentPart, ...] = Field(min_length=1)
+
+
+class Label(Record):
+    """A completion that is good or bad on its own, without another to compare it with: what KTO trains on."""
+
+    prompt_id: Id
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    """A conversation that ends with a user's message."""
+    completion: str = Field(min_length=1)
+    audios: tuple[str, ...]
+    """Clips of the prompt, one for each part of type audio, in order."""
+    label: StrictBool
+    """True: desirable."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How much it counts beside other labels."""
+    source: str = "imported"
+    """Where the label comes from, e.g. the file, the annotators or the reward."""
+
+    @model_validator(mode="after")
+    def _user_has_the_last_word_and_clips_add_up(self) -> Label:
+        roles = [message.role for message in self.prompt]
+        turns = roles[1:] if roles[0] == "system" else roles
+        if len(turns) % 2 == 0 or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
+            raise ValueError(f"a prompt alternates from user to user, got {', '.join(roles[:6])}")
+        n_clips = sum(part.type == "audio" for message in self.prompt for part in message.content)
+        if n_clips != len(self.audios):
+            raise ValueError(
+                f"the prompt has places for {n_clips} clips, but there are {len(self.audios)} audios"
+            )
+        return self
 
 
 def stable_id(*parts: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from preference_data.schema import Record
+from preference_data.text_files import BadText, numbered_lines
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -69,11 +70,11 @@ def stream(path: Path, kind: type[R]) -> Iterator[R]:
     Raises:
         BadRecord: naming file, line, field and problem of the first bad line.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    try:
+        for number, line in numbered_lines(path):
             yield parse(line, kind, f"{path}:{number}")
+    except BadText as error:
+        raise BadRecord(str(error)) from error
 
 
 def parse(line: str | bytes, kind: type[R], place: str) -> R:

@@ -130,11 +130,11 @@ def prepare(
 
 @app.command()
 def shard(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared data set.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared dataset.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The same one in tar shards.")],
     megabytes: Annotated[int, typer.Option("--megabytes", min=1, help="Size of a shard.")] = 256,
 ) -> None:
-    """Put a prepared data set's audio into tar shards, for file systems that are slow with many files.
+    """Put a prepared dataset's audio into tar shards, for file systems that are slow with many files.
 
     Example: align data shard data/ready/librispeech --out data/sharded/librispeech
     """
@@ -142,7 +142,7 @@ def shard(
     from preference_data.dataset.sharding import shard as write
 
     if not is_described(folder):
-        raise typer.BadParameter(f"{folder} is not a prepared data set: it has no {DESCRIPTION}")
+        raise typer.BadParameter(f"{folder} is not a prepared dataset: it has no {DESCRIPTION}")
     try:
         about = write(folder, out, max_bytes=megabytes << 20)
     except ValueError as error:  # BadDataset, BadAudio and BadRecord among them

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from align.evaluation.judges.llm_judge import ChatModel
 
 
 def judge(
@@ -46,27 +43,20 @@ def judge(
     """
     from align.evaluation import aggregation, judged_answers
     from align.evaluation.benchmarks import air_bench
-    from align.evaluation.judges.endpoint import Endpoint, JudgeFailed
-    from align.evaluation.judges.llm_judge import LLMJudge
-    from align.evaluation.judges.prompt import Official, Strict
+    from align.evaluation.judges.endpoint import JudgeFailed
+    from align.evaluation.judges.llm_judge import open_judge
     from align.run_folder.artifacts import write_json
 
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
-        chat_model: ChatModel
-        if url:
-            chat_model = Endpoint(url, model, concurrency=concurrency)
-        else:
-            # Imported here, because it brings torch, which an endpoint's user need not wait for.
-            from align.evaluation.judges.local_model import LocalModel
-
-            chat_model = LocalModel(Path(model).expanduser())
-        llm_judge = LLMJudge(
-            chat_model,
+        llm_judge = open_judge(
+            model,
             out / "judge_replies.jsonl",
-            Official() if protocol == "official" else Strict(),
-            canary_items,
+            url=url,
+            protocol=protocol,
+            concurrency=concurrency,
+            canary_items=canary_items,
         )
         print(llm_judge.estimate(items, responses, prompt_price, reply_price), flush=True)
         if estimate_only:

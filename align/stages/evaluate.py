@@ -23,9 +23,7 @@ from align.evaluation.benchmarks.rows import Utterance, read_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
-from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
-from align.evaluation.judges.local_model import LocalModel
-from align.evaluation.judges.prompt import Official, Strict
+from align.evaluation.judges.llm_judge import open_judge
 from align.generation.complete import RequestSet, complete_all, first_texts
 from align.generation.engine import Decoding, Request, open_engine
 from align.models.features import ClipFeatures
@@ -140,17 +138,7 @@ def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
     """The judge of answers. Replies are kept in the run folder: no call is made twice."""
     if config.judge == "facts":
         return FactJudge(corpus / "phrasebook.yaml")
-    judge = config.judge
-    model: ChatModel
-    if judge.url:
-        from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
-
-        parameters, concurrency = judge.parameters, judge.concurrency
-        model = Endpoint(judge.url, judge.model, parameters=parameters, concurrency=concurrency)
-    else:
-        model = LocalModel(Path(judge.model).expanduser())
-    protocol = Official() if judge.protocol == "official" else Strict()
-    return LLMJudge(model, run / "judge_replies.jsonl", protocol, judge.canary_items)
+    return open_judge(cache=run / "judge_replies.jsonl", **config.judge.model_dump())
 
 
 def _agreement(

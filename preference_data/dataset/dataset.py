@@ -6,6 +6,7 @@ pretrain.jsonl    TaskExample     of train: what the publisher says about a reco
 sft.jsonl         Chat            of train: its questions and answers
 prompts.jsonl     Prompt          of preference: questions to sample answers to
 pairs.jsonl       PreferencePair  only where pairs were imported
+labels.jsonl      Label           only where unpaired labels were imported
 dev/, test/recognition.jsonl      held-out rows {audio, prompt, gt, source} as the evaluation reads them, and
                                   languages and question where the task needs them
 quarantine.jsonl                  recordings that were left out, or (bad_example) something said about one
@@ -29,12 +30,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TextIO, TypeVar
 
-from preference_data import store
+from preference_data import store, text_files
 from preference_data.audio.clip_files import BadAudio, ClipFile, find_below
 from preference_data.dataset.manifest import Manifest, Selection, open_manifest
 from preference_data.dataset.mixing import mixing_shares
 from preference_data.dataset.splits import HELD_OUT
-from preference_data.schema import AudioClip, Chat, PreferencePair, Prompt, Record, TaskExample
+from preference_data.schema import AudioClip, Chat, Label, PreferencePair, Prompt, Record, TaskExample
+from preference_data.text_files import BadText
 
 R = TypeVar("R", bound=Record)
 Row = dict[str, Any]
@@ -48,6 +50,7 @@ TABLES: dict[type[Record], str] = {
     Chat: "sft",
     Prompt: "prompts",
     PreferencePair: "pairs",
+    Label: "labels",
 }
 QUARANTINE = "quarantine.jsonl"
 RECOGNITION = {split: f"{split}/recognition.jsonl" for split in HELD_OUT}
@@ -64,7 +67,7 @@ class BadDataset(ValueError):
 
 
 class Part(NamedTuple, Generic[R]):
-    """The records of one data set of a mixture, and the share of the draws that they get."""
+    """The records of one dataset of a mixture, and the share of the draws that they get."""
 
     name: str
     records: Sequence[R]
@@ -99,7 +102,7 @@ class Dataset:
         name, _, inner = path.partition("/")
         if name not in self._roots:
             known = ", ".join(sorted(self._roots))
-            raise BadAudio(path[:255], "bad_path", f"names no data set of the mixture; known: {known}")
+            raise BadAudio(path[:255], "bad_path", f"names no dataset of the mixture; known: {known}")
         return find_below(self._roots[name], inner)
 
     def path_of(self, kind: type[Record]) -> Path | None:
@@ -132,7 +135,7 @@ class Dataset:
         return records
 
     def parts(self, kind: type[R]) -> list[Part[R]]:
-        """The records of a kind by data set, each with its share of the draws; shares sum to 1.
+        """The records of a kind by dataset, each with its share of the draws; shares sum to 1.
 
         Raises:
             BadDataset: there are none, or another number than the description says.
@@ -157,7 +160,7 @@ class Dataset:
     def digest(self) -> str:
         """Hex sha256 over the contents of the record files that are there."""
         digest = hashlib.sha256()
-        for name in (*RECORD_FILES, f"{TABLES[PreferencePair]}.jsonl"):
+        for name in (*RECORD_FILES, *(f"{TABLES[kind]}.jsonl" for kind in (PreferencePair, Label))):
             if (self.folder / name).is_file():
                 with (self.folder / name).open("rb") as file:
                     digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
@@ -174,11 +177,11 @@ def _description(folder: Path) -> Row:
     if path is None:
         return {}
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadDataset(f"{path} is not JSON ({error}); prepare the data set again") from error
+        about = text_files.read_json(path)
+    except BadText as error:
+        raise BadDataset(f"{error}; prepare the dataset again") from error
     if not isinstance(about, dict):
-        raise BadDataset(f"{path} holds a {type(about).__name__}, not an object; prepare the data set again")
+        raise BadDataset(f"{path} holds a {type(about).__name__}, not an object; prepare the dataset again")
     return about
 
 
@@ -267,14 +270,10 @@ def read_rows(path: Path, *keys: str) -> Iterator[Row]:
     Raises:
         BadDataset: a line is not such a row.
     """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BadDataset(f"{path}:{number}: is not JSON ({error})") from error
+    try:
+        for place, row in text_files.json_lines(path) if path.exists() else ():
             if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-                raise BadDataset(f"{path}:{number}: has no text under {', '.join(keys)}")
+                raise BadDataset(f"{place}: has no text under {', '.join(keys)}")
             yield row
+    except BadText as error:
+        raise BadDataset(str(error)) from error

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from preference_data.schema import Record
 from preference_data.store import BadRecord, parse
+from preference_data.text_files import content, open_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,10 +80,11 @@ class _JsonLines(Manifest[R]):
     def __init__(self, path: Path, kind: type[R]) -> None:
         self.path, self.kind = path, kind
         self._offsets, self._lines = array("Q"), array("Q")
-        self._rows, at = 0, 0
-        with path.open("rb") as file:
+        self._rows = 0
+        with open_lines(path) as file:
+            at = file.tell()
             for number, line in enumerate(file, start=1):
-                if not line.isspace():
+                if content(line):
                     if self._rows % _STRIDE == 0:
                         self._offsets.append(at)
                         self._lines.append(number)
@@ -104,12 +106,12 @@ class _JsonLines(Manifest[R]):
         with self.path.open("rb") as file:
             file.seek(self._offsets[stride])
             for at, line in enumerate(file, start=self._lines[stride]):
-                if line.isspace():
+                if not (text := content(line)):
                     continue
                 if left:
                     left -= 1
                     continue
-                yield parse(line, self.kind, f"{self.path}:{at}")
+                yield parse(text, self.kind, f"{self.path}:{at}")
 
 
 class _Parquet(Manifest[R]):

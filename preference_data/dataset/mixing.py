@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 _BLOCK = 1 << 16
-"""Draws after which every data set has had exactly its share."""
+"""Draws after which every dataset has had exactly its share."""
 _ROUNDS = 4
 _64_BITS = (1 << 64) - 1
 
@@ -63,16 +63,16 @@ def _hash(x: int) -> int:
 
 
 class Draw(NamedTuple):
-    """A draw: the number of a data set, and of an example in it."""
+    """A draw: the number of a dataset, and of an example in it."""
 
     part: int
     example: int
 
 
 class Mixture:
-    """Draws from several data sets, each with its share, each in whole shuffled passes.
+    """Draws from several datasets, each with its share, each in whole shuffled passes.
 
-    Of every 65,536 draws each data set gets its share to within one draw, in random order. A data set's own
+    Of every 65,536 draws each dataset gets its share to within one draw, in random order. A dataset's own
     draws go through all of its examples before any comes again, so that no example falls behind.
     """
 
@@ -84,7 +84,7 @@ class Mixture:
         """
         for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):
             if share > 0 and size == 0:
-                raise ValueError(f"data set {number} has a share of {share:g} but no example to draw")
+                raise ValueError(f"dataset {number} has a share of {share:g} but no example to draw")
         if not any(share > 0 for share in shares):
             raise ValueError("no example to draw from: check the corpus and the curriculum's values")
         self._sizes = tuple(sizes)
@@ -102,7 +102,7 @@ class Mixture:
         return Draw(part, Permutation(self._sizes[part], *self._key, part, turn)[place])
 
     def _lay_out(self, block: int) -> None:
-        """Which data set each draw of a block is from, and which of its draws it is."""
+        """Which dataset each draw of a block is from, and which of its draws it is."""
         seed = int.from_bytes(hashlib.blake2b(repr((self._key, block)).encode(), digest_size=16).digest())
         ordered = np.repeat(np.arange(len(self._quotas)), self._quotas)
         self._parts = np.random.default_rng(seed).permutation(ordered)
@@ -128,14 +128,14 @@ def _apportioned(shares: Sequence[float], total: int) -> list[int]:
 def mixing_shares(
     sizes: Sequence[int], given: Sequence[float | None], temperature: float = 1.0
 ) -> list[float]:
-    """Each data set's share of the draws; they sum to 1.
+    """Each dataset's share of the draws; they sum to 1.
 
     Data sets without a given share divide what the given ones leave by p_i ~ n_i^(1/T): T = 1 in proportion
     to their sizes, T -> infinity evenly (Arivazhagan et al. 2019, arXiv:1907.05019, section 3.1). A data
     set of size 0 gets nothing and leaves its share to the others.
 
     Raises:
-        ValueError: the given shares leave nothing for the data sets without one, or all are empty.
+        ValueError: the given shares leave nothing for the datasets without one, or all are empty.
     """
     present = [share if size else 0.0 for size, share in zip(sizes, given, strict=True)]
     weights = [
@@ -144,11 +144,11 @@ def mixing_shares(
     ]
     left = 1 - sum(share for share in present if share is not None)
     if any(weights) and left <= 0:
-        raise ValueError(f"the given shares sum to {1 - left:g} and leave nothing for data sets without one")
+        raise ValueError(f"the given shares sum to {1 - left:g} and leave nothing for datasets without one")
     shares = [
         left * weight / sum(weights) if share is None else share
         for weight, share in zip(weights, present, strict=True)
     ]
     if not sum(shares):
-        raise ValueError("no data set has an example to draw")
+        raise ValueError("no dataset has an example to draw")
     return [share / sum(shares) for share in shares]

@@ -1,7 +1,7 @@
-"""Datasets -> one mixed dataset: their records, each with its data set's name before ids and paths. No audio.
+"""Datasets -> one mixed dataset: their records, each with its dataset's name before ids and paths. No audio.
 
-The audio stays where it is, below the roots of the data sets, and is read there whenever clips are. Every
-record is checked, and every clip looked for; some of each data set are decoded. Memory grows by about 40
+The audio stays where it is, below the roots of the datasets, and is read there whenever clips are. Every
+record is checked, and every clip looked for; some of each dataset are decoded. Memory grows by about 40
 bytes a record.
 """
 
@@ -42,7 +42,7 @@ _TABLES = (TABLES[AudioClip], *(TABLES[kind] for kind in _KINDS))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PROGRESS_EVERY = 1000
 _DECODED = 100
-"""Clips of a data set that are decoded here; of all the header was read when it was prepared."""
+"""Clips of a dataset that are decoded here; of all the header was read when it was prepared."""
 
 R = TypeVar("R", bound=Record)
 
@@ -65,7 +65,7 @@ class _Part(NamedTuple):
     share: float | None
 
     def prefixed(self, path: str) -> str:
-        """A path of this data set as the mixture has it."""
+        """A path of this dataset as the mixture has it."""
         return f"{self.name}/{path}"
 
     def records(self, kind: type[R]) -> Sequence[R]:
@@ -92,7 +92,7 @@ def mix(
         temperature: see `mixing_shares`.
         seed: draws which clips are decoded.
         max_duration_s: longer clips are quarantined.
-        max_bad_fraction: of a data set's clips may be missing, too long or unreadable.
+        max_bad_fraction: of a dataset's clips may be missing, too long or unreadable.
         on_progress: called with the number of records read so far, now and then.
 
     Raises:
@@ -103,7 +103,7 @@ def mix(
     """
     parts = [_opened(item) for item in data_sets]
     if twice := [name for name, n in Counter(part.name for part in parts).items() if n > 1]:
-        raise BadMixture(f"two data sets are called {twice[0]!r}; change the name in one's {DESCRIPTION}")
+        raise BadMixture(f"two datasets are called {twice[0]!r}; change the name in one's {DESCRIPTION}")
     mixing = _Mixing(out, parts, max_duration_s, max_bad_fraction, on_progress)
     mixing.decode_some(seed)
     mixing.write_clips()
@@ -124,7 +124,7 @@ def _opened(data: MixturePart) -> _Part:
     if not isinstance(root, str) or not (data.folder / root).is_dir():
         raise BadMixture(f"{path}: root {root!r} is not a folder; it should hold the clips of {name}")
     if dataset.path_of(AudioClip) is None:
-        raise BadMixture(f"{data.folder} has no clips.jsonl; prepare the data set again")
+        raise BadMixture(f"{data.folder} has no clips.jsonl; prepare the dataset again")
     return _Part(name, dataset, (data.folder / root).resolve(), data.share)
 
 
@@ -155,7 +155,7 @@ class _Mixing:
         return {"name": part.name, "root": str(part.root), "share": part.share, "rows": rows}
 
     def metrics(self, temperature: float) -> dict[str, float]:
-        """Clips per split, rows per table, shares of the pre-training draws per data set, and totals."""
+        """Clips per split, rows per table, shares of the pre-training draws per dataset, and totals."""
         sizes = [self.rows[part.name]["pretrain"] for part in self.parts]
         given = [part.share for part in self.parts]
         shares = mixing_shares(sizes, given, temperature) if any(sizes) else [0.0] * len(sizes)
@@ -171,7 +171,7 @@ class _Mixing:
         }
 
     def decode_some(self, seed: int) -> None:
-        """Decode some clips of each data set, drawn by chance; all must be what was prepared.
+        """Decode some clips of each dataset, drawn by chance; all must be what was prepared.
 
         Those that are refused are noted in `bad`.
         """
@@ -189,7 +189,7 @@ class _Mixing:
             if info.sha256 != some[path].sha256:
                 raise BadMixture(
                     f"clip {path!r} is not what was prepared: its sha256 is {info.sha256[:12]}…, recorded "
-                    f"{some[path].sha256[:12]}…; prepare the data set again"
+                    f"{some[path].sha256[:12]}…; prepare the dataset again"
                 )
         for part in self.parts:
             own = [item for item in bad if item.path.startswith(part.prefixed(""))]
@@ -209,7 +209,7 @@ class _Mixing:
             splits.check_audio(written)
         except splits.Leak as leak:
             raise splits.Leak(
-                f"{leak}, e.g. by `align data prepare --keep-out` of the other data set"
+                f"{leak}, e.g. by `align data prepare --keep-out` of the other dataset"
             ) from leak
         self.speakers_on_both_sides = splits.speakers_on_both_sides(written)
 
@@ -240,7 +240,7 @@ class _Mixing:
         except BadAudio as error:
             return Quarantined(clip_id, path, error.code, error.detail)
         if isinstance(place, Path) and not place.is_file():
-            return Quarantined(clip_id, path, "missing", "does not exist; prepare the data set again")
+            return Quarantined(clip_id, path, "missing", "does not exist; prepare the dataset again")
         return None
 
     def _refuse_many(self, n_bad: int, n: int, part: _Part, *examples: Quarantined) -> None:
@@ -248,7 +248,7 @@ class _Mixing:
             named = "; ".join(f"{item.path}: {item.code}: {item.detail}" for item in examples)
             raise BadMixture(
                 f"{part.name}: {n_bad} or more of {n} clips are unusable (allowed max_bad_fraction="
-                f"{self.max_bad_fraction:.1%}): {named}; mend the data set, or raise max_bad_fraction"
+                f"{self.max_bad_fraction:.1%}): {named}; mend the dataset, or raise max_bad_fraction"
             )
 
     def write_tables(self) -> None:
@@ -287,7 +287,7 @@ class _Mixing:
             yield record
 
     def write_recognition(self) -> None:
-        """Held-out utterances; their groups get the data set's name too."""
+        """Held-out utterances; their groups get the dataset's name too."""
         for name in RECOGNITION.values():
             rows = (
                 {**with_paths(row, part.prefixed), "source": part.prefixed(row["source"])}
@@ -298,7 +298,7 @@ class _Mixing:
             store.write_rows(self.out / name, rows)
 
     def write_quarantine(self) -> None:
-        """Rows that the data sets had left out already, and those left out here."""
+        """Rows that the datasets had left out already, and those left out here."""
         before = (
             with_paths(row, part.prefixed)
             for part in self.parts
@@ -309,7 +309,7 @@ class _Mixing:
 
 
 def _prefixed(row: Row, part: _Part) -> Row:
-    """A record's row with the data set's name before its id, speaker and paths."""
+    """A record's row with the dataset's name before its id, speaker and paths."""
     named = {key: part.prefixed(row[key]) for key in ("id", "speaker") if row.get(key) is not None}
     return {**with_paths(row, part.prefixed), **named}
 
@@ -319,8 +319,6 @@ def _refuse_repeated(path: Path, key: str, fingerprints: Fingerprints) -> None:
     suspects, before = fingerprints.repeated(), set[str]()
     for row in read_rows(path, key) if suspects else ():
         if row[key] in before:
-            raise BadMixture(
-                f"{key} {row[key]!r} comes twice in {path.name}: {key}s are unique in a data set"
-            )
+            raise BadMixture(f"{key} {row[key]!r} comes twice in {path.name}: {key}s are unique in a dataset")
         if fingerprint(row[key]) in suspects:
             before.add(row[key])

@@ -70,7 +70,7 @@ def _members(dataset: Dataset, clip: AudioClip) -> dict[str, bytes]:
     try:
         data = file.read_bytes() if isinstance(file, Path) else file.read()
     except FileNotFoundError:
-        raise BadAudio(file, "missing", "does not exist; prepare the data set again") from None
+        raise BadAudio(file, "missing", "does not exist; prepare the dataset again") from None
     return {_ending(clip.path): data, "json": clip.model_dump_json().encode()}
 
 

@@ -116,7 +116,7 @@ def read_rows(
         BadDataset: `out` is there.
     """
     if is_described(out):
-        raise BadRow(f"{out} holds a data set already; name another folder, or remove it first")
+        raise BadRow(f"{out} holds a dataset already; name another folder, or remove it first")
     with replacing_dataset(out, audio_root) as partial:
         infos = _checked(_records(rows, form, axis, audio_root), audio_root, on_checked)
         with RecordWriter(partial) as writer:

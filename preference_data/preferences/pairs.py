@@ -10,13 +10,18 @@
 5. No answer is paired with its own text, and a typed answer adds no pair that is there already.
 6. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
 7. Below `min_alpha` on any axis nothing is built: annotators who do not agree teach noise.
+
+Scores -> preference pairs (`of_scores`): of each prompt's completions with a reward the best is preferred to
+the worst, or to one drawn from all that are worse, or every one to every worse one; the difference must be
+more than `margin`, so that ties yield nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
 
 from preference_data.preferences import agreement
 from preference_data.preferences.agreement import Alpha
@@ -25,11 +30,16 @@ from preference_data.schema import (
     Axis,
     Choice,
     Completion,
+    CompletionScore,
     Judgement,
+    PairAxis,
     PreferencePair,
     Prompt,
     stable_id,
 )
+
+Opponents = Literal["worst", "random", "all"]
+"""Which worse completion the best one of a prompt is paired with; `all`: every one with every worse one."""
 
 
 class LowAgreement(ValueError):
@@ -51,6 +61,16 @@ class Tally(NamedTuple):
     """Answers dropped because the audio was called unusable; the same on every axis."""
     corrected: int
     """Pairs of a typed answer with one of the two, on top of `pairs`."""
+
+
+class ScoreTally(NamedTuple):
+    """What became of the prompts whose completions have rewards."""
+
+    pairs: int
+    ties: int
+    """Prompts of which no two completions differ by more than the margin."""
+    unscored: int
+    """Completions without a reward; they are in no pair."""
 
 
 class WeightedPair(NamedTuple):
@@ -125,8 +145,47 @@ def _vote(
     return outcome, _pair(prompts[given[0].prompt_id], axis, (chosen, rejected), texts, share)
 
 
+def of_scores(
+    scores: Iterable[CompletionScore],
+    prompts: Mapping[str, Prompt],
+    completions: Mapping[str, Completion],
+    *,
+    opponents: Opponents,
+    margin: float,
+    seed: int,
+) -> tuple[list[PreferencePair], ScoreTally]:
+    """Pairs by reward, in the prompts' order; what is drawn depends on seed and prompt alone."""
+    pairs: list[PreferencePair] = []
+    ties = unscored = 0
+    for prompt_id, group in groupby(scores, key=lambda score: score.prompt_id):
+        scored = [(score.reward, score.id) for score in group]
+        known = [(reward, id_) for reward, id_ in scored if reward is not None]
+        unscored += len(scored) - len(known)
+        matches = list(_matches(known, opponents, margin, stable_id(seed, prompt_id)))
+        ties += not matches
+        for sides in matches:
+            texts = completions[sides[0]].text, completions[sides[1]].text
+            pairs.append(_pair(prompts[prompt_id], "reward", sides, texts, 1.0))
+    return pairs, ScoreTally(len(pairs), ties, unscored)
+
+
+def _matches(
+    scored: Sequence[tuple[float, str]], opponents: Opponents, margin: float, draw: str
+) -> Iterator[tuple[str, str]]:
+    """Ids of a better and a worse completion of a prompt. Of equals the earlier one stands for all."""
+    ranked = sorted(scored, key=lambda item: -item[0])
+    winners = ranked if opponents == "all" else ranked[:1]
+    for place, (reward, winner) in enumerate(winners):
+        worse = [loser for other, loser in ranked[place + 1 :] if reward - other > margin]
+        if opponents == "worst":
+            worse = worse[-1:]
+        elif opponents == "random" and worse:
+            worse = [worse[int(draw, 16) % len(worse)]]
+        yield from ((winner, loser) for loser in worse)
+
+
 def _pair(
-    prompt: Prompt, axis: Axis, sides: tuple[str, ...], texts: tuple[str, str], agreement: float
+    prompt: Prompt, axis: PairAxis, sides: tuple[str, ...], texts: tuple[str, str], agreement: float
 ) -> PreferencePair:
     """A pair of `texts`, the chosen one first; `sides` tells it from the prompt's other pairs."""
     return PreferencePair(
@@ -208,7 +267,7 @@ def weigh(pairs: Sequence[PreferencePair], objective: Mapping[Axis, float]) -> l
     example: dict[tuple[str, str, str], PreferencePair] = {}
     for pair in pairs:
         key = (pair.prompt_id, pair.chosen, pair.rejected)
-        support[key] += objective[pair.axis]
+        support[key] += 1.0 if pair.axis == "reward" else objective[pair.axis]
         example.setdefault(key, pair)
     net = {key: weight - support.get((key[0], key[2], key[1]), 0.0) for key, weight in support.items()}
     kept = {key: weight for key, weight in net.items() if weight > 0}

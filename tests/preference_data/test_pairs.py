@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from preference_data.preferences.pairs import LowAgreement, Tally, build, weigh
-from preference_data.schema import Completion, Judgement, PreferencePair, Prompt
+from preference_data.preferences.pairs import LowAgreement, ScoreTally, Tally, build, of_scores, weigh
+from preference_data.schema import Completion, CompletionScore, Judgement, PreferencePair, Prompt
 
 PROMPT = Prompt(
     id="p", audios=("a.wav",), question="What?", answer_gt="A.", meta_info="{}", task_name="speech_QA"
@@ -255,3 +255,53 @@ def test_either_axis_alone():
 
 def test_equal_and_opposite_support_teaches_nothing():
     assert weigh(PAIRS[2:4], {"factuality": 1, "behaviour": 1}) == []
+
+
+def scored(rewards, opponents="worst", margin=0.0, seed=0, prompt="p"):
+    scores = [
+        CompletionScore(id=f"c{i}", prompt_id=prompt, reward=reward, parts={})
+        for i, reward in enumerate(rewards)
+    ]
+    prompts = {prompt: PROMPT.model_copy(update={"id": prompt})}
+    pairs, tally = of_scores(scores, prompts, COMPLETIONS, opponents=opponents, margin=margin, seed=seed)
+    return [(pair.chosen[-1], pair.rejected[-1]) for pair in pairs], tally
+
+
+@pytest.mark.parametrize(
+    ("rewards", "opponents", "margin", "expected"),
+    [
+        ([0.2, 1.0, 0.5, 0.1], "worst", 0.0, [("1", "3")]),
+        ([0.2, 1.0, 0.5, 0.1], "all", 0.0, [(a, b) for a, b in ("12", "10", "13", "20", "23", "03")]),
+        ([0.2, 1.0, 0.5, 0.1], "all", 0.5, [("1", "0"), ("1", "3")]),
+        ([1.0, 1.0, 0.0, 0.0], "worst", 0.0, [("0", "3")]),  # of equals the first wins, the last loses
+        ([1.0, 1.0, 0.0], "all", 0.0, [("0", "2"), ("1", "2")]),
+        ([0.5, 0.5, 0.5], "worst", 0.0, []),
+        ([0.5, 0.4, 0.3], "worst", 0.2, []),  # exactly the margin is a tie
+        ([None, 0.4, 0.3], "worst", 0.0, [("1", "2")]),
+        ([None, None, 0.3], "worst", 0.0, []),
+    ],
+)
+def test_pairs_of_scores(rewards, opponents, margin, expected):
+    pairs, tally = scored(rewards, opponents, margin)
+    assert pairs == expected
+    assert tally == ScoreTally(len(expected), int(not expected), rewards.count(None))
+
+
+def test_a_random_opponent_is_worse_and_depends_on_seed_and_prompt_alone():
+    rewards = [0.0, 1.0, 0.5, 1.0]
+    drawn = {(seed, p): scored(rewards, "random", seed=seed, prompt=p)[0] for seed in range(20) for p in "pq"}
+    assert {pair for pairs in drawn.values() for pair in pairs} == {("1", "0"), ("1", "2")}
+    assert drawn[(3, "p")] == scored(rewards, "random", seed=3, prompt="p")[0]
+    assert any(drawn[(seed, "p")] != drawn[(seed, "q")] for seed in range(20))
+
+
+def test_a_rewards_pairs_count_once_each_whatever_the_objective():
+    pairs, _ = of_scores(
+        [CompletionScore(id=f"c{i}", prompt_id="p", reward=float(i), parts={}) for i in range(3)],
+        {"p": PROMPT},
+        COMPLETIONS,
+        opponents="all",
+        margin=0.0,
+        seed=0,
+    )
+    assert [weight for _, weight in weigh(pairs, {"factuality": 0.0, "behaviour": 0.5})] == [1.0, 1.0, 1.0]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, text_fields
 from preference_data.audio import decode
 from preference_data.audio.clip_files import resolve_inside
+from preference_data.schema import Prompt
 from preference_data.store import write_rows
 
 CATEGORIES = {
@@ -53,13 +54,20 @@ class Item(NamedTuple):
 
     @property
     def category(self) -> str:
-        """speech, sound, music or mixed."""
-        return CATEGORIES[self.task_name]
+        """speech, sound, music or mixed; of a question from elsewhere its task."""
+        return CATEGORIES.get(self.task_name, self.task_name)
 
     @property
     def audio(self) -> str:
         """The clip's file relative to the folder that holds `Chat/`."""
         return f"Chat/{self.task_name}_{self.dataset_name}/{self.path}"
+
+
+def item_of(prompt: Prompt, number: int) -> Item:
+    """A prompt as a question of the benchmark; several answers to it are several items."""
+    name = PurePosixPath(prompt.audios[0]).name if prompt.audios else ""
+    known = prompt.question, prompt.answer_gt, prompt.meta_info, prompt.task_name
+    return Item(f"{prompt.id}-{number}", name, *known, dataset_name="")
 
 
 class Missing(NamedTuple):

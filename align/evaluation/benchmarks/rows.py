@@ -1,11 +1,13 @@
-"""Files of benchmark rows as people bring them: JSON lines, with or without a byte-order mark."""
+"""Files of benchmark rows as people bring them: JSON lines, or one JSON list."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from preference_data import text_files
+from preference_data.text_files import BadText
 
 
 class BadBenchmark(ValueError):
@@ -13,9 +15,7 @@ class BadBenchmark(ValueError):
 
 
 def json_lines(path: Path, holds: str = "answers") -> Iterator[tuple[str, Any]]:
-    r"""The rows of a JSON-lines file, each with its place for messages; blank lines are skipped.
-
-    Lines end with "\n" alone: a text may hold U+2028 and other characters at which `splitlines` would cut.
+    """The rows of a JSON-lines file, each with its place for messages.
 
     Raises:
         BadBenchmark: the file is missing, a line is not JSON, or there is none.
@@ -23,14 +23,12 @@ def json_lines(path: Path, holds: str = "answers") -> Iterator[tuple[str, Any]]:
     if not path.exists():
         raise BadBenchmark(f"{path} is missing: name a file of {holds}, one JSON object a line")
     is_empty = True
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        is_empty = False
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
-            raise BadBenchmark(f"{path}:{number}: is not JSON ({error})") from error
+    try:
+        for row in text_files.json_lines(path):
+            is_empty = False
+            yield row
+    except BadText as error:
+        raise BadBenchmark(str(error)) from error
     if is_empty:
         raise BadBenchmark(f"{path}: holds no {holds}")
 
@@ -42,9 +40,9 @@ def json_list(path: Path) -> list[Any]:
         BadBenchmark: the file is not JSON or not a list.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise BadBenchmark(f"{path}: is not JSON ({error}); download it again") from error
+        rows = text_files.read_json(path)
+    except BadText as error:
+        raise BadBenchmark(f"{error}; download it again") from error
     if not isinstance(rows, list):
         raise BadBenchmark(f"{path}: holds a {type(rows).__name__}, not a list")
     return rows
@@ -52,7 +50,11 @@ def json_list(path: Path) -> list[Any]:
 
 def json_rows(path: Path) -> list[tuple[str, Any]]:
     """The rows of a file that is either a JSON list or JSON lines, each with its place for messages."""
-    if path.exists() and path.read_text(encoding="utf-8-sig").lstrip().startswith("["):
+    try:
+        first = next(text_files.numbered_lines(path), (0, b"")) if path.exists() else (0, b"")
+    except BadText as error:
+        raise BadBenchmark(str(error)) from error
+    if first[1].lstrip().startswith(b"["):
         return [(f"{path}: row {number}", row) for number, row in enumerate(json_list(path), 1)]
     return list(json_lines(path))
 

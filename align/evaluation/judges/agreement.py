@@ -7,12 +7,11 @@ decisive choices that they match is reported (above 70 % there).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.air_bench import item_of
 from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
 from align.run_folder.artifacts import plain_values
@@ -59,7 +58,7 @@ def measure(
         label: names the work in progress reports.
     """
     answers = sorted({(pair.prompt_id, text) for pair in comparisons for text in (pair.text_a, pair.text_b)})
-    items = [_as_item(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
+    items = [item_of(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
     points = preference_points(judge.judge(items, [text for _, text in answers], label))
     ids = {comparison.id for comparison in comparisons}
     relevant = [judgement for judgement in judgements if judgement.comparison in ids]
@@ -117,20 +116,6 @@ def _calibration(margins: Sequence[float]) -> tuple[Margin, ...]:
             wilson(int(agrees[part == third].sum()), int((part == third).sum())),
         )
         for third in np.unique(part)
-    )
-
-
-def _as_item(prompt: Prompt, number: int) -> Item:
-    """A prompt as a benchmark's question; several answers to it are several items."""
-    name = PurePosixPath(prompt.audios[0]).name if prompt.audios else ""
-    return Item(
-        f"{prompt.id}-{number}",
-        name,
-        prompt.question,
-        prompt.answer_gt,
-        prompt.meta_info,
-        prompt.task_name,
-        "",
     )
 
 

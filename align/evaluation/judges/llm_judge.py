@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.comparison import TIE_MARGIN
 from align.evaluation.judged_answers import JudgedAnswer, Order, OrderReply, State
 from align.evaluation.judges import canary
-from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Message, Strict
+from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Message, Official, Strict
 from align.evaluation.judges.reply_cache import UNANSWERED, Reply, ReplyCache
 from align.run_folder.artifacts import sha256_json
 from align.run_folder.progress import Progress
@@ -56,6 +57,33 @@ class Estimate(NamedTuple):
         )
 
 
+def open_judge(
+    model: str,
+    cache: Path,
+    *,
+    url: str | None = None,
+    protocol: Literal["strict", "official"] = "strict",
+    parameters: Mapping[str, Any] | None = None,
+    concurrency: int = 8,
+    canary_items: int = 0,
+) -> LLMJudge:
+    """The judge model behind an OpenAI-compatible `url`; without one, that in the folder `model`.
+
+    See `Endpoint`, `LocalModel` and `LLMJudge`.
+    """
+    chat_model: ChatModel
+    if url:
+        from align.evaluation.judges.endpoint import PARAMETERS, Endpoint  # a second of imports
+
+        given = PARAMETERS if parameters is None else parameters
+        chat_model = Endpoint(url, model, parameters=given, concurrency=concurrency)
+    else:
+        from align.evaluation.judges.local_model import LocalModel  # brings torch
+
+        chat_model = LocalModel(Path(model).expanduser())
+    return LLMJudge(chat_model, cache, Official() if protocol == "official" else Strict(), canary_items)
+
+
 class _Call(NamedTuple):
     key: str
     order: Order
@@ -85,9 +113,11 @@ class LLMJudge:
         self.name = f"{model.name} ({self.protocol.name})"
 
     def judge(
-        self, items: Sequence[Item], responses: Sequence[str], label: str = "judge"
+        self, items: Sequence[Item], responses: Sequence[str], label: str | None = "judge"
     ) -> list[JudgedAnswer]:
         """One row per item, in order; an empty response is judged as the empty answer it is.
+
+        Without a `label` no progress is shown.
 
         Raises:
             JudgeFailed: the model cannot be used. Replies so far are kept, the next call goes on from there.
@@ -143,7 +173,7 @@ class LLMJudge:
         key = sha256_json({**self.model.identity, "order": order, "messages": prompt.messages})
         return _Call(key, order, prompt)
 
-    def _replies(self, prompts: Mapping[str, JudgePrompt], label: str) -> dict[str, Reply]:
+    def _replies(self, prompts: Mapping[str, JudgePrompt], label: str | None) -> dict[str, Reply]:
         """Cached replies, and those of the model to the rest, each kept as it comes."""
         replies = self.cache.get(prompts)
         missing = [key for key in prompts if key not in replies]
@@ -156,10 +186,12 @@ class LLMJudge:
                 self.cache.put(key, reply)
             replies[key] = reply
             unscored += self.protocol.read(prompts[key], reply.text, reply.finish_reason).state != "scored"
-            progress.update(len(replies), unscored=unscored)
+            if progress:
+                progress.update(len(replies), unscored=unscored)
 
-        with Progress(label, len(prompts)) as progress:
-            progress.update(len(replies))
+        with Progress(label, len(prompts)) if label else nullcontext() as progress:
+            if progress:
+                progress.update(len(replies))
             if missing:
                 self.model.reply([prompts[key].messages for key in missing], keep)
         return replies

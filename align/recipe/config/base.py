@@ -18,7 +18,9 @@ OutputKind = Literal[
     "policy",
     "completions",
     "annotations",
+    "scores",
     "pairs",
+    "labels",
     "evaluation",
     "verdict",
     "alias",
@@ -57,6 +59,8 @@ CorpusRef = Annotated[str, Needs("corpus")]
 PolicyRef = Annotated[str, Needs("policy")]
 CompletionsRef = Annotated[str, Needs("completions")]
 AnnotationsRef = Annotated[str, Needs("annotations")]
+ScoresRef = Annotated[str, Needs("scores")]
+LabelsRef = Annotated[str, Needs("labels")]
 PairsRef = Annotated[str, Needs("pairs")]
 EvaluationRef = Annotated[str, Needs("evaluation")]
 VerdictRef = Annotated[str, Needs("verdict")]

@@ -1,9 +1,9 @@
-"""Keys of the stages that collect preferences: sample, annotate, pairs."""
+"""Keys of the stages that collect preferences: sample, annotate, score, pairs, labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,10 @@ from align.recipe.config.base import (
     NoEffect,
     OutputKind,
     PolicyRef,
+    ScoresRef,
     StageConfig,
 )
+from align.recipe.config.rewards import RewardConfig
 
 
 class SampleConfig(StageConfig):
@@ -84,17 +86,58 @@ class AnnotateConfig(StageConfig):
         return self
 
 
-class PairsConfig(StageConfig):
-    """Judgements to preference pairs, one per comparison and axis that has a clear preference."""
+class ScoreConfig(StageConfig):
+    """What every completion is worth to a reward: rules, known facts, a judge model."""
+
+    produces: ClassVar[OutputKind] = "scores"
+    stage: Literal["score"]
+    completions: CompletionsRef
+    corpus: CorpusRef
+    reward: RewardConfig
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """One of the rewards does."""
+        return ("reward", "reward: {judge: ...}") if self.reward.facts else None
+
+
+class FromJudgementsOrScores(StageConfig):
+    """Keys of stages that read what people, or a reward, say about completions."""
+
+    completions: CompletionsRef
+    annotations: AnnotationsRef | None = None
+    scores: ScoresRef | None = None
+    """In place of annotations: rewards of a score stage."""
+
+    of_annotations: ClassVar[tuple[str, ...]] = ()
+    of_scores: ClassVar[tuple[str, ...]] = ()
+    """Keys that make sense with one of the two only."""
+
+    @model_validator(mode="after")
+    def _reads_one_of_them(self) -> Self:
+        if (self.annotations is None) == (self.scores is None):
+            raise ValueError("give annotations, or scores: a stage reads one of them")
+        given, others = ("scores", self.of_annotations) if self.scores else ("annotations", self.of_scores)
+        if idle := [key for key in others if key in self.model_fields_set]:
+            raise ValueError(f"{', '.join(idle)}: has no effect with {given}; remove it")
+        return self
+
+
+class PairsConfig(FromJudgementsOrScores):
+    """Judgements to preference pairs, one per comparison and axis that has a clear preference; or scores."""
 
     produces: ClassVar[OutputKind] = "pairs"
+    of_annotations: ClassVar[tuple[str, ...]] = ("min_agreement", "min_alpha")
+    of_scores: ClassVar[tuple[str, ...]] = ("opponents", "margin")
     stage: Literal["pairs"]
-    completions: CompletionsRef
-    annotations: AnnotationsRef
     min_agreement: float = Field(0.75, gt=0.5, le=1)
     """A comparison yields a pair where at least this share of its annotators prefer the same side."""
     min_alpha: float | None = Field(None, ge=-1, le=1)
     """Refuse judgements whose Krippendorff's alpha is lower on either axis: chance is 0, agreement 1."""
+    opponents: Literal["worst", "random", "all"] = "worst"
+    """Of scores: a prompt's best completion is chosen over its worst one, or over one drawn from all that are
+    worse; `all`: every completion over every worse one."""
+    margin: float = Field(0.0, ge=0)
+    """Of scores: the two rewards must differ by more; equal ones never make a pair."""
 
     @model_validator(mode="before")
     @classmethod
@@ -102,3 +145,31 @@ class PairsConfig(StageConfig):
         if isinstance(data, dict) and "min_heard" in data:
             raise ValueError("min_heard is a key of the annotate stage now, for its report and these pairs")
         return data
+
+
+class LabelsConfig(FromJudgementsOrScores):
+    """Judgements, or scores, to labels: completions that are good or bad on their own, for KTO."""
+
+    produces: ClassVar[OutputKind] = "labels"
+    of_annotations: ClassVar[tuple[str, ...]] = ("axis", "min_agreement")
+    of_scores: ClassVar[tuple[str, ...]] = ("good_from", "bad_to")
+    stage: Literal["labels"]
+    axis: Literal["factuality", "behaviour"] = "factuality"
+    """Of judgements: the question that decides. A preferred completion is good, the other bad, as are both
+    of "both bad"."""
+    min_agreement: float = Field(0.75, gt=0.5, le=1)
+    """Of judgements: at least this share of what was said about a completion must agree."""
+    good_from: float | None = None
+    """Of scores: a reward of this much or more is good."""
+    bad_to: float | None = None
+    """Of scores: a reward of this much or less is bad; by default, one below `good_from`."""
+
+    @model_validator(mode="after")
+    def _thresholds_are_in_order(self) -> LabelsConfig:
+        if self.scores is None:
+            return self
+        if self.good_from is None:
+            raise ValueError("scores need good_from: the least reward of a good completion")
+        if self.bad_to is not None and self.bad_to >= self.good_from:
+            raise ValueError(f"bad_to {self.bad_to:g} must lie below good_from {self.good_from:g}")
+        return self

@@ -5,7 +5,13 @@ from __future__ import annotations
 from align.recipe.config.base import StageConfig
 from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.evaluation import EvaluateConfig, GateConfig, PromoteConfig
-from align.recipe.config.preference import AnnotateConfig, PairsConfig, SampleConfig
+from align.recipe.config.preference import (
+    AnnotateConfig,
+    LabelsConfig,
+    PairsConfig,
+    SampleConfig,
+    ScoreConfig,
+)
 from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
 
 STAGES: dict[str, type[StageConfig]] = {
@@ -16,7 +22,9 @@ STAGES: dict[str, type[StageConfig]] = {
         SFTConfig,
         SampleConfig,
         AnnotateConfig,
+        ScoreConfig,
         PairsConfig,
+        LabelsConfig,
         DPOConfig,
         EvaluateConfig,
         GateConfig,

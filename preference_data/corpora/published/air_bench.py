@@ -11,11 +11,11 @@ corpora: `align data prepare clotho … --keep-out FOLDER`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from preference_data.corpora.published.recording import BadCorpus, Recording, not_a_corpus
+from preference_data.text_files import BadText, read_json
 
 _PARTS = ("Chat", "Foundation")
 _KEYS = ("path", "task_name", "dataset_name")
@@ -40,9 +40,9 @@ def read(folder: Path) -> Iterator[Recording]:
 
 def _rows(meta: Path) -> list[object]:
     try:
-        rows = json.loads(meta.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadCorpus(f"{meta} is not JSON: {error}; fetch it again") from error
+        rows = read_json(meta)
+    except BadText as error:
+        raise BadCorpus(f"{error}; fetch it again") from error
     if not isinstance(rows, list):
         raise BadCorpus(f"{meta} holds a {type(rows).__name__}, not a list; fetch it again")
     return rows

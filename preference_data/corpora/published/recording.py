@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from preference_data.schema import Split, Word
+from preference_data.text_files import BadText, numbered_lines, open_text
 
 DESCRIBE_SOUND = "Describe what can be heard in this recording."
 _LONGEST_CELL = 1_000_000  # characters
@@ -64,7 +65,7 @@ def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> It
         raise missing(path)
     csv.field_size_limit(_LONGEST_CELL)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             if path.suffix == ".tsv":
                 table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
             else:
@@ -80,7 +81,7 @@ def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> It
                 if any(row[name] is None for name in columns):
                     raise BadCorpus(f"{path}:{table.line_num}: has fewer cells than columns; fetch it again")
                 yield {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str)}
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (BadText, UnicodeDecodeError, csv.Error) as error:
         raise BadCorpus(f"{path} is not such a table: {error}; fetch it again") from error
 
 
@@ -93,11 +94,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     if not path.is_file():
         raise missing(path)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
+        for number, line in numbered_lines(path):
+            yield number, line.decode("utf-8")
+    except (BadText, UnicodeDecodeError) as error:
         raise BadCorpus(f"{path} is not text in UTF-8: {error}; fetch it again") from error
 
 

@@ -51,7 +51,7 @@ def test_a_mixture_opens_under_its_old_name_too(tmp_path, name, key):
 @pytest.mark.parametrize("text", ["[]", "{", ""])
 def test_a_damaged_description_is_named(tmp_path, text):
     (tmp_path / DESCRIPTION).write_text(text)
-    with pytest.raises(BadDataset, match=r"dataset\.json .*prepare the data set again"):
+    with pytest.raises(BadDataset, match=r"dataset\.json.*prepare the dataset again"):
         Dataset(tmp_path)
 
 

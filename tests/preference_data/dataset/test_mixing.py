@@ -79,7 +79,7 @@ def test_a_tiny_share_is_not_lost_and_a_share_of_nothing_draws_nothing():
 def test_nothing_to_draw_from_is_an_error():
     with pytest.raises(ValueError, match="no example"):
         Mixture([5], [0.0], 0)
-    with pytest.raises(ValueError, match="data set 1 has a share of 0.5 but no example"):
+    with pytest.raises(ValueError, match="dataset 1 has a share of 0.5 but no example"):
         Mixture([5, 0], [0.5, 0.5], 0)
 
 
@@ -94,7 +94,7 @@ def test_given_shares_come_first_and_empty_sources_leave_theirs():
     assert mixing_shares([0, 100, 100], [0.8, 0.1, 0.1]) == pytest.approx([0.0, 0.5, 0.5])
     with pytest.raises(ValueError, match="leave nothing"):
         mixing_shares([10, 10, 10], [0.5, 0.5, None])
-    with pytest.raises(ValueError, match="no data set"):
+    with pytest.raises(ValueError, match="no dataset"):
         mixing_shares([0, 0], [None, 0.5])
 
 

@@ -1,4 +1,4 @@
-"""Prepared data sets become one corpus."""
+"""Prepared datasets become one corpus."""
 
 import hashlib
 import json
@@ -176,7 +176,7 @@ def test_a_folder_that_is_no_data_set(two, tmp_path):
 
 
 def test_two_of_one_name(two, tmp_path):
-    with pytest.raises(BadMixture, match="two data sets are called 'one'"):
+    with pytest.raises(BadMixture, match="two datasets are called 'one'"):
         mixed(tmp_path, two[0], two[0])
 
 

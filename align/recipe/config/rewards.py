@@ -1,0 +1,98 @@
+"""The block `reward:`: what a completion is worth, in parts that are weighed, added up and logged each."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from align.recipe.config.base import Config
+from align.recipe.config.evaluation import JudgeModel
+
+
+class FactsReward(Config):
+    """Marks by the phrasebook, which knows what is true of every clip; 0 leaves a part out."""
+
+    asked: float = Field(1.0, ge=0)
+    """The fact that the prompt asks for is right, whatever else is claimed."""
+    clean: float = Field(0.5, ge=0)
+    """It is, and nothing false is claimed."""
+    form: float = Field(0.5, ge=0)
+    """The form is the one asked for: a word, a sentence, an abstention."""
+
+    @model_validator(mode="after")
+    def _counts(self) -> FactsReward:
+        if not (self.asked or self.clean or self.form):
+            raise ValueError("asked, clean and form are all 0: nothing would be rewarded")
+        return self
+
+
+class PartReward(Config):
+    """A part of its own."""
+
+    weight: float = Field(1.0, gt=0)
+
+
+class TranscriptReward(PartReward):
+    """1 minus the error rate against the prompt's reference: words, or characters of zh and yue."""
+
+    language: Literal["en", "zh", "yue", "other"] = "other"
+    """Decides how texts are normalised."""
+
+
+class ChoiceReward(PartReward):
+    """1 for the right one of a prompt's choices; letters and whole texts of choices are read."""
+
+
+class FormatReward(PartReward):
+    """1 for a completion of a form: a known one, or what a regular expression matches as a whole."""
+
+    form: Literal["one_word", "sentence", "think_answer"] | None = None
+    pattern: str | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _says_which(self) -> FormatReward:
+        if (self.form is None) == (self.pattern is None):
+            raise ValueError("give form, or pattern")
+        return self
+
+
+class LengthReward(PartReward):
+    """0 up to `max_chars` characters, then falling to minus the weight at twice as many."""
+
+    max_chars: int = Field(ge=1)
+
+
+class JudgeReward(PartReward, JudgeModel):
+    """A judge model's score beside the reference, in both orders, as 0 to 1."""
+
+
+class RewardConfig(Config):
+    """At least one of these."""
+
+    facts: FactsReward | None = None
+    wer: TranscriptReward | None = None
+    choice: ChoiceReward | None = None
+    format: FormatReward | None = None
+    length: LengthReward | None = None
+    judge: JudgeReward | None = None
+
+    @model_validator(mode="after")
+    def _rewards_something(self) -> RewardConfig:
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        if not given - {"length"}:
+            raise ValueError(
+                "nothing is rewarded: give facts, wer, choice, format or judge, such as facts: {}"
+                + (" (length alone teaches to say nothing)" if given else "")
+            )
+        return self

@@ -1,0 +1,46 @@
+"""Completions that are good or bad on their own, of judgements or scores: what KTO trains on.
+
+Reads: completions, annotations or scores. Writes: labels.jsonl.
+    align run recipes/demo_rl --only 4_labels
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from align.recipe.config.preference import LabelsConfig
+from align.run_folder.artifacts import StageFolder, read_json
+from preference_data import store
+from preference_data.preferences import labels
+from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
+
+
+def run(config: LabelsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
+    """Label completions; returns how many are desirable, undesirable and neither."""
+    source = inputs[config.completions]
+    prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
+    completions = {item.id: item for item in store.stream(source / "completions.jsonl", Completion)}
+    if config.annotations:
+        annotated = inputs[config.annotations]
+        built, tally = labels.of_judgements(
+            store.stream(annotated / "judgements.jsonl", Judgement),
+            prompts,
+            completions,
+            axis=config.axis,
+            min_agreement=config.min_agreement,
+            min_heard=read_json(annotated / "quality.json")["min_heard"],
+        )
+    else:
+        assert config.scores is not None
+        assert config.good_from is not None
+        bad_to = math.nextafter(config.good_from, -math.inf) if config.bad_to is None else config.bad_to
+        built, tally = labels.of_scores(
+            store.stream(inputs[config.scores] / "scores.jsonl", CompletionScore),
+            prompts,
+            completions,
+            good_from=config.good_from,
+            bad_to=bad_to,
+        )
+    store.write(out.path / "labels.jsonl", built)
+    return {name: float(count) for name, count in tally._asdict().items()}

@@ -1,0 +1,128 @@
+r"""Text files as people bring them and as we write them: UTF-8, with or without a byte-order mark.
+
+A line ends with "\n" or "\r\n" and nothing else: U+2028, U+0085 or a form feed within a line is text, where
+`str.splitlines` would cut it. Blank lines are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TextIO
+
+_HEAD = 4096
+_NUL_SHARE = 1 / 8
+"""Text in UTF-16 or UTF-32 without a byte-order mark begins with at least this share of NUL bytes."""
+
+
+class BadText(ValueError):
+    """A file is not text in UTF-8, or a text is not JSON; says where, and how to convert a file."""
+
+
+def open_lines(path: Path) -> BinaryIO:
+    """The file for reading its lines as bytes, after a byte-order mark.
+
+    Raises:
+        BadText: it is in UTF-16 or UTF-32.
+    """
+    file = path.open("rb")
+    head = file.read(_HEAD)
+    encoding = json.detect_encoding(head)
+    if encoding.startswith(("utf-16", "utf-32")) and (
+        encoding in ("utf-16", "utf-32") or head.count(0) >= _NUL_SHARE * len(head)
+    ):
+        file.close()
+        name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")  # as iconv has it
+        target = path.with_name(f"{path.stem}.utf8{path.suffix}")
+        raise BadText(
+            f"{path} is text in {name}, not in UTF-8; convert it: "
+            f"iconv -f {name} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(target))}"
+        )
+    file.seek(len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0)
+    return file
+
+
+def open_text(path: Path, errors: Literal["strict", "surrogateescape"] = "strict") -> TextIO:
+    """The file for reading its text, such as a table; line ends stay as they are.
+
+    Raises:
+        BadText: it is in UTF-16 or UTF-32.
+    """
+    open_lines(path).close()
+    return path.open(encoding="utf-8-sig", errors=errors, newline="\n")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every line that is not blank, without its end, by its number from 1.
+
+    Raises:
+        BadText: the file is in UTF-16 or UTF-32.
+    """
+    with open_lines(path) as file:
+        for number, line in enumerate(file, start=1):
+            if text := content(line):
+                yield number, text
+
+
+def content(line: bytes) -> bytes:
+    """A line without its end; empty if it is blank. A byte-order mark is of a file that was put before it."""
+    text = line.removeprefix(BOM_UTF8).rstrip(b"\r\n")
+    return b"" if text.isspace() else text
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The value of every line, each with its place for messages.
+
+    Raises:
+        BadText: see `numbered_lines` and `parse_json`.
+    """
+    for number, line in numbered_lines(path):
+        yield (place := f"{path}:{number}"), parse_json(line, place)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a file that holds one.
+
+    Raises:
+        BadText: the file is in UTF-16 or UTF-32; see `parse_json`.
+    """
+    with open_lines(path) as file:
+        return parse_json(file.read(), str(path))
+
+
+def parse_json(text: bytes, place: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        BadText: it is not UTF-8 or not JSON, a key comes twice in an object, or a string holds half of a
+            surrogate pair, which no file in UTF-8 can hold.
+    """
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_object)
+        if b"\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise BadText(
+            f"{place}: is not UTF-8 (byte 0x{text[error.start]:02x}); convert the file from its encoding, "
+            "e.g. iconv -f ISO-8859-1 -t UTF-8 (Chinese: -f GB18030)"
+        ) from error
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise BadText(f"{place}: holds {half}, half of a surrogate pair and no character") from error
+    except RecursionError as error:
+        raise BadText(f"{place}: is nested too deeply") from error
+    except ValueError as error:
+        raise BadText(f"{place}: is not JSON ({error})") from error
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} comes twice in an object")
+    return value
