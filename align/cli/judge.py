@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from align.evaluation.judges.llm_judge import ChatModel
 
 
 def judge(
@@ -23,6 +21,13 @@ def judge(
         Literal["strict", "official"],
         typer.Option("--protocol", help="How the judge is prompted and read."),
     ] = "strict",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of every request, in JSON: reasoning_effort=low adds one, temperature=null leaves one out.",
+        ),
+    ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 8,
     canary_items: Annotated[
         int, typer.Option("--canary", min=0, help="Questions on which tricks are tried; 0: none.")
@@ -46,7 +51,7 @@ def judge(
     """
     from align.evaluation import aggregation, judged_answers
     from align.evaluation.benchmarks import air_bench
-    from align.evaluation.judges.endpoint import Endpoint, JudgeFailed
+    from align.evaluation.judges.chat_model import JudgeFailed, open_chat_model
     from align.evaluation.judges.llm_judge import LLMJudge
     from align.evaluation.judges.prompt import Official, Strict
     from align.run_folder.artifacts import write_json
@@ -54,16 +59,9 @@ def judge(
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
-        chat_model: ChatModel
-        if url:
-            chat_model = Endpoint(url, model, concurrency=concurrency)
-        else:
-            # Imported here, because it brings torch, which an endpoint's user need not wait for.
-            from align.evaluation.judges.local_model import LocalModel
-
-            chat_model = LocalModel(Path(model).expanduser())
+        parameters = dict(map(_parameter, parameter or []))
         llm_judge = LLMJudge(
-            chat_model,
+            open_chat_model(model, url, parameters, concurrency),
             out / "judge_replies.jsonl",
             Official() if protocol == "official" else Strict(),
             canary_items,
@@ -83,6 +81,19 @@ def judge(
     judged_answers.write(out / "replies.jsonl", judged)
     _print(scores, about)
     print(f"{out / 'scores.json'}, {out / 'replies.jsonl'}")
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    """Name and value; what is not JSON is a text, unless it was meant to be JSON."""
+    name, equals, value = text.partition("=")
+    if not name.strip() or not equals:
+        raise ValueError(f"--parameter {text!r}: expected NAME=VALUE, such as max_tokens=4000")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError as error:
+        if value.lstrip()[:1] in ("{", "[", '"'):
+            raise ValueError(f"--parameter {text!r}: the value is not JSON: {error}") from None
+        return name.strip(), value
 
 
 def _print(scores: dict[str, Any], judge: dict[str, Any]) -> None:

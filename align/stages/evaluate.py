@@ -22,9 +22,9 @@ from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.benchmarks.rows import Utterance, read_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
+from align.evaluation.judges.chat_model import open_chat_model
 from align.evaluation.judges.facts import FactJudge
-from align.evaluation.judges.llm_judge import ChatModel, LLMJudge
-from align.evaluation.judges.local_model import LocalModel
+from align.evaluation.judges.llm_judge import LLMJudge
 from align.evaluation.judges.prompt import Official, Strict
 from align.generation.complete import RequestSet, complete_all, first_texts
 from align.generation.engine import Decoding, Request
@@ -142,14 +142,7 @@ def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:
     if config.judge == "facts":
         return FactJudge(corpus / "phrasebook.yaml")
     judge = config.judge
-    model: ChatModel
-    if judge.url:
-        from align.evaluation.judges.endpoint import Endpoint  # its client takes a second to import
-
-        parameters, concurrency = judge.parameters, judge.concurrency
-        model = Endpoint(judge.url, judge.model, parameters=parameters, concurrency=concurrency)
-    else:
-        model = LocalModel(Path(judge.model).expanduser())
+    model = open_chat_model(judge.model, judge.url, judge.parameters, judge.concurrency)
     protocol = Official() if judge.protocol == "official" else Strict()
     return LLMJudge(model, run / "judge_replies.jsonl", protocol, judge.canary_items)
 

@@ -17,7 +17,8 @@ import pytest
 from align.evaluation import judged_answers
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges import canary
-from align.evaluation.judges.endpoint import Endpoint, JudgeMisconfigured, JudgeUnavailable
+from align.evaluation.judges.chat_model import JudgeMisconfigured, JudgeUnavailable
+from align.evaluation.judges.endpoint import Endpoint
 from align.evaluation.judges.llm_judge import LLMJudge
 from align.evaluation.judges.prompt import Official, Strict
 from tests.align.evaluation.openai_server import Answer, faulty, judge, quoted, serving

@@ -63,7 +63,7 @@ def test_replies_equal_stock_generate_and_do_not_depend_on_company(folder):
     stock = LlamaForCausalLM.from_pretrained(folder)
     stock.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=1)
     for prompt, reply in zip(PROMPTS, together, strict=True):
-        ids = torch.tensor([model._encode(prompt)])
+        ids = torch.tensor([model._encode(model._render(prompt))])
         out = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
         assert reply.text == model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert (reply.finish_reason == "stop") == (int(out[0, -1]) == 1)
