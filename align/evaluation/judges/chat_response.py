@@ -53,7 +53,7 @@ MEANINGS: tuple[tuple[Meaning, str], ...] = (
     ("busy", r"network_error|system_resource|upstream|并发|频率|稍后"),
 )
 """Which words mean what, without regard to case, the first that is found. To teach it another provider's, add
-them and the body to `tests/align/evaluation/provider_errors.py`."""
+them here and the body to `tests/align/evaluation/provider_errors.yaml`."""
 
 _PATTERNS = tuple((meaning, re.compile(words, re.IGNORECASE | re.DOTALL)) for meaning, words in MEANINGS)
 _SURE: tuple[Meaning, ...] = ("too_long", "filtered", "no_credit", "no_access")
