@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from align.evaluation.judged_answers import JudgedAnswer
 
 
 def judge(
@@ -59,7 +62,7 @@ def judge(
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
-        parameters = dict(map(_parameter, parameter or []))
+        parameters = dict(map(parse_parameter, parameter or []))
         llm_judge = LLMJudge(
             open_chat_model(model, url, parameters, concurrency),
             out / "judge_replies.jsonl",
@@ -79,11 +82,11 @@ def judge(
     scores = aggregation.as_scores(items, judged)
     write_json(out / "scores.json", {"judge": about, "answers": str(answers), **scores})
     judged_answers.write(out / "replies.jsonl", judged)
-    _print(scores, about)
+    _print(scores, about, judged)
     print(f"{out / 'scores.json'}, {out / 'replies.jsonl'}")
 
 
-def _parameter(text: str) -> tuple[str, Any]:
+def parse_parameter(text: str) -> tuple[str, Any]:
     """Name and value; what is not JSON is a text, unless it was meant to be JSON."""
     name, equals, value = text.partition("=")
     if not name.strip() or not equals:
@@ -96,8 +99,9 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _print(scores: dict[str, Any], judge: dict[str, Any]) -> None:
+def _print(scores: dict[str, Any], judge: dict[str, Any], judged: list[JudgedAnswer]) -> None:
     from align.evaluation.benchmarks import published
+    from align.evaluation.judges.prompt import visible
 
     if worst := judge["canary_worst"]:
         print(
@@ -107,6 +111,10 @@ def _print(scores: dict[str, Any], judge: dict[str, Any]) -> None:
     for name, mean in {**scores["categories"], "overall": scores["overall"]}.items():
         print(f"{name:<8} {'-' if mean is None else f'{mean:.2f}'}")
     print("  ".join(f"{state} {n}" for state, n in scores["states"].items()))
+    for state in ("invalid", "refused"):
+        replies = (reply.text for row in judged for reply in row.replies if reply.state == state)
+        if reason := next(replies, None):
+            print(f"first {state} reply: {visible(reason)[-200:]!r}")
     for row in published.air_bench_chat()[:3]:
         print(published.as_line(row))
     print(published.warnings()[0])

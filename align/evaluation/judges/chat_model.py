@@ -105,7 +105,9 @@ def request_parameters(changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if ours := sorted({"model", "messages", "stream", "n"} & set(changes)):
         raise ValueError(f"judge parameter {ours[0]!r}: is set by us and cannot be changed")
-    return {name: value for name, value in {**PARAMETERS, **changes}.items() if value is not None}
+    # A whole number is the default, too: an equal request has an equal key in the cache.
+    real = {name: value for name, value in changes.items() if value != PARAMETERS.get(name, ...)}
+    return {name: value for name, value in {**PARAMETERS, **real}.items() if value is not None}
 
 
 def local_max_tokens(changes: Mapping[str, Any]) -> int:
@@ -120,7 +122,7 @@ def local_max_tokens(changes: Mapping[str, Any]) -> int:
             f"judge parameters {others}: a local judge decodes greedily; it takes max_tokens alone"
         )
     tokens = request_parameters(changes).get("max_tokens")
-    if not isinstance(tokens, int) or tokens < 1:
+    if type(tokens) is not int or tokens < 1:
         raise ValueError(f"judge parameter max_tokens: {tokens!r} is not a number of tokens")
     return tokens
 

@@ -24,31 +24,32 @@ MEANINGS: tuple[tuple[Meaning, str], ...] = (
     ("no_credit", r"exceeded your current quota(?!.*(resource_exhausted|retry in))"),  # Gemini's is a rate
     ("no_credit", r"arrearage|余额不足|欠费"),
     ("no_access", r"account.{0,40}(deactivated|suspended|disabled|terminated|locked)|账[户号].{0,20}锁定"),
-    ("no_access", r"(invalid|incorrect)[ _]?api[ _-]?key|invalid_authentication|api[ _]key not valid"),
+    ("no_access", r"(invalid|incorrect)[ _]?api[ _-]?key|api[ _]key not valid|unauthori[sz]ed|login fail"),
     # Groq and OpenAI call a prompt that no minute has room for a rate limit; Azure's requests exceed one.
-    ("too_long", r"request (is )?too large|request_too_large"),
+    ("too_long", r"request (body |is )?too large|request_too_large|tokens_limit_reached"),
     ("busy", r"rate.?limit|too many requests|throttl|overloaded|over capacity|resource.{0,12}exhausted"),
     # OpenAI, DeepSeek, Mistral, SGLang, llama.cpp, LM Studio, Cerebras; vLLM, xAI, Baidu
     ("too_long", r"context[ _-]?(length|window|size|limit)|context_exceeded|max_model_len|max_seq_len"),
     ("too_long", r"max(imum)? (model|prompt|input|message|sequence)[ _](length|size|len|tokens|char)"),
     # Anthropic, Bedrock, Fireworks; Cohere, Groq
     ("too_long", r"(prompt|input|message|string|text|content)s?\b(?:(?!max_).){0,40}\btoo (long|large)"),
-    ("too_long", r"too many tokens: |reduce (the|your) (length|size|message|prompt|input)"),
+    ("too_long", r"above_max_length|too many tokens: |reduce (the|your) (length|size|message|prompt|input)"),
     # Gemini, Volcengine, watsonx, LMDeploy; Moonshot, MiniMax; DashScope
-    ("too_long", r"(prompt|inputs?|input_ids'?|messages?|text)\b(?:(?!max_).){0,60}\bexceed(s|ed)?\b"),
+    ("too_long", r"(prompt|inputs?|input_ids'?|messages?|text)\b(?:(?!max_).){0,60}\b(exceed|longer than)"),
     ("too_long", r"exceeded model token limit|max length exceeded|^token limit\b"),
     ("too_long", r"input (length|tokens?).{0,30}(should|must) be"),
     # text-generation-inference, Together; Zhipu and other Chinese services
     ("too_long", r"`?inputs`? (tokens \+|must have less than)|超长|过长|长度超|超过.{0,12}(长度|token)"),
     # OpenAI, Azure, Mistral, Anthropic; xAI, OpenRouter
-    ("filtered", r"content[ _-]?filter|content[ _](management )?polic|responsibleai|invalid_prompt"),
+    ("filtered", r"content[ _-]?filter|content[ _](management )?polic|responsible ?ai|invalid_prompt"),
     ("filtered", r"usage (polic|guideline)|moderation|\bflagged\b|safety[ _](check|system|filter|setting)"),
     # Gemini and Vertex, Bedrock; DashScope, DeepSeek, Moonshot
     ("filtered", r"prohibited[_ ]content|\brecitation\b|: safety\b|due to safety|block_?reason|guardrail"),
+    ("filtered", r"(prompt|content|input|output|response|candidate)\b.{0,60}\bblocked|safety polic"),
     ("filtered", r"data_?inspection_?failed|inappropriate content|exists risk|high risk"),
     # Volcengine, MiniMax, gateways; Zhipu, Tencent
     ("filtered", r"_sensitive\b|is sensitive|sensitive[ _]?(content|information|word|text)"),
-    ("filtered", r"敏感|不安全|违规"),
+    ("filtered", r"敏感|不安全|违规|内容安全|审核"),
     ("busy", r"temporar|unavailable|timed? ?out|(retry|try again) (later|in|after)|too many tokens"),
     ("busy", r"network_error|system_resource|upstream|并发|频率|稍后"),
 )
@@ -146,6 +147,8 @@ def _meaning(status: int, words: str) -> Meaning:
         return spoken
     if status == 413:
         return "too_long"
+    if status == 451:
+        return "filtered"
     if status == 402:
         return "no_credit"
     if status in (401, 403, 404, 405):

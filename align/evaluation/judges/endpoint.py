@@ -97,6 +97,7 @@ class Endpoint:
         self._has_answered = False
         """Whether a server has ever answered there, if only with an error."""
         self._completions = 0
+        """Prompts answered so far: there, with this model, key and parameters."""
         self._probing = asyncio.Lock()
 
     def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
@@ -114,7 +115,7 @@ class Endpoint:
         self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]
     ) -> None:
         waiting = iter(enumerate(prompts))
-        self._failures, self._stopping = [], asyncio.Event()
+        self._failures, self._stopping, self._probing = [], asyncio.Event(), asyncio.Lock()
         client = AsyncOpenAI(
             base_url=self.url, api_key=self._key or "none", max_retries=0, timeout=self._timeout_s
         )

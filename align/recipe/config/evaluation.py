@@ -39,6 +39,15 @@ class JudgeModel(Config):
     canary_items: int = Field(20, ge=0)
     """Questions on which known tricks are tried: can an answer sway the judge?"""
 
+    @model_validator(mode="after")
+    def _parameters_can_be_sent(self) -> JudgeModel:
+        if ours := {"model", "messages", "stream", "n"} & set(self.parameters):
+            raise ValueError(f"parameters: {min(ours)} is set by us and cannot be changed")
+        greedy = {"temperature": 0, "max_tokens": self.parameters.get("max_tokens")}
+        if self.url is None and {**greedy, **self.parameters} != greedy:
+            raise ValueError("parameters: a judge without a url is greedy and takes max_tokens alone")
+        return self
+
 
 class EvaluateConfig(StageConfig):
     """AIR-Bench chat questions and recognition for several policies, with controls."""
