@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from align.evaluation.judged_answers import JudgedAnswer
 
 
 def judge(
@@ -20,6 +24,13 @@ def judge(
         Literal["strict", "official"],
         typer.Option("--protocol", help="How the judge is prompted and read."),
     ] = "strict",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of every request, in JSON: reasoning_effort=low adds one, temperature=null leaves one out.",
+        ),
+    ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 8,
     canary_items: Annotated[
         int, typer.Option("--canary", min=0, help="Questions on which tricks are tried; 0: none.")
@@ -43,18 +54,20 @@ def judge(
     """
     from align.evaluation import aggregation, judged_answers
     from align.evaluation.benchmarks import air_bench
-    from align.evaluation.judges.endpoint import JudgeFailed
+    from align.evaluation.judges.chat_model import JudgeFailed
     from align.evaluation.judges.llm_judge import open_judge
     from align.run_folder.artifacts import write_json
 
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
+        parameters = dict(map(parse_parameter, parameter or []))
         llm_judge = open_judge(
             model,
             out / "judge_replies.jsonl",
             url=url,
             protocol=protocol,
+            parameters=parameters,
             concurrency=concurrency,
             canary_items=canary_items,
         )
@@ -71,12 +84,26 @@ def judge(
     scores = aggregation.as_scores(items, judged)
     write_json(out / "scores.json", {"judge": about, "answers": str(answers), **scores})
     judged_answers.write(out / "replies.jsonl", judged)
-    _print(scores, about)
+    _print(scores, about, judged)
     print(f"{out / 'scores.json'}, {out / 'replies.jsonl'}")
 
 
-def _print(scores: dict[str, Any], judge: dict[str, Any]) -> None:
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """Name and value; what is not JSON is a text, unless it was meant to be JSON."""
+    name, equals, value = text.partition("=")
+    if not name.strip() or not equals:
+        raise ValueError(f"--parameter {text!r}: expected NAME=VALUE, such as max_tokens=4000")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError as error:
+        if value.lstrip()[:1] in ("{", "[", '"'):
+            raise ValueError(f"--parameter {text!r}: the value is not JSON: {error}") from None
+        return name.strip(), value
+
+
+def _print(scores: dict[str, Any], judge: dict[str, Any], judged: list[JudgedAnswer]) -> None:
     from align.evaluation.benchmarks import published
+    from align.evaluation.judges.prompt import visible
 
     if worst := judge["canary_worst"]:
         print(
@@ -86,6 +113,10 @@ def _print(scores: dict[str, Any], judge: dict[str, Any]) -> None:
     for name, mean in {**scores["categories"], "overall": scores["overall"]}.items():
         print(f"{name:<8} {'-' if mean is None else f'{mean:.2f}'}")
     print("  ".join(f"{state} {n}" for state, n in scores["states"].items()))
+    for state in ("invalid", "refused"):
+        replies = (reply.text for row in judged for reply in row.replies if reply.state == state)
+        if reason := next(replies, None):
+            print(f"first {state} reply: {visible(reason)[-200:]!r}")
     for row in published.air_bench_chat()[:3]:
         print(published.as_line(row))
     print(published.warnings()[0])

@@ -3,63 +3,53 @@
 The key comes from ALIGN_JUDGE_API_KEY, or OPENAI_API_KEY for openai.com alone: that key is not sent to
 other hosts. A server that wants none gets none.
 
-Attempts are repeated here and not by the client's own retries: those ignore a Retry-After of more than a
-minute, repeat an account without credit and a wrong key alike, take a reply that was cut off for an answer,
-and go on for every prompt of a server that is down.
+Attempts are repeated here and not by the client's own retries: those know a response's status alone, so
+that they repeat an account without credit, take an error that comes with 200 or a reply that was cut off for
+an answer, and go on for every prompt of a server that is down.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import time
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 
-from align.evaluation.judges.prompt import Message, encodable, visible
-from align.evaluation.judges.reply_cache import FILTERED, NO_REPLY, TOO_LONG, Reply
+from align.evaluation.judges.chat_model import (
+    FILTERED,
+    NO_REPLY,
+    PARAMETERS,
+    TOO_LONG,
+    JudgeFailed,
+    JudgeMisconfigured,
+    JudgeUnavailable,
+    Message,
+    Reply,
+    parameter_advice,
+    request_parameters,
+)
+from align.evaluation.judges.chat_response import ServerError, read_response
+from align.evaluation.judges.prompt import encodable, visible
 
-PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "max_tokens": 1024})
-"""The default request parameters."""
-
-_TRANSIENT = {408, 409, 425, 429}
-"""Client errors that another attempt may cure; so may every server error."""
 _PROBE: Message = {"role": "user", "content": "Reply with the word yes."}
 _PROBES = 3
 _LONGEST_BACKOFF_S = 60.0
 _FIRST_ATTEMPTS = 3
 """To connect where nothing has ever answered: the URL is wrong, or the server has not started."""
+_UNREADABLE_ATTEMPTS = 3
+"""Unreadable responses to a prompt until it is given up, if others are answered meanwhile."""
 _NEXT_STEPS = {
     401: "set ALIGN_JUDGE_API_KEY (OPENAI_API_KEY counts for openai.com alone)",
     403: "ask for access to this model, or set another ALIGN_JUDGE_API_KEY",
     404: "check that the URL ends as the API's does, mostly in /v1, and that it serves this model (GET "
     "{url}/models lists what it does)",
-    429: "the account is out of credit: add some or use another key",
 }
-
-
-class JudgeFailed(RuntimeError):
-    """The judge model cannot be used; its replies so far are kept, so the same command goes on."""
-
-
-class JudgeMisconfigured(JudgeFailed):
-    """Trying again cannot help: key, URL, model, parameters or credit must change."""
-
-
-class JudgeUnavailable(JudgeFailed):
-    """The endpoint does not answer for now."""
-
-
-class _Malformed(ValueError):
-    """A success whose body is not a chat completion: cut off, or another service's."""
 
 
 class Endpoint:
@@ -68,7 +58,8 @@ class Endpoint:
     Args:
         url: of the API, up to and with "/v1".
         model: as the server names it.
-        parameters: sent with every request as they are, so also those that only your server knows.
+        parameters: changes to `chat_model.PARAMETERS`, None leaves one out; sent with every request as they
+            are, so also those that only your server knows.
         concurrency: requests in flight at most; one that waits for its next attempt counts.
         timeout_s: for one attempt.
         attempts: per prompt, before it is given up.
@@ -94,7 +85,7 @@ class Endpoint:
             raise ValueError(f"judge URL {self._public_url!r}: expected one like https://api.openai.com/v1")
         self.url = url
         self.name = model
-        self.parameters = dict(parameters)
+        self.parameters = request_parameters(parameters)
         self.identity = {"model": model, "parameters": self.parameters}
         self.calls = 0
         """Requests sent so far, failed ones included."""
@@ -105,12 +96,16 @@ class Endpoint:
         self._stopping = asyncio.Event()
         self._has_answered = False
         """Whether a server has ever answered there, if only with an error."""
+        self._completions = 0
+        """Prompts answered so far: there, with this model, key and parameters."""
+        self._probing = asyncio.Lock()
 
     def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
         """Send every prompt; `on_reply(index, reply)` is called as each is answered or given up.
 
         Raises:
-            JudgeMisconfigured: naming URL, model and next step, at the first refusal to serve us.
+            JudgeMisconfigured: naming URL, model and next step, at the first refusal to serve us. A refusal
+                that nothing is known of is the prompt's own where others have been answered.
             JudgeUnavailable: a prompt failed every time, and so did a harmless one. Where that is answered,
                 the prompt is to blame: it alone gets a reply with finish reason "no_reply".
         """
@@ -120,7 +115,7 @@ class Endpoint:
         self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]
     ) -> None:
         waiting = iter(enumerate(prompts))
-        self._failures, self._stopping = [], asyncio.Event()
+        self._failures, self._stopping, self._probing = [], asyncio.Event(), asyncio.Lock()
         client = AsyncOpenAI(
             base_url=self.url, api_key=self._key or "none", max_retries=0, timeout=self._timeout_s
         )
@@ -146,38 +141,73 @@ class Endpoint:
             self._stopping.set()
 
     async def _reply_to(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
-        problem = ""
+        problem, unreadable, completions = "", 0, self._completions
         for attempt in range(self._attempts):
             retry_after = None
             try:
                 return await self._call(client, prompt)
-            except APIStatusError as error:
-                self._has_answered = True
-                if not _is_transient(error):
-                    return self._refused(error)
-                problem, retry_after = self._describe(error), _retry_after(error)
+            except ServerError as error:
+                problem, retry_after = self._redact(error.words), error.retry_after_s
+                if error.meaning not in ("busy", "unreadable"):
+                    return await self._turned_away(client, error)
+                unreadable += error.meaning == "unreadable"
+                if unreadable >= _UNREADABLE_ATTEMPTS and self._completions > completions:
+                    return Reply(problem, NO_REPLY)
+                completions = self._completions
             except APITimeoutError:
                 problem = f"no reply within {self._timeout_s:g} s"
             except APIConnectionError as error:
                 problem = f"no connection: {self._redact(str(error.__cause__ or error))}"
                 if not self._has_answered and attempt + 1 == _FIRST_ATTEMPTS:
                     raise self._unavailable(attempt + 1, problem) from None
-            except _Malformed as error:
-                problem = str(error)
             if attempt + 1 < self._attempts:
                 await self._wait(self._pause_s(attempt, retry_after))
         if not await self._is_up(client):
             raise self._unavailable(self._attempts, problem)
         return Reply(f"no reply after {self._attempts} attempts; last: {problem}", NO_REPLY)
 
+    async def _turned_away(self, client: AsyncOpenAI, error: ServerError) -> Reply:
+        """The reply to a prompt that is refused for itself; any other refusal stops everything."""
+        words = self._redact(error.words)
+        if error.meaning in ("too_long", "filtered"):
+            return Reply(words, TOO_LONG if error.meaning == "too_long" else FILTERED)
+        if error.meaning == "no_credit":
+            raise self._refused(words, "the account is out of credit: add some or use another key")
+        if error.meaning == "no_access":
+            raise self._refused(words, _NEXT_STEPS.get(error.status, _NEXT_STEPS[401]))
+        async with self._probing:
+            if not self._completions:
+                if advice := self._parameter_advice(error.words):
+                    raise self._refused(words, f"the server does not take a parameter as it is. {advice}")
+                if not await self._is_up(client):
+                    raise self._refused(words, "mend it as the server says, then run the same command again")
+        return Reply(words, NO_REPLY)
+
+    def _parameter_advice(self, words: str) -> str:
+        """How to change the first of our parameters that a refusal names, "" where it names none."""
+        named = [name for name in self.parameters if re.search(rf"\b{re.escape(name)}\b", words)]
+        if not named:
+            return ""
+        other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}.get(named[0])
+        if other and re.search(rf"\b{other}\b", words):
+            value = self.parameters[named[0]]
+            return f"Rename {named[0]}: {parameter_advice({named[0]: None, other: value})}"
+        return f"Leave {named[0]} out, or give it another value: {parameter_advice({named[0]: None})}"
+
     async def _call(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
         self.calls += 1
         messages: Any = list(prompt)
-        raw = await client.chat.completions.with_raw_response.create(
-            model=self.name, messages=messages, extra_body=self.parameters
-        )
+        try:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=self.name, messages=messages, extra_body=self.parameters
+            )
+            response = raw.http_response
+        except APIStatusError as error:
+            response = error.response
         self._has_answered = True
-        return _completion(raw.content)
+        reply = read_response(response.status_code, response.headers, response.content)
+        self._completions += 1
+        return reply
 
     async def _wait(self, seconds: float) -> None:
         """Sleep, unless another call meets a failure that stops everything."""
@@ -189,9 +219,14 @@ class Endpoint:
         """Send a harmless prompt: where it is answered, the failed prompt is to blame."""
         for attempt in range(_PROBES):
             await self._wait(self._pause_s(attempt, None))
-            with suppress(APIStatusError, APIConnectionError, _Malformed):
+            try:
                 await self._call(client, [_PROBE])
                 return True
+            except ServerError as error:
+                if error.meaning not in ("busy", "unreadable"):
+                    return False
+            except APIConnectionError:
+                pass
         return False
 
     def _pause_s(self, attempt: int, retry_after: float | None) -> float:
@@ -205,18 +240,9 @@ class Endpoint:
             )
         return retry_after + random.uniform(0.0, self._backoff_s)
 
-    def _refused(self, error: APIStatusError) -> Reply:
-        """The reply to a prompt that the server turns away for itself; any other refusal stops everything."""
-        text = self._describe(error)
-        if error.code == "content_filter":
-            return Reply(text, FILTERED)
-        too_long = error.code == "context_length_exceeded" or error.status_code == 413
-        if too_long or "context length" in text or "context size" in text:
-            return Reply(text, TOO_LONG)
-        step = _NEXT_STEPS.get(
-            error.status_code, "mend it as the server says, then run the same command again"
-        )
-        raise JudgeMisconfigured(f"{self} refused: {text}. Next: {step.format(url=self._public_url)}")
+    def _refused(self, words: str, step: str) -> JudgeMisconfigured:
+        step = step.replace("{url}", self._public_url)
+        return JudgeMisconfigured(f"{self} refused: {words}. Next: {step}")
 
     def _unavailable(self, attempts: int, problem: str) -> JudgeUnavailable:
         return JudgeUnavailable(
@@ -226,11 +252,6 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"judge model {self.name!r} at {self._public_url}"
-
-    def _describe(self, error: APIStatusError) -> str:
-        body = error.body
-        text = body.get("message") if isinstance(body, dict) else None
-        return f"HTTP {error.status_code}, {self._redact(str(text or body or error.message))}"
 
     def _redact(self, text: str) -> str:
         """Foreign text fit for messages and logs: short, visible, and without our key."""
@@ -245,39 +266,3 @@ def _key_for(host: str) -> str:
     if not own and (host == "openai.com" or host.endswith(".openai.com")):
         return os.environ.get("OPENAI_API_KEY", "")
     return own
-
-
-def _is_transient(error: APIStatusError) -> bool:
-    if error.code == "insufficient_quota":
-        return False
-    return error.status_code in _TRANSIENT or error.status_code >= 500
-
-
-def _retry_after(error: APIStatusError) -> float | None:
-    """Seconds the server asks us to wait, if it says so in a way we can read."""
-    value = error.response.headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if seconds == seconds else None
-
-
-def _completion(body: bytes) -> Reply:
-    try:
-        data = json.loads(body)
-        choice = data["choices"][0]
-        message = choice["message"]
-        refusal, content = message.get("refusal"), message.get("content")
-        usage = data.get("usage") or {}
-        return Reply(
-            encodable(refusal or content or ""),
-            "refusal" if refusal else choice.get("finish_reason"),
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _Malformed(f"a success without a chat completion in it ({type(error).__name__})") from None

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.comparison import TIE_MARGIN
 from align.evaluation.judged_answers import JudgedAnswer, Order, OrderReply, State
 from align.evaluation.judges import canary
-from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Message, Official, Strict
-from align.evaluation.judges.reply_cache import UNANSWERED, Reply, ReplyCache
+from align.evaluation.judges.chat_model import (
+    UNANSWERED,
+    ChatModel,
+    JudgeMisconfigured,
+    Reply,
+    open_chat_model,
+    parameter_advice,
+)
+from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Official, Strict
+from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
 from align.run_folder.progress import Progress
 
 ORDERS: tuple[Order, Order] = ("reference_first", "response_first")
 _BYTES_PER_TOKEN = 4
 """UTF-8 bytes per token, roughly, over languages and tokenizers."""
-
-
-class ChatModel(Protocol):
-    """A model that answers prompts: `endpoint.Endpoint` or `local_model.LocalModel`."""
-
-    @property
-    def name(self) -> str:
-        """The model, as people know it."""
-        ...
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Model and parameters: all that shapes its replies, for the cache."""
-        ...
-
-    def reply(self, prompts: Sequence[Sequence[Message]], on_reply: Callable[[int, Reply], None]) -> None:
-        """Answer every prompt, calling `on_reply(index, reply)` as each is ready."""
-        ...
+_CUT = 5
+"""Replies cut before their scores, at which a judge is stopped if most of its replies are."""
 
 
 class Estimate(NamedTuple):
@@ -69,18 +61,9 @@ def open_judge(
 ) -> LLMJudge:
     """The judge model behind an OpenAI-compatible `url`; without one, that in the folder `model`.
 
-    See `Endpoint`, `LocalModel` and `LLMJudge`.
+    See `open_chat_model` and `LLMJudge`.
     """
-    chat_model: ChatModel
-    if url:
-        from align.evaluation.judges.endpoint import PARAMETERS, Endpoint  # a second of imports
-
-        given = PARAMETERS if parameters is None else parameters
-        chat_model = Endpoint(url, model, parameters=given, concurrency=concurrency)
-    else:
-        from align.evaluation.judges.local_model import LocalModel  # brings torch
-
-        chat_model = LocalModel(Path(model).expanduser())
+    chat_model = open_chat_model(model, url, parameters or {}, concurrency)
     return LLMJudge(chat_model, cache, Official() if protocol == "official" else Strict(), canary_items)
 
 
@@ -177,17 +160,22 @@ class LLMJudge:
         """Cached replies, and those of the model to the rest, each kept as it comes."""
         replies = self.cache.get(prompts)
         missing = [key for key in prompts if key not in replies]
-        unscored = 0
+        came = unscored = cut = 0
 
         def keep(index: int, reply: Reply) -> None:
-            nonlocal unscored
+            nonlocal came, unscored, cut
             key = missing[index]
             if reply.finish_reason not in UNANSWERED:
                 self.cache.put(key, reply)
             replies[key] = reply
-            unscored += self.protocol.read(prompts[key], reply.text, reply.finish_reason).state != "scored"
+            state = self.protocol.read(prompts[key], reply.text, reply.finish_reason).state
+            came += 1
+            unscored += state != "scored"
+            cut += state != "scored" and reply.finish_reason == "length"
             if progress:
                 progress.update(len(replies), unscored=unscored)
+            if cut >= _CUT and 2 * cut > came:
+                raise self._cut_off(cut, came)
 
         with Progress(label, len(prompts)) if label else nullcontext() as progress:
             if progress:
@@ -195,6 +183,16 @@ class LLMJudge:
             if missing:
                 self.model.reply([prompts[key].messages for key in missing], keep)
         return replies
+
+    def _cut_off(self, cut: int, came: int) -> JudgeMisconfigured:
+        limits = [name for name in self.model.parameters if name.startswith("max_")]
+        name = limits[0] if limits else "max_tokens"
+        value = self.model.parameters.get(name)
+        more = parameter_advice({name: 4 * value if isinstance(value, int) else 4096})
+        return JudgeMisconfigured(
+            f"{self.name}: {cut} of {came} replies reached their limit of tokens ({name}: {value}) before "
+            f"the scores, as a thinking model's do. Next: raise {name}, {more}"
+        )
 
     def _judged(self, item: Item, response: str, replies: Sequence[OrderReply]) -> JudgedAnswer:
         states = {reply.state for reply in replies}

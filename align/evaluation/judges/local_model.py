@@ -9,8 +9,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.evaluation.judges.prompt import Message
-from align.evaluation.judges.reply_cache import TOO_LONG, Reply
+from align.evaluation.judges.chat_model import TOO_LONG, Message, Reply
+from align.evaluation.judges.prompt import opens_thought
 from align.generation.decoding import stop_tokens
 from align.generation.text_prompts import complete_prompts
 from align.models.shards import weights_sha256
@@ -34,6 +34,7 @@ class LocalModel:
 
     def __init__(self, folder: Path, max_new_tokens: int = 512) -> None:
         self.name = folder.name
+        self.parameters = {"temperature": 0.0, "max_tokens": max_new_tokens}
         weights = weights_sha256(folder)  # first: it says what is wrong with a folder without weights
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:
@@ -46,6 +47,7 @@ class LocalModel:
         self.identity = {
             "weights": weights,
             "files": _digest(folder),
+            "decoding": "greedy",
             "max_new_tokens": max_new_tokens,
             "stops": self.stops,
             "dtype": str(dtype),
@@ -55,7 +57,8 @@ class LocalModel:
         """Answer every prompt, calling `on_reply(index, reply)` as each is ready."""
         self.model.to(self.device)  # not before: policies answer first and want the GPU for themselves
         limit = getattr(self.model.config, "max_position_embeddings", None)
-        encoded = [self._encode(prompt) for prompt in prompts]
+        texts = [self._render(prompt) for prompt in prompts]
+        encoded = [self._encode(text) for text in texts]
         fitting = []
         for index, ids in enumerate(encoded):
             if limit and len(ids) + self.max_new_tokens > limit:
@@ -68,22 +71,26 @@ class LocalModel:
             own = [encoded[i] for i in batch]
             completions = complete_prompts(self.model, own, self.max_new_tokens, self.stops)
             for index, tokens in zip(batch, completions, strict=True):
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 reason = "stop" if tokens[-1] in self.stops else "length"
+                # With special tokens: some models mark their thoughts with them.
+                spoken = self.tokenizer.decode([token for token in tokens if token not in self.stops])
+                text = opens_thought(texts[index]) + spoken
                 on_reply(index, Reply(text, reason, len(encoded[index]), len(tokens)))
 
-    def _encode(self, prompt: Sequence[Message]) -> list[int]:
-        """Token ids up to where the model should speak."""
-        try:
-            text = self._render(prompt)
-        except TemplateError:  # a template without a system role, e.g. Gemma's
-            joined = "\n\n".join(message["content"] for message in prompt)
-            text = self._render([{"role": "user", "content": joined}])
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _render(self, prompt: Sequence[Message]) -> str:
-        return self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        """The prompt's text up to where the model should speak."""
+        try:
+            return self._apply_template(list(prompt))
+        except TemplateError:  # a template without a system role, e.g. Gemma's
+            joined = "\n\n".join(message["content"] for message in prompt)
+            return self._apply_template([{"role": "user", "content": joined}])
+
+    def _apply_template(self, messages: list[Message]) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def _digest(folder: Path) -> str:

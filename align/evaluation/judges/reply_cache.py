@@ -5,26 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-
-class Reply(NamedTuple):
-    """A judge model's reply as it came, usable or not.
-
-    `finish_reason` is the server's own ("stop", "length", "content_filter", "refusal", ...) or one of
-    `UNANSWERED`; tokens are 0 where the server does not count them.
-    """
-
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-NO_REPLY, TOO_LONG, FILTERED = "no_reply", "too_long", "filtered"
-UNANSWERED = (NO_REPLY, TOO_LONG, FILTERED)
-"""Finish reasons of questions that the model never answered: every attempt failed, or the server turned the
-prompt away as too long or by its content filter. They cost nothing and are sent again at the next run."""
+from align.evaluation.judges.chat_model import Reply
 
 
 class ReplyCache:

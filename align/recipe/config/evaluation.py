@@ -32,11 +32,21 @@ class JudgeModel(Config):
     OPENAI_API_KEY for openai.com alone."""
     protocol: Literal["strict", "official"] = "strict"
     """`official` asks and reads as AIR-Bench's scripts do; `strict` cannot be talked round as easily."""
-    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1024}
-    """Sent with every request as they are."""
+    parameters: dict[str, Any] = {}
+    """Changes to `temperature: 0, max_tokens: 1024`, sent with every request: `reasoning_effort: low` adds a
+    parameter, `temperature: null` leaves one out. A local judge takes `max_tokens` alone."""
     concurrency: Annotated[int, NoEffect()] = Field(8, ge=1)
     canary_items: int = Field(20, ge=0)
     """Questions on which known tricks are tried: can an answer sway the judge?"""
+
+    @model_validator(mode="after")
+    def _parameters_can_be_sent(self) -> JudgeModel:
+        if ours := {"model", "messages", "stream", "n"} & set(self.parameters):
+            raise ValueError(f"parameters: {min(ours)} is set by us and cannot be changed")
+        greedy = {"temperature": 0, "max_tokens": self.parameters.get("max_tokens")}
+        if self.url is None and {**greedy, **self.parameters} != greedy:
+            raise ValueError("parameters: a judge without a url is greedy and takes max_tokens alone")
+        return self
 
 
 class EvaluateConfig(StageConfig):

@@ -1,12 +1,14 @@
 """`align judge` on the official jsonl, against a local server that speaks OpenAI's protocol."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from align.cli.judge import parse_parameter
 from align.evaluation.benchmarks.air_bench import CATEGORIES, Item, write_answers
 from tests.align.evaluation.openai_server import judge, serving
 
@@ -38,11 +40,20 @@ def test_scores_are_those_computed_by_hand_and_again_costs_nothing(tmp_path, pro
     path, out = answers(tmp_path / "answers.jsonl"), tmp_path / "judged"
     with serving(judge(points)) as served:
         words = [str(path), "--judge-url", served.url, "--judge-model", "m", "--out", str(out)]
-        words += ["--protocol", protocol]
+        words += [
+            "--protocol",
+            protocol,
+            "--parameter",
+            "max_tokens=null",
+            "--parameter",
+            "max_completion_tokens=99",
+        ]
         done = run(*words)
         assert done.returncode == 0, done.stdout + done.stderr
         n = sum(COUNTS.values())
         assert len(served.requests) == 2 * n
+        assert "max_tokens" not in served.requests[0].body
+        assert served.requests[0].body["max_completion_tokens"] == 99
         again = run(*words)
         assert again.returncode == 0
         assert len(served.requests) == 2 * n
@@ -88,3 +99,27 @@ def test_a_judge_that_is_not_there_is_named(tmp_path):
     assert gone.returncode == 1
     assert "does not answer (3 attempts" in gone.stdout + gone.stderr
     assert "http://127.0.0.1:9/v1" in gone.stdout + gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "parameter"),
+    [
+        ("max_tokens=null", ("max_tokens", None)),
+        ("temperature=0.5", ("temperature", 0.5)),
+        ("reasoning_effort=low", ("reasoning_effort", "low")),
+        ("seed = 7", ("seed", 7)),
+        ("stop=a=b", ("stop", "a=b")),
+        (
+            'chat_template_kwargs={"enable_thinking": false}',
+            ("chat_template_kwargs", {"enable_thinking": False}),
+        ),
+    ],
+)
+def test_a_parameter_is_read_as_json_or_text(text, parameter):
+    assert parse_parameter(text) == parameter
+
+
+@pytest.mark.parametrize("text", ["max_tokens", "=3", 'stop=["a"', "x={1}", 'stop="a'])
+def test_a_parameter_that_cannot_be_read_is_named(text):
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        parse_parameter(text)

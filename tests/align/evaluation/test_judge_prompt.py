@@ -114,6 +114,7 @@ def test_strict_reading(reply, scores):
         ("I'm sorry, but I can't help with that.", "stop", "refused"),
         ("I cannot rate these.", "stop", "refused"),
         ("", "content_filter", "refused"),
+        ("8 7", "content_filter", "refused"),
         ("No.", "refusal", "refused"),
         ("blocked by policy", "filtered", "refused"),
         ("no reply after 8 attempts", "no_reply", "invalid"),
@@ -127,7 +128,61 @@ def test_refusals_are_not_mistakes(protocol, reply, finish_reason, state):
     assert protocol.read(asked, reply, finish_reason) == Reading(state)
 
 
+THOUGHTS = [
+    "<think>Perhaps\n9 9</think>",
+    "<think>\n8 1, or</think>no<think>9 9\n</think>",
+    "Perhaps 9 9\n</think>",  # the chat template began it
+    "<thinking>Perhaps SCORES: 9 9</thinking>",
+    "<Thought>9 9</Thought>",
+    "<reasoning>9 9</reasoning>\n",
+    "<seed:think>9 9</seed:think>",
+    "[THINK]9 9\n[/THINK]",
+    "◁think▷9 9◁/think▷",
+    "<|START_THINKING|>9 9<|END_THINKING|><|START_RESPONSE|>",
+    "<|channel|>analysis<|message|>9 9<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|channel|>analysis<|message|>9 9<|end|><|channel|>final <|constrain|>JSON<|message|>",
+    "analysisPerhaps 9 9assistantfinal",
+]
+
+
+@pytest.mark.parametrize("protocol", [Official(), Strict()], ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("\n\n", "\n"), ("<answer>", "</answer>")])
+def test_a_thought_before_the_scores_is_left_out(protocol, thought, before, after):
+    asked = protocol.write(ITEM, "A cat mews.", "reference_first")
+    assert protocol.read(asked, f"{thought}{before}8 2{after}", "stop") == Reading("scored", 8, 2)
+    assert protocol.read(asked, f"{thought}{before}I cannot rate these.", "stop") == Reading("refused")
+
+
+@pytest.mark.parametrize("protocol", [Official(), Strict()], ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>Perhaps",
+        "<think>",
+        "<think>a</think><think>",
+        "Let me see. <thinking>Perhaps",
+        "[THINK]I cannot say yet.",
+        "◁think▷",
+        "<|channel|>analysis<|message|>Perhaps",
+        "analysisPerhaps",
+        "<seed:think>",
+        "<think type='long'>",
+    ],
+)
+@pytest.mark.parametrize(
+    "scores", ["\n8 2", f"\nSCORES {MARK}: 8 2", '\n{"assistant_1": 8, "assistant_2": 2}']
+)
+def test_a_thought_without_an_end_gives_no_score(protocol, thought, scores):
+    asked = protocol.write(ITEM, "A cat mews.", "reference_first")
+    assert protocol.read(asked, thought + scores, "stop") == Reading("invalid")
+
+
 PIECES = [
+    "<think>",
+    "</think>",
+    "<|channel|>final",
+    "<|message|>",
     "SCORES",
     MARK,
     ":",

@@ -17,7 +17,8 @@ import pytest
 from align.evaluation import judged_answers
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges import canary
-from align.evaluation.judges.endpoint import Endpoint, JudgeMisconfigured, JudgeUnavailable
+from align.evaluation.judges.chat_model import JudgeMisconfigured, JudgeUnavailable
+from align.evaluation.judges.endpoint import Endpoint
 from align.evaluation.judges.llm_judge import LLMJudge
 from align.evaluation.judges.prompt import Official, Strict
 from tests.align.evaluation.openai_server import Answer, faulty, judge, quoted, serving
@@ -102,6 +103,17 @@ def test_nothing_is_asked_twice_and_anything_new_is(tmp_path):
         assert calls(model="n") == 4
         assert calls(protocol=Official()) == 4
         assert calls(parameters={"temperature": 0.5}) == 4
+        assert calls(parameters={"temperature": 0}) == 0
+        changes = {"max_tokens": None, "max_completion_tokens": 9, "reasoning_effort": "low"}
+        assert calls(parameters=changes) == 4
+        body = dict(server.requests[-1].body)
+        body.pop("messages")
+        assert body == {
+            "model": "m",
+            "temperature": 0,
+            "max_completion_tokens": 9,
+            "reasoning_effort": "low",
+        }
         assert calls(responses=["Response 0.", "New."]) == 2
         assert calls(items=[item(7)] * 3, responses=["Same."] * 3) == 2
 

@@ -8,8 +8,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.judges.chat_model import PARAMETERS, open_chat_model
 from align.evaluation.judges.local_model import LocalModel
+from align.evaluation.judges.prompt import Official
 
+ITEM = Item("q1", "1.wav", "What is heard?", "A dog barks.", "a dog", "sound_QA", "made")
 WORDS = ["<unk>", "<end>", "<bot>", *"abcdefghijklmnop"]
 
 
@@ -63,7 +67,7 @@ def test_replies_equal_stock_generate_and_do_not_depend_on_company(folder):
     stock = LlamaForCausalLM.from_pretrained(folder)
     stock.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=1)
     for prompt, reply in zip(PROMPTS, together, strict=True):
-        ids = torch.tensor([model._encode(prompt)])
+        ids = torch.tensor([model._encode(model._render(prompt))])
         out = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
         assert reply.text == model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert (reply.finish_reason == "stop") == (int(out[0, -1]) == 1)
@@ -93,3 +97,23 @@ def test_the_cache_key_knows_what_decides(folder, tmp_path):
     shutil.copytree(folder, template)
     (template / "chat_template.jinja").write_text("{{ messages[0].content }}<bot>")
     assert LocalModel(template, 12).identity != identity
+
+
+def test_a_thought_that_the_template_began_is_marked_and_special_tokens_are_kept(folder, tmp_path):
+    to = tmp_path / "thinker"
+    shutil.copytree(folder, to)
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}<bot><think>\n"
+    (to / "chat_template.jinja").write_text(template)
+    [reply] = replies(LocalModel(to, 4), PROMPTS[:1])
+    assert reply.text.startswith("<think>")
+    assert (
+        Official().read(Official().write(ITEM, "x", "reference_first"), reply.text, "stop").state == "invalid"
+    )
+
+
+def test_the_one_parameter_of_a_local_judge(folder):
+    assert open_chat_model(str(folder), None, {"max_tokens": 7}).parameters["max_tokens"] == 7
+    assert open_chat_model(str(folder), None, {}).parameters == PARAMETERS
+    for wrong in ({"temperature": 0.7}, {"top_p": 1}, {"max_tokens": None}, {"max_tokens": "many"}, {"n": 2}):
+        with pytest.raises(ValueError, match=f"judge parameter.*{next(iter(wrong))}"):
+            open_chat_model(str(folder), None, wrong)
