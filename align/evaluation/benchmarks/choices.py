@@ -23,17 +23,7 @@ _TAGGED = re.compile(
 _STYLE = re.compile(  # and what a tokenizer adds
     r"\\(?:text|textbf|mathrm|mathbf|rm)\b|<\|[^<>|]*\|>|</?s>|[*_`$\"“”„«»「」『』【】《》〈〉{}\\]"
 )
-_ANSWER_KEYS = (
-    "answer",
-    "final_answer",
-    "choice",
-    "option",
-    "letter",
-    "prediction",
-    "response",
-    "答案",
-    "选项",
-)
+_ANSWER_KEYS = ("answer", "final_answer", "choice", "option", "letter", "prediction", "答案", "选项")
 
 _SURELY = r"(?:\s+(?:most likely|likely|probably|clearly|indeed|definitely|therefore|thus))?"
 _SAYS = re.compile(  # what follows, up to the end of the sentence, is the answer
@@ -48,13 +38,14 @@ _IS_RIGHT = re.compile(
     r"|(?:是|为|為)?(?:正确|正確|对的|對的))"
 )
 _NEGATED = re.compile(
-    r"(?:\b(?:not|never|cannot|nor|neither|doubt|unsure|unclear|wrong|incorrect|which|whether|if)\b|n['’]t\b|[不别別没沒非未])[^.!?;。！？；,，\n]*$",
+    r"(?:\b(?:not|never|cannot|nor|neither|doubt|unsure|unclear|wrong|incorrect|which|whether|if)\b|n['’]t\b"
+    r"|[不别別没沒非未])[^.!?;。！？；,，\n]*$",
     re.IGNORECASE,
 )
 _LETTER = re.compile(  # the mark tells a letter from a word
     r"[^\w.!?。]*(?:(?:option|choice|letter|选项|選項)\s*)?[\s(\['‘]*(?P<letter>[A-Da-d])(?!['’]?[A-Za-z0-9?])"
-    r"(?P<mark>[\])'’]*\s*[.):,;\]。、!>|]|[\])'’]+|\s+[-–—]|\s*\n|[^\w?]*$|\s+(?=because\b|since\b|is (?:correct|right)\b))?"
-    r"(?P<rest>.*)",
+    r"(?P<mark>[\])'’]*\s*[.):,;\]。、!>|]|[\])'’]+|\s+[-–—]|\s*\n|[^\w?]*$"
+    r"|\s+(?=(?:because|since|is (?:correct|right))\b))?(?P<rest>.*)",
     re.DOTALL,
 )
 _ARTICLE = re.compile(r"[Aa]\s+[A-Za-z]")
@@ -121,9 +112,8 @@ def _assertions(text: str) -> Iterator[str]:
     """What follows every "the answer is" that is not negated; "the answer is a" may have been cut short."""
     for match in _SAYS.finditer(text):
         rest = text[match.end() :]
-        if not _is_negated(text, match.start()) and not (
-            match[0].rstrip()[-1].isalpha() and rest.strip() == "a"
-        ):
+        is_cut = rest.strip() == "a" and match[0].rstrip()[-1].isalpha()
+        if not is_cut and not _is_negated(text, match.start()):
             yield rest
 
 
@@ -151,14 +141,11 @@ def _by_sentence(text: str, choices: Sequence[str]) -> set[str]:
 
 def _by_text(text: str, choices: Sequence[str]) -> set[str]:
     """The choices whose text this is: letter by letter, else but for case, punctuation and the article."""
+    offered = [(letter, choice) for letter, choice in zip(LETTERS, choices, strict=True) if choice]
     for same in (str.strip, plain):
         wanted = same(text)
-        if letters := {
-            letter
-            for letter, choice in zip(LETTERS, choices, strict=True)
-            if choice and same(choice) == wanted
-        }:
-            return letters if wanted else set()
+        if letters := {letter for letter, choice in offered if wanted and same(choice) == wanted}:
+            return letters
     return set()
 
 

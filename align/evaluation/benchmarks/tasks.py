@@ -112,9 +112,9 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
 
     Returns:
         {source: {...}}: recognition has `wer` (per character for zh and yue; None without any reference
-        word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`, both a `warning` where
-        normalisation hides differences; translation `bleu` and its `signature`; srwt `aas_ms` and its parts; the others `accuracy`. Error rates and
-        accuracies are 0..1, BLEU is 0..100.
+        word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`, both a `warning`
+        where normalisation hides differences; translation `bleu` and its `signature`; srwt `aas_ms` and its
+        parts; the others `accuracy`. Error rates and accuracies are 0..1, BLEU is 0..100.
 
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.

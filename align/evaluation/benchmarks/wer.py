@@ -32,7 +32,7 @@ def score(references: Sequence[str], texts: Sequence[str], language: Language) -
     """Corpus-level error rate: `wer` = `errors` / `length` of the references, in words or characters.
 
     Returns:
-        wer (None without any reference word), errors, length, unit, not_reproduced, and what `warning` returns.
+        wer (None without any reference word), errors, length, unit, not_reproduced, and `warning`.
     """
     errors, lengths = _errors_by_row(references, texts, language)
     length = sum(lengths)
@@ -73,7 +73,7 @@ def exact_matches(references: Sequence[str], texts: Sequence[str], language: Lan
 
 
 def warning(references: Sequence[str], texts: Sequence[str], language: Language) -> dict[str, str]:
-    """Under `warning`, how many rows count as right although what normalisation removes differs; else nothing."""
+    """Under `warning`, how many rows count as right although what is removed differs; else nothing."""
     n = sum(
         tokens(gt, language) == tokens(text, language) and _removed(gt, language) != _removed(text, language)
         for gt, text in zip(references, texts, strict=True)
@@ -82,7 +82,7 @@ def warning(references: Sequence[str], texts: Sequence[str], language: Language)
         return {}
     return {
         "warning": f"{n} of {len(texts)} rows have no word error, but differ from their reference in what "
-        "normalisation removes: combining marks (vowels of Hindi, Arabic ...), signs and emoji, words in brackets"
+        "normalisation removes: combining marks (vowels of Hindi, Arabic ...), signs, emoji, bracketed words"
     }
 
 
