@@ -34,13 +34,17 @@ def score(
         raise typer.BadParameter(f"--kind {kind!r}: there are {', '.join(known)}")
     try:
         if kind == "foundation":
-            numbers: dict[str, Any] = foundation.score(foundation.read_answers(answers))
+            scored, odd = foundation.read_answers(answers)
+            numbers: dict[str, Any] = foundation.score(scored)
         else:
-            rows, texts = benchmarks.read_answers(answers)
+            rows, texts, odd = benchmarks.read_answers(answers)
             numbers = benchmarks.score(cast(benchmarks.Kind, kind), rows, texts)
     except (BadBenchmark, benchmarks.CannotScore) as error:
         raise typer.BadParameter(str(error)) from error
-    print(json.dumps(numbers, indent=2, ensure_ascii=False))
+    report = {**numbers, "odd_rows": {reason: rows._asdict() for reason, rows in odd.items()}}
+    print(json.dumps(report, indent=2, ensure_ascii=False))
+    for reason, (n, first) in odd.items():
+        print(f"left out: {n} rows ({reason}), first {first}")
     if kind == "foundation":
         lines = [published.as_line(row) for row in published.air_bench_foundation()]
     else:
@@ -52,5 +56,5 @@ def score(
     if lines:
         print(*lines, published.warnings()[0], sep="\n")
     if out:
-        write_json(out, numbers)
+        write_json(out, report)
         print(out)

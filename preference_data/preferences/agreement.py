@@ -111,7 +111,8 @@ def alpha(judgements: Iterable[Judgement], axis: Axis, *, seed: int = 0) -> Alph
 
     Retests and gold are left out: they are there to measure annotators, and would weigh twice.
     The interval is a percentile bootstrap over whole comparisons, for answers to one comparison depend on
-    each other. It has no width where all agree on everything, however few they are.
+    each other. Where all agree on everything it would have no width, however few they are: its lower end is
+    then that of the share of comparisons agreed on (Wilson), against the same chance.
 
     Args:
         judgements: answers that count, see `is_vote`.
@@ -125,6 +126,9 @@ def alpha(judgements: Iterable[Judgement], axis: Axis, *, seed: int = 0) -> Alph
     if np.isnan(value):
         return Alpha(None, None, None, len(counts))
     low, high = np.nanpercentile(_resampled(counts[:, None], seed)[:, 0], [2.5, 97.5])
+    if value == 1 and (agreed := share(len(counts), len(counts))):
+        answers = counts.sum(axis=0)
+        low = _alpha(np.float64(agreed.low * answers.sum()), answers)
     return Alpha(value, float(low), float(high), len(counts))
 
 

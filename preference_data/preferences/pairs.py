@@ -9,7 +9,8 @@
    is the share of the comparison's counted annotators who typed it.
 5. No answer is paired with its own text, and a typed answer adds no pair that is there already.
 6. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
-7. Below `min_alpha` on any axis nothing is built: annotators who do not agree teach noise.
+7. Unless alpha is above `min_alpha` for certain (95 %), on each axis, nothing is built: annotators who do
+   not agree teach noise.
 
 Scores -> preference pairs (`of_scores`): of each prompt's completions with a reward the best is preferred to
 the worst, or to one drawn from all that are worse, or every one to every worse one; the difference must be
@@ -92,8 +93,8 @@ def build(
     """All pairs of all axes by the rules above, and per axis what happened.
 
     Raises:
-        LowAgreement: alpha of an axis is below `min_alpha` or undefined; says which, over how many
-            comparisons, and what to do.
+        LowAgreement: the interval of an axis' alpha reaches below `min_alpha`, or alpha is undefined; says
+            which, over how many comparisons, and what to do.
     """
     of_comparisons = [item for item in judgements if item.purpose == "comparison"]
     votes = [item for item in of_comparisons if agreement.is_vote(item, min_heard)]
@@ -229,14 +230,18 @@ def _decide(choices: Sequence[Choice], min_agreement: float) -> tuple[str, float
 
 def _check_agreement(votes: Sequence[Judgement], min_alpha: float) -> None:
     alphas = {axis: agreement.alpha(votes, axis) for axis in AXES}
-    low = {axis: alpha for axis, alpha in alphas.items() if alpha.value is None or alpha.value < min_alpha}
+    low = {axis: alpha for axis, alpha in alphas.items() if alpha.low is None or alpha.low < min_alpha}
     if low:
+        is_undecided = all(alpha.high is not None and alpha.high >= min_alpha for alpha in low.values())
         raise LowAgreement(
-            "annotators do not agree enough to learn from: "
+            ("undecided whether annotators agree" if is_undecided else "annotators do not agree")
+            + " enough to learn from: "
             + "; ".join(f"{axis}: {_in_words(alpha)}" for axis, alpha in low.items())
-            + f". min_alpha asks for {min_alpha:g} on each axis (chance is 0, full agreement 1). Read "
-            "the quality report of the annotate stage for who disagrees, sharpen the guidelines and annotate "
-            "again, or lower min_alpha of the pairs stage"
+            + f". min_alpha asks that the whole interval lies at {min_alpha:g} or above on each axis (chance "
+            "is 0, full agreement 1). "
+            + ("Have more comparisons judged twice (overlap of the annotate stage). " if is_undecided else "")
+            + "Read the quality report of the annotate stage for who disagrees, sharpen the guidelines and "
+            "annotate again, or lower min_alpha of the pairs stage"
         )
 
 

@@ -89,9 +89,13 @@ def test_a_worked_disagreement():
     assert alpha(given, "factuality").value == pytest.approx(0.125)
 
 
-def test_full_agreement_is_one():
-    found = alpha(table([("a", "a"), ("b", "b"), ("tie", "tie")]), "factuality")
-    assert (found.value, found.low, found.high) == (1, 1, 1)
+def test_full_agreement_is_one_and_certain_only_over_many_comparisons():
+    rows = [("a", "a"), ("b", "b"), ("tie", "tie")]
+    few, many = alpha(table(rows), "factuality"), alpha(table(rows * 100), "factuality")
+    assert (few.value, few.high, many.value, many.high) == (1, 1, 1, 1)
+    # Wilson of 3 in 3 is 1 / (1 + 1.96^2 / 3) = 0.438; by chance 6 answers, 2 of each, agree 6 times in 30.
+    assert few.low == pytest.approx((1 / (1 + 1.96**2 / 3) - 0.2) / 0.8, abs=1e-4)
+    assert 0.98 < many.low < 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """From votes to pairs to weights, with the arithmetic in sight."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -197,10 +199,27 @@ def test_answers_by_lot_are_refused():
 
 
 def test_agreeing_annotators_pass_and_only_votes_are_looked_at():
-    good = crowd([("a", "a"), ("b", "b"), ("tie", "tie"), ("b", "b")])
+    good = crowd([("a", "a"), ("b", "b"), ("tie", "tie"), ("b", "b")] * 20)
     deaf = [vote("c0", "c1", "b", "b", annotator="deaf", heard=0.0).model_copy(update={"comparison": "u0"})]
     pairs, _ = pairs_of(*good, *deaf, min_alpha=0.9)
-    assert len(told(pairs)) == 3
+    assert len(told(pairs)) == 3 * 20
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "choices"), [(2, "ab"), (3, "ab"), (5, "ab"), (10, "ab"), (10, "abtn")]
+)
+def test_chance_passes_no_limit_however_few_comparisons_there_are(comparisons, choices):
+    names = {"a": "a", "b": "b", "t": "tie", "n": "both_bad"}
+    said = Counter()
+    for seed in range(40):
+        drawn = np.random.default_rng(seed).choice(list(choices), size=(comparisons, 2))
+        try:
+            pairs_of(*crowd([[names[choice] for choice in row] for row in drawn]), min_alpha=0.3)
+            said["passes"] += 1
+        except LowAgreement as error:
+            said["undecided" if str(error).startswith("undecided whether annotators agree") else "low"] += 1
+    assert said["passes"] == 0
+    assert said["undecided"] > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, text_fields
+from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, response_of, text_fields
 from preference_data.audio import decode
 from preference_data.audio.clip_files import resolve_inside
 from preference_data.schema import Prompt
@@ -147,22 +147,6 @@ def read_answers(path: Path) -> list[tuple[Item, str]]:
     answers = [(_item(row, where), response_of(row, where)) for where, row in json_lines(path)]
     _refuse_duplicates([item for item, _ in answers], str(path))
     return answers
-
-
-def response_of(row: dict[str, Any], where: str) -> str:
-    """The policy's response; null is the empty answer.
-
-    Raises:
-        BadBenchmark: the key is absent or not text.
-    """
-    if "response" not in row:
-        raise BadBenchmark(f"{where}: no response")
-    response = row["response"]
-    if response is not None and not isinstance(response, str):
-        raise BadBenchmark(
-            f"{where}: response is a {type(response).__name__}, not text: {str(response)[:80]!r}"
-        )
-    return response or ""
 
 
 def _refuse_duplicates(items: Sequence[Item], where: str) -> None:

@@ -6,14 +6,12 @@ leaves the other answers out of the mean; here they are counted, and both readin
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.evaluation.benchmarks.air_bench import response_of
-from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, text_fields
+from align.evaluation.benchmarks.choices import LETTERS, plain, read_choice
+from align.evaluation.benchmarks.rows import BadRow, OddRows, readable, response_of, text_fields
 
 CATEGORIES = {
     "Speech_Grounding": "speech",
@@ -39,12 +37,7 @@ CATEGORIES = {
 """The 19 tasks, spelled (and misspelled) as in the official files."""
 
 State = Literal["right", "wrong", "unparsed"]
-LETTERS = "ABCD"
 _KEYS = ("choice_a", "choice_b", "answer_gt", "task_name", "dataset_name", "uniq_id")
-_MARKED = re.compile(r"(?<!\w)([A-D])(?:[.):,]|$)")
-_NAMED = re.compile(  # small letters only where they cannot be the article
-    r"\b(?i:answer|option|choice)(?i:\s+(?:is|would be))?\s*:?\s*\(?([A-D]\b|[a-d](?=[.):,]|$))"
-)
 
 
 class ChoiceQuestion(NamedTuple):
@@ -57,23 +50,33 @@ class ChoiceQuestion(NamedTuple):
     task_name: str
     dataset_name: str
 
-    @property
-    def answer(self) -> str:
-        """The letter of the right choice."""
-        return LETTERS[self.choices.index(self.answer_gt)]
+
+class Answers(NamedTuple):
+    """Questions with responses, and the rows that cannot be scored, by reason."""
+
+    scored: list[tuple[ChoiceQuestion, str]]
+    odd_rows: dict[str, OddRows]
+    """not_an_object, missing_key, unknown_task, no_right_choice, response_not_text, duplicate (the first of a
+    question counts)."""
 
 
-def read_answers(path: Path) -> list[tuple[ChoiceQuestion, str]]:
+def read_answers(path: Path) -> Answers:
     """Questions and responses of an answer file in the official jsonl; null is the empty answer.
 
     Raises:
-        BadBenchmark: naming file, line and key; a question that comes twice.
+        BadBenchmark: naming file and line: not JSON, or no row that can be scored.
     """
-    answers = [(_question(row, where), response_of(row, where)) for where, row in json_lines(path)]
-    counts = Counter((question.task_name, question.dataset_name, question.uniq_id) for question, _ in answers)
-    if duplicates := [key for key, n in counts.items() if n > 1]:
-        raise BadBenchmark(f"{path}: {'/'.join(duplicates[0])} comes more than once; keep one row of it")
-    return answers
+    known: set[tuple[str, str, str]] = set()
+
+    def read(row: Any, where: str) -> tuple[ChoiceQuestion, str]:
+        question, response = _question(row, where), response_of(row, where)
+        key = (question.task_name, question.dataset_name, question.uniq_id)
+        if key in known:
+            raise BadRow(where, "duplicate", f"{'/'.join(key)} comes more than once")
+        known.add(key)
+        return question, response
+
+    return Answers(*readable(path, read))
 
 
 def official_letter(response: str) -> str | None:
@@ -89,25 +92,8 @@ def official_letter(response: str) -> str | None:
     return text[-2] if len(text) > 1 and text[-2] in LETTERS else None
 
 
-def strict_letter(response: str, choices: Sequence[str]) -> str | None:
-    """The choice, where the answer says one and only one.
-
-    In this order: a letter marked as one at the start ("A", "B.", "(C) ..."), a letter named as the answer
-    ("the answer is D"), the whole text of one choice and nothing else. What fits none is unparsed, as are
-    letters that contradict each other and letters of choices that were not offered.
-    """
-    text = response.strip()
-    letters = {letter.upper() for letter in _NAMED.findall(text)}
-    if re.match(r"\(?[A-D](?:[.):,]|$)", text):
-        letters |= set(_MARKED.findall(text))
-    if not letters and (words := _plain(text)):
-        letters = {letter for letter, choice in zip(LETTERS, choices, strict=True) if _plain(choice) == words}
-    offered = [letter for letter in letters if choices[LETTERS.index(letter)]]
-    return offered[0] if len(letters) == 1 and offered else None
-
-
 def score(answers: Sequence[tuple[ChoiceQuestion, str]]) -> dict[str, Any]:
-    """Accuracies by the strict reading and, under "official", by the official one.
+    """Accuracies by the strict reading (see `read_choice`) and, under "official", by the official one.
 
     Returns:
         `categories` (macro over the tasks present), `average` (macro over the three categories), `tasks`
@@ -115,7 +101,7 @@ def score(answers: Sequence[tuple[ChoiceQuestion, str]]) -> dict[str, Any]:
         as wrong; the official reading leaves them out, and its `answered` is the share that it covers.
         Shares are 0..1; None without answers.
     """
-    strict = [_state(question, strict_letter(text, question.choices)) for question, text in answers]
+    strict = [_state(question, read_choice(text, question.choices)) for question, text in answers]
     official = [_state(question, official_letter(text)) for question, text in answers]
     answered = sum(state != "unparsed" for state in official)
     return {
@@ -134,7 +120,7 @@ def score(answers: Sequence[tuple[ChoiceQuestion, str]]) -> dict[str, Any]:
 def _state(question: ChoiceQuestion, letter: str | None) -> State:
     if letter is None:
         return "unparsed"
-    return "right" if letter == question.answer else "wrong"
+    return "right" if question.choices[LETTERS.index(letter)] == question.answer_gt else "wrong"
 
 
 def _share(states: Sequence[State]) -> float | None:
@@ -168,16 +154,16 @@ def _counts(states: Sequence[State]) -> dict[str, int]:
     return {name: states.count(name) for name in names}
 
 
-def _plain(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
-
-
 def _question(row: Any, where: str) -> ChoiceQuestion:
     fields = {key: text.strip() for key, text in text_fields(row, _KEYS, where).items()}
     if fields["task_name"] not in CATEGORIES:
-        raise BadBenchmark(f"{where}: unknown task_name {fields['task_name']!r}")
-    later = tuple("" if row.get(key) is None else str(row[key]).strip() for key in ("choice_c", "choice_d"))
+        raise BadRow(where, "unknown_task", f"unknown task_name {fields['task_name']!r}")
+    later = ("" if row.get(key) is None else str(row[key]).strip() for key in ("choice_c", "choice_d"))
     choices = (fields.pop("choice_a"), fields.pop("choice_b"), *later)
-    if fields["answer_gt"] not in choices:
-        raise BadBenchmark(f"{where}: answer_gt {fields['answer_gt'][:80]!r} is none of its choices")
-    return ChoiceQuestion(choices=choices, **fields)
+    right = fields["answer_gt"]
+    alike = [choice for choice in choices if choice and plain(choice) == plain(right)]
+    if right not in choices and len(set(alike)) == 1:
+        right = alike[0]  # but for case or punctuation
+    if not right or right not in choices:
+        raise BadRow(where, "no_right_choice", f"answer_gt {right[:80]!r} is none of its choices")
+    return ChoiceQuestion(choices=choices, **{**fields, "answer_gt": right})

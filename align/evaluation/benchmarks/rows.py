@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from preference_data import text_files
 from preference_data.text_files import BadText
 
+T = TypeVar("T")
+
 
 class BadBenchmark(ValueError):
     """A benchmark's folder, rows or answers are not as they should be; names file, line and key."""
+
+
+class BadRow(BadBenchmark):
+    """One row cannot be used; `reason` is a code, the message names file, line and key."""
+
+    def __init__(self, where: str, reason: str, detail: str) -> None:
+        super().__init__(f"{where}: {detail}")
+        self.reason = reason
+
+
+class OddRows(NamedTuple):
+    """Rows that were left out for the same reason."""
+
+    n: int
+    first: str
+    """Where the first is, and what is wrong with it."""
+
+
+def readable(path: Path, read: Callable[[Any, str], T]) -> tuple[list[T], dict[str, OddRows]]:
+    """The rows of a file that can be read, and the others by reason: a bad row costs no other.
+
+    Args:
+        path: JSON lines, or one JSON list.
+        read: what to make of a row and its place; raises `BadRow`.
+
+    Raises:
+        BadBenchmark: the file is missing, is not JSON, or none of its rows can be read.
+    """
+    rows: list[T] = []
+    odd: dict[str, OddRows] = {}
+    for where, row in json_rows(path):
+        try:
+            rows.append(read(row, where))
+        except BadRow as error:
+            n, first = odd.get(error.reason, OddRows(0, str(error)))
+            odd[error.reason] = OddRows(n + 1, first)
+    if not rows:
+        first = next(iter(odd.values())).first if odd else "it holds none"
+        raise BadBenchmark(f"{path}: no row can be scored; {first}")
+    return rows, odd
+
+
+def response_of(row: dict[str, Any], where: str) -> str:
+    """The policy's response; null is the empty answer.
+
+    Raises:
+        BadRow: the key is absent or not text.
+    """
+    if "response" not in row:
+        raise BadRow(where, "missing_key", "no response")
+    response = row["response"]
+    if response is not None and not isinstance(response, str):
+        detail = f"response is a {type(response).__name__}, not text: {str(response)[:80]!r}"
+        raise BadRow(where, "response_not_text", detail)
+    return response or ""
 
 
 def json_lines(path: Path, holds: str = "answers") -> Iterator[tuple[str, Any]]:
@@ -63,7 +120,7 @@ def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     """The named fields of a row as text.
 
     Raises:
-        BadBenchmark: the row is not an object, or a key is absent or null.
+        BadRow: the row is not an object, or a key is absent or null.
     """
     return {key: str(value) for key, value in _fields(row, keys, where, object).items()}
 
@@ -72,16 +129,16 @@ def require_text(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     """The named fields of a row, which must be text already.
 
     Raises:
-        BadBenchmark: the row is not an object, or a key is absent or not text.
+        BadRow: the row is not an object, or a key is absent or not text.
     """
     return _fields(row, keys, where, str)
 
 
 def _fields(row: Any, keys: Iterable[str], where: str, kind: type) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise BadBenchmark(f"{where}: is a {type(row).__name__}, not an object")
+        raise BadRow(where, "not_an_object", f"is a {type(row).__name__}, not an object")
     if wrong := [key for key in keys if row.get(key) is None or not isinstance(row[key], kind)]:
-        raise BadBenchmark(f"{where}: no {'text under ' if kind is str else ''}{', '.join(wrong)}")
+        raise BadRow(where, "missing_key", f"no {'text under ' if kind is str else ''}{', '.join(wrong)}")
     return {key: row[key] for key in keys}
 
 

@@ -16,7 +16,15 @@ import sacrebleu
 
 from align.evaluation.benchmarks import srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
-from align.evaluation.benchmarks.rows import BadBenchmark, Utterance, json_rows, read_utterances, require_text
+from align.evaluation.benchmarks.rows import (
+    BadBenchmark,
+    OddRows,
+    Utterance,
+    read_utterances,
+    readable,
+    require_text,
+    response_of,
+)
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
 from preference_data.audio.clip_files import resolve_inside
@@ -74,14 +82,29 @@ def prompt_of(row: Utterance) -> str:
     return row.prompt if AUDIO in row.prompt else AUDIO + row.prompt
 
 
-def read_answers(path: Path) -> tuple[list[Utterance], list[str]]:
+class Answers(NamedTuple):
+    """Rows and responses, and the rows that cannot be scored, by reason."""
+
+    rows: list[Utterance]
+    texts: list[str]
+    odd_rows: dict[str, OddRows]
+
+
+def read_answers(path: Path) -> Answers:
     """Rows and responses: a JSON list, as the Qwen2-Audio evaluation writes, or JSON lines.
 
+    A response that is null is read as the empty answer.
+
     Raises:
-        BadBenchmark: naming file, row and key.
+        BadBenchmark: naming file and row: not JSON, or no row that can be scored.
     """
-    rows = [require_text(row, ("gt", "response", "source"), where) for where, row in json_rows(path)]
-    return [Utterance("", "", row["gt"], row["source"]) for row in rows], [row["response"] for row in rows]
+
+    def read(row: Any, where: str) -> tuple[Utterance, str]:
+        text = require_text(row, ("gt", "source"), where)
+        return Utterance("", "", text["gt"], text["source"]), response_of(row, where)
+
+    answers, odd = readable(path, read)
+    return Answers([row for row, _ in answers], [text for _, text in answers], odd)
 
 
 def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -89,9 +112,9 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
 
     Returns:
         {source: {...}}: recognition has `wer` (per character for zh and yue; None without any reference
-        word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`; translation `bleu`
-        and its `signature`; srwt `aas_ms` and its parts; the others `accuracy`. Error rates and
-        accuracies are 0..1, BLEU is 0..100.
+        word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`, both a `warning`
+        where normalisation hides differences; translation `bleu` and its `signature`; srwt `aas_ms` and its
+        parts; the others `accuracy`. Error rates and accuracies are 0..1, BLEU is 0..100.
 
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
@@ -110,7 +133,9 @@ def _numbers(kind: Kind, source: str, references: Sequence[str], texts: Sequence
     if kind in _LANGUAGES:
         return wer.score(references, texts, _LANGUAGES[kind])
     by_row = _metrics_by_row(kind, references, texts)
-    numbers = {metric: fmean(values) if values else None for metric, values in by_row.items()}
+    numbers: dict[str, Any] = {metric: fmean(values) if values else None for metric, values in by_row.items()}
+    if kind == "recognition":
+        return {**numbers, **wer.warning(references, texts, "other")}
     if kind == "aqa":
         # ClothoAQA has one row per annotator, so that one answer meets several references
         binary = [

@@ -23,6 +23,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 Language = Literal["en", "zh", "yue", "other"]
 
+_BRACKETED = re.compile(r"[<\[(]([^>\])]*)[>\])]")
 _TAG = re.compile(r"<\|.*?\|>")
 _basic = BasicTextNormalizer()
 
@@ -31,7 +32,7 @@ def score(references: Sequence[str], texts: Sequence[str], language: Language) -
     """Corpus-level error rate: `wer` = `errors` / `length` of the references, in words or characters.
 
     Returns:
-        wer (None without any reference word), errors, length, unit, not_reproduced.
+        wer (None without any reference word), errors, length, unit, not_reproduced, and `warning`.
     """
     errors, lengths = _errors_by_row(references, texts, language)
     length = sum(lengths)
@@ -41,6 +42,7 @@ def score(references: Sequence[str], texts: Sequence[str], language: Language) -
         "length": length,
         "unit": "character" if language in ("zh", "yue") else "word",
         "not_reproduced": not_reproduced(language),
+        **warning(references, texts, language),
     }
 
 
@@ -57,10 +59,41 @@ def row_shares(references: Sequence[str], texts: Sequence[str], language: Langua
 def exact_matches(references: Sequence[str], texts: Sequence[str], language: Language) -> list[float]:
     """1 for a text that says what the reference does word for word, else 0.
 
-    A reference of which nothing is left (`[laughter]`) is met by no text.
+    A reference of which nothing is left (`[laughter]`) is met by no text, and what normalisation removes must
+    be the same.
     """
     pairs = zip(references, texts, strict=True)
-    return [float(tokens(gt, language) == tokens(text, language) != []) for gt, text in pairs]
+    return [
+        float(
+            tokens(gt, language) == tokens(text, language) != []
+            and _removed(gt, language) == _removed(text, language)
+        )
+        for gt, text in pairs
+    ]
+
+
+def warning(references: Sequence[str], texts: Sequence[str], language: Language) -> dict[str, str]:
+    """Under `warning`, how many rows count as right although what is removed differs; else nothing."""
+    n = sum(
+        tokens(gt, language) == tokens(text, language) and _removed(gt, language) != _removed(text, language)
+        for gt, text in zip(references, texts, strict=True)
+    )
+    if not n:
+        return {}
+    return {
+        "warning": f"{n} of {len(texts)} rows have no word error, but differ from their reference in what "
+        "normalisation removes: combining marks (vowels of Hindi, Arabic ...), signs, emoji, bracketed words"
+    }
+
+
+def _removed(text: str, language: Language) -> list[str]:
+    """What the normalisers drop although it says something; other punctuation does not count."""
+    text = unicodedata.normalize("NFKC", without_tags(text))
+    # English has amounts written out: "$5" and "5 dollars" are the same there
+    signs = "" if language == "en" else "#%&@"
+    kinds = ("Mn", "Mc", "Me", "So", "Sm", *(() if language == "en" else ("Sc",)))
+    marks = [char for char in text if unicodedata.category(char) in kinds or char in signs]
+    return [*marks, *(words.casefold() for words in _BRACKETED.findall(text))]
 
 
 def not_reproduced(language: Language) -> list[str]:

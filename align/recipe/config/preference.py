@@ -132,7 +132,8 @@ class PairsConfig(FromJudgementsOrScores):
     min_agreement: float = Field(0.75, gt=0.5, le=1)
     """A comparison yields a pair where at least this share of its annotators prefer the same side."""
     min_alpha: float | None = Field(None, ge=-1, le=1)
-    """Refuse judgements whose Krippendorff's alpha is lower on either axis: chance is 0, agreement 1."""
+    """Refuse judgements unless the 95 % interval of Krippendorff's alpha lies at this or above on both axes:
+    chance is 0, agreement 1; of few comparisons nothing is certain."""
     opponents: Literal["worst", "random", "all"] = "worst"
     """Of scores: a prompt's best completion is chosen over its worst one, or over one drawn from all that are
     worse; `all`: every completion over every worse one."""

@@ -49,9 +49,20 @@ def test_foundation_answers_are_counted(tmp_path):
     assert "published: Qwen-Audio-Turbo  speech 0.634" in done.stdout
 
 
-def test_a_row_that_is_not_one_is_named(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    path.write_text('{"gt": "a", "response": "a", "source": "x"}\n{"gt": "a", "source": "x"}\n')
-    bad = run(str(path), "--kind", "emotion")
-    assert bad.returncode == 2
-    assert "answers.jsonl:2: no text under response" in " ".join(bad.stderr.split())
+def test_rows_that_cannot_be_scored_are_named_and_counted_apart(tmp_path):
+    path, out = tmp_path / "answers.jsonl", tmp_path / "scores.json"
+    odd = ['{"gt": "a", "source": "x"}', '{"gt": 3, "response": "a", "source": "x"}', "[]"]
+    path.write_text("\n".join(['{"gt": "a", "response": "a", "source": "x"}', *odd]))
+    done = run(str(path), "--kind", "emotion", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "left out: 2 rows (missing_key), first" in done.stdout
+    numbers = json.loads(out.read_text())
+    assert numbers["x"] == {"accuracy": 1.0, "n": 1}
+    assert {reason: rows["n"] for reason, rows in numbers["odd_rows"].items()} == {
+        "missing_key": 2,
+        "not_an_object": 1,
+    }
+    path.write_text("\n".join(odd))
+    none = run(str(path), "--kind", "emotion")
+    assert none.returncode == 2
+    assert "answers.jsonl:1: no response" in " ".join(none.stderr.split())

@@ -1,7 +1,9 @@
 """The reports' benchmarks: error rates, BLEU, accuracy and time stamps, by worked numbers."""
 
 import json
+import math
 from importlib.util import find_spec
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ import soundfile
 
 from align.evaluation.benchmarks import published, srwt, wer
 from align.evaluation.benchmarks.rows import BadBenchmark, Utterance, read_utterances
-from align.evaluation.benchmarks.tasks import CannotScore, compare, open_rows, prompt_of, read_answers, score
+from align.evaluation.benchmarks.tasks import (
+    CannotScore,
+    Kind,
+    compare,
+    open_rows,
+    prompt_of,
+    read_answers,
+    score,
+)
 
 
 def rows(*pairs, source="s"):
@@ -41,7 +51,8 @@ def test_british_spellings_are_american_ones():
 def test_references_of_which_nothing_is_left_have_no_rate_no_hit_and_no_interval_but_the_reason():
     given, _ = rows(("[laughter]", ""), ("[cough]", ""))
     found = score("recognition", given, ["[cough]", "hm"])["s"]
-    assert found == {"exact": 0.0, "wer": None, "n": 2}
+    assert found["warning"].startswith("1 of 2 rows have no word error")  # [laughter] beside [cough]
+    assert (found["exact"], found["wer"], found["n"]) == (0.0, None, 2)
     differences = compare("recognition", given, ["[cough]", "hm"], ["a", "b"])["s"]
     assert "no word is left" in differences["wer"]["reason"]
     assert differences["exact"]["delta"] == 0
@@ -49,12 +60,56 @@ def test_references_of_which_nothing_is_left_have_no_rate_no_hit_and_no_interval
     assert english == {"wer": {"reason": "no word is left of the references after normalisation"}}
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize(
+    "reference", ["", "Hmm.", "...", "Uh, um", "[laughter]", "（笑）", "<|en|>", "\u3000", "😀"]
+)
+def test_no_reference_is_too_empty_for_any_kind(kind, reference):
+    given, _ = rows((reference, ""), source="covost2_en_de_test")
+    for text in ("", "two words", reference):
+        numbers = score(kind, given, [text])["covost2_en_de_test"]
+        assert numbers["n"] == 1
+        assert all(
+            value is None or math.isfinite(value) for value in map(numbers.get, ("wer", "bleu", "cer"))
+        )
+        for row in compare(kind, given, [text], ["word"]).get("covost2_en_de_test", {}).values():
+            assert "reason" in row or row["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("कि", "का"),
+        ("दिल्ली की", "दिल्ला की"),
+        ("ที่", "ที้"),
+        ("كَتَبَ", "كُتِبَ"),
+        ("naïve नि", "naïve ना"),
+        ("yes 😀", "yes 😡"),
+        ("yes ❤️", "yes"),
+        ("[laughter] yes", "[cough] yes"),
+        ("(laughs) hi", "hi"),
+        ("<unk> hi", "<noise> hi"),
+        ("C++", "C"),
+        ("50% off", "50 off"),
+        ("$5", "5"),
+    ],
+)
+def test_what_a_normaliser_removes_is_no_exact_hit_and_comes_with_a_warning(reference, text):
+    given, same = rows((reference, reference), ("plain", "plain"))
+    found = score("recognition", given, [text, "Plain!"])["s"]
+    assert found["exact"] == 0.5
+    assert "1 of 2 rows have no word error" in found["warning"] or found["wer"] > 0
+    assert "warning" in score("asr_other", given, [text, "plain"])["s"] or found["wer"] > 0
+    right = score("recognition", given, same)["s"]
+    assert (right["exact"], "warning" in right) == (1.0, False)
+
+
 def test_answers_of_other_tools_are_read_line_by_line_and_with_a_byte_order_mark(tmp_path):
     row = {"gt": "g", "response": "a \u2028 b", "source": "s"}
     line = json.dumps(row, ensure_ascii=False)
     for text in (f"\ufeff{line}\n\n{line}\n", f"\ufeff[{line},\n{line}]", f"{line}\r\n{line}"):
         (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-        utterances, texts = read_answers(tmp_path / "a.jsonl")
+        utterances, texts, _ = read_answers(tmp_path / "a.jsonl")
         assert texts == ["a \u2028 b"] * 2
         assert utterances[0] == Utterance("", "", "g", "s")
 
