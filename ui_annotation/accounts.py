@@ -42,8 +42,8 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
 
     Args:
         home: of a server that runs.
-        name: letters, digits, '-' and '_'.
-        workspace: created if missing; the annotator sees no other.
+        name: letters (a to z, A to Z), digits, '-' and '_', at most 100, the first a letter or a digit.
+        workspace: created if missing, named likewise; the annotator sees no other.
 
     Returns:
         Their {"role", "password", "api_key"}.

@@ -2,7 +2,7 @@
 
     /media/...           our own routes: clips and listening
     /api/v1/me           Argilla's answer, and the cookie that lets <audio> elements in
-    POST /api/v1/token   Argilla's answer, unless the form is too long for a sign-in
+    POST /api/v1/token   Argilla's answer, unless the form is too long, and a cookie to know the browser by
     everything           headers that keep other sites, and scripts that are not the UI's own, out
 
 Needs ARGILLA_HOME_PATH in the environment, as Argilla does; its search engine and Redis are set up elsewhere.
@@ -46,7 +46,6 @@ class Front:
         """Answer a request; lifespan events are Argilla's alone."""
         if scope["type"] != "http":
             return await argilla(scope, receive, send)
-        sign_in.client_address.set(scope["client"][0] if scope.get("client") else "")
         path: str = scope["path"]
         policy = NOT_A_PAGE if path.startswith(("/api/", "/media/")) else self._page_policy
         app = self._app(scope)
@@ -64,9 +63,23 @@ class Front:
             size = Headers(scope=scope).get("content-length", "0")
             if not size.isdecimal() or int(size) > sign_in.MAX_SIGN_IN_BYTES:
                 return JSONResponse({"detail": "This form is too long for a sign-in."}, 413)
+            return _token
         if path == "/api/v1/me":
             return _me
         return argilla
+
+
+async def _token(scope: Scope, receive: Receive, send: Send) -> None:
+    attempt = sign_in.Attempt.of(Request(scope))
+    sign_in.attempt.set(attempt)
+
+    async def send_with_cookie(message: Message) -> None:
+        if message["type"] == "http.response.start" and attempt.signed_in:
+            cookie = sign_in.browser_cookie(attempt.signed_in, secure=scope["scheme"] == "https")
+            MutableHeaders(scope=message).append("set-cookie", cookie)
+        await send(message)
+
+    await argilla(scope, receive, send_with_cookie)
 
 
 async def _me(scope: Scope, receive: Receive, send: Send) -> None:
