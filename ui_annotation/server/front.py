@@ -11,10 +11,10 @@ Needs ARGILLA_HOME_PATH in the environment, as Argilla does; its search engine a
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from argilla_server._app import app as argilla
-from argilla_server.errors import UnauthorizedError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -73,29 +73,33 @@ async def _token(scope: Scope, receive: Receive, send: Send) -> None:
     attempt = sign_in.Attempt.of(Request(scope))
     sign_in.attempt.set(attempt)
 
-    async def send_with_cookie(message: Message) -> None:
-        if message["type"] == "http.response.start" and attempt.signed_in:
-            cookie = sign_in.browser_cookie(attempt.signed_in, secure=scope["scheme"] == "https")
-            MutableHeaders(scope=message).append("set-cookie", cookie)
-        await send(message)
+    def cookie() -> str | None:
+        return sign_in.browser_cookie(attempt.signed_in, _secure(scope)) if attempt.signed_in else None
 
-    await argilla(scope, receive, send_with_cookie)
+    await argilla(scope, receive, _with_cookie(send, cookie))
 
 
 async def _me(scope: Scope, receive: Receive, send: Send) -> None:
     token = sign_in.bearer(Request(scope))
 
+    def cookie() -> str | None:
+        return sign_in.media_cookie(token, _secure(scope)) if token else None
+
+    await argilla(scope, receive, _with_cookie(send, cookie))
+
+
+def _secure(scope: Scope) -> bool:
+    return bool(scope["scheme"] == "https")
+
+
+def _with_cookie(send: Send, cookie: Callable[[], str | None]) -> Send:
     async def send_with_cookie(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200 and token:
-            try:
-                cookie = sign_in.cookie(token, secure=scope["scheme"] == "https")
-            except UnauthorizedError:  # it expired since Argilla looked
-                pass
-            else:
-                MutableHeaders(scope=message).append("set-cookie", cookie)
+        is_good = message["type"] == "http.response.start" and message["status"] < 300
+        if is_good and (value := cookie()):
+            MutableHeaders(scope=message).append("set-cookie", value)
         await send(message)
 
-    await argilla(scope, receive, send_with_cookie)
+    return send_with_cookie
 
 
 def _with_headers(send: Send, policy: str) -> Send:

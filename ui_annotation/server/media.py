@@ -25,7 +25,6 @@ _CLIP = re.compile(rf"/media/{WORKSPACE}/(?P<sha256>[0-9a-f]{{64}})\.(?P<type>{'
 _CLIP_HEARD = re.compile(_CLIP.pattern + "/heard")
 _ALL_HEARD = re.compile(rf"/media/{WORKSPACE}/heard")
 _SIGN_OUT = "/media/sign-out"
-_PART = (("from", "0"), ("share", ""))
 
 
 class Clip(NamedTuple):
@@ -184,8 +183,9 @@ def _range(request: Request, etag: str) -> str | None:
 
 def _part(request: Request) -> tuple[float, float] | None:
     """Where the part that was played begins and ends, as shares of the clip."""
+    query = request.query_params
     try:
-        start, share = (float(request.query_params.get(name, default)) for name, default in _PART)
+        start, share = float(query.get("from", "0")), float(query.get("share", ""))
     except ValueError:
         return None
     is_part = start >= 0 and share >= 0 and start + share <= 1 + 1e-6  # none of it holds for NaN
@@ -197,7 +197,7 @@ def _writes(request: Request) -> bool:
 
 
 def _sign_out(request: Request) -> Response:
-    gone = sign_in.no_cookie(secure=request.url.scheme == "https")
+    gone = sign_in.no_cookie(request.url.scheme == "https")
     return Response(status_code=204, headers={"set-cookie": gone})
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from argilla_server.contexts import accounts
@@ -58,7 +58,7 @@ async def person(request: Request) -> Person | None:
         if (key := request.headers.get("x-argilla-api-key")) is not None:
             user = await accounts.get_user_by_api_key(db, key)
         else:
-            user = await accounts.get_user_by_username(db, _username(_token(request)))
+            user = await accounts.get_user_by_username(db, _content(_token(request)).get("username"))
         if user is None:
             return None
         mine = await accounts.list_workspaces(db) if user.is_owner else user.workspaces
@@ -82,15 +82,15 @@ def is_from_our_pages(request: Request) -> bool:
     return bool(origin) and urlsplit(origin).netloc == request.headers.get("host")
 
 
-def cookie(token: str, *, secure: bool) -> str:
+def media_cookie(token: str, secure: bool) -> str:
     """A Set-Cookie value that signs `token` in for /media, for as long as the token itself is good."""
-    seconds = max(0, int(JWT.decode(token)["exp"] - time.time()))
-    return _set_cookie(COOKIE, token, "/media", seconds, secure=secure)
+    seconds = int(_content(token).get("exp", 0) - time.time())
+    return _set_cookie(COOKIE, token, "/media", seconds, secure) if seconds > 0 else no_cookie(secure)
 
 
-def no_cookie(*, secure: bool) -> str:
+def no_cookie(secure: bool) -> str:
     """A Set-Cookie value that ends the sign-in for /media."""
-    return _set_cookie(COOKIE, "", "/media", 0, secure=secure)
+    return _set_cookie(COOKIE, "", "/media", 0, secure)
 
 
 def bearer(request: Request) -> str | None:
@@ -103,14 +103,15 @@ def _token(request: Request) -> str | None:
     return bearer(request) if "authorization" in request.headers else request.cookies.get(COOKIE)
 
 
-def _username(token: str | None) -> str | None:
+def _content(token: str | None) -> dict[str, Any]:
+    """What a token says that we signed; nothing if it is none, or expired."""
     try:
-        return JWT.decode(token).get("username") if token else None
+        return JWT.decode(token) if token else {}
     except UnauthorizedError:
-        return None
+        return {}
 
 
-def _set_cookie(name: str, value: str, path: str, max_age_s: int, *, secure: bool) -> str:
+def _set_cookie(name: str, value: str, path: str, max_age_s: int, secure: bool) -> str:
     attributes = f"Path={path}; HttpOnly; SameSite=Strict; Max-Age={max_age_s}"
     return f"{name}={value}; {attributes}" + ("; Secure" if secure else "")
 
@@ -136,10 +137,7 @@ class Attempt:
         A browser that signed in to this account before has a count of its own. So nobody who shares its
         address, or guesses at its account, can keep it out.
         """
-        try:
-            known = JWT.decode(self.browser) if self.browser else {}
-        except UnauthorizedError:
-            known = {}
+        known = _content(self.browser)
         return str(known["browser"]) if known.get("of") == username else self.address
 
 
@@ -161,12 +159,12 @@ def network(host: str) -> str:
     return str(address)
 
 
-def browser_cookie(username: str, *, secure: bool) -> str:
+def browser_cookie(username: str, secure: bool) -> str:
     """A Set-Cookie value by which a browser is known to have signed in to an account; it signs nobody in."""
     token = JWT.encode(
         {"of": username, "browser": secrets.token_hex(16), "exp": int(time.time()) + _BROWSER_KNOWN_S}
     )
-    return _set_cookie(BROWSER_COOKIE, token, "/api/v1/token", _BROWSER_KNOWN_S, secure=secure)
+    return _set_cookie(BROWSER_COOKIE, token, "/api/v1/token", _BROWSER_KNOWN_S, secure)
 
 
 class Throttle:
