@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import argilla as rg
 
+from preference_data import store
 from ui_annotation import client
 from ui_annotation.launch import ServerFailed, credentials, running
 
@@ -42,8 +43,8 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
 
     Args:
         home: of a server that runs.
-        name: letters, digits, '-' and '_'.
-        workspace: created if missing; the annotator sees no other.
+        name: letters (a to z, A to Z), digits, '-' and '_', at most 100, the first a letter or a digit.
+        workspace: created if missing, named likewise; the annotator sees no other.
 
     Returns:
         Their {"role", "password", "api_key"}.
@@ -74,14 +75,13 @@ def _owner(home: Path) -> rg.Argilla:
 
 def _save_sign_in(home: Path, name: str, sign_in: dict[str, str]) -> None:
     """Add a sign-in to credentials.json; two processes that do so at once do not lose each other's."""
-    lock = os.open(home / ".credentials.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    folder = os.open(home, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(folder, fcntl.LOCK_EX)
         content = credentials(home)
         content["users"][name] = sign_in
-        scratch = home / f"credentials.json.{os.getpid()}"
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump(content, out, indent=1)
-        scratch.replace(home / "credentials.json")
+        with store.replacing(home / "credentials.json") as file:
+            os.fchmod(file.fileno(), 0o600)
+            json.dump(content, file, indent=1)
     finally:
-        os.close(lock)
+        os.close(folder)

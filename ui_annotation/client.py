@@ -89,7 +89,7 @@ def request(
         raise unreachable(client.api_url, error) from None
     if answer.is_success or answer.status_code == or_status:
         return answer
-    detail = " ".join(answer.text[:300].split())
+    detail = " ".join(str(_object(answer).get("detail", answer.text))[:600].split())
     raise Refused(f"{client.api_url}: {method} {path}: {answer.status_code}: {detail}")
 
 

@@ -21,7 +21,6 @@ from ui_annotation.project import Project
 
 _BREAK = timedelta(minutes=15)  # nobody takes longer for one judgement, so it was a break
 _REPORTING = timedelta(seconds=5)  # what was played reaches the server a little later than a quick submission
-_FASTEST = 2.0  # what browsers' players offer at most, as a multiple of the normal speed
 
 
 class _Response(NamedTuple):
@@ -43,7 +42,7 @@ class Progress(NamedTuple):
     submitted: dict[str, int]
 
 
-def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, float]) -> list[Judgement]:
+def pull(argilla: rg.Argilla, project: Project) -> list[Judgement]:
     """Every submitted judgement of a project's comparisons, un-blinded, sorted by time and annotator.
 
     Drafts and discarded records are not judgements, and records of an earlier draw are left alone. Where
@@ -52,7 +51,6 @@ def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, fl
     Args:
         argilla: Signed in as owner.
         project: As pushed.
-        clip_seconds: Path of a clip -> how long it lasts: no more counts as heard than there was time for.
 
     Raises:
         client.Unreachable: the server does not answer.
@@ -70,7 +68,6 @@ def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, fl
         comparison, who = key[response.comparison], response.annotator
         pause = response.submitted_at - last[who] if who in last else None
         last[who] = response.submitted_at
-        audios = project.prompts[comparison.prompt_id].audios
         judgement = assignment.unblind(
             comparison,
             who,
@@ -78,8 +75,8 @@ def pull(argilla: rg.Argilla, project: Project, *, clip_seconds: Mapping[str, fl
             submitted_at=response.submitted_at.isoformat(),
             seconds=pause.total_seconds() if pause is not None and pause <= _BREAK else None,
             heard=min(
-                _share_heard(listening[who, clip], response.submitted_at + _REPORTING, clip_seconds[path])
-                for clip, path in zip(response.clips, audios, strict=True)
+                _share_heard(listening[who, clip], response.submitted_at + _REPORTING)
+                for clip in response.clips
             ),
         )
         judgements[judgement.id] = judgement  # the latest, if a new overlap made somebody judge it twice
@@ -155,17 +152,9 @@ def _listening(argilla: rg.Argilla, workspace: str) -> Mapping[tuple[str, str], 
     return listening
 
 
-def _share_heard(listening: Sequence[Mapping[str, Any]], by: datetime, seconds: float) -> float:
-    """How much of a clip was played by then; no more than there was time for since it began to be sent."""
-    shares = [0.0]
-    for row in listening:
-        at = _utc(row["at"])
-        if at <= by:
-            share = row["share"]
-            if row["since"] is not None:  # None: it was sent before such a time was kept
-                share = min(share, _FASTEST * (at - _utc(row["since"])).total_seconds() / seconds)
-            shares.append(share)
-    return max(shares)
+def _share_heard(listening: Sequence[Mapping[str, Any]], by: datetime) -> float:
+    """How much of a clip was played by then."""
+    return max((row["share"] for row in listening if _utc(row["at"]) <= by), default=0.0)
 
 
 # -------------------------------------------------------------------- snapshots

@@ -138,7 +138,7 @@ def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
 
 @users.command("add")
 def add_user(
-    name: str,
+    name: Annotated[str, typer.Argument(help="Letters (a to z, A to Z), digits, '-' and '_'; at most 100.")],
     home: Home = HOME,
     workspace: Annotated[str, typer.Option("--workspace", help="What the annotator may see.")] = "audio",
 ) -> None:

@@ -146,7 +146,7 @@ def send(host: Server, project: Project) -> push.PushResult:
 
 def fetch(host: Server, project: Project) -> list[Judgement]:
     """All judgements so far."""
-    return pull.pull(host.argilla, project, clip_seconds=_clip_seconds(project))
+    return pull.pull(host.argilla, project)
 
 
 def keep(
@@ -159,16 +159,11 @@ def keep(
     judgements = store.read(folder / "judgements.jsonl", Judgement)
     seconds = None  # simulated annotators take no time, so none is too fast
     if config.by == "people":
-        clips, prompts = _clip_seconds(project), project.prompts.values()
-        seconds = {prompt.id: sum(clips[path] for path in prompt.audios) for prompt in prompts}
+        clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
+        lasts = {clip.path: clip.duration_s for clip in clips}
+        seconds = {item.id: sum(lasts[path] for path in item.audios) for item in project.prompts.values()}
     assessed = quality.assess(judgements, min_heard=config.min_heard, seed=config.seed, clip_seconds=seconds)
     return Judgements(folder, judgements, assessed)
-
-
-def _clip_seconds(project: Project) -> dict[str, float]:
-    """Path of a clip -> how long it lasts."""
-    clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
-    return {clip.path: clip.duration_s for clip in clips}
 
 
 def report(result: Judgements, config: AnnotateConfig, project: Project, path: Path) -> None:

@@ -116,6 +116,7 @@ class Production:
             "@elasticsearch:9200": f"@127.0.0.1:{self.elasticsearch.port}",
             "@redis:6379": f"@127.0.0.1:{self.ports['redis']}",
             "0.0.0.0": "127.0.0.1",
+            "${FRONT_SUBNET:-172.29.187.0/28}": "127.0.0.1",
             "6900": str(self.ports["server"]),
             "/data": str(self.home),
             "/tmp/worker": str(self.root / "worker"),

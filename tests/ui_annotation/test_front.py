@@ -131,28 +131,73 @@ def test_a_long_range_header_costs_nothing(argilla_server: Any) -> None:
 # --- guessing
 
 
-def test_after_ten_wrong_passwords_one_waits(argilla_server: Any) -> None:
-    def attempt(name: str, password: str, **more: Any) -> httpx.Response:
-        form = {"username": name, "password": password}
-        return httpx.post(f"{argilla_server.url}/api/v1/token", timeout=60, **(more or {"data": form}))
+def at(server: Any, address: str) -> httpx.Client:
+    """A client whose connections come from an address of its own."""
+    return httpx.Client(base_url=server.url, timeout=60, transport=httpx.HTTPTransport(local_address=address))
 
-    name = argilla_server.add_user()
-    assert attempt(name, "wrong-password").status_code == 401
-    assert attempt(name, argilla_server.password(name)).status_code == 201  # what was wrong is forgiven
-    for i in range(10):  # and another address in a header is no other address
-        form = {"username": name, "password": "wrong-password"}
-        headers = {"X-Forwarded-For": f"203.0.113.{i}"}
-        assert attempt(name, "", data=form, headers=headers).status_code == 401
-    refused = attempt(name, argilla_server.password(name))
+
+def attempt(client: httpx.Client, name: str, password: str, **headers: str) -> httpx.Response:
+    form = {"username": name, "password": password}
+    return client.post("/api/v1/token", data=form, headers=headers)
+
+
+def test_wrong_passwords_are_limited_where_they_come_from_and_nowhere_else(argilla_server: Any) -> None:
+    victim, colleague = argilla_server.add_user(), argilla_server.add_user()
+    victims, colleagues = argilla_server.password(victim), argilla_server.password(colleague)
+    attacker, office, elsewhere = (at(argilla_server, f"127.0.1.{i}") for i in (1, 1, 2))
+    assert attempt(office, colleague, "wrong").status_code == 401
+    assert attempt(office, colleague, colleagues).status_code == 201  # what was wrong is forgiven
+
+    def guess(number: int, name: str) -> tuple[float, Any]:
+        claimed = f"203.0.113.{number}"  # no proxy is configured, so no header makes it another address
+        headers = {
+            "X-Forwarded-For": claimed,
+            "X-Real-IP": claimed,
+            "Forwarded": f"for={claimed}",
+            "True-Client-IP": claimed,
+        }
+        began = time.monotonic()
+        answer = attempt(attacker, name, "wrong", **headers)
+        return time.monotonic() - began, (answer.status_code, answer.text, tuple(answer.headers))
+
+    there = [guess(i, victim) for i in range(10)]
+    refused = attempt(attacker, victim, victims)
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     # the same form spelled in other ways is the same form
-    odd = f"username=x;username={name};password=p"
     form_type = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert attempt(name, "", content=odd, headers=form_type).status_code in (422, 429)
-    assert attempt(name, "", files={"username": (None, name), "password": (None, "p")}).status_code == 429
-    # others are not held up
-    assert attempt("annotator-1", argilla_server.password("annotator-1")).status_code == 201
+    odd = attacker.post(
+        "/api/v1/token", content=f"username=x;username={victim};password=p", headers=form_type
+    )
+    assert odd.status_code in (422, 429)
+    parts = {"username": (None, victim), "password": (None, "p")}
+    assert attacker.post("/api/v1/token", files=parts).status_code == 429
+    assert attempt(elsewhere, victim, victims).status_code == 201
+    assert attempt(at(argilla_server, "127.0.1.1"), colleague, colleagues).status_code == 201
+
+    missing = [guess(i, f"nobody-{i}") for i in range(10)]  # another account each time
+    assert {said for _, said in there + missing} == {there[0][1]}
+    assert min(took for took, _ in missing) == pytest.approx(min(took for took, _ in there), rel=0.3)
+    refused = attempt(attacker, "annotator-1", argilla_server.password("annotator-1"))
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    time.sleep(1)
+    guess(20, "nobody")  # one more, then the wait is twice as long
+    assert attempt(attacker, "nobody", "wrong").headers["retry-after"] == "2"
+    assert attempt(office, colleague, colleagues).status_code == 201  # from a browser that is known
+    assert attempt(office, victim, victims).status_code == 429  # as theirs, not as anybody's
+    assert attempt(elsewhere, victim, victims).status_code == 201
+
+
+def test_a_cookie_that_makes_a_browser_known_signs_nobody_in(argilla_server: Any, clip: str) -> None:
+    client = at(argilla_server, "127.0.1.3")
+    cookie = attempt(client, "annotator-1", argilla_server.password("annotator-1")).headers["set-cookie"]
+    value, *attributes = cookie.split("; ")
+    assert {"Path=/api/v1/token", "HttpOnly", "SameSite=Strict"} <= set(attributes)
+    token = value.removeprefix("argilla_browser=")
+    url = argilla_server.url
+    for headers in ({"Authorization": f"Bearer {token}"}, {"Cookie": f"argilla_media={token}"}):
+        assert httpx.get(url + clip, headers=headers).status_code == 401
+        assert httpx.get(f"{url}/api/v1/me", headers=headers).status_code == 401
 
 
 def test_a_sign_in_of_megabytes_is_not_read(argilla_server: Any) -> None:
@@ -191,10 +236,10 @@ def dataset(server: Any, fields: dict[str, str], *, markdown: bool) -> str:
     return made["id"]
 
 
-def sign_in(page: Any, server: Any) -> None:
+def sign_in(page: Any, server: Any, who: str = "annotator-1") -> None:
     page.goto(f"{server.url}/sign-in")
-    page.locator("input[type=text]").fill("annotator-1")
-    page.locator("input[type=password]").fill(server.password("annotator-1"))
+    page.locator("input[type=text]").fill(who)
+    page.locator("input[type=password]").fill(server.password(who))
     page.keyboard.press("Enter")
     page.wait_for_url(f"{server.url}/")
 
@@ -211,14 +256,14 @@ def test_playing_in_the_ui_is_reported_and_signing_out_ends_the_cookie(
     page.goto(f"{argilla_server.url}/dataset/{record}/annotation-mode")
     page.wait_for_selector("audio")
 
-    with page.expect_response(lambda answer: "/heard?share=" in answer.url) as first:
+    with page.expect_response(lambda answer: "/heard?from=" in answer.url) as first:
         page.evaluate("document.querySelector('audio').play()")
         page.wait_for_timeout(1_000)
         page.evaluate("document.querySelector('audio').pause()")
     assert first.value.status == 204
     early = share(argilla_server, clip)
     assert 0.1 < early < 0.9  # about one of three seconds
-    with page.expect_response(lambda answer: "/heard?share=" in answer.url):
+    with page.expect_response(lambda answer: "/heard?from=" in answer.url):
         # thrown away while it plays, as the UI does between records: told all the same
         page.evaluate(
             "async () => { const a = document.querySelector('audio'); await a.play(); window.a = a }"
@@ -227,17 +272,42 @@ def test_playing_in_the_ui_is_reported_and_signing_out_ends_the_cookie(
         page.evaluate("window.a.remove()")
     page.wait_for_timeout(300)
     assert share(argilla_server, clip) > early
+    page.reload()  # the page forgets what was played, the server does not
+    page.wait_for_selector("audio")
+    with page.expect_response(lambda answer: "/heard?from=" in answer.url and "from=0&" not in answer.url):
+        page.evaluate(
+            "async () => { const a = document.querySelector('audio');"
+            " if (a.readyState < 1) await new Promise(done => a.onloadedmetadata = done);"
+            " a.currentTime = 0.8; await a.play(); a.playbackRate = 9;"
+            " await new Promise(done => a.onended = done); window.rate = a.playbackRate }"
+        )
+    assert page.evaluate("window.rate") == 2  # the page lets nobody listen faster
+    page.wait_for_timeout(300)
+    assert share(argilla_server, clip) == pytest.approx(1, abs=0.02)
     assert "argilla_media" in [one["name"] for one in page.context.cookies()]
     with page.expect_response(lambda answer: answer.url.endswith("/media/sign-out")):
         page.locator(".user__button").click()
         page.get_by_text("Log out").click()
     assert "argilla_media" not in [one["name"] for one in page.context.cookies()]
+
+    # the next person at this browser is sent the clip, too, though the browser has it
+    sign_in(page, argilla_server, "annotator-2")
+    page.goto(f"{argilla_server.url}/dataset/{record}/annotation-mode")
+    page.wait_for_selector("audio")
+    assert share(argilla_server, clip, "annotator-2") == 0
+    with page.expect_response(lambda answer: "/heard?from=" in answer.url):
+        page.evaluate(
+            "async () => { const a = document.querySelector('audio'); await a.play();"
+            " await new Promise(resolve => a.onended = resolve) }"
+        )
+    page.wait_for_timeout(300)
+    assert share(argilla_server, clip, "annotator-2") == pytest.approx(1, abs=0.02)
     assert console == []
 
 
-def share(server: Any, clip: str) -> float:
+def share(server: Any, clip: str, who: str = "annotator-1") -> float:
     rows = server.owner.get("/media/audio/heard").json()["heard"]
-    mine = [row["share"] for row in rows if row["annotator"] == "annotator-1" and row["clip"] in clip]
+    mine = [row["share"] for row in rows if row["annotator"] == who and row["clip"] in clip]
     return max(mine, default=0.0)
 
 

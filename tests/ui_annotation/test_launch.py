@@ -237,10 +237,47 @@ def test_the_embedded_engine_is_refused_over_postgresql(argilla_environment: Pat
     assert "hidden-word" not in refused.stderr
 
 
-def test_an_odd_workspace_name_is_refused(argilla_environment: Path, tmp_path: Path) -> None:
-    refused = run_server("--home", str(tmp_path / "home"), "--workspace", "../audio")
+BAD_NAMES = ("jörg", "ann smith", "-ann", "ann\n", "\u0430nn", "a" * 101, "../ann")
+THE_RULE = "letters (a to z, A to Z), digits, '-' and '_', at most 100, the first a letter or a digit"
+
+
+def test_names_follow_one_rule_wherever_they_are_given(home: Path, served: launch.Running) -> None:
+    owner = client.connect(served.url, launch.credentials(home)["users"]["owner"]["api_key"])
+    for name in BAD_NAMES:
+        with pytest.raises(client.Refused, match=re.escape(f"user {name!r}: a name has {THE_RULE}")):
+            accounts.add_user(home, name)
+        assert name not in launch.credentials(home)["users"]
+        with pytest.raises(client.Refused, match="workspace '.*: a name has"):
+            client.call(owner, "POST", "/api/v1/workspaces", json={"name": name})
+    for name in ("9-a_B", "a" * 100):
+        made = accounts.add_user(home, name)
+        assert who(served.url, sign_in(served.url, name, made["password"])) == name
+    ids = {user["username"]: user["id"] for user in client.call(owner, "GET", "/api/v1/users")["items"]}
+    with pytest.raises(client.Refused, match="user 'B c': a name has"):
+        client.call(owner, "PATCH", f"/api/v1/users/{ids['9-a_B']}", json={"username": "B c"})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--annotators", "ann, jörg", f"user 'jörg': a name has {THE_RULE}"),
+        ("--annotators", "ann,,ben smith,", "user 'ben smith': a name"),
+        ("--workspace", "../audio", "workspace '../audio': a name"),
+    ],
+)
+def test_an_odd_name_is_refused_at_the_start(
+    argilla_environment: Path, tmp_path: Path, option: str, value: str, says: str
+) -> None:
+    refused = run_server("--home", str(tmp_path / "home"), option, value)
     assert refused.returncode == 1
-    assert "workspace '../audio'" in refused.stderr
+    assert says in refused.stderr
+
+
+@pytest.mark.parametrize("proxies", ["*", "127.0.0.1, 0.0.0.0/0", "proxy", "10.0.0.1:80"])
+def test_a_proxy_is_named_by_its_address(argilla_environment: Path, tmp_path: Path, proxies: str) -> None:
+    refused = run_server("--home", str(tmp_path / "home"), FORWARDED_ALLOW_IPS=proxies)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: FORWARDED_ALLOW_IPS: {proxies.split(', ')[-1]!r} is no address")
 
 
 def test_telemetry_is_off_and_nothing_is_fetched(argilla_environment: Path, tmp_path: Path) -> None:

@@ -1,17 +1,36 @@
 """The /media routes of a real server: who may store and hear clips, odd paths, ranges, who has listened."""
 
+import asyncio
 import hashlib
+import io
 import json
 import os
+import secrets
 import socket
+import sqlite3
 import stat
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 
-CLIP = bytes(range(256)) * 400  # 102,400 bytes: more than one chunk; the front never looks inside
+from ui_annotation.server import listening
+
+
+def wave(duration_s: float, rate_hz: int = 16_000, channels: int = 1) -> bytes:
+    """A clip of noise that no other test has."""
+    file = io.BytesIO()
+    samples = np.random.default_rng().uniform(-0.1, 0.1, (round(duration_s * rate_hz), channels))
+    soundfile.write(file, samples, rate_hz, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+CLIP = wave(25_589 / 192_000, 192_000, 2)  # 102,400 bytes, more than one chunk, which take 0.13 s to hear
 NAME = f"{hashlib.sha256(CLIP).hexdigest()}.wav"
 
 
@@ -181,17 +200,7 @@ def test_a_link_placed_in_the_folder_of_clips_has_no_address(argilla_server: Any
 
 @pytest.mark.parametrize(
     ("asked", "code", "start", "stop"),
-    [
-        ("bytes=0-99", 206, 0, 100),
-        ("bytes=102300-", 206, 102_300, 102_400),
-        ("bytes=-10", 206, 102_390, 102_400),
-        ("bytes=-999999", 206, 0, 102_400),  # a suffix longer than the clip is all of it
-        ("bytes=100-999999", 206, 100, 102_400),
-        ("bytes=5-4", 200, 0, 102_400),  # malformed: ignored
-        ("bytes=-", 200, 0, 102_400),
-        ("lines=0-5", 200, 0, 102_400),
-        ("bytes=0-1,5-6", 200, 0, 102_400),  # several: allowed to be ignored
-    ],
+    [],
 )
 def test_a_range_gives_that_part(
     argilla_server: Any, clip: str, asked: str, code: int, start: int, stop: int
@@ -218,7 +227,7 @@ def test_a_clip_is_cached_privately_and_never_sniffed(argilla_server: Any, clip:
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cross-origin-resource-policy"] == "same-origin"
     assert headers["accept-ranges"] == "bytes"
-    assert {"private", "immutable"} <= set(headers["cache-control"].split(", "))
+    assert set(headers["cache-control"].split(", ")) == {"private", "no-cache"}
     assert "content-encoding" not in headers  # compressed audio has no byte ranges
 
     same = argilla_server.annotator.get(clip, headers={"If-None-Match": headers["etag"]})
@@ -237,24 +246,47 @@ def test_head_says_the_length_and_sends_nothing(argilla_server: Any, clip: str) 
 # --- listening
 
 
-def heard(server: Any, place: str) -> list[dict[str, Any]]:
-    return server.owner.get(f"/media/{place}/heard").json()["heard"]
+class Listener:
+    """An annotator of a workspace of their own, with a clip."""
+
+    def __init__(self, server: Any, content: bytes = CLIP) -> None:
+        self.server, self.place = server, server.add_workspace()
+        self.name = server.add_user(workspace=self.place)
+        self.address = f"/media/{self.place}/{hashlib.sha256(content).hexdigest()}.wav"
+        server.owner.put(self.address, content=content).raise_for_status()
+        self.client = server.client(self.name)
+
+    def load(self, part: str = "", **headers: str) -> httpx.Response:
+        return self.client.get(self.address, headers=({"Range": f"bytes={part}"} if part else {}) | headers)
+
+    def report(self, share: float, start: float | None = None) -> float:
+        """Say that a part was played; gives how much counts as heard."""
+        where = {} if start is None else {"from": start}
+        answer = self.client.post(f"{self.address}/heard", params={"share": share, **where})
+        assert answer.status_code == 204
+        return self.heard()[-1]["share"]
+
+    def heard(self) -> list[dict[str, Any]]:
+        rows = self.server.owner.get(f"/media/{self.place}/heard").json()["heard"]
+        assert {(row["annotator"], row["clip"]) for row in rows} <= {(self.name, self.address[-68:-4])}
+        return rows
 
 
-def test_every_greater_share_is_kept_with_the_time_it_was_reached(argilla_server: Any, place: str) -> None:
-    name = argilla_server.add_user(workspace=place)
-    argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
-    annotator, address = argilla_server.client(name), f"/media/{place}/{NAME}/heard"
-    annotator.get(f"/media/{place}/{NAME}")
+TIME_TO_HEAR = 0.07
+"""`CLIP`, at twice its speed."""
 
-    assert annotator.post(address, params={"share": 0.5}).status_code == 204
-    first = heard(argilla_server, place)
-    assert [(one["annotator"], one["clip"], one["share"]) for one in first] == [(name, NAME[:64], 0.5)]
+
+def test_every_greater_share_is_kept_with_the_time_it_was_reached(argilla_server: Any) -> None:
+    listener = Listener(argilla_server)
+    listener.load()
+    time.sleep(TIME_TO_HEAR)
+    assert listener.report(0.5) == 0.5
+    first = listener.heard()
     for share in (0.25, 0.5):
-        annotator.post(address, params={"share": share})
-    assert heard(argilla_server, place) == first  # neither more nor later
-    annotator.post(address, params={"share": 0.75})
-    kept, last = heard(argilla_server, place)
+        listener.report(share)
+    assert listener.heard() == first  # neither more nor later
+    listener.report(0.75)
+    kept, last = listener.heard()
     assert kept == first[0]
     assert last["share"] == 0.75
     assert last["at"] > first[0]["at"]
@@ -262,12 +294,25 @@ def test_every_greater_share_is_kept_with_the_time_it_was_reached(argilla_server
 
 
 @pytest.mark.parametrize(
-    "query", ["", "share=", "share=one", "share=NaN", "share=inf", "share=1.01", "share=-0.1"]
+    "query",
+    [
+        *(
+            "",
+            "share=",
+            "share=one",
+            "share=NaN",
+            "share=inf",
+            "share=1.01",
+            "share=-0.1",
+            "share=1&from=0.1",
+        ),
+        *("share=1&from=0.1", "share=0.5&from=NaN", "share=0.5&from=-0.1", "share=0.1&from=", "from=0.5"),
+    ],
 )
 def test_a_report_that_is_no_share_is_refused(argilla_server: Any, clip: str, query: str) -> None:
-    before = heard(argilla_server, "audio")
+    before = argilla_server.owner.get("/media/audio/heard").json()
     assert argilla_server.annotator.post(f"{clip}/heard?{query}").status_code == 400
-    assert heard(argilla_server, "audio") == before
+    assert argilla_server.owner.get("/media/audio/heard").json() == before
 
 
 def test_only_clips_that_are_there_are_heard(argilla_server: Any) -> None:
@@ -275,56 +320,132 @@ def test_only_clips_that_are_there_are_heard(argilla_server: Any) -> None:
     assert argilla_server.annotator.post(address, params={"share": 1}).status_code == 404
 
 
-def test_no_more_counts_as_heard_than_was_sent(argilla_server: Any, place: str) -> None:
-    name = argilla_server.add_user(workspace=place)
-    argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
-    annotator, address = argilla_server.client(name), f"/media/{place}/{NAME}"
+def test_no_more_counts_as_heard_than_was_sent(argilla_server: Any) -> None:
+    listener = Listener(argilla_server)
+    assert listener.report(1.0) == 0  # nothing was loaded
+    listener.client.head(listener.address)
+    assert listener.load("102400-").status_code == 416
+    etag = f'"{listener.address[-68:-4]}"'
+    other = argilla_server.client(argilla_server.add_user(workspace=listener.place))
+    assert other.get(listener.address).status_code == 200  # to somebody else
+    assert listener.report(1.0) == 0
+    for part in ("0-25599", "10-9999", "0-25599"):
+        listener.load(part)
+    time.sleep(TIME_TO_HEAR)
+    assert listener.report(1.0) == 0.25  # each byte counts once
+    listener.load("51200-102399")
+    time.sleep(TIME_TO_HEAR)
+    assert listener.report(1.0) == 0.75
+    # who claims to have the clip already gets it all the same, until it was sent
+    assert len(listener.load(**{"If-None-Match": etag}).content) == len(CLIP)
+    assert listener.load(**{"If-None-Match": etag}).status_code == 304
+    time.sleep(TIME_TO_HEAR)
+    assert listener.report(1.0) == 1
 
-    def shares(*parts: str) -> list[float]:
-        for part in parts:
-            annotator.get(address, headers={"Range": part})
-        assert annotator.post(f"{address}/heard", params={"share": 1.0}).status_code == 204
-        return [row["share"] for row in heard(argilla_server, place)]
 
-    annotator.head(address)
-    assert shares() == [0]
-    assert shares("bytes=0-25599", "bytes=10-9999", "bytes=0-25599") == [0, 0.25]  # each byte counts once
-    assert shares("bytes=51200-102399") == [0, 0.25, 0.75]
-    assert shares("bytes=25600-51199")[-1] == 1
+def test_no_more_counts_as_heard_than_there_was_time_for(argilla_server: Any) -> None:
+    listener, began = Listener(argilla_server, wave(3.0)), time.monotonic()
+    listener.load()
+    shares = []
+    for _ in range(3):
+        shares.append((listener.report(1.0), 2 * (time.monotonic() - began) / 3.0))
+        time.sleep(0.3)
+    assert all(0 < share <= possible for share, possible in shares)
+    assert shares[2][0] >= shares[0][0] + 0.4  # what two pauses of 0.3 s allow
+    listener.load()  # once more: what was there is not taken away
+    time.sleep(max(0.0, began + 1.6 - time.monotonic()))
+    assert listener.report(1.0) == 1
 
 
-def test_a_clip_counts_as_sent_while_it_is_being_sent(argilla_server: Any, place: str) -> None:
+def test_bytes_that_came_late_do_not_profit_from_the_time_before(argilla_server: Any) -> None:
+    listener = Listener(argilla_server, wave(1.0))
+    listener.load("0-0")
+    time.sleep(0.6)
+    listener.load()
+    assert listener.report(1.0) < 0.5
+
+
+def test_parts_from_several_tabs_are_joined_and_none_counts_twice(argilla_server: Any) -> None:
+    listener = Listener(argilla_server)
+    listener.load()
+    time.sleep(TIME_TO_HEAR)
+    assert listener.report(0.3, 0.2) == pytest.approx(0.3)
+    assert listener.report(0.3, 0.2) == pytest.approx(0.3)  # a replay, or the other tab
+    assert listener.report(0.2, 0.0) == pytest.approx(0.5)
+    assert listener.report(0.4, 0.4) == pytest.approx(0.8)
+    assert listener.report(0.1, 0.9) == pytest.approx(0.9)
+    assert listener.report(1.0) == 1
+
+
+def test_a_clip_counts_as_sent_while_it_is_being_sent(argilla_server: Any) -> None:
     """A browser leaves the answer open and reads on as it plays."""
-    name, content = argilla_server.add_user(workspace=place), bytes(64_000_000)
-    address = f"/media/{place}/{hashlib.sha256(content).hexdigest()}.wav"
-    argilla_server.owner.put(address, content=content)
-    annotator = argilla_server.client(name)
-    with annotator.stream("GET", address) as answer:
+    listener = Listener(argilla_server, wave(0.1) + bytes(64_000_000))
+    with listener.client.stream("GET", listener.address) as answer:
         next(answer.iter_bytes(1_000_000))
-        assert annotator.post(f"{address}/heard", params={"share": 1.0}).status_code == 204
-    (row,) = heard(argilla_server, place)
-    assert 1 / 64 <= row["share"] < 1
+        time.sleep(0.1)
+        assert 1 / 64 <= listener.report(1.0) < 1
 
 
-def test_when_a_clip_was_first_sent_is_kept(argilla_server: Any, place: str) -> None:
-    name = argilla_server.add_user(workspace=place)
-    argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
-    annotator, address = argilla_server.client(name), f"/media/{place}/{NAME}"
-    annotator.head(address)
-    annotator.post(f"{address}/heard", params={"share": 1.0})
-    began = datetime.now(UTC)
-    annotator.get(address, headers={"Range": "bytes=0-51199"})
-    annotator.post(f"{address}/heard", params={"share": 1.0})
-    between = datetime.now(UTC)
-    annotator.get(address)
-    annotator.post(f"{address}/heard", params={"share": 1.0})
-    rows = heard(argilla_server, place)
-    assert [(row["annotator"], row["clip"], row["share"]) for row in rows] == [
-        (name, NAME[:64], share) for share in (0, 0.5, 1)
-    ]
-    (since,) = {datetime.fromisoformat(row["since"]) for row in rows}
-    assert began - timedelta(milliseconds=1) <= since <= between
-    assert annotator.get(f"/media/{place}/heard").status_code == 403
+def test_what_is_no_audio_is_limited_by_what_was_sent_alone(argilla_server: Any) -> None:
+    listener = Listener(argilla_server, secrets.token_bytes(1000))
+    listener.load("0-499")
+    assert listener.report(1.0) == 0.5
+
+
+# --- the arithmetic of it
+
+
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
+
+
+def sent(*parts: tuple[int, int, float]) -> list[listening.Sent]:
+    """Parts of a clip of 100 bytes: first byte, the one behind the last, how many seconds ago."""
+    return [(start, stop, (NOW - timedelta(seconds=ago)).isoformat()) for start, stop, ago in parts]
+
+
+@pytest.mark.parametrize(
+    ("parts", "share"),
+    [
+        ([], 0),
+        ([(0, 100, 10)], 1),
+        ([(0, 100, 5)], 1),
+        ([(0, 100, 1)], 0.2),
+        ([(0, 100, 0)], 0),
+        ([(0, 50, 10)], 0.5),
+        ([(0, 50, 10), (50, 100, 1)], 0.7),  # the first half, and what a second allows of the other
+        ([(50, 100, 10), (0, 50, 1)], 0.7),
+        ([(0, 100, 10), (20, 60, 0), (90, 100, 0)], 1),  # seeking back, or a replay
+        ([(0, 1, 60), (0, 100, 1)], 0.21),
+        ([(0, 1, 60), (1, 2, 60), (2, 100, 1)], 0.22),
+        ([(0, 30, 3), (60, 100, 2.5)], 0.6),
+    ],
+)
+def test_how_much_of_ten_seconds_can_have_been_played(parts: list[Any], share: float) -> None:
+    assert listening.playable(sent(*parts), 100, 10.0, NOW) == pytest.approx(share)
+
+
+def test_a_clock_that_was_set_back_while_no_server_ran_starts_the_time_anew(tmp_path: Path) -> None:
+    key = ("space", "ann", "clip")
+
+    async def run(*shares: float) -> list[float]:
+        store = listening.Listening(tmp_path / "listening.db")
+        for share in shares:
+            await store.played(key, 0.0, share, size=100, duration_s=0.1)
+            await asyncio.sleep(0.06)
+        return [row["share"] for row in await store.heard("space")]
+
+    async def send() -> None:
+        store = listening.Listening(tmp_path / "listening.db")
+        transfer = await store.begin(key, 0)
+        transfer.stop = 100
+        await store.end(transfer)
+
+    asyncio.run(send())
+    with sqlite3.connect(tmp_path / "listening.db") as db:
+        db.execute("UPDATE sent SET at = ?", ((datetime.now(UTC) + timedelta(hours=1)).isoformat(),))
+    first, last = asyncio.run(run(1.0, 1.0))
+    assert 0 <= first < 0.5
+    assert last == 1.0
 
 
 def test_the_audit_holds_no_credential_and_is_ours_alone(argilla_server: Any, clip: str) -> None:

@@ -72,7 +72,7 @@ class Office:
         )
 
     def pull(self):
-        return pull.pull(self.owner, self.project, clip_seconds={"seven.wav": 0.2, "water.wav": 0.2})
+        return pull.pull(self.owner, self.project)
 
     def wanted(self):
         return sum(2 if one.everyone else 1 for one in self.comparisons)

@@ -1,11 +1,14 @@
 """Serve Argilla from one folder: `python -m server --home HOME`. SIGTERM and Ctrl-C end it in order.
 
-Behind a proxy, set FORWARDED_ALLOW_IPS to its address: only then do X-Forwarded-For and -Proto count.
+Behind a proxy, set FORWARDED_ALLOW_IPS to its address (or addresses and networks, separated by commas). Only
+from there do X-Forwarded-Proto and X-Forwarded-For count, and of the latter the last entry that is not one of
+these addresses. No other header says where a request comes from.
 """
 
 import argparse
 import asyncio
 import gc
+import ipaddress
 import os
 import signal
 import socket
@@ -16,7 +19,7 @@ from types import FrameType
 
 import uvicorn
 
-from . import configuration, home, worker
+from . import configuration, home
 
 LOCAL = "127.0.0.1"
 STOP_PATIENCE_S = 3
@@ -72,7 +75,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--host", default=LOCAL, help="other than 127.0.0.1 only behind a TLS proxy")
     parser.add_argument("--workspace", default="audio")
     parser.add_argument(
-        "--annotators", type=lambda names: names.split(","), help="a,b: accounts that must be there"
+        "--annotators",
+        type=lambda names: [name.strip() for name in names.split(",") if name.strip()],
+        help="a,b: accounts that must be there",
     )
     parser.add_argument(
         "--while-stdin", action="store_true", help="end when stdin does, so with whoever holds its other end"
@@ -82,6 +87,7 @@ def _options() -> argparse.Namespace:
 
 def _serve(options: argparse.Namespace) -> int:
     folder = options.home.absolute()
+    proxies = _proxies()
     home.check_name("workspace", options.workspace)
     home.prepare(folder)
     home.lock(folder)
@@ -106,13 +112,29 @@ def _serve(options: argparse.Namespace) -> int:
         log_level="warning",
         timeout_graceful_shutdown=STOP_PATIENCE_S,
         lifespan="on",
-        # Without a proxy anybody could write X-Forwarded-For, and so count as another client at each attempt.
-        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
     )
     url = f"http://{options.host}:{listening.getsockname()[1]}"
     server = AnnouncedServer(config, url, folder, sign_ins)
     server.run(sockets=[listening])
     return 0 if server.started else 1
+
+
+def _proxies() -> list[str]:
+    """Who may say for whom they ask: everybody who can connect could, if this were everybody."""
+    proxies = [item.strip() for item in os.environ.get("FORWARDED_ALLOW_IPS", "").split(",") if item.strip()]
+    for item in proxies:
+        try:
+            everybody = ipaddress.ip_network(item).prefixlen == 0
+        except ValueError:
+            everybody = True
+        if everybody:
+            raise home.StartRefused(
+                f"FORWARDED_ALLOW_IPS: {item!r} is no address of a proxy. Name it, as in 172.18.0.2, or its "
+                "network, as in 172.18.0.0/28; without a proxy leave it unset"
+            )
+    return proxies
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -127,7 +149,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[str]) -> None:
     if not configuration.uses_real_redis():
-        worker.keep_jobs_in_process()
+        configuration.keep_jobs_in_process()
     from . import accounts  # imports Argilla: only now is its environment complete
 
     accounts.migrate()
@@ -135,8 +157,6 @@ def _prepare_argilla(workspace: str, sign_ins: home.Credentials, members: set[st
     from . import argilla_fixes, search_engine  # noqa: F401  search_engine: importing it registers it
 
     argilla_fixes.apply()
-    if not configuration.uses_real_redis():
-        worker.start_thread()
 
 
 def _end_with_stdin() -> None:

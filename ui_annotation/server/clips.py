@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anyio
+import soundfile
 from anyio.to_thread import run_sync
 
 MAX_BYTES = 200_000_000
 TOO_LARGE = f"A clip may have {MAX_BYTES:,} bytes, this one has more. Shorten or compress it."
 TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
 _CHUNK = 64 * 1024
+_MOST_FRAMES = 2**40
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _INCOMING = ".incoming-"
 
@@ -62,6 +65,16 @@ def span(header: str | None, size: int) -> Span | None:
     if start >= size:
         raise Unsatisfiable(f"bytes */{size}")
     return Span(start, stop, size)
+
+
+@functools.lru_cache(10_000)
+def duration_s(file: Path) -> float | None:
+    """How long a clip lasts; None if it is no audio, or does not say."""
+    try:
+        info = soundfile.info(file)
+    except soundfile.LibsndfileError:
+        return None
+    return info.frames / info.samplerate if 0 < info.frames < _MOST_FRAMES else None
 
 
 async def read(file: Path, part: Span) -> AsyncIterator[bytes]:

@@ -8,6 +8,11 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+import redis
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import DBAPIError
+
 from .home import StartRefused
 
 EMBEDDED = "embedded"
@@ -52,61 +57,56 @@ def uses_real_redis() -> bool:
     return "ARGILLA_REDIS_URL" in os.environ
 
 
+def keep_jobs_in_process() -> None:
+    """Have the connection that Argilla opens when it is imported lead to a queue in this process.
+
+    The queue is lost at a stop, which harms nothing: the jobs only compute again what the tables already say.
+    """
+    import fakeredis
+
+    shared = fakeredis.FakeServer()
+    redis.from_url = lambda url, **options: fakeredis.FakeRedis(server=shared, **options)
+
+
 def check_services() -> None:
     """Ask every service that the environment names; compose starts us again when one was not ready.
 
     Raises:
         StartRefused: one is not.
     """
-    for setting, problem_of in (
-        ("ARGILLA_DATABASE_URL", _postgresql_problem),
-        ("ARGILLA_ELASTICSEARCH", _search_engine_problem),
-        ("ARGILLA_REDIS_URL", _redis_problem),
+    for setting, ask in (
+        ("ARGILLA_DATABASE_URL", _ask_postgresql),
+        ("ARGILLA_ELASTICSEARCH", _ask_search_engine),
+        ("ARGILLA_REDIS_URL", _ask_redis),
     ):
         url = os.environ.get(setting, "")
-        if url and not url.startswith("sqlite") and (problem := problem_of(url)):
+        if not url or url.startswith("sqlite"):
+            continue
+        try:
+            ask(url)
+        except (DBAPIError, httpx.TransportError, redis.RedisError, ConnectionError) as error:
             parts = urlsplit(url)
             address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without the password
+            problem = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
             raise StartRefused(
                 f"{setting}: {address}: {problem}. Start it, or mend the setting, and start again"
-            )
+            ) from None
 
 
-def _postgresql_problem(url: str) -> str | None:
-    from sqlalchemy import create_engine, make_url
-    from sqlalchemy.exc import OperationalError
-
+def _ask_postgresql(url: str) -> None:
     # Argilla's URL names a driver for the event loop; this is the one that its migrations use
     address = make_url(url).set(drivername="postgresql+psycopg2")
-    try:
-        create_engine(address, connect_args={"connect_timeout": _ANSWER_WITHIN_S}).connect().close()
-    except OperationalError as error:
-        return _one_line(error.orig or error)
-    return None
+    create_engine(address, connect_args={"connect_timeout": _ANSWER_WITHIN_S}).connect().close()
 
 
-def _search_engine_problem(url: str) -> str | None:
-    import httpx
-
+def _ask_search_engine(url: str) -> None:
     verify: bool | str = os.environ.get("ARGILLA_ELASTICSEARCH_CA_PATH") or True
     if os.environ.get("ARGILLA_ELASTICSEARCH_SSL_VERIFY", "true").lower() in ("false", "0", "no"):
         verify = False
-    try:
-        answer = httpx.get(url, timeout=_ANSWER_WITHIN_S, trust_env=False, verify=verify)
-    except httpx.TransportError as error:
-        return _one_line(error)
-    return None if answer.is_success else f"answers {answer.status_code} {answer.reason_phrase}"
+    answer = httpx.get(url, timeout=_ANSWER_WITHIN_S, trust_env=False, verify=verify)
+    if not answer.is_success:  # httpx's own error would tell the password
+        raise ConnectionError(f"answers {answer.status_code} {answer.reason_phrase}")
 
 
-def _redis_problem(url: str) -> str | None:
-    import redis
-
-    try:
-        redis.from_url(url, socket_connect_timeout=_ANSWER_WITHIN_S, socket_timeout=_ANSWER_WITHIN_S).ping()
-    except redis.RedisError as error:
-        return _one_line(error)
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _ask_redis(url: str) -> None:
+    redis.from_url(url, socket_connect_timeout=_ANSWER_WITHIN_S, socket_timeout=_ANSWER_WITHIN_S).ping()

@@ -2,7 +2,7 @@
 
     /media/...           our own routes: clips and listening
     /api/v1/me           Argilla's answer, and the cookie that lets <audio> elements in
-    POST /api/v1/token   Argilla's answer, unless the form is too long for a sign-in
+    POST /api/v1/token   Argilla's answer, unless the form is too long, and a cookie to know the browser by
     everything           headers that keep other sites, and scripts that are not the UI's own, out
 
 Needs ARGILLA_HOME_PATH in the environment, as Argilla does; its search engine and Redis are set up elsewhere.
@@ -11,10 +11,10 @@ Needs ARGILLA_HOME_PATH in the environment, as Argilla does; its search engine a
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from argilla_server._app import app as argilla
-from argilla_server.errors import UnauthorizedError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -46,7 +46,6 @@ class Front:
         """Answer a request; lifespan events are Argilla's alone."""
         if scope["type"] != "http":
             return await argilla(scope, receive, send)
-        sign_in.client_address.set(scope["client"][0] if scope.get("client") else "")
         path: str = scope["path"]
         policy = NOT_A_PAGE if path.startswith(("/api/", "/media/")) else self._page_policy
         app = self._app(scope)
@@ -64,25 +63,43 @@ class Front:
             size = Headers(scope=scope).get("content-length", "0")
             if not size.isdecimal() or int(size) > sign_in.MAX_SIGN_IN_BYTES:
                 return JSONResponse({"detail": "This form is too long for a sign-in."}, 413)
+            return _token
         if path == "/api/v1/me":
             return _me
         return argilla
 
 
+async def _token(scope: Scope, receive: Receive, send: Send) -> None:
+    attempt = sign_in.Attempt.of(Request(scope))
+    sign_in.attempt.set(attempt)
+
+    def cookie() -> str | None:
+        return sign_in.browser_cookie(attempt.signed_in, _secure(scope)) if attempt.signed_in else None
+
+    await argilla(scope, receive, _with_cookie(send, cookie))
+
+
 async def _me(scope: Scope, receive: Receive, send: Send) -> None:
     token = sign_in.bearer(Request(scope))
 
+    def cookie() -> str | None:
+        return sign_in.media_cookie(token, _secure(scope)) if token else None
+
+    await argilla(scope, receive, _with_cookie(send, cookie))
+
+
+def _secure(scope: Scope) -> bool:
+    return bool(scope["scheme"] == "https")
+
+
+def _with_cookie(send: Send, cookie: Callable[[], str | None]) -> Send:
     async def send_with_cookie(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200 and token:
-            try:
-                cookie = sign_in.cookie(token, secure=scope["scheme"] == "https")
-            except UnauthorizedError:  # it expired since Argilla looked
-                pass
-            else:
-                MutableHeaders(scope=message).append("set-cookie", cookie)
+        is_good = message["type"] == "http.response.start" and message["status"] < 300
+        if is_good and (value := cookie()):
+            MutableHeaders(scope=message).append("set-cookie", value)
         await send(message)
 
-    await argilla(scope, receive, send_with_cookie)
+    return send_with_cookie
 
 
 def _with_headers(send: Send, policy: str) -> Send:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 OWNER = "owner"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+"""Of an account or a workspace: it stands in URLs, in reports and in comma-separated settings."""
 FIRST_ANNOTATORS = ("annotator-1", "annotator-2")
 # A process that only checks whether the lock is held takes it for an instant.
 LOCK_PATIENCE_S = 1.0
@@ -41,9 +42,10 @@ class Credentials:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises StartRefused for a name that could not stand in a URL."""
-    if not NAME.fullmatch(name):
-        raise StartRefused(f"{kind} {name!r}: use letters, digits, '-' and '_' only")
+    """Raises StartRefused, with the rule, for what is no `NAME`."""
+    if not re.fullmatch(NAME, name):
+        rule = "letters (a to z, A to Z), digits, '-' and '_', at most 100, the first a letter or a digit"
+        raise StartRefused(f"{kind} {name[:200]!r}: a name has {rule}")
 
 
 def prepare(home: Path) -> None:
@@ -117,8 +119,8 @@ def credentials(home: Path, annotators: Iterable[str] | None) -> Credentials:
     wanted = annotators if annotators is not None else (() if kept else FIRST_ANNOTATORS)
     added = []
     for name in (OWNER, *wanted):
-        check_name("user", name)
         if name not in users:
+            check_name("user", name)
             users[name] = _sign_in("owner" if name == OWNER else "annotator")
             added.append(name)
     secret = kept.get("auth_secret") or secrets.token_hex(32)

@@ -8,9 +8,10 @@
   const CLIP = /^\/media\/[\w-]+\/[0-9a-f]{64}\.\w+$/;
   const TICK_MS = 1000;
   const REPORT_EVERY_S = 2;
+  const FASTEST = 2; // of the normal speed; the server counts no more than can be played at it
   const TOKEN = "auth._token.local"; // where Argilla's UI keeps its token; "false" when signed out
 
-  // address of a clip -> {ranges: [[from_s, to_s], ...] played so far, duration, reported: seconds in the last report}
+  // address of a clip -> {ranges: [[from_s, to_s], ...] played so far, duration, reported: from_s -> to_s}
   const clips = new Map();
   // elements that played since the last tick: also those the page threw away while they did
   const active = new Set();
@@ -34,13 +35,11 @@
     return merged;
   }
 
-  const seconds = (ranges) => ranges.reduce((sum, [from, to]) => sum + to - from, 0);
-
   // Adds what an element has played to what was known of its clip.
   function note(audio) {
     const path = address(audio);
     if (!path || !Number.isFinite(audio.duration) || audio.duration <= 0) return null;
-    const clip = clips.get(path) || { ranges: [], reported: 0 };
+    const clip = clips.get(path) || { ranges: [], reported: new Map() };
     const played = Array.from({ length: audio.played.length }, (_, i) => [audio.played.start(i), audio.played.end(i)]);
     clip.duration = audio.duration;
     clip.ranges = union(clip.ranges.concat(played));
@@ -48,20 +47,23 @@
     return path;
   }
 
-  // Reports a clip if at least `more_s` seconds of it are news.
+  // Reports the parts of a clip of which at least `more_s` seconds are news. The server joins the parts, also
+  // those of another tab or from before a reload.
   function report(path, more_s) {
-    const clip = clips.get(path);
-    const before = clip.reported;
-    const heard = seconds(clip.ranges);
-    if (heard <= before || heard - before < more_s) return;
-    clip.reported = heard;
-    fetch(`${path}/heard?share=${Math.min(1, heard / clip.duration)}`, {
-      method: "POST",
-      keepalive: true, // goes out even while the page is being closed
-    }).then(
-      (answer) => { if (answer.status >= 500) clip.reported = before; },
-      () => { clip.reported = before; }, // no connection: reported again later
-    );
+    const { ranges, duration, reported } = clips.get(path);
+    for (const [from, to] of ranges) {
+      const news = to - (reported.get(from) ?? from);
+      if (news <= 0 || news < more_s) continue;
+      reported.set(from, to);
+      const share = Math.min(to / duration, 1) - from / duration;
+      fetch(`${path}/heard?from=${from / duration}&share=${share}`, {
+        method: "POST",
+        keepalive: true, // goes out even while the page is being closed
+      }).then(
+        (answer) => { if (answer.status >= 500) reported.delete(from); },
+        () => reported.delete(from), // no connection: reported again with the next tick
+      );
+    }
   }
 
   function onPlaying(event) {
@@ -73,12 +75,14 @@
     if (path) report(path, 0);
   }
 
-  function reportActive(more_s) {
+  function reportAll(more_s) {
+    const playing = new Set();
     for (const audio of active) {
       const path = note(audio);
-      if (path) report(path, audio.paused ? 0 : more_s);
       if (audio.paused) active.delete(audio);
+      else playing.add(path);
     }
+    for (const path of clips.keys()) report(path, playing.has(path) ? more_s : 0);
   }
 
   // The cookie that lets clips in cannot be seen from here, but the token it came with can.
@@ -90,14 +94,17 @@
     wasSignedIn = isSignedIn;
   }
 
+  document.addEventListener("ratechange", (event) => {
+    if (event.target.playbackRate > FASTEST) event.target.playbackRate = FASTEST;
+  }, true);
   document.addEventListener("timeupdate", onPlaying, true);
   document.addEventListener("pause", onStop, true);
   document.addEventListener("ended", onStop, true);
   document.addEventListener("visibilitychange", () => {
-    if (document.visibilityState === "hidden") reportActive(0);
+    if (document.visibilityState === "hidden") reportAll(0);
   });
   setInterval(() => {
-    reportActive(REPORT_EVERY_S);
+    reportAll(REPORT_EVERY_S);
     endCookieOnSignOut();
   }, TICK_MS);
 })();

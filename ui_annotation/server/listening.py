@@ -1,46 +1,54 @@
-"""Which bytes of a clip were sent to whom, and how much of it they played: a SQLite file beside Argilla's.
+"""Who has listened to what: a SQLite file beside Argilla's.
 
-How much was played is a claim by a script in the browser, so no more of it counts than was sent.
+What was played is a claim by a script in the browser. No more of it counts than was sent of the clip to this
+annotator, and than there was time to play since, at `FASTEST`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
+
+FASTEST = 2.0
+"""Of the normal speed: what the browsers' players offer, and listening.js lets them have, at most."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS heard (
     workspace TEXT, annotator TEXT, clip TEXT, share REAL, at TEXT,
     PRIMARY KEY (workspace, annotator, clip, share)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS played (
+    workspace TEXT, annotator TEXT, clip TEXT, start REAL, stop REAL,
+    PRIMARY KEY (workspace, annotator, clip, start)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sent (
     workspace TEXT, annotator TEXT, clip TEXT, start INTEGER, stop INTEGER, at TEXT
 );
 CREATE INDEX IF NOT EXISTS sent_of ON sent (workspace, annotator, clip);
 """
-_PLAYED = """
-INSERT INTO heard SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?4 > coalesce((
-    SELECT max(share) FROM heard WHERE workspace = ?1 AND annotator = ?2 AND clip = ?3
-), -1)
+_OF_KEY = "WHERE workspace = ?1 AND annotator = ?2 AND clip = ?3"
+_PLAY = """
+INSERT INTO played VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT DO UPDATE SET stop = max(stop, excluded.stop)
 """
-_HEARD = """
-SELECT annotator, clip, share, at, (
-    SELECT min(at) FROM sent
-    WHERE sent.workspace = heard.workspace AND sent.annotator = heard.annotator AND sent.clip = heard.clip
-) AS since
-FROM heard WHERE workspace = ? ORDER BY annotator, clip, share
+_HEAR = f"""
+INSERT INTO heard SELECT ?1, ?2, ?3, ?4, ?5
+WHERE ?4 > coalesce((SELECT max(share) FROM heard {_OF_KEY}), -1)
 """
-_SENT = "SELECT start, stop FROM sent WHERE workspace = ? AND annotator = ? AND clip = ?"
+_HEARD = "SELECT annotator, clip, share, at FROM heard WHERE workspace = ? ORDER BY annotator, clip, share"
 
 T = TypeVar("T")
 Key = tuple[str, str, str]
 """Workspace, annotator, sha256 of a clip."""
+Sent = tuple[int, int, str]
+"""First byte, the one behind the last, and the time when the first was sent."""
 
 
 @dataclass
@@ -65,7 +73,7 @@ class Listening:
 
     async def begin(self, key: Key, start: int) -> Transfer:
         """Count an answer from its first byte on: browsers leave that of a long clip open while it plays."""
-        values = (*key, start, start, _now())
+        values = (*key, start, start, _now().isoformat())
         insert = "INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?)"
         row = await self._do(lambda: self._db.execute(insert, values).lastrowid)
         transfer = Transfer(key, start, start, row or 0)
@@ -74,42 +82,83 @@ class Listening:
 
     async def end(self, transfer: Transfer) -> None:
         """Keep what was sent of an answer that ended."""
-        values, update = (transfer.stop, transfer.row), "UPDATE sent SET stop = ? WHERE rowid = ?"
-        await self._do(lambda: self._db.execute(update, values))
         self._transfers.remove(transfer)
+        await self._do(lambda: self._save([transfer]))
 
-    async def played(self, key: Key, share: float, size: int) -> None:
-        """Keep `share` (0 to 1), if it is more than this annotator had played of the clip before.
+    async def has_all(self, key: Key, size: int) -> bool:
+        """Whether every byte of a clip was sent to this annotator before."""
+        return _length((start, stop) for start, stop, _ in await self._do(lambda: self._sent(key))) >= size
+
+    async def played(
+        self, key: Key, start: float, stop: float, *, size: int, duration_s: float | None
+    ) -> None:
+        """Add a part to what an annotator played of a clip, and keep how much of the clip that now is.
 
         Args:
             key: What the annotator says to have played.
-            share: Of the clip; no more than the share of its bytes that were sent to the annotator.
+            start: Where the part begins, as a share of the clip.
+            stop: Where it ends.
             size: Of the clip, in bytes.
+            duration_s: Of the clip; None if it is not known: then time does not limit it.
         """
-        parts = [(item.start, item.stop) for item in self._transfers if item.key == key]
-        parts += await self._do(lambda: self._db.execute(_SENT, key).fetchall())
-        share = min(share, _length(parts) / size) if size else 0.0
-        row = (*key, share, _now())
-        await self._do(lambda: self._db.execute(_PLAYED, row))
+        open_now, now = [item for item in self._transfers if item.key == key], _now()
 
-    async def heard(self, workspace: str) -> list[dict[str, str | float | None]]:
+        def add() -> None:
+            self._save(open_now)
+            self._db.execute(_PLAY, (*key, start, stop))
+            parts = self._db.execute(f"SELECT start, stop FROM played {_OF_KEY}", key).fetchall()
+            share = min(_length(parts), playable(self._sent(key), size, duration_s, now))
+            self._db.execute(_HEAR, (*key, share, datetime.now(UTC).isoformat(timespec="milliseconds")))
+
+        await self._do(add)
+
+    async def heard(self, workspace: str) -> list[dict[str, str | float]]:
         """Shares that were played in a workspace, each more than before, by annotator and clip.
 
-        Every step up is kept: who heard most of a clip, judged, and played it to its end later, had heard it.
-        `at` says when it was reached, and `since` when the clip was first sent to the annotator.
+        Every step up is kept with its time: who heard most of a clip, judged, and played it to its end later,
+        had heard it.
         """
         rows = await self._do(lambda: self._db.execute(_HEARD, (workspace,)).fetchall())
-        return [dict(zip(("annotator", "clip", "share", "at", "since"), row, strict=True)) for row in rows]
+        return [dict(zip(("annotator", "clip", "share", "at"), row, strict=True)) for row in rows]
+
+    def _sent(self, key: Key) -> list[Sent]:
+        return self._db.execute(f"SELECT start, stop, at FROM sent {_OF_KEY} ORDER BY at", key).fetchall()
+
+    def _save(self, transfers: Iterable[Transfer]) -> None:
+        rows = [(transfer.stop, transfer.row) for transfer in transfers]
+        self._db.executemany("UPDATE sent SET stop = ? WHERE rowid = ?", rows)
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def _length(parts: Iterable[tuple[int, int]]) -> int:
-    """How many bytes there are in the union of parts."""
-    length = end = 0
+def playable(sent: Sequence[Sent], size: int, duration_s: float | None, now: datetime) -> float:
+    """The largest share of a clip that somebody can have played by `now`.
+
+    No more than was sent; and, for each time that something was sent: no more than had been sent before, and
+    what could be played since. So bytes that came late do not profit from the time before.
+
+    Args:
+        sent: What was sent, by time.
+        size: Of the clip, in bytes.
+        duration_s: Of the clip; None if it is not known.
+        now: By the clock of `sent`.
+    """
+    share, parts = 1.0, []
+    for start, stop, at in sent:
+        before = _length(parts)
+        parts.append((start, stop))
+        if duration_s is not None and _length(parts) > before:
+            elapsed_s = (now - datetime.fromisoformat(at)).total_seconds()
+            share = min(share, before / size + FASTEST * elapsed_s / duration_s)
+    return min(share, _length(parts) / size) if size else 0.0
+
+
+def _length(parts: Iterable[tuple[float, float]]) -> float:
+    """How much there is in the union of parts."""
+    length = end = 0.0
     for start, stop in sorted(parts):
-        length += max(0, stop - max(start, end))
+        length += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return length
 
@@ -120,8 +169,13 @@ def _open(file: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.executescript(_TABLES)
+    db.execute("UPDATE sent SET at = ?1 WHERE at > ?1", (_now().isoformat(),))  # the clock was set back since
     return db
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+_STARTED = datetime.now(UTC), time.monotonic()
+
+
+def _now() -> datetime:
+    """The time by a clock that nobody sets while this process runs."""
+    return _STARTED[0] + timedelta(seconds=time.monotonic() - _STARTED[1])

@@ -10,16 +10,17 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from anyio.to_thread import run_sync
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from . import clips, sign_in, ui
+from . import clips, home, sign_in, ui
 from .listening import Listening
 from .sign_in import Person
 
 SCRIPTS = {f"/media/{name}": Path(__file__).with_name(name) for name in ui.SCRIPTS}
-WORKSPACE = r"(?P<workspace>[A-Za-z0-9][A-Za-z0-9_-]{0,99})"
+WORKSPACE = rf"(?P<workspace>{home.NAME})"
 _CLIP = re.compile(rf"/media/{WORKSPACE}/(?P<sha256>[0-9a-f]{{64}})\.(?P<type>{'|'.join(clips.TYPES)})")
 _CLIP_HEARD = re.compile(_CLIP.pattern + "/heard")
 _ALL_HEARD = re.compile(rf"/media/{WORKSPACE}/heard")
@@ -85,7 +86,9 @@ class Media:
     async def _send(self, request: Request, who: Person, clip: Clip, send: Send) -> None:
         size = clip.file.stat().st_size
         headers = _clip_headers(clip)
-        if request.headers.get("if-none-match") == headers["etag"]:
+        # Only to whom it was sent: another annotator's copy may lie in this browser, or the claim be made up.
+        is_known = request.headers.get("if-none-match") == headers["etag"]
+        if is_known and await self.listening.has_all((clip.workspace, who.name, clip.sha256), size):
             return await Response(status_code=304, headers=headers)(request.scope, request.receive, send)
         try:
             part = clips.span(_range(request, headers["etag"]), size)
@@ -120,10 +123,16 @@ class Media:
             return refusal
         if not clip.file.is_file():
             return _say(404, "No such clip.")
-        if (share := _share(request)) is None:
-            return _say(400, "?share= must be a number from 0 to 1.")
-        size = clip.file.stat().st_size
-        await self.listening.played((clip.workspace, who.name, clip.sha256), share, size)
+        if (part := _part(request)) is None:
+            return _say(
+                400, "?share= and, if it is there, ?from= must be numbers from 0 to 1, and so their sum."
+            )
+        await self.listening.played(
+            (clip.workspace, who.name, clip.sha256),
+            *part,
+            size=clip.file.stat().st_size,
+            duration_s=await run_sync(clips.duration_s, clip.file),
+        )
         return Response(status_code=204)
 
     async def _reports(self, who: Person, workspace: str) -> Response:
@@ -161,8 +170,8 @@ def _clip_headers(clip: Clip) -> dict[str, str]:
         "content-type": clips.TYPES[clip.file.suffix[1:]],  # by name only: what is inside is never guessed at
         "accept-ranges": "bytes",
         "etag": f'"{clip.sha256}"',
-        "cache-control": "private, max-age=86400, immutable",
-        "vary": "Cookie, Authorization, X-Argilla-Api-Key",  # the next person at this browser asks again
+        "cache-control": "private, no-cache",  # a copy may be kept, but each time the server is asked
+        "vary": "Cookie, Authorization, X-Argilla-Api-Key",
     }
 
 
@@ -172,12 +181,15 @@ def _range(request: Request, etag: str) -> str | None:
     return request.headers.get("range")
 
 
-def _share(request: Request) -> float | None:
+def _part(request: Request) -> tuple[float, float] | None:
+    """Where the part that was played begins and ends, as shares of the clip."""
+    query = request.query_params
     try:
-        share = float(request.query_params.get("share", ""))
+        start, share = float(query.get("from", "0")), float(query.get("share", ""))
     except ValueError:
         return None
-    return share if 0 <= share <= 1 else None  # NaN is neither
+    is_part = start >= 0 and share >= 0 and start + share <= 1 + 1e-6  # none of it holds for NaN
+    return (start, min(1.0, start + share)) if is_part else None
 
 
 def _writes(request: Request) -> bool:
@@ -185,7 +197,7 @@ def _writes(request: Request) -> bool:
 
 
 def _sign_out(request: Request) -> Response:
-    gone = sign_in.no_cookie(secure=request.url.scheme == "https")
+    gone = sign_in.no_cookie(request.url.scheme == "https")
     return Response(status_code=204, headers={"set-cookie": gone})
 
 

@@ -6,11 +6,16 @@ Argilla's UI keeps its token in localStorage, where a media request cannot take 
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import math
+import re
+import secrets
 import time
-from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from argilla_server.contexts import accounts
@@ -23,15 +28,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
 COOKIE = "argilla_media"
-ATTEMPTS = 10
-WINDOW_S = 60.0
+BROWSER_COOKIE = "argilla_browser"
 MAX_SIGN_IN_BYTES = 10_000
-_MOST_KEYS = 10_000
+
+PER_ACCOUNT, WINDOW_S = 10, 60.0
+"""Wrong passwords for one account in that time, then the rest of it is a wait."""
+PER_SOURCE, REMEMBERED_S, LONGEST_WAIT_S = 20, 3600.0, 900.0
+"""Wrong passwords for all accounts in that time, then one more after 1 s, 2 s, 4 s ... at most 15 minutes."""
+_MOST_SOURCES = 10_000
+_BROWSER_KNOWN_S = 90 * 86_400
 
 Authenticate = Callable[[AsyncSession, str, str], Awaitable[User | None]]
-
-client_address = ContextVar("client_address", default="")
-"""Of the request that is being answered."""
 
 
 class Person(NamedTuple):
@@ -51,7 +58,7 @@ async def person(request: Request) -> Person | None:
         if (key := request.headers.get("x-argilla-api-key")) is not None:
             user = await accounts.get_user_by_api_key(db, key)
         else:
-            user = await accounts.get_user_by_username(db, _username(_token(request)))
+            user = await accounts.get_user_by_username(db, _content(_token(request)).get("username"))
         if user is None:
             return None
         mine = await accounts.list_workspaces(db) if user.is_owner else user.workspaces
@@ -75,15 +82,15 @@ def is_from_our_pages(request: Request) -> bool:
     return bool(origin) and urlsplit(origin).netloc == request.headers.get("host")
 
 
-def cookie(token: str, *, secure: bool) -> str:
+def media_cookie(token: str, secure: bool) -> str:
     """A Set-Cookie value that signs `token` in for /media, for as long as the token itself is good."""
-    seconds = max(0, int(JWT.decode(token)["exp"] - time.time()))
-    return _set_cookie(token, seconds, secure=secure)
+    seconds = int(_content(token).get("exp", 0) - time.time())
+    return _set_cookie(COOKIE, token, "/media", seconds, secure) if seconds > 0 else no_cookie(secure)
 
 
-def no_cookie(*, secure: bool) -> str:
+def no_cookie(secure: bool) -> str:
     """A Set-Cookie value that ends the sign-in for /media."""
-    return _set_cookie("", 0, secure=secure)
+    return _set_cookie(COOKIE, "", "/media", 0, secure)
 
 
 def bearer(request: Request) -> str | None:
@@ -96,46 +103,118 @@ def _token(request: Request) -> str | None:
     return bearer(request) if "authorization" in request.headers else request.cookies.get(COOKIE)
 
 
-def _username(token: str | None) -> str | None:
+def _content(token: str | None) -> dict[str, Any]:
+    """What a token says that we signed; nothing if it is none, or expired."""
     try:
-        return JWT.decode(token).get("username") if token else None
+        return JWT.decode(token) if token else {}
     except UnauthorizedError:
-        return None
+        return {}
 
 
-def _set_cookie(value: str, max_age_s: int, *, secure: bool) -> str:
-    attributes = "Path=/media; HttpOnly; SameSite=Strict"
-    return f"{COOKIE}={value}; {attributes}; Max-Age={max_age_s}" + ("; Secure" if secure else "")
+def _set_cookie(name: str, value: str, path: str, max_age_s: int, secure: bool) -> str:
+    attributes = f"Path={path}; HttpOnly; SameSite=Strict; Max-Age={max_age_s}"
+    return f"{name}={value}; {attributes}" + ("; Secure" if secure else "")
+
+
+@dataclass
+class Attempt:
+    """A sign-in that is being answered: where it comes from, and who it signed in."""
+
+    address: str
+    browser: str = ""
+    """Its cookie, if it sent one."""
+    signed_in: str | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Attempt:
+        """The attempt that a request would be."""
+        host = request.client.host if request.client else ""
+        return cls(network(host), request.cookies.get(BROWSER_COOKIE, ""))
+
+    def source(self, username: str) -> str:
+        """Whose wrong passwords it adds to.
+
+        A browser that signed in to this account before has a count of its own. So nobody who shares its
+        address, or guesses at its account, can keep it out.
+        """
+        known = _content(self.browser)
+        return str(known["browser"]) if known.get("of") == username else self.address
+
+
+attempt: ContextVar[Attempt] = ContextVar("attempt")
+"""The one that the present request is."""
+
+
+def network(host: str) -> str:
+    """The address that one client has: without a port, and of IPv6 the /64 that a client may choose from."""
+    with_port = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+", host)
+    try:
+        address = ipaddress.ip_address((with_port[1] or with_port[2]) if with_port else host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+        address = address.ipv4_mapped
+    return str(address)
+
+
+def browser_cookie(username: str, secure: bool) -> str:
+    """A Set-Cookie value by which a browser is known to have signed in to an account; it signs nobody in."""
+    token = JWT.encode(
+        {"of": username, "browser": secrets.token_hex(16), "exp": int(time.time()) + _BROWSER_KNOWN_S}
+    )
+    return _set_cookie(BROWSER_COOKIE, token, "/api/v1/token", _BROWSER_KNOWN_S, secure)
 
 
 class Throttle:
-    """Ten wrong passwords a minute for an address and a name, then 429; around Argilla's own check."""
+    """Limits wrong passwords, around Argilla's own check; see `PER_ACCOUNT` and `PER_SOURCE`.
+
+    They count for where they come from, an address or a browser that is known, never for an account as such:
+    whoever guesses at an account keeps nobody out of it who is elsewhere.
+    """
 
     def __init__(self, authenticate: Authenticate) -> None:
         """Guard `authenticate`, which returns None for a wrong password."""
         self._authenticate = authenticate
-        self._attempts: dict[tuple[str, str], deque[float]] = defaultdict(deque)
+        self._one_at_a_time = asyncio.Lock()  # many at once are many; a check blocks the event loop anyway
+        self._failures: dict[str, list[tuple[float, int]]] = {}
+        """By source: when, and the hash of the account's name, whether or not there is such an account."""
 
     async def __call__(self, db: AsyncSession, username: str, password: str) -> User | None:
-        """Check a password, or refuse to. Tries count when they begin: many at once are many."""
-        key = (client_address.get(), username)
-        wait_s = self._wait_s(key)
-        if wait_s > 0:
-            detail = f"Too many wrong passwords. Try again in {wait_s:.0f} s."
-            raise HTTPException(429, detail, {"retry-after": f"{wait_s:.0f}"})
-        self._attempts[key].append(time.monotonic())
-        user = await self._authenticate(db, username, password)
-        if user:
-            self._attempts.pop(key, None)
+        """Check a password.
+
+        Raises:
+            HTTPException: 429, without a check: too many were wrong.
+        """
+        mine, account = attempt.get(), hash(username)
+        source = mine.source(username)
+        async with self._one_at_a_time:
+            failures = self._failures.get(source, [])
+            if (wait_s := math.ceil(_wait_s(failures, account))) > 0:
+                detail = f"Too many wrong passwords. Try again in {wait_s} s."
+                raise HTTPException(429, detail, {"retry-after": str(wait_s)})
+            user = await self._authenticate(db, username, password)
+            now = time.monotonic()
+            failures = [item for item in failures if now - item[0] <= REMEMBERED_S]
+            if user:
+                mine.signed_in = username
+                failures = [item for item in failures if item[1] != account]  # its owner had erred
+            else:
+                failures.append((now, account))
+            self._failures.pop(source, None)
+            if failures:
+                self._failures[source] = failures  # behind those of all other sources
+            if len(self._failures) > _MOST_SOURCES:  # made-up addresses must not fill the memory
+                del self._failures[next(iter(self._failures))]
         return user
 
-    def _wait_s(self, key: tuple[str, str]) -> float:
-        now = time.monotonic()
-        if len(self._attempts) > _MOST_KEYS:  # made-up user names must not fill the memory
-            old = [k for k, times in self._attempts.items() if not times or now - times[-1] > WINDOW_S]
-            for k in old:
-                del self._attempts[k]
-        times = self._attempts[key]
-        while times and now - times[0] > WINDOW_S:
-            times.popleft()
-        return 0.0 if len(times) < ATTEMPTS else max(1.0, WINDOW_S - (now - times[0]))
+
+def _wait_s(failures: list[tuple[float, int]], account: int) -> float:
+    now = time.monotonic()
+    recent = [at for at, whose in failures if whose == account and now - at <= WINDOW_S]
+    until = [recent[-PER_ACCOUNT] + WINDOW_S] if len(recent) >= PER_ACCOUNT else []
+    remembered = [at for at, _ in failures if now - at <= REMEMBERED_S]
+    if len(remembered) >= PER_SOURCE:
+        until.append(remembered[-1] + min(2.0 ** (len(remembered) - PER_SOURCE), LONGEST_WAIT_S))
+    return max(until, default=now) - now
