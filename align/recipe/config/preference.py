@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from align.recipe.config.base import (
     AnnotationsRef,
     CompletionsRef,
+    Conflict,
     CorpusRef,
     NoEffect,
     OutputKind,
@@ -75,11 +76,11 @@ class AnnotateConfig(StageConfig):
         """Simulated annotators judge by the facts."""
         return ("by", "by: people") if self.by == "simulated" else None
 
-    @model_validator(mode="after")
-    def _simulated_have_accounts(self) -> AnnotateConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Simulated annotators have accounts on an own server alone."""
         if self.by == "simulated" and self.server:
-            raise ValueError("simulated annotators work on an own server only: remove server, or by: people")
-        return self
+            message = "simulated annotators work on an own server only: remove it, or say by: people"
+            yield Conflict("server", message)
 
 
 class PairsConfig(StageConfig):
