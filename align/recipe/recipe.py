@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from align.recipe import between_stages
 from align.recipe.config.base import CONFLICTS, Config, Needs, Outside, StageConfig, mark_of, parts
 from align.recipe.config.corpus import CorpusConfig, DataSetShare
 from align.recipe.config.stages import STAGES
@@ -130,6 +131,7 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
             needs = [name for name in earlier if name in refs]
             steps.append(Step(file.name, config, needs, file))
         problems += sorted(mistakes, key=lambda problem: problem.line)
+    problems += between_stages.problems(steps)
     return Recipe(folder.resolve().name, folder, steps), problems
 
 

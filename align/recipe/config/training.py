@@ -37,9 +37,13 @@ class ModelShape(Config):
     vocab_size: int = Field(640, ge=300)
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Heads share the width evenly."""
+        """Heads share the width evenly; the audio tower halves the frames."""
         if self.d_model % (2 * self.heads):
             yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+        frames = self.clip_s * 16_000 // self.hop_length
+        if frames < 4 or frames % 2:
+            message = f"{self.hop_length} makes {frames} frames of {self.clip_s} s at 16 kHz: the audio tower"
+            yield Conflict("hop_length", f"{message} needs an even number from 4 on")
 
 
 class Assemble(Config):

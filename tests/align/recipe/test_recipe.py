@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.execution.plan import reads
+from align.recipe import between_stages
 from align.recipe.config.base import result_keys
 from align.recipe.config.stages import STAGES
 from align.recipe.config.training import TRL_WITHOUT_EFFECT
@@ -270,11 +271,58 @@ def test_values_that_would_fail_hours_later(write, written, problem):
         ("{d_model: 130, heads: 4}", "d_model: 130 is not a multiple of 2 x heads (4)"),
         ("{d_model: 30, heads: 5, mel_bins: 4}", "mel_bins: should be greater than or equal to 16, got 4"),
         ("{d_model: 64, heads: 128}", "d_model: 64 is not a multiple of 2 x heads (128)"),
+        ("{hop_length: 640}", "hop_length: 640 makes 75 frames of 3 s at 16 kHz: the audio tower needs an"),
+        ("{hop_length: 24000}", "hop_length: 24000 makes 2 frames of 3 s at 16 kHz: the audio tower needs"),
     ],
 )
 def test_small_models_that_cannot_be_built(write, shape, problem):
     [message] = problems(write(s2_pretrain=PRETRAIN.replace("{d_model: 64}", shape) + "learning_rate: 1\n"))
-    assert message == f"2_pretrain.yaml:3: model.{problem}"
+    assert message.startswith(f"2_pretrain.yaml:3: model.{problem}")
+
+
+MADE = "stage: corpus\ncorpus: synthetic\nclips: {train: 1, preference: 1, dev: 1, test: 1}\n"
+DIGITS = MADE.replace("synthetic", "spoken_digits\ndir: recordings")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "overrides", "problem"),
+    [
+        (MADE, ["2_pretrain.model.clip_s=1"], "clips of 1_corpus last 3 s, but the model hears 1 s: set "),
+        (DIGITS, ["2_pretrain.model.clip_s=2"], "clips of 1_corpus last 3 s, but the model hears 2 s: set "),
+        (MADE, ["1_corpus.max_duration_s=1"], "clips of 'synthetic' last 3 s: must allow that, is 1"),
+        (
+            MADE,
+            ["2_pretrain.curriculum=[{steps: 9, slot: colour, values: [red]}]"],
+            "clips of 1_corpus have no fact 'colour'; known: ",
+        ),
+        (
+            MADE,
+            ["2_pretrain.curriculum=[{steps: 9, slot: word, values: [stop, zero]}]"],
+            "no word of 1_corpus is 'zero'; known: ",
+        ),
+    ],
+)
+def test_what_stages_say_together(write, corpus, overrides, problem):
+    told = problems(write(s1_corpus=corpus), *overrides)
+    assert problem in told[0]
+    load(write(s1_corpus=corpus), ["2_pretrain.model.clip_s=3"])
+
+
+def test_what_a_later_stage_trains_and_an_earlier_one_froze_is_named(write):
+    def thawed(*overrides):
+        return between_stages.thawed_parts(load(write(), list(overrides)).steps)
+
+    assert thawed() == []
+    all_learn = ", because it has no `train`: then all parts learn"
+    assert thawed("2_pretrain.train=[projector]") == [
+        f"3_sft trains audio_tower, language_model, which 2_pretrain kept frozen{all_learn}"
+    ]
+    assert thawed("2_pretrain.train=[projector]", "3_sft.train=[projector, language_model]") == [
+        "3_sft trains language_model, which 2_pretrain kept frozen",
+        f"7_chosen_only trains audio_tower, which 3_sft kept frozen{all_learn}",
+        f"7_dpo trains audio_tower, which 3_sft kept frozen{all_learn}",
+    ]
+    assert thawed("3_sft.train=[projector]", "7_dpo.lora={}", "7_chosen_only.train=[projector]") == []
 
 
 def test_no_mistake_hides_another(write):
