@@ -13,15 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from align.recipe.config.base import Config, Needs, Outside, StageConfig, mark_of, parts
+from align.recipe import between_stages
+from align.recipe.config.base import CONFLICTS, Config, Needs, Outside, StageConfig, mark_of, parts
 from align.recipe.config.corpus import CorpusConfig, DataSetShare
 from align.recipe.config.stages import STAGES
-from align.recipe.stage_file import Loc, Problem, StageFile, dotted, read_files
-from align.recipe.trl_names import REFUSED, instead_of, known_names, problem_with
+from align.recipe.stage_file import Loc, Problem, StageFile, dotted, parse, read_files
+from align.recipe.trl_names import REFUSED, as_written, known_names, problem_with, set_by_stage
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
@@ -41,10 +41,14 @@ class Step:
     """One stage of a recipe. `needs` are the names of the earlier stages it reads."""
 
     name: str
-    number: int
     config: StageConfig
     needs: list[str]
-    file: Path
+    source: StageFile
+
+    @property
+    def file(self) -> Path:
+        """Where it is written."""
+        return self.source.path
 
     @property
     def foreign(self) -> list[str]:
@@ -93,6 +97,18 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: with every problem of every file.
     """
+    recipe, problems = read(folder, overrides)
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list[Problem]]:
+    """What `load` reads, with the problems; stages with mistakes are left out, or lack what is mistaken.
+
+    Raises:
+        RecipeError: the folder cannot be read.
+    """
     problems: list[Problem] = []
     try:
         files = read_files(folder, problems)
@@ -104,6 +120,8 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
     steps: list[Step] = []
     for file in files:
         config, mistakes = _validate(file)
+        unread = {problem.key for problem in file.problems}
+        mistakes = [*file.problems, *(problem for problem in mistakes if problem.key not in unread)]
         earlier = {other.name: other for other in files if other.number < file.number}
         mistakes += _check_references(file, earlier, files)
         mistakes += _check_trl(file)
@@ -111,11 +129,10 @@ def load(folder: Path, overrides: list[str] | None = None) -> Recipe:
             mistakes += _check_facts(file, config, {step.name: step.config for step in steps})
             refs = [ref for _, _, ref in _references(type(config), file.data)]
             needs = [name for name in earlier if name in refs]
-            steps.append(Step(file.name, file.number, config, needs, file.path))
+            steps.append(Step(file.name, config, needs, file))
         problems += sorted(mistakes, key=lambda problem: problem.line)
-    if problems:
-        raise RecipeError(problems)
-    return Recipe(folder.resolve().name, folder, steps)
+    problems += between_stages.problems(steps)
+    return Recipe(folder.resolve().name, folder, steps), problems
 
 
 # -------------------------------------------------------------------------- overrides
@@ -128,10 +145,9 @@ def _apply(override: str, files: list[StageFile]) -> list[Problem]:
     name, *keys = target.split(".")
     if not equals or not keys or not all(keys):
         return [Problem(place, "", "expected S.key=value, such as 6_dpo.beta=0.2 or '*.seed=1'")]
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        return [Problem(place, target, f"the value is not YAML: {str(error).splitlines()[0]}")]
+    value, places, mistakes = parse(text, tuple(keys), lambda _: place)
+    if mistakes:
+        return mistakes
     if name == "*":
         targets = [file for file in files if _has_key(file, keys)]
         if not targets:
@@ -152,6 +168,7 @@ def _apply(override: str, files: list[StageFile]) -> list[Problem]:
         inner[keys[-1]] = value
         inside = tuple(keys)
         file.places = {loc: at for loc, at in file.places.items() if loc[: len(inside)] != inside}
+        file.places |= places
         for depth in range(1, len(keys) + 1):
             file.places.setdefault(inside[:depth], place)
     return []
@@ -190,7 +207,17 @@ def _validate(file: StageFile) -> tuple[StageConfig | None, list[Problem]]:
     try:
         return STAGES[kind].model_validate(file.data), []
     except ValidationError as error:
-        return None, [_explain(file, STAGES[kind], detail) for detail in error.errors()]
+        details = error.errors()
+    problems = [problem for detail in details for problem in _explain(file, STAGES[kind], detail)]
+    mistaken = {detail["loc"][0] for detail in details if detail["loc"]}
+    rest = {key: value for key, value in file.data.items() if key not in mistaken}
+    try:  # what pydantic does not look at before every key is right: what keys say together
+        return STAGES[kind].model_validate(rest), problems
+    except ValidationError as error:
+        together = [detail for detail in error.errors() if mistaken and detail["type"] == CONFLICTS]
+        return None, problems + [
+            problem for detail in together for problem in _explain(file, STAGES[kind], detail)
+        ]
 
 
 _EXPECTED = MappingProxyType(
@@ -206,18 +233,21 @@ _EXPECTED = MappingProxyType(
 )
 
 
-def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> Problem:
+def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> list[Problem]:
     """A pydantic error in the recipe's words."""
     tagged = tuple(part for part in error["loc"] if part != "[key]")
-    loc = _untagged(tagged)
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    loc = _place_in(file.data, tagged, kind == "missing")
     what = kind.split("_")[0]
+    if kind == CONFLICTS:
+        return [file.problem((*loc, conflict.key), conflict.message) for conflict in context["conflicts"]]
     if kind == "extra_forbidden":
         message = "unknown key" + _unknown_key_hint(str(loc[-1]), _model_at(config, tagged[:-1]), config)
     elif kind == "missing":
         message = "required, missing"
     elif kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
+        options = options.replace("True", "true").replace("False", "false")
         model = _model_at(config, tagged[:-1]) or _model_at(config, tagged[:-2])  # a key of a mapping
         renamed = model.renamed if model and issubclass(model, Config) else {}
         if str(value) in renamed:
@@ -227,15 +257,23 @@ def _explain(file: StageFile, config: type[BaseModel], error: ErrorDetails) -> P
     elif kind == "value_error":
         message = str(context["error"])
     elif what in _EXPECTED and kind.endswith(("_type", "_parsing", "_from_float")):
-        message = f"expected {_EXPECTED[what]}, got {value!r}"
+        message = f"expected {_EXPECTED[what]}, got {as_written(value)}"
     else:
         message = f"{error['msg'].removeprefix('Input ')}, got {value!r}"
-    return file.problem(loc, message)
+    return [file.problem(loc, message)]
 
 
-def _untagged(loc: Loc) -> Loc:
-    """A place without pydantic's notes on which member of a union, such as `[Assemble]`, was meant."""
-    return tuple(part for part in loc if not (isinstance(part, str) and part.startswith("[")))
+def _place_in(data: Any, loc: Loc, is_missing: bool) -> Loc:
+    """A place without pydantic's notes on the member of a union that was meant."""
+    place: list[str | int] = []
+    for depth, part in enumerate(loc, start=1):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            if not (is_missing and depth == len(loc)):
+                continue
+        place.append(part)
+    return tuple(place)
 
 
 def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[BaseModel]) -> str:
@@ -246,8 +284,8 @@ def _unknown_key_hint(key: str, model: type[BaseModel] | None, config: type[Base
         return f": it is called {model.renamed[key]!r} now"
     trl = model.trl_config if issubclass(model, StageConfig) else None
     if trl and key in known_names(trl):
-        if ours := instead_of(key, config.model_fields):
-            return f" (use {ours})"
+        if reason := set_by_stage(key, config.model_fields):
+            return f" (a name of TRL's: {reason})"
         if key in REFUSED:
             return f" (a name of TRL's that cannot be used: {REFUSED[key]})"
         return f" (a name of TRL's: put it under `trl:`, as trl.{key})"
@@ -261,6 +299,8 @@ def _model_at(config: type[BaseModel] | None, loc: Loc) -> type[BaseModel] | Non
         if isinstance(part, str) and not part.startswith("["):
             if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
                 return None
+            if part == annotation.__name__:
+                continue
             info = annotation.model_fields.get(part)
             annotation = info.annotation if info else None
         models = _models(annotation)

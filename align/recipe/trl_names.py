@@ -1,16 +1,22 @@
 """Which names a recipe's `trl:` mapping may use, read from TRL's source text without importing it.
 
-Importing TRL takes seconds and torch; a recipe is checked in a blink. So the config classes are parsed.
+Importing TRL takes seconds and torch; a recipe is checked in a blink. So the config classes are parsed: their
+names and types. What TRL's own code says of the values, `align.training.argument_check` finds by running it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
+
+import yaml
 
 
 def _by_name(names_of: dict[str, str]) -> dict[str, list[str]]:
@@ -64,7 +70,10 @@ _WHY_NOT = {
     "it prepares rows of plain text, and the stage prepares its own": "dataset_kwargs dataset_text_field"
     " packing_strategy padding_free pad_to_multiple_of truncation_mode eos_token pad_token"
     " length_column_name label_names",
-    "the stage decides the order of examples, so that it resumes exactly": "shuffle_dataset",
+    "the stage decides the order of examples, so that it resumes exactly": "shuffle_dataset"
+    " train_sampling_strategy",
+    "pairs have weights of their own, which stand where TRL has those of WPO": "use_weighting",
+    "a loader copied from a process with threads can hang": "dataloader_multiprocessing_context",
     "every step has exactly batch_size examples": "dataloader_drop_last",
     "it replaces the model's forward, as the packed backbone and TRL's fused head do": "torch_compile"
     " torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config",
@@ -81,29 +90,50 @@ REFUSED = {name: why for name, (why,) in _by_name(_WHY_NOT).items()}
 _CHOICES = {
     "optim": ("training_args.py", "OptimizerNames"),
     "lr_scheduler_type": ("trainer_utils.py", "SchedulerType"),
+    "logging_strategy": ("trainer_utils.py", "IntervalStrategy"),
 }
 """Names whose values are those of an enum -> its file in transformers."""
+_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a number", lambda value: type(value) in (int, float)),
+    "bool": ("true or false", lambda value: type(value) is bool),
+    "str": ("text", lambda value: type(value) is str),
+    "dict": ("keys and values", lambda value: type(value) is dict),
+    "list": ("a list", lambda value: type(value) is list),
+    "None": ("null", lambda value: value is None),
+}
+"""In an annotation of a config class -> in words, and which values it allows."""
+_BOUNDS = {
+    "weight_decay max_grad_norm": (0, 1e6),
+    "label_smoothing": (0, 0.4999),
+    "ld_alpha": (0, 1),
+    "discopop_tau neftune_noise_alpha": (1e-6, 1e6),
+    "gradient_accumulation_steps per_device_eval_batch_size precompute_ref_batch_size dataset_num_proc"
+    " dataloader_prefetch_factor ddp_bucket_cap_mb torch_empty_cache_steps": (1, 1e9),
+    "dataloader_num_workers warmup_steps": (0, 1e9),
+    "logging_steps": (1e-6, 1e9),
+}
+"""Names -> the least and the most that makes sense; TRL and transformers would take anything."""
 _SCHEDULERS_THAT_EVALUATE = ("reduce_lr_on_plateau", "greedy")
 
 
 @cache
-def known_names(config_class: str) -> frozenset[str]:
-    """Field names of a TRL config class, inherited ones too.
+def known_names(config_class: str) -> Mapping[str, str]:
+    """Field names of a TRL config class, inherited ones too -> their types as they are written.
 
     Raises:
         FileNotFoundError: the installed TRL or transformers keeps its configs elsewhere.
     """
     node = _class(config_class)
-    names = {
-        item.target.id
-        for item in node.body
-        if isinstance(item, ast.AnnAssign)
-        and isinstance(item.target, ast.Name)
-        and not item.target.id.startswith("_")
-        and "ClassVar" not in ast.unparse(item.annotation)
-    }
-    parents = [base.id for base in node.bases if isinstance(base, ast.Name)]
-    return frozenset(names).union(*map(known_names, parents))
+    types: dict[str, str] = {}
+    for base in node.bases:
+        types |= known_names(base.id) if isinstance(base, ast.Name) else {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            annotation = ast.unparse(item.annotation)
+            if not item.target.id.startswith("_") and "ClassVar" not in annotation:
+                types[item.target.id] = annotation
+    return MappingProxyType(types)
 
 
 def _class(name: str) -> ast.ClassDef:
@@ -137,27 +167,62 @@ def _choices(name: str) -> frozenset[str]:
     return frozenset(str(value.value) for value in values if isinstance(value, ast.Constant))
 
 
-def instead_of(name: str, ours: Collection[str]) -> str | None:
-    """What to use instead of a TRL name that a stage with the keys `ours` sets itself; None if free."""
-    if name in ours:
-        return name
-    options = INSTEAD.get(name)
-    return next((option for option in options if option in ours), options[0]) if options else None
+def set_by_stage(name: str, ours: Collection[str]) -> str | None:
+    """That a stage with the keys `ours` sets a TRL name itself, and by what; None if the name is free."""
+    if name not in INSTEAD and name not in ours:
+        return None
+    options = [name, *INSTEAD.get(name, ())]
+    instead = next((option for option in options if option in ours or " " in option), None)
+    return f"set by the stage; use {instead} instead" if instead else "set by the stage"
 
 
 def problem_with(name: str, value: object, config_class: str, ours: Collection[str]) -> str | None:
     """Why a name of the `trl:` mapping, or its value, cannot be used; None if it can."""
-    if instead := instead_of(name, ours):
-        return f"set by the stage; use {instead} instead"
+    if reason := set_by_stage(name, ours):
+        return reason
     known = known_names(config_class)
     if name not in known:
         close = get_close_matches(name, known, n=1)
         return f"trl.{config_class} has no such name" + (f" (did you mean {close[0]!r}?)" if close else "")
     if name in REFUSED:
         return f"cannot be used: {REFUSED[name]}"
+    if problem := _type_problem(value, known[name]):
+        return problem
     if name in _CHOICES and value not in _choices(name):
         close = get_close_matches(str(value), _choices(name), n=1)
         return f"{value!r} is not one of transformers'" + (f" (did you mean {close[0]!r}?)" if close else "")
     if name == "lr_scheduler_type" and value in _SCHEDULERS_THAT_EVALUATE:
         return f"{value!r} cannot be used: {_EVALUATION}"
+    return _bound_problem(name, value)
+
+
+def _type_problem(value: object, annotation: str) -> str | None:
+    """Why a value is none of the types that a config class allows; other types than `_TYPES` allow all."""
+    parts = [part.strip().partition("[")[0] for part in annotation.split(" | ")]
+    allowed = [_TYPES[part] for part in parts if part in _TYPES]
+    if not allowed or any(fits(value) for _, fits in allowed):
+        return None
+    return f"expected {' or '.join(words for words, _ in allowed)}, got {as_written(value)}"
+
+
+def _bound_problem(name: str, value: object) -> str | None:
+    """Why a number is too small, too large, or none."""
+    if not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return f"expected a finite number, got {value}"
+    for names, (least, most) in _BOUNDS.items():
+        if name in names.split() and not least <= value <= most:
+            return f"must be from {least:g} to {most:g}, got {value:g}"
     return None
+
+
+def as_written(value: object) -> str:
+    """A value as a message shows it; text with what YAML 1.1, which many tools read, would make of it."""
+    if value is None or isinstance(value, bool):
+        return str({None: "null", True: "true", False: "false"}[value])
+    if isinstance(value, str):
+        with suppress(yaml.YAMLError, ValueError):
+            if isinstance(other := yaml.safe_load(value), bool | int | float):
+                return f"{value!r} (YAML 1.1 takes it for {other!r}): write it plainly, without quotes"
+    return repr(value)

@@ -6,12 +6,13 @@ A stage declares here everything that others need to know about it: what it prod
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 OutputKind = Literal[
     "corpus",
@@ -67,21 +68,42 @@ VerdictRef = Annotated[str, Needs("verdict")]
 CheckpointRef = Annotated[str, Needs("checkpoint")]
 
 
-class Config(BaseModel):
-    """Base of every block: frozen, unknown keys refused."""
+CONFLICTS = "conflicts"
+"""Type of pydantic's error that carries them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+class Conflict(NamedTuple):
+    """What `key` says does not go with what others say."""
+
+    key: str
+    message: str
+
+
+class Config(BaseModel):
+    """Base of every block: frozen, unknown keys refused, no text taken for a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Keys and values of older recipes -> what they are called now, for the error that says so."""
 
-    @field_validator("*", mode="before")
+    @field_validator("*")
     @classmethod
-    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        types = parts(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and bool not in types and (int in types or float in types):
-            raise ValueError(f"expected a number, got {value} (YAML reads yes, no, on, off as booleans)")
+    def _can_be_counted(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > 2**53:
+            raise ValueError(f"{value} is beyond what can be counted; the most is 2^53")
         return value
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Keys that are right alone and cannot be true together."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_conflict(self) -> Self:
+        if conflicts := list(self.conflicts()):
+            text = "; ".join(f"{conflict.key}: {conflict.message}" for conflict in conflicts)
+            raise PydanticCustomError(CONFLICTS, "{text}", {"text": text, "conflicts": conflicts})
+        return self
 
 
 class StageConfig(Config):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from align.recipe.config.base import Config, NoEffect, OutputKind, Outside, OutsideFolder, StageConfig
+from align.recipe.config.base import (
+    Config,
+    Conflict,
+    NoEffect,
+    OutputKind,
+    Outside,
+    OutsideFolder,
+    StageConfig,
+)
 
 CLIP_S = 3.0
 """How long every clip of a corpus that is made lasts."""
@@ -69,30 +77,38 @@ class CorpusConfig(StageConfig):
         splits = ", ".join(f"{split} {n:,}" for split, n in counts.items())
         return f"{sum(counts.values()):,} clips ({splits})" if counts else ""
 
-    @model_validator(mode="after")
-    def _source_is_given(self) -> CorpusConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Each corpus has keys that it needs and keys that it has no use for."""
         if self.corpus == "mixture":
-            return self._mixes_something()
+            yield from self._conflicts_of_mixture()
+            return
         if self.sources:
-            raise ValueError(f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'")
-        if self.corpus != "synthetic" and self.dir is None:
-            raise ValueError(f"corpus {self.corpus!r} needs dir: the folder of its recordings")
-        if self.corpus == "synthetic" and (self.dir or self.held_out):
-            raise ValueError(
-                "corpus 'synthetic' makes its own clips and voices: it has no dir and no held_out"
+            yield Conflict(
+                "sources", f"corpus {self.corpus!r} has no sources; they belong to corpus 'mixture'"
             )
+        if self.corpus != "synthetic" and self.dir is None:
+            yield Conflict("dir", f"corpus {self.corpus!r} needs dir: the folder of its recordings")
+        if self.corpus == "synthetic":
+            for key in ("dir", "held_out"):
+                if getattr(self, key):
+                    yield Conflict(key, f"corpus 'synthetic' makes its own clips and voices: it has no {key}")
         if self.corpus in ("synthetic", "spoken_digits") and self.max_duration_s < CLIP_S:
-            raise ValueError(f"clips of {self.corpus!r} last {CLIP_S:g} s: max_duration_s must allow that")
+            message = (
+                f"clips of {self.corpus!r} last {CLIP_S:g} s: must allow that, is {self.max_duration_s:g}"
+            )
+            yield Conflict("max_duration_s", message)
         if self.corpus == "folder" and self.clips:
-            raise ValueError("corpus 'folder' uses every recording: it has no clips")
+            yield Conflict("clips", "corpus 'folder' uses every recording: it has no clips")
         if self.corpus != "folder" and self.clips is None:
-            raise ValueError(f"corpus {self.corpus!r} needs clips: how many to make per split")
-        return self
+            yield Conflict("clips", f"corpus {self.corpus!r} needs clips: how many to make per split")
 
-    def _mixes_something(self) -> CorpusConfig:
-        if not self.sources or self.dir or self.clips or self.held_out:
-            raise ValueError("corpus 'mixture' needs sources, and has no dir, clips or held_out of its own")
+    def _conflicts_of_mixture(self) -> Iterator[Conflict]:
+        if not self.sources:
+            yield Conflict("sources", "corpus 'mixture' needs sources")
+        for key in ("dir", "clips", "held_out"):
+            if getattr(self, key):
+                yield Conflict(key, f"corpus 'mixture' has no {key} of its own: its sources have")
         given = [source.share for source in self.sources if source.share is not None]
-        if sum(given) > 1 + 1e-9 or (len(given) < len(self.sources) and sum(given) >= 1):
-            raise ValueError(f"the shares sum to {sum(given):g} and must leave some of 1 for the others")
-        return self
+        if sum(given) > 1 + 1e-9 or (self.sources and len(given) < len(self.sources) and sum(given) >= 1):
+            message = f"the shares sum to {sum(given):g} and must leave some of 1 for the others"
+            yield Conflict("sources", message)

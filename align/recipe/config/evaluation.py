@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from align.recipe.config.base import (
     AnnotationsRef,
     Config,
+    Conflict,
     CorpusRef,
     EvaluationRef,
     NoEffect,
@@ -39,14 +40,13 @@ class JudgeModel(Config):
     canary_items: int = Field(20, ge=0)
     """Questions on which known tricks are tried: can an answer sway the judge?"""
 
-    @model_validator(mode="after")
-    def _parameters_can_be_sent(self) -> JudgeModel:
-        if ours := {"model", "messages", "stream", "n"} & set(self.parameters):
-            raise ValueError(f"parameters: {min(ours)} is set by us and cannot be changed")
+    def conflicts(self) -> Iterator[Conflict]:
+        """Parameters that are not the recipe's to send, or that a local judge does not take."""
+        for name in sorted({"model", "messages", "stream", "n"} & self.parameters.keys()):
+            yield Conflict("parameters", f"{name} is set by us and cannot be changed")
         greedy = {"temperature": 0, "max_tokens": self.parameters.get("max_tokens")}
         if self.url is None and {**greedy, **self.parameters} != greedy:
-            raise ValueError("parameters: a judge without a url is greedy and takes max_tokens alone")
-        return self
+            yield Conflict("parameters", "a judge without a url is greedy and takes max_tokens alone")
 
 
 class EvaluateConfig(StageConfig):
@@ -109,12 +109,11 @@ class EvaluateConfig(StageConfig):
         per_policy = f" x {clips[self.split]:,} clips" if clips else ""
         return f"{len(self.policies)} policies{per_policy}"
 
-    @model_validator(mode="after")
-    def _compared_policies_are_scored(self) -> EvaluateConfig:
-        for name in (self.before, self.after):
-            if name not in self.policies:
-                raise ValueError(f"{name!r} is compared but not listed in policies")
-        return self
+    def conflicts(self) -> Iterator[Conflict]:
+        """What is compared must be scored."""
+        for key in ("before", "after"):
+            if (name := getattr(self, key)) not in self.policies:
+                yield Conflict(key, f"{name!r} is compared but not listed in policies")
 
 
 Margin = Annotated[float, Field(gt=0)]
@@ -190,13 +189,11 @@ class Thresholds(Config):
     replaces_any_champion: bool = False
     """Whether a registered champion may be replaced although another policy was compared with."""
 
-    @model_validator(mode="after")
-    def _asks_for_quality(self) -> Thresholds:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Some quality must be asked for."""
         if self.factuality_gain is self.behaviour_gain is self.score_gain is None:
-            raise ValueError(
-                "factuality_gain, behaviour_gain and score_gain are all null: nothing is asked for"
-            )
-        return self
+            message = "is null, and so are behaviour_gain and score_gain: nothing is asked for"
+            yield Conflict("factuality_gain", message)
 
 
 class GateConfig(StageConfig):

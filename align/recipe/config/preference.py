@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from align.recipe.config.base import (
     AnnotationsRef,
     CompletionsRef,
+    Conflict,
     CorpusRef,
     NoEffect,
     OutputKind,
@@ -79,11 +80,11 @@ class AnnotateConfig(StageConfig):
         """Simulated annotators judge by the facts."""
         return ("by", "by: people") if self.by == "simulated" else None
 
-    @model_validator(mode="after")
-    def _simulated_have_accounts(self) -> AnnotateConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Simulated annotators have accounts on an own server alone."""
         if self.by == "simulated" and self.server:
-            raise ValueError("simulated annotators work on an own server only: remove server, or by: people")
-        return self
+            message = "simulated annotators work on an own server only: remove it, or say by: people"
+            yield Conflict("server", message)
 
 
 class ScoreConfig(StageConfig):
@@ -112,14 +113,13 @@ class FromJudgementsOrScores(StageConfig):
     of_scores: ClassVar[tuple[str, ...]] = ()
     """Keys that make sense with one of the two only."""
 
-    @model_validator(mode="after")
-    def _reads_one_of_them(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """A stage reads one of the two; keys of the other have no effect."""
         if (self.annotations is None) == (self.scores is None):
-            raise ValueError("give annotations, or scores: a stage reads one of them")
+            yield Conflict("scores", "give annotations, or scores: a stage reads one of them")
         given, others = ("scores", self.of_annotations) if self.scores else ("annotations", self.of_scores)
-        if idle := [key for key in others if key in self.model_fields_set]:
-            raise ValueError(f"{', '.join(idle)}: has no effect with {given}; remove it")
-        return self
+        for key in self.model_fields_set.intersection(others):
+            yield Conflict(key, f"has no effect with {given}; remove it")
 
 
 class PairsConfig(FromJudgementsOrScores):
@@ -165,12 +165,10 @@ class LabelsConfig(FromJudgementsOrScores):
     bad_to: float | None = None
     """Of scores: a reward of this much or less is bad; by default, one below `good_from`."""
 
-    @model_validator(mode="after")
-    def _thresholds_are_in_order(self) -> LabelsConfig:
-        if self.scores is None:
-            return self
-        if self.good_from is None:
-            raise ValueError("scores need good_from: the least reward of a good completion")
-        if self.bad_to is not None and self.bad_to >= self.good_from:
-            raise ValueError(f"bad_to {self.bad_to:g} must lie below good_from {self.good_from:g}")
-        return self
+    def conflicts(self) -> Iterator[Conflict]:
+        """Thresholds are there with scores, and in order."""
+        yield from super().conflicts()
+        if self.scores and self.good_from is None:
+            yield Conflict("good_from", "required with scores: the least reward of a good completion")
+        if None not in (self.bad_to, self.good_from) and self.bad_to >= self.good_from:
+            yield Conflict("bad_to", f"{self.bad_to:g} must lie below good_from {self.good_from:g}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from align.recipe.config.base import (
     CheckpointRef,
     Config,
+    Conflict,
     CorpusRef,
     NoEffect,
     OutputKind,
@@ -35,11 +36,14 @@ class ModelShape(Config):
     """Longest clip in whole seconds; shorter ones are padded to it."""
     vocab_size: int = Field(640, ge=300)
 
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> ModelShape:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads share the width evenly; the audio tower halves the frames."""
         if self.d_model % (2 * self.heads):
-            raise ValueError(f"d_model {self.d_model} is not a multiple of 2 x heads ({self.heads})")
-        return self
+            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+        frames = self.clip_s * 16_000 // self.hop_length
+        if frames < 4 or frames % 2:
+            message = f"{self.hop_length} makes {frames} frames of {self.clip_s} s at 16 kHz: the audio tower"
+            yield Conflict("hop_length", f"{message} needs an even number from 4 on")
 
 
 class Assemble(Config):
@@ -86,11 +90,10 @@ class Augment(Config):
     floor: float = Field(0.0, ge=0)
     """Largest rise of the noise floor on the log-mel."""
 
-    @model_validator(mode="after")
-    def _policy_stands_alone(self) -> Augment:
+    def conflicts(self) -> Iterator[Conflict]:
+        """A policy stands alone."""
         if self.policy and (others := sorted(self.model_fields_set - {"policy"})):
-            raise ValueError(f"policy {self.policy} replaces {', '.join(others)}: remove them, or policy")
-        return self
+            yield Conflict("policy", f"{self.policy} replaces {', '.join(others)}: remove them, or policy")
 
 
 class Lesson(Config):
@@ -128,18 +131,15 @@ class Hardware(Config):
     timeout_s: int = Field(1800, ge=5)
     """Workers that wait longer than this for one of them count as failed."""
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Hardware:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Not every strategy can offload, or runs on CPUs."""
         if self.offload != "none" and self.strategy not in ("zero2", "zero3"):
-            raise ValueError(f"offload: {self.offload} needs strategy: zero2 or zero3, not {self.strategy}")
-        if self.offload == "all" and self.strategy != "zero3":
-            raise ValueError("offload: all needs strategy: zero3; zero2 keeps the weights on every GPU")
+            yield Conflict("offload", f"{self.offload} needs strategy: zero2 or zero3, not {self.strategy}")
+        if self.offload == "all" and self.strategy == "zero2":
+            yield Conflict("offload", "all needs strategy: zero3; zero2 keeps the weights on every GPU")
         if self.strategy == "fsdp2" and self.device == "cpu":
-            raise ValueError(
-                "strategy: fsdp2 needs GPUs: accelerate runs plain DDP on CPUs without saying so. "
-                "On CPUs use ddp, zero2 or zero3"
-            )
-        return self
+            message = "fsdp2 needs GPUs: accelerate runs plain DDP on CPUs without saying so; take ddp, zero2"
+            yield Conflict("strategy", f"{message} or zero3")
 
 
 class LoRA(Config):
@@ -165,7 +165,7 @@ ModelPart = Literal["audio_tower", "projector", "language_model", "new_tokens"]
 
 TRL_WITHOUT_EFFECT = frozenset(
     "activation_checkpointing activation_checkpointing_kwargs activation_offloading"
-    " dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers"
+    " dataloader_in_order dataloader_num_workers"
     " dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc"
     " ddp_broadcast_buffers ddp_bucket_cap_mb disable_tqdm gradient_accumulation_steps"
     " gradient_checkpointing gradient_checkpointing_kwargs include_num_input_tokens_seen log_level"
@@ -195,26 +195,19 @@ class TrainingConfig(StageConfig):
     """Examples (pairs for DPO) per optimizer step, over all devices."""
     save_steps: Annotated[int, NoEffect(unless="choose")] = Field(100, ge=1)
     """Optimizer steps between checkpoints; a killed run loses at most this many."""
-    packed: bool | Literal["split", "varlen", "dense"] = True
+    packed: Literal[True, False, "split", "varlen", "dense"] = True
     """Compute every clip and every shared prompt of a batch once, without padding: the same loss and
     gradients for a fraction of the work (align/kernels/README.md). False: transformers' own way."""
     trl: Annotated[dict[str, Any], NoEffect(names=TRL_WITHOUT_EFFECT)] = {}
     """Anything else TRL's config knows; names are checked before anything runs."""
 
-    @model_validator(mode="after")
-    def _batch_divides(self) -> TrainingConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Every process gets as many examples in every micro-batch."""
         workers = self.hardware.workers if self.hardware else 1
         accumulated = self.trl.get("gradient_accumulation_steps", 1)
-        if not isinstance(accumulated, int) or accumulated < 1:
-            raise ValueError(
-                f"trl.gradient_accumulation_steps is {accumulated!r}, not a whole number from 1 on"
-            )
-        if self.batch_size % (workers * accumulated):
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be split evenly over hardware.workers ({workers}) "
-                f"times trl.gradient_accumulation_steps ({accumulated})"
-            )
-        return self
+        if type(accumulated) is int and accumulated > 0 and self.batch_size % (workers * accumulated):
+            message = f"{self.batch_size} cannot be split evenly over hardware.workers ({workers}) "
+            yield Conflict("batch_size", f"{message}times trl.gradient_accumulation_steps ({accumulated})")
 
     @property
     def starts_from(self) -> ModelShape | Assemble | str:
@@ -270,15 +263,15 @@ class FurtherTrainingConfig(TrainingConfig):
         """The policy."""
         return self.policy
 
-    @model_validator(mode="after")
-    def _lora_freezes(self) -> FurtherTrainingConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """LoRA freezes the whole model."""
+        yield from super().conflicts()
         if "new_tokens" in (self.train or ()):
-            raise ValueError(
-                "train: new_tokens are learned in pretrain only: here language_model learns them"
+            yield Conflict(
+                "train", "new_tokens are learned in pretrain only: here language_model learns them"
             )
         if self.train is not None and self.lora is not None:
-            raise ValueError("lora already freezes every part of the model: remove train, or lora")
-        return self
+            yield Conflict("lora", "it freezes every part of the model already: remove train, or lora")
 
 
 class PretrainConfig(StepsConfig):
@@ -296,16 +289,16 @@ class PretrainConfig(StepsConfig):
         """What `model` says."""
         return self.model
 
-    @model_validator(mode="after")
-    def _new_tokens_alone(self) -> PretrainConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """New tokens learn where the rest of the language model does not."""
+        yield from super().conflicts()
         if "new_tokens" in (self.train or ()):
             if "language_model" in (self.train or ()):
-                raise ValueError("train: language_model holds new_tokens already; remove one of the two")
+                yield Conflict("train", "language_model holds new_tokens already; remove one of the two")
             if self.hardware is not None and self.hardware.strategy == "fsdp2":
-                raise ValueError(
-                    "train: new_tokens does not work with strategy: fsdp2; take ddp, zero2 or zero3"
+                yield Conflict(
+                    "train", "new_tokens does not work with strategy: fsdp2; take ddp, zero2 or zero3"
                 )
-        return self
 
 
 class Filters(Config):
@@ -324,11 +317,14 @@ class Filters(Config):
     """Nats per token by which the clips must raise the answers' log-probability over silence, by the policy
     that SFT starts from: other answers could be given without listening. Costs two forward passes a chat."""
 
-    @model_validator(mode="after")
-    def _are_known(self) -> Filters:
-        if unknown := [code for code in self.languages if code not in TEXT_LANGUAGES]:
-            raise ValueError(f"languages: {unknown[0]!r} is not one of {', '.join(TEXT_LANGUAGES)}")
-        return self
+    def conflicts(self) -> Iterator[Conflict]:
+        """Languages that can be told by their script; an answer cannot be shorter and longer."""
+        for code in self.languages:
+            if code not in TEXT_LANGUAGES:
+                yield Conflict("languages", f"{code!r} is not one of {', '.join(TEXT_LANGUAGES)}")
+        if self.max_answer_chars is not None and self.max_answer_chars < self.min_answer_chars:
+            message = f"{self.max_answer_chars} is less than min_answer_chars ({self.min_answer_chars})"
+            yield Conflict("max_answer_chars", f"{message}: no chat would be left")
 
 
 class SFTConfig(StepsConfig, FurtherTrainingConfig):
@@ -346,11 +342,10 @@ class Objective(Config):
     factuality: float = Field(1.0, ge=0)
     behaviour: float = Field(0.5, ge=0)
 
-    @model_validator(mode="after")
-    def _teaches_something(self) -> Objective:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Some axis must count."""
         if self.factuality == self.behaviour == 0:
-            raise ValueError("factuality and behaviour are both 0: nothing would be learned")
-        return self
+            yield Conflict("factuality", "is 0, and so is behaviour: nothing would be learned")
 
 
 class Choose(Config):
@@ -399,17 +394,14 @@ class DPOConfig(FurtherTrainingConfig):
     choose: Choose | None = None
     """How to choose among the checkpoints (one every `save_steps`); without it the last one is published."""
 
-    @model_validator(mode="after")
-    def _loss_is_defined(self) -> DPOConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """What a loss and a choice need."""
+        yield from super().conflicts()
         if self.loss == "exo_pair" and not self.trl.get("label_smoothing"):
-            raise ValueError("loss: exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
-        return self
-
-    @model_validator(mode="after")
-    def _holds_out_what_it_chooses_by(self) -> DPOConfig:
+            yield Conflict("loss", "exo_pair needs trl: {label_smoothing: ...} above 0; its paper takes 1e-3")
         if self.choose is not None and self.choose.by != "facts" and not self.held_out:
-            raise ValueError(f"choose by {self.choose.by} needs held-out pairs: set held_out, to 0.05 or so")
-        return self
+            message = f"by {self.choose.by} needs held-out pairs: set held_out, to 0.05 or so"
+            yield Conflict("choose", message)
 
     @property
     def keeps_candidates(self) -> bool:

@@ -332,7 +332,7 @@ def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
 
 def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
     dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\n"
-    dpo += "learning_rate: 1e-6\nbatch_size: 32\n"
+    dpo += "learning_rate: 1.0e-6\nbatch_size: 32\n"
     shape = "{d_model: 64, heads: 2, clip_s: 3, hop_length: 320}"  # 37 tokens in 3 s
     loaded = recipe(tmp_path / "a", shape)
     for packed, tokens in ((True, 32 * 37), (False, 64 * 37)):
@@ -377,7 +377,7 @@ def test_how_many_examples_fit_at_a_time(tmp_path):
     Over 8 GPUs ZeRO-3 holds 2 + 2 n/8 of weights, 4 n/8 of gradients, 12 n/8 of optimizer and 3: 22.6 GB.
     """
     loaded = recipe(tmp_path / "a", "Qwen/Qwen2-Audio-7B")
-    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\nlearning_rate: 1e-6\n"
+    dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\nlearning_rate: 1.0e-6\n"
     dpo += "batch_size: 64\ntrain: [projector, language_model]\n"
 
     def row_of(gpu_gb, **more):

@@ -1,0 +1,106 @@
+"""What stages say together that none says alone: lengths of clips, facts, what learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.recipe.config.corpus import CLIP_S, CorpusConfig
+from align.recipe.config.training import (
+    FurtherTrainingConfig,
+    ModelPart,
+    ModelShape,
+    PretrainConfig,
+    TrainingConfig,
+)
+from align.recipe.stage_file import Problem
+from preference_data.corpora.catalog import phrasebook_of
+from preference_data.toy_world.phrasebook import Phrasebook
+
+if TYPE_CHECKING:
+    from align.recipe.recipe import Step
+
+_MADE = ("synthetic", "spoken_digits")
+"""Corpora whose clips are made, with facts and a length that are known before."""
+_PARTS: tuple[ModelPart, ...] = ("audio_tower", "projector", "language_model")
+
+
+def problems(steps: list[Step]) -> list[Problem]:
+    """Mistakes in steps that are right by themselves."""
+    by_name = {step.name: step for step in steps}
+    return [
+        problem
+        for step in steps
+        if isinstance(step.config, TrainingConfig)
+        for problem in (*_clips_too_long(step, step.config, by_name), *_empty_lessons(step, by_name))
+    ]
+
+
+def origin_of(step: Step, steps: Mapping[str, Step]) -> Step | None:
+    """The stage whose model a training stage's policy comes from, if it is of the recipe."""
+    while isinstance(step.config, TrainingConfig) and isinstance(step.config.starts_from, str):
+        if step.config.starts_from not in steps:
+            return None
+        step = steps[step.config.starts_from]
+    return step
+
+
+def _clips_too_long(step: Step, config: TrainingConfig, steps: Mapping[str, Step]) -> Iterator[Problem]:
+    """Clips that are made longer than a small model hears: it would silently not hear their end."""
+    corpus, origin = steps.get(config.corpus), origin_of(step, steps)
+    shape = getattr(origin.config, "model", None) if origin else None
+    if origin is None or corpus is None or not isinstance(shape, ModelShape):
+        return
+    if isinstance(corpus.config, CorpusConfig) and corpus.config.corpus in _MADE and shape.clip_s < CLIP_S:
+        yield step.source.problem(
+            ("corpus",),
+            f"clips of {corpus.name} last {CLIP_S:g} s, but the model hears {shape.clip_s} s: set "
+            f"{origin.name}.model.clip_s to {CLIP_S:g} or more",
+        )
+
+
+def _empty_lessons(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
+    """Lessons of a curriculum about facts that no clip has."""
+    corpus = steps.get(str(getattr(step.config, "corpus", None)))
+    if not isinstance(step.config, PretrainConfig) or corpus is None or not step.config.curriculum:
+        return
+    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus not in _MADE:
+        return
+    slots = Phrasebook.load(phrasebook_of(corpus.config.corpus, Path(corpus.config.dir or ""))).slots
+    for number, lesson in enumerate(step.config.curriculum):
+        if lesson.slot not in slots:
+            message = f"clips of {corpus.name} have no fact {lesson.slot!r}; known: {', '.join(slots)}"
+            yield step.source.problem(("curriculum", number, "slot"), message)
+        elif not slots[lesson.slot].sequence:
+            known = slots[lesson.slot].values
+            for place, value in enumerate(lesson.values):
+                if value not in known:
+                    message = f"no {lesson.slot} of {corpus.name} is {value!r}; known: {', '.join(known)}"
+                    yield step.source.problem(("curriculum", number, "values", place), message)
+
+
+def thawed_parts(steps: list[Step]) -> list[str]:
+    """Parts of a model that a later stage trains although an earlier one kept them frozen, in words.
+
+    No mistake: a stage may well train more than the one before it, and nothing is lost by it. But where
+    `train` is left out everything learns, a tower too that pre-training has kept as Whisper's.
+    """
+    by_name = {step.name: step for step in steps}
+    lines = []
+    for step in steps:
+        config = step.config
+        before = by_name.get(config.policy) if isinstance(config, FurtherTrainingConfig) else None
+        if before is None or not isinstance(config, FurtherTrainingConfig) or config.lora is not None:
+            continue
+        frozen = _frozen(before)
+        if thawed := [part for part in _PARTS if part in frozen and part not in _frozen(step)]:
+            why = "" if config.train else ", because it has no `train`: then all parts learn"
+            lines.append(f"{step.name} trains {', '.join(thawed)}, which {before.name} kept frozen{why}")
+    return lines
+
+
+def _frozen(step: Step) -> set[ModelPart]:
+    """Parts that a stage does not train; with LoRA none counts, whose updates are merged into them."""
+    train = step.config.train if isinstance(step.config, TrainingConfig) else None
+    return set() if train is None else set(_PARTS) - set(train)
