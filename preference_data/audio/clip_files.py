@@ -35,6 +35,14 @@ class BadAudio(ValueError):
         return f"{self.path!r}: {self.code}: {self.detail}"
 
 
+class BadContent(ValueError):
+    """What is wrong with a file's content, before it is known which file it is; as `BadAudio`."""
+
+    def __init__(self, code: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.code: Reason = code
+
+
 def find_below(root: Path, path: str) -> ClipFile:
     """Where the bytes of a clip are that a record names by its path below `root`.
 

@@ -3,31 +3,31 @@
 Files are untrusted: headers are bounded before a sample is decoded, samples are checked, and `audit`
 decodes a whole corpus in processes that may crash or hang without harm.
 
-The decoder is always libsndfile: another one changes the samples (FFmpeg mixes stereo 1.41 times
-louder). It takes half a WAV, Ogg or MP3 for a whole file, so what their headers say of their length is
-checked.
+libsndfile decodes what it can: another one changes the samples (FFmpeg mixes stereo 1.41 times louder). It
+takes half a file for a whole one, so what `containers` and `mp3` read of a file's length is checked. What it
+cannot decode, FFmpeg may, see `media`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import struct
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO, FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-from preference_data.audio import mp3
-from preference_data.audio.clip_files import BadAudio, ClipFile, Reason
+from preference_data.audio import containers, media, mp3
+from preference_data.audio.clip_files import BadAudio, BadContent, ClipFile, Reason
 from preference_data.audio.isolation import Died, in_order
 from preference_data.audio.tar_shards import BadShard
 
@@ -37,19 +37,16 @@ Depth = Literal["header", "samples"]
 """How far a file is looked at. By its header alone is about ten times faster, and takes half a FLAC for a
 whole file; by its samples, nothing that a training run cannot read gets through."""
 
-_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+_WITH_STRUCTURE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "OGG")
+_FORMATS = (*_WITH_STRUCTURE, "FLAC", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
 _MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but not by that much
-_MAX_CHUNKS = 1000  # before a WAV's sound
-_MAX_COUNTED_BYTES = 100_000_000  # of an MP3 whose frames are counted in memory: 40 minutes at 320 kbit/s
-_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest one
-_UNKNOWN_FRAMES, _UNKNOWN_BYTES = 2**63 - 1, 2**32 - 1  # by libsndfile; by a WAV written to a pipe
-_TELLTALES = (  # offset, bytes and meaning of files that often stand where audio should
-    (0, b"version https://git-lfs", "is a git-lfs pointer; run `git lfs pull`"),
-    (0, b"<", "is a web page, so the download failed; fetch the file again"),
-    (0, b"#EXTM3U", "is a playlist; fetch the audio that it lists"),
-    (4, b"ftyp", "is MP4/M4A; convert it to WAV or FLAC, e.g. with ffmpeg"),
-    (0, b"\x1a\x45\xdf\xa3", "is Matroska/WebM; convert it to WAV or FLAC, e.g. with ffmpeg"),
+_MAX_COUNTED_BYTES = 100_000_000  # of an MP3 that gets another header in memory: 40 minutes at 320 kbit/s
+_UNKNOWN_FRAMES = 2**63 - 1  # by libsndfile
+_TELLTALES = (  # the start of files that often stand where audio should
+    (b"version https://git-lfs", "is a git-lfs pointer: run `git lfs pull`"),
+    (b"<", "is a web page, so the download failed"),
+    (b"#EXTM3U", "is a playlist: fetch the audio that it lists"),
 )
 
 
@@ -179,18 +176,52 @@ def _verify(
         return error
 
 
+class _Sound(NamedTuple):
+    """An opened file: its header, and all its samples when they are wanted, shape (frames, channels)."""
+
+    samplerate: int
+    channels: int
+    frames: int
+    format: str
+    read: Callable[[], np.ndarray]
+
+
 @contextmanager
-def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, soundfile.SoundFile]]:
+def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, _Sound]]:
     """Open a clip, once for its hash, header and samples, and refuse it if it is outside the bounds."""
     try:
-        with _file(clip) as file, _sound(clip, file) as sound:
-            _check_end(clip, file, sound)
+        with _file(clip) as file, _sound(file, max_duration_s) as sound:
             _check_bounds(clip, sound, max_duration_s)
             yield file, sound
+    except BadContent as error:
+        raise BadAudio(clip, error.code, f"{error}; {_next_step(clip, error.code)}") from error
     except FileNotFoundError:
         raise BadAudio(clip, "missing", "does not exist; check the manifest and the root") from None
     except OSError as error:
         raise BadAudio(clip, "unreadable", f"{error.strerror}; check its rights and the disk") from error
+
+
+def _next_step(clip: ClipFile, code: Reason) -> str:
+    """What to do about a file whose content is refused."""
+    name = PurePosixPath(clip.name)
+    converted = f"{name.stem}-whole.flac" if name.suffix == ".flac" else f"{name.stem}.flac"
+    command = f"ffmpeg -i {_quoted(name.name)} {_quoted(converted)}"
+    match code:
+        case "unsupported_format":
+            return f"or convert it: {command}"
+        case "unknown_length":
+            return f"convert it, to a file and not to a pipe: {command}"
+        case "corrupt":
+            return f"fetch it again, or keep what can be decoded: {command}"
+        case "too_long":
+            return "cut it"
+        case _:
+            return "fetch it again"
+
+
+def _quoted(name: str) -> str:
+    """A file's name for a shell, and not an option."""
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def _file(clip: ClipFile) -> FileIO:
@@ -210,38 +241,68 @@ def _file(clip: ClipFile) -> FileIO:
     return file
 
 
-def _sound(path: ClipFile, file: FileIO) -> soundfile.SoundFile:
-    if not os.pread(file.fileno(), 1, 0):
-        raise BadAudio(path, "empty_file", "has 0 bytes; fetch it again")
+@contextmanager
+def _sound(file: FileIO, max_duration_s: float) -> Iterator[_Sound]:
+    start = os.pread(file.fileno(), 64, 0)
+    kind = media.kind_of(start)
+    if not start:
+        raise BadContent("empty_file", "has 0 bytes")
+    if kind:
+        samples, rate, coding = media.read(file, kind, max_duration_s=max_duration_s)
+        yield _Sound(rate, samples.shape[1], len(samples), coding, lambda: samples)
+        return
+    is_checked = containers.check_length(file)
     try:  # by descriptor: given a name, libsndfile would take any bytes called *.vox for audio
         sound = soundfile.SoundFile(file.fileno(), closefd=False)
     except soundfile.LibsndfileError as error:
-        start = os.pread(file.fileno(), 64, 0)
-        known = [meaning for offset, mark, meaning in _TELLTALES if start[offset:].startswith(mark)]
-        problem = (known or ["is not audio, or its header is damaged; fetch it again"])[0]
-        raise BadAudio(path, "unreadable", f"{problem} ({error.error_string})") from error
-    is_guess = sound.format == "MP3" and not _has_xing_header(file)
-    return _counted(path, file) if is_guess else sound
+        known = [meaning for mark, meaning in _TELLTALES if start.startswith(mark)]
+        problem = (known or ["is not audio, or its header is damaged"])[0]
+        raise BadContent("unreadable", f"{problem} ({error.error_string})") from error
+    with sound if sound.format != "MP3" else _counted(file, sound) as sound:
+        read = partial(_read_flac, file, sound) if sound.format == "FLAC" else partial(_read, sound)
+        coding = f"{sound.format}/{sound.subtype}"
+        if sound.format not in _FORMATS:
+            raise BadContent("unsupported_format", f"{sound.format} is not one of {', '.join(_FORMATS)}")
+        if sound.format in _WITH_STRUCTURE and not is_checked:
+            raise BadContent("unreadable", "something stands before its header")
+        if sound.frames == _UNKNOWN_FRAMES:
+            raise BadContent("unknown_length", "its header says no length")
+        yield _Sound(sound.samplerate, sound.channels, sound.frames, coding, read)
 
 
-def _counted(path: ClipFile, file: FileIO) -> soundfile.SoundFile:
-    """An MP3 that does not say its length, with the header that does put before it."""
-    whole = None
-    if os.fstat(file.fileno()).st_size <= _MAX_COUNTED_BYTES:
-        file.seek(0)
-        whole = mp3.with_header(file.readall())
-    if whole is None:
-        detail = "says no length, and whole frames do not fill it; fetch it again, or convert it to a file"
-        raise BadAudio(path, "unknown_length", detail)
-    return soundfile.SoundFile(BytesIO(whole))
+def _read(sound: soundfile.SoundFile) -> np.ndarray:
+    samples: np.ndarray = sound.read(sound.frames, dtype="float32", always_2d=True)
+    return samples
 
 
-def _check_bounds(path: ClipFile, sound: soundfile.SoundFile, max_duration_s: float) -> None:
+def _read_flac(file: FileIO, sound: soundfile.SoundFile) -> np.ndarray:
+    """Samples of a FLAC, which must have the MD5 that its header says (RFC 9639, section 8.2)."""
+    samples, content = _read(sound), os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+    if (second := content.find(b"fLaC\0\0\0\x22", 8)) > 0:
+        raise BadContent("corrupt", f"another file begins at byte {second}")
+    width, md5 = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}[sound.subtype], content[26:42]
+    integers = (samples * 2.0 ** (8 * width - 1)).astype("<i4").reshape(-1, 1).view(np.uint8)
+    actual = hashlib.md5(integers[:, :width].tobytes(), usedforsecurity=False).digest()
+    if content.startswith(b"fLaC") and any(md5) and md5 != actual:
+        raise BadContent("corrupt", "its sound is not what its header signs (MD5)")
+    return samples
+
+
+def _counted(file: FileIO, sound: soundfile.SoundFile) -> soundfile.SoundFile:
+    """An MP3 as libsndfile counts it, or, if it miscounts, with another header put before its frames."""
+    frames = mp3.read_frames(file)
+    if frames.is_plain:
+        return sound
+    if os.fstat(file.fileno()).st_size > _MAX_COUNTED_BYTES:
+        raise BadContent("unknown_length", "its header does not say how many frames there are")
+    sound.close()
+    return soundfile.SoundFile(BytesIO(frames.whole(file)))
+
+
+def _check_bounds(path: ClipFile, sound: _Sound, max_duration_s: float) -> None:
     """Refuse by the header, before memory for the samples is taken."""
     refuse = partial(BadAudio, path)
     rate, frames = sound.samplerate, sound.frames
-    if sound.format not in _FORMATS:
-        raise refuse("unsupported_format", f"{sound.format} is not one of {_FORMATS}; convert it to FLAC")
     if not _LOWEST_HZ <= rate <= _HIGHEST_HZ:
         raise refuse("bad_sample_rate", f"{rate} Hz is not in {_LOWEST_HZ}..{_HIGHEST_HZ}; resample it")
     if sound.channels > _MAX_CHANNELS:
@@ -252,61 +313,18 @@ def _check_bounds(path: ClipFile, sound: soundfile.SoundFile, max_duration_s: fl
         raise refuse("too_long", f"{frames / rate:.1f} s, the limit is {max_duration_s:g} s; cut it")
 
 
-def _check_end(path: ClipFile, file: FileIO, sound: soundfile.SoundFile) -> None:
-    """Refuse files of unknown length and cut-off WAV and Ogg files; libsndfile would take them."""
-    refuse, size = partial(BadAudio, path), os.fstat(file.fileno()).st_size
-    promised, there = _wav_bytes(path, file, size) if sound.format in ("WAV", "WAVEX") else (0, 0)
-    if sound.frames == _UNKNOWN_FRAMES or promised == _UNKNOWN_BYTES:
-        raise refuse(
-            "unknown_length", "its header says no length; convert it again, to a file and not to a pipe"
-        )
-    if promised > there:
-        raise refuse("truncated", f"promises {promised} bytes of sound, has {there}; fetch it again")
-    if sound.format == "OGG" and not _ends_ogg_stream(file, size):
-        raise refuse("truncated", f"its {size} bytes stop before the stream ends; fetch it again")
-
-
-def _wav_bytes(path: ClipFile, file: FileIO, size: int) -> tuple[int, int]:
-    """How many bytes of sound the header of a WAV file promises, and how many there are."""
-    order = {b"RIFF": "<", b"RIFX": ">"}.get(os.pread(file.fileno(), 4, 0))
-    at = 12
-    for _ in range(_MAX_CHUNKS if order else 0):
-        header = os.pread(file.fileno(), 8, at)
-        if len(header) < 8:
-            break
-        name, length = struct.unpack(f"{order}4sI", header)
-        if name == b"data":
-            return length, size - at - 8
-        at += 8 + length + length % 2
-    raise BadAudio(path, "unreadable", f"no data in its first {_MAX_CHUNKS} RIFF chunks; write it again")
-
-
-def _ends_ogg_stream(file: FileIO, size: int) -> bool:
-    """Whether the last page of an Ogg file is whole and marked as the last (RFC 3533, section 6)."""
-    tail = os.pread(file.fileno(), _OGG_PAGE, max(0, size - _OGG_PAGE))
-    page = tail[max(0, tail.rfind(b"OggS")) :].ljust(27, b"\0")
-    lengths_end = 27 + page[26]
-    return bool(page[5] & 4) and len(page) >= lengths_end + sum(page[27:lengths_end])
-
-
-def _has_xing_header(file: FileIO) -> bool:
-    """Whether an MP3 says its length; else libsndfile guesses it, and may drop half of the sound."""
-    start = os.pread(file.fileno(), 4096, mp3.skip_tag(os.pread(file.fileno(), 10, 0)))
-    return b"Xing" in start or b"Info" in start
-
-
-def _describe(file: FileIO, sound: soundfile.SoundFile) -> AudioInfo:
+def _describe(file: FileIO, sound: _Sound) -> AudioInfo:
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     rate, frames = sound.samplerate, sound.frames
-    return AudioInfo(frames / rate, rate, sound.channels, frames, f"{sound.format}/{sound.subtype}", digest)
+    return AudioInfo(frames / rate, rate, sound.channels, frames, sound.format, digest)
 
 
-def _decode(path: ClipFile, sound: soundfile.SoundFile) -> np.ndarray:
+def _decode(path: ClipFile, sound: _Sound) -> np.ndarray:
     """All samples, float32, shape (frames, channels): as many as promised, finite, of sane level."""
     refuse = partial(BadAudio, path)
     try:
-        samples: np.ndarray = sound.read(sound.frames, dtype="float32", always_2d=True)
+        samples = sound.read()
     except soundfile.LibsndfileError as error:
         raise refuse("corrupt", f"cut off or damaged ({error.error_string}); fetch it again") from error
     except MemoryError as error:

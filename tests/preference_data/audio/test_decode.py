@@ -33,7 +33,8 @@ def tone(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
 def encoded(folder: Path, suffix: str, seconds: float = 2) -> bytes:
     """The bytes of a tone in noise at 16 kHz."""
     path = folder / f"whole{suffix}"
-    soundfile.write(path, tone(seconds, 16_000), 16_000)
+    coding = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
+    soundfile.write(path, tone(seconds, 16_000), 16_000, **coding)
     return path.read_bytes()
 
 
@@ -47,6 +48,10 @@ def with_wav_length(wav: bytes, n_bytes: int) -> bytes:
     """Overwrite the byte count of the data chunk of a canonical 44-byte-header WAV."""
     assert wav[36:40] == b"data"
     return wav[:40] + struct.pack("<I", n_bytes) + wav[44:]
+
+
+def with_au_length(au: bytes, n_bytes: int) -> bytes:
+    return au[:8] + struct.pack(">I", n_bytes) + au[12:]
 
 
 def two_hours_of_silence(path: Path) -> None:
@@ -77,13 +82,12 @@ REFUSED_BY_HEADER: dict[str, tuple[str, Callable[[Path], object]]] = {
     "random.wav": ("unreadable", lambda path: path.write_bytes(np.random.default_rng(0).bytes(9_999))),
     "random.raw": ("unreadable", lambda path: path.write_bytes(np.random.default_rng(0).bytes(9_999))),
     "random.vox": ("unreadable", lambda path: path.write_bytes(np.random.default_rng(0).bytes(9_999))),
-    "movie.wav": ("unreadable", lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(999))),
-    "header_cut.wav": ("unreadable", lambda path: path.write_bytes(encoded(path.parent, ".wav")[:30])),
+    "header_cut.wav": ("truncated", lambda path: path.write_bytes(encoded(path.parent, ".wav")[:30])),
     "no_riff.wav": (
         "unreadable",
         lambda path: path.write_bytes(b"ID3\3\0\0\0\0\0\x0a" + bytes(10) + encoded(path.parent, ".wav")),
     ),
-    "other.aiff": ("unsupported_format", lambda path: soundfile.write(path, SILENCE, 16_000)),
+    "other.voc": ("unsupported_format", lambda path: soundfile.write(path, SILENCE, 16_000)),
     "slow.wav": ("bad_sample_rate", lambda path: soundfile.write(path, SILENCE, 3_999)),
     "fast.wav": ("bad_sample_rate", lambda path: soundfile.write(path, SILENCE, 192_001)),
     "wide.wav": (
@@ -104,9 +108,9 @@ REFUSED_BY_HEADER: dict[str, tuple[str, Callable[[Path], object]]] = {
         "unknown_length",
         lambda path: path.write_bytes(with_flac_length(encoded(path.parent, ".flac"), 0)),
     ),
-    "guessed.mp3": (
+    "streamed.au": (
         "unknown_length",
-        lambda path: path.write_bytes(without_xing_frame(encoded(path.parent, ".mp3"))[:-10]),
+        lambda path: path.write_bytes(with_au_length(encoded(path.parent, ".au"), 2**32 - 1)),
     ),
     "31_s.wav": ("too_long", lambda path: soundfile.write(path, np.tile(SILENCE, 31), 16_000)),
     "two_hours.flac": ("too_long", two_hours_of_silence),
@@ -121,12 +125,42 @@ REFUSED_BY_HEADER: dict[str, tuple[str, Callable[[Path], object]]] = {
         "truncated",
         lambda path: path.write_bytes(without_last_page(encoded(path.parent, ".ogg", seconds=8))),
     ),
+    **{
+        f"half{suffix}": (
+            "truncated",
+            lambda path, suffix=suffix: path.write_bytes(halved(encoded(path.parent, suffix))),
+        )
+        for suffix in (".rf64", ".w64", ".aiff", ".au", ".caf", ".mp3")
+    },
+    "headerless_cut.mp3": (
+        "truncated",
+        lambda path: path.write_bytes(without_xing_frame(encoded(path.parent, ".mp3"))[:-10]),
+    ),
+    "frames_lost.mp3": (
+        "truncated",
+        lambda path: path.write_bytes(without_last_frames(encoded(path.parent, ".mp3"))),
+    ),
+    "hole.mp3": ("corrupt", lambda path: path.write_bytes(with_hole(encoded(path.parent, ".mp3")))),
+    "hole.ogg": ("corrupt", lambda path: path.write_bytes(flipped(encoded(path.parent, ".ogg")))),
+    "hole.opus": ("corrupt", lambda path: path.write_bytes(flipped(encoded(path.parent, ".opus")))),
+    "page_lost.ogg": ("corrupt", lambda path: path.write_bytes(without_a_page(encoded(path.parent, ".ogg")))),
+    "two.ogg": ("corrupt", lambda path: path.write_bytes(encoded(path.parent, ".ogg") * 2)),
+    "two.wav": ("corrupt", lambda path: path.write_bytes(encoded(path.parent, ".wav") * 2)),
+    "two.aiff": ("corrupt", lambda path: path.write_bytes(encoded(path.parent, ".aiff") * 2)),
+    "length_halved.wav": (
+        "corrupt",
+        lambda path: path.write_bytes(with_wav_length(encoded(path.parent, ".wav"), 32_000)),
+    ),
     "last_byte_cut.ogg": ("truncated", lambda path: path.write_bytes(encoded(path.parent, ".ogg")[:-1])),
 }
 REFUSED_BY_SAMPLES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "half.flac": ("corrupt", lambda path: path.write_bytes(halved(encoded(path.parent, ".flac")))),
     "flipped.flac": ("corrupt", lambda path: path.write_bytes(flipped(encoded(path.parent, ".flac")))),
-    "half.mp3": ("truncated", lambda path: path.write_bytes(halved(encoded(path.parent, ".mp3")))),
+    "two.flac": ("corrupt", lambda path: path.write_bytes(encoded(path.parent, ".flac") * 2)),
+    "length_halved.flac": (
+        "corrupt",
+        lambda path: path.write_bytes(with_flac_length(encoded(path.parent, ".flac"), 16_000)),
+    ),
     "nan.wav": ("non_finite", lambda path: soundfile.write(path, spoilt(np.nan), 16_000, "FLOAT")),
     "inf.wav": ("non_finite", lambda path: soundfile.write(path, spoilt(-np.inf), 16_000, "FLOAT")),
     "double.wav": ("non_finite", lambda path: soundfile.write(path, spoilt(1e300), 16_000, "DOUBLE")),
@@ -144,6 +178,22 @@ def without_xing_frame(mp3: bytes) -> bytes:
     second = mp3.index(mp3[:2], 4)
     assert b"Info" in mp3[:second] or b"Xing" in mp3[:second]
     return mp3[second:]
+
+
+def without_last_frames(mp3: bytes) -> bytes:
+    """Cut where a frame begins; the header counts on."""
+    return mp3[: mp3.rindex(mp3[:2], 0, len(mp3) * 3 // 4)]
+
+
+def with_hole(mp3: bytes) -> bytes:
+    """60 zeros where a frame in the middle begins."""
+    at = mp3.index(mp3[:2], len(mp3) // 2)
+    return mp3[:at] + bytes(60) + mp3[at + 60 :]
+
+
+def without_a_page(ogg: bytes) -> bytes:
+    last = ogg.rindex(b"OggS")
+    return ogg[: ogg.rindex(b"OggS", 0, last)] + ogg[last:]
 
 
 def without_last_page(ogg: bytes) -> bytes:
@@ -190,7 +240,9 @@ def test_header_is_enough_to_refuse(tmp_path: Path, name: str) -> None:
     [
         ("page.wav", "web page"),
         ("pointer.wav", "git lfs pull"),
-        ("movie.wav", "ffmpeg"),
+        ("other.voc", "ffmpeg -i other.voc other.flac"),
+        ("streamed.wav", "ffmpeg -i streamed.wav streamed.flac"),
+        ("hole.mp3", "ffmpeg -i hole.mp3 hole.flac"),
         ("half.wav", "promises 64000 bytes of sound, has 31956"),
         ("slow.wav", "3999 Hz is not in 4000..192000"),
         ("two_hours.flac", "7200.0 s, the limit is 30 s"),
@@ -252,6 +304,14 @@ VALID = [
     ("opus.ogg", 48_000, 1, {"subtype": "OPUS"}),
     ("stereo.mp3", 44_100, 2, {}),
     ("variable.mp3", 16_000, 1, {"bitrate_mode": "VARIABLE"}),
+    ("a.rf64", 16_000, 1, {"subtype": "PCM_24"}),
+    ("stereo.w64", 44_100, 2, {}),
+    ("a.aiff", 22_050, 1, {}),
+    ("mulaw.aifc", 8_000, 2, {"format": "AIFF", "subtype": "ULAW"}),
+    ("a.au", 8_000, 1, {"subtype": "ULAW"}),
+    ("little.au", 16_000, 2, {"subtype": "FLOAT", "endian": "LITTLE"}),
+    ("a.caf", 44_100, 1, {"subtype": "PCM_24"}),
+    ("alac.caf", 16_000, 2, {"subtype": "ALAC_16"}),
     ("flac_in_disguise.wav", 16_000, 1, {"format": "FLAC"}),
 ]
 
