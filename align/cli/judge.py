@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from align.cli.options import file_to_read, folder_to_read, folder_to_write
 
 if TYPE_CHECKING:
     from align.evaluation.judges.llm_judge import ChatModel
 
 
 def judge(
-    answers: Annotated[Path, typer.Argument(metavar="ANSWERS.jsonl", help="Official inference output.")],
+    answers: Annotated[
+        Path,
+        typer.Argument(metavar="ANSWERS.jsonl", parser=file_to_read, help="Official inference output."),
+    ],
     model: Annotated[str, typer.Option("--judge-model", metavar="M", help="As its server names it.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="For scores.json and replies.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", parser=folder_to_write, help="For scores.json and replies.jsonl."
+        ),
+    ],
     url: Annotated[
         str | None,
         typer.Option("--judge-url", metavar="URL", help="Up to /v1. Without: M is a local model's folder."),
@@ -51,17 +62,18 @@ def judge(
     from align.evaluation.judges.prompt import Official, Strict
     from align.run_folder.artifacts import write_json
 
+    policy = None if url else folder_to_read(os.path.expanduser(model))
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
         chat_model: ChatModel
-        if url:
+        if policy is None:
             chat_model = Endpoint(url, model, concurrency=concurrency)
         else:
             # Imported here, because it brings torch, which an endpoint's user need not wait for.
             from align.evaluation.judges.local_model import LocalModel
 
-            chat_model = LocalModel(Path(model).expanduser())
+            chat_model = LocalModel(policy)
         llm_judge = LLMJudge(
             chat_model,
             out / "judge_replies.jsonl",
