@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from align.cli.options import Out, Overrides, RecipeFolder, folder_to_write, path, run_command
+
 if TYPE_CHECKING:
     from align.recipe.config.preference import AnnotateConfig
     from ui_annotation.project import Project
@@ -21,16 +23,21 @@ users = typer.Typer(no_args_is_help=True, help="Who may sign in.", rich_markup_m
 app.add_typer(users, name="users")
 
 Home = Annotated[
-    Path, typer.Option("--home", metavar="DIR", help="The server's data: database, clips, credentials.")
+    Path,
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        parser=folder_to_write,
+        help="The server's data: database, clips, credentials.",
+    ),
 ]
 HOME = Path("runs/argilla")
-RecipeFolder = Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="S.key=value", help="As given to `align run`.")
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<recipe> by default.")
-]
+
+
+def _port(text: str | int) -> int:
+    if not str(text).isdecimal() or int(text) > 65535:
+        raise typer.BadParameter(f"{text} is not a port: a whole number from 0 to 65535")
+    return int(text)
 
 
 @app.command()
@@ -48,7 +55,7 @@ def install() -> None:
 @app.command()
 def up(
     home: Home = HOME,
-    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 6900,
+    port: Annotated[int, typer.Option("--port", parser=_port, help="0 takes a free one.")] = 6900,
 ) -> None:
     """Run the annotation server until Ctrl-C or `align annotate down`.
 
@@ -73,8 +80,8 @@ def down(home: Home = HOME) -> None:
 
 @app.command()
 def status(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None,
-    home: Annotated[Path | None, typer.Option("--home", metavar="DIR")] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", parser=path)] = None,
+    home: Annotated[Path | None, typer.Option("--home", metavar="DIR", parser=folder_to_write)] = None,
     overrides: Overrides = None,
     out: Out = None,
 ) -> None:
@@ -94,7 +101,8 @@ def status(
     stage = _annotate_stage(recipe, overrides, out)
     own = stage.run / "argilla"
     if not stage.config.server and launch.running(own) is None:  # to look is not to start it
-        typer.echo(f"No server runs for {own}. Start it: align annotate push {recipe}")
+        command = run_command(recipe, overrides, out, verb="annotate push")
+        typer.echo(f"No server runs for {own}. Start it: {command}")
         raise typer.Exit(1)
     with annotate.server(stage.config, stage.run) as host:
         so_far = pulling.progress(stage.project, annotate.fetch(host, stage.project))
@@ -192,7 +200,8 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
         raise RecipeError([Problem(str(recipe), "", "no stage of this recipe is `stage: annotate`")])
     missing = [name for name in step.needs if not (run / name / MANIFEST).exists()]
     if missing:
-        message = f"needs {missing[0]}, which has not finished in {run}; first: align run {recipe}"
+        first = run_command(recipe, overrides, out)
+        message = f"needs {missing[0]}, which has not finished in {run}; first: {first}"
         raise RecipeError([Problem(str(step.file), "", message)])
     inputs = {name: run / name for name in step.needs}
     digests = {name: read_manifest(folder)["output_digest"] for name, folder in inputs.items()}

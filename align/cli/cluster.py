@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from align.cli.options import Overrides, RecipeFolder, file_to_write, path
+
 if TYPE_CHECKING:
     from align.execution.cluster_files import ClusterJob
     from align.recipe.recipe import Recipe
@@ -21,11 +23,13 @@ def _group() -> None:
 
 @app.command()
 def render(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of N_name.yaml files.")],
+    recipe: RecipeFolder,
     to: Annotated[Literal["slurm", "kuberay"], typer.Option("--to", help="What runs the cluster.")],
     run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="DIR", help="Run folder that all machines share; runs/<recipe>."),
+        Path | None,
+        typer.Option(
+            "--run", metavar="DIR", parser=path, help="Run folder that all machines share; runs/<recipe>."
+        ),
     ] = None,
     per_node: Annotated[int, typer.Option("--per-node", min=1, help="Workers on one machine: its GPUs.")] = 8,
     time: Annotated[str, typer.Option("--time", help="SLURM: time limit.")] = "24:00:00",
@@ -34,11 +38,10 @@ def render(
         str, typer.Option("--claim", help="KubeRay: name of the shared volume's claim.")
     ] = "runs",
     mount: Annotated[str, typer.Option("--mount", help="KubeRay: where it is mounted.")] = "/runs",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="S.key=value", help="As for align run.")
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write here, not to the terminal.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", parser=file_to_write, help="Write here, not to the terminal."),
     ] = None,
 ) -> None:
     """Write the file that starts a recipe on a cluster; its stages say what they need under `hardware`.
@@ -50,8 +53,8 @@ def render(
     from preference_data.store import write_text
 
     loaded = load(recipe, overrides)
-    folder = run or (f"{mount}/{loaded.name}" if to == "kuberay" else f"runs/{loaded.name}")
-    job = _job(loaded, str(recipe), folder, per_node, overrides or [])
+    folder = run or Path(mount if to == "kuberay" else "runs") / loaded.name
+    job = _job(loaded, str(recipe), str(folder), per_node, overrides or [])
     if to == "slurm":
         text = cluster_files.slurm(job, time=time)
     else:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from align.cli.options import file_to_read, folder_to_read, folder_to_write
 from align.run_folder.progress import Progress
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def list_corpora() -> None:
 @app.command()
 def download(
     name: Name,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=folder_to_write, help="Where to.")],
     parts: Annotated[
         list[str] | None, typer.Option("--part", metavar="P", help="Only this part; may be repeated.")
     ] = None,
@@ -83,9 +84,15 @@ def download(
 @app.command()
 def prepare(
     name: Name,
-    folder: Annotated[Path, typer.Option("--from", metavar="DIR", help="The corpus, as downloaded.")],
+    folder: Annotated[
+        Path,
+        typer.Option("--from", metavar="DIR", parser=folder_to_read, help="The corpus, as downloaded."),
+    ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="For the records; audio stays in DIR.")
+        Path,
+        typer.Option(
+            "--out", metavar="FOLDER", parser=folder_to_write, help="For the records; audio stays in DIR."
+        ),
     ],
     check: Annotated[
         Literal["header", "samples"],
@@ -97,7 +104,10 @@ def prepare(
     keep_out: Annotated[
         list[Path] | None,
         typer.Option(
-            "--keep-out", metavar="FOLDER", help="A prepared benchmark whose clips stay out of training."
+            "--keep-out",
+            metavar="FOLDER",
+            parser=folder_to_read,
+            help="A prepared benchmark whose clips stay out of training.",
         ),
     ] = None,
 ) -> None:
@@ -130,8 +140,13 @@ def prepare(
 
 @app.command()
 def shard(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A prepared dataset.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The same one in tar shards.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", parser=folder_to_read, help="A prepared dataset.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FOLDER", parser=folder_to_write, help="The same one in tar shards."),
+    ],
     megabytes: Annotated[int, typer.Option("--megabytes", min=1, help="Size of a shard.")] = 256,
 ) -> None:
     """Put a prepared dataset's audio into tar shards, for file systems that are slow with many files.
@@ -167,12 +182,18 @@ def _print_summary(about: dict[str, Any], out: Path) -> None:
 
 @app.command()
 def export(
-    pairs: Annotated[Path, typer.Argument(metavar="PAIRS.jsonl", help="Preference pairs, or chats.")],
+    pairs: Annotated[
+        Path,
+        typer.Argument(metavar="PAIRS.jsonl", parser=file_to_read, help="Preference pairs, or chats."),
+    ],
     form: Format,
     corpus: Annotated[
-        Path, typer.Option("--corpus", metavar="FOLDER", help="Folder its audio is relative to.")
+        Path,
+        typer.Option(
+            "--corpus", metavar="FOLDER", parser=folder_to_read, help="Folder its audio is relative to."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="For the rows.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=folder_to_write, help="For the rows.")],
 ) -> None:
     """Write preference pairs or chats as TRL, LLaMA-Factory or ms-swift read them.
 
@@ -192,14 +213,28 @@ def export(
 
 @app.command("import")
 def import_rows(
-    rows: Annotated[Path, typer.Argument(metavar="FILE", help="Rows: JSON lines, or a JSON list.")],
+    rows: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", parser=file_to_read, help="Rows: JSON lines, or a JSON list."),
+    ],
     form: Format,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="For pairs.jsonl, sft.jsonl and the audio.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=folder_to_write,
+            help="For pairs.jsonl, sft.jsonl and the audio.",
+        ),
     ],
     root: Annotated[
         Path | None,
-        typer.Option("--audio-root", metavar="DIR", help="What audio paths are relative to; FILE's folder."),
+        typer.Option(
+            "--audio-root",
+            metavar="DIR",
+            parser=folder_to_read,
+            help="What audio paths are relative to; FILE's folder.",
+        ),
     ] = None,
     axis: Annotated[
         Literal["factuality", "behaviour"],

@@ -8,15 +8,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from align.cli.options import folder_to_write, path
+
 
 def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="Run folder, stage folder, model folder or models:/NAME@champion."
+            metavar="RUN",
+            parser=lambda text: str(path(text)) if not text.startswith("models:/") else text,
+            help="Run folder, stage folder, model folder or models:/NAME@champion.",
         ),
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", parser=folder_to_write, help="The new folder.")],
 ) -> None:
     """Write a policy as one folder that plain transformers loads: merged safetensors, processor, model card.
 

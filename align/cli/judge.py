@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from align.cli.options import file_to_read, folder_to_read, folder_to_write
 
 if TYPE_CHECKING:
     from align.evaluation.judged_answers import JudgedAnswer
 
 
 def judge(
-    answers: Annotated[Path, typer.Argument(metavar="ANSWERS.jsonl", help="Official inference output.")],
+    answers: Annotated[
+        Path,
+        typer.Argument(metavar="ANSWERS.jsonl", parser=file_to_read, help="Official inference output."),
+    ],
     model: Annotated[str, typer.Option("--judge-model", metavar="M", help="As its server names it.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="For scores.json and replies.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", parser=folder_to_write, help="For scores.json and replies.jsonl."
+        ),
+    ],
     url: Annotated[
         str | None,
         typer.Option("--judge-url", metavar="URL", help="Up to /v1. Without: M is a local model's folder."),
@@ -58,6 +69,8 @@ def judge(
     from align.evaluation.judges.llm_judge import open_judge
     from align.run_folder.artifacts import write_json
 
+    if not url:
+        folder_to_read(os.path.expanduser(model))
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]

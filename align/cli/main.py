@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
 import shlex
 import signal
@@ -20,8 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from align.cli import annotate, cluster, data, doctor, engine, export, judge, promote, score
+from align.cli.options import (
+    Out,
+    Overrides,
+    RecipeFolder,
+    file_to_write,
+    folder_to_read,
+    folder_to_write,
+    path,
+    run_command,
+    stage_name,
+)
 from align.run_folder.progress import outlive_readers, quieten
 
 if TYPE_CHECKING:
@@ -41,26 +52,6 @@ app.add_typer(annotate.app, name="annotate")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
-
-
-def _folder(text: str) -> Path:
-    """A folder's name as given; an empty one, such as of an unset variable, would be the current folder."""
-    if not text.strip():
-        raise typer.BadParameter("is empty; name a folder, or leave the option out")
-    return Path(text)
-
-
-RecipeFolder = Annotated[
-    Path, typer.Argument(metavar="RECIPE", parser=_folder, help="Folder of N_name.yaml files.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="S.key=value", help="Override a key of stage S; '*' is every stage."),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", parser=_folder, help="Run folder; runs/<recipe> by default."),
-]
 
 
 @app.command()
@@ -94,17 +85,23 @@ def check(
     budgets = [line for step in loaded.steps for line in lines(step, loaded, run, gpu_gb)]
     if budgets:
         print("\n" + "\n".join(budgets))
-    print(f"\n{recipe}: {len(loaded.steps)} stages, no mistakes. Next: {_again(recipe, overrides, out)}")
+    print(f"\n{recipe}: {len(loaded.steps)} stages, no mistakes. Next: {run_command(recipe, overrides, out)}")
 
 
 @app.command()
 def run(
     recipe: RecipeFolder,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="S", help="Run just this stage, with inputs as they are.")
+        str | None,
+        typer.Option(
+            "--only", metavar="S", parser=stage_name, help="Run just this stage, with inputs as they are."
+        ),
     ] = None,
     start_at: Annotated[
-        str | None, typer.Option("--from", metavar="S", help="Start here; earlier stages are taken as is.")
+        str | None,
+        typer.Option(
+            "--from", metavar="S", parser=stage_name, help="Start here; earlier stages are taken as is."
+        ),
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
@@ -133,7 +130,8 @@ def run(
     outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
     summary = folder / "summary.json"
     tracker.close(outcome.status, [path for path in (summary, outcome.report) if path])
-    _print_outcome(outcome, loaded, folder, _again(recipe, overrides, out, only, start_at), tracker.uri)
+    limits = [word for limit in (("--only", only), ("--from", start_at)) if limit[1] for word in limit]
+    _print_outcome(outcome, loaded, folder, run_command(recipe, overrides, out, *limits), tracker.uri)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -168,11 +166,15 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
     elif all(standing.state == "done" for standing in standings):
         print(f"\nAll done. Report: {report}" if report.exists() else "\nAll done.")
     else:
-        print(f"\nNext: {_again(recipe, overrides, out)}")
+        print(f"\nNext: {run_command(recipe, overrides, out)}")
 
 
 @app.command()
-def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, help="Run folder.")]) -> None:
+def verify(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=folder_to_read, help="Run folder, or a stage's.")
+    ],
+) -> None:
     """Read every file of a run's finished stages and compare it with the hash of when it was written.
 
     Example: align verify runs/demo
@@ -203,10 +205,17 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", parser=_folder, he
 @app.command()
 def compare(
     policies: Annotated[
-        list[Path], typer.Argument(metavar="A B ...", help="Stage folders of policies, or run folders.")
+        list[Path],
+        typer.Argument(metavar="A B ...", parser=path, help="Stage folders of policies, or run folders."),
     ],
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page.")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", parser=file_to_write, help="Write a page."),
+    ] = None,
+    as_json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", parser=file_to_write, help="Write the numbers."),
+    ] = None,
     audio: Annotated[
         Literal["packed", "linked"],
         typer.Option("--audio", help="Clips inside the page (up to 14 MB), or linked beside it."),
@@ -253,7 +262,11 @@ def main() -> None:
     outlive_readers()
     signal.signal(signal.SIGINT, lambda *_: _fail("interrupted", 75))  # until a run saves what it has
     try:
-        app()
+        raise SystemExit(app(prog_name="align", standalone_mode=False))
+    except TyperException as error:
+        usage = getattr(error, "ctx", None)
+        place = f"{usage.command_path}: " if usage else ""
+        _fail(place + error.format_message(), error.exit_code)
     except Exception as error:
         from align.recipe.recipe import RecipeError  # looked up only now that something was raised
 
@@ -367,32 +380,8 @@ def _table(rows: list[list[str]]) -> None:
 
 
 def _run_folder(recipe: Recipe, out: Path | None) -> Path:
-    """Where the recipe runs; ends with a message if that can be no folder."""
-    folder = out or Path("runs") / recipe.name
-    try:
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        _fail(f"{str(folder)[:80]}...: {error.strerror}; choose another folder with --out", 2)
-    if not nearest.is_dir():
-        _fail(f"{nearest} is a file; choose another folder with --out", 2)
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        _fail(f"{nearest} cannot be written to; choose another folder with --out", 2)
-    return folder
-
-
-def _again(
-    recipe: Path,
-    overrides: list[str] | None,
-    out: Path | None,
-    only: str | None = None,
-    start_at: str | None = None,
-) -> str:
-    """The command that goes on with the same run, for a shell."""
-    words = ["align", "run", str(recipe)]
-    options = {"--only": only, "--from": start_at, "--out": out and str(out)}
-    for name, value in [*(("--set", override) for override in overrides or []), *options.items()]:
-        words += [name, value] if value else []
-    return shlex.join(words)
+    """Where the recipe runs."""
+    return out or folder_to_write(Path("runs") / recipe.name)
 
 
 def _warn(message: str) -> None:

@@ -8,11 +8,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from align.cli.options import path
+
 _CODES = {"fail": 3, "inconclusive": 5}
 
 
 def promote(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with a finished gate.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", parser=path, help="Run folder with a finished gate.")],
     to: Annotated[
         str, typer.Option("--to", metavar="ALIAS", help="Alias to move; `candidate` only registers.")
     ] = "champion",

@@ -8,12 +8,18 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from align.cli.options import file_to_read, file_to_write
+
 
 def score(
-    answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Rows with a response: jsonl or JSON.")],
+    answers: Annotated[
+        Path,
+        typer.Argument(metavar="ANSWERS", parser=file_to_read, help="Rows with a response: jsonl or JSON."),
+    ],
     kind: Annotated[str, typer.Option("--kind", help="foundation, asr_en, translation, emotion, srwt ...")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the numbers as JSON.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", parser=file_to_write, help="Write the numbers as JSON."),
     ] = None,
 ) -> None:
     """Count right answers: AIR-Bench foundation, or the benchmarks of the Qwen-Audio reports.

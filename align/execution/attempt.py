@@ -77,9 +77,14 @@ def _read_seconds(clock: Path) -> float:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within this block the first signal interrupts, unless the running code heeds `stop_requested`."""
+    """Within this block the first signal interrupts, unless the running code heeds `stop_requested`.
+
+    One that came before the block ends it at once.
+    """
     _in_stage.set()
     try:
+        if stop_requested.is_set():
+            raise Interrupted
         yield
     finally:
         _in_stage.clear()

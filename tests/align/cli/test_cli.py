@@ -82,13 +82,14 @@ def test_help_shows_an_example(verb, tmp_path):
         (["run", "nowhere"], "nowhere: is not a folder"),
         (["run", "toy", "--only", "7_x"], "there is no stage '7_x'"),
         (["run", "toy", "--only", "2_sft", "--from", "2_sft"], "give --only or --from, not both"),
+        (["run", "toy", "--only", ""], "'--only': is empty; name a stage"),
+        (["run", "toy", "--from", " "], "'--from': is empty; name a stage"),
+        (["annotate", "up", "--port", "99999"], "99999 is not a port"),
+        (["annotate", "up", "--port", "-1"], "-1 is not a port"),
+        (["annotate", "up", "--port", "http"], "http is not a port"),
         (["run", "toy", "--only", "2_sft"], "needs 1_corpus, which has not finished in runs/toy"),
         (["compare", "a", "b"], "a has no finished evaluation"),
         (["compare", "a", "--seeds"], "a is not a run folder"),
-        (["run", "toy", "--out", ""], "is empty; name a folder"),
-        (["status", "toy", "--out", ""], "is empty; name a folder"),
-        (["run", "toy", "--out", "toy/1_corpus.yaml"], "toy/1_corpus.yaml is a file; choose another folder"),
-        (["run", "toy", "--out", "x" * 300], "File name too long; choose another folder with --out"),
         (["check", "toy", "--gpu-gb", "nan"], "must be a number above 0"),
         (["verify", "toy"], "toy has no finished stages"),
         (["nonsense"], "No such command"),
@@ -112,7 +113,7 @@ def test_a_manifest_that_names_no_files_is_not_whole(tmp_path):
 
 
 def test_the_command_runs_as_a_module_and_survives_a_reader_that_is_gone(recipe):
-    command = f"{sys.executable} -m align.cli check toy"
+    command = f"{sys.executable} -m align check toy"
     shell = f"set -o pipefail; {command} | head -n 0; {command} >&-; {command} > /dev/full"
     done = subprocess.run(
         ["bash", "-c", shell], cwd=recipe.parent, capture_output=True, text=True, check=False

@@ -1,0 +1,114 @@
+"""What verbs share: paths as users type them, the options of a recipe, and the command that goes on with it.
+
+What a verb reads has to be there, and what it writes has to be possible: before it does anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def path(text: str | Path) -> Path:
+    """A name that can be one: not empty, without control characters, not too long.
+
+    An empty one, such as of an unset variable, would be the current folder.
+    """
+    name = str(text)
+    if not name.strip():
+        raise typer.BadParameter("is empty; name a path, or leave the option out")
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise typer.BadParameter(f"{name!r} has a control character in it")
+    try:
+        Path(name).stat()
+    except (FileNotFoundError, NotADirectoryError):  # those that read it say what should be there
+        if os.path.islink(name):
+            raise typer.BadParameter(
+                f"{name} is a link to {os.readlink(name)}, which does not exist"
+            ) from None
+    except OSError as error:
+        short = name if len(name) <= 120 else f"{name[:80]}...{name[-20:]}"
+        raise typer.BadParameter(f"{short}: {error.strerror}; choose another path") from None
+    return Path(name)
+
+
+def stage_name(text: str) -> str:
+    """A stage's name."""
+    if not text.strip():
+        raise typer.BadParameter("is empty; name a stage, or leave the option out")
+    return text
+
+
+def file_to_read(text: str) -> Path:
+    """A file that is there; a pipe will do."""
+    file = path(text)
+    if not file.exists():
+        raise typer.BadParameter(f"{text} does not exist; name a file")
+    if file.is_dir():
+        raise typer.BadParameter(f"{text} is a folder; name a file")
+    return file
+
+
+def folder_to_read(text: str) -> Path:
+    """A folder that is there."""
+    folder = path(text)
+    if not folder.is_dir():
+        raise typer.BadParameter(
+            f"{text} {'is a file' if folder.exists() else 'does not exist'}; name a folder"
+        )
+    return folder
+
+
+def folder_to_write(text: str | Path) -> Path:
+    """A folder that is there or can be made."""
+    folder = path(text)
+    _check_place(folder, folder, "folder")
+    return folder
+
+
+def file_to_write(text: str) -> Path:
+    """A file that can be made or replaced."""
+    file = path(text)
+    if file.is_dir():
+        raise typer.BadParameter(f"{text} is a folder; name a file")
+    _check_place(file, file.parent, "file")
+    return file
+
+
+def _check_place(target: Path, folder: Path, kind: str) -> None:
+    """Refuse a target whose nearest existing folder is none, or cannot be written to."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise typer.BadParameter(f"{target}: {nearest} is not a folder; choose another {kind}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"{target}: {nearest} cannot be written to; choose another {kind}")
+
+
+RecipeFolder = Annotated[
+    Path, typer.Argument(metavar="RECIPE", parser=path, help="Folder of N_name.yaml files.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="S.key=value", help="Override a key of stage S; '*' is every stage."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", parser=folder_to_write, help="Run folder; runs/<recipe> by default."
+    ),
+]
+
+
+def run_command(
+    recipe: Path, overrides: list[str] | None, out: Path | None, *more: str, verb: str = "run"
+) -> str:
+    """The command that goes on with the same run, for a shell; `more` are further words."""
+    words = ["align", *verb.split(), str(recipe)]
+    for override in overrides or []:
+        words += ["--set", override]
+    return shlex.join([*words, *more, *(["--out", str(out)] if out else [])])
