@@ -6,7 +6,7 @@ from align.recipe.config.base import StageConfig
 from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.evaluation import EvaluateConfig, GateConfig, PromoteConfig
 from align.recipe.config.preference import AnnotateConfig, PairsConfig, SampleConfig
-from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
+from align.recipe.config.training import DPOConfig, GRPOConfig, PretrainConfig, SFTConfig
 
 STAGES: dict[str, type[StageConfig]] = {
     config.kind(): config
@@ -18,6 +18,7 @@ STAGES: dict[str, type[StageConfig]] = {
         AnnotateConfig,
         PairsConfig,
         DPOConfig,
+        GRPOConfig,
         EvaluateConfig,
         GateConfig,
         PromoteConfig,
