@@ -53,8 +53,10 @@ def decode(
     rows, positions = torch.arange(n, device=device), mask.sum(-1, keepdim=True)
     ends = torch.tensor(list(stops), device=device)
     left = torch.from_numpy(draws).to(device) if draws is not None else None
+    suppressed = torch.tensor(decoding.suppress, dtype=torch.long, device=device)
     for t in range(decoding.max_new_tokens):
-        chosen = greedy(logits) if left is None else draw(logits, decoding, left[rows, t])
+        allowed = logits.index_fill(-1, suppressed, -torch.inf) if decoding.suppress else logits
+        chosen = greedy(allowed) if left is None else draw(allowed, decoding, left[rows, t])
         tokens[rows, t] = chosen
         logps[rows, t] = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
         goes_on = ~torch.isin(chosen, ends)

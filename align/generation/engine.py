@@ -30,13 +30,14 @@ class Decoding(NamedTuple):
     """How completions are drawn. Nothing else decides: a checkpoint's own settings are ignored.
 
     `temperature` 0 is greedy. `top_p` keeps the likeliest tokens that together have this probability.
-    `completions` of each prompt are drawn.
+    `completions` of each prompt are drawn. Tokens in `suppress` never are.
     """
 
     max_new_tokens: int = 32
     temperature: float = 0.0
     top_p: float = 1.0
     completions: int = 1
+    suppress: tuple[int, ...] = ()
 
 
 class Completion(NamedTuple):

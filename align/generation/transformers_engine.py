@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from align.generation.decoding import decode, stop_tokens, uniforms
 from align.generation.engine import Completion, Decoding, Request, completion_text
@@ -25,23 +25,20 @@ from align.models.qwen2_audio.model import load_model, load_processor
 from align.models.qwen2_audio.packed import pack_for_inference
 
 
-class TransformersEngine:
-    """A Qwen2-Audio on this process' device.
+class LiveEngine:
+    """Completes with a packed Qwen2-Audio as it is in this process, such as one that is being trained.
 
     Args:
-        policy: folder of a saved model, or a Hub id.
+        model: with the packed backbone; in eval mode where it completes.
+        processor: of the model.
         clips: where requests' clips are looked up; may be set later.
-
-    Raises:
-        ValueError: the language model has sliding-window layers.
     """
 
-    def __init__(self, policy: Path | str, clips: ClipFeatures) -> None:
-        self.processor = load_processor(policy)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = pack_for_inference(load_model(policy)).to(self.device).eval()
-        self.clips = clips
-        self.stops = stop_tokens(self.model, self.processor.tokenizer)
+    def __init__(
+        self, model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor, clips: ClipFeatures
+    ) -> None:
+        self.model, self.processor, self.clips = model, processor, clips
+        self.stops = stop_tokens(model, processor.tokenizer)
 
     def complete(
         self, numbered: Mapping[int, Request], decoding: Decoding, seed: int
@@ -61,16 +58,6 @@ class TransformersEngine:
                     for ids, logps in group
                 ],
             )
-
-    def load(self, policy: Path | str) -> None:
-        """Complete as `policy` from now on: the same shape, other weights. The old ones stay if it fails."""
-        self.model.load_state_dict(load_model(policy).state_dict())
-
-    def close(self) -> None:
-        """Free the model's memory."""
-        del self.model
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def _decode(
@@ -103,17 +90,45 @@ class TransformersEngine:
     def _pack(self, requests: Sequence[Request]) -> tuple[PackedBatch, Tensor | None, list[int]]:
         """The prompts as one packed row, the features of their distinct clips, and the prompts' lengths."""
         clips = self.clips.per_row([request.audios for request in requests])
-        rows = [self._encode(request, own).ids for request, own in zip(requests, clips, strict=True)]
+        rows = [self.encode(request, own).ids for request, own in zip(requests, clips, strict=True)]
         batch = pack_audio(self.processor, rows, clips)
-        return batch["packed"].to(self.device), batch.get("input_features"), [len(row) for row in rows]
+        return batch["packed"].to(self.model.device), batch.get("input_features"), [len(row) for row in rows]
 
-    def _encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
+    def encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
+        """Tokens of a prompt, <|AUDIO|> repeated as often as each clip has vectors."""
         encoded = (
             encode_text(self.processor, request.text)
             if request.plain
             else encode_prompt(self.processor, [user(request.text, len(request.audios))])
         )
         return expand_clips(self.processor, encoded, clips)
+
+
+class TransformersEngine(LiveEngine):
+    """A Qwen2-Audio of its own on this process' device.
+
+    Args:
+        policy: folder of a saved model, or a Hub id.
+        clips: where requests' clips are looked up; may be set later.
+
+    Raises:
+        ValueError: the language model has sliding-window layers.
+    """
+
+    def __init__(self, policy: Path | str, clips: ClipFeatures) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = pack_for_inference(load_model(policy)).to(self.device).eval()
+        super().__init__(model, load_processor(policy), clips)
+
+    def load(self, policy: Path | str) -> None:
+        """Complete as `policy` from now on: the same shape, other weights. The old ones stay if it fails."""
+        self.model.load_state_dict(load_model(policy).state_dict())
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _left_padded(index: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

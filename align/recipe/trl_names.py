@@ -35,6 +35,11 @@ _OURS = {
     "save_steps": "save_steps save_strategy eval_steps",
     "seed": "seed data_seed",
     "choose": "load_best_model_at_end metric_for_best_model greater_is_better",
+    "answers": "num_generations",
+    "temperature": "temperature",
+    "max_new_tokens": "max_completion_length",
+    "iterations": "num_iterations steps_per_generation generation_batch_size",
+    "reward": "reward_weights",
     "hardware": "deepspeed fsdp fsdp_config use_cpu ddp_backend ddp_timeout ddp_find_unused_parameters"
     " parallelism_config accelerator_config local_rank",
     "--out on the command line": "output_dir",
@@ -65,7 +70,7 @@ _WHY_NOT = {
     " trackio_static_space_id",
     _EVALUATION: "do_eval do_predict eval_strategy eval_on_start eval_delay eval_packing"
     " eval_accumulation_steps eval_do_concat_batches eval_use_gather_object batch_eval_metrics bf16_full_eval"
-    " fp16_full_eval include_for_metrics prediction_loss_only",
+    " fp16_full_eval include_for_metrics num_generations_eval prediction_loss_only",
     "a training stage always trains": "do_train",
     "it prepares rows of plain text, and the stage prepares its own": "dataset_kwargs dataset_text_field"
     " packing_strategy padding_free pad_to_multiple_of truncation_mode eos_token pad_token"
@@ -83,6 +88,17 @@ _WHY_NOT = {
     "the models have no experts to balance": "router_aux_loss_coef",
     "TRL computes the loss itself; for DPO, label_smoothing is its own name": "label_smoothing_factor",
     "no code is loaded from a checkpoint": "trust_remote_code",
+    "completions are drawn from the whole distribution by our own engine": "top_p top_k min_p"
+    " repetition_penalty generation_kwargs cache_implementation use_transformers_continuous_batching"
+    " transformers_continuous_batching_config use_transformers_paged chat_template_kwargs use_vllm vllm_mode"
+    " vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url"
+    " vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization"
+    " vllm_max_model_length vllm_tensor_parallel_size vllm_importance_sampling_correction"
+    " vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min"
+    " vllm_importance_sampling_cap",
+    "the policies call no tools": "max_tool_calling_iterations",
+    "the stage logs rewards by itself": "log_completions log_multimodal log_unique_prompts"
+    " log_completions_hub_repo num_completions_to_print",
     "its checks read the model's outputs on a TPU or count overflows of fp16": "debug",
 }
 """Why -> TRL's names that cannot work here, or would undo what the stages promise."""
@@ -178,9 +194,9 @@ def set_by_stage(name: str, ours: Collection[str]) -> str | None:
 
 def problem_with(name: str, value: object, config_class: str, ours: Collection[str]) -> str | None:
     """Why a name of the `trl:` mapping, or its value, cannot be used; None if it can."""
-    if reason := set_by_stage(name, ours):
-        return reason
     known = known_names(config_class)
+    if (name in known or name in ours) and (reason := set_by_stage(name, ours)):
+        return reason
     if name not in known:
         close = get_close_matches(name, known, n=1)
         return f"trl.{config_class} has no such name" + (f" (did you mean {close[0]!r}?)" if close else "")

@@ -26,6 +26,8 @@ from preference_data.store import write_text
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+REWARD = "reward.json"
+"""In the folder of a stage that was trained on rewards: the identity of what gave them."""
 _MARK = ".fingerprint"
 SECONDS = ".seconds"
 """Time spent on unfinished work so far, over all attempts."""
@@ -223,6 +225,7 @@ class StageFolder:
                 "stage": self.name,
                 "fingerprint": self.fingerprint,
                 **manifest,
+                **({"reward": read_json(self.path / REWARD)} if (self.path / REWARD).exists() else {}),
                 "output_digest": sha256_json(outputs),
                 "outputs": outputs,
                 "sizes": {name: (self.path / name).stat().st_size for name in outputs},

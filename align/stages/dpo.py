@@ -11,28 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 
-import numpy as np
-
-from align.evaluation.benchmarks import air_bench
-from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.comparison import levels
-from align.evaluation.judges.facts import FactJudge
-from align.generation.engine import Decoding, Request
-from align.generation.transformers_engine import TransformersEngine
-from align.models.chat import assistant, user
-from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
-from align.models.scoring import kl_per_completion
 from align.recipe.config.training import Choose, DPOConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import tuning_of
 from align.training import run as training
-from align.training.collate import Row, SFTCollator, pair_row
+from align.training.collate import Row, pair_row
 from align.training.data_loading import hold_out
+from align.training.dev_score import DevScore
 from align.training.methods import Schedule, direct_preference_optimisation
 from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
@@ -41,9 +29,6 @@ from preference_data import store
 from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
-
-_BATCH = 128
-"""Dev questions that are answered together."""
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -112,52 +97,6 @@ def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> Checkpoi
         case Choose(by="held_out_accuracy"):
             return CheckpointChoice("held_out/accuracy")
         case _:
-            return CheckpointChoice("dev/score", score=DevScore(choose, policy, corpus))
-
-
-class DevScore:
-    """Scores a policy by its answers to dev questions about known facts, and by its KL to the reference."""
-
-    def __init__(self, choose: Choose, reference: Path | str, corpus: Path) -> None:
-        self.decoding, self.corpus = Decoding(choose.max_new_tokens), corpus
-        self.items = _dev_items(corpus, choose.questions)
-        self.requests = [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
-        self._reference = reference
-
-    @cached_property
-    def reference(self) -> TransformersEngine:
-        """Loaded when training is over."""
-        processor = qwen2_audio.load_processor(self._reference)
-        return TransformersEngine(self._reference, ClipFeatures(processor, self.corpus))
-
-    def __call__(self, policy: Path) -> dict[str, float]:
-        """Means over the questions; KL in nats per answer."""
-        engine = TransformersEngine(policy, self.reference.clips)
-        answers = self._answers(engine)
-        judged = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
-        overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
-        names = ("factuality", "behaviour", "score", "fact_accuracy", "over_abstention", "words")
-        kl = self._kl(engine, answers)
-        engine.close()
-        return {**{f"dev/{name}": overall[name] for name in names if name in overall}, "dev/kl": kl}
-
-    def _answers(self, engine: TransformersEngine) -> list[str]:
-        numbered = list(enumerate(self.requests))
-        batches = (dict(numbered[i : i + _BATCH]) for i in range(0, len(numbered), _BATCH))
-        completed = (done for batch in batches for done in engine.complete(batch, self.decoding, seed=0))
-        return [completions[0].text for _, completions in sorted(completed)]
-
-    def _kl(self, engine: TransformersEngine, answers: Sequence[str]) -> float:
-        rows = [
-            {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios, "draw": 0}
-            for item, request, answer in zip(self.items, self.requests, answers, strict=True)
-        ]
-        collate = SFTCollator(engine.processor, engine.clips, packed=True)
-        return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
-
-
-def _dev_items(corpus: Path, n: int) -> list[Item]:
-    """`n` dev questions, the same for every policy."""
-    items = air_bench.read(corpus / "dev")
-    drawn = np.random.default_rng(0).permutation(len(items))[:n]
-    return [items[i] for i in sorted(drawn)]
+            return CheckpointChoice(
+                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
+            )

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2AudioProcessor
 
+from align.generation.engine import Request
 from align.models.chat import (
     Encoded,
     assistant,
@@ -32,7 +33,7 @@ from align.models.features import Clip, ClipFeatures, stack
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.training.augmentation import Augmentation, SpecAugment, augment, mask
 from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
-from preference_data.schema import Chat, PreferencePair, TaskExample
+from preference_data.schema import Chat, PreferencePair, Prompt, TaskExample
 
 Row = dict[str, Any]
 
@@ -75,6 +76,37 @@ def pair_row(pair: PreferencePair, weight: float) -> Row:
     return {**texts, "audios": list(pair.audios), "weight": weight}
 
 
+def prompt_row(prompt: Prompt, kind: str) -> Row:
+    """A prompt to complete in training, with its reference as the assistant's words; `kind` groups rewards.
+
+    Raises:
+        BadExample: a text holds a token that steers the model.
+    """
+    refuse_control(prompt.id, prompt.question, prompt.answer_gt)
+    messages = [user(prompt.question, len(prompt.audios)), assistant(prompt.answer_gt)]
+    own = {"record": prompt, "request": Request(prompt.question, prompt.audios), "kind": kind}
+    return {"messages": messages, "prompt": None, "completion": None, "audios": list(prompt.audios), **own}
+
+
+def target_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
+    """The same of a pre-training example, whose target is the reference.
+
+    Raises:
+        BadExample: the example does not have what its task needs.
+    """
+    row = task_row(example, prompt_format)
+    record = Prompt(
+        id=example.id,
+        audios=example.audios,
+        question=row["prompt"],
+        answer_gt=row["completion"],
+        meta_info="",
+        task_name=example.task,
+    )
+    request = Request(row["prompt"], example.audios, plain=True)
+    return {**row, "record": record, "request": request, "kind": example.task}
+
+
 def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
     """Tokens of a chat or of a plain text with its completion; each clip is still one token."""
     if row.get("messages") is not None:
@@ -89,7 +121,7 @@ def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
 class SFTCollator:
     """Rows of chats (`messages`) or plain texts (`prompt`, `completion`), each with `audios`.
 
-    Gives input_ids, attention_mask, labels (B, T; -100 but on completions) and the clips (see `_audio`).
+    Gives input_ids, attention_mask, labels (B, T; -100 but on completions) and the clips (`audio_inputs`).
     A row's features are augmented by its `draw` number alone.
     """
 
@@ -110,7 +142,7 @@ class SFTCollator:
         return {
             **_pad(self.processor, ids),
             "labels": _right_pad(labels, -100),
-            **_audio(self.processor, ids, clips, self.packed),
+            **audio_inputs(self.processor, ids, clips, self.packed),
         }
 
     def _augment(self, clip: Clip, draw: int) -> Clip:
@@ -126,7 +158,7 @@ class SFTCollator:
 class PreferenceCollator:
     """Rows `prompt, chosen, rejected, audios, weight` -> the [chosen; rejected] batch that TRL's DPO reads.
 
-    Gives input_ids, attention_mask, completion_mask (2B, T), the clips (see `_audio`), pair_weight (B,),
+    Gives input_ids, attention_mask, completion_mask (2B, T), the clips (`audio_inputs`), pair_weight (B,),
     and the reference's log-probs (B,) where the rows have them.
     """
 
@@ -150,7 +182,7 @@ class PreferenceCollator:
         batch = {
             **_pad(self.processor, ids),
             "completion_mask": _right_pad([torch.tensor(encoded.mask) for encoded in both], 0),
-            **_audio(self.processor, ids, clips + clips, self.packed),
+            **audio_inputs(self.processor, ids, clips + clips, self.packed),
             "pair_weight": torch.tensor([row["weight"] for row in rows]),
         }
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
@@ -159,7 +191,7 @@ class PreferenceCollator:
         return batch
 
 
-def _audio(
+def audio_inputs(
     processor: Qwen2AudioProcessor, ids: Sequence[Tensor], clips: Sequence[Sequence[Clip]], packed: bool
 ) -> dict[str, Any]:
     """Audio inputs of rows `ids`, each with its clips.

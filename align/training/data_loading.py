@@ -126,6 +126,8 @@ class Rows(Dataset[Row]):
 class ShuffledRows(Rows):
     """The `n` examples of a training in epochs over `rows`, each shuffled by the seed and its number.
 
+    Rows have `draw` too, their place in the training.
+
     One epoch follows the other: it need not be a multiple of the batch. The Trainer's own sampler fills up
     each epoch's last batch, or shortens it, depending on how many processes share it.
     """
@@ -138,8 +140,10 @@ class ShuffledRows(Rows):
         return self._n
 
     def __getitem__(self, n: int) -> Row:
-        epoch, place = divmod(range(self._n)[n], len(self.rows))
-        return super().__getitem__(_permutation(len(self.rows), self._seed + epoch)[place])
+        draw = range(self._n)[n]
+        epoch, place = divmod(draw, len(self.rows))
+        row = super().__getitem__(_permutation(len(self.rows), self._seed + epoch)[place])
+        return {**row, "draw": draw}
 
 
 @lru_cache(maxsize=2)

@@ -70,10 +70,14 @@ def _hash(path: str) -> int:
 
 
 class Longest(NamedTuple):
-    """A long example, and how many times as long the longest one of the run may be."""
+    """A long example, and how many times as long the longest one of the run may be.
+
+    `further_tokens` may follow those of its row in a sequence: completions that are drawn in training.
+    """
 
     row: Row
     factor: float = 1.0
+    further_tokens: int = 0
 
 
 class Lengths:
@@ -111,6 +115,18 @@ class Lengths:
         """The pair with most tokens; the 32 that cost most are tokenised."""
         candidates = heapq.nlargest(_TOKENISED, rows, key=self.cost)
         return Longest(max(candidates, key=lambda row: self.tokens(row, packed=packed)))
+
+    def longest_group(
+        self, rows: Iterable[Row], completions: int, max_new_tokens: int, *, packed: bool
+    ) -> Longest:
+        """The longest of the prompts with their references, as long as with so many completions instead."""
+        candidates = heapq.nlargest(_TOKENISED, rows, key=self.cost)
+        longest = max(candidates, key=self.tokens)
+        reference = len(self.processor.tokenizer(_texts(longest)[-1]).input_ids)
+        prompt = self.tokens(longest) - reference
+        group = completions * max_new_tokens + prompt * (1 if packed else completions)
+        factor = max(1.0, group / max(1, prompt + reference))
+        return Longest(longest, factor, max(0, max_new_tokens - reference))
 
     def longest_example(self, examples: Examples) -> Longest:
         """The longest of 2,048 draws spread over the run.

@@ -4,6 +4,9 @@
 | --- | --- |
 | **TRL 1.16** `_prepare_dataset` | has no audio: it tokenizes rows up front, of a `datasets.Dataset` only |
 | `_precompute_ref_logps` | its DeepSpeed engine for the reference leaves hooks on the policy |
+| `_get_per_token_logps_and_entropies` | GRPO's models get token ids and no audio |
+| `_prepare_inputs`, `_buffered_inputs`, `_step` | GRPO's shuffle tears groups apart, which share a prompt |
+| `_generate_and_score_completions` | best-of-n needs other advantages, and GRPO has no other seam |
 | **transformers 5.23** `_save_checkpoint`, `_get_output_dir` | a kill leaves half of one, then resumed |
 | `_save` | frozen weights are in every checkpoint; ZeRO-3's have names that no other program knows |
 | `_load_from_checkpoint` | weights whose saved names differ from the modules' names are not loaded |
@@ -33,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils import data
 from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import DPOTrainer
+from trl import DPOTrainer, GRPOTrainer
 
 from align.run_folder.artifacts import MANIFEST, read_json, write_json
 from align.training import processes
@@ -158,6 +161,59 @@ class FixedDPOTrainer(FixedTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> WithColumns:
         """TRL calls it while the model is still whole."""
         return WithColumns(dataset, self.reference_logps(dataset.rows, batch_size))
+
+
+class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
+    """TRL's GRPOTrainer with models that hear, and groups that stay whole.
+
+    A checkpoint must lie between two generations: TRL saves neither completions nor its place among them.
+    """
+
+    def __init__(self, *args: Any, processing_class: Any, **kwargs: Any) -> None:
+        """TRL's arguments; with a processor TRL would take the model for one that sees."""
+        super().__init__(*args, processing_class=processing_class.tokenizer, **kwargs)
+        self.processing_class = processing_class
+        self.train_dataset = self._datasets["train"]
+
+    def hearing(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """`model`, but of rows as TRL holds them."""
+        raise NotImplementedError
+
+    def group_advantages(self, advantages: Tensor) -> Tensor:
+        """What takes the place of TRL's advantages (N, G) of N groups."""
+        return advantages
+
+    def _get_per_token_logps_and_entropies(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return super()._get_per_token_logps_and_entropies(self.hearing(model), *args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        outputs = super()._generate_and_score_completions(inputs)
+        groups = outputs["advantages"].view(-1, self.num_generations)
+        return {**outputs, "advantages": self.group_advantages(groups).flatten()}
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is not before and self._buffered_inputs is not None:
+            self._buffered_inputs = whole_groups(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+
+def whole_groups(micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows in an order that no shuffle decides, with those of one prompt next to each other."""
+    rows = {
+        name: torch.cat([batch[name] for batch in micro_batches])
+        for name, value in micro_batches[0].items()
+        if torch.is_tensor(value) and value.ndim
+    }
+    tokens = torch.cat([rows["prompt_ids"], rows["completion_ids"]], dim=1)
+    order = torch.unique(tokens, dim=0, return_inverse=True)[1].argsort(stable=True)
+    parts = order.chunk(len(micro_batches))
+    return [
+        {name: rows[name][part] if name in rows else value for name, value in batch.items()}
+        for part, batch in zip(parts, micro_batches, strict=True)
+    ]
 
 
 def leave_frozen_weights_out() -> None:

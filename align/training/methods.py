@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from align.models.features import ClipFeatures
+from align.rewards.reward import Reward
 from align.training.augmentation import Augmentation, SpecAugment
 from align.training.collate import PreferenceCollator, Row, SFTCollator
 from align.training.data_loading import Examples, ReplacingCollator, Rows, ShuffledRows
+from align.training.grpo_trainer import AudioGRPOTrainer, BestOfTrainer
 from align.training.lengths import Lengths, Longest
 from align.training.reference import ReferenceStore
 from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer, AudioTrainer
@@ -43,6 +46,10 @@ class Method:
     """TRL's config class."""
     trl: Mapping[str, Any] = field(default_factory=dict)
     """Its arguments that the method sets; the recipe's come after them."""
+    sequences: int = 1
+    """How many TRL counts for an example in its batch sizes."""
+    has_live_reference: Callable[[Mapping[str, Any]], bool] = lambda trl: False
+    """Whether, with these arguments and no adapters, a frozen model stands beside the one that learns."""
 
 
 def supervised_fine_tuning(
@@ -60,6 +67,7 @@ def supervised_fine_tuning(
         ),
         partial(AudioSFTTrainer, max_bad_fraction=max_bad_fraction),
         SFTConfig,
+        {"max_length": None},
     )
 
 
@@ -79,5 +87,66 @@ def direct_preference_optimisation(
         PreferenceCollator,
         partial(AudioDPOTrainer, eval_dataset=Rows(held_out) if held_out else None, reference=reference),
         DPOConfig,
-        {"loss_type": [loss], "beta": beta, "precompute_ref_log_probs": True},
+        {"max_length": None, "loss_type": [loss], "beta": beta, "precompute_ref_log_probs": True},
+        has_live_reference=lambda trl: not trl["precompute_ref_log_probs"],
+    )
+
+
+GRPO_LOSSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
+        "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+        "dapo": {"loss_type": "dapo", "scale_rewards": "group"},
+        # TRL's own bound for the ratio is 1.2, but it bounds cispo's from above by epsilon_high itself
+        "cispo": {"loss_type": "cispo", "scale_rewards": "group", "epsilon_high": 5.0},
+        # The gradient of RLOO times (G - 1) / (G * max_new_tokens), which Adam does not see
+        "rloo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+        "best_of": {"loss_type": "dapo", "scale_rewards": "none"},
+    }
+)
+"""Our name -> TRL's arguments. GRPO (arXiv:2402.03300), Dr. GRPO (arXiv:2503.20783), DAPO
+(arXiv:2503.14476), CISPO (arXiv:2506.13585), RLOO (arXiv:2402.14740), and best-of-n fine-tuning
+(arXiv:2304.06767) as a control."""
+
+
+def group_relative_policy_optimisation(
+    rows: Sequence[Row],
+    schedule: Schedule,
+    *,
+    loss: str,
+    beta: float,
+    completions: int,
+    temperature: float,
+    max_new_tokens: int,
+    iterations: int,
+    reward: Reward,
+    rollout_batch_size: int,
+) -> Method:
+    """GRPO in shuffled epochs over prompts, of each of which `completions` are drawn and rewarded.
+
+    A batch of completions is used for `iterations` optimizer steps. `rollout_batch_size` prompts are
+    completed at a time in each process.
+    """
+    return Method(
+        ShuffledRows(rows, schedule.steps // iterations * schedule.batch_size, schedule.seed),
+        lambda lengths, packed: lengths.longest_group(rows, completions, max_new_tokens, packed=packed),
+        lambda processor, features, packed: SFTCollator(processor, features, packed=packed),
+        partial(
+            BestOfTrainer if loss == "best_of" else AudioGRPOTrainer,
+            reward=reward,
+            rollout_batch_size=rollout_batch_size,
+        ),
+        GRPOConfig,
+        {
+            **GRPO_LOSSES[loss],
+            "beta": beta,
+            "num_generations": completions,
+            "temperature": temperature,
+            "max_completion_length": max_new_tokens,
+            "num_iterations": iterations,
+            "reward_weights": list(reward.weights.values()),
+            "shuffle_dataset": False,
+        },
+        sequences=completions,
+        has_live_reference=lambda trl: trl["beta"] > 0,
     )

@@ -107,6 +107,30 @@ class TaskLosses:
         return {**losses, "replaced_clips": float(self._bad)} if self._bad else losses
 
 
+class RewardByKind:
+    """Mean reward by kind of prompt between two rows of the log."""
+
+    def __init__(self) -> None:
+        self._rewards: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, kinds: Sequence[str], rewards: Sequence[float]) -> None:
+        """Add completions' rewards."""
+        for kind, reward in zip(kinds, rewards, strict=True):
+            self._rewards[kind].append(reward)
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call; all processes must call it at once. A lone kind is the whole."""
+        sums = {kind: (sum(rewards), len(rewards)) for kind, rewards in self._rewards.items()}
+        self._rewards.clear()
+        parts = gather_object([sums])
+        kinds = sorted({kind for part in parts for kind in part})
+        totals = {
+            kind: [sum(n) for n in zip(*(p[kind] for p in parts if kind in p), strict=True)] for kind in kinds
+        }
+        means = {f"reward/kind/{kind}": total / n for kind, (total, n) in totals.items()}
+        return means if len(means) > 1 else {}
+
+
 class StepMeter:
     """Throughput and useful work between two rows of the log.
 
@@ -126,14 +150,18 @@ class StepMeter:
         """Examples, tokens, audio tokens and FLOPs, on the device, so that counting never waits for it."""
         self._since = (0, 0.0)
 
-    def add(self, batch: Mapping[str, Any], step: int) -> None:
-        """Count a micro-batch of the optimizer step after `step`."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+    def begin(self, step: int, device: torch.device) -> None:
+        """Start the clock before a micro-batch of the optimizer step after `step`, if it stands still."""
         if self._counts is None:
-            if self._peak is None and ids.device.type == "cuda":
-                self._peak = gemm_peak(ids.device, self._dtype)
+            if self._peak is None and device.type == "cuda":
+                self._peak = gemm_peak(device, self._dtype)
             self._since = (step, time.monotonic())
-            self._counts = torch.zeros(4, dtype=torch.float64, device=ids.device)
+            self._counts = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count a micro-batch after `begin`."""
+        assert self._counts is not None
+        ids, mask = batch["input_ids"], batch["attention_mask"]
         examples = ids.new_tensor(len(batch["pair_weight"]) if "pair_weight" in batch else len(ids))
         flops = torch.zeros((), dtype=torch.float64, device=ids.device)
         if isinstance(batch.get("packed"), PackedBatch):

@@ -58,20 +58,27 @@ class Preflight(TrainerCallback):
     """Runs all checks when training begins, with the model as the trainer has prepared it.
 
     `trained` are the modules that learn, as `model.multi_modal_projector`; empty text is the whole model.
-    `stage` is named in what is printed.
+    `stage` is named in what is printed. `collate` makes the batches, by default the trainer's collator.
     """
 
-    def __init__(self, trainer: Trainer, trained: Sequence[str], stage: str) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        trained: Sequence[str],
+        stage: str,
+        collate: Callable[[Sequence[Row]], dict[str, Any]] | None = None,
+    ) -> None:
         self.trainer = trainer
         self.trained = trained
         self.stage = stage
+        self.collate = collate or trainer.data_collator
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raise NotReady where something is wrong."""
         model, dataset = self.trainer.model, self.trainer.train_dataset
-        collate, processor = self.trainer.data_collator, self.trainer.processing_class
+        collate, processor = self.collate, self.trainer.processing_class
         check_frozen(model, self.trained)
         needed = checkpoint_bytes(model, in_deepspeed=self.trainer.is_deepspeed_enabled)
         check_disk(Path(args.output_dir), needed)
@@ -85,7 +92,8 @@ class Preflight(TrainerCallback):
             return
         check_audio(model, collate([with_audio]))
         if is_packed(model):
-            rows = [dataset[i] for i in range(min(args.per_device_train_batch_size, len(dataset)))]
+            n_rows = args.per_device_train_batch_size // getattr(args, "num_generations", 1)
+            rows = [dataset[i] for i in range(min(n_rows, len(dataset)))]
             precision = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
             comparison = compare_packing(model, collate, rows, precision)
             if state.is_world_process_zero:

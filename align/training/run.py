@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from align.training.checkpoints import (
     resume_point,
     step_of,
 )
+from align.training.collate import Row
 from align.training.data_loading import CACHE_BYTES, balanced, loader_arguments
 from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
@@ -93,7 +94,8 @@ def train(
     lengths, settings = Lengths(corpus, processor), {**method.trl, **trl}
     longest = method.longest(lengths, tuning.packed)
     tokens = lengths.tokens(longest.row, packed=False) // (2 if "chosen" in longest.row else 1)
-    check_context(longest.row, tokens, model.config.text_config.max_position_embeddings)
+    context = model.config.text_config.max_position_embeddings
+    check_context(longest.row, tokens + longest.further_tokens, context)
     loader = loader_arguments(settings)
     cache_bytes = CACHE_BYTES // max(1, loader["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
@@ -110,8 +112,8 @@ def train(
             batch_size=schedule.batch_size,
             longest=lambda: longest,
             collate=collator,
-            # of DPO: unless its log-probs are there before, or the policy without its adapters is it
-            with_reference=tuning.lora is None and not settings.get("precompute_ref_log_probs", True),
+            # without its adapters, the policy is it
+            with_reference=tuning.lora is None and method.has_live_reference(settings),
         ),
     )
     args = method.config(
@@ -120,6 +122,7 @@ def train(
             schedule,
             tuning=tuning,
             micro_batches=None if plan is None else plan.accumulation_steps,
+            sequences=method.sequences,
             trl={**loader, **settings},
         )
     )
@@ -130,7 +133,7 @@ def train(
             method.examples,
             lengths.cost,
             schedule.batch_size,
-            schedule.batch_size // args.per_device_train_batch_size,
+            schedule.batch_size * method.sequences // args.per_device_train_batch_size,
         ),
         data_collator=collator,
         processing_class=processor,
@@ -139,7 +142,7 @@ def train(
         undecayed=tuning.undecayed,
         keep_candidates=choice is not None,
     )
-    metrics = {**fit(trainer, out, tuning.modules), **({} if plan is None else plan.metrics)}
+    metrics = {**fit(trainer, out, tuning.modules, collator), **({} if plan is None else plan.metrics)}
     if processes.is_first():
         saved = candidates(out.path / "checkpoints")
         checkpoint, scores = saved[-1], dict[str, float]()
@@ -156,9 +159,10 @@ def arguments(
     *,
     tuning: Tuning,
     micro_batches: int | None = None,
+    sequences: int = 1,
     trl: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Keyword arguments for TRL's config classes.
+    """Keyword arguments for TRL's config classes, which count an example as so many `sequences`.
 
     A step goes through every process in `micro_batches`, or as many as the recipe's `trl` says.
 
@@ -176,7 +180,7 @@ def arguments(
     return {
         "output_dir": str(folder / "checkpoints"),
         "max_steps": schedule.steps,
-        "per_device_train_batch_size": schedule.batch_size // parts,
+        "per_device_train_batch_size": schedule.batch_size // parts * sequences,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": schedule.learning_rate,
         "save_steps": schedule.save_steps,
@@ -190,7 +194,6 @@ def arguments(
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "report_to": "none",
-        "max_length": None,
         **tuning.arguments(),
         **trl,
     }
@@ -231,14 +234,22 @@ class Report(TrainerCallback):
             self.progress.update(state.global_step)
         if self.is_evaluated and control.should_save:
             control.should_evaluate = True
-        if processes.any_rank(stop_requested.is_set()):
+        # In GRPO several steps may share completions, which no checkpoint has
+        is_between = state.global_step % getattr(args, "num_iterations", 1) == 0
+        if is_between and processes.any_rank(stop_requested.is_set()):
             control.should_save = control.should_training_stop = True
 
 
-def fit(trainer: AudioTrainer, out: StageFolder, trained: Sequence[str] = ("",)) -> dict[str, float]:
+def fit(
+    trainer: AudioTrainer,
+    out: StageFolder,
+    trained: Sequence[str] = ("",),
+    collator: Callable[[Sequence[Row]], dict[str, Any]] | None = None,
+) -> dict[str, float]:
     """Train from the newest whole checkpoint to the end; returns the last logged metrics.
 
-    `trained` are the modules that learn, see `preflight.check_frozen`; by default the whole model.
+    `trained` are the modules that learn, see `preflight.check_frozen`; by default the whole model. `collator`
+    makes the batches that are checked before; by default the trainer's.
 
     Raises:
         Interrupted: a stop was requested; a checkpoint of this step is on disk.
@@ -257,7 +268,7 @@ def fit(trainer: AudioTrainer, out: StageFolder, trained: Sequence[str] = ("",))
     else:
         with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(Preflight(trainer, trained, out.name))
+            trainer.add_callback(Preflight(trainer, trained, out.name, collator))
             trainer.add_callback(Alarms())  # before Report, which writes what they add
             trainer.add_callback(Report(out, progress, trainer.eval_dataset is not None))
             trainer.train_from(checkpoint)

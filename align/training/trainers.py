@@ -33,6 +33,8 @@ from align.training.strategies import whole_models
 class AudioTrainer(FixedTrainer):
     """Mixin for TRL's trainers: meters steps, names missing ranks, and stops at a loss that is not finite."""
 
+    ref_model: Any = None
+
     def __init__(self, *args: Any, undecayed: frozenset[str] = frozenset(), **kwargs: Any) -> None:
         """TRL's arguments; weight decay leaves the weights `undecayed` alone, beside biases and norms."""
         self._undecayed = undecayed
@@ -57,9 +59,11 @@ class AudioTrainer(FixedTrainer):
         processes.monitored_barrier(f"before step {self.state.global_step + 1}")
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward of a micro-batch, metered."""
-        self._meter.add(inputs, self.state.global_step)
+        self._meter.begin(self.state.global_step, self.accelerator.device)
+        if isinstance(inputs, dict):  # else they become a batch later
+            self._meter.add(inputs)
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
@@ -77,6 +81,11 @@ class AudioTrainer(FixedTrainer):
                 self._step_losses.clear()
                 self._check_finite(losses)
         return loss
+
+    def pack_reference(self) -> None:
+        """TRL may have loaded a reference of its own; it reads the same batches as the policy."""
+        if self.ref_model is not None and is_packed(self.model) and not is_packed(self.ref_model):
+            pack(self.accelerator.unwrap_model(self.ref_model))
 
     def _check_finite(self, losses: Tensor) -> None:
         if losses.isfinite().all():
@@ -143,7 +152,7 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
         self._reference = reference
         self._policy_logps = torch.empty(0)
         super().__init__(*args, **kwargs)
-        self._pack_reference()
+        self.pack_reference()
         rows = self.train_dataset.rows
         self.use_weighting = any(row["weight"] != 1.0 for row in rows)
 
@@ -201,14 +210,9 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
 
     # ---------------------------------------------------------------- the reference
 
-    def _pack_reference(self) -> None:
-        """TRL may have loaded a reference of its own; it reads the same batches as the policy."""
-        if self.ref_model is not None and is_packed(self.model) and not is_packed(self.ref_model):
-            pack(self.accelerator.unwrap_model(self.ref_model))
-
     def reference_logps(self, rows: Sequence[Row], batch_size: int) -> Mapping[str, Sequence[float]]:
         """The reference's log-probs of all rows, from the store where it has them."""
-        self._pack_reference()
+        self.pack_reference()
         if self._reference is None:
             return self._score(rows, batch_size)
         model = self.ref_model or self.model

@@ -18,7 +18,7 @@ from preference_data.store import write_text
 from preference_data.toy_world.phrasebook import Phrasebook, Question
 
 _DRAWS_PER_TURN = 20
-"""A clip about which little can be asked gets a shorter chat, not the same question again."""
+"""A clip about which little can be asked gets fewer questions, not the same one again."""
 
 
 def _rng(seed: int, purpose: str, clip: AudioClip, *parts: int) -> Generator:
@@ -48,14 +48,8 @@ def chats(
 def _chat(
     clip: AudioClip, phrasebook: Phrasebook, number: int, turns: int, defect_rate: float, rng: Generator
 ) -> Chat:
-    questions: dict[str, Question] = {}
-    for _ in range(turns * _DRAWS_PER_TURN):
-        question = phrasebook.ask(clip.facts, rng)
-        questions.setdefault(question.text, question)
-        if len(questions) == turns:
-            break
     drawn = []
-    for question in questions.values():
+    for question in _different(clip, phrasebook, turns, rng):
         answer, defect = question.reference, None
         if rng.random() < defect_rate:
             answer, defect = phrasebook.spoil(question, clip.facts, rng)
@@ -72,20 +66,35 @@ def transcripts(clips: Iterable[AudioClip], phrasebook: Phrasebook) -> list[Task
     ]
 
 
-def prompts(clips: Iterable[AudioClip], phrasebook: Phrasebook, seed: int) -> list[Prompt]:
-    """One question per clip; kinds as often as the phrasebook weighs them."""
-    questions = ((clip, phrasebook.ask(clip.facts, _rng(seed, "prompt", clip))) for clip in clips)
+def prompts(clips: Iterable[AudioClip], phrasebook: Phrasebook, seed: int, per_clip: int = 1) -> list[Prompt]:
+    """Up to `per_clip` different questions about each clip; kinds as often as the phrasebook weighs them."""
+    questions = (
+        (clip, number, question)
+        for clip in clips
+        for number, question in enumerate(_different(clip, phrasebook, per_clip, _rng(seed, "prompt", clip)))
+    )
     return [
         Prompt(
-            id=f"{clip.id}-prompt",
+            id=f"{clip.id}-prompt{number or ''}",
             audios=(clip.path,),
             question=question.text,
             answer_gt=question.reference,
             meta_info=json.dumps(clip.facts, ensure_ascii=False, sort_keys=True),
             task_name=phrasebook.task_of(clip.facts),
         )
-        for clip, question in questions
+        for clip, number, question in questions
     ]
+
+
+def _different(clip: AudioClip, phrasebook: Phrasebook, n: int, rng: Generator) -> Iterable[Question]:
+    """Up to `n` different questions, in the order in which they were drawn."""
+    questions: dict[str, Question] = {}
+    for _ in range(n * _DRAWS_PER_TURN):
+        question = phrasebook.ask(clip.facts, rng)
+        questions.setdefault(question.text, question)
+        if len(questions) == n:
+            break
+    return questions.values()
 
 
 def write_air_bench(

@@ -1,4 +1,4 @@
-"""Keys of the stages that train a policy: pretrain, sft, dpo."""
+"""Keys of the stages that train a policy: pretrain, sft, dpo, grpo."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from align.recipe.config.base import (
     PolicyRef,
     StageConfig,
 )
+from align.recipe.config.rewards import RewardConfig
 from preference_data.prompts.languages import TEXT_LANGUAGES
 from preference_data.prompts.prompts import PromptFormat
+from preference_data.prompts.tasks import task_named
 
 
 class ModelShape(Config):
@@ -416,3 +418,121 @@ class DPOConfig(FurtherTrainingConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""
         return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"
+
+
+class Questions(Config):
+    """Prompts that the phrasebook asks about clips whose facts are known."""
+
+    splits: list[Literal["preference", "train"]] = Field(["preference"], min_length=1)
+    per_clip: int = Field(1, ge=1)
+    """Different questions about each clip; fewer where less can be asked."""
+
+
+class Targets(Config):
+    """Pre-training prompts, as plain text without a chat; their targets are the references."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Of `preference_data/prompts/tasks.yaml`, such as transcribe."""
+    prompt_format: PromptFormat = "sentences"
+
+    @model_validator(mode="after")
+    def _tasks_are_known(self) -> Targets:
+        for name in self.tasks:
+            if task_named(name).stamps:
+                raise ValueError(f"tasks: targets of {name} are stamped with times, which no reward reads")
+        return self
+
+
+def _kind_of_prompts(value: Any) -> str:
+    """Which way of saying where prompts come from is meant."""
+    if isinstance(value, str):
+        return "[corpus]"
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "[Targets]" if "tasks" in keys else "[Questions]"
+
+
+RolloutPrompts = Annotated[
+    Annotated[Literal["corpus"], Tag("[corpus]")]
+    | Annotated[Questions, Tag("[Questions]")]
+    | Annotated[Targets, Tag("[Targets]")],
+    Discriminator(_kind_of_prompts),
+]
+
+
+class GRPOConfig(FurtherTrainingConfig):
+    """Reinforcement learning from rewards: group relative policy optimisation and its kin, through TRL.
+
+    A batch is `batch_size` prompts with `answers` completions each.
+    """
+
+    trl_config: ClassVar[str | None] = "GRPOConfig"
+    stage: Literal["grpo"]
+    prompts: RolloutPrompts = "corpus"
+    """`corpus`: its prompts.jsonl. Else questions about clips, or pre-training targets."""
+    reward: RewardConfig
+    """What a completion is worth."""
+    steps: int = Field(ge=1)
+    answers: int = Field(8, ge=2)
+    """Completions per prompt: the group that each is compared with."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "cispo", "rloo", "best_of"] = "dapo"
+    """`rloo` is dr_grpo with unscaled advantages. `best_of` trains on the best completion of each group: the
+    control that the others must be compared with."""
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL to the policy that training starts from, which 0 leaves out."""
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(32, ge=1)
+    iterations: int = Field(1, ge=1)
+    """Optimizer steps for each batch of completions; only after all of them is there a checkpoint."""
+    rollout_batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
+    """Prompts that a process completes at a time."""
+    choose: Choose | None = None
+    """How to choose among the checkpoints (one every `save_steps`); without it the last one is published."""
+
+    @model_validator(mode="after")
+    def _checkpoints_lie_between_batches(self) -> GRPOConfig:
+        for name in ("steps", "save_steps"):
+            if getattr(self, name) % self.iterations:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not a multiple of iterations ({self.iterations}): a "
+                    "training cannot be resumed in the middle of a batch of completions"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _chooses_by_facts(self) -> GRPOConfig:
+        if self.choose is not None and self.choose.by != "facts":
+            raise ValueError(f"choose by {self.choose.by} needs preference pairs; grpo can choose by facts")
+        return self
+
+    @model_validator(mode="after")
+    def _completes_with_whole_weights(self) -> GRPOConfig:
+        strategy = self.hardware.strategy if self.hardware else "ddp"
+        if strategy in ("zero3", "fsdp2"):
+            raise ValueError(
+                f"hardware.strategy: {strategy} divides the weights: each token of each completion would "
+                "gather all of them again. Take ddp or zero2; where those do not fit, with lora"
+            )
+        return self
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """With `choose`."""
+        return self.choose is not None
+
+    @property
+    def n_examples(self) -> int:
+        """Prompts that are completed."""
+        return self.steps // self.iterations * self.batch_size
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """Questions, the reward `facts`, and dev questions."""
+        if isinstance(self.prompts, Questions):
+            return "prompts", "prompts: corpus"
+        if self.reward.facts:
+            return "reward", "reward: {wer: {}}, {choice: {}} or {judge: {model: ...}}"
+        return ("choose", "choose: null") if self.choose is not None else None
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Steps, prompts and completions."""
+        n = self.n_examples
+        return f"{self.steps:,} steps, {n:,} prompts x {self.answers} = {n * self.answers:,} completions"

@@ -1,0 +1,93 @@
+"""Reinforcement learning from rewards, on audio: GRPO (arXiv:2402.03300) and its kin through TRL.
+
+A policy completes prompts, several times each; completions that are worth more than their group's mean become
+likelier. Differs from the paper: rewards are facts, transcripts, choices or a judge's score, and the best
+checkpoint on dev questions can be published. Reads: policy (also the reference), corpus. Writes: model/,
+metrics.jsonl, reward.json (the identity of the reward, which the gate reads).
+    align run recipes/demo_rl --only 3_grpo
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.models.qwen2_audio import model as qwen2_audio
+from align.recipe.config.training import GRPOConfig, Questions, Targets
+from align.run_folder.artifacts import REWARD, StageFolder, write_json
+from align.stages.reward_of import reward_of
+from align.stages.tuning import tuning_of
+from align.training import processes
+from align.training import run as training
+from align.training.collate import Row, prompt_row, target_row
+from align.training.dev_score import DevScore
+from align.training.methods import Schedule, group_relative_policy_optimisation
+from align.training.preflight import check_clip_lengths
+from align.training.run import CheckpointChoice
+from preference_data.dataset.dataset import Dataset
+from preference_data.schema import AudioClip, Prompt, TaskExample
+from preference_data.toy_world.examples import prompts as asked_prompts
+from preference_data.toy_world.phrasebook import Phrasebook
+
+
+def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
+    """Train on rewarded completions, choose a checkpoint; returns the last logged metrics and the choice."""
+    corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
+    processor = qwen2_audio.load_processor(policy)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
+    rows = list(_rows(config, corpus))
+    if not rows:
+        raise ValueError(f"{corpus} has no prompt of {config.prompts}: nothing to complete")
+    reward = reward_of(config.reward, corpus, out.final.parent)
+    reward.check([row["record"] for row in rows])
+    if processes.is_first():
+        write_json(out.path / REWARD, reward.identity())
+    tuning = tuning_of(config)
+    schedule = Schedule(config.steps, config.batch_size, config.learning_rate, config.save_steps, config.seed)
+    method = group_relative_policy_optimisation(
+        rows,
+        schedule,
+        loss=config.loss,
+        beta=config.beta,
+        completions=config.answers,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        iterations=config.iterations,
+        reward=reward,
+        rollout_batch_size=config.rollout_batch_size,
+    )
+    choose = config.choose
+    metrics = training.train(
+        method,
+        tuning.load(policy),
+        processor,
+        corpus,
+        out,
+        schedule=schedule,
+        tuning=tuning,
+        trl=config.trl,
+        base=policy,
+        choice=choose
+        and CheckpointChoice(
+            "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
+        ),
+    )
+    return {**metrics, "prompts": float(len(rows))}
+
+
+def _rows(config: GRPOConfig, corpus: Path) -> Iterator[Row]:
+    """The prompts to complete, in the order of their source."""
+    match config.prompts:
+        case Questions(splits=splits, per_clip=per_clip):
+            book = Phrasebook.load(corpus / "phrasebook.yaml")
+            clips = [clip for clip in Dataset(corpus).table(AudioClip) if clip.split in splits]
+            for prompt in asked_prompts(clips, book, config.seed, per_clip):
+                yield prompt_row(prompt, book.question(prompt.question, json.loads(prompt.meta_info)).kind)
+        case Targets(tasks=tasks, prompt_format=prompt_format):
+            for example in Dataset(corpus).table(TaskExample):
+                if example.task in tasks:
+                    yield target_row(example, prompt_format)
+        case _:
+            for prompt in Dataset(corpus).table(Prompt):
+                yield prompt_row(prompt, prompt.task_name)

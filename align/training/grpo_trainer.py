@@ -1,0 +1,147 @@
+"""TRL's GRPOTrainer on audio: our engine draws completions, our rewards score them, the backbone is packed.
+
+Losses, advantages, KL, clipping and metrics stay TRL's (arXiv:2402.03300, equation 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.generation.engine import Completion, Decoding, Request
+from align.generation.transformers_engine import LiveEngine
+from align.models.answer_head import answers_only
+from align.models.qwen2_audio.packed import is_packed, pack_for_inference
+from align.rewards.reward import Parts, Reward
+from align.training.clip_ids import ClipIds
+from align.training.collate import Row, SFTCollator
+from align.training.library_fixes import FixedGRPOTrainer
+from align.training.monitoring import RewardByKind
+from align.training.processes import eval_mode
+from align.training.trainers import AudioTrainer
+
+
+class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
+    """GRPO over `collate.prompt_row`s in the order of their `draw`, which decides what is drawn.
+
+    Completion i of a prompt is a function of the weights, the seed, the prompt's place in the training, and
+    i: not of torch's random state, of the process that completes it, or of what is completed beside it.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        data_collator: SFTCollator,
+        reward: Reward,
+        rollout_batch_size: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        """TRL's arguments; `rollout_batch_size` prompts are completed at a time."""
+        self.reward, self._rollout_batch_size = reward, rollout_batch_size
+        super().__init__(
+            *args,
+            reward_funcs=[_part(name) for name in reward.weights],
+            rollout_func=lambda prompts, trainer: self._roll_out(prompts),
+            **kwargs,
+        )
+        self.data_collator = _as_prompts
+        self.pack_reference()
+        inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        if not is_packed(inner):  # only the batches of the loss are stock ones
+            pack_for_inference(inner)
+        self._engine = LiveEngine(inner, self.processing_class, data_collator.features)
+        paths = sorted({path for row in self.train_dataset.rows for path in row["audios"]})
+        self.clip_ids = ClipIds(data_collator, paths, inner.get_input_embeddings().num_embeddings)
+        self._by_kind = RewardByKind()
+
+    def hearing(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """`model`, but of rows whose ids name their clips."""
+
+        def forward(*, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **more: Any) -> Any:
+            batch = {**self.clip_ids.batch(input_ids, attention_mask), "labels": labels}
+            if torch.is_grad_enabled():
+                self._meter.add(batch)
+            return answers_only(model)(**batch, **more)
+
+        return forward
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the reward by kind of prompt to rows about training."""
+        super().log({**logs, **self._by_kind.take()} if "loss" in logs else logs, *args, **kwargs)
+
+    # ---------------------------------------------------------------- completions and their rewards
+
+    def _roll_out(self, prompts: Sequence[Row]) -> dict[str, Any]:
+        """Completions of rows as TRL repeats them, G times each in a row, with the parts of their rewards."""
+        g = self.num_generations
+        rows = prompts[::g]
+        groups = self._complete(rows)
+        records = [row["record"] for row in rows for _ in range(g)]
+        texts = [completion.text for group in groups for completion in group]
+        parts = self.reward.score(records, texts)
+        self._by_kind.add([row["kind"] for row in rows for _ in range(g)], self._total(parts))
+        ids = [self._prompt_ids(row["request"]) for row in rows]
+        return {
+            "prompt_ids": [prompt for prompt in ids for _ in range(g)],
+            "completion_ids": [completion.token_ids for group in groups for completion in group],
+            "logprobs": None,  # the policy itself draws, so there is nothing to correct for
+            "parts": [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)],
+        }
+
+    def _complete(self, rows: Sequence[Row]) -> list[list[Completion]]:
+        """G completions of each row's prompt by the policy as it is now."""
+        # A drawn <|AUDIO|> would have no clip
+        decoding = Decoding(
+            self.max_completion_length,
+            self.temperature,
+            completions=self.num_generations,
+            suppress=(self.clip_ids.audio_id,),
+        )
+        groups: dict[int, list[Completion]] = {}
+        with eval_mode(self.model, self.accelerator.device), self.accelerator.autocast():
+            for start in range(0, len(rows), self._rollout_batch_size):
+                part = rows[start : start + self._rollout_batch_size]
+                numbered = {row["draw"]: row["request"] for row in part}
+                groups |= dict(self._engine.complete(numbered, decoding, self.args.seed))
+        return [groups[row["draw"]] for row in rows]
+
+    def _prompt_ids(self, request: Request) -> list[int]:
+        clips = self._engine.clips(request.audios)
+        return self.clip_ids.name(self._engine.encode(request, clips).ids, request.audios)
+
+    def _total(self, parts: Parts) -> list[float]:
+        """Rewards as TRL adds them up: a part that says nothing counts 0."""
+        weighed = [[(v or 0.0) * self.reward.weights[name] for v in values] for name, values in parts.items()]
+        return [sum(values) for values in zip(*weighed, strict=True)]
+
+
+class BestOfTrainer(AudioGRPOTrainer):
+    """The control: raise the likelihood of the best completion of each group (RAFT, arXiv:2304.06767).
+
+    The first of equals is it; a group whose completions are all worth the same teaches nothing.
+    """
+
+    def group_advantages(self, advantages: Tensor) -> Tensor:
+        """G for the best completion, so that the mean over a group is 1; else 0."""
+        best = torch.zeros_like(advantages).scatter(
+            1, advantages.argmax(1, keepdim=True), advantages.shape[1]
+        )
+        return best * (advantages.amax(1, keepdim=True) > advantages.amin(1, keepdim=True))
+
+
+def _as_prompts(rows: Sequence[Row]) -> list[dict[str, Row]]:
+    """Rows as TRL's GRPO wants them: it hands a `prompt` to our rollouts and reads nothing of it."""
+    return [{"prompt": row} for row in rows]
+
+
+def _part(name: str) -> Callable[..., list[float | None]]:
+    """The reward function of TRL's that gives a part, under its name."""
+
+    def values(*, parts: Sequence[Mapping[str, float | None]], **_: Any) -> list[float | None]:
+        return [own[name] for own in parts]
+
+    values.__name__ = name
+    return values

@@ -1,0 +1,229 @@
+"""GRPO's loss and all gradients against arithmetic done by hand, row by row, unpadded; and its rollouts."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from trl import GRPOConfig
+
+from align.models.chat import encode_prompt, expand_audio, user
+from align.models.features import ClipFeatures, stack
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.clips import n_audio_tokens
+from align.models.qwen2_audio.packed import pack
+from align.training.collate import prompt_row
+from align.training.methods import Schedule, group_relative_policy_optimisation
+from align.training.run import arguments
+from align.training.tuning import LoRA, Tuning
+from preference_data.schema import Prompt
+
+G, T, PROMPTS = 4, 6, 4
+LORA = LoRA(4, 8, 0.0, r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj")
+
+
+class Letters:
+    """Rewards for letters and for length: two parts that random completions get different values of."""
+
+    weights = {"vowels": 1.0, "short": 0.5}
+
+    def check(self, prompts):
+        pass
+
+    def score(self, prompts, completions):
+        vowels = [len(re.findall("[aeiou]", text.lower())) / 4 for text in completions]
+        return {"vowels": vowels, "short": [1 / (1 + len(text)) for text in completions]}
+
+    def identity(self):
+        return {"kind": "letters"}
+
+
+def prompts(two_clips=False):
+    """Two prompts with a clip, one of text alone; or rows of two clips, the first of the same one twice."""
+    clips = [(0,), (1,), (), (2,)] if not two_clips else [(0, 0), (1, 2), (2, 1), (3,)]
+    return [
+        Prompt(
+            id=f"p{i}",
+            audios=tuple(f"{clip}.wav" for clip in own),
+            question=question,
+            answer_gt="The tone is high.",
+            meta_info="",
+            task_name="speech_QA",
+        )
+        for i, (own, question) in enumerate(
+            zip(clips, ["Is the tone high or low?", "high?", "Say it.", "low"], strict=True)
+        )
+    ]
+
+
+def make_trainer(tiny, folder, *, loss="grpo", beta=0.0, packed=True, lora=None, two_clips=False,
+                 micro_batches=1, temperature=1.0, iterations=1, batch=PROMPTS, steps=2, **trl):  # fmt: skip
+    processor, model = qwen2_audio.load_processor(tiny.policy), qwen2_audio.load_model(tiny.policy)
+    schedule, tuning = Schedule(steps, batch, 1e-3, 1, 0), Tuning(lora=lora, packed=packed)
+    method = group_relative_policy_optimisation(
+        [prompt_row(prompt, f"kind{i % 2}") for i, prompt in enumerate(prompts(two_clips))],
+        schedule,
+        loss=loss,
+        beta=beta,
+        completions=G,
+        temperature=temperature,
+        max_new_tokens=T,
+        iterations=iterations,
+        reward=Letters(),
+        rollout_batch_size=3,
+    )
+    trainer = method.trainer(
+        model=pack(model) if packed else model,
+        args=GRPOConfig(
+            **arguments(
+                folder,
+                schedule,
+                tuning=tuning,
+                micro_batches=micro_batches,
+                sequences=G,
+                trl={**method.trl, **trl},
+            )
+        ),  # fmt: skip
+        train_dataset=method.examples,
+        data_collator=method.collator(processor, ClipFeatures(processor, tiny.audio), packed),
+        processing_class=processor,
+        peft_config=tuning.peft_config,
+    )
+    trainer.current_gradient_accumulation_steps = micro_batches
+    trainer._meter.begin(0, torch.device("cpu"))
+    return trainer
+
+
+def generate(trainer):
+    """The micro-batches of the first generation."""
+    trainer.model.train()
+    rows = list(itertools.islice(trainer._get_train_sampler(), trainer.args.generation_batch_size))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
+    trainer._prepare_inputs(batch)
+    return trainer._buffered_inputs
+
+
+def perturb(model):
+    """Move the policy, so that ratios leave 1 and the KL 0."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
+
+
+def gradients(model):
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def relative(a, b):
+    assert a.keys() == b.keys()
+    difference = sum(float((a[name] - b[name]).double().pow(2).sum()) for name in b) ** 0.5
+    return difference / sum(float(b[name].double().pow(2).sum()) for name in b) ** 0.5
+
+
+# -------------------------------------------------------------------------- by hand
+
+
+def log_p(model, processor, features, row, temperature):
+    """log p of the completion's tokens (A,), one row alone: the slow and obvious way."""
+    record, completion = row
+    clips = features(record.audios)
+    prompt = expand_audio(
+        encode_prompt(processor, [user(record.question, len(clips))]),
+        [n_audio_tokens(clip.n_frames) for clip in clips],
+        processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    ids = torch.tensor([prompt.ids + completion])
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **stack(clips)).logits[0]
+    scores = (logits[len(prompt.ids) - 1 : -1] / temperature).log_softmax(-1)
+    return scores.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def drawn(trainer):
+    """The completions of a generation: a list of token ids for each prompt's record."""
+    groups = {}
+    for batch in trainer._buffered_inputs:
+        fields = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        for prompt, mask, completion, own in zip(*(batch[name] for name in fields), strict=True):
+            groups.setdefault(tuple(prompt[mask == 1].tolist()), []).append(completion[own == 1].tolist())
+    named = {tuple(trainer._prompt_ids(row["request"])): row["record"] for row in trainer.train_dataset.rows}
+    return {named[key].id: (named[key], completions) for key, completions in groups.items()}
+
+
+def loss_by_hand(trainer, policy, before, reference):
+    """GRPO (arXiv:2402.03300, equation 3) and its kin over a generation; `before` has drawn it."""
+    args, processor = trainer.args, trainer.processing_class
+    features, terms = trainer.clip_ids.collator.features, []
+    for record, completions in drawn(trainer).values():
+        texts = [processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in completions]
+        parts = Letters().score([record] * G, texts)
+        rewards = torch.tensor([v + s / 2 for v, s in zip(parts["vowels"], parts["short"], strict=True)])
+        assert len(rewards) == G
+        advantages = rewards - rewards.mean()
+        if args.scale_rewards == "group":
+            advantages = advantages / (rewards.std() + 1e-4)
+        for advantage, ids in zip(advantages, completions, strict=True):
+            row = (record, ids)
+            now = log_p(policy, processor, features, row, args.temperature)
+            with torch.no_grad():
+                then = log_p(before, processor, features, row, args.temperature)
+                anchor = log_p(reference, processor, features, row, args.temperature)
+            ratio = (now - (then if args.num_iterations > 1 else now.detach())).exp()
+            if args.loss_type == "cispo":
+                loss = -ratio.clamp(max=args.epsilon_high).detach() * advantage * now
+            else:
+                high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+                clipped = ratio.clamp(1 - args.epsilon, 1 + high)
+                loss = -torch.min(ratio * advantage, clipped * advantage)
+            if args.beta:
+                kl = (anchor - now).exp() - (anchor - now) - 1
+                loss = loss + args.beta * kl * (ratio if args.use_bias_correction_kl else 1)
+            terms.append(loss)
+    match args.loss_type:
+        case "grpo":
+            return torch.stack([term.mean() for term in terms]).mean()
+        case "dr_grpo":
+            return torch.cat(terms).sum() / (len(terms) * T)
+        case _:
+            return torch.cat(terms).mean()
+
+
+def step(trainer):
+    """The loss of a step, summed over its micro-batches, and all gradients."""
+    batches = generate(trainer)
+    perturb(trainer.model)
+    losses = [trainer.compute_loss(trainer.model, dict(batch)) for batch in batches]
+    torch.stack(losses).sum().backward()
+    return sum(float(loss.detach()) for loss in losses), gradients(trainer.model)
+
+
+def twin(tiny):
+    policy = qwen2_audio.load_model(tiny.policy)
+    perturb(policy)
+    return policy
+
+
+SETTINGS = [
+    {"loss": "grpo", "iterations": 2},
+    {"loss": "grpo", "iterations": 2, "beta": 0.1, "temperature": 0.7, "use_bias_correction_kl": False},
+    {"loss": "dr_grpo", "iterations": 2, "beta": 0.04},
+    {"loss": "dapo", "iterations": 2, "epsilon_high": 0.28, "temperature": 1.3},
+    {"loss": "dapo"},
+    {"loss": "cispo", "iterations": 2},
+    {"loss": "rloo", "iterations": 2},
+    {"loss": "dapo", "iterations": 2, "beta": 0.1, "two_clips": True},
+    {"loss": "grpo", "iterations": 2, "beta": 0.1, "packed": False},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_loss_and_all_gradients_equal_hand_arithmetic(tiny, tmp_path, settings, micro_batches):
+    trainer = make_trainer(tiny, tmp_path, micro_batches=micro_batches, **settings)
+    loss, ours = step(trainer)
+    before, policy = qwen2_audio.load_model(tiny.policy), twin(tiny)
+    slow = loss_by_hand(trainer, policy, before, before)
+    slow.backward()
+    assert loss == pytest.approx(float(slow.detach()), abs=1e-6)
+    assert relative(ours, gradients(policy)) < 1e-5
