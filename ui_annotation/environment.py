@@ -19,7 +19,7 @@ PROGRESS_EVERY_S = 10.0
 # argilla-server 2.8 pins libraries that have no builds for later ones.
 NEWEST_PYTHON = (3, 13)
 # Importing once what the server uses proves the environment and leaves the byte code that a start needs.
-FIRST_IMPORT = "import argilla_server, fakeredis, rq, uvicorn, aiosqlite, alembic.command"
+FIRST_IMPORT = "import argilla_server, fakeredis, rq, soundfile, uvicorn, aiosqlite, alembic.command"
 
 
 class InstallFailed(AnnotationError):

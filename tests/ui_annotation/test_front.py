@@ -177,7 +177,8 @@ def test_wrong_passwords_are_limited_where_they_come_from_and_nowhere_else(argil
 
     missing = [guess(i, f"nobody-{i}") for i in range(10)]  # another account each time
     assert {said for _, said in there + missing} == {there[0][1]}
-    assert min(took for took, _ in missing) == pytest.approx(min(took for took, _ in there), rel=0.3)
+    # a password was hashed all the same: without, it would be a tenth of the time
+    assert min(took for took, _ in missing) > min(took for took, _ in there) / 3
     refused = attempt(attacker, "annotator-1", argilla_server.password("annotator-1"))
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     time.sleep(1)

@@ -200,7 +200,17 @@ def test_a_link_placed_in_the_folder_of_clips_has_no_address(argilla_server: Any
 
 @pytest.mark.parametrize(
     ("asked", "code", "start", "stop"),
-    [],
+    [
+        ("bytes=0-99", 206, 0, 100),
+        ("bytes=102300-", 206, 102_300, 102_400),
+        ("bytes=-10", 206, 102_390, 102_400),
+        ("bytes=-999999", 206, 0, 102_400),  # a suffix longer than the clip is all of it
+        ("bytes=100-999999", 206, 100, 102_400),
+        ("bytes=5-4", 200, 0, 102_400),  # malformed: ignored
+        ("bytes=-", 200, 0, 102_400),
+        ("lines=0-5", 200, 0, 102_400),
+        ("bytes=0-1,5-6", 200, 0, 102_400),  # several: allowed to be ignored
+    ],
 )
 def test_a_range_gives_that_part(
     argilla_server: Any, clip: str, asked: str, code: int, start: int, stop: int

@@ -21,7 +21,6 @@ TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "
 _CHUNK = 64 * 1024
 _MOST_FRAMES = 2**40
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_INCOMING = ".incoming-"
 
 
 class TooLarge(Exception):
@@ -98,7 +97,7 @@ async def store(file: Path, body: AsyncIterator[bytes]) -> bool:
         WrongDigest: The body's sha256 is another one.
     """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_INCOMING, dir=file.parent)  # readable by us only
+    handle, name = tempfile.mkstemp()  # readable by us only; in the home's scratch, which a start empties
     os.close(handle)
     incoming = Path(name)
     try:
@@ -111,12 +110,6 @@ async def store(file: Path, body: AsyncIterator[bytes]) -> bool:
         return True
     finally:
         incoming.unlink(missing_ok=True)
-
-
-def remove_interrupted(root: Path) -> None:
-    """Delete what a killed server left half written in any workspace below `root`."""
-    for incoming in root.glob(f"*/{_INCOMING}*"):
-        incoming.unlink()
 
 
 async def _write(file: Path, body: AsyncIterator[bytes]) -> str:

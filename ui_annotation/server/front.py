@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import clips, sign_in, ui
+from . import sign_in, ui
 from .listening import Listening
 from .media import Media
 
@@ -33,14 +33,11 @@ class Front:
 
     def __init__(self, home: Path) -> None:
         """Serve the clips below `home`/media and keep `home`/listening.db."""
-        root = home / "media"
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        clips.remove_interrupted(root)
         pages = ui.folder(argilla)
         ui.add_scripts(pages)
         ui.remove_remote_fonts(pages)
         self._page_policy = ui.policy(pages)
-        self._media = Media(root, Listening(home / "listening.db"))
+        self._media = Media(home / "media", Listening(home / "listening.db"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; lifespan events are Argilla's alone."""

@@ -144,7 +144,8 @@ def playable(sent: Sequence[Sent], size: int, duration_s: float | None, now: dat
         duration_s: Of the clip; None if it is not known.
         now: By the clock of `sent`.
     """
-    share, parts = 1.0, []
+    share = 1.0
+    parts: list[tuple[int, int]] = []
     for start, stop, at in sent:
         before = _length(parts)
         parts.append((start, stop))
