@@ -35,6 +35,7 @@ ROWS = [
     for name, (status, body) in rows.items()
 ]
 ROWS.append(Row("unreadable", "nested", 200, b"[" * 200_000))
+ROWS.append(Row("unreadable", "nested, whole", 200, b"[" * 900 + b"1" + b"]" * 900))
 
 
 def rows(*meanings):
