@@ -129,7 +129,7 @@ def _print(scores: dict[str, Any], judge: dict[str, Any], judged: list[JudgedAns
     for state in ("invalid", "refused"):
         replies = (reply.text for row in judged for reply in row.replies if reply.state == state)
         if reason := next(replies, None):
-            print(f"first {state} reply: {visible(reason)[-200:]!r}")
+            print(f"first {state} reply: {visible(reason)[-350:]!r}")
     for row in published.air_bench_chat()[:3]:
         print(published.as_line(row))
     print(published.warnings()[0])

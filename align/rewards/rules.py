@@ -11,14 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from align.evaluation.benchmarks import wer
-from align.evaluation.benchmarks.foundation import LETTERS, strict_letter
+from align.evaluation.benchmarks.choices import LETTERS, read_choice
 from align.evaluation.judges.facts import FactJudge
 from align.rewards.reward import BadReward, Parts
 from align.run_folder.artifacts import sha256_file
 from preference_data.schema import Prompt
 from preference_data.toy_world.phrasebook import Assessment, Phrasebook
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 FORMS: Mapping[str, str] = MappingProxyType(
     {
         "one_word": r"\s*[\w'-]+[.!?]?\s*",
@@ -121,7 +120,7 @@ class TranscriptReward:
 class ChoiceReward:
     """1 for the right one of a prompt's choices, read as strictly as AIR-Bench foundation is scored here.
 
-    A completion with `<answer>...</answer>` is read there alone, at the last of several.
+    A completion with `<answer>...</answer>` is read there alone.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -142,7 +141,7 @@ class ChoiceReward:
 
     def _value(self, prompt: Prompt, text: str) -> float:
         choices = (*prompt.choices, *[""] * (len(LETTERS) - len(prompt.choices)))
-        letter = strict_letter((_ANSWER.findall(text) or [text])[-1], choices)
+        letter = read_choice(text, choices)
         return float(letter is not None and choices[LETTERS.index(letter)] == prompt.answer_gt)
 
     def identity(self) -> dict[str, Any]:

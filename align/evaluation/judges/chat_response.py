@@ -78,9 +78,12 @@ class ServerError(Exception):
     """
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        data = _json(body)
-        words = ", ".join(dict.fromkeys(_words(data)))[:_WORDS_KEPT]
-        self.status = status if status >= 400 else _status_of(data)
+        try:
+            data = _json(body)
+            words = ", ".join(dict.fromkeys(_words(data)))[:_WORDS_KEPT]
+            self.status = status if status >= 400 else _status_of(data)
+        except RecursionError:
+            words, self.status = "JSON nested too deeply", status if status >= 400 else 0
         self.words = f"HTTP {status}{', ' if words else ' without a word'}{words}"
         self.meaning = _meaning(self.status, words)
         self.retry_after_s = _retry_after_s(headers.get("retry-after", ""), words)
@@ -95,7 +98,7 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes) -> Reply
     """
     data = _json(body)
     choices = data.get("choices") if isinstance(data, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if status >= 400 or not isinstance(message, dict):
         raise ServerError(status, headers, body)
@@ -129,11 +132,13 @@ def _finish_reason(choice: Mapping[str, Any]) -> str | None:
 
 def _text(content: Any) -> str:
     """A message's text, which some servers send in chunks; those of thought and of other media left out."""
-    if isinstance(content, list):
-        return "".join(map(_text, content))
-    if isinstance(content, dict):
-        return _text(content.get("text")) if "text" in str(content.get("type", "text")) else ""
-    return content if isinstance(content, str) else ""
+    chunks = content if isinstance(content, list) else [content]
+    texts = [chunk.get("text") if _is_text(chunk) else chunk for chunk in chunks]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _is_text(chunk: Any) -> bool:
+    return isinstance(chunk, dict) and "text" in str(chunk.get("type", "text"))
 
 
 def _count(usage: Any, name: str) -> int:

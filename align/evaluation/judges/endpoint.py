@@ -178,7 +178,7 @@ class Endpoint:
         async with self._probing:
             if not self._completions:
                 if advice := self._parameter_advice(error.words):
-                    raise self._refused(words, f"the server does not take a parameter as it is. {advice}")
+                    raise self._refused(words, advice)
                 if not await self._is_up(client):
                     raise self._refused(words, "mend it as the server says, then run the same command again")
         return Reply(words, NO_REPLY)
@@ -191,8 +191,8 @@ class Endpoint:
         other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}.get(named[0])
         if other and re.search(rf"\b{other}\b", words):
             value = self.parameters[named[0]]
-            return f"Rename {named[0]}: {parameter_advice({named[0]: None, other: value})}"
-        return f"Leave {named[0]} out, or give it another value: {parameter_advice({named[0]: None})}"
+            return f"rename {named[0]}: {parameter_advice({named[0]: None, other: value})}"
+        return f"leave {named[0]} out, or give it another value: {parameter_advice({named[0]: None})}"
 
     async def _call(self, client: AsyncOpenAI, prompt: Sequence[Message]) -> Reply:
         self.calls += 1
@@ -242,7 +242,7 @@ class Endpoint:
 
     def _refused(self, words: str, step: str) -> JudgeMisconfigured:
         step = step.replace("{url}", self._public_url)
-        return JudgeMisconfigured(f"{self} refused: {words}. Next: {step}")
+        return JudgeMisconfigured(f"{self} refused: {words.rstrip('.')}. Next: {step}")
 
     def _unavailable(self, attempts: int, problem: str) -> JudgeUnavailable:
         return JudgeUnavailable(

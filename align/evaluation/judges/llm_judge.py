@@ -20,7 +20,13 @@ from align.evaluation.judges.chat_model import (
     open_chat_model,
     parameter_advice,
 )
-from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Official, Strict
+from align.evaluation.judges.prompt import (
+    JudgePrompt,
+    JudgeProtocol,
+    Official,
+    Strict,
+    without_thought,
+)
 from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
 from align.run_folder.progress import Progress
@@ -28,8 +34,8 @@ from align.run_folder.progress import Progress
 ORDERS: tuple[Order, Order] = ("reference_first", "response_first")
 _BYTES_PER_TOKEN = 4
 """UTF-8 bytes per token, roughly, over languages and tokenizers."""
-_CUT = 5
-"""Replies cut before their scores, at which a judge is stopped if most of its replies are."""
+_EMPTY = 5
+"""Replies that end before any answer, at which a judge is stopped if most of its replies do."""
 
 
 class Estimate(NamedTuple):
@@ -160,22 +166,23 @@ class LLMJudge:
         """Cached replies, and those of the model to the rest, each kept as it comes."""
         replies = self.cache.get(prompts)
         missing = [key for key in prompts if key not in replies]
-        came = unscored = cut = 0
+        came = unscored = empty = 0
 
         def keep(index: int, reply: Reply) -> None:
-            nonlocal came, unscored, cut
+            nonlocal came, unscored, empty
             key = missing[index]
             if reply.finish_reason not in UNANSWERED:
                 self.cache.put(key, reply)
             replies[key] = reply
             state = self.protocol.read(prompts[key], reply.text, reply.finish_reason).state
+            ends_early = reply.finish_reason == "length" or not (without_thought(reply.text) or "").strip()
             came += 1
             unscored += state != "scored"
-            cut += state != "scored" and reply.finish_reason == "length"
+            empty += state == "invalid" and ends_early
             if progress:
                 progress.update(len(replies), unscored=unscored)
-            if cut >= _CUT and 2 * cut > came:
-                raise self._cut_off(cut, came)
+            if empty >= _EMPTY and 2 * empty > came:
+                raise self._never_answers(empty, came)
 
         with Progress(label, len(prompts)) if label else nullcontext() as progress:
             if progress:
@@ -184,14 +191,14 @@ class LLMJudge:
                 self.model.reply([prompts[key].messages for key in missing], keep)
         return replies
 
-    def _cut_off(self, cut: int, came: int) -> JudgeMisconfigured:
+    def _never_answers(self, empty: int, came: int) -> JudgeMisconfigured:
         limits = [name for name in self.model.parameters if name.startswith("max_")]
         name = limits[0] if limits else "max_tokens"
         value = self.model.parameters.get(name)
         more = parameter_advice({name: 4 * value if isinstance(value, int) else 4096})
         return JudgeMisconfigured(
-            f"{self.name}: {cut} of {came} replies reached their limit of tokens ({name}: {value}) before "
-            f"the scores, as a thinking model's do. Next: raise {name}, {more}"
+            f"{self.name}: {empty} of {came} replies end before any scores, as a thinking model's do where "
+            f"{name} ({value}) is too small. Next: raise {name}, {more}, or have it think less"
         )
 
     def _judged(self, item: Item, response: str, replies: Sequence[OrderReply]) -> JudgedAnswer:

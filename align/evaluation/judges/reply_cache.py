@@ -39,10 +39,15 @@ def _read(path: Path) -> Iterator[tuple[str, Reply]]:
         return
     with path.open("r+b") as file:
         whole = 0
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 file.truncate(whole)
                 return
             whole += len(line)
-            row = json.loads(line)
-            yield row.pop("key"), Reply(**row)
+            try:
+                row = json.loads(line)
+                yield row.pop("key"), Reply(**row)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(
+                    f"{path}:{number}: is not a kept reply. Delete this line: that one is requested again"
+                ) from None

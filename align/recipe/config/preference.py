@@ -170,5 +170,5 @@ class LabelsConfig(FromJudgementsOrScores):
         yield from super().conflicts()
         if self.scores and self.good_from is None:
             yield Conflict("good_from", "required with scores: the least reward of a good completion")
-        if None not in (self.bad_to, self.good_from) and self.bad_to >= self.good_from:
+        if self.bad_to is not None and self.good_from is not None and self.bad_to >= self.good_from:
             yield Conflict("bad_to", f"{self.bad_to:g} must lie below good_from {self.good_from:g}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from align.recipe.config.base import Config
+from align.recipe.config.base import Config, Conflict
 from align.recipe.config.evaluation import JudgeModel
 
 
@@ -21,11 +22,10 @@ class FactsReward(Config):
     form: float = Field(0.5, ge=0)
     """The form is the one asked for: a word, a sentence, an abstention."""
 
-    @model_validator(mode="after")
-    def _counts(self) -> FactsReward:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Something counts."""
         if not (self.asked or self.clean or self.form):
-            raise ValueError("asked, clean and form are all 0: nothing would be rewarded")
-        return self
+            yield Conflict("asked", "asked, clean and form are all 0: nothing would be rewarded")
 
 
 class PartReward(Config):
@@ -60,11 +60,10 @@ class FormatReward(PartReward):
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return pattern
 
-    @model_validator(mode="after")
-    def _says_which(self) -> FormatReward:
+    def conflicts(self) -> Iterator[Conflict]:
+        """One of them says what is meant."""
         if (self.form is None) == (self.pattern is None):
-            raise ValueError("give form, or pattern")
-        return self
+            yield Conflict("form", "give form, or pattern")
 
 
 class LengthReward(PartReward):
@@ -87,12 +86,10 @@ class RewardConfig(Config):
     length: LengthReward | None = None
     judge: JudgeReward | None = None
 
-    @model_validator(mode="after")
-    def _rewards_something(self) -> RewardConfig:
-        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        if not given - {"length"}:
-            raise ValueError(
-                "nothing is rewarded: give facts, wer, choice, format or judge, such as facts: {}"
-                + (" (length alone teaches to say nothing)" if given else "")
-            )
-        return self
+    def conflicts(self) -> Iterator[Conflict]:
+        """Something is rewarded."""
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if given in ([], ["length"]):
+            message = "nothing is rewarded: give facts, wer, choice, format or judge, such as facts: {}"
+            hint = " (length alone teaches to say nothing)" if given else ""
+            yield Conflict("length" if given else "facts", message + hint)

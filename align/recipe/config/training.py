@@ -435,12 +435,18 @@ class Targets(Config):
     """Of `preference_data/prompts/tasks.yaml`, such as transcribe."""
     prompt_format: PromptFormat = "sentences"
 
-    @model_validator(mode="after")
-    def _tasks_are_known(self) -> Targets:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Tasks that no reward can be given for, and those that do not exist."""
         for name in self.tasks:
-            if task_named(name).stamps:
-                raise ValueError(f"tasks: targets of {name} are stamped with times, which no reward reads")
-        return self
+            try:
+                stamps = task_named(name).stamps
+            except ValueError as error:
+                yield Conflict("tasks", str(error))
+            else:
+                if stamps:
+                    yield Conflict(
+                        "tasks", f"targets of {name} are stamped with times, which no reward reads"
+                    )
 
 
 def _kind_of_prompts(value: Any) -> str:
@@ -488,31 +494,25 @@ class GRPOConfig(FurtherTrainingConfig):
     choose: Choose | None = None
     """How to choose among the checkpoints (one every `save_steps`); without it the last one is published."""
 
-    @model_validator(mode="after")
-    def _checkpoints_lie_between_batches(self) -> GRPOConfig:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Checkpoints in the middle of a batch, choices that need pairs, weights that are divided."""
+        yield from super().conflicts()
         for name in ("steps", "save_steps"):
             if getattr(self, name) % self.iterations:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} is not a multiple of iterations ({self.iterations}): a "
-                    "training cannot be resumed in the middle of a batch of completions"
+                message = (
+                    f"{getattr(self, name)} is not a multiple of iterations ({self.iterations}): a training "
+                    "cannot be resumed in the middle of a batch of completions"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _chooses_by_facts(self) -> GRPOConfig:
+                yield Conflict(name, message)
         if self.choose is not None and self.choose.by != "facts":
-            raise ValueError(f"choose by {self.choose.by} needs preference pairs; grpo can choose by facts")
-        return self
-
-    @model_validator(mode="after")
-    def _completes_with_whole_weights(self) -> GRPOConfig:
+            yield Conflict("choose", f"by {self.choose.by} needs preference pairs; grpo can choose by facts")
         strategy = self.hardware.strategy if self.hardware else "ddp"
         if strategy in ("zero3", "fsdp2"):
-            raise ValueError(
-                f"hardware.strategy: {strategy} divides the weights: each token of each completion would "
-                "gather all of them again. Take ddp or zero2; where those do not fit, with lora"
+            message = (
+                f"strategy {strategy} divides the weights: each token of each completion would gather all of "
+                "them again. Take ddp or zero2; where those do not fit, with lora"
             )
-        return self
+            yield Conflict("hardware", message)
 
     @property
     def keeps_candidates(self) -> bool:

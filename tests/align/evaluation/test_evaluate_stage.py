@@ -14,7 +14,7 @@ from align.evaluation.benchmarks.rows import Utterance
 from align.evaluation.judges.endpoint import Endpoint
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import LLMJudge
-from align.recipe.config.evaluation import EvaluateConfig
+from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
 from align.run_folder.artifacts import StageFolder
 from align.stages import evaluate
 from preference_data.toy_world.phrasebook import Phrasebook
@@ -100,6 +100,22 @@ def test_by_facts(questions, tmp_path):
     assert rows["q0"].audio.startswith("test/Chat/")
     assert len(air_bench.read_answers(out.path / "answers/6_dpo.jsonl")) == 23
     json.dumps([policies, comparisons], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("judge_model", "words"),
+    [
+        ({"url": "http://a/v1", "parameters": {"messages": []}}, "messages is set by us"),
+        ({"url": "http://a/v1", "parameters": {"stream": True}}, "stream is set by us"),
+        ({"parameters": {"top_p": 0.9}}, "without a url is greedy"),
+        ({"parameters": {"temperature": 1}}, "without a url is greedy"),
+    ],
+)
+def test_parameters_that_a_judge_cannot_take_are_refused_in_the_recipe(judge_model, words):
+    with pytest.raises(ValueError, match=words):
+        JudgeModel(model="m", **judge_model)
+    JudgeModel(model="m", parameters={"max_tokens": 99, "temperature": 0})
+    JudgeModel(model="m", url="http://a/v1", parameters={"max_tokens": None, "top_p": 0.9})
 
 
 def test_by_a_judge_model(questions, tmp_path):

@@ -333,6 +333,9 @@ def test_a_torn_last_line_of_the_cache_costs_one_call(tmp_path):
             endpoint = Endpoint(server.url, "m")
             assert states(LLMJudge(endpoint, cache).judge(ITEMS[:3], RESPONSES[:3])) == {"scored": 3}
             assert endpoint.calls == calls
+        cache.write_bytes(b'{"key": "a"}\n' + cache.read_bytes())
+        with pytest.raises(ValueError, match="c:1: is not a kept reply. Delete this line"):
+            LLMJudge(Endpoint(server.url, "m"), cache)
 
 
 def test_the_key_goes_where_it_belongs(tmp_path, monkeypatch):

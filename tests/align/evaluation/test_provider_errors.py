@@ -5,11 +5,14 @@ The bodies are in `provider_errors.yaml`.
 
 import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges.chat_model import JudgeMisconfigured
@@ -35,6 +38,7 @@ ROWS = [
     for name, (status, body) in rows.items()
 ]
 ROWS.append(Row("unreadable", "nested", 200, b"[" * 200_000))
+ROWS.append(Row("unreadable", "nested, whole", 200, b"[" * 900 + b"1" + b"]" * 900))
 
 
 def rows(*meanings):
@@ -82,6 +86,31 @@ def test_every_provider_is_understood(row):
 def test_a_reply_in_every_form(message, finish_reason, text, reason):
     body = {"choices": [{"message": message, "finish_reason": finish_reason}], "error": None, "usage": None}
     assert read_response(200, {}, json.dumps(body).encode()) == (text, reason, 0, 0)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "message", "content", "text", "type", "finish_reason", "usage", "error", "code"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING, ANYTHING, ANYTHING, st.sampled_from([200, 400, 429, 500]), st.text(max_size=9))
+def test_no_body_crashes_the_reading(whole, message, choice, status, header):
+    for body in (whole, {"choices": [{"message": message}]}, {"choices": [choice], "error": message}):
+        with suppress(ServerError):
+            reply = read_response(status, {"retry-after": header}, json.dumps(body).encode())
+            assert isinstance(reply.text.encode(), bytes)
 
 
 def item(i):
@@ -164,13 +193,16 @@ def test_a_parameter_that_is_refused_is_named_with_its_remedy(parameters, refusa
         with pytest.raises(JudgeMisconfigured, match=advice) as stopped:
             LLMJudge(endpoint, tmp_path / "c").judge(ITEMS, RESPONSES)
         assert len(server.requests) <= 3  # the first two, and a harmless prompt
-    assert refusal in str(stopped.value)
+    assert refusal.rstrip(".") in str(stopped.value)
 
 
+@pytest.mark.parametrize("finish_reason", ["length", "stop"])
 @pytest.mark.parametrize(("cut", "n_stopped"), [(20, 6), (1, None)])
-def test_a_judge_whose_replies_are_cut_is_stopped_and_one_cut_reply_is_not(cut, n_stopped, tmp_path):
+def test_a_judge_that_never_answers_is_stopped_and_one_empty_reply_is_not(
+    cut, n_stopped, finish_reason, tmp_path
+):
     message = {"content": None, "reasoning_content": "Perhaps"}
-    thinking = json.dumps({"choices": [{"finish_reason": "length", "message": message}]}).encode()
+    thinking = json.dumps({"choices": [{"finish_reason": finish_reason, "message": message}]}).encode()
 
     def behave(request):
         return Answer(body=thinking) if number(request) < cut else by_kind(request)
