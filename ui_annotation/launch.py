@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ui_annotation import AnnotationError, environment
+from ui_annotation import AnnotationError
+from ui_annotation.environment import ARGILLA
 
 SERVES_WITHIN_S = 60.0
 STOPS_WITHIN_S = 10.0
@@ -154,12 +155,10 @@ def credentials(home: Path) -> dict[str, Any]:
 
 
 def _command(home: Path, port: int, users: Sequence[str] | None, workspace: str) -> list[str]:
-    if not environment.is_ready():
-        raise ServerFailed(
-            f"Argilla's environment is not in {environment.location()}. Run: align annotate install"
-        )
+    if not ARGILLA.is_ready:
+        raise ServerFailed(f"Argilla's environment is not in {ARGILLA.location}. Run: align annotate install")
     # -P: the current folder is no place to import from
-    command = [str(environment.python()), "-P", "-m", "server", "--home", str(home.absolute())]
+    command = [str(ARGILLA.python), "-P", "-m", "server", "--home", str(home.absolute())]
     command += ["--port", str(port), "--workspace", workspace]
     return command + (["--annotators", ",".join(users)] if users else [])
 

@@ -46,9 +46,9 @@ def install() -> None:
 
     Example: align annotate install
     """
-    from ui_annotation import environment
+    from ui_annotation.environment import ARGILLA
 
-    python = environment.install(typer.echo)
+    python = ARGILLA.install(typer.echo)
     typer.echo(f"Ready: {python.parent.parent}")
 
 
@@ -61,9 +61,10 @@ def up(
 
     Example: align annotate up --home runs/argilla --port 6900
     """
-    from ui_annotation import environment, launch
+    from ui_annotation import launch
+    from ui_annotation.environment import ARGILLA
 
-    environment.install(typer.echo)
+    ARGILLA.install(typer.echo)
     launch.serve(home, port=port)
 
 

@@ -42,7 +42,7 @@ def doctor() -> None:
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Look at everything; `folder` is where runs will be written."""
-    from ui_annotation import environment
+    from ui_annotation.environment import ARGILLA
 
     yield Finding("ok", "Python", platform.python_version())
     for name in _PACKAGES:
@@ -51,8 +51,8 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield _deepspeed()
     yield _espeak()
     yield from _disk_and_memory(folder)
-    if environment.is_ready():
-        yield Finding("ok", "annotation", f"Argilla in {environment.location()}")
+    if ARGILLA.is_ready:
+        yield Finding("ok", "annotation", f"Argilla in {ARGILLA.location}")
     else:
         yield Finding("warn", "annotation", "Argilla is not installed", "align annotate install")
     yield _vllm()

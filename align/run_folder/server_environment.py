@@ -22,6 +22,8 @@ class InstallFailed(RuntimeError):
     """An environment could not be made; the message holds the end of pip's output and the next step."""
 
 
+LOCKED = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+"""Options for a lock file with the hash of every wheel: nothing is built or run from source."""
 _OURS = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 
 
@@ -48,8 +50,8 @@ class ServerEnvironment:
     variable: str
     """Of the process' environment: names another folder for it."""
     lock_file: Path
-    pip_arguments: tuple[str, ...]
-    """Of `pip install`."""
+    pip_options: tuple[str, ...]
+    """Of `pip install -r lock_file`."""
     proof: str
     """Python code that imports what the server uses: proves the environment, and leaves byte code."""
     pythons: tuple[tuple[int, int], tuple[int, int]]
@@ -143,7 +145,7 @@ class ServerEnvironment:
             )
             (own / "zz_borrowed.pth").write_text("".join(f"{path}\n" for path in self.borrows))
         pip = ["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-compile"]
-        self._run([*pip, *self.pip_arguments], say, lock)
+        self._run([*pip, *self.pip_options, "-r", str(self.lock_file)], say, lock)
         with tempfile.TemporaryDirectory() as scratch:
             variables = {name: value.format(scratch=scratch) for name, value in self.proof_variables.items()}
             self._run(["-c", self.proof], say, lock, variables)

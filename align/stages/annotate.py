@@ -29,7 +29,8 @@ from preference_data import store
 from preference_data.preferences import quality
 from preference_data.schema import AudioClip, Completion, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
-from ui_annotation import accounts, assignment, client, environment, launch, pull, push, simulated
+from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
+from ui_annotation.environment import ARGILLA
 from ui_annotation.project import Project
 
 API_KEY = "ALIGN_ARGILLA_API_KEY"
@@ -127,7 +128,7 @@ def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
     with ExitStack() as until_done:
         running = launch.running(home)
         if running is None:
-            environment.install(print)
+            ARGILLA.install(print)
             names = _account_names(config)
             if config.by == "simulated":
                 workspace = f"{config.workspace}-simulated"

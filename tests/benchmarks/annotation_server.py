@@ -26,7 +26,8 @@ import argilla as rg
 import httpx
 import psutil
 
-from ui_annotation import client, environment, launch, render
+from ui_annotation import client, launch, render
+from ui_annotation.environment import ARGILLA
 
 ANNOTATOR = "annotator-1"
 REPEATS = 40
@@ -46,8 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--records", type=int, default=10_000)
     count = parser.parse_args().records
-    if not environment.is_ready():
-        environment.install(print)
+    if not ARGILLA.is_ready:
+        ARGILLA.install(print)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         started = time.perf_counter()

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ui_annotation import accounts, environment, launch
+from ui_annotation import accounts, launch
+from ui_annotation.environment import ARGILLA
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ ANNOTATORS = ("annotator-1", "annotator-2")
 def argilla_environment(pytestconfig: pytest.Config) -> Path:
     """The server's Python; made when missing, which takes a minute and is therefore told."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    if environment.is_ready():
-        return environment.python()
+    if ARGILLA.is_ready:
+        return ARGILLA.python
     with capture.global_and_fixture_disabled():
-        return environment.install(print)
+        return ARGILLA.install(print)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import yaml
 
 import ui_annotation
 from tests.ui_annotation.fake_elasticsearch import FakeElasticsearch
-from ui_annotation import environment
+from ui_annotation.environment import ARGILLA
 
 ROOT = Path(ui_annotation.__file__).parent
 DEPLOY = ROOT / "deploy"
@@ -50,7 +50,7 @@ class Production:
     def command(self, service: str) -> list[str]:
         """The service's command, with our folders and ports."""
         words = [self._here(word) for word in SERVICES[service]["command"]]
-        python = str(environment.python())
+        python = str(ARGILLA.python)
         start = [python, str(self.root / "app/with_secrets.py"), str(self.root / "secrets")]
         return start + [python if word == "python" else word for word in words]
 

@@ -37,7 +37,8 @@ from tests.ui_annotation.production import (
     redis,
     wait_until,
 )
-from ui_annotation import client, environment, pull, push
+from ui_annotation import client, pull, push
+from ui_annotation.environment import ARGILLA
 from ui_annotation.project import Project
 
 PASSWORDS = ("database_password", "elasticsearch_password", "redis_password")
@@ -150,7 +151,7 @@ def test_an_empty_or_missing_secret_is_named(tmp_path):
 def production() -> Iterator[Production]:
     _need(bool(postgres("initdb")), "no PostgreSQL: apt-get install postgresql")
     _need(bool(shutil.which("redis-server")), "no redis-server: apt-get install redis-server")
-    _need(environment.is_ready(), "no Argilla: align annotate install")
+    _need(ARGILLA.is_ready, "no Argilla: align annotate install")
     passwords = {name: secrets.token_hex(12) for name in PASSWORDS}
     passwords["database_password"] += "%/@:"  # a URL must survive it
     with ExitStack() as stack:
@@ -270,7 +271,7 @@ def test_the_worker_is_found_healthy(production):
     words = SERVICES["worker"]["healthcheck"]["test"][5:]
     start = production.command("worker")[:3]
     env = production.environ("worker")
-    healthy = [*start, str(environment.python()), *words]
+    healthy = [*start, str(ARGILLA.python), *words]
     # Its name reaches Redis some seconds after its process: Docker, too, asks several times
     worker = production.processes["worker"]
     wait_until(lambda: subprocess.run(healthy, env=env, check=False).returncode == 0, worker, production.log)
@@ -288,7 +289,7 @@ def test_no_password_is_in_a_command_line_or_log(production, pushed):
 def test_a_lost_index_is_made_anew(production, pushed):
     (name,) = list(production.elasticsearch.indices)
     lost = production.elasticsearch.indices.pop(name)
-    python = str(environment.python())
+    python = str(ARGILLA.python)
     again = [*production.command("server")[:3], python, "-m", "argilla_server", "search-engine", "reindex"]
     subprocess.run(
         again, env=production.environ("server", TMPDIR=str(production.root)), check=True, capture_output=True

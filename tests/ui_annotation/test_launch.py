@@ -1,6 +1,7 @@
 """The server's life with real processes: private, restartable, alone on its home, silent about secrets."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,9 @@ import httpx
 import psutil
 import pytest
 
-from ui_annotation import accounts, client, environment, launch
+from align.run_folder.server_environment import InstallFailed
+from ui_annotation import accounts, client, launch
+from ui_annotation.environment import ARGILLA
 
 NAMES = ("annotator-1", "annotator-2")
 
@@ -66,7 +69,7 @@ def served(home: Path) -> launch.Running:
 
 def run_server(*options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """For starts that are refused."""
-    command = [str(environment.python()), "-P", "-m", "server", *options]
+    command = [str(ARGILLA.python), "-P", "-m", "server", *options]
     path = {"PYTHONPATH": str(Path(launch.__file__).parent)}
     return subprocess.run(
         command, env=os.environ | path | environ, capture_output=True, text=True, timeout=30
@@ -333,9 +336,9 @@ def tiny_lock(folder: Path, *, digest: str | None = None) -> Path:
 def installer(lock: Path, target: Path, first_import: str) -> subprocess.Popen[str]:
     """Another process that installs."""
     program = (
-        "import sys, pathlib\nfrom ui_annotation import environment\n"
-        "environment.LOCK_FILE, environment.FIRST_IMPORT = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
-        "environment.install(lambda line: print(line, flush=True))\n"
+        "import dataclasses, pathlib, sys\nfrom ui_annotation.environment import ARGILLA\n"
+        "own = dataclasses.replace(ARGILLA, lock_file=pathlib.Path(sys.argv[1]), proof=sys.argv[2])\n"
+        "own.install(lambda line: print(line, flush=True))\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program, str(lock), first_import],
@@ -351,14 +354,14 @@ def test_a_killed_install_is_not_taken_for_a_finished_one(
 ) -> None:
     lock, target = tiny_lock(tmp_path), tmp_path / "env"
     monkeypatch.setenv("ALIGN_ARGILLA_ENV", str(target))
-    monkeypatch.setattr(environment, "LOCK_FILE", lock)
+    own = dataclasses.replace(ARGILLA, lock_file=lock)
     here = tmp_path / "reached"
     killed = installer(lock, target, f"import time; open({str(here)!r}, 'w'); time.sleep(60)")
     assert eventually(here.exists, 60)
     killed.kill()
     killed.wait()
-    assert environment.python().exists()
-    assert not environment.is_ready()
+    assert own.python.exists()
+    assert not own.is_ready
 
     # What it left running still counts as an install; when that is gone, one of two others does the work.
     waiting = installer(lock, target, "import tiny_thing")
@@ -368,21 +371,21 @@ def test_a_killed_install_is_not_taken_for_a_finished_one(
     said = [process.communicate(timeout=60)[0] for process in (waiting, other)]
     assert [waiting.returncode, other.returncode] == [0, 0]
     assert sum("is installed" in text for text in said) == 1
-    assert environment.is_ready()
-    assert environment.install(pytest.fail) == target / "bin" / "python"
+    assert own.is_ready
+    assert own.install(pytest.fail) == target / "bin" / "python"
 
     lock.write_text(lock.read_text() + "# changed\n")
-    assert not environment.is_ready()
+    assert not own.is_ready
 
 
 def test_a_package_with_another_digest_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALIGN_ARGILLA_ENV", str(tmp_path / "env"))
-    monkeypatch.setattr(environment, "LOCK_FILE", tiny_lock(tmp_path, digest="0" * 64))
-    with pytest.raises(environment.InstallFailed, match="(?s)HASH.*align annotate install"):
-        environment.install(lambda line: None)
-    assert not environment.is_ready()
+    own = dataclasses.replace(ARGILLA, lock_file=tiny_lock(tmp_path, digest="0" * 64))
+    with pytest.raises(InstallFailed, match="(?s)HASH.*align annotate install"):
+        own.install(lambda line: None)
+    assert not own.is_ready
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(
@@ -390,13 +393,13 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     monkeypatch.setenv("ALIGN_ARGILLA_ENV", str(tmp_path))
-    with pytest.raises(environment.InstallFailed, match="ALIGN_ARGILLA_ENV"):
-        environment.install(lambda line: None)
+    with pytest.raises(InstallFailed, match="ALIGN_ARGILLA_ENV"):
+        ARGILLA.install(lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_the_lock_names_every_digest_and_no_place() -> None:
-    lines = environment.LOCK_FILE.read_text().splitlines()
+    lines = ARGILLA.lock_file.read_text().splitlines()
     packages = [line for line in lines if line and not line.startswith((" ", "#"))]
     assert all("==" in line and line.endswith("\\") for line in packages)
     assert [line for line in lines if "://" in line or "--index" in line or "--find-links" in line] == []

@@ -24,7 +24,7 @@ import torch
 
 from align.models.qwen2_audio.model import CHAT_TEMPLATE
 from align.run_folder.artifacts import read_json
-from align.run_folder.server_environment import ServerEnvironment, own_variables
+from align.run_folder.server_environment import LOCKED, ServerEnvironment, own_variables
 
 _HERE = Path(__file__).parent
 _STARTS_WITHIN_S = 600.0
@@ -55,7 +55,6 @@ def environment() -> ServerEnvironment:
     """The environment for this machine: locked and with our torch on a CPU, vLLM's own choice on GPUs."""
     on_gpu = torch.cuda.is_available()
     lock = _HERE / ("requirements-cuda.txt" if on_gpu else "requirements.lock")
-    locked = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
     return ServerEnvironment(
         name="vllm",
         server="the vLLM engine",
@@ -63,7 +62,7 @@ def environment() -> ServerEnvironment:
         costs="several minutes, 10 GB" if on_gpu else "about two minutes, 1.7 GB",
         variable="ALIGN_VLLM_ENV",
         lock_file=lock,
-        pip_arguments=(*(() if on_gpu else locked), "-r", str(lock)),
+        pip_options=() if on_gpu else LOCKED,
         proof="import vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker"
         if not on_gpu
         else "import vllm.entrypoints.openai.api_server",
