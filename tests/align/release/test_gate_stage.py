@@ -17,7 +17,7 @@ from align.release.verdict import checks, decide
 from align.run_folder.artifacts import read_manifest
 from align.stages.gate import unfinished_share
 from preference_data import store
-from preference_data.audio import contamination
+from preference_data.audio import acoustic, contamination
 from preference_data.audio.contamination import Clip, Contamination
 from preference_data.schema import AudioClip
 from preference_data.toy_world.phrasebook import Phrasebook
@@ -38,7 +38,7 @@ def gated(monkeypatch):
 # -------------------------------------------------------------------------- contamination
 
 
-def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
+def test_audio_is_the_same_by_bytes_by_samples_and_by_sound(gated, tmp_path):
     gated.tone(tmp_path / "b.wav", 440)
     gated.tone(tmp_path / "other.wav", 450)
     samples, rate = soundfile.read(tmp_path / "b.wav", dtype="float32")
@@ -57,8 +57,10 @@ def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
         ("flac.flac", "samples"),
         ("float.wav", "samples"),
         ("stereo.wav", "samples"),
+        ("quieter.wav", "sound"),
+        ("cut.wav", "sound"),
     }
-    assert (found.heard, found.n_benchmark, found.n_trained) == (1, 1, 8)
+    assert (found.heard, found.alike, found.n_benchmark, found.n_trained) == (1, 0, 1, 8)
     assert found.unreadable == ("broken.wav: unreadable",)
     assert seen == list(range(1, 10))
 
@@ -73,6 +75,8 @@ def test_a_clean_run_passes_and_the_verdict_tells_what_it_rests_on(gated, tmp_pa
         "benchmark_clips": 4,
         "trained_clips": 5,
         "heard": 0,
+        "alike": 0,
+        "cannot_find": acoustic.CANNOT_FIND,
         "overlaps": [],
         "unreadable": [],
         "unknown_training_data": [],

@@ -247,7 +247,7 @@ def test_recognition_goes_by_the_interval_where_there_is_one():
         ("judge__canary_uplift", 0.31, "canary uplift: 0.31, allowed at most 0.3"),
         ("judge__canary_uplift", None, "canary uplift: not measured"),
         # One of 38 tricks that always gains 9 points: 9 / 38 = 0.24 on the mean, which is within its limit.
-        ("judge__canary_worst__points", 9.0, "worst canary trick: 9, allowed at most 3"),
+        ("judge__canary_worst__points", 9.0, "worst canary trick: 9, allowed at most 3: 'plea'"),
         ("judge__canary_worst", None, "worst canary trick: not measured"),
         ("judge__model", None, "judge: not measured: model unknown"),
         ("judge__prompt_sha256", None, "judge: not measured: prompt_sha256 unknown"),
