@@ -271,9 +271,9 @@ def _contamination(shared: Contamination | None, limit: int, limit_alike: int) -
         why = why if shared else ": a corpus has changed since it was used"
         yield _not_measured("contamination", limit, why)
         return
-    exact, by_sound = (
-        [o for o in shared.overlaps if (o.by == "sound") is is_sound] for is_sound in (False, True)
-    )
+    exact = [overlap for overlap in shared.overlaps if overlap.by != "sound"]
+    certain = {overlap.benchmark for overlap in exact}
+    by_sound = [overlap for overlap in shared.overlaps if overlap.benchmark not in certain]
     yield _shared_clips("contamination", shared, shared.heard, exact, limit)
     yield _shared_clips("contamination by sound", shared, shared.alike, by_sound, limit_alike)
 

@@ -112,6 +112,24 @@ def test_a_benchmark_clip_among_the_trained_ones_fails(gated, tmp_path, name, by
     assert "contamination: 1 of 4 benchmark clips" in found["reasons"][0]
 
 
+def test_a_re_encoded_benchmark_clip_among_the_trained_ones_is_told_apart(gated, tmp_path):
+    def corpus(folder):
+        gated.corpus(folder)
+        clips = store.read(folder / "clips.jsonl", AudioClip)
+        samples, rate = soundfile.read(folder / "test/Chat/speech_QA_made/2.wav", dtype="float32")
+        copied = folder / "audio/preference/again.ogg"
+        soundfile.write(copied, np.pad(samples / 2, (1600, 0)), rate, format="OGG", subtype="VORBIS")
+        path = "audio/preference/again.ogg"
+        more = AudioClip(id="more", path=path, split="preference", duration_s=0.3, sha256="0" * 64)
+        store.write(folder / "clips.jsonl", [*clips, more])
+
+    found = gated.gate(gated.make(tmp_path / "run", corpus=corpus), model_name=None)
+    assert found["verdict"] == "fail"
+    assert (found["contamination"]["heard"], found["contamination"]["alike"]) == (0, 1)
+    assert found["contamination"]["overlaps"][0]["by"] == "sound"
+    assert found["reasons"][0].startswith("contamination by sound: 1 of 4 benchmark clips")
+
+
 def test_a_training_clip_that_is_gone_or_a_corpus_that_changed_fails(gated, tmp_path):
     run = gated.make(tmp_path / "run")
     (run / "0_corpus/audio/train/1.wav").unlink()

@@ -291,6 +291,19 @@ def test_one_clip_of_the_benchmark_in_training_fails():
     assert decided(GOOD, allowed, Contamination((overlap,), 640, 5000, ())).verdict == "pass"
 
 
+def test_copies_by_sound_have_a_limit_of_their_own():
+    exact = Overlap("test/a.wav", "0_corpus/audio/b.flac", "samples")
+    by_sound = [exact._replace(benchmark=f"test/{name}.wav", by="sound") for name in "abc"]
+    shared = Contamination((exact, *by_sound), 640, 5000, ())  # a counts once, among the exact ones
+    found = decided(GOOD, {**THRESHOLDS, "max_contaminated": 1}, shared)
+    assert found.reasons == [
+        "contamination by sound: 2 of 640 benchmark clips are among 5000 clips trained on, "
+        "e.g. test/b.wav is 0_corpus/audio/b.flac (same sound)"
+    ]
+    allowed = {**THRESHOLDS, "max_contaminated": 1, "max_alike": 2}
+    assert decided(GOOD, allowed, shared).verdict == "pass"
+
+
 @pytest.mark.parametrize(
     "found",
     [None, Contamination((), 0, 5000, ()), Contamination((), 640, 0, ()), CLEAN._replace(unreadable=("x",))],
