@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from preference_data.audio.contamination import Contamination
+from preference_data.audio.contamination import Contamination, Overlap
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Scores = Mapping[str, Any]
@@ -136,7 +136,7 @@ def checks(
         *_fragments(scores, unfinished, thresholds["max_unfinished_rise"]),
         *_recognition(scores, thresholds["recognition_margins"]),
         *_judge(scores, thresholds["judge"]),
-        _contamination(contamination, thresholds["max_contaminated"]),
+        *_contamination(contamination, thresholds["max_contaminated"], thresholds["max_alike"]),
     ]
     if champion is not None and not thresholds["replaces_any_champion"]:
         rows.append(_champion(champion))
@@ -241,8 +241,9 @@ def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:
         shares = [_number(_value_at(axis, "agreement", "share")) for axis in axes]
         yield at_least("judge agrees with people", _of_all(min, shares), limit)
     yield at_most("canary uplift", _number(judge.get("canary_uplift")), limits["max_canary_uplift"])
-    worst_trick = _number(_value_at(judge, "canary_worst", "points"))
-    yield at_most("worst canary trick", worst_trick, limits["max_canary_trick"])
+    trick, points = (_value_at(judge, "canary_worst", key) for key in ("trick", "points"))
+    check = at_most("worst canary trick", _number(points), limits["max_canary_trick"])
+    yield check._replace(reason=f"{check.reason}: {trick!r}") if trick else check
 
 
 def _known_judge(scores: Scores, limits: Thresholds) -> Check:
@@ -264,22 +265,33 @@ def _share(scores: Scores, side: str, state: str) -> float | None:
     return _ratio(_of(scores, side, "ratings", "states", state), _of(scores, side, "ratings", "n"))
 
 
-def _contamination(shared: Contamination | None, limit: int) -> Check:
-    name = "contamination"
-    if shared is None:
-        return _not_measured(name, limit, ": a corpus has changed since it was used")
+def _contamination(shared: Contamination | None, limit: int, limit_alike: int) -> Iterator[Check]:
+    """Copies of the benchmark among the clips trained on: exact ones, and those that only sound the same."""
+    if shared is None or (why := _incomparable(shared)):
+        why = why if shared else ": a corpus has changed since it was used"
+        yield _not_measured("contamination", limit, why)
+        return
+    exact = [overlap for overlap in shared.overlaps if overlap.by != "sound"]
+    certain = {overlap.benchmark for overlap in exact}
+    by_sound = [overlap for overlap in shared.overlaps if overlap.benchmark not in certain]
+    yield _shared_clips("contamination", shared, shared.heard, exact, limit)
+    yield _shared_clips("contamination by sound", shared, shared.alike, by_sound, limit_alike)
+
+
+def _incomparable(shared: Contamination) -> str:
+    """Why nothing can be said; empty where something can."""
     if not shared.n_benchmark or not shared.n_trained:
-        return _not_measured(name, limit, ": no clips to compare")
+        return ": no clips to compare"
     if shared.unreadable:
-        first = shared.unreadable[0]
-        return _not_measured(name, limit, f": {len(shared.unreadable)} clips cannot be read, e.g. {first}")
-    reason = f"{shared.heard} of {shared.n_benchmark} benchmark clips are among {shared.n_trained} clips"
-    reason += " trained on"
-    if shared.overlaps:
-        overlap = shared.overlaps[0]
-        reason += f", e.g. {overlap.benchmark} is {overlap.trained} (same {overlap.by})"
-    check = at_most(name, float(shared.heard), float(limit))
-    return check._replace(reason=f"{name}: {reason}")
+        return f": {len(shared.unreadable)} clips cannot be read, e.g. {shared.unreadable[0]}"
+    return ""
+
+
+def _shared_clips(name: str, shared: Contamination, n: int, overlaps: Sequence[Overlap], limit: int) -> Check:
+    reason = f"{n} of {shared.n_benchmark} benchmark clips are among {shared.n_trained} clips trained on"
+    if overlaps:
+        reason += f", e.g. {overlaps[0].benchmark} is {overlaps[0].trained} (same {overlaps[0].by})"
+    return at_most(name, float(n), float(limit))._replace(reason=f"{name}: {reason}")
 
 
 def _champion(champion: Champion) -> Check:

@@ -30,7 +30,7 @@ from align.run_folder.artifacts import (
 from align.run_folder.progress import Progress
 from align.run_folder.tracking import tracking_uri
 from preference_data import store
-from preference_data.audio import contamination
+from preference_data.audio import acoustic, contamination
 from preference_data.audio.clip_files import BadAudio, ClipFile
 from preference_data.audio.contamination import Clip, Contamination
 from preference_data.dataset.dataset import Dataset
@@ -165,6 +165,8 @@ def _contamination_report(
             "benchmark_clips": contaminated.n_benchmark,
             "trained_clips": contaminated.n_trained,
             "heard": contaminated.heard,
+            "alike": contaminated.alike,
+            "cannot_find": acoustic.CANNOT_FIND,
             "overlaps": plain_values(contaminated.overlaps[:_OVERLAPS_LISTED]),
             "unreadable": list(contaminated.unreadable[:_OVERLAPS_LISTED]),
         }

@@ -1,28 +1,32 @@
 """Was the benchmark heard in training? Clips that are the same audio on both sides.
 
-Two files are the same audio when their bytes are, or when both decode to the same 16 kHz mono samples:
-that catches copies under another name and lossless conversions (WAV to FLAC, PCM to float). It does not
-catch lossy conversions, cuts, or another gain.
+Two files are the same audio when their bytes are, when both decode to the same 16 kHz mono samples (copies
+under another name, WAV to FLAC, PCM to float), or when they sound the same (see `acoustic`: lossy coding,
+another rate or gain, silence before it, cut ends). The first two are certain.
 
-Clips of a dataset bear their sha256 and length, so only those as long as a clip of the benchmark are read.
-Files are decoded in worker processes.
+Clips of a dataset bear their sha256 and length: what is the same by bytes is not read, nor what is much
+longer or shorter than every clip of the benchmark. Of the benchmark 2 kB a clip stay in memory, of the
+training sets nothing. Files are decoded in worker processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from preference_data.audio import decode
+from preference_data.audio import acoustic, decode
 from preference_data.audio.clip_files import BadAudio, ClipFile
 from preference_data.audio.isolation import Died, in_order
 
 _MAX_DURATION_S = 24 * 3600.0
-"""In effect no limit: clips longer than the benchmark's are not decoded, and workers bound the memory."""
+"""In effect no limit: much longer clips than the benchmark's are not decoded; workers bound the memory."""
+_SHORTEST, _LONGEST, _MORE_S = 0.5, 1.5, 3.0
+"""A copy is at least this share as long as its clip, at most that share and so many seconds of silence."""
 _TIMEOUT_S = 60.0
 
 
@@ -39,7 +43,7 @@ class Overlap(NamedTuple):
 
     benchmark: str
     trained: str
-    by: Literal["bytes", "samples"]
+    by: Literal["bytes", "samples", "sound"]
 
 
 class Contamination(NamedTuple):
@@ -52,8 +56,17 @@ class Contamination(NamedTuple):
 
     @property
     def heard(self) -> int:
-        """How many clips of the benchmark were heard in training."""
-        return len({overlap.benchmark for overlap in self.overlaps})
+        """How many clips of the benchmark were heard in training, byte by byte or sample by sample."""
+        return len(self._exact)
+
+    @property
+    def alike(self) -> int:
+        """How many others only sound like a clip trained on."""
+        return len({overlap.benchmark for overlap in self.overlaps} - self._exact)
+
+    @property
+    def _exact(self) -> set[str]:
+        return {overlap.benchmark for overlap in self.overlaps if overlap.by != "sound"}
 
 
 class _Sound(NamedTuple):
@@ -62,6 +75,7 @@ class _Sound(NamedTuple):
     sha256: str
     samples: str
     length: int
+    sketch: acoustic.Floats
 
 
 def find(
@@ -94,29 +108,54 @@ def find(
                 unreadable.append(f"{name}: {'decoder_crashed' if isinstance(outcome, Died) else outcome}")
             report()
 
-    by_bytes: dict[str, str] = {}
-    by_samples: dict[str, str] = {}
-    lengths: set[int] = set()
-    for name, sound in sounds(benchmark):
-        by_bytes.setdefault(sound.sha256, name)
-        by_samples.setdefault(sound.samples, name)
-        lengths |= {sound.length - 1, sound.length, sound.length + 1}  # lengths in records are rounded
+    known = dict(sounds(benchmark))
+    by_bytes = {sound.sha256: name for name, sound in reversed(known.items())}
+    by_samples = {sound.samples: name for name, sound in reversed(known.items())}
     overlaps: dict[str, Overlap] = {}
     unclear: dict[str, Clip] = {}
+    may_be_a_copy = _lengths(known)
     for name, clip in trained.items():
         if clip.sha256 in by_bytes:
             overlaps[name] = Overlap(by_bytes[str(clip.sha256)], name, "bytes")
-        elif clip.duration_s is None or round(clip.duration_s * decode.SAMPLE_RATE) in lengths:
+        elif clip.duration_s is None or may_be_a_copy(clip.duration_s):
             unclear[name] = clip
             continue
         report()
+
+    names = list(known)
+    sketches = np.array([sound.sketch for sound in known.values()]).reshape(-1, acoustic.DIMENSIONS)
+    candidates: list[tuple[str, str]] = []
     for name, sound in sounds(unclear):
         if sound.sha256 in by_bytes:
             overlaps[name] = Overlap(by_bytes[sound.sha256], name, "bytes")
         elif sound.samples in by_samples:
             overlaps[name] = Overlap(by_samples[sound.samples], name, "samples")
+        else:
+            near = np.flatnonzero(sketches @ sound.sketch >= acoustic.MAY_BE_ALIKE)
+            candidates += [(names[i], name) for i in near]
+    overlaps |= _alike(candidates, benchmark, trained)
     in_turn = tuple(overlaps[name] for name in trained if name in overlaps)
     return Contamination(in_turn, len(benchmark), len(trained), tuple(unreadable))
+
+
+def _alike(
+    candidates: list[tuple[str, str]], benchmark: Mapping[str, Clip], trained: Mapping[str, Clip]
+) -> dict[str, Overlap]:
+    """Of pairs of a clip of the benchmark and one trained on, those that sound the same; the best of each."""
+    files = ((benchmark[ours].file, trained[theirs].file) for ours, theirs in candidates)
+    outcomes = [outcome for _, outcome in in_order(_likeness, files, _TIMEOUT_S)]
+    best: dict[str, tuple[float, str]] = {}
+    for (ours, theirs), likeness in zip(candidates, outcomes, strict=True):
+        if not isinstance(likeness, Died) and likeness >= acoustic.ALIKE:
+            best[theirs] = max(best.get(theirs, (0.0, "")), (likeness, ours))
+    return {theirs: Overlap(ours, theirs, "sound") for theirs, (_, ours) in best.items()}
+
+
+def _lengths(known: Mapping[str, _Sound]) -> Callable[[float], bool]:
+    """Whether a clip of so many seconds may be a copy of one of these."""
+    seconds = [sound.length / decode.SAMPLE_RATE for sound in known.values()]
+    shortest, longest = min(seconds, default=np.inf), max(seconds, default=0.0)
+    return lambda duration_s: _SHORTEST * shortest <= duration_s <= _LONGEST * longest + _MORE_S
 
 
 def _sound(file: ClipFile) -> _Sound | str:
@@ -128,4 +167,11 @@ def _sound(file: ClipFile) -> _Sound | str:
         return error.code
     quantised = np.clip(np.round(samples * 32768.0), -32768, 32767).astype("<i2")
     length = round(info.frames * decode.SAMPLE_RATE / info.sample_rate_hz)
-    return _Sound(info.sha256, hashlib.sha256(quantised.tobytes()).hexdigest(), length)
+    digest = hashlib.sha256(quantised.tobytes()).hexdigest()
+    return _Sound(info.sha256, digest, length, acoustic.sketch(samples))
+
+
+def _likeness(files: tuple[ClipFile, ClipFile]) -> float:
+    """How alike two files sound, in a worker; both were read before."""
+    load = partial(decode.load, max_duration_s=_MAX_DURATION_S)
+    return acoustic.likeness(load(files[0]), load(files[1]))

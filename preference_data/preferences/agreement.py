@@ -128,7 +128,7 @@ def alpha(judgements: Iterable[Judgement], axis: Axis, *, seed: int = 0) -> Alph
     low, high = np.nanpercentile(_resampled(counts[:, None], seed)[:, 0], [2.5, 97.5])
     if value == 1 and (agreed := share(len(counts), len(counts))):
         answers = counts.sum(axis=0)
-        low = _alpha(np.float64(agreed.low * answers.sum()), answers)
+        low = _alpha(np.array(agreed.low * answers.sum()), answers)
     return Alpha(value, float(low), float(high), len(counts))
 
 

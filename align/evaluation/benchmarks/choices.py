@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 LETTERS = "ABCD"
+_LONGEST, _CLAUSE = 2000, 300  # characters: looked at from either end of an answer, and around an assertion
 
 _THOUGHT = r"(?:<{}(?:think|thinking|thought|reasoning)>|\[{}THINK\]|◁{}think▷)"
 _BEGINS = re.compile(_THOUGHT.format("", "", ""), re.IGNORECASE)
@@ -66,6 +67,8 @@ def read_choice(response: str, choices: Sequence[str]) -> str | None:
     text = _after_thought(unicodedata.normalize("NFKC", response))
     if text is None:
         return None
+    if len(text) > 2 * _LONGEST:
+        text = f"{text[:_LONGEST]}\n{text[-_LONGEST:]}"
     tagged = [match[2] or match[3] or "" for match in _TAGGED.finditer(text)]
     parts = tagged or [text]
     letters = {letter for part in parts for letter in _named(_from_json(part), choices)}
@@ -111,14 +114,14 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
 def _assertions(text: str) -> Iterator[str]:
     """What follows every "the answer is" that is not negated; "the answer is a" may have been cut short."""
     for match in _SAYS.finditer(text):
-        rest = text[match.end() :]
+        rest = text[match.end() : match.end() + _CLAUSE]
         is_cut = rest.strip() == "a" and match[0].rstrip()[-1].isalpha()
         if not is_cut and not _is_negated(text, match.start()):
             yield rest
 
 
 def _is_negated(text: str, start: int) -> bool:
-    return bool(_NEGATED.search(text[:start]))
+    return bool(_NEGATED.search(text[max(0, start - _CLAUSE) : start]))
 
 
 def _letter(text: str, choices: Sequence[str], *, must_be_marked: bool) -> set[str]:

@@ -183,7 +183,10 @@ class Thresholds(Config):
     min_distinct_ratio: float = Field(0.5, ge=0, le=1)
     """Distinct answers of the candidate over the champion's; low means collapse."""
     max_contaminated: int = Field(0, ge=0)
-    """Clips of the benchmark that may be among those trained on."""
+    """Clips of the benchmark that may be among those trained on, byte by byte or sample by sample."""
+    max_alike: int = Field(0, ge=0)
+    """Others that may sound the same as one trained on: re-encoded, resampled, shifted or cut copies. Plain
+    tones are taken for each other now and then."""
     judge: JudgeLimits | None = JudgeLimits()
     """None is for the judge `facts` alone, which has no prompt and no replies."""
     replaces_any_champion: bool = False

@@ -200,6 +200,12 @@ def test_a_choice_is_read_in_every_wrapping(response):
     assert read_choice(response, ANIMALS) == NAMED[response]
 
 
+def test_an_answer_without_end_takes_no_time():
+    for text in ("the answer is ", "答案是", "(", "<answer>", "\\boxed{", "A "):
+        assert read_choice(text * 20_000, ANIMALS) is None
+    assert read_choice("It meows. " * 20_000 + "The answer is B.", ANIMALS) == "B"
+
+
 @pytest.mark.parametrize("response", UNREAD)
 def test_what_names_no_choice_or_two_is_not_read(response):
     assert read_choice(response, ANIMALS) is None

@@ -17,7 +17,7 @@ from align.release.verdict import checks, decide
 from align.run_folder.artifacts import read_manifest
 from align.stages.gate import unfinished_share
 from preference_data import store
-from preference_data.audio import contamination
+from preference_data.audio import acoustic, contamination
 from preference_data.audio.contamination import Clip, Contamination
 from preference_data.schema import AudioClip
 from preference_data.toy_world.phrasebook import Phrasebook
@@ -38,7 +38,7 @@ def gated(monkeypatch):
 # -------------------------------------------------------------------------- contamination
 
 
-def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
+def test_audio_is_the_same_by_bytes_by_samples_and_by_sound(gated, tmp_path):
     gated.tone(tmp_path / "b.wav", 440)
     gated.tone(tmp_path / "other.wav", 450)
     samples, rate = soundfile.read(tmp_path / "b.wav", dtype="float32")
@@ -57,8 +57,10 @@ def test_audio_is_the_same_by_bytes_and_by_samples(gated, tmp_path):
         ("flac.flac", "samples"),
         ("float.wav", "samples"),
         ("stereo.wav", "samples"),
+        ("quieter.wav", "sound"),
+        ("cut.wav", "sound"),
     }
-    assert (found.heard, found.n_benchmark, found.n_trained) == (1, 1, 8)
+    assert (found.heard, found.alike, found.n_benchmark, found.n_trained) == (1, 0, 1, 8)
     assert found.unreadable == ("broken.wav: unreadable",)
     assert seen == list(range(1, 10))
 
@@ -73,6 +75,8 @@ def test_a_clean_run_passes_and_the_verdict_tells_what_it_rests_on(gated, tmp_pa
         "benchmark_clips": 4,
         "trained_clips": 5,
         "heard": 0,
+        "alike": 0,
+        "cannot_find": acoustic.CANNOT_FIND,
         "overlaps": [],
         "unreadable": [],
         "unknown_training_data": [],
@@ -106,6 +110,24 @@ def test_a_benchmark_clip_among_the_trained_ones_fails(gated, tmp_path, name, by
         }
     ]
     assert "contamination: 1 of 4 benchmark clips" in found["reasons"][0]
+
+
+def test_a_re_encoded_benchmark_clip_among_the_trained_ones_is_told_apart(gated, tmp_path):
+    def corpus(folder):
+        gated.corpus(folder)
+        clips = store.read(folder / "clips.jsonl", AudioClip)
+        samples, rate = soundfile.read(folder / "test/Chat/speech_QA_made/2.wav", dtype="float32")
+        copied = folder / "audio/preference/again.ogg"
+        soundfile.write(copied, np.pad(samples / 2, (1600, 0)), rate, format="OGG", subtype="VORBIS")
+        path = "audio/preference/again.ogg"
+        more = AudioClip(id="more", path=path, split="preference", duration_s=0.3, sha256="0" * 64)
+        store.write(folder / "clips.jsonl", [*clips, more])
+
+    found = gated.gate(gated.make(tmp_path / "run", corpus=corpus), model_name=None)
+    assert found["verdict"] == "fail"
+    assert (found["contamination"]["heard"], found["contamination"]["alike"]) == (0, 1)
+    assert found["contamination"]["overlaps"][0]["by"] == "sound"
+    assert found["reasons"][0].startswith("contamination by sound: 1 of 4 benchmark clips")
 
 
 def test_a_training_clip_that_is_gone_or_a_corpus_that_changed_fails(gated, tmp_path):

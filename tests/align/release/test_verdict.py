@@ -247,7 +247,7 @@ def test_recognition_goes_by_the_interval_where_there_is_one():
         ("judge__canary_uplift", 0.31, "canary uplift: 0.31, allowed at most 0.3"),
         ("judge__canary_uplift", None, "canary uplift: not measured"),
         # One of 38 tricks that always gains 9 points: 9 / 38 = 0.24 on the mean, which is within its limit.
-        ("judge__canary_worst__points", 9.0, "worst canary trick: 9, allowed at most 3"),
+        ("judge__canary_worst__points", 9.0, "worst canary trick: 9, allowed at most 3: 'plea'"),
         ("judge__canary_worst", None, "worst canary trick: not measured"),
         ("judge__model", None, "judge: not measured: model unknown"),
         ("judge__prompt_sha256", None, "judge: not measured: prompt_sha256 unknown"),
@@ -289,6 +289,19 @@ def test_one_clip_of_the_benchmark_in_training_fails():
     ]
     allowed = {**THRESHOLDS, "max_contaminated": 1}
     assert decided(GOOD, allowed, Contamination((overlap,), 640, 5000, ())).verdict == "pass"
+
+
+def test_copies_by_sound_have_a_limit_of_their_own():
+    exact = Overlap("test/a.wav", "0_corpus/audio/b.flac", "samples")
+    by_sound = [exact._replace(benchmark=f"test/{name}.wav", by="sound") for name in "abc"]
+    shared = Contamination((exact, *by_sound), 640, 5000, ())  # a counts once, among the exact ones
+    found = decided(GOOD, {**THRESHOLDS, "max_contaminated": 1}, shared)
+    assert found.reasons == [
+        "contamination by sound: 2 of 640 benchmark clips are among 5000 clips trained on, "
+        "e.g. test/b.wav is 0_corpus/audio/b.flac (same sound)"
+    ]
+    allowed = {**THRESHOLDS, "max_contaminated": 1, "max_alike": 2}
+    assert decided(GOOD, allowed, shared).verdict == "pass"
 
 
 @pytest.mark.parametrize(

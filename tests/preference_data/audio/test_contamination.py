@@ -24,7 +24,7 @@ def test_only_clips_that_may_be_the_same_are_read(tmp_path):
     copy = recorded(tmp_path / "b.wav", 0.5)._replace(file=tmp_path / "gone.wav")
     flac = tmp_path / "b.flac"
     soundfile.write(flac, *soundfile.read(tmp_path / "b.wav", dtype="float32"), subtype="PCM_16")
-    long = recorded(tone(tmp_path / "long.wav", 440, seconds=0.7), 0.7)._replace(file=tmp_path / "gone.wav")
+    long = recorded(tone(tmp_path / "long.wav", 440, seconds=4), 4.0)._replace(file=tmp_path / "gone.wav")
     gone = Clip(tmp_path / "gone.wav", "0" * 64, 0.5)
     trained = {
         "copy": copy,
