@@ -19,11 +19,6 @@ def install() -> None:
     Example: align engine install
     """
     from align.generation.vllm.server import environment
-    from align.run_folder.server_environment import InstallFailed
 
-    try:
-        python = environment().install(typer.echo)
-    except InstallFailed as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    python = environment().install(typer.echo)
     typer.echo(f"Ready: {python.parent.parent}")

@@ -282,13 +282,14 @@ def main() -> None:
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error whose message says all that a user needs; None for any other."""
     from align.run_folder.artifacts import DamagedFile, NotThisRun, RunIsBusy
+    from align.run_folder.server_environment import InstallFailed
     from ui_annotation import AnnotationError
 
     if isinstance(error, NotThisRun):
         return 2
     if isinstance(error, OSError):
         return 1 if error.filename is not None or error.errno in _DISK_FULL else None
-    return 1 if isinstance(error, RunIsBusy | DamagedFile | AnnotationError) else None
+    return 1 if isinstance(error, RunIsBusy | DamagedFile | AnnotationError | InstallFailed) else None
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
