@@ -20,6 +20,7 @@ from align.recipe import between_stages
 from align.recipe.config.base import CONFLICTS, Config, Needs, Outside, StageConfig, mark_of, parts
 from align.recipe.config.corpus import CorpusConfig, DataSetShare
 from align.recipe.config.stages import STAGES
+from align.recipe.rounds import expand
 from align.recipe.stage_file import Loc, Problem, StageFile, dotted, parse, read_files
 from align.recipe.trl_names import REFUSED, as_written, known_names, problem_with, set_by_stage
 
@@ -118,7 +119,7 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
     for override in overrides or []:
         problems += _apply(override, files)
     steps: list[Step] = []
-    for file in files:
+    for file in (files := expand(files)):
         config, mistakes = _validate(file)
         unread = {problem.key for problem in file.problems}
         mistakes = [*file.problems, *(problem for problem in mistakes if problem.key not in unread)]
@@ -132,7 +133,7 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
             steps.append(Step(file.name, config, needs, file))
         problems += sorted(mistakes, key=lambda problem: problem.line)
     problems += between_stages.problems(steps)
-    return Recipe(folder.resolve().name, folder, steps), problems
+    return Recipe(folder.resolve().name, folder, steps), list(dict.fromkeys(problems))
 
 
 # -------------------------------------------------------------------------- overrides

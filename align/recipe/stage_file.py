@@ -60,7 +60,8 @@ class StageFile:
 
     path: Path
     name: str
-    number: int
+    number: tuple[int, ...]
+    """Stages with a smaller one come before."""
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Loc, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -85,7 +86,7 @@ def read_files(folder: Path, problems: list[Problem]) -> list[StageFile]:
         if match is None:
             problems.append(Problem(str(path), "", "a stage file is named N_name.yaml, such as 2_sft.yaml"))
             continue
-        files.append(_read(StageFile(path, path.stem, int(match["number"]))))
+        files.append(_read(StageFile(path, path.stem, (int(match["number"]),))))
     if not paths:
         problems.append(Problem(str(folder), "", "holds no stage files (N_name.yaml)"))
     return sorted(files, key=lambda file: (file.number, file.name))

@@ -172,3 +172,31 @@ class LabelsConfig(FromJudgementsOrScores):
             yield Conflict("good_from", "required with scores: the least reward of a good completion")
         if self.bad_to is not None and self.good_from is not None and self.bad_to >= self.good_from:
             yield Conflict("bad_to", f"{self.bad_to:g} must lie below good_from {self.good_from:g}")
+
+
+class RoundsConfig(StageConfig):
+    """On-policy DPO in rounds: sample, score, pairs and dpo again and again, each from the last policy.
+
+    See `align/recipe/rounds.py`, which puts the stages in its place.
+    """
+
+    produces: ClassVar[OutputKind] = "policy"
+    stage: Literal["rounds"]
+    rounds: int = Field(2, ge=1)
+    policy: PolicyRef
+    """The first round's."""
+    corpus: CorpusRef
+    sample: dict[str, Any] = {}
+    """Keys of the sample stages; those of the others likewise. The seed rises by 1 from round to round."""
+    score: dict[str, Any]
+    pairs: dict[str, Any] = {}
+    dpo: dict[str, Any]
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Keys that follow from the round."""
+        given = ("stage", "seed", "policy", "corpus", "completions", "annotations", "scores")
+        for kind in ("sample", "score", "pairs", "dpo"):
+            keys = getattr(self, kind)
+            for key in keys:
+                if key in given or (kind, key) == ("dpo", "pairs"):
+                    yield Conflict(kind, f"{key} is set by the round; remove it")

@@ -9,6 +9,7 @@ from align.recipe.config.preference import (
     AnnotateConfig,
     LabelsConfig,
     PairsConfig,
+    RoundsConfig,
     SampleConfig,
     ScoreConfig,
 )
@@ -26,6 +27,7 @@ STAGES: dict[str, type[StageConfig]] = {
         PairsConfig,
         LabelsConfig,
         DPOConfig,
+        RoundsConfig,
         GRPOConfig,
         EvaluateConfig,
         GateConfig,
