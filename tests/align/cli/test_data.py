@@ -114,7 +114,9 @@ def test_pairs_go_out_come_back_and_a_recipe_can_name_them(tmp_path):
     assert load(recipe).step("1_dpo").foreign == sorted(["Qwen/Qwen2-Audio-7B-Instruct", str(out)])
     before = (out / "pairs.jsonl").read_bytes()
     again = run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2)
-    assert "holds a dataset already; name another folder" in " ".join(again.replace("│", " ").split())
+    assert "has a record 'p', which the dataset holds already. Nothing was changed" in " ".join(
+        again.replace("│", " ").split()
+    )
     assert (out / "pairs.jsonl").read_bytes() == before
     (tmp_path / "rows/pairs.jsonl").write_text(json.dumps({"messages": 3}) + "\n")
     arguments[3] = tmp_path / "other"
