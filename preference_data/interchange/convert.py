@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from preference_data.interchange.columns import (
     ANSWERS,
@@ -57,7 +58,7 @@ _GREATER = r"(?:>|＞|&(?:amp;)*(?:gt|#0*62|#x0*3e);|\\u003e)"
 _ESCAPED_TAG = re.compile(rf"{_LESS}\s*audio\s*/?\s*{_GREATER}", re.IGNORECASE)
 _NAMED_CLIP = re.compile(r"<audio>([^<>\n]*[^<>\s])</audio>")
 _BROKEN_TAG = re.compile(
-    rf"{_LESS}\s*audio\s*/?\s*{_GREATER}|{_LESS}[/|]?audio(?![a-z])|\baudio/?{_GREATER}", re.IGNORECASE
+    rf"{_LESS}\s*audio\s*/?\s*{_GREATER}|{_LESS}[/|]?audio|\baudio/?{_GREATER}", re.IGNORECASE
 )
 Row = dict[str, Any]
 
@@ -110,11 +111,12 @@ def read_row(
         record = _record(columns, form, axis, source)
         columns.refuse_unread(bool(record.audios))
         refuse_control(record.id, *_texts(record))
+        record.model_dump_json()  # what cannot be written as UTF-8 is no record
     except ValidationError as error:
         raise BadRow(f"makes no record: {problem_of(error)}") from error
     except BadExample as error:
         raise BadRow(str(error)) from error
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, PydanticSerializationError) as error:
         raise BadRow("holds half of a surrogate pair, which is no character") from error
     except RecursionError as error:
         raise BadRow("is nested too deeply") from error

@@ -92,23 +92,19 @@ def _table(path: Path) -> Iterator[FileRow]:
     csv.field_size_limit(_LARGEST_CELL)
     with open_text(path, errors="surrogateescape") as file:
         header = file.readline()
-        file.seek(0)
         separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise BadText(f"{path}: has several columns {twice[0]!r}; keep one")
         lines = csv.reader(file, delimiter=separator)
-        names: list[str] | None = None
         while True:
             try:
-                cells = next(lines)
-                if names is not None and any(cells):
-                    yield FileRow(lines.line_num, _row(names, cells))
-                elif any(cells):
-                    names = [cell.strip() for cell in cells]
-                    if twice := [name for name in names if names.count(name) > 1]:
-                        raise BadText(f"{path}: has several columns {twice[0]!r}; keep one")
+                if any(cells := next(lines)):
+                    yield FileRow(1 + lines.line_num, _row(names, cells))
             except StopIteration:
                 return
             except (csv.Error, BadText) as error:
-                yield FileRow(lines.line_num, BadText(f"is not a row of a table: {error}"))
+                yield FileRow(1 + lines.line_num, BadText(f"is not a row of a table: {error}"))
 
 
 def _row(names: list[str], cells: list[str]) -> dict[str, Any]:
@@ -125,7 +121,7 @@ def _cell(text: str) -> Any:
     if text.lstrip().startswith(("[", "{")):
         with suppress(BadText):
             return parse_json(text.encode())
-    return text
+    return text or None
 
 
 def _parquet(path: Path, clips: Path) -> Iterator[FileRow]:
