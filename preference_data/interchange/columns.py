@@ -33,7 +33,7 @@ _STEERING = re.compile(
 _CLIP = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm|wma|amr|aiff?)\W*$", re.IGNORECASE)
 _INERT: Mapping[str, object] = {"loss": True, "train": True, "weight": 1, "loss_scale": 1, "loss_weight": 1}
 """Values that say what happens anyway."""
-_EMPTY = (None, "", [], {}, "[]", "{}", ())
+_EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", ())
 
 
 class BadRow(ValueError):
@@ -70,7 +70,7 @@ class Columns:
             BadRow: they say different things.
         """
         values = self.take_each(*names)
-        if any(value != values[0] for value in values):
+        if any(value != values[0] for value in values[1:]):
             raise BadRow(f"has {' and '.join(self._there(names))}, which differ; keep one")
         return values[0] if values else None
 

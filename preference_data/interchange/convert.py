@@ -200,9 +200,14 @@ def _id(columns: Columns, name: str, *parts: object) -> str:
     value = columns.take(name)
     if is_empty(value):
         return stable_id(*parts)
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).isprintable():
-        raise BadRow(f"{name} is {str(value)[:80]!r}; it must be text on one line, or a whole number")
-    return str(value)
+    text = str(value)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int)
+        or not (text.strip() and text.isprintable())
+    ):
+        raise BadRow(f"{name} is {text[:80]!r}; it must be text on one line, or a whole number")
+    return text
 
 
 def _number(columns: Columns, name: str) -> float:
@@ -348,7 +353,7 @@ def _content(content: Any, role: str) -> tuple[str, tuple[str, ...]]:
         return read(content)
     if not isinstance(content, list):
         raise BadRow(f"a message holds {str(content)[:80]!r}, no text")
-    text, clips = "", ()
+    text, clips = "", tuple[str, ...]()
     for part in content:
         if not isinstance(part, Mapping):
             raise BadRow(f"a message holds a part {str(part)[:80]!r}, neither audio nor text")

@@ -334,7 +334,7 @@ def test_a_control_token_is_refused_in_every_text(token):
 
 
 @pytest.mark.parametrize(
-    "key", ["x" * 201, 1.5, True, ["a"], {"a": 1}, "a\nb", "\0", "a\u2028b", "\u202etxt"]
+    "key", ["x" * 201, 1.5, True, ["a"], {"a": 1}, "a\nb", " ", "\0", "a\u2028b", "\u202etxt"]
 )
 def test_an_odd_id_is_refused(key):
     for name, row in (("id", CHAT), ("prompt_id", PAIRED)):

@@ -371,10 +371,6 @@ def mutated(value: Any, draw: random.Random) -> Any:
     if isinstance(value, str) and draw.random() < 0.5:
         cut = draw.randrange(len(value) + 1)
         return value[:cut] + str(draw.choice(ODD)) + value[cut:]
-    if draw.random() < 0.02:
-        for _ in range(draw.choice([20, 900, 3000])):
-            value = [value]
-        return value
     return draw.choice(ODD)
 
 
@@ -382,10 +378,11 @@ def any_line(number: int, draw: random.Random) -> bytes:
     row: Any = {**draw.choice(VALID), "id": f"r{number}"}
     for _ in range(draw.randrange(3)):
         row = mutated(row, draw)
-    try:
-        line = json.dumps(row, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
-    except RecursionError:
-        line = b"[" * 3000
+    line = json.dumps(row, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
+    if draw.random() < 0.01:
+        deep = draw.choice([20, 300, 900, 3000])
+        place = draw.choice([b'"audios": ', b'"content": ', b'"id": '])
+        line = line.replace(place, place + b"[" * deep + b"]" * deep + b', "more": ')
     if draw.random() < 0.1:
         place = draw.randrange(len(line))
         line = line[:place] + draw.randbytes(draw.randrange(3)).replace(b"\n", b"") + line[place + 1 :]
