@@ -25,11 +25,14 @@ _TYPABLE = (
 """Columns for which a name that looks like theirs is taken for a slip of the pen."""
 _MESSAGE_KEYS = ("role", "from", "content", "value", "loss", "loss_scale", "weight", "train")
 _STEERING = re.compile(
-    r"reject|chosen|choice|prefer|winn|los[et]|better|worse|best|worst|good|bad|positive|negative|label|kto|"
-    r"desir|thumb|like|vote|feedback|approv|accept|correct|wrong|score|rating|rank|reward|margin|weight|"
-    r"loss|mask|train|system|tool|function|history|image|video|message|conversation|instruct|prompt(?!_id)"
+    r"(^|_)(un|non|dis|mis|in|up|down)?(reject|chosen|choice|prefer|winn|los[et]|better|worse|best|worst|good|bad|"
+    r"positive|negative|label|kto|desir|thumb|like|vote|feedback|approv|accept|correct|wrong|scor|rating|rank|"
+    r"reward|margin|weight|loss|mask|train|system|tool|function|history|image|video|message|conversation|"
+    r"instruct|prompt|respon|completion|candidate|neg(_|$))"
 )
-"""Parts of names of columns that may say what to train on, or how."""
+"""Beginnings of words in names of columns that may say what to train on, or how."""
+_ABOUT = ("id", "prompt_id", "axis", "agreement", "source")
+"""Columns that are read of some kinds of records and steer none."""
 _CLIP = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm|wma|amr|aiff?)\W*$", re.IGNORECASE)
 _INERT: Mapping[str, object] = {"loss": True, "train": True, "weight": 1, "loss_scale": 1, "loss_weight": 1}
 """Values that say what happens anyway."""
@@ -92,7 +95,7 @@ class Columns:
             BadRow: naming it.
         """
         for name, value in self._unread.items():
-            if not is_empty(value) and value != _INERT.get(name, ...):
+            if name not in _ABOUT and not is_empty(value) and value != _INERT.get(name, ...):
                 if not has_clips and _CLIP.search(str(value)):
                     raise BadRow(f"has a column {name[:80]!r} that names a clip; call it 'audios'")
                 _refuse(name, value, _TYPABLE, "column")

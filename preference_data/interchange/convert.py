@@ -186,7 +186,7 @@ def _labelled(columns: Columns, turns: _Turns, label: bool, source: str) -> Labe
         audios=turns.audios,
         label=label,
         weight=_number(columns, "weight"),
-        source=columns.take("source") or source,
+        source=str(columns.take("source") or source),
     )
 
 

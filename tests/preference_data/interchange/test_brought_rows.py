@@ -133,6 +133,8 @@ def test_a_rejection_makes_a_pair_wherever_it_stands(form, row):
             "'rejection' .* may say what to train on; remove it, or name it by --ignore",
         ),
         ({"negative": "A dog."}, "'negative'"),
+        ({"neg": "A dog."}, "'neg'"),
+        ({"other_response": "A dog."}, "'other_response'"),
         ({"other": [B]}, "'other'"),
         ({"rejected": "A dog.", "rejected_response": "A cat."}, "two different rejected answers"),
         ({"rejected": [{"role": "user", "content": "Why?"}, B]}, "follows another prompt"),
@@ -170,6 +172,7 @@ def test_a_column_or_key_that_is_not_read_is_refused_by_name(change, problem):
 
 def test_columns_about_a_recording_and_values_that_change_nothing_are_no_matter():
     about = {
+        **{"prompt_id": "p", "close_mic": "yes", "wine": "red", "unlikely": "", "topic": "dogs"},
         **{"source": "x", "duration": 3.5, "language": "en", "speaker": "s1", "split": "train", "idx": 7},
         **{
             "dataset": "y",
