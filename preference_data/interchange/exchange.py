@@ -30,7 +30,8 @@ from preference_data.dataset.dataset import (
 from preference_data.dataset.dataset import read_rows as read_dataset_rows
 from preference_data.interchange import row_files
 from preference_data.interchange.columns import BadRow
-from preference_data.interchange.convert import Example, Form, Kind, dataset_info, read_row, write_row
+from preference_data.interchange.conversation import Form
+from preference_data.interchange.convert import Example, Kind, dataset_info, read_row, write_row
 from preference_data.interchange.row_files import EMBEDDED
 from preference_data.schema import AudioClip, Axis, Chat, Label, PreferencePair
 from preference_data.text_files import BadText, numbered_lines, parse_json, read_json

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from preference_data.interchange.columns import BadRow
-from preference_data.interchange.convert import Form, read_row
+from preference_data.interchange.conversation import Form
+from preference_data.interchange.convert import read_row
 from preference_data.schema import Chat, Label, PreferencePair
 
 U, A = {"role": "user", "content": "<audio>What is it?"}, {"role": "assistant", "content": "Rain."}

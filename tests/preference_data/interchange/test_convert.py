@@ -16,7 +16,8 @@ from preference_data import store
 from preference_data.dataset.dataset import with_paths
 from preference_data.interchange import exchange
 from preference_data.interchange.columns import BadRow
-from preference_data.interchange.convert import Form, dataset_info, read_row, write_row
+from preference_data.interchange.conversation import Form
+from preference_data.interchange.convert import dataset_info, read_row, write_row
 from preference_data.schema import AudioClip, Chat, PreferencePair, Turn
 
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -18,7 +18,7 @@ from preference_data import store
 from preference_data.dataset.dataset import BadDataset, Dataset
 from preference_data.interchange import exchange, row_files
 from preference_data.interchange.columns import BadRow
-from preference_data.interchange.convert import Form
+from preference_data.interchange.conversation import Form
 from preference_data.schema import AudioClip, Chat, Label, PreferencePair
 from preference_data.text_files import BadText
 
