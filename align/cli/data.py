@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from align.run_folder.progress import Progress
+from preference_data.interchange.conversation import Form
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,7 +18,7 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `align data list` names it.")]
-Format = Annotated[Literal["trl", "llamafactory", "ms-swift"], typer.Option("--format", help="Whose rows.")]
+Format = Annotated[Form, typer.Option("--format", help="Whose rows.")]
 _ACCESS = {"open": "no", "account": "account at the publisher", "links": "audio is on YouTube"}
 _USE = {
     "trl": "datasets.load_dataset('json', data_files='{path}')",

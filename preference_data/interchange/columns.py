@@ -24,6 +24,9 @@ _TYPABLE = (
 )
 """Columns for which a name that looks like theirs is taken for a slip of the pen."""
 _MESSAGE_KEYS = ("role", "from", "content", "value", "loss", "loss_scale", "weight", "train")
+_ABOUT_A_MESSAGE = re.compile(
+    r"(name|(\w+_)?id|uuid|time\w*|date|index|idx|turn|speaker|lang\w*|model|source|meta\w*)$"
+)
 _STEERING = re.compile(
     r"(^|_)(un|non|dis|mis|in|up|down)?(reject|chosen|choice|prefer|winn|los[et]|better|worse|best|worst|good|bad|"
     r"positive|negative|label|kto|desir|thumb|like|vote|feedback|approv|accept|correct|wrong|scor|rating|rank|"
@@ -110,14 +113,16 @@ def refuse_message_keys(message: Row, is_target: bool) -> None:
     for key, value in message.items():
         if is_empty(value) or key in ("role", "from", "content", "value") or value == _INERT.get(key, ...):
             continue
-        if key in _INERT:
-            if is_target:
-                raise BadRow(
-                    f"has a message with {key} {str(value)[:40]!r}, but every answer is trained on alike; "
-                    "leave the row out, or end it before this message"
-                )
-            continue
-        _refuse(str(key), value, _MESSAGE_KEYS, "message with")
+        if key not in _INERT and not _ABOUT_A_MESSAGE.match(str(key)):
+            _refuse(str(key), value, _MESSAGE_KEYS, "message with")
+            raise BadRow(
+                f"has a message with {str(key)[:80]!r} ({str(value)[:40]!r}), which is not read here"
+            )
+        if key in _INERT and is_target:
+            raise BadRow(
+                f"has a message with {key} {str(value)[:40]!r}, but every answer is trained on alike; "
+                "leave the row out, or end it before this message"
+            )
 
 
 def _refuse(name: str, value: object, known: Collection[str], what: str) -> None:

@@ -162,6 +162,8 @@ def test_a_rejection_makes_a_pair_wherever_it_stands(form, row):
         ({"messages": [U, {**A, "weight": 0}]}, "message with weight"),
         ({"messages": [U, {**A, "train": False}]}, "message with train"),
         ({"messages": [U, {**A, "tool_calls": [{"id": 1}]}]}, "'tool_calls'"),
+        ({"messages": [{**U, "audio": "b.wav"}, A]}, "message with 'audio'"),
+        ({"messages": [U, {**A, "reasoning_content": "Hm."}]}, "message with 'reasoning_content'"),
         ({"messages": [U, {"role": "tool", "content": "x"}, A]}, "a message by 'tool'"),
         ({"messages": [U, A, {"role": "system", "content": "x"}]}, "do not alternate"),
     ],
@@ -184,7 +186,13 @@ def test_columns_about_a_recording_and_values_that_change_nothing_are_no_matter(
         },
         **{"rejected_response": None, "tools": "[]", "images": [], "weight": 1, "loss": True, "system": ""},
     }
-    named = {**U, "name": "Ann", "loss": False}  # no question is trained on anyway
+    named = {
+        **U,
+        "name": "Ann",
+        "message_id": 3,
+        "timestamp": "12:00",
+        "loss": False,
+    }  # no question is trained on anyway
     assert read(
         {"messages": [named, {**A, "loss": True, "weight": 1}], "audios": ["a.wav"], **about}
     ) == read(CHAT)
