@@ -340,7 +340,7 @@ class _Writing:
         target = self._writer.folder / clip.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(file, target)
+            os.link(file.resolve(), target)
         except OSError:  # another disk, or a file system without hard links
             shutil.copyfile(file, target)
         self._writer.add(clip)
