@@ -72,6 +72,8 @@ class Chat(Record):
     their own (Qwen2-Audio, arXiv:2407.10759, section 2: no system prompt switches modes).
     """
 
+    system: str | None = None
+    """The system prompt; None: the model's own."""
     audios: tuple[str, ...]
     """All clips in order of appearance. Where no turn says which are its own, all come with the first."""
     turns: tuple[Turn, ...] = Field(min_length=1)
@@ -207,6 +209,8 @@ class PreferencePair(Record):
     """
 
     prompt_id: Id
+    system: str | None = None
+    """The system prompt; None: the model's own."""
     audios: tuple[str, ...]
     question: str
     chosen: str

@@ -23,9 +23,14 @@ class BadRecord(ValueError):
     @classmethod
     def of(cls, error: ValidationError, kind: type[BaseModel], place: str) -> BadRecord:
         """The first problem of a record that stands at `place`."""
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the line"
-        return cls(f"{place}: {kind.__name__}: {where}: {first['msg']} (got {str(first['input'])[:80]!r})")
+        return cls(f"{place}: {kind.__name__}: {problem_of(error)}")
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first problem of a record: field, what is wrong, and the value."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the line"
+    return f"{where}: {first['msg']} (got {str(first['input'])[:80]!r})"
 
 
 @contextmanager

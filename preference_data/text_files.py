@@ -93,30 +93,52 @@ def read_json(path: Path) -> Any:
         return parse_json(file.read(), str(path))
 
 
-def parse_json(text: bytes, place: str) -> Any:
+def parse_json(text: bytes, place: str = "") -> Any:
     """The value of a JSON text.
 
     Raises:
-        BadText: it is not UTF-8 or not JSON, a key comes twice in an object, or a string holds half of a
-            surrogate pair, which no file in UTF-8 can hold.
+        BadText: see `load_json` and `refuse_half_pairs`; after `place`, if given.
     """
+    value = load_json(text, place)
+    if b"\\ud" in text.lower():
+        refuse_half_pairs(value, place)
+    return value
+
+
+def load_json(text: bytes, place: str = "") -> Any:
+    """The value of a JSON text whose strings may still hold halves of surrogate pairs.
+
+    Raises:
+        BadText: it is not UTF-8 or not JSON, or a key comes twice in an object.
+    """
+    where = place and f"{place}: "
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_object)
-        if b"\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise BadText(
-            f"{place}: is not UTF-8 (byte 0x{text[error.start]:02x}); convert the file from its encoding, "
+            f"{where}is not UTF-8 (byte 0x{text[error.start]:02x}); convert the file from its encoding, "
             "e.g. iconv -f ISO-8859-1 -t UTF-8 (Chinese: -f GB18030)"
         ) from error
+    except RecursionError as error:
+        raise BadText(f"{where}is nested too deeply") from error
+    except ValueError as error:
+        raise BadText(f"{where}is not JSON ({error})") from error
+
+
+def refuse_half_pairs(value: Any, place: str = "") -> None:
+    """Refuse a JSON value with half of a surrogate pair in a string, which no file in UTF-8 can hold.
+
+    Raises:
+        BadText: it has one; or it is nested too deeply to look.
+    """
+    where = place and f"{place}: "
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise BadText(f"{place}: holds {half}, half of a surrogate pair and no character") from error
+        raise BadText(f"{where}holds {half}, half of a surrogate pair and no character") from error
     except RecursionError as error:
-        raise BadText(f"{place}: is nested too deeply") from error
-    except ValueError as error:
-        raise BadText(f"{place}: is not JSON ({error})") from error
-    return value
+        raise BadText(f"{where}is nested too deeply") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

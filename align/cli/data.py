@@ -10,6 +10,7 @@ import typer
 
 from align.cli.options import file_to_read, folder_to_read, folder_to_write
 from align.run_folder.progress import Progress
+from preference_data.interchange.conversation import Form
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,12 +19,12 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `align data list` names it.")]
-Format = Annotated[Literal["trl", "llamafactory", "ms-swift"], typer.Option("--format", help="Whose rows.")]
+Format = Annotated[Form, typer.Option("--format", help="Whose rows.")]
 _ACCESS = {"open": "no", "account": "account at the publisher", "links": "audio is on YouTube"}
 _USE = {
     "trl": "datasets.load_dataset('json', data_files='{path}')",
     "llamafactory": "llamafactory-cli train ... --dataset_dir {out} --dataset align_{stem}",
-    "ms-swift": "swift rlhf --rlhf_type dpo --dataset {path} ...",
+    "ms-swift": "swift rlhf --rlhf_type {method} --dataset {path} ...",
 }
 _MOST_REFUSED = 5  # rows that are listed
 
@@ -184,7 +185,7 @@ def _print_summary(about: dict[str, Any], out: Path) -> None:
 def export(
     pairs: Annotated[
         Path,
-        typer.Argument(metavar="PAIRS.jsonl", parser=file_to_read, help="Preference pairs, or chats."),
+        typer.Argument(metavar="PAIRS.jsonl", parser=file_to_read, help="Preference pairs, labels or chats."),
     ],
     form: Format,
     corpus: Annotated[
@@ -195,27 +196,31 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=folder_to_write, help="For the rows.")],
 ) -> None:
-    """Write preference pairs or chats as TRL, LLaMA-Factory or ms-swift read them.
+    """Write preference pairs, labels or chats as TRL, LLaMA-Factory or ms-swift read them.
 
     Example: align data export PAIRS.jsonl --corpus runs/demo/0_corpus --format llamafactory --out rows
     """
+    from preference_data.dataset.dataset import BadDataset
     from preference_data.interchange import exchange
-    from preference_data.interchange.convert import BadRow
-    from preference_data.store import BadRecord
+    from preference_data.interchange.columns import BadRow
+    from preference_data.text_files import BadText
 
     try:
         exported = exchange.write_rows(pairs, form, corpus, out)
-    except (BadRow, BadRecord, OSError) as error:
+    except (BadRow, BadText, BadDataset, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    use = _USE[form].format(path=exported.path, out=out, stem=pairs.stem)
-    print(f"{exported.written:,} {exported.kind} in {exported.path}. Next: {use}")
+    _print_refused(exported.refused)
+    left_out = f"; {len(exported.refused):,} left out" if exported.refused else ""
+    method = "kto" if exported.kind == "labels" else "dpo"
+    use = _USE[form].format(path=exported.path, out=out, stem=pairs.stem, method=method)
+    print(f"{exported.written:,} {exported.kind} in {exported.path}{left_out}. Next: {use}")
 
 
 @app.command("import")
 def import_rows(
     rows: Annotated[
         Path,
-        typer.Argument(metavar="FILE", parser=file_to_read, help="Rows: JSON lines, or a JSON list."),
+        typer.Argument(metavar="FILE", parser=file_to_read, help="Rows: JSON lines or list, CSV, Parquet."),
     ],
     form: Format,
     out: Annotated[
@@ -224,7 +229,7 @@ def import_rows(
             "--out",
             metavar="DIR",
             parser=folder_to_write,
-            help="For pairs.jsonl, sft.jsonl and the audio.",
+            help="For the records and the audio; adds to an earlier import.",
         ),
     ],
     root: Annotated[
@@ -240,14 +245,20 @@ def import_rows(
         Literal["factuality", "behaviour"],
         typer.Option("--axis", help="What the preferences are about, where the rows do not say."),
     ] = "factuality",
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="COLUMN", help="A column not to be read; may be repeated."),
+    ] = None,
 ) -> None:
-    """Read others' preference pairs or chats; the audio is linked into DIR, which a recipe can name.
+    """Read others' preference pairs, labels or chats; the audio is linked into DIR, which a recipe can name.
 
     Example: align data import dpo.jsonl --format ms-swift --out data/imported
     """
-    from preference_data.dataset.dataset import BadDataset
+    from preference_data.dataset.dataset import QUARANTINE, BadDataset
     from preference_data.interchange import exchange
-    from preference_data.interchange.convert import BadRow
+    from preference_data.interchange.columns import BadRow
+    from preference_data.store import BadRecord
+    from preference_data.text_files import BadText
 
     try:
         with _Lines() as line:
@@ -257,17 +268,25 @@ def import_rows(
                 out,
                 audio_root=root or rows.parent,
                 axis=axis,
+                ignored=ignore or (),
                 on_checked=lambda done, total: line("clips", done, total),
             )
-    except (BadRow, BadDataset, OSError) as error:
+    except (BadRow, BadText, BadDataset, BadRecord, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    for reason in imported.refused[:_MOST_REFUSED]:
-        print(f"left out: {reason}")
-    kept = f"{imported.pairs:,} pairs, {imported.chats:,} chats and {imported.clips:,} clips"
-    print(f"{kept} in {out}; {imported.n_refused:,} rows left out")
+    _print_refused(imported.refused)
+    good, bad = imported.desirable, imported.labels - imported.desirable
+    labels = f"{imported.labels:,} labels ({good:,} good, {bad:,} bad), " if imported.labels else ""
+    kept = f"{imported.pairs:,} pairs, {labels}{imported.chats:,} chats and {imported.clips:,} clips"
+    quarantine = f", see {out / QUARANTINE}" if imported.n_refused else ""
+    print(f"{kept} in {out}; {imported.n_refused:,} rows left out{quarantine}")
     if imported.pairs:
         named = out if "/" in str(out) else f"./{out}"
         print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
+
+
+def _print_refused(reasons: list[str]) -> None:
+    for reason in reasons[:_MOST_REFUSED]:
+        print(f"left out: {reason}")
 
 
 class _Lines(ExitStack):

@@ -28,6 +28,11 @@ def user(text: str, n_clips: int = 0) -> Message:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
+def system(text: str | None) -> list[Message]:
+    """The system prompt as a message; without one, the chat template adds the model's own."""
+    return [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
+
+
 def assistant(text: str) -> Message:
     """An assistant's message."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}

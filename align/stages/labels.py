@@ -13,6 +13,7 @@ from align.recipe.config.preference import LabelsConfig
 from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
 from preference_data.preferences import labels
+from preference_data.preferences.pairs import without_control_tokens
 from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
 
 
@@ -23,8 +24,11 @@ def run(config: LabelsConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     completions = {item.id: item for item in store.stream(source / "completions.jsonl", Completion)}
     if config.annotations:
         annotated = inputs[config.annotations]
+        judgements, _ = without_control_tokens(
+            store.read(annotated / "judgements.jsonl", Judgement), prompts, completions
+        )
         built, tally = labels.of_judgements(
-            store.stream(annotated / "judgements.jsonl", Judgement),
+            judgements,
             prompts,
             completions,
             axis=config.axis,

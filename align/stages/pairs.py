@@ -1,6 +1,6 @@
 """Judgements to preference pairs, factuality and behaviour kept apart; or scores to pairs by reward.
 
-Reads: completions, annotations or scores. Writes: pairs.jsonl.
+Reads: completions, annotations or scores. Writes: pairs.jsonl, quarantine.jsonl (judgements left out, and why).
     align run recipes/demo --only 5_pairs
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from align.recipe.config.preference import PairsConfig
 from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
+from preference_data.dataset.dataset import QUARANTINE
 from preference_data.preferences import pairs
 from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
 
@@ -37,8 +38,12 @@ def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
     else:
         assert config.annotations is not None
         annotated = inputs[config.annotations]
+        judgements, refused = pairs.without_control_tokens(
+            store.read(annotated / "judgements.jsonl", Judgement), prompts, completions
+        )
+        store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
         built, tallies = pairs.build(
-            store.read(annotated / "judgements.jsonl", Judgement),
+            judgements,
             prompts,
             completions,
             min_agreement=config.min_agreement,
@@ -51,5 +56,6 @@ def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
             for axis, tally in tallies.items()
             for name, count in tally._asdict().items()
         }
+        metrics["control_tokens"] = float(len(refused))
     store.write(out.path / "pairs.jsonl", built)
     return metrics

@@ -19,13 +19,20 @@ from align.recipe.config.preference import SampleConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from preference_data import store
+from preference_data.prompts.prompts import refuse_control
 from preference_data.schema import Completion, Prompt, stable_id
 
 
 def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
-    """Complete every prompt of the corpus' preference split; returns counts."""
+    """Complete every prompt of the corpus' preference split; returns counts.
+
+    Raises:
+        BadExample: a prompt holds a token that steers the model.
+    """
     corpus, policy = inputs[config.corpus], located(inputs[config.policy])
     prompts = store.read(corpus / "prompts.jsonl", Prompt)
+    for prompt in prompts:
+        refuse_control(prompt.id, prompt.question)
     texts = [
         [completion.text for completion in group]
         for group in _completions(config, policy, corpus, prompts, out)

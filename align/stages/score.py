@@ -18,6 +18,7 @@ from align.run_folder.artifacts import StageFolder, write_json
 from align.run_folder.progress import Progress
 from align.stages.reward_of import reward_of
 from preference_data import store
+from preference_data.prompts.prompts import control_token
 from preference_data.schema import Completion, CompletionScore, Prompt
 
 _AT_A_TIME = 256
@@ -49,7 +50,12 @@ def _scores(
     )
     rows = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
     return [
-        CompletionScore(id=item.id, prompt_id=item.prompt_id, reward=reward.total(row), parts=row)
+        CompletionScore(
+            id=item.id,
+            prompt_id=item.prompt_id,
+            reward=None if control_token(item.text) else reward.total(row),
+            parts=row,
+        )
         for item, row in zip(completions, rows, strict=True)
     ]
 

@@ -21,12 +21,14 @@ from transformers import Qwen2AudioProcessor
 from align.generation.engine import Request
 from align.models.chat import (
     Encoded,
+    Message,
     assistant,
     encode_chat,
     encode_completion,
     encode_prompt,
     encode_text,
     join,
+    system,
     user,
 )
 from align.models.features import Clip, ClipFeatures, stack
@@ -58,7 +60,8 @@ def chat_row(chat: Chat) -> Row:
     Raises:
         BadExample: a text holds a token that steers the model.
     """
-    messages = []
+    refuse_control(chat.id, chat.system or "")
+    messages = system(chat.system)
     for turn, clips in zip(chat.turns, chat.audios_per_turn, strict=True):
         refuse_control(chat.id, turn.question, turn.answer)
         messages += [user(turn.question, len(clips)), assistant(turn.answer)]
@@ -71,9 +74,9 @@ def pair_row(pair: PreferencePair, weight: float) -> Row:
     Raises:
         BadExample: a text holds a token that steers the model.
     """
-    refuse_control(pair.id, pair.question, pair.chosen, pair.rejected)
+    refuse_control(pair.id, pair.system or "", pair.question, pair.chosen, pair.rejected)
     texts = {"prompt": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
-    return {**texts, "audios": list(pair.audios), "weight": weight}
+    return {"system": pair.system, **texts, "audios": list(pair.audios), "weight": weight}
 
 
 def prompt_row(prompt: Prompt, kind: str) -> Row:
@@ -156,7 +159,7 @@ class SFTCollator:
 
 @dataclass
 class PreferenceCollator:
-    """Rows `prompt, chosen, rejected, audios, weight` -> the [chosen; rejected] batch that TRL's DPO reads.
+    """Rows `system, prompt, chosen, rejected, audios, weight` -> [chosen; rejected], as TRL's DPO reads it.
 
     Gives input_ids, attention_mask, completion_mask (2B, T), the clips (`audio_inputs`), pair_weight (B,),
     and the reference's log-probs (B,) where the rows have them.
@@ -170,7 +173,7 @@ class PreferenceCollator:
         """Collate rows, see the class."""
         clips = self.features.per_row([row["audios"] for row in rows])
         prompts = [
-            expand_clips(self.processor, encode_prompt(self.processor, [user(row["prompt"], len(own))]), own)
+            expand_clips(self.processor, encode_prompt(self.processor, _prompt(row, len(own))), own)
             for row, own in zip(rows, clips, strict=True)
         ]
         both = [
@@ -189,6 +192,10 @@ class PreferenceCollator:
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         return batch
+
+
+def _prompt(row: Row, n_clips: int) -> list[Message]:
+    return [*system(row.get("system")), user(row["prompt"], n_clips)]
 
 
 def audio_inputs(

@@ -154,7 +154,7 @@ def _text_bytes(row: Row) -> int:
 
 def _texts(row: Row) -> Sequence[str]:
     if "chosen" in row:
-        return row["prompt"], row["chosen"], row["rejected"]
+        return row.get("system") or "", row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
     return [part["text"] or "" for message in row["messages"] for part in message["content"]]

@@ -57,7 +57,9 @@ class ReferenceStore:
         sha = hashlib.sha256()
         for row in rows:
             clips = [self.clips[path] for path in row["audios"]]
-            sha.update(sha256_json([row["prompt"], row["chosen"], row["rejected"], clips]).encode())
+            system = [row["system"]] if row.get("system") else []
+            texts = [*system, row["prompt"], row["chosen"], row["rejected"]]
+            sha.update(sha256_json([*texts, clips]).encode())
         return sha.hexdigest()
 
 

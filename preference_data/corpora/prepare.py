@@ -217,7 +217,6 @@ class _Preparation:
             try:
                 prompts.prompt_of(example, "sentences")
                 prompts.target_of(example, duration_s)
-                prompts.refuse_control(example.id, example.text)
             except ValueError as error:
                 self.quarantine(recording, "bad_example", str(error))
                 continue

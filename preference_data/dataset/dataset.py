@@ -118,6 +118,11 @@ class Dataset:
             raise BadDataset(f"{self.folder} holds both {there[0].name} and {there[1].name}; remove one")
         return there[0] if there else None
 
+    def records(self, kind: type[R]) -> Sequence[R]:
+        """All records of a kind, if there are any."""
+        path = self.path_of(kind)
+        return open_manifest(path, kind) if path else ()
+
     def table(self, kind: type[R]) -> Manifest[R]:
         """All records of a kind.
 
@@ -236,12 +241,13 @@ def replacing_dataset(out: Path, audio: Path) -> Iterator[Path]:
         raise BadDataset(f"{out} holds the recordings ({audio}); name another folder for the records")
     if out.exists() and not (out.is_dir() and (is_described(out) or not any(out.iterdir()))):
         raise BadDataset(f"{out} is there and is not a dataset (it has no {DESCRIPTION}); name another one")
-    partial = out.with_name(f".partial-{out.name}")
+    partial, replaced = out.with_name(f".partial-{out.name}"), out.with_name(f".replaced-{out.name}")
+    if replaced.exists() and not out.exists():  # killed between the two renames below
+        replaced.rename(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        replaced = out.with_name(f".replaced-{out.name}")
         shutil.rmtree(replaced, ignore_errors=True)
         if out.exists():
             out.rename(replaced)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from preference_data.prompts.languages import share_in_scripts
-from preference_data.prompts.prompts import CONTROL
+from preference_data.prompts.prompts import control_token
 from preference_data.schema import Chat
 
 Reason = Literal["control_token", "too_short", "too_long", "language", "repetition", "near_repetition"]
@@ -49,9 +49,9 @@ def review(chats: Iterable[Chat], limits: Limits) -> Iterator[Reason | None]:
 
 
 def _refused(chat: Chat, limits: Limits) -> Reason | None:
-    texts = [text for turn in chat.turns for text in (turn.question, turn.answer)]
+    texts = [chat.system or "", *(text for turn in chat.turns for text in (turn.question, turn.answer))]
     answers = [turn.answer.strip() for turn in chat.turns]
-    if any(token in text for text in texts for token in CONTROL):
+    if control_token(*texts):
         return "control_token"
     if min(map(len, answers)) < limits.min_answer_chars:
         return "too_short"

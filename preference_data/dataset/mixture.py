@@ -68,11 +68,6 @@ class _Part(NamedTuple):
         """A path of this dataset as the mixture has it."""
         return f"{self.name}/{path}"
 
-    def records(self, kind: type[R]) -> Sequence[R]:
-        """The records of a kind; none where there is no table of it."""
-        path = self.dataset.path_of(kind)
-        return open_manifest(path, kind) if path else ()
-
 
 def mix(
     out: Path,
@@ -177,7 +172,7 @@ class _Mixing:
         """
         some: dict[str, AudioClip] = {}
         for part in self.parts:
-            clips = part.records(AudioClip)
+            clips = part.dataset.records(AudioClip)
             order = Permutation(len(clips), seed, part.name)
             drawn = (clips[order[i]] for i in range(min(_DECODED, len(clips))))
             some |= {
@@ -214,7 +209,7 @@ class _Mixing:
         self.speakers_on_both_sides = splits.speakers_on_both_sides(written)
 
     def _clips(self, part: _Part) -> Iterator[Row]:
-        clips, n_bad = part.records(AudioClip), 0
+        clips, n_bad = part.dataset.records(AudioClip), 0
         for clip in self._counted(clips):
             row = _prefixed(clip.model_dump(mode="json"), part)
             problem = self.bad.get(row["path"]) or self._problem(clip.duration_s, row["id"], row["path"])
@@ -263,7 +258,7 @@ class _Mixing:
         self, part: _Part, kind: type[Record], split_of: Callable[[str], int | None], ids: Fingerprints
     ) -> Iterator[Row]:
         path = part.dataset.path_of(kind)
-        for record in self._counted(part.records(kind)):
+        for record in self._counted(part.dataset.records(kind)):
             row = _prefixed(record.model_dump(mode="json", exclude_defaults=True), part)
             for clip in row["audios"]:
                 split = split_of(clip)

@@ -1,1 +1,1 @@
-"""Preference pairs and chats in the rows of TRL, LLaMA-Factory and ms-swift, in and out."""
+"""Preference pairs, labels and chats in the rows of TRL, LLaMA-Factory and ms-swift, in and out."""

@@ -1,324 +1,287 @@
-"""Preference pairs and chats <-> the rows of TRL, LLaMA-Factory and ms-swift.
+"""Preference pairs, labels and chats <-> the rows of TRL, LLaMA-Factory and ms-swift.
 
-    TRL            prompt, chosen, rejected (or messages): lists of {role, content: [{type, text}]}; audios
-    LLaMA-Factory  conversations of {from, value} with <audio>; chosen, rejected; audios; dataset_info.json
-    ms-swift       messages of {role, content} with <audio>, the last one chosen; rejected_response; audios
+    TRL            prompt, chosen, rejected; prompt, completion, label; or messages: lists of
+                   {role, content: [{type, text}]}, or text; audios
+    LLaMA-Factory  conversations of {from, value} with <audio>, or instruction, input, output, history;
+                   chosen, rejected; or kto_tag; audios; dataset_info.json
+    ms-swift       messages of {role, content} with <audio>, the last one chosen, or query, response;
+                   rejected_response; or label; audios
 
-Rows say more than ours and ours more than theirs: `id`, `prompt_id`, `axis` and `agreement` travel as columns
-that the three ignore, so that what is written and read again is the same. What a record here cannot hold (a
-pair with earlier turns, a system prompt of its own, a clip in the middle of a sentence) is refused with a
-reason, not bent. Layouts: TRL docs "Dataset formats"; LLaMA-Factory data/README.md; ms-swift
-docs/source_en/Customization/Custom-dataset.md.
+Rows say more than ours and ours more than theirs: `id`, `prompt_id`, `axis`, `agreement`, `weight` and
+`source` travel as columns that the three ignore, so that what is written and read again is the same. What a
+record here cannot hold (a pair with earlier turns, a clip in the middle of a sentence, a message that is not
+trained on) is refused with a reason, not bent. Layouts: TRL docs "Dataset formats"; LLaMA-Factory
+data/README.md; ms-swift docs/source_en/Customization/Custom-dataset.md.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from preference_data.schema import Axis, Chat, PreferencePair, Turn, stable_id
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
-Form = Literal["trl", "llamafactory", "ms-swift"]
-TAG = "<audio>"
-DEFAULT_SYSTEM = "You are a helpful assistant."
-"""Qwen2-Audio's chat template adds it anyway."""
+from preference_data.interchange.columns import LABELS, BadRow, Columns, is_empty
+from preference_data.interchange.conversation import TAG, Form, Turns, read_turns, without_tag
+from preference_data.prompts.prompts import BadExample, refuse_control
+from preference_data.schema import Axis, Chat, ContentPart, Label, Message, PreferencePair, Turn, stable_id
+from preference_data.store import problem_of
 
-_LABELLED = re.compile(r"(?:Audio \d+:\s*)?<audio>\s*")
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+Kind = Literal["pairs", "labels", "chats"]
+Example = PreferencePair | Label | Chat
 Row = dict[str, Any]
-
-
-class BadRow(ValueError):
-    """A row cannot be read, or a record cannot be written, in a format."""
-
-
-class _Message(NamedTuple):
-    """A message: by whom, and its text, clips as `TAG`."""
-
-    role: str
-    text: str
-
-
-class _Conversation(NamedTuple):
-    """A row, whatever its format: turns that end with the (chosen) answer, and the rejected answer."""
-
-    messages: list[_Message]
-    rejected: str | None
-    audios: tuple[str, ...]
-
-
-def pair_row(pair: PreferencePair, audios: Sequence[str], form: Form) -> Row:
-    """A preference pair as a row; `audios` are its clips as the reader will find them.
-
-    Raises:
-        BadRow: a text holds `<audio>`, which readers would take for a clip.
-    """
-    prompt, chosen = _written([(pair.question, pair.chosen, len(audios))], form)
-    rejected = _written([("", pair.rejected, 0)], form)[1]
-    rows: dict[Form, Row] = {
-        "trl": {"prompt": [prompt], "chosen": [chosen], "rejected": [rejected]},
-        "llamafactory": {"conversations": [prompt], "chosen": chosen, "rejected": rejected},
-        "ms-swift": {"messages": [prompt, chosen], "rejected_response": pair.rejected},
-    }
-    kept = {"id": pair.id, "prompt_id": pair.prompt_id, "axis": pair.axis, "agreement": pair.agreement}
-    return {**rows[form], "audios": list(audios), **kept}
-
-
-def chat_row(chat: Chat, audios: Sequence[str], form: Form) -> Row:
-    """A chat as a row; clips come before the question of their turn.
-
-    Raises:
-        BadRow: a text holds `<audio>`.
-    """
-    clips = chat.audios_per_turn
-    turns = [(turn.question, turn.answer, len(own)) for turn, own in zip(chat.turns, clips, strict=True)]
-    column = "conversations" if form == "llamafactory" else "messages"
-    return {column: _written(turns, form), "audios": list(audios), "id": chat.id}
-
-
-def dataset_info(name: str, file_name: str, kind: Literal["pairs", "chats"]) -> Row:
-    """The entry that LLaMA-Factory's dataset_info.json needs for a file of rows."""
-    columns = {"messages": "conversations", "audios": "audios"}
-    if kind == "chats":
-        return {name: {"file_name": file_name, "formatting": "sharegpt", "columns": columns}}
-    ranked = {**columns, "chosen": "chosen", "rejected": "rejected"}
-    return {name: {"file_name": file_name, "ranking": True, "formatting": "sharegpt", "columns": ranked}}
-
-
-def read_row(row: Any, form: Form, axis: Axis = "factuality") -> PreferencePair | Chat:
-    """A row as a preference pair or, without a rejected answer, a chat; `audios` as the row names them.
-
-    Args:
-        row: what JSON held.
-        form: whose row it is.
-        axis: of a pair whose row names none.
-
-    Raises:
-        BadRow: it is not such a row, or holds what a record cannot; what, and what to do.
-    """
-    if not isinstance(row, dict):
-        raise BadRow(f"is a {type(row).__name__}, not an object")
-    conversation = _READERS[form](row)
-    questions, answers = _turns(conversation.messages)
-    clips = _clips(questions, len(conversation.audios))
-    questions = [_without_tags(question) for question in questions]
-    if any(TAG in text for text in [*answers, conversation.rejected or ""]):
-        raise BadRow(f"{TAG} stands in an answer; answers are text here")
-    if not all(question or own for question, own in zip(questions, clips, strict=True)):
-        raise BadRow("a turn has neither a question nor a clip")
-    if conversation.rejected is None:
-        key = _text_or(row, "id", stable_id(*conversation.audios, *questions, *answers))
-        return _chat(key, questions, answers, clips, conversation.audios)
-    if len(questions) > 1:
-        raise BadRow(
-            f"has {len(questions)} turns; a pair here is one question: keep the last one or leave it out"
-        )
-    return _pair(row, questions[0], answers[0], conversation.rejected, conversation.audios, axis)
-
-
-def _chat(
-    key: str, questions: Sequence[str], answers: Sequence[str], clips: Sequence[int], audios: tuple[str, ...]
-) -> Chat:
-    """Turns say which clips they bring only where not all come with the first."""
-    left = iter(audios)
-    own = [tuple(islice(left, n)) if any(clips[1:]) else () for n in clips]
-    turns = tuple(
-        Turn(question=question, answer=answer, audios=brought)
-        for question, answer, brought in zip(questions, answers, own, strict=True)
-    )
-    return Chat(id=key, audios=audios, turns=turns)
-
-
-def _pair(
-    row: Row, question: str, chosen: str, rejected: str, audios: tuple[str, ...], axis: Axis
-) -> PreferencePair:
-    if chosen == rejected:
-        raise BadRow("chosen and rejected are the same; there is nothing to prefer")
-    prompt_id = _text_or(row, "prompt_id", stable_id(*audios, question))
-    try:
-        return PreferencePair(
-            id=_text_or(row, "id", stable_id(prompt_id, chosen, rejected, axis)),
-            prompt_id=prompt_id,
-            audios=audios,
-            question=question,
-            chosen=chosen,
-            rejected=rejected,
-            axis=row.get("axis") or axis,
-            agreement=1.0 if row.get("agreement") is None else row["agreement"],
-        )
-    except ValueError as error:  # pydantic's
-        raise BadRow(f"makes no pair: {str(error).splitlines()[1:3]}") from error
 
 
 # ------------------------------------------------------------------- reading
 
 
-def _trl(row: Row) -> _Conversation:
-    """Explicit prompt, or chosen and rejected with the prompt in both."""
-    audios = _audios(row)
-    if "messages" in row:
-        return _Conversation(_messages(row["messages"], audios), None, tuple(audios))
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise BadRow(f"has no {name}; there are {', '.join(row)}")
-    prompt = _messages(row["prompt"], audios) if "prompt" in row else []
-    chosen = _messages(row["chosen"], audios)
-    rejected = _messages(row["rejected"], list(audios))
-    if prompt == [] and chosen[:-1] != rejected[:-1]:
-        raise BadRow("chosen and rejected answer different prompts")
-    return _Conversation(prompt + chosen, _answer(rejected), tuple(audios))
+def read_row(
+    row: Any, form: Form, axis: Axis = "factuality", source: str = "imported", ignored: Collection[str] = ()
+) -> Example:
+    """A row as a preference pair, a label or a chat; `audios` as the row names them.
+
+    Args:
+        row: what JSON held.
+        form: whose row it is.
+        axis: of a pair whose row names none.
+        source: of a label whose row names none.
+        ignored: columns that are not to be read.
+
+    Raises:
+        BadRow: it is not such a row, or holds what a record cannot; what, and what to do.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow(f"is a {type(row).__name__}, not an object")
+    columns = Columns(row, ignored)
+    try:
+        record = _record(columns, form, axis, source)
+        columns.refuse_unread(bool(record.audios))
+        refuse_control(record.id, *_texts(record))
+        record.model_dump_json()  # what cannot be written as UTF-8 is no record
+    except ValidationError as error:
+        raise BadRow(f"makes no record: {problem_of(error)}") from error
+    except BadExample as error:
+        raise BadRow(str(error)) from error
+    except (UnicodeEncodeError, PydanticSerializationError) as error:
+        raise BadRow("holds half of a surrogate pair, which is no character") from error
+    except RecursionError as error:
+        raise BadRow("is nested too deeply") from error
+    return record
 
 
-def _llamafactory(row: Row) -> _Conversation:
-    audios = _audios(row)
-    prompt = _messages(row.get("conversations", row.get("messages")), audios)
-    if "chosen" not in row and "rejected" not in row:
-        return _Conversation(prompt, None, tuple(audios))
-    chosen, rejected = (_messages(_listed(row.get(name)), audios) for name in ("chosen", "rejected"))
-    return _Conversation([*prompt, *chosen], _answer(rejected), tuple(audios))
+def _record(columns: Columns, form: Form, axis: Axis, source: str) -> Example:
+    turns, rejected = read_turns(columns, form)
+    label = _label(columns)
+    if rejected is not None and label is not None:
+        raise BadRow("has both a rejected answer and a label; leave one out")
+    if rejected is None and columns.peek("chosen") is not None:
+        raise BadRow(f"has a chosen answer but no rejected one; there are {columns.names()}")
+    if rejected is not None:
+        return _pair(columns, turns, rejected, axis)
+    return _labelled(columns, turns, label, source) if label is not None else _chat(columns, turns)
 
 
-def _ms_swift(row: Row) -> _Conversation:
-    audios = _audios(row)
-    messages = _messages(row.get("messages"), audios)
-    whole, answer = row.get("rejected_messages"), row.get("rejected_response")
-    if whole is None and answer is None:
-        return _Conversation(messages, None, tuple(audios))
-    if row.get("rejected_audios") not in (None, row.get("audios")):
-        raise BadRow("rejected_audios differ from audios; a pair here is two answers about the same clips")
-    rejected = _messages(_listed(answer) if whole is None else whole, list(audios))
-    if whole is not None and rejected[:-1] != messages[:-1]:
-        raise BadRow("rejected_messages answer another prompt than messages")
-    return _Conversation(messages, _answer(rejected), tuple(audios))
-
-
-_READERS: dict[Form, Callable[[Row], _Conversation]] = {
-    "trl": _trl,
-    "llamafactory": _llamafactory,
-    "ms-swift": _ms_swift,
-}
-
-
-def _messages(rows: Any, audios: list[str]) -> list[_Message]:
-    """Messages of any spelling; clips named inside them are added to `audios`."""
-    if not isinstance(rows, list) or not rows:
-        raise BadRow(f"has no list of messages where one is expected (got {str(rows)[:80]!r})")
-    messages = []
-    for row in rows:
-        if not isinstance(row, dict):
-            raise BadRow(f"a message is a {type(row).__name__}, not an object")
-        author = row.get("role", row.get("from"))
-        role = _ROLES.get(str(author))
-        if role is None:
-            raise BadRow(f"a message by {author!r}; known: {', '.join(_ROLES)}")
-        text = _text(row.get("content", row.get("value")), audios)
-        if role != "system":
-            messages.append(_Message(role, text))
-        elif text.strip() not in ("", DEFAULT_SYSTEM):
-            raise BadRow(f"has the system prompt {text[:80]!r}; a record here has none, leave it out")
-    return messages
-
-
-def _text(content: Any, audios: list[str]) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise BadRow(f"a message holds {str(content)[:80]!r}, no text")
-    text = ""
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "audio":
-            named = next((part[key] for key in ("path", "audio", "audio_url", "url") if part.get(key)), None)
-            audios += [_path(named)] if named else []
-            text += TAG
-        elif kind == "text" and isinstance(part.get("text"), str):
-            text += part["text"]
-        else:
-            raise BadRow(f"a message holds a part {str(part)[:80]!r}, neither audio nor text")
-    return text
-
-
-def _turns(messages: Sequence[_Message]) -> tuple[list[str], list[str]]:
-    """Questions and answers, which must alternate."""
-    roles = [message.role for message in messages]
-    if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise BadRow(f"questions and answers do not alternate: {', '.join(roles[:6])}")
-    texts = [message.text.strip() for message in messages]
-    if not all(texts[1::2]):
-        raise BadRow("an answer is empty")
-    return texts[0::2], texts[1::2]
-
-
-def _clips(questions: Sequence[str], n: int) -> list[int]:
-    """How many clips each question brings; without any tag, all come with the first."""
-    tags = [question.count(TAG) for question in questions]
-    if sum(tags) not in (0, n):
-        raise BadRow(f"has {sum(tags)} {TAG} but {n} audios; they must be as many")
-    return tags if any(tags) else [n, *tags[1:]]
-
-
-def _without_tags(question: str) -> str:
-    """A question without its clips, which must stand before or after it."""
-    pieces = [piece for piece in _LABELLED.split(question) if piece.strip()]
-    if len(pieces) > 1:
-        raise BadRow(f"{TAG} stands in the middle of the question; put clips before it")
-    return pieces[0].strip() if pieces else ""
-
-
-def _answer(messages: Sequence[_Message]) -> str:
-    if messages[-1].role != "assistant" or not messages[-1].text.strip():
-        raise BadRow("the rejected answer is empty or not the assistant's")
-    return messages[-1].text.strip()
-
-
-def _listed(answer: Any) -> list[Any]:
-    """An answer as a list of messages: it may be text, a message or several."""
-    if isinstance(answer, str):
-        return [{"role": "assistant", "content": answer}]
-    return answer if isinstance(answer, list) else [answer]
-
-
-def _audios(row: Row) -> list[str]:
-    named = row.get("audios", row.get("audio"))
-    return (
-        [] if named is None else [_path(audio) for audio in (named if isinstance(named, list) else [named])]
+def _chat(columns: Columns, turns: Turns) -> Chat:
+    """Turns say which clips they bring only where not all come with the first."""
+    left = iter(turns.audios)
+    own = [tuple(islice(left, n)) if any(turns.clips[1:]) else () for n in turns.clips]
+    return Chat(
+        id=_id(columns, "id", *turns.prompt_key, *turns.questions[1:], *turns.answers),
+        system=turns.system,
+        audios=turns.audios,
+        turns=tuple(
+            Turn(question=question, answer=answer, audios=clips)
+            for question, answer, clips in zip(turns.questions, turns.answers, own, strict=True)
+        ),
     )
 
 
-def _path(named: Any) -> str:
-    path = named.get("path") if isinstance(named, Mapping) else named
-    if not isinstance(path, str) or not path:
-        raise BadRow(f"an audio is {str(named)[:80]!r}, not a path; write the clips to files and name them")
-    return path
+def _pair(columns: Columns, turns: Turns, rejected: str, axis: Axis) -> PreferencePair:
+    if len(turns.questions) > 1:
+        n = len(turns.questions)
+        raise BadRow(f"has {n} turns; a pair here is one question: keep the last one or leave it out")
+    chosen = turns.answers[0]
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are the same; there is nothing to prefer")
+    axis, prompt_id = columns.take("axis") or axis, _id(columns, "prompt_id", *turns.prompt_key)
+    return PreferencePair(
+        id=_id(columns, "id", prompt_id, chosen, rejected, axis),
+        prompt_id=prompt_id,
+        system=turns.system,
+        audios=turns.audios,
+        question=turns.questions[0],
+        chosen=chosen,
+        rejected=rejected,
+        axis=axis,
+        agreement=_number(columns, "agreement"),
+    )
 
 
-def _text_or(row: Row, key: str, otherwise: str) -> str:
-    return str(row[key]) if row.get(key) not in (None, "") else otherwise
+def _labelled(columns: Columns, turns: Turns, label: bool, source: str) -> Label:
+    earlier = [text for pair in zip(turns.answers[:-1], turns.questions[1:], strict=True) for text in pair]
+    prompt_id = _id(columns, "prompt_id", *turns.prompt_key, *earlier)
+    prompt = [] if turns.system is None else [_message("system", turns.system)]
+    for question, answer, n_clips in zip(turns.questions, turns.answers, turns.clips, strict=True):
+        prompt += [_message("user", question, n_clips), _message("assistant", answer)]
+    return Label(
+        id=_id(columns, "id", prompt_id, turns.answers[-1], label),
+        prompt_id=prompt_id,
+        prompt=tuple(prompt[:-1]),
+        completion=turns.answers[-1],
+        audios=turns.audios,
+        label=label,
+        weight=_number(columns, "weight"),
+        source=str(columns.take("source") or source),
+    )
+
+
+def _message(role: Literal["system", "user", "assistant"], text: str, n_clips: int = 0) -> Message:
+    clips = [ContentPart(type="audio")] * n_clips
+    return Message(role=role, content=(*clips, ContentPart(type="text", text=text)))
+
+
+def _id(columns: Columns, name: str, *parts: object) -> str:
+    """The row's own id, or one made from what it says."""
+    value = columns.take(name)
+    if is_empty(value):
+        return stable_id(*parts)
+    text = str(value)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int)
+        or not (text.strip() and text.isprintable())
+    ):
+        raise BadRow(f"{name} is {text[:80]!r}; it must be text on one line, or a whole number")
+    return text
+
+
+def _number(columns: Columns, name: str) -> float:
+    value = columns.take(name)
+    try:
+        return 1.0 if is_empty(value) else float(value)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"{name} is {str(value)[:80]!r}, not a number") from error
+
+
+def _label(columns: Columns) -> bool | None:
+    """Whether the row says that its completion is good; None where it has no such column."""
+    names = [name for name in LABELS if name in columns]
+    if not names:
+        return None
+    value = columns.take(*LABELS)
+    says = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    if (label := says.get(str(value).strip().lower())) is None:
+        raise BadRow(f"{names[0]} is {str(value)[:80]!r}, neither true nor false")
+    return label
 
 
 # ------------------------------------------------------------------- writing
 
 
-def _written(turns: Sequence[tuple[str, str, int]], form: Form) -> list[Row]:
-    """Questions and answers as messages of a format; each question has its number of clips before it."""
-    rows = []
-    for question, answer, n in turns:
-        for role, text, clips in (("user", _plain(question), n), ("assistant", _plain(answer), 0)):
-            if form == "trl":
-                parts = [*({"type": "audio"} for _ in range(clips)), {"type": "text", "text": text}]
-                rows.append({"role": role, "content": parts})
-            elif form == "llamafactory":
-                rows.append({"from": "human" if role == "user" else "gpt", "value": TAG * clips + text})
-            else:
-                rows.append({"role": role, "content": TAG * clips + text})
-    return rows
+def write_row(record: Example, audios: Sequence[str], form: Form) -> Row:
+    """A record as a row; `audios` are its clips as the reader will find them, before their questions.
+
+    Raises:
+        BadRow: a text holds a tag that readers would take for a clip, or a token that steers the model.
+    """
+    try:
+        refuse_control(record.id, *_texts(record))
+    except BadExample as error:
+        raise BadRow(str(error)) from error
+    match record:
+        case PreferencePair():
+            return {**_pair_row(record, form), "audios": list(audios), **_kept(record, "axis", "agreement")}
+        case Label():
+            return {**_label_row(record, form), "audios": list(audios), **_kept(record, "weight", "source")}
+        case Chat():
+            messages = _spoken("system", record.system, form)
+            for turn, clips in zip(record.turns, record.audios_per_turn, strict=True):
+                messages += _spoken("user", turn.question, form, len(clips))
+                messages += _spoken("assistant", turn.answer, form)
+            return {_body(form): messages, "audios": list(audios), "id": record.id}
 
 
-def _plain(text: str) -> str:
-    if TAG in text:
-        raise BadRow(
-            f"the text {text[:80]!r} holds {TAG}, which readers take for a clip; leave the record out"
-        )
-    return text
+def _kept(record: PreferencePair | Label, *names: str) -> Row:
+    """Columns that only we read."""
+    return {name: getattr(record, name) for name in ("id", "prompt_id", *names)}
+
+
+def _pair_row(pair: PreferencePair, form: Form) -> Row:
+    question = [
+        *_spoken("system", pair.system, form),
+        *_spoken("user", pair.question, form, len(pair.audios)),
+    ]
+    chosen, rejected = _spoken("assistant", pair.chosen, form), _spoken("assistant", pair.rejected, form)
+    match form:
+        case "trl":
+            return {"prompt": question, "chosen": chosen, "rejected": rejected}
+        case "llamafactory":
+            return {"conversations": question, "chosen": chosen[0], "rejected": rejected[0]}
+        case "ms-swift":
+            return {"messages": question + chosen, "rejected_response": pair.rejected}
+
+
+def _label_row(label: Label, form: Form) -> Row:
+    prompt = []
+    for message in label.prompt:
+        text = "".join(part.text or "" for part in message.content)
+        prompt += _spoken(message.role, text, form, sum(part.type == "audio" for part in message.content))
+    completion = _spoken("assistant", label.completion, form)
+    if form == "trl":
+        return {"prompt": prompt, "completion": completion, "label": label.label}
+    return {_body(form): prompt + completion, "kto_tag" if form == "llamafactory" else "label": label.label}
+
+
+def _body(form: Form) -> str:
+    return "conversations" if form == "llamafactory" else "messages"
+
+
+def _spoken(role: str, text: str | None, form: Form, n_clips: int = 0) -> list[Row]:
+    """The message of a format, if there is a text."""
+    if text is None:
+        return []
+    without_tag(text, "a text")
+    if form == "trl":
+        return [
+            {
+                "role": role,
+                "content": [*({"type": "audio"} for _ in range(n_clips)), {"type": "text", "text": text}],
+            }
+        ]
+    if form == "llamafactory":
+        return [
+            {"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": TAG * n_clips + text}
+        ]
+    return [{"role": role, "content": TAG * n_clips + text}]
+
+
+def _texts(record: Example) -> list[str]:
+    """Every text of a record that a policy would read or learn."""
+    match record:
+        case PreferencePair():
+            return [record.system or "", record.question, record.chosen, record.rejected]
+        case Label():
+            return [*(part.text or "" for m in record.prompt for part in m.content), record.completion]
+        case Chat():
+            return [
+                record.system or "",
+                *(text for turn in record.turns for text in (turn.question, turn.answer)),
+            ]
+
+
+def dataset_info(name: str, file_name: str, kind: Kind) -> Row:
+    """The entry that LLaMA-Factory's dataset_info.json needs for a file of rows."""
+    columns = {"messages": "conversations", "audios": "audios"}
+    match kind:
+        case "chats":
+            return {name: {"file_name": file_name, "formatting": "sharegpt", "columns": columns}}
+        case "labels":
+            tagged = {**columns, "kto_tag": "kto_tag"}
+            return {name: {"file_name": file_name, "formatting": "sharegpt", "columns": tagged}}
+        case "pairs":
+            ranked = {**columns, "chosen": "chosen", "rejected": "rejected"}
+            return {
+                name: {"file_name": file_name, "ranking": True, "formatting": "sharegpt", "columns": ranked}
+            }

@@ -1,4 +1,4 @@
-"""Files of preference pairs and chats in and out, with their audio. Rows are `convert`'s business."""
+"""Files of preference pairs, labels and chats in and out, with their audio. Rows are `convert`'s business."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from preference_data import store
 from preference_data.audio import decode
@@ -17,6 +18,8 @@ from preference_data.audio.clip_files import BadAudio, resolve_inside
 from preference_data.audio.decode import AudioInfo
 from preference_data.dataset.dataset import (
     QUARANTINE,
+    TABLES,
+    BadDataset,
     Dataset,
     RecordWriter,
     describe,
@@ -24,69 +27,114 @@ from preference_data.dataset.dataset import (
     replacing_dataset,
     with_paths,
 )
-from preference_data.interchange.convert import BadRow, Form, chat_row, dataset_info, pair_row, read_row
-from preference_data.schema import AudioClip, Axis, Chat, PreferencePair
+from preference_data.dataset.dataset import read_rows as read_dataset_rows
+from preference_data.interchange import row_files
+from preference_data.interchange.columns import BadRow
+from preference_data.interchange.conversation import Form
+from preference_data.interchange.convert import Example, Kind, dataset_info, read_row, write_row
+from preference_data.interchange.row_files import EMBEDDED
+from preference_data.schema import AudioClip, Axis, Chat, Label, PreferencePair
+from preference_data.text_files import BadText, numbered_lines, parse_json, read_json
 
 _MAX_DURATION_S = 30.0  # what Qwen2-Audio hears
 _MOST_REFUSED = 20  # rows whose reasons are kept
+_IMPORTED = "imported"
+"""Under this name the description of a dataset lists the files that were imported into it."""
+_KINDS: dict[type[Example], Kind] = {PreferencePair: "pairs", Label: "labels", Chat: "chats"}
 
 _Infos = Mapping[str, AudioInfo | BadAudio]
 
 
 class Exported(NamedTuple):
-    """A file of rows that was written."""
+    """A file of rows that was written; `refused` says which records were left out, and why."""
 
     path: Path
-    kind: Literal["pairs", "chats"]
+    kind: Kind
     written: int
+    refused: list[str]
 
 
 class Imported(NamedTuple):
-    """Counts of what was read; `refused` are the first rows that could not be, with place and reason."""
+    """Counts of what a file added; `refused` are the first rows that were left out, with place and reason."""
 
     pairs: int
+    labels: int
+    desirable: int
+    """Of the labels."""
     chats: int
     clips: int
     n_refused: int
     refused: list[str]
 
 
+# ------------------------------------------------------------------- out
+
+
 def write_rows(records: Path, form: Form, corpus: Path, out: Path) -> Exported:
-    """Write a file of pairs or chats as others read it: `out/{name}.jsonl`, audio by absolute path.
+    """Write a file of pairs, labels or chats as others read it: `out/{name}.jsonl`, audio by absolute path.
 
     Args:
-        records: JSON lines of `PreferencePair` or of `Chat`.
+        records: JSON lines of `PreferencePair`, of `Label` or of `Chat`.
         form: whose rows.
         corpus: folder that audio paths are relative to, or a dataset.
         out: also gets `dataset_info.json` for LLaMA-Factory.
 
     Raises:
-        BadRow: a record cannot be written in this format, or a clip is not there.
-        BadRecord: a line is neither a pair nor a chat.
+        BadRow: none of the records can be written in this format, or its clips are not there.
+        BadText: the file is not JSON lines in UTF-8.
     """
-    with records.open(encoding="utf-8") as file:
-        is_pairs = '"rejected"' in file.readline()
+    kind = _kind_of(records)
     dataset = Dataset(corpus)
     rows = out / f"{records.stem}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    written = 0
+    written, refused = 0, []
     with store.replacing(rows) as file:
-        for record in store.stream(records, PreferencePair) if is_pairs else store.stream(records, Chat):
-            audios = [_file_of(dataset, path, record.id) for path in record.audios]
-            row = (
-                pair_row(record, audios, form)
-                if isinstance(record, PreferencePair)
-                else chat_row(record, audios, form)
-            )
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            written += 1
-    kind: Literal["pairs", "chats"] = "pairs" if is_pairs else "chats"
+        for number, line in numbered_lines(records):
+            try:
+                record = store.parse(line, kind, f"{records}:{number}")
+                audios = [_file_of(dataset, path) for path in record.audios]
+                row = write_row(record, audios, form)
+            except store.BadRecord as error:
+                refused.append(str(error))
+            except BadRow as error:
+                refused.append(f"{records}:{number}: record {record.id!r}: {error}")
+            else:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                written += 1
+        if not written:
+            reasons = "; ".join(refused[:3]) or "it is empty"
+            raise BadRow(f"{records}: none of its {len(refused)} records can be written: {reasons}")
     if form == "llamafactory":
-        entry = dataset_info(f"align_{records.stem}", rows.name, kind)
+        entry = dataset_info(f"align_{records.stem}", rows.name, _KINDS[kind])
         known = out / "dataset_info.json"
-        entries = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-        store.write_text(known, json.dumps({**entries, **entry}, indent=2) + "\n")
-    return Exported(rows, kind, written)
+        entries = read_json(known) if known.exists() else {}
+        store.write_text(known, json.dumps({**entries, **entry}, indent=2, ensure_ascii=False) + "\n")
+    return Exported(rows, _KINDS[kind], written, refused)
+
+
+def _kind_of(records: Path) -> type[Example]:
+    """The kind of the records of a file, by the fields of the first."""
+    number, line = next(numbered_lines(records), (1, b"{}"))
+    fields = parse_json(line, f"{records}:{number}")
+    for kind, field in ((PreferencePair, "rejected"), (Label, "label"), (Chat, "turns")):
+        if isinstance(fields, dict) and field in fields:
+            return kind
+    raise BadRow(f"{records}:{number}: is no preference pair, label or chat; name pairs.jsonl or its like")
+
+
+def _file_of(dataset: Dataset, path: str) -> str:
+    try:
+        file = dataset.find(path)
+    except BadAudio as error:
+        raise BadRow(str(error)) from error
+    if not isinstance(file, Path):
+        raise BadRow(f"{file} is inside a tar; others read files only, so unpack it")
+    if not file.is_file():
+        raise BadRow(f"no file {file}; is {dataset.folder} the folder of its corpus?")
+    return str(file)
+
+
+# ------------------------------------------------------------------- in
 
 
 def read_rows(
@@ -96,90 +144,97 @@ def read_rows(
     *,
     audio_root: Path,
     axis: Axis = "factuality",
+    ignored: Collection[str] = (),
     on_checked: Callable[[int, int], object] | None = None,
 ) -> Imported:
-    """Read others' rows into a dataset that a recipe can name as pairs and as corpus.
+    """Read others' rows into a dataset that a recipe can name as pairs, labels and corpus.
 
-    `quarantine.jsonl` says which rows were left out and why. The audio is linked to `out/audio/` by its
-    sha256, or copied where that cannot be.
+    Into a dataset that was imported before, the rows are added. `quarantine.jsonl` says which rows were left
+    out and why. The audio is linked to `out/audio/` by its sha256, or copied where that cannot be.
 
     Args:
-        rows: JSON lines, or a JSON list.
+        rows: JSON lines, a JSON list, CSV, TSV or Parquet; see `row_files`.
         form: whose rows.
-        out: the dataset; must not be there.
+        out: the dataset; must not be there, or be an imported one.
         audio_root: what the rows' audio paths are relative to, and must lie in.
         axis: what pairs are about whose rows do not say.
+        ignored: columns that are not to be read.
         on_checked: called with how many clips are checked, and of how many.
 
     Raises:
-        BadRow: the file is not JSON, or none of its rows can be used; with the first reasons.
-        BadDataset: `out` is there.
+        BadRow: none of the rows can be used; with the first reasons.
+        BadText: the file is not what its name says.
+        BadDataset: `out` is there and is no imported dataset, or holds a record with the id of a row.
     """
-    if is_described(out):
-        raise BadRow(f"{out} holds a dataset already; name another folder, or remove it first")
+    before = Dataset(out) if is_described(out) else None
+    if before and _IMPORTED not in before.about:
+        raise BadDataset(f"{out} holds a dataset that was not imported; name another folder")
     with replacing_dataset(out, audio_root) as partial:
-        infos = _checked(_records(rows, form, axis, audio_root), audio_root, on_checked)
+        clips = _Clips(audio_root, partial / ".embedded")
+
+        def records() -> Iterator[_Read]:
+            for number, row in row_files.read_rows(rows, clips.embedded):
+                try:
+                    if isinstance(row, BadText):
+                        raise BadRow(str(row))
+                    record = read_row(row, form, axis, rows.name, ignored)
+                    yield number, _renamed(record, lambda path: _below(audio_root, path))
+                except BadRow as error:
+                    yield number, error
+
+        infos = _checked(records(), clips, on_checked)
         with RecordWriter(partial) as writer:
-            refused = _write(writer, _records(rows, form, axis, audio_root), infos, audio_root)
-        pairs, chats, clips, n_refused = (
-            writer.rows[name] for name in ("pairs.jsonl", "sft.jsonl", "clips.jsonl", QUARANTINE)
-        )
-        if not pairs + chats:
-            raise BadRow(f"{rows}: none of its {n_refused} rows can be used: " + "; ".join(refused[:3]))
-        name = re.sub(r"[^A-Za-z0-9_-]", "-", rows.stem).strip("-_")[:64] or "imported"
-        counts = {"pairs.jsonl": pairs, "sft.jsonl": chats, "clips.jsonl": clips}
-        describe(partial, {"name": name, "root": ".", "records": counts, "quarantined": {"row": n_refused}})
-    return Imported(pairs, chats, clips, n_refused, refused)
+            writing = _Writing(writer, clips, infos, rows)
+            if before:
+                writing.copy(before)
+            writing.write(records())
+        shutil.rmtree(clips.embedded, ignore_errors=True)
+        imported = writing.imported()
+        if not imported.pairs + imported.labels + imported.chats:
+            reasons = "; ".join(imported.refused[:3]) or "it is empty"
+            raise BadRow(f"{rows}: none of its {imported.n_refused} rows can be used: {reasons}")
+        describe(partial, _about(rows, writer, imported, before))
+    return imported
 
 
-_Read = tuple[int, "PreferencePair | Chat | BadRow"]
+def _about(rows: Path, writer: RecordWriter, imported: Imported, before: Dataset | None) -> dict[str, object]:
+    about = before.about if before else {}
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", rows.stem).strip("-_")[:64] or "imported"
+    return {
+        "name": about.get("name", name),
+        "root": ".",
+        "records": {file: n for file, n in writer.rows.items() if file != QUARANTINE},
+        "quarantined": {"row": writer.rows[QUARANTINE]},
+        _IMPORTED: [
+            *about.get(_IMPORTED, []),
+            {"file": rows.name, **{k: v for k, v in imported._asdict().items() if k != "refused"}},
+        ],
+    }
+
+
+class _Clips(NamedTuple):
+    """Where the clips are that rows name: below a root, or written out of the rows."""
+
+    root: Path
+    embedded: Path
+
+    def find(self, path: str) -> Path:
+        """The file of a clip.
+
+        Raises:
+            BadAudio: see `resolve_inside`.
+        """
+        if path.startswith(EMBEDDED):
+            return resolve_inside(self.embedded, path.removeprefix(EMBEDDED))
+        return resolve_inside(self.root, path)
+
+
+_Read = tuple[int, "Example | BadRow"]
 """Number of a row, and the record that it is."""
 
 
-def _records(rows: Path, form: Form, axis: Axis, root: Path) -> Iterator[_Read]:
-    for number, row in _json(rows):
-        try:
-            yield number, _renamed(read_row(row, form, axis), lambda path: _below(root, path))
-        except BadRow as error:
-            yield number, error
-
-
-def _renamed(record: PreferencePair | Chat, rename: Callable[[str], str]) -> PreferencePair | Chat:
+def _renamed(record: Example, rename: Callable[[str], str]) -> Example:
     return type(record).model_validate(with_paths(record.model_dump(), rename))
-
-
-def _checked(
-    records: Iterator[_Read], root: Path, on_checked: Callable[[int, int], object] | None
-) -> dict[str, AudioInfo | BadAudio]:
-    """Describe every file that the rows name."""
-    paths = sorted({path for _, record in records for path in _audios_of(record)})
-    infos: dict[str, AudioInfo | BadAudio] = {}
-    outcomes = decode.examine(Dataset(root, {}).find, paths, by="header", max_duration_s=_MAX_DURATION_S)
-    for path, outcome in zip(paths, outcomes, strict=True):
-        infos[path] = outcome
-        if on_checked:
-            on_checked(len(infos), len(paths))
-    return infos
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a JSON list by index from 1, or of JSON lines by line."""
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            if file.read(4096).lstrip().startswith("["):
-                file.seek(0)
-                yield from enumerate(json.load(file), start=1)
-                return
-        except ValueError as error:
-            raise BadRow(f"{path}: is not a JSON list: {error}") from error
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line.removeprefix("\ufeff"))
-                except ValueError as error:
-                    raise BadRow(f"{path}:{number}: is not JSON: {error}") from error
-                yield number, row
 
 
 def _below(root: Path, named: str) -> str:
@@ -188,73 +243,116 @@ def _below(root: Path, named: str) -> str:
         return named
     with suppress(ValueError):
         return Path(named).relative_to(root.absolute()).as_posix()
-    raise BadRow(f"audio {named!r} lies outside {root}; name a folder above it by --audio-root")
+    raise BadRow(f"audio {named[:255]!r} lies outside {root}; name a folder above it by --audio-root")
 
 
-def _audios_of(record: PreferencePair | Chat | BadRow) -> tuple[str, ...]:
+def _audios_of(record: Example | BadRow) -> tuple[str, ...]:
     return () if isinstance(record, BadRow) else record.audios
 
 
-def _write(writer: RecordWriter, records: Iterator[_Read], infos: _Infos, root: Path) -> list[str]:
-    """Write the records whose clips are good, and those clips; returns the first reasons to refuse rows."""
-    refused: list[str] = []
-    linked: set[str] = set()
-    ids: set[str] = set()
-    for number, record in records:
-        problem = _problem(record, infos, ids)
-        if isinstance(record, BadRow) or problem:
-            path = "".join(_audios_of(record)[:1])
-            row = {"id": f"row-{number}", "path": path, "code": "bad_row", "detail": problem}
-            writer.add_row(QUARANTINE, row)
-            refused += [f"row {number}: {problem}"] if len(refused) < _MOST_REFUSED else []
-            continue
-        ids.add(record.id)
-        clips = {path: _clip(path, infos[path], record) for path in record.audios}
-        for path, clip in clips.items():
-            if clip.path not in linked:
-                linked.add(clip.path)
-                _link(resolve_inside(root, path), writer.folder / clip.path)
-                writer.add(clip)
-        writer.add(_renamed(record, {path: clip.path for path, clip in clips.items()}.__getitem__))
-    return refused
+def _checked(
+    records: Iterator[_Read], clips: _Clips, on_checked: Callable[[int, int], object] | None
+) -> dict[str, AudioInfo | BadAudio]:
+    """Describe every file that the rows name."""
+    paths = sorted({path for _, record in records for path in _audios_of(record)})
+    infos: dict[str, AudioInfo | BadAudio] = {}
+    outcomes = decode.examine(clips.find, paths, by="header", max_duration_s=_MAX_DURATION_S)
+    for path, outcome in zip(paths, outcomes, strict=True):
+        infos[path] = outcome
+        if on_checked:
+            on_checked(len(infos), len(paths))
+    return infos
 
 
-def _problem(record: PreferencePair | Chat | BadRow, infos: _Infos, ids: set[str]) -> str:
-    if isinstance(record, BadRow):
-        return str(record)
-    bad = [info for path in record.audios if isinstance(info := infos[path], BadAudio)]
-    if bad:
-        return f"audio {bad[0]}"
-    return f"id {record.id!r} comes more than once; the first is taken" if record.id in ids else ""
+class _Writing:
+    """Writes records whose clips are good, those clips, and the reasons why other rows were left out."""
+
+    def __init__(self, writer: RecordWriter, clips: _Clips, infos: _Infos, rows: Path) -> None:
+        self._writer, self._clips, self._infos, self._rows = writer, clips, infos, rows
+        self._linked: set[str] = set()
+        self._ids: set[tuple[type[Example], str]] = set()
+        self._before: Counter[str] = Counter()
+        self._ids_before: frozenset[tuple[type[Example], str]] = frozenset()
+        self._desirable = 0
+        self._refused: list[str] = []
+
+    def copy(self, before: Dataset) -> None:
+        """Take over the records and clips of a dataset."""
+        for clip in before.records(AudioClip):
+            self._link(before.folder / clip.path, clip)
+        for kind in _KINDS:
+            for record in before.records(kind):
+                self._ids.add((kind, record.id))
+                self._writer.add(record)
+        for row in read_dataset_rows(before.folder / QUARANTINE):
+            self._writer.add_row(QUARANTINE, row)
+        self._before, self._ids_before = Counter(self._writer.rows), frozenset(self._ids)
+
+    def write(self, records: Iterator[_Read]) -> None:
+        """Write what is good of these rows.
+
+        Raises:
+            BadDataset: a record has the id of one that was copied.
+        """
+        for number, record in records:
+            if problem := self._problem(record):
+                self._quarantine(number, problem, "".join(_audios_of(record)[:1]))
+                continue
+            assert not isinstance(record, BadRow)
+            self._ids.add((type(record), record.id))
+            clips = {path: _clip(path, self._infos[path], record) for path in record.audios}
+            for path, clip in clips.items():
+                self._link(self._clips.find(path), clip)
+            self._writer.add(_renamed(record, {path: clip.path for path, clip in clips.items()}.__getitem__))
+            self._desirable += isinstance(record, Label) and record.label
+
+    def imported(self) -> Imported:
+        """Counts of what was added to the records that were copied."""
+        added = self._writer.rows - self._before
+        pairs, labels, chats = (added[f"{TABLES[kind]}.jsonl"] for kind in _KINDS)
+        clips, refused = added[f"{TABLES[AudioClip]}.jsonl"], added[QUARANTINE]
+        return Imported(pairs, labels, self._desirable, chats, clips, refused, self._refused)
+
+    def _problem(self, record: Example | BadRow) -> str:
+        if isinstance(record, BadRow):
+            return str(record)
+        if bad := [info for path in record.audios if isinstance(info := self._infos[path], BadAudio)]:
+            return f"audio {bad[0]}"
+        key = (type(record), record.id)
+        if key in self._ids_before:
+            raise BadDataset(
+                f"{self._rows} has a record {record.id!r}, which the dataset holds already. Nothing was "
+                "changed; give the rows other ids, leave out those that are there, or name another folder"
+            )
+        return f"id {record.id!r} comes more than once; the first is taken" if key in self._ids else ""
+
+    def _quarantine(self, number: int, problem: str, path: str) -> None:
+        detail = f"{self._rows.name}:{number}: {problem}"
+        self._writer.add_row(
+            QUARANTINE, {"id": f"row-{number}", "path": path, "code": "bad_row", "detail": detail}
+        )
+        self._refused += [f"row {number}: {problem}"] if len(self._refused) < _MOST_REFUSED else []
+
+    def _link(self, file: Path, clip: AudioClip) -> None:
+        if clip.path in self._linked:
+            return
+        self._linked.add(clip.path)
+        target = self._writer.folder / clip.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file.resolve(), target)
+        except OSError:  # another disk, or a file system without hard links
+            shutil.copyfile(file, target)
+        self._writer.add(clip)
 
 
-def _clip(path: str, info: AudioInfo | BadAudio, record: PreferencePair | Chat) -> AudioClip:
+def _clip(path: str, info: AudioInfo | BadAudio, record: Example) -> AudioClip:
     assert isinstance(info, AudioInfo), "rows with bad audio are left out before"
     return AudioClip(
         id=f"clip-{info.sha256[:16]}",
         path=f"audio/{info.sha256[:16]}{Path(path).suffix.lower()[:8]}",
-        split="preference" if isinstance(record, PreferencePair) else "train",
+        split="train" if isinstance(record, Chat) else "preference",
         duration_s=info.duration_s,
         sha256=info.sha256,
         source="imported",
     )
-
-
-def _link(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(file, target)
-
-
-def _file_of(dataset: Dataset, path: str, record_id: str) -> str:
-    try:
-        file = dataset.find(path)
-    except BadAudio as error:
-        raise BadRow(f"record {record_id!r}: {error}") from error
-    if not isinstance(file, Path):
-        raise BadRow(f"record {record_id!r}: {file} is inside a tar; others read files only, so unpack it")
-    if not file.is_file():
-        raise BadRow(f"record {record_id!r}: no file {file}; is {dataset.folder} the folder of its corpus?")
-    return str(file)

@@ -9,7 +9,8 @@
    is the share of the comparison's counted annotators who typed it.
 5. No answer is paired with its own text, and a typed answer adds no pair that is there already.
 6. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
-7. Unless alpha is above `min_alpha` for certain (95 %), on each axis, nothing is built: annotators who do
+7. Texts that hold a control token (`<|im_end|>`) teach nothing: see `without_control_tokens`.
+8. Unless alpha is above `min_alpha` for certain (95 %), on each axis, nothing is built: annotators who do
    not agree teach noise.
 
 Scores -> preference pairs (`of_scores`): of each prompt's completions with a reward the best is preferred to
@@ -26,6 +27,7 @@ from typing import Literal, NamedTuple
 
 from preference_data.preferences import agreement
 from preference_data.preferences.agreement import Alpha
+from preference_data.prompts.prompts import control_token
 from preference_data.schema import (
     AXES,
     Axis,
@@ -45,6 +47,15 @@ Opponents = Literal["worst", "random", "all"]
 
 class LowAgreement(ValueError):
     """Annotators agree less than the recipe demands, or their agreement is undefined."""
+
+
+class Refused(NamedTuple):
+    """A judgement, or what was typed in it, that is left out; a row of quarantine.jsonl."""
+
+    id: str
+    path: str
+    code: str
+    detail: str
 
 
 class Tally(NamedTuple):
@@ -79,6 +90,32 @@ class WeightedPair(NamedTuple):
 
     pair: PreferencePair
     weight: float
+
+
+def without_control_tokens(
+    judgements: Sequence[Judgement], prompts: Mapping[str, Prompt], completions: Mapping[str, Completion]
+) -> tuple[list[Judgement], list[Refused]]:
+    """Judgements of texts that cannot steer the model, without typed answers that could; and what goes.
+
+    A judgement whose typed answer goes still counts: people's work is not lost to one text.
+    """
+    kept: list[Judgement] = []
+    refused: list[Refused] = []
+    for item in judgements:
+        prompt, compared = prompts[item.prompt_id], (item.completion_a, item.completion_b)
+        texts = [prompt.question, *(completions[key].text for key in compared)]
+        typed = control_token(item.corrected or "")
+        if token := control_token(*texts) or typed:
+            what = (
+                f"the answer that {item.annotator} typed"
+                if typed == token
+                else f"prompt {prompt.id} or an answer"
+            )
+            detail = f"{what} holds {token}, which would steer the model"
+            refused.append(Refused(item.id, "".join(prompt.audios[:1]), "control_token", detail))
+        if not control_token(*texts):
+            kept.append(item.model_copy(update={"corrected": None}) if typed else item)
+    return kept, refused
 
 
 def build(

@@ -19,8 +19,6 @@ PromptFormat = Literal["sentences", "tags_paper", "tags_released"]
 
 AUDIO = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 """Stands for one clip in a prompt; the processor expands <|AUDIO|> to one token per 40 ms."""
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
-"""Tokens that steer the model. Text from a corpus that holds such a token would speak in another's name."""
 
 
 class BadExample(ValueError):
@@ -114,14 +112,23 @@ def target_of(example: TaskExample, duration_s: float | None = None) -> str:
     return example.text
 
 
+def control_token(*texts: str) -> str | None:
+    """The first token in these texts that would steer the model instead of being read by it.
+
+    Every token that a tokenizer of the Qwen family keeps whole is written <|name|>: ends of turns, clips,
+    boxes, Qwen-Audio's tags. Text with such a token would speak in another's name.
+    """
+    return next((match[0] for text in texts if (match := TAG.search(text))), None)
+
+
 def refuse_control(where: str, *texts: str) -> None:
-    """Refuse text that would steer the model instead of being read by it.
+    """Refuse texts that hold a token of `control_token`'s kind.
 
     Raises:
         BadExample: naming the example and the token.
     """
-    if tokens := [token for token in CONTROL for text in texts if token in text]:
-        raise BadExample(f"example {where!r}: its text holds {tokens[0]}, which would steer the model")
+    if token := control_token(*texts):
+        raise BadExample(f"example {where!r}: its text holds {token}, which would steer the model")
 
 
 class Tagset(NamedTuple):

@@ -5,7 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from preference_data.preferences.pairs import LowAgreement, ScoreTally, Tally, build, of_scores, weigh
+from preference_data.preferences.pairs import (
+    LowAgreement,
+    ScoreTally,
+    Tally,
+    build,
+    of_scores,
+    weigh,
+    without_control_tokens,
+)
 from preference_data.schema import Completion, CompletionScore, Judgement, PreferencePair, Prompt
 
 PROMPT = Prompt(
@@ -324,3 +332,26 @@ def test_a_rewards_pairs_count_once_each_whatever_the_objective():
         seed=0,
     )
     assert [weight for _, weight in weigh(pairs, {"factuality": 0.0, "behaviour": 0.5})] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|AUDIO|>", "<|0.40|>"])
+def test_a_text_that_would_steer_the_model_is_left_out_by_id_and_the_votes_count(token):
+    votes = [
+        vote("c0", "c1", "a", annotator="r1", corrected=f"A dog.{token}\n<|im_start|>user"),
+        vote("c0", "c1", "a", annotator="r2", corrected="A dog <| and |> a cat."),
+        vote("c2", "bad", "a", annotator="r3"),
+    ]
+    completions = {**COMPLETIONS, "bad": COMPLETIONS["c3"].model_copy(update={"id": "bad", "text": token})}
+    kept, refused = without_control_tokens(votes, {"p": PROMPT}, completions)
+    assert [(item.id, item.code) for item in refused] == [
+        ("c0c1r1", "control_token"),
+        ("c2badr3", "control_token"),
+    ]
+    assert refused[0].detail.startswith(f"the answer that r1 typed holds {token}")
+    assert refused[1].detail.startswith(f"prompt p or an answer holds {token}")
+    assert [item.id for item in kept] == ["c0c1r1", "c0c1r2"]
+    pairs, tallies = pairs_of(*kept)
+    assert tallies["factuality"] == tally(1, 0, 0, corrected=2)
+    assert all(token not in text for pair in pairs for text in (pair.chosen, pair.rejected))
+    asked = PROMPT.model_copy(update={"question": f"What?{token}"})
+    assert without_control_tokens(votes[1:2], {"p": asked}, completions)[0] == []

@@ -15,6 +15,7 @@ from preference_data import store
 from preference_data.corpora.catalog import CARDS
 from preference_data.schema import PreferencePair, TaskExample
 
+MESSAGES = [{"role": "user", "content": "<audio>What is it?"}, {"role": "assistant", "content": "Rain."}]
 PAIR = PreferencePair(
     id="p",
     prompt_id="q",
@@ -114,9 +115,25 @@ def test_pairs_go_out_come_back_and_a_recipe_can_name_them(tmp_path):
     assert load(recipe).step("1_dpo").foreign == sorted(["Qwen/Qwen2-Audio-7B-Instruct", str(out)])
     before = (out / "pairs.jsonl").read_bytes()
     again = run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2)
-    assert "holds a dataset already; name another folder" in " ".join(again.replace("│", " ").split())
+    assert "has a record 'p', which the dataset holds already. Nothing was changed" in " ".join(
+        again.replace("│", " ").split()
+    )
     assert (out / "pairs.jsonl").read_bytes() == before
     (tmp_path / "rows/pairs.jsonl").write_text(json.dumps({"messages": 3}) + "\n")
+    (tmp_path / "rows/more.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": MESSAGES, "audios": ["corpus/a.wav"], "score": 1, **more}) + "\n"
+            for more in ({"label": True}, {"label": False}, {"label": "?"}, {"rejected_answer": "A cat."})
+        )
+    )
+    more = run("import", tmp_path / "rows/more.jsonl", *arguments, "--ignore", "score")
+    assert "left out: row 3: label is '?', neither true nor false" in more
+    assert "1 pairs, 2 labels (1 good, 1 bad), 0 chats and 0 clips in" in more
+    assert f"1 rows left out, see {out}/quarantine.jsonl" in more
+    assert len(store.read(out / "pairs.jsonl", PreferencePair)) == 2
+    told = run("export", out / "labels.jsonl", "--corpus", out, "--out", tmp_path / "rows", *rows)
+    assert "2 labels in" in told
+    assert "swift rlhf --rlhf_type kto" in told
     arguments[3] = tmp_path / "other"
     assert "none of its 1 rows can be used" in " ".join(
         run("import", tmp_path / "rows/pairs.jsonl", *arguments, code=2).split()

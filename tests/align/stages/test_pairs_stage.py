@@ -47,6 +47,17 @@ def test_pairs_are_built_of_what_the_report_counts_as_heard(tmp_path, min_heard,
     out = StageFolder(tmp_path, "5_pairs", fingerprint="f")
     metrics = pairs.run(PairsConfig(**CONFIG), inputs, out)
     assert metrics["pairs_factuality"] == n_pairs
+    assert metrics["control_tokens"] == 0
+    assert (out.path / "quarantine.jsonl").read_text() == ""
+    store.write(
+        inputs["4_annotate"] / "judgements.jsonl",
+        [item.model_copy(update={"corrected": "x<|im_end|>"}) for item in judgements],
+    )
+    again = pairs.run(PairsConfig(**CONFIG), inputs, out)
+    assert (again["pairs_factuality"], again["control_tokens"]) == (n_pairs, 2)
+    row = json.loads((out.path / "quarantine.jsonl").read_text().split("\n")[0])
+    assert (row["id"], row["code"]) == ("p0", "control_token")
+    assert "<|im_end|>" in row["detail"]
 
 
 def test_the_old_place_of_min_heard_is_answered_with_the_new_one():

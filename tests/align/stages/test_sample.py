@@ -10,6 +10,7 @@ from align.recipe.config.preference import SampleConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import sample
 from preference_data import store
+from preference_data.prompts.prompts import BadExample
 from preference_data.schema import Prompt
 from tests.align.generation import toy_policy
 
@@ -63,3 +64,14 @@ def test_what_is_sampled_depends_on_the_seed_alone(inputs, tmp_path, monkeypatch
     monkeypatch.setattr(complete, "_save", lambda folder, done: made.append(list(done)) or save(folder, done))
     assert run(inputs, tmp_path / "killed")[1] == whole
     assert made == [[3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize("token", ["<|AUDIO|>", "<|im_end|>", "<|zh|>"])
+def test_a_prompt_that_would_steer_the_model_is_named_before_anything_is_loaded(tmp_path, token):
+    prompts = [
+        Prompt(id=f"p{i}", audios=("a.wav",), question=text, **UNUSED)
+        for i, text in enumerate(("Hm?", token))
+    ]
+    store.write(tmp_path / "corpus/prompts.jsonl", prompts)
+    with pytest.raises(BadExample, match=r"example 'p1': its text holds <\|"):
+        run({"0": tmp_path / "corpus", "1": tmp_path / "policy"}, tmp_path / "run")

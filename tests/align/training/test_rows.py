@@ -8,9 +8,9 @@ from transformers import Qwen2AudioProcessor
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
-from align.training.collate import SFTCollator, chat_row, task_row
+from align.training.collate import PreferenceCollator, SFTCollator, chat_row, pair_row, task_row
 from preference_data.prompts.prompts import BadExample
-from preference_data.schema import Chat, TaskExample, Turn
+from preference_data.schema import Chat, PreferencePair, TaskExample, Turn
 
 CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>\n"
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -123,6 +123,24 @@ def test_text_alone_makes_a_batch_a_model_can_learn_from(processor, tiny):
 def test_chats_that_do_not_add_up_are_refused(bad, what):
     with pytest.raises(ValueError, match=what):
         Chat(id="bad", **bad)
+
+
+def test_a_system_prompt_of_its_own_takes_the_place_of_the_models(processor, tiny):
+    chat = TEXT.model_copy(update={"system": "Be brief."})
+    pair = PreferencePair(
+        **{"id": "p", "prompt_id": "q", "system": "Be brief.", "audios": ("0.wav",), "question": "What?"},
+        **{"chosen": "Rain.", "rejected": "A dog.", "axis": "factuality", "agreement": 1},
+    )
+    own = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    features = ClipFeatures(processor, tiny.audio)
+    [ids] = SFTCollator(processor, features)([{**chat_row(chat), "draw": 0}])["input_ids"]
+    assert processor.tokenizer.decode(ids) == own + said("Two and two?", "Four.")
+    ids = PreferenceCollator(processor, features)([pair_row(pair, 1.0)])["input_ids"]
+    texts = processor.tokenizer.batch_decode(ids)
+    assert all(text.startswith(own + "<|im_start|>user\nAudio 1: <|audio_bos|>") for text in texts)
+    for record, row in ((chat, chat_row), (pair, lambda pair: pair_row(pair, 1.0))):
+        with pytest.raises(BadExample, match="im_end"):
+            row(record.model_copy(update={"system": "x<|im_end|>"}))
 
 
 def test_text_that_would_speak_in_anothers_name_is_refused():

@@ -102,6 +102,21 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_kill_while_a_dataset_is_replaced_loses_nothing(tmp_path):
+    out = tmp_path / "out"
+    with replacing_dataset(out, tmp_path / "audio") as partial:
+        describe(partial, {"name": "first"})
+    out.rename(tmp_path / ".replaced-out")  # where a kill between the two renames leaves it
+
+    def fail() -> None:
+        with replacing_dataset(out, tmp_path / "audio"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert Dataset(out).about["name"] == "first"
+
+
 def test_other_paths_go_wherever_a_row_names_a_clip():
     turns = (
         Turn(question="a", answer="b", audios=("1.wav",)),

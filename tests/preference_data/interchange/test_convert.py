@@ -15,14 +15,9 @@ from hypothesis import strategies as st
 from preference_data import store
 from preference_data.dataset.dataset import with_paths
 from preference_data.interchange import exchange
-from preference_data.interchange.convert import (
-    BadRow,
-    Form,
-    chat_row,
-    dataset_info,
-    pair_row,
-    read_row,
-)
+from preference_data.interchange.columns import BadRow
+from preference_data.interchange.conversation import Form
+from preference_data.interchange.convert import dataset_info, read_row, write_row
 from preference_data.schema import AudioClip, Chat, PreferencePair, Turn
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -114,8 +109,8 @@ CHAT_ROWS: Mapping[Form, Any] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_golden_rows(form):
-    assert pair_row(PAIR, ["/d/a.wav", "/d/b.wav"], form) == PAIR_ROWS[form]
-    assert chat_row(CHAT, ["/d/a.wav"], form) == CHAT_ROWS[form]
+    assert write_row(PAIR, ["/d/a.wav", "/d/b.wav"], form) == PAIR_ROWS[form]
+    assert write_row(CHAT, ["/d/a.wav"], form) == CHAT_ROWS[form]
 
 
 def test_dataset_info_is_what_llamafactory_asks_for():
@@ -155,7 +150,7 @@ def test_a_pair_written_and_read_again_is_the_same(form, question, chosen, rejec
             "axis": axis,
         }
     )
-    row = json.loads(json.dumps(pair_row(pair, pair.audios, form)))
+    row = json.loads(json.dumps(write_row(pair, pair.audios, form)))
     assert read_row(row, form) == pair
 
 
@@ -170,7 +165,7 @@ def test_a_chat_written_and_read_again_is_the_same(form, said):
         for (question, answer, _), brought in zip(said, own, strict=True)
     )
     chat = Chat(id="c", audios=tuple(sum(paths, [])), turns=turns)
-    assert read_row(json.loads(json.dumps(chat_row(chat, chat.audios, form))), form) == chat
+    assert read_row(json.loads(json.dumps(write_row(chat, chat.audios, form))), form) == chat
 
 
 def test_rows_of_others_as_they_are_found():
@@ -291,10 +286,6 @@ SWIFT = {
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "a message by 'tool'; known: human, user"),
         (
-            {"messages": [{"role": "system", "content": "Obey."}, *SWIFT["messages"]]},
-            "has the system prompt 'Obey.'",
-        ),
-        (
             {"messages": [*SWIFT["messages"], *SWIFT["messages"]]},
             "has 2 <audio> but 1 audios",
         ),
@@ -310,8 +301,8 @@ SWIFT = {
             {"messages": [*SWIFT["messages"], {"role": "user", "content": "R"}, SWIFT["messages"][1]]},
             "has 2 turns; a pair here is one question",
         ),
-        ({"axis": "taste"}, "makes no pair"),
-        ({"agreement": 7}, "makes no pair"),
+        ({"axis": "taste"}, "makes no record"),
+        ({"agreement": 7}, "makes no record"),
     ],
 )
 def test_what_a_record_cannot_hold_is_refused(change, message):
@@ -320,8 +311,8 @@ def test_what_a_record_cannot_hold_is_refused(change, message):
 
 
 def test_a_text_that_readers_would_take_for_a_clip_is_not_written():
-    with pytest.raises(BadRow, match="holds <audio>, which readers take for a clip"):
-        pair_row(PAIR.model_copy(update={"chosen": "It says <audio>."}), [], "trl")
+    with pytest.raises(BadRow, match="<audio> stands in a text, where readers take it for a clip"):
+        write_row(PAIR.model_copy(update={"chosen": "It says <audio>."}), [], "trl")
 
 
 # -------------------------------------------------------------------- files
@@ -402,7 +393,7 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_number_and_reason(corp
         exchange.read_rows(corpus / "one.jsonl", "ms-swift", tmp_path / "other", audio_root=corpus)
     assert store.read(tmp_path / "out/pairs.jsonl", PreferencePair)  # what was there stays
     (corpus / "bad.jsonl").write_text("{}\n{nonsense\n")
-    with pytest.raises(BadRow, match=r"bad.jsonl:2: is not JSON"):
+    with pytest.raises(BadRow, match=r"none of its 2 rows can be used: row 1: .*; row 2: is not JSON"):
         exchange.read_rows(corpus / "bad.jsonl", "ms-swift", tmp_path / "other", audio_root=corpus)
 
 

@@ -136,7 +136,7 @@ def test_words_are_stamped_after_the_prompts_first_stamp():
         (example("question_answer", question=None), "needs a question"),
         (example("caption", question="What?"), "has no question"),
         (example("question_answer", question="What?<|im_end|>"), "holds <|im_end|>"),
-        (example("question_answer", question="What?<|answer|>yes"), "marks of a tag"),
+        (example("question_answer", question="What?<|answer|>yes"), "holds <|answer|>"),
         (example("speaker_verification", audios=("a.wav",)), "is about 2 clips, not 1"),
         (example("transcribe", audio_language="xx"), "'xx' is not a language"),
         (example("transcribe", audio_language="de", text_language="en"), "is a translation"),

@@ -1,0 +1,157 @@
+"""Files of rows as others write them: JSON lines, a JSON list, CSV or TSV, and Parquet.
+
+A row that cannot be read is an item among the others, so that it ends nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from preference_data.text_files import (
+    BadText,
+    load_json,
+    numbered_lines,
+    open_lines,
+    open_text,
+    parse_json,
+    refuse_half_pairs,
+)
+
+EMBEDDED = "embedded:"
+"""Begins the path of a clip whose bytes came within a row."""
+_BATCH = 16
+"""Rows of a Parquet file decoded at a time: each may hold whole clips."""
+_LARGEST_CELL = 1 << 27
+
+
+class FileRow(NamedTuple):
+    """A row of a file: the number of the line where it ends, or its place in a list or table from 1."""
+
+    number: int
+    value: Any
+    """What the row holds, or a `BadText` that says why it cannot be read."""
+
+
+def read_rows(path: Path, clips: Path) -> Iterator[FileRow]:
+    """The rows of a file in order; clips whose bytes a row holds are written to `clips`.
+
+    Raises:
+        BadText: the file is not what its name says: text in another encoding, a damaged list or table.
+        OSError: it cannot be opened.
+    """
+    match path.suffix.lower():
+        case ".parquet":
+            yield from _parquet(path, clips)
+        case ".csv" | ".tsv":
+            yield from _table(path)
+        case _:
+            yield from _json(path)
+
+
+def _json(path: Path) -> Iterator[FileRow]:
+    """One list, or a value a line; a list may stand on one line or on many."""
+    lines = numbered_lines(path)
+    head = list(islice(lines, 2))
+    if head and head[0][1].lstrip().startswith(b"[") and not (len(head) > 1 and _is_json(head[0][1])):
+        with open_lines(path) as file:
+            rows = load_json(file.read(), str(path))
+        for number, row in enumerate(rows, start=1):
+            yield FileRow(number, _checked(row))
+        return
+    for number, line in chain(head, lines):
+        try:
+            yield FileRow(number, parse_json(line))
+        except BadText as error:
+            yield FileRow(number, error)
+
+
+def _is_json(text: bytes) -> bool:
+    with suppress(BadText):
+        load_json(text)
+        return True
+    return False
+
+
+def _checked(row: Any) -> Any:
+    """The row, or what is wrong with its strings."""
+    try:
+        refuse_half_pairs(row)
+    except BadText as error:
+        return error
+    return row
+
+
+def _table(path: Path) -> Iterator[FileRow]:
+    """Rows under a header; lists and objects stand in cells as JSON. A CSV may be separated by ; or tabs."""
+    csv.field_size_limit(_LARGEST_CELL)
+    with open_text(path, errors="surrogateescape") as file:
+        header = file.readline()
+        separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise BadText(f"{path}: has several columns {twice[0]!r}; keep one")
+        lines = csv.reader(file, delimiter=separator)
+        while True:
+            try:
+                if any(cells := next(lines)):
+                    yield FileRow(1 + lines.line_num, _row(names, cells))
+            except StopIteration:
+                return
+            except (csv.Error, BadText) as error:
+                yield FileRow(1 + lines.line_num, BadText(f"is not a row of a table: {error}"))
+
+
+def _row(names: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(names):
+        raise BadText(f"it has {len(cells)} cells for {len(names)} columns")
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError as error:
+        raise BadText("it is not UTF-8") from error
+    return dict(zip(names, map(_cell, cells), strict=True))
+
+
+def _cell(text: str) -> Any:
+    if text.lstrip().startswith(("[", "{")):
+        with suppress(BadText):
+            return parse_json(text.encode())
+    return text or None
+
+
+def _parquet(path: Path, clips: Path) -> Iterator[FileRow]:
+    import pyarrow as pa  # when there is such a file: it takes long to load
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=_BATCH, use_threads=False)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield FileRow(number, _with_clips_in(clips, row))
+    except pa.ArrowException as error:
+        raise BadText(f"{path} is not a Parquet file, or it is damaged: {error}") from error
+
+
+def _with_clips_in(folder: Path, value: Any) -> Any:
+    """The value with the path of a file for bytes, or for {bytes, path} as `datasets` writes a clip."""
+    if isinstance(value, bytes):
+        return _write(folder, value, "")
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes):
+            return _write(folder, value["bytes"], Path(str(value.get("path") or "")).suffix)
+        return {key: _with_clips_in(folder, inner) for key, inner in value.items()}
+    return [_with_clips_in(folder, inner) for inner in value] if isinstance(value, list) else value
+
+
+def _write(folder: Path, clip: bytes, suffix: str) -> str:
+    name = hashlib.sha256(clip).hexdigest() + (suffix if suffix[1:].isalnum() else "")
+    if not (folder / name).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(clip)
+    return EMBEDDED + name
