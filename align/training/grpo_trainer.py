@@ -63,7 +63,7 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         def forward(*, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **more: Any) -> Any:
             batch = {**self.clip_ids.batch(input_ids, attention_mask), "labels": labels}
             if torch.is_grad_enabled():
-                self._meter.add(batch)
+                self._meter.add(batch, self.num_generations)
             return answers_only(model)(**batch, **more)
 
         return forward

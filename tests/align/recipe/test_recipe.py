@@ -279,7 +279,7 @@ def test_a_name_of_trls_at_the_top_is_sent_where_it_belongs(write):
     ]
 
 
-@pytest.mark.parametrize("name", ["SFTConfig", "DPOConfig"])
+@pytest.mark.parametrize("name", ["SFTConfig", "DPOConfig", "GRPOConfig"])
 def test_names_read_from_source_are_those_of_the_class(name):
     import trl
 
@@ -287,7 +287,7 @@ def test_names_read_from_source_are_those_of_the_class(name):
         field.name for field in dataclasses.fields(getattr(trl, name)) if not field.name.startswith("_")
     }
     assert known_names(name) == public
-    everything = known_names("DPOConfig") | known_names("SFTConfig")
+    everything = known_names("DPOConfig") | known_names("SFTConfig") | known_names("GRPOConfig")
     assert INSTEAD.keys() | REFUSED.keys() | TRL_WITHOUT_EFFECT <= everything
     assert not INSTEAD.keys() & REFUSED.keys()
     assert not TRL_WITHOUT_EFFECT & (INSTEAD.keys() | REFUSED.keys())
