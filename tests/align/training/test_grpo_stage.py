@@ -123,7 +123,7 @@ def test_a_judge_model_rewards_and_is_paid_once(world, tmp_path):
 
 
 def test_what_cannot_be_rewarded_is_refused_before_training(world, tmp_path):
-    with pytest.raises(BadReward, match="'Is the tone A. high or B. low\\?' is not in the phrasebook"):
+    with pytest.raises(BadReward, match="prompt 'p0': its meta_info '' holds no facts"):
         tiny_training.run_here(
             tiny_training.make_config("grpo", prompts="corpus", reward={"facts": {}}), world, tmp_path
         )
@@ -192,17 +192,23 @@ def unbroken(world, tmp_path_factory):
 def same(folder, whole):
     for name, value in weights(whole).items():
         assert torch.equal(weights(folder)[name], value), name
-    timed = ("_s", "time", "flops", "mfu", "runtime")
-    a, b = (
-        [{name: value for name, value in row.items() if not name.endswith(timed)} for row in rows_of(own)]
-        for own in (folder, whole)
-    )
+    a, b = ([untimed(row) for row in rows_of(own)] for own in (folder, whole))
     assert a == b
+
+
+def untimed(row):
+    """A logged row without speeds, and without alarms, which each process raises once."""
+    return {k: v for k, v in row.items() if not k.endswith(("_s", "time", "flops")) and "alarm/" not in k}
 
 
 @pytest.mark.parametrize(
     ("case", "place"),
-    [("grpo", place) for place in PLACES] + [("grpo-twice", "the loss"), ("grpo-lora", "rewarding")],
+    [
+        ("grpo", "saving"),
+        ("grpo-twice", "the loss"),
+        *(pytest.param("grpo", place, marks=pytest.mark.slow) for place in [*PLACES][:4]),
+        pytest.param("grpo-lora", "rewarding", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_anywhere_and_resumed_is_the_unbroken_run_bit_for_bit(
     unbroken, world, tmp_path, monkeypatch, case, place
@@ -228,7 +234,9 @@ def test_killed_anywhere_and_resumed_is_the_unbroken_run_bit_for_bit(
     same(tmp_path, unbroken(case))
 
 
-@pytest.mark.parametrize(("case", "saved_at"), [("grpo", 3), ("grpo-twice", 4)])
+@pytest.mark.parametrize(
+    ("case", "saved_at"), [pytest.param("grpo", 3, marks=pytest.mark.slow), ("grpo-twice", 4)]
+)
 def test_a_stop_waits_for_the_end_of_a_batch_of_completions(
     unbroken, world, tmp_path, monkeypatch, case, saved_at
 ):
