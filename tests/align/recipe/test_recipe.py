@@ -99,7 +99,7 @@ def test_unknown_keys_suggest_the_known_one_at_their_depth(write):
 def test_missing_keys_and_unknown_kinds(write):
     assert problems(write(s4_sample="stage: sampel\n")) == [
         "4_sample.yaml:1: stage: 'sampel' is not one of corpus, pretrain, sft, sample, annotate, pairs, dpo, "
-        "evaluate, gate, promote (did you mean 'sample'?)"
+        "grpo, evaluate, gate, promote (did you mean 'sample'?)"
     ]
     assert problems(write(s4_sample="stage: sample\ncorpus: 1_corpus\n")) == [
         "4_sample.yaml:1: policy: required, missing"
