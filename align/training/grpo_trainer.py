@@ -57,7 +57,7 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         self.clip_ids = ClipIds(data_collator, paths, inner.get_input_embeddings().num_embeddings)
         self._by_kind = RewardByKind()
 
-    def hearing(self, model: Callable[..., Any]) -> Callable[..., Any]:
+    def with_clips(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """`model`, but of rows whose ids name their clips."""
 
         def forward(*, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **more: Any) -> Any:

@@ -175,7 +175,7 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
         self.processing_class = processing_class
         self.train_dataset = self._datasets["train"]
 
-    def hearing(self, model: Callable[..., Any]) -> Callable[..., Any]:
+    def with_clips(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """`model`, but of rows as TRL holds them."""
         raise NotImplementedError
 
@@ -184,7 +184,7 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
         return advantages
 
     def _get_per_token_logps_and_entropies(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return super()._get_per_token_logps_and_entropies(self.hearing(model), *args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(self.with_clips(model), *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         outputs = super()._generate_and_score_completions(inputs)
