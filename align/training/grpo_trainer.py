@@ -53,7 +53,8 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         if not is_packed(inner):  # only the batches of the loss are stock ones
             pack_for_inference(inner)
         self._engine = LiveEngine(inner, self.processing_class, data_collator.features)
-        paths = sorted({path for row in self.train_dataset.rows for path in row["audios"]})
+        prompts: Any = self.train_dataset
+        paths = sorted({path for row in prompts.rows for path in row["audios"]})
         self.clip_ids = ClipIds(data_collator, paths, inner.get_input_embeddings().num_embeddings)
         self._by_kind = RewardByKind()
 

@@ -169,6 +169,8 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
     A checkpoint must lie between two generations: TRL saves neither completions nor its place among them.
     """
 
+    _buffered_inputs: list[dict[str, Any]] | None
+
     def __init__(self, *args: Any, processing_class: Any, **kwargs: Any) -> None:
         """TRL's arguments; with a processor TRL would take the model for one that sees."""
         super().__init__(*args, processing_class=processing_class.tokenizer, **kwargs)
