@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 unexport PYTHONDONTWRITEBYTECODE # or each of the many processes would compile our modules again
 
-.PHONY: demo demo-seeds digits bench-dpo test test-slow check clean
+.PHONY: demo demo-rl demo-seeds digits bench-dpo bench-rl test test-slow check clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -36,11 +36,21 @@ demo-seeds: $(ANNOTATION)  ## the demo once per seed, then one table
 	done
 	$(BIN)/align compare $(foreach seed,$(SEEDS),runs/demo-seed-$(seed)) --seeds
 
+demo-rl: $(READY)  ## reinforcement learning from the demo's SFT policy, which is made if it is not there
+	mkdir -p runs/demo_rl
+	for stage in 0_corpus 1_pretrain 2_sft; do \
+	  test -d runs/demo_rl/$$stage || ! test -d runs/demo/$$stage || cp -al runs/demo/$$stage runs/demo_rl/; \
+	done
+	$(BIN)/align run recipes/demo_rl
+
 digits: $(ANNOTATION)  ## the same stages on recorded human speech; DIGITS= its folder
 	$(BIN)/align run recipes/spoken_digits --set corpus.dir=$(DIGITS)
 
 bench-dpo: $(READY)  ## FLOPs, time and memory of DPO and SFT steps: TRL, TRL tuned, ours; runs/bench/dpo.json
 	$(BIN)/python -m tests.benchmarks.dpo
+
+bench-rl: $(READY)  ## FLOPs and time of GRPO's passes and rollouts: stock and ours; runs/bench/rl.json
+	$(BIN)/python -m tests.benchmarks.rl
 
 check: $(READY)
 	$(BIN)/ruff check .

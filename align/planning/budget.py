@@ -150,7 +150,6 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
     """One example, or pair, with the longest clip."""
     lora = config.lora if isinstance(config, FurtherTrainingConfig) else None
     packed, n = bool(config.packed), config.sequences_per_example
-    live = lora is None and not config.trl.get("precompute_ref_log_probs", True)
     return Workload(
         sequences=n,
         clips=1 if packed else n,  # packed, they share a clip
@@ -161,7 +160,7 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
         frozen_bytes=0.6 if lora is not None and lora.bits else 2,
         checkpointed=any(config.trl.get(f"{kind}_checkpointing") for kind in ("activation", "gradient")),
         packed=packed,
-        with_reference=config.has_reference and live,
+        with_reference=lora is None and config.has_live_reference,
         completions=n if packed else 1,
     )
 
@@ -172,7 +171,7 @@ def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:
 def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) -> Iterator[str]:
     """Memory by strategy; what the recipe chose is marked, with a warning if it cannot fit."""
     n = config.hardware.workers if config.hardware else _WORKERS
-    noun = "pair" if load.sequences == 2 else "example"
+    noun = {1: "example", 2: "pair"}.get(load.sequences, "group")
     yield (
         f"  GB per GPU on {_gpus(n)}; activations of one {noun} with its longest clip and {TEXT_TOKENS} text "
         f"tokens a sequence (assumed){', layers checkpointed' if load.checkpointed else ''}:"

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from align.rewards.reward import same_judge
 from preference_data.audio.contamination import Contamination, Overlap
 
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -120,6 +122,7 @@ def checks(
     unfinished: Mapping[str, float | None],
     contamination: Contamination | None,
     champion: Champion | None,
+    rewards: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[Check]:
     """Every check that the thresholds ask for.
 
@@ -129,6 +132,7 @@ def checks(
         unfinished: the share of answers cut short by policy; None: not measured.
         contamination: that of the benchmark by what the candidate was trained on; None: not measured.
         champion: None where no registered model is named to the gate.
+        rewards: by stage, the identity of what the candidate was rewarded by, see `rewards.Reward`.
     """
     rows = [
         *_quality(scores, thresholds),
@@ -137,6 +141,7 @@ def checks(
         *_recognition(scores, thresholds["recognition_margins"]),
         *_judge(scores, thresholds["judge"]),
         *_contamination(contamination, thresholds["max_contaminated"], thresholds["max_alike"]),
+        *_independence(scores.get("judge") or {}, rewards, thresholds["independent_judge"]),
     ]
     if champion is not None and not thresholds["replaces_any_champion"]:
         rows.append(_champion(champion))
@@ -258,6 +263,24 @@ def _known_judge(scores: Scores, limits: Thresholds) -> Check:
     return holds(
         "judge", True, f"{identity['model']}, prompt {str(identity['prompt_sha256'])[:12]}, for both"
     )
+
+
+def _independence(
+    judge: Scores, rewards: Mapping[str, Mapping[str, Any]], is_required: bool
+) -> Iterator[Check]:
+    """Whether the judge is one that the candidate was not trained to please. Always said where it was."""
+    name, same = (
+        "independent judge",
+        [stage for stage, reward in rewards.items() if same_judge(reward, judge)],
+    )
+    if same:
+        reason = f"{judge.get('name')} also gave the rewards of {', '.join(same)}"
+        reason += "" if is_required else "; allowed, because independent_judge is false"
+        yield holds(name, not is_required, reason)
+    elif rewards or is_required:
+        yield holds(
+            name, True, f"{judge.get('name')} gave no rewards in training ({', '.join(rewards) or 'none'})"
+        )
 
 
 def _share(scores: Scores, side: str, state: str) -> float | None:

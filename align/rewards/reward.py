@@ -25,8 +25,10 @@ class BadReward(ValueError):
 class Reward(Protocol):
     """Scores completions by named parts. The reward is the sum of the parts times their weights."""
 
-    weights: Mapping[str, float]
-    """Name of each part -> its weight."""
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Name of each part -> its weight."""
+        ...
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that this cannot score, before anything is trained.

@@ -75,7 +75,12 @@ class FactReward:
         }
 
     def _assess_anew(self, question: str, meta_info: str, text: str) -> Assessment:
-        facts = json.loads(meta_info)
+        try:
+            facts = json.loads(meta_info)
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise ValueError(f"its meta_info {meta_info[:80]!r} holds no facts of the clip")
         return self._phrasebook.assess(text, self._phrasebook.question(question, facts), facts)
 
 

@@ -97,6 +97,7 @@ _SETTINGS = {
     "GOMP_SPINCOUNT": "10000",  # but none at all halves the speed of small models: some 10 us, then sleep
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "TRL_EXPERIMENTAL_SILENCE": "1",  # of rollout_func, which tests/align/training/test_grpo.py holds
     "TQDM_DISABLE": "1",  # we show our own progress
 }
 

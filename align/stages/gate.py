@@ -60,8 +60,14 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     unfinished = {name: _unfinished(evaluation, name) for name in weights}
     champion = holder and verdict.Champion(holder.version, holder.weights, *weights.values())
     thresholds = config.thresholds.model_dump()
+    rewards = _rewards(history, with_annotators=config.thresholds.independent_judge)
     checks = verdict.checks(
-        scores, thresholds, unfinished=unfinished, contamination=contaminated, champion=champion
+        scores,
+        thresholds,
+        unfinished=unfinished,
+        contamination=contaminated,
+        champion=champion,
+        rewards=rewards,
     )
     decision = verdict.decide(checks)
     write_json(
@@ -79,6 +85,7 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
             "weights": weights,
             "registry": {"model_name": config.model_name, "alias": config.alias},
             "champion": holder._asdict() if holder else None,
+            "rewards": rewards,
             "contamination": _contamination_report(contaminated, history, changed_corpora),
         },
     )
@@ -91,6 +98,22 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
 def _weights(policy: Path) -> str | None:
     """The hash of a policy's weights; None for one that is only on the Hub."""
     return weights_sha256(located(policy)) if policy.is_dir() else None
+
+
+def _rewards(history: Ancestry, with_annotators: bool) -> dict[str, dict[str, Any]]:
+    """What rewarded the candidate and its ancestors, by stage; simulated annotators are the judge `facts`."""
+    rewards = {
+        ancestor.name: ancestor.manifest["reward"]
+        for ancestor in history.ancestors
+        if "reward" in ancestor.manifest
+    }
+    if with_annotators:
+        rewards |= {
+            ancestor.name: {"kind": "simulated annotators", "judge": verdict.DETERMINISTIC_JUDGE}
+            for ancestor in history.ancestors
+            if ancestor.manifest.get("config", {}).get("by") == "simulated"
+        }
+    return rewards
 
 
 def _unfinished(evaluation: Path, policy: str) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import GRPOConfig, Questions, Targets
+from align.recipe.config.training import Choose, GRPOConfig, Questions, Targets
 from align.run_folder.artifacts import REWARD, StageFolder, write_json
 from align.stages.reward_of import reward_of
 from align.stages.tuning import tuning_of
@@ -57,7 +57,6 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
         reward=reward,
         rollout_batch_size=config.rollout_batch_size,
     )
-    choose = config.choose
     metrics = training.train(
         method,
         tuning.load(policy),
@@ -68,12 +67,16 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
         tuning=tuning,
         trl=config.trl,
         base=policy,
-        choice=choose
-        and CheckpointChoice(
-            "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
-        ),
+        choice=_choice(config.choose, policy, corpus),
     )
     return {**metrics, "prompts": float(len(rows))}
+
+
+def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
+    if choose is None:
+        return None
+    score = DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
+    return CheckpointChoice("dev/score", score=score)
 
 
 def _rows(config: GRPOConfig, corpus: Path) -> Iterator[Row]:

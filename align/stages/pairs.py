@@ -1,6 +1,7 @@
 """Judgements to preference pairs, factuality and behaviour kept apart; or scores to pairs by reward.
 
-Reads: completions, annotations or scores. Writes: pairs.jsonl, quarantine.jsonl (judgements left out, and why).
+Reads: completions, annotations or scores. Writes: pairs.jsonl, and of annotations quarantine.jsonl
+(judgements left out, and why).
     align run recipes/demo --only 5_pairs
 """
 

@@ -53,17 +53,18 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         if not is_packed(inner):  # only the batches of the loss are stock ones
             pack_for_inference(inner)
         self._engine = LiveEngine(inner, self.processing_class, data_collator.features)
-        paths = sorted({path for row in self.train_dataset.rows for path in row["audios"]})
+        prompts: Any = self.train_dataset
+        paths = sorted({path for row in prompts.rows for path in row["audios"]})
         self.clip_ids = ClipIds(data_collator, paths, inner.get_input_embeddings().num_embeddings)
         self._by_kind = RewardByKind()
 
-    def hearing(self, model: Callable[..., Any]) -> Callable[..., Any]:
+    def with_clips(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """`model`, but of rows whose ids name their clips."""
 
         def forward(*, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **more: Any) -> Any:
             batch = {**self.clip_ids.batch(input_ids, attention_mask), "labels": labels}
             if torch.is_grad_enabled():
-                self._meter.add(batch)
+                self._meter.add(batch, self.num_generations)
             return answers_only(model)(**batch, **more)
 
         return forward

@@ -169,13 +169,15 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
     A checkpoint must lie between two generations: TRL saves neither completions nor its place among them.
     """
 
+    _buffered_inputs: list[dict[str, Any]] | None
+
     def __init__(self, *args: Any, processing_class: Any, **kwargs: Any) -> None:
         """TRL's arguments; with a processor TRL would take the model for one that sees."""
         super().__init__(*args, processing_class=processing_class.tokenizer, **kwargs)
         self.processing_class = processing_class
         self.train_dataset = self._datasets["train"]
 
-    def hearing(self, model: Callable[..., Any]) -> Callable[..., Any]:
+    def with_clips(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """`model`, but of rows as TRL holds them."""
         raise NotImplementedError
 
@@ -184,7 +186,7 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
         return advantages
 
     def _get_per_token_logps_and_entropies(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return super()._get_per_token_logps_and_entropies(self.hearing(model), *args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(self.with_clips(model), *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         outputs = super()._generate_and_score_completions(inputs)

@@ -146,6 +146,7 @@ def group_relative_policy_optimisation(
             "num_iterations": iterations,
             "reward_weights": list(reward.weights.values()),
             "shuffle_dataset": False,
+            "dataloader_num_workers": 0,  # it loads prompts; the engine and the loss look up their clips
         },
         sequences=completions,
         has_live_reference=lambda trl: trl["beta"] > 0,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -45,6 +45,11 @@ _SPIKE = 8.0
 _SLOW = 0.5
 """Share of the recent median speed, for `_SLOW_ROWS` rows in a row."""
 _SLOW_ROWS = 3
+_LATEST = 3
+"""Rows that an alarm about rollouts needs."""
+_ZERO_VARIANCE, _TRUNCATED, _LONGER, _ENTROPY, _KIND = 0.7, 0.05, 1.5, 0.2, 0.1
+"""Share of groups of equal rewards; share of truncated completions; their length and their entropy, over
+those at the start; share of its reward that a kind of prompt loses while the whole gains."""
 _FALL_NATS = 10.0
 """A chosen completion may lose so much on average: it is then 20,000 times less likely than before."""
 
@@ -158,11 +163,12 @@ class StepMeter:
             self._since = (step, time.monotonic())
             self._counts = torch.zeros(4, dtype=torch.float64, device=device)
 
-    def add(self, batch: Mapping[str, Any]) -> None:
-        """Count a micro-batch after `begin`."""
+    def add(self, batch: Mapping[str, Any], completions: int = 1) -> None:
+        """Count a micro-batch after `begin`, of so many rows for each example."""
         assert self._counts is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        examples = ids.new_tensor(len(batch["pair_weight"]) if "pair_weight" in batch else len(ids))
+        n = len(batch["pair_weight"]) if "pair_weight" in batch else len(ids) // completions
+        examples = ids.new_tensor(n)
         flops = torch.zeros((), dtype=torch.float64, device=ids.device)
         if isinstance(batch.get("packed"), PackedBatch):
             scored = is_completion(batch)[:, 1:].sum().double()
@@ -193,9 +199,9 @@ class StepMeter:
 class Alarms(TrainerCallback):
     """Adds `alarm/...` to the logged row that raises one, prints it once each, and keeps it in `raised`.
 
-    A loss that jumps far out of its recent spread; training that becomes much slower; and, in DPO, chosen
+    A loss that jumps far out of its recent spread; training that becomes much slower; in DPO, chosen
     completions that lose probability while the rejected ones lose more: the margin grows and the policy
-    drifts to words nobody wrote (arXiv:2402.13228).
+    drifts to words nobody wrote (arXiv:2402.13228); and those of `rollout_alarms`.
 
     It must be the first callback that reads the rows, because it adds to them. A resumed run starts anew.
     """
@@ -221,6 +227,8 @@ class Alarms(TrainerCallback):
             alarms["slow"] = self._slower(step, logs["examples_per_s"])
         if "rewards/chosen" in logs:
             alarms["chosen_falls"] = self._falls(step, logs["rewards/chosen"] / args.beta)
+        if "frac_reward_zero_std" in logs:
+            alarms |= {name: (value, text) for name, value, text in rollout_alarms(state.log_history)}
         for name, alarm in alarms.items():
             if alarm is not None and name not in self.raised:
                 value, sentence = alarm
@@ -270,3 +278,64 @@ class Alarms(TrainerCallback):
             "grows only because the rejected ones lose more. Raise beta, lower learning_rate, or train fewer "
             "epochs"
         )
+
+
+def rollout_alarms(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, str]]:
+    """Name, value and sentence of each alarm of a training on rewards.
+
+    By all rows that it has logged, those before a resume too.
+    """
+    rows = [row for row in history if "frac_reward_zero_std" in row]
+    first, last = rows[0], rows[-1]
+    step = f"step {last['step']}"
+    zero = [row["frac_reward_zero_std"] for row in rows[-_LATEST:]]
+    if len(zero) == _LATEST and min(zero) > _ZERO_VARIANCE:
+        yield (
+            "zero_variance",
+            zero[-1],
+            f"{step}: in {zero[-1]:.0%} of the groups all completions are worth the same, which "
+            "teaches nothing. Take other prompts (these are too easy or too hard), or more answers",
+        )
+    if (entropy := last["entropy"]) < _ENTROPY * first["entropy"]:
+        yield (
+            "entropy",
+            entropy,
+            f"{step}: entropy fell from {first['entropy']:.3g} to {entropy:.3g} nats a token: the "
+            "policy explores no more. Lower learning_rate, raise beta, or set trl: {entropy_coef: ...}",
+        )
+    if (cut := last["completions/clipped_ratio"]) > _TRUNCATED:
+        yield (
+            "truncated",
+            cut,
+            f"{step}: {cut:.0%} of the completions are cut at max_new_tokens. Raise it, or reward brevity "
+            "(reward: {length: ...})",
+        )
+    length, start = last["completions/mean_length"], first["completions/mean_length"]
+    if length > _LONGER * start:
+        yield (
+            "length",
+            length,
+            f"{step}: completions have {length:.3g} tokens where they had {start:.3g}: is length "
+            "rewarded? Take reward: {length: ...}, or loss: dr_grpo",
+        )
+    kinds = sorted({key for row in rows for key in row if key.startswith("reward/kind/")})
+    whole = _ends(rows, "reward")
+    for key, own in ((key, _ends(rows, key)) for key in kinds):
+        if whole and own and whole[1] > whole[0] and own[1] < own[0] - _KIND * abs(own[0]):
+            kind = key.removeprefix("reward/kind/")
+            yield (
+                f"kind_{kind}",
+                own[1],
+                f"{step}: the reward of {kind} prompts fell from {own[0]:.3g} to {own[1]:.3g} while the "
+                f"whole rose from {whole[0]:.3g} to {whole[1]:.3g}. Take more of these prompts into the mix",
+            )
+
+
+def _ends(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:
+    """The mean of a metric over the first rows and over the last; None as long as they are the same rows."""
+    ends = [
+        [row[key] for row in end if row.get(key) is not None] for end in (rows[:_LATEST], rows[-_LATEST:])
+    ]
+    if len(rows) < 2 * _LATEST or not all(ends):
+        return None
+    return fmean(ends[0]), fmean(ends[1])

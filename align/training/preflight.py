@@ -33,7 +33,7 @@ from align.models.answer_head import answers_only, is_completion
 from align.models.qwen2_audio.model import END_OF_TURN
 from align.models.qwen2_audio.packed import is_packed
 from align.models.scoring import MODEL_INPUTS
-from align.training.collate import PreferenceCollator, Row, SFTCollator
+from align.training.collate import Row
 from align.training.data_loading import ABOUT, ReplacingCollator
 from align.training.processes import eval_mode
 from preference_data.audio.decode import SAMPLE_RATE
@@ -48,6 +48,10 @@ _ADAM_BYTES = {False: 8, True: 12}
 _NEVER_TRAINED = "audio_tower.embed_positions"
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Mean difference of log-probs in nats that rounding explains; a wrong mask makes more than one nat."""
+
+
+Collator = Callable[[Sequence[Row]], dict[str, Any]]
+"""A dataclass of `collate` or `data_loading`; with `packed` it makes packed batches."""
 
 
 class NotReady(ValueError):
@@ -66,12 +70,12 @@ class Preflight(TrainerCallback):
         trainer: Trainer,
         trained: Sequence[str],
         stage: str,
-        collate: Callable[[Sequence[Row]], dict[str, Any]] | None = None,
+        collate: Collator | None = None,
     ) -> None:
         self.trainer = trainer
         self.trained = trained
         self.stage = stage
-        self.collate = collate or trainer.data_collator
+        self.collate: Collator = collate or trainer.data_collator
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -303,7 +307,7 @@ class PackingIsWrong(NotReady):
 
 def compare_packing(
     model: nn.Module,
-    collate: SFTCollator | PreferenceCollator | ReplacingCollator,
+    collate: Collator,
     rows: Sequence[Row],
     precision: torch.dtype,
 ) -> PackingComparison:

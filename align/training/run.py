@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,13 +30,12 @@ from align.training.checkpoints import (
     resume_point,
     step_of,
 )
-from align.training.collate import Row
 from align.training.data_loading import CACHE_BYTES, balanced, loader_arguments
 from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
-from align.training.preflight import Preflight, check_context
+from align.training.preflight import Collator, Preflight, check_context
 from align.training.preparation import prepare_model
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning
@@ -244,7 +243,7 @@ def fit(
     trainer: AudioTrainer,
     out: StageFolder,
     trained: Sequence[str] = ("",),
-    collator: Callable[[Sequence[Row]], dict[str, Any]] | None = None,
+    collator: Collator | None = None,
 ) -> dict[str, float]:
     """Train from the newest whole checkpoint to the end; returns the last logged metrics.
 

@@ -6,8 +6,9 @@ Each drill starts a real training (a tiny Qwen2-Audio), kills it, takes it up ag
 undisturbed run: weights bit-equal (close, where two processes become one), every step trained on the same
 rows in the same order, at most one save interval repeated, and never a half checkpoint chosen.
 
-Kinds: `process` anywhere; `save` while a checkpoint is being written; `rank` one of two; `rank-save` one
-of two while they write; `two-to-one` one of two, then resumed alone; `ray` a worker that Ray Train replaces.
+Kinds: `process` anywhere; `grpo` the same of a training on rewards; `save` while a checkpoint is being
+written; `rank` one of two; `rank-save` one of two while they write; `two-to-one` one of two, then resumed
+alone; `ray` a worker that Ray Train replaces.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from align.training.checkpoints import checkpoints, is_whole, step_of
 from tests.align.training import tiny_training
 
 SAVE_STEPS = 3
-KINDS = ("process", "save", "rank", "rank-save", "two-to-one", "ray")
+KINDS = ("process", "grpo", "save", "rank", "rank-save", "two-to-one", "ray")
 PATIENCE_S = 300
 
 
@@ -48,8 +49,8 @@ class Drill:
 
     def run(self, kind: str, rng: random.Random) -> dict[str, object]:
         """One kill and what came of it."""
-        case = "sft" if kind in ("process", "save") else "sft-ddp"
-        whole = self._whole("sft-ddp" if kind != "two-to-one" and case == "sft-ddp" else "sft")
+        case = {"process": "sft", "save": "sft", "grpo": "grpo"}.get(kind, "sft-ddp")
+        whole = self._whole("sft" if kind == "two-to-one" else case)
         out = self.root / f"{kind}-{rng.getrandbits(32):08x}"
         at = rng.randint(2, tiny_training.STEPS - 1)
         delay = rng.uniform(0, 0.05)

@@ -115,8 +115,6 @@ class StageConfig(Config):
     Changing a default needs it too, because only keys that differ from their defaults are compared."""
     trl_config: ClassVar[str | None] = None
     """TRL's config class whose names the stage's `trl:` mapping may use."""
-    sequences_per_example: ClassVar[int] = 1
-    """Rows that the model sees for one training example."""
 
     stage: str
     seed: int = Field(0, ge=0, lt=2**32)
@@ -126,6 +124,11 @@ class StageConfig(Config):
     def kind(cls) -> str:
         """What `stage:` says of this stage; the module of `align.stages` that runs it is named the same."""
         return str(get_args(cls.model_fields["stage"].annotation)[0])
+
+    @property
+    def sequences_per_example(self) -> int:
+        """Rows that the model sees for one training example."""
+        return 1
 
     @property
     def has_facts(self) -> bool:

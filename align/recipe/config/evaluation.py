@@ -189,6 +189,9 @@ class Thresholds(Config):
     tones are taken for each other now and then."""
     judge: JudgeLimits | None = JudgeLimits()
     """None is for the judge `facts` alone, which has no prompt and no replies."""
+    independent_judge: bool = False
+    """Whether the judge may not be one whose marks were the candidate's reward in training (or those of its
+    simulated annotators). Where it is the same, the verdict always says so."""
     replaces_any_champion: bool = False
     """Whether a registered champion may be replaced although another policy was compared with."""
 

@@ -183,8 +183,6 @@ class TrainingConfig(StageConfig):
     """What the training stages share."""
 
     produces: ClassVar[OutputKind] = "policy"
-    has_reference: ClassVar[bool] = False
-    """Whether the loss compares with the policy that training starts from."""
     corpus: CorpusRef
     hardware: Annotated[Hardware | None, NoEffect()] = None
     """Without it, training runs in this process, on its GPU if it has one."""
@@ -220,6 +218,11 @@ class TrainingConfig(StageConfig):
     def n_examples(self) -> int | None:
         """Examples over the whole stage, where the config alone says how many."""
         return None
+
+    @property
+    def has_live_reference(self) -> bool:
+        """Whether, without adapters, a frozen copy of the policy stands beside the one that learns."""
+        return False
 
     @property
     def keeps_candidates(self) -> bool:
@@ -366,8 +369,6 @@ class DPOConfig(FurtherTrainingConfig):
     """Direct preference optimisation (arXiv:2305.18290) through TRL."""
 
     trl_config: ClassVar[str | None] = "DPOConfig"
-    sequences_per_example: ClassVar[int] = 2
-    has_reference: ClassVar[bool] = True
     stage: Literal["dpo"]
     pairs: PairsRef
     objective: Objective = Objective()
@@ -404,6 +405,16 @@ class DPOConfig(FurtherTrainingConfig):
         if self.choose is not None and self.choose.by != "facts" and not self.held_out:
             message = f"by {self.choose.by} needs held-out pairs: set held_out, to 0.05 or so"
             yield Conflict("choose", message)
+
+    @property
+    def sequences_per_example(self) -> int:
+        """Both completions of a pair."""
+        return 2
+
+    @property
+    def has_live_reference(self) -> bool:
+        """Unless its log-probs are computed before."""
+        return not self.trl.get("precompute_ref_log_probs", True)
 
     @property
     def keeps_candidates(self) -> bool:
@@ -518,6 +529,16 @@ class GRPOConfig(FurtherTrainingConfig):
     def keeps_candidates(self) -> bool:
         """With `choose`."""
         return self.choose is not None
+
+    @property
+    def sequences_per_example(self) -> int:
+        """The completions of a prompt."""
+        return self.answers
+
+    @property
+    def has_live_reference(self) -> bool:
+        """For the KL."""
+        return self.beta > 0
 
     @property
     def n_examples(self) -> int:

@@ -435,7 +435,7 @@ def test_a_name_of_trls_at_the_top_is_sent_where_it_belongs(write):
     ]
 
 
-@pytest.mark.parametrize("name", ["SFTConfig", "DPOConfig"])
+@pytest.mark.parametrize("name", ["SFTConfig", "DPOConfig", "GRPOConfig"])
 def test_names_read_from_source_are_those_of_the_class(name):
     import trl
 
@@ -443,7 +443,7 @@ def test_names_read_from_source_are_those_of_the_class(name):
         field.name for field in dataclasses.fields(getattr(trl, name)) if not field.name.startswith("_")
     }
     assert known_names(name).keys() == public
-    everything = known_names("DPOConfig").keys() | known_names("SFTConfig").keys()
+    everything = {key for kind in ("DPOConfig", "SFTConfig", "GRPOConfig") for key in known_names(kind)}
     assert INSTEAD.keys() | REFUSED.keys() | TRL_WITHOUT_EFFECT <= everything
     assert not INSTEAD.keys() & REFUSED.keys()
     assert not TRL_WITHOUT_EFFECT & (INSTEAD.keys() | REFUSED.keys())

@@ -1,6 +1,7 @@
 """The gate on a run folder of real files: contamination, the champion, and what is written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,38 @@ def gated(monkeypatch):
     import gated_run
 
     return gated_run
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_rewards_by_the_judge_are_found_behind_the_candidate(gated, tmp_path, asks):
+    """A policy that was rewarded by facts, and then trained further on pairs."""
+    run = gated.make(tmp_path / "run")
+    shutil.rmtree(run / "6_dpo")
+    shutil.rmtree(run / "2_sft")
+
+    def rewarded(folder):
+        gated.weights(1.0)(folder)
+        (folder / "reward.json").write_text(json.dumps({"rewards": [{"kind": "facts", "judge": "facts"}]}))
+
+    gated.stage(run, "2_sft", "grpo", ["0_corpus"], rewarded)
+    gated.stage(run, "6_dpo", "dpo", ["0_corpus", "2_sft", "5_pairs"], gated.weights(2.0))
+    gated.evaluate(run)
+    verdict = gated.gate(run, model_name=None, independent_judge=asks)
+    assert verdict["rewards"] == {"2_sft": {"rewards": [{"kind": "facts", "judge": "facts"}]}}
+    [check] = [check for check in verdict["checks"] if check["name"] == "independent judge"]
+    assert "facts also gave the rewards of 2_sft" in check["reason"]
+    assert verdict["verdict"] == ("fail" if asks else "pass"), verdict["reasons"]
+
+
+def test_simulated_annotators_are_no_independent_judge(gated, tmp_path):
+    run = gated.make(tmp_path / "run")
+    shutil.rmtree(run / "4_annotate")
+    gated.stage(
+        run, "4_annotate", "annotate", ["0_corpus"], gated.text("judgements.jsonl", "{}"), by="simulated"
+    )
+    verdict = gated.gate(run, model_name=None, independent_judge=True)
+    assert verdict["reasons"] == ["independent judge: facts also gave the rewards of 4_annotate"]
+    assert gated.gate(run, model_name=None)["verdict"] == "pass"
 
 
 # -------------------------------------------------------------------------- contamination

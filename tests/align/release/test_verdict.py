@@ -108,8 +108,8 @@ def changed(scores, changes):
     return scores
 
 
-def decided(scores, thresholds, contamination=CLEAN, champion=None, unfinished=WHOLE):
-    evidence = {"unfinished": unfinished, "contamination": contamination, "champion": champion}
+def decided(scores, thresholds, contamination=CLEAN, champion=None, unfinished=WHOLE, **evidence):
+    evidence |= {"unfinished": unfinished, "contamination": contamination, "champion": champion}
     return decide(checks(scores, Thresholds(**thresholds).model_dump(), **evidence))
 
 
@@ -324,6 +324,28 @@ def test_a_champion_must_have_been_compared_with():
     assert outcome(Champion(3, "other", "c", "b")) == "fail"
     assert outcome(Champion(3, None, "c", None)) == "fail"
     assert outcome(Champion(3, "other", "c", "b"), replaces_any_champion=True) == "pass"
+
+
+@pytest.mark.parametrize(
+    ("scores", "judge", "is_same"),
+    [
+        (GOOD, {"kind": "facts", "judge": "facts"}, True),
+        (GOOD, {"kind": "wer"}, False),
+        (GOOD, {"kind": "judge", "judge": "gpt-4-0125-preview"}, False),
+        (JUDGED, {"kind": "judge", "judge": "gpt-4-0125-preview"}, True),
+        (JUDGED, {"kind": "facts", "judge": "facts"}, False),
+    ],
+)
+def test_it_is_always_said_whether_the_judge_gave_the_rewards(scores, judge, is_same):
+    limits = THRESHOLDS if scores is GOOD else FOR_A_JUDGE
+    rewards = {"3_grpo": {"rewards": [{"kind": "length"}, judge]}}
+    found = decided(scores, limits, rewards=rewards)
+    [said] = [check.reason for check in found.checks if check.name == "independent judge"]
+    assert found.verdict == "pass"
+    assert ("also gave the rewards of 3_grpo" in said) == is_same
+    strict = decided(scores, {**limits, "independent_judge": True}, rewards=rewards)
+    assert strict.verdict == ("fail" if is_same else "pass")
+    assert not [check for check in decided(scores, limits).checks if check.name == "independent judge"]
 
 
 # -------------------------------------------------------------------------- the policy

@@ -7,6 +7,8 @@ import pytest
 import torch
 from trl import GRPOConfig
 
+from align.generation.engine import Decoding
+from align.generation.transformers_engine import TransformersEngine
 from align.models.chat import encode_prompt, expand_audio, user
 from align.models.features import ClipFeatures, stack
 from align.models.qwen2_audio import model as qwen2_audio
@@ -205,12 +207,12 @@ def twin(tiny):
 
 
 SETTINGS = [
-    {"loss": "grpo", "iterations": 2},
+    {"loss": "grpo", "iterations": 2, "micro_batches": 2},
     {"loss": "grpo", "iterations": 2, "beta": 0.1, "temperature": 0.7, "use_bias_correction_kl": False},
-    {"loss": "dr_grpo", "iterations": 2, "beta": 0.04},
-    {"loss": "dapo", "iterations": 2, "epsilon_high": 0.28, "temperature": 1.3},
+    {"loss": "dr_grpo", "iterations": 2, "beta": 0.04, "micro_batches": 2},
+    {"loss": "dapo", "iterations": 2, "epsilon_high": 0.28, "temperature": 1.3, "micro_batches": 2},
     {"loss": "dapo"},
-    {"loss": "cispo", "iterations": 2},
+    {"loss": "cispo", "iterations": 2, "micro_batches": 2},
     {"loss": "rloo", "iterations": 2},
     {"loss": "dapo", "iterations": 2, "beta": 0.1, "two_clips": True},
     {"loss": "grpo", "iterations": 2, "beta": 0.1, "packed": False},
@@ -218,12 +220,121 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: "-".join(map(str, one.values())))
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_loss_and_all_gradients_equal_hand_arithmetic(tiny, tmp_path, settings, micro_batches):
-    trainer = make_trainer(tiny, tmp_path, micro_batches=micro_batches, **settings)
+def test_loss_and_all_gradients_equal_hand_arithmetic(tiny, tmp_path, settings):
+    trainer = make_trainer(tiny, tmp_path, **settings)
     loss, ours = step(trainer)
     before, policy = qwen2_audio.load_model(tiny.policy), twin(tiny)
     slow = loss_by_hand(trainer, policy, before, before)
     slow.backward()
     assert loss == pytest.approx(float(slow.detach()), abs=1e-6)
     assert relative(ours, gradients(policy)) < 1e-5
+
+
+def test_low_rank_updates_have_the_policy_without_them_as_reference(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, lora=LORA, beta=0.1, iterations=2)
+    loss, ours = step(trainer)
+    before = qwen2_audio.load_model(tiny.policy)
+    trainer.model.zero_grad()
+    slow = loss_by_hand(trainer, trainer.model, before, before)
+    slow.backward()
+    assert trainer.ref_model is None
+    assert {"lora_A" in name or "lora_B" in name for name in ours} == {True}
+    assert loss == pytest.approx(float(slow.detach()), abs=1e-6)
+    assert relative(ours, gradients(trainer.model)) < 1e-5
+
+
+def test_rloo_is_dr_grpo_times_a_factor(tiny, tmp_path):
+    """Leave-one-out advantages on whole completions (arXiv:2402.14740), times (G - 1) / (G T)."""
+    trainer = make_trainer(tiny, tmp_path, loss="rloo")
+    _, ours = step(trainer)
+    policy, terms = twin(tiny), []
+    for record, completions in drawn(trainer).values():
+        decode = trainer.processing_class.tokenizer.decode
+        parts = Letters().score(
+            [record] * G, [decode(ids, skip_special_tokens=True).strip() for ids in completions]
+        )
+        rewards = [v + s / 2 for v, s in zip(parts["vowels"], parts["short"], strict=True)]
+        for i, ids in enumerate(completions):
+            others = rewards[:i] + rewards[i + 1 :]
+            advantage = rewards[i] - sum(others) / len(others)
+            features = trainer.clip_ids.collator.features
+            terms.append(
+                -advantage * log_p(policy, trainer.processing_class, features, (record, ids), 1.0).sum()
+            )
+    torch.stack(terms).mean().backward()
+    factor = (G - 1) / (G * T)
+    assert relative(ours, {name: factor * value for name, value in gradients(policy).items()}) < 1e-5
+
+
+def test_best_of_raises_the_first_best_of_each_group_that_differs(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, loss="best_of")
+    rewards = torch.tensor([[0.2, 0.9, 0.9, 0.1], [0.5, 0.5, 0.5, 0.5]])
+    found = trainer.group_advantages(rewards - rewards.mean(1, keepdim=True))
+    assert found.tolist() == [[0, 4, 0, 0], [0, 0, 0, 0]]
+    [batch] = generate(trainer)
+    assert sorted(batch["advantages"].tolist()) == [0] * (PROMPTS * (G - 1)) + [G] * PROMPTS
+
+
+# -------------------------------------------------------------------------- rollouts
+
+
+def completions_of(trainer, order=None):
+    """Token ids of a step's completions, by place and number."""
+    rows = [trainer.train_dataset[i] for i in order or range(PROMPTS)]
+    groups = trainer._complete(rows)
+    return {row["draw"]: [c.token_ids for c in group] for row, group in zip(rows, groups, strict=True)}
+
+
+def test_completions_follow_from_weights_seed_and_place_alone(tiny, tmp_path):
+    one = make_trainer(tiny, tmp_path / "a")
+    torch.manual_seed(1)
+    all_at_once = completions_of(one)
+    one._rollout_batch_size = 1
+    torch.manual_seed(2)
+    assert completions_of(one, order=[2, 0, 3, 1]) == all_at_once
+    engine = TransformersEngine(tiny.policy, ClipFeatures(one.processing_class, tiny.audio))
+    requests = {i: one.train_dataset[i]["request"] for i in range(PROMPTS)}
+    decoding = Decoding(T, 1.0, completions=G, suppress=(one.clip_ids.audio_id,))
+    expected = dict(engine.complete(requests, decoding, seed=0))
+    assert {n: [c.token_ids for c in group] for n, group in expected.items()} == all_at_once
+    assert len({tuple(ids) for group in all_at_once.values() for ids in group}) == PROMPTS * G
+    other = make_trainer(tiny, tmp_path / "b", seed=1)
+    assert completions_of(other) != all_at_once
+
+
+def test_a_clip_is_never_drawn(tiny, tmp_path):
+    """<|AUDIO|> by far the likeliest token: a completion that held one would have no clip to hear."""
+    trainer = make_trainer(tiny, tmp_path)
+    audio_id = trainer.clip_ids.audio_id
+    head = trainer.model.lm_head.weight
+    with torch.no_grad():
+        head[audio_id] = 0
+        head.mul_(0.01)
+        trainer.model.model.language_model.norm.weight.fill_(1.0)
+        head[audio_id] = 10 * head.abs().max() * torch.sign(torch.randn(head.shape[1]))
+    assert audio_id not in [t for group in completions_of(trainer).values() for ids in group for t in ids]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_groups_stay_whole_in_micro_batches(tiny, tmp_path, micro_batches):
+    """Each prompt is then computed once; TRL's shuffle would put its rows into all micro-batches."""
+    trainer = make_trainer(tiny, tmp_path, micro_batches=micro_batches)
+    batches = generate(trainer)
+    distinct = [len({tuple(ids.tolist()) for ids in batch["prompt_ids"]}) for batch in batches]
+    assert distinct == [PROMPTS // micro_batches] * micro_batches
+
+
+def test_rows_name_their_clips_through_any_order_and_padding(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, two_clips=True)
+    ids = [trainer._prompt_ids(row["request"]) for row in trainer.train_dataset.rows]
+    width = max(map(len, ids)) + 2
+    for pad in (lambda row: [0] * (width - len(row)) + row, lambda row: row + [0] * (width - len(row))):
+        rows = torch.tensor([pad(row) for row in reversed(ids)])
+        mask = torch.tensor([pad([1] * len(row)) for row in reversed(ids)])
+        batch = trainer.clip_ids.batch(rows, mask)
+        named = [trainer.clip_ids._clips(row[own == 1]) for row, own in zip(rows, mask, strict=True)]
+        assert named == [row["audios"] for row in reversed(trainer.train_dataset.rows)]
+        assert batch["input_ids"].max() < trainer.clip_ids.vocabulary
+        assert len(batch["input_features"]) == 4  # each clip once
+        packed = batch["packed"]
+        assert torch.equal(packed.tokens[packed.index][mask == 1], batch["input_ids"][mask == 1])

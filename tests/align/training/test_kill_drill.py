@@ -1,4 +1,4 @@
-"""Two of the kill drill's twenty: a process killed anywhere, and one killed while it writes a checkpoint."""
+"""Some of the kill drill: processes killed anywhere, and one killed while it writes a checkpoint."""
 
 import os
 import random
@@ -25,9 +25,12 @@ def drill(programs, tmp_path_factory):
     return Drill(tmp_path_factory.mktemp("drill"))
 
 
-@pytest.mark.parametrize("kind", ["process", "save"])
-def test_nothing_but_time_is_lost(drill, kind):
-    result = drill.run(kind, random.Random(7))
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [("process", 7), ("save", 7), *(pytest.param("grpo", seed, marks=pytest.mark.slow) for seed in range(5))],
+)
+def test_nothing_but_time_is_lost(drill, kind, seed):
+    result = drill.run(kind, random.Random(seed))
     assert result["hamming"] == 0, result
     assert result["half_written_chosen"] == 0, result
     assert result["repeated_steps"] <= kill_drill.SAVE_STEPS, result

@@ -8,21 +8,23 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer
-from trl import DPOConfig, DPOTrainer, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTTrainer
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
-from align.training import library_fixes, trainers
+from align.training import grpo_trainer, library_fixes, trainers
 from align.training.checkpoints import checkpoints, save_learned
 from align.training.collate import PreferenceCollator
 from align.training.data_loading import Rows
+from align.training.grpo_trainer import BestOfTrainer
 from align.training.methods import Schedule
 from align.training.run import arguments
 from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer
 from align.training.tuning import Tuning
 
 CHECKPOINTS = {"_get_output_dir", "_save_checkpoint", "_save", "_load_from_checkpoint", "_load_rng_state"}
-PRIVATE = {"_prepare_dataset", "_precompute_ref_logps", "_clip_grad_norm", *CHECKPOINTS}
+GRPO = {"_get_per_token_logps_and_entropies", "_prepare_inputs", "_generate_and_score_completions"}
+PRIVATE = {"_prepare_dataset", "_precompute_ref_logps", "_clip_grad_norm", *CHECKPOINTS, *GRPO}
 """Private methods of the libraries that give way. A new one belongs into the tables first."""
 
 
@@ -32,11 +34,13 @@ def overridden(ours, *stock):
 
 
 def test_no_more_private_methods_give_way_than_are_written_down():
-    ours = [cls for cls in AudioDPOTrainer.__mro__ + AudioSFTTrainer.__mro__ if "align" in cls.__module__]
-    assert overridden(ours, DPOTrainer, SFTTrainer) - {"__init__"} == PRIVATE
-    own = vars(trainers).values()
-    classes = [cls for cls in own if inspect.isclass(cls) and cls.__module__ == trainers.__name__]
-    assert overridden(classes, Trainer) <= {"__init__", "__new__", "__repr__", "__eq__"}
+    all_of_them = AudioDPOTrainer.__mro__ + AudioSFTTrainer.__mro__ + BestOfTrainer.__mro__
+    ours = [cls for cls in all_of_them if "align" in cls.__module__]
+    assert overridden(ours, DPOTrainer, SFTTrainer, GRPOTrainer) - {"__init__"} == PRIVATE
+    for module in (trainers, grpo_trainer):
+        own = vars(module).values()
+        classes = [cls for cls in own if inspect.isclass(cls) and cls.__module__ == module.__name__]
+        assert overridden(classes, Trainer, GRPOTrainer) <= {"__init__", "__new__", "__repr__", "__eq__"}
     assert all(f"`{name}`" in library_fixes.__doc__ for name in PRIVATE)
 
 
@@ -168,3 +172,54 @@ def test_deepspeed_still_saves_and_misses_frozen_weights():
     )
     assert save["exclude_frozen_parameters"].default is False
     assert load["load_module_strict"].default is True
+
+
+# -------------------------------------------------------------------------- GRPO
+
+
+def test_grpo_still_takes_a_model_with_a_processor_for_one_that_sees(tiny, tmp_path):
+    """Once TRL knows audio, the processor can go to it whole."""
+    config = GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=2, num_generations=2, max_steps=1
+    )
+    with pytest.raises(AttributeError, match="image_token_id"):
+        GRPOTrainer(
+            qwen2_audio.load_model(tiny.policy),
+            reward_funcs=lambda **_: [],
+            args=config,
+            train_dataset=Dataset.from_dict({"prompt": ["a"]}),
+            processing_class=qwen2_audio.load_processor(tiny.policy),
+        )
+
+
+def test_grpo_s_models_still_get_token_ids_and_no_audio():
+    """Once they get it, `ClipIds` and `_get_per_token_logps_and_entropies` can go."""
+    stock = GRPOTrainer._get_per_token_logps_and_entropies
+    assert not [name for name in inspect.signature(stock).parameters if "audio" in name or "feature" in name]
+    assert "model(**model_inputs, labels=labels, fused_lm_head=True)" in inspect.getsource(stock)
+    for caller in (GRPOTrainer._compute_loss, GRPOTrainer._generate_and_score_completions):
+        assert "self._get_per_token_logps_and_entropies(" in inspect.getsource(caller)
+
+
+def test_grpo_still_shuffles_rows_before_it_splits_them():
+    """Once groups stay whole, `_prepare_inputs` can go."""
+    lines = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "generation_batch = shuffle_sequence_dict(generation_batch)" in lines
+    assert "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]" in lines
+
+
+def test_grpo_still_forgets_its_completions_and_its_place_among_them():
+    """So a checkpoint must lie between generations, see `GRPOConfig.iterations` and `Report.on_step_end`."""
+    saving = inspect.getsource(GRPOTrainer._save_checkpoint) + inspect.getsource(Trainer._save_checkpoint)
+    assert "_buffered_inputs" not in saving
+    assert "self._step" not in saving
+    assert "self._step = 0" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_grpo_still_hands_rollouts_each_prompt_as_often_as_it_wants_completions():
+    """Its documentation says otherwise; and advantages come back in the order of the rows."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert 'prompts = [x["prompt"] for x in inputs]' in source
+    assert "output = self.rollout_func(prompts, self)" in inspect.getsource(GRPOTrainer._generate)
+    assert "mean_grouped_rewards.repeat_interleave(num_generations, dim=0)" in source
+    assert "inp[key] = values[i]" in source  # the parts of our rewards

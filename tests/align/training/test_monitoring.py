@@ -13,7 +13,7 @@ from align.run_folder.artifacts import StageFolder, read_metrics
 from align.training.collate import SFTCollator
 from align.training.data_loading import Rows
 from align.training.methods import Schedule
-from align.training.monitoring import Alarms
+from align.training.monitoring import Alarms, rollout_alarms
 from align.training.run import arguments, fit
 from align.training.trainers import AudioSFTTrainer
 from align.training.tuning import Tuning
@@ -91,6 +91,41 @@ def test_falling_chosen_answers_are_told_in_nats():
     stronger = Alarms()
     feed(stronger, [{"loss": 0.5, "rewards/chosen": -0.2 * i} for i in range(12)], beta=1.0)
     assert rising.raised == stronger.raised == {}
+
+
+ROLLOUTS = {
+    "frac_reward_zero_std": 0.2,
+    "entropy": 2.0,
+    "completions/clipped_ratio": 0.0,
+    "completions/mean_length": 10.0,
+    "reward": 1.0,
+    "reward/kind/closed": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([{}] * 10, {}),
+        ([{"frac_reward_zero_std": 0.8}] * 2 + [{}] + [{"frac_reward_zero_std": 0.8}] * 2, {}),
+        ([{}] + [{"frac_reward_zero_std": 0.8}] * 3, {"zero_variance": 0.8}),
+        ([{}, {"entropy": 0.5}], {}),
+        ([{}, {"entropy": 0.3}], {"entropy": 0.3}),
+        ([{"completions/clipped_ratio": 0.05}], {}),
+        ([{"completions/clipped_ratio": 0.06}], {"truncated": 0.06}),
+        ([{}, {"completions/mean_length": 14.0}], {}),
+        ([{}, {"completions/mean_length": 16.0}], {"length": 16.0}),
+        ([{}] * 3 + [{"reward": 1.2, "reward/kind/closed": 0.8}] * 3, {"kind_closed": 0.8}),
+        ([{}] * 3 + [{"reward": 0.8, "reward/kind/closed": 0.8}] * 3, {}),
+        ([{}] * 3 + [{"reward": 1.2, "reward/kind/closed": None}] * 3, {}),
+        ([{}] * 2 + [{"reward": 1.2, "reward/kind/closed": 0.8}] * 2, {}),
+    ],
+)
+def test_alarms_about_rollouts(changes, expected):
+    rows = [{"step": 1, "loss": 0.0}, *({**ROLLOUTS, "step": i, **own} for i, own in enumerate(changes))]
+    alarms = {name: (value, sentence) for name, value, sentence in rollout_alarms(rows)}
+    assert {name: value for name, (value, _) in alarms.items()} == pytest.approx(expected)
+    assert all(f"step {len(changes) - 1}: " in sentence for _, sentence in alarms.values())
 
 
 def test_rows_about_something_else_are_left_alone():

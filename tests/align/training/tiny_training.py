@@ -86,9 +86,10 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `frozen`: the audio tower; `once`: all rows are one batch, else DPO holds three out; `filtered`:
-    without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags.
+    without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags; `twice`: two steps
+    of GRPO for each batch of completions.
     """
-    from align.recipe.config.training import DPOConfig, PretrainConfig, SFTConfig
+    from align.recipe.config.training import DPOConfig, GRPOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     tight = {"memory_gb": 3.0} if "tight" in options else {}
@@ -120,6 +121,17 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
             own |= {"model": "policy", "prompt_format": "tags_released", "train": ["projector", "new_tokens"]}
             own["trl"] = {**shared["trl"], "weight_decay": 0.1}
         return PretrainConfig.model_validate({**shared, **own, **changes})
+    if kind == "grpo":
+        own = {
+            "steps": steps,
+            "prompts": {"tasks": ["caption"]},
+            "reward": {"format": {"pattern": ".*[aeiou].*"}, "length": {"max_chars": 6}},
+            "answers": 4,
+            "max_new_tokens": 8,
+            "beta": 0.0 if "ddp" in options else 0.05,
+            "iterations": 2 if "twice" in options else 1,
+        }
+        return GRPOConfig.model_validate({**shared, **own, **changes})
     held_out = 0 if "once" in options else 3  # pairs of 24
     own = {"pairs": "pairs", "epochs": (steps * batch - 0.5) / (24 - held_out), "held_out": held_out / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
@@ -147,12 +159,17 @@ def trace(path, stop_before=None):
 
     def logged(trainer, model, inputs, *args, **kwargs):
         step = trainer.state.global_step + 1
-        rows = [
-            digest(ids[mask.bool()])
-            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-        ]
-        # What the shortest clip has: a packed batch is as wide as its longest clip needs
-        clips = [digest(torch.round(clip[:, :14], decimals=3)) for clip in inputs.get("input_features", ())]
+        if isinstance(inputs, list):  # prompts that are to be completed
+            rows, clips = [str(row["prompt"]["draw"]) for row in inputs], []
+        else:
+            rows = [
+                digest(ids[mask.bool()])
+                for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            ]
+            # What the shortest clip has: a packed batch is as wide as its longest clip needs
+            clips = [
+                digest(torch.round(clip[:, :14], decimals=3)) for clip in inputs.get("input_features", ())
+            ]
         with path.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "clips": clips}) + "\n")
         if step == stop_before:

@@ -99,6 +99,19 @@ def test_prompts_ask_kinds_by_their_weights_and_carry_what_a_judge_needs():
         assert kinds[kind] / 2000 == pytest.approx(share, abs=0.04)
 
 
+def test_several_prompts_about_a_clip_ask_different_things():
+    """The first is the one that would be asked alone; of a clip with little to ask there are fewer."""
+    clips = [clip(i) for i in range(20)]
+    alone, several = examples.prompts(clips, WORLD, 0), examples.prompts(clips, WORLD, 0, per_clip=3)
+    by_clip = {c.path: [prompt for prompt in several if prompt.audios == (c.path,)] for c in clips}
+    assert [own[0] for own in by_clip.values()] == alone
+    assert {len(own) for own in by_clip.values()} == {3}
+    assert all(len({prompt.question for prompt in own}) == len(own) for own in by_clip.values())
+    assert len({prompt.id for prompt in several}) == len(several)
+    everything = examples.prompts(clips[:1], WORLD, 0, per_clip=1000)
+    assert 3 < len(everything) < 1000
+
+
 def test_the_evaluation_set_is_laid_out_as_air_bench(tmp_path: Path):
     clips = [clip(n, "dev", f"dev/Chat/{TASKS[n]}_synthetic") for n in range(5)]
     examples.write_air_bench(tmp_path / "dev", clips, WORLD, "synthetic", 0)
