@@ -27,7 +27,7 @@ import soundfile
 import soxr
 
 from preference_data.audio import containers, media, mp3
-from preference_data.audio.clip_files import BadAudio, BadContent, ClipFile, Reason
+from preference_data.audio.clip_files import BadAudio, BadContent, ClipFile, Reason, missing
 from preference_data.audio.isolation import Died, in_order
 from preference_data.audio.tar_shards import BadShard
 
@@ -196,7 +196,7 @@ def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, _So
     except BadContent as error:
         raise BadAudio(clip, error.code, f"{error}; {_next_step(clip, error.code)}") from error
     except FileNotFoundError:
-        raise BadAudio(clip, "missing", "does not exist; check the manifest and the root") from None
+        raise missing(clip) from None
     except OSError as error:
         raise BadAudio(clip, "unreadable", f"{error.strerror}; check its rights and the disk") from error
 

@@ -243,7 +243,7 @@ def _clip(path: str, info: AudioInfo | BadAudio, record: PreferencePair | Chat) 
 def _link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(file, target)
+        os.link(file.resolve(), target)
     except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(file, target)
 

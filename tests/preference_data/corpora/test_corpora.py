@@ -216,6 +216,27 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
     }
 
 
+LEFT_BEHIND = ("._0_ann_0.wav", ".ipynb_checkpoints/0_ann_0.wav", "__MACOSX/0_ann_0.wav", ".DS_Store")
+
+
+def test_what_systems_leave_behind_is_no_recording(recordings, tmp_path):
+    prepare = partial(prepare_digits, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
+    expected = prepare(tmp_path / "before")
+    for name in LEFT_BEHIND:
+        (recordings / "recordings" / name).parent.mkdir(exist_ok=True)
+        (recordings / "recordings" / name).write_bytes(b"\0\5\x16\7" * 40)
+    assert prepare(tmp_path / "after") == expected
+
+
+@pytest.mark.parametrize("ending", [".WAV", ".Wav", ".wAV"])
+def test_endings_in_capital_letters_count(recordings, tmp_path, ending):
+    prepare = partial(prepare_digits, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
+    expected = prepare(tmp_path / "before")
+    for path in (recordings / "recordings").glob("*_eve_*.wav"):
+        path.rename(path.with_suffix(ending))
+    assert prepare(tmp_path / "after") == expected
+
+
 def test_unusable_digits_say_what_to_do(recordings, tmp_path):
     def prepare(**changes):
         options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT}
@@ -323,6 +344,15 @@ def test_a_folder_of_your_own(mine, tmp_path):
     mixed = decode.load(out / by_speaker["eve", "six"].path, max_duration_s=3)
     assert np.allclose(mixed, 0.25, atol=1e-3)  # two channels, one of them silent
     assert prepare_folder(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_as_excel_writes_it(mine, tmp_path, mark, encoding):
+    expected = prepare_folder(tmp_path / "before", recordings=mine).clips
+    table = mine / "facts.csv"
+    table.write_text(table.read_text().replace(",", mark).replace("a/one.wav", '"a/one.wav"'), encoding)
+    assert prepare_folder(tmp_path / "after", recordings=mine).clips == expected
 
 
 def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, tmp_path):
