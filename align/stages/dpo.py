@@ -3,7 +3,7 @@
 Differs from the paper: every pair's loss is weighted by the objective's axes that prefer it, and the best
 checkpoint is published, by dev questions about known facts or by held-out pairs, because DPO over-optimises
 long before its training loss shows it. Reads: policy (also the reference), pairs, corpus. Writes: model/,
-metrics.jsonl.
+metrics.jsonl, left_out.jsonl (pairs about clips that cannot be read).
     align run recipes/demo --only 6_dpo
 """
 
@@ -34,10 +34,11 @@ from align.training import run as training
 from align.training.collate import Row, SFTCollator, pair_row
 from align.training.data_loading import hold_out
 from align.training.methods import Schedule, direct_preference_optimisation
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import check_clip_lengths, readable
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
 from preference_data import store
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
@@ -51,7 +52,8 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
-    pairs = _rows(config, inputs[config.pairs])
+    weighted = _rows(config, inputs[config.pairs])
+    pairs = readable(weighted, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
     schedule = Schedule(
@@ -81,7 +83,13 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         base=policy,
         choice=_choice(config.choose, policy, corpus),
     )
-    return {**metrics, "pairs": float(len(rows)), "held_out_pairs": float(len(held_out))}
+    left_out = len(weighted) - len(pairs)
+    return {
+        **metrics,
+        "pairs": float(len(rows)),
+        "held_out_pairs": float(len(held_out)),
+        **({"left_out_unreadable_audio": float(left_out)} if left_out else {}),
+    }
 
 
 def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
@@ -120,9 +128,17 @@ class DevScore:
 
     def __init__(self, choose: Choose, reference: Path | str, corpus: Path) -> None:
         self.decoding, self.corpus = Decoding(choose.max_new_tokens), corpus
-        self.items = _dev_items(corpus, choose.questions)
-        self.requests = [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
-        self._reference = reference
+        self._questions, self._reference = choose.questions, reference
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Read when the first checkpoint is scored."""
+        return _dev_items(self.corpus, self._questions, self.reference.clips.longest_s)
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """A request for each item."""
+        return [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
 
     @cached_property
     def reference(self) -> TransformersEngine:
@@ -156,8 +172,8 @@ class DevScore:
         return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
 
 
-def _dev_items(corpus: Path, n: int) -> list[Item]:
-    """`n` dev questions, the same for every policy."""
+def _dev_items(corpus: Path, n: int, longest_s: float) -> list[Item]:
+    """`n` dev questions, the same for every policy, but for those about clips that cannot be read."""
     items = air_bench.read(corpus / "dev")
     drawn = np.random.default_rng(0).permutation(len(items))[:n]
-    return [items[i] for i in sorted(drawn)]
+    return air_bench.audit(corpus / "dev", [items[i] for i in sorted(drawn)], longest_s).usable
