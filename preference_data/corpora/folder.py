@@ -88,7 +88,7 @@ def prepare(
         )
         if on_progress:
             on_progress(number)
-    return PreparedClips(clips, bad)
+    return PreparedClips(clips, bad, decode.odd(good, dict(paths)))
 
 
 def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) -> list[_Row]:
