@@ -79,7 +79,7 @@ def test_clips_depend_on_seed_and_number_only(world, tmp_path):
     _, clips = world
     few, *_ = prepare_synthetic(tmp_path, counts={"train": 6, "test": 8}, seed=3)
     assert few == [c for c in clips if c.split == "train"][:6] + [c for c in clips if c.split == "test"][:8]
-    other, _ = prepare_synthetic(tmp_path, counts={"dev": 4}, seed=4)
+    other, *_ = prepare_synthetic(tmp_path, counts={"dev": 4}, seed=4)
     assert not {clip.sha256 for clip in other} & {clip.sha256 for clip in clips}
 
 
