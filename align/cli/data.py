@@ -174,6 +174,9 @@ def _print_summary(about: dict[str, Any], out: Path) -> None:
     if about["quarantined"]:
         reasons = ", ".join(f"{code} {n:,}" for code, n in about["quarantined"].items())
         print(f"left out   {reasons}  (see {out / 'quarantine.jsonl'})")
+    if about.get("odd"):
+        reasons = ", ".join(f"{code} {n:,}" for code, n in about["odd"].items())
+        print(f"odd        {reasons}  (see {out / 'warnings.jsonl'})")
     if about["speakers_in_train_and_held_out"]:
         print(
             f"warning    {about['speakers_in_train_and_held_out']} speakers are in train and in dev or test"

@@ -7,6 +7,7 @@ batch size (but for rounding, see `decoding`) or on how often the run was killed
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,8 +20,10 @@ import torch
 from align.generation.engine import Completion, Decoding, Engine, Request
 from align.models.features import ClipFeatures
 from align.run_folder.artifacts import read_json
+from preference_data.audio.clip_files import BadAudio
 from preference_data.store import write_text
 
+log = logging.getLogger(__name__)
 Completions = list[list[Completion]]
 """The completions of each request, in order."""
 MakeEngine = Callable[[], Engine]
@@ -51,7 +54,7 @@ def complete_all(
     workers: int = 1,
     on_progress: Callable[[int], object] | None = None,
 ) -> dict[str, Completions]:
-    """Completions of every set's requests, by the set's name.
+    """Completions of every set's requests, by the set's name; none of one whose clip cannot be read.
 
     Args:
         make_engine: called only if something is missing; can be pickled where there are several workers.
@@ -85,8 +88,8 @@ def complete_all(
 
 
 def first_texts(completions: Sequence[Sequence[Completion]]) -> list[str]:
-    """The text of each request's first completion."""
-    return [group[0].text for group in completions]
+    """The text of each request's first completion; empty where there is none."""
+    return [group[0].text if group else "" for group in completions]
 
 
 # -------------------------------------------------------------------------- batches and what is kept
@@ -120,6 +123,24 @@ _Done = Iterator[tuple[int, dict[int, list[Completion]]]]
 """The index of a batch's set, and its completions by number."""
 
 
+def _completed(
+    engine: Engine, numbered: Mapping[int, Request], decoding: Decoding, seed: int
+) -> dict[int, list[Completion]]:
+    """Completions by number; none of a request with a clip that cannot be read, and the log names it."""
+    try:
+        return dict(engine.complete(numbered, decoding, seed))
+    except BadAudio:
+        readable = {}
+        for number, request in numbered.items():
+            try:
+                engine.clips(request.audios)
+                readable[number] = request
+            except BadAudio as error:
+                log.warning("request %d is left out: %s", number, error)
+        nothing: dict[int, list[Completion]] = {number: [] for number in numbered}
+        return nothing | dict(engine.complete(readable, decoding, seed))
+
+
 def _in_process(
     make_engine: MakeEngine,
     clips: Sequence[ClipFeatures],
@@ -131,7 +152,7 @@ def _in_process(
     try:
         for batch in batches:
             engine.clips = clips[batch.set_index]
-            yield batch.set_index, dict(engine.complete(batch.numbered, decoding, seed))
+            yield batch.set_index, _completed(engine, batch.numbered, decoding, seed)
     finally:
         engine.close()
 
@@ -150,7 +171,7 @@ class _Worker:
     ) -> tuple[int, dict[int, list[Completion]]]:
         """The batch's set and completions."""
         self.engine.clips = self.clips[batch.set_index]
-        return batch.set_index, dict(self.engine.complete(batch.numbered, decoding, seed))
+        return batch.set_index, _completed(self.engine, batch.numbered, decoding, seed)
 
 
 def _in_workers(

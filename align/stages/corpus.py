@@ -21,7 +21,7 @@ from preference_data.audio.decode import Quarantined
 from preference_data.corpora import folder
 from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset import mixture, splits
-from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, RecordWriter, describe
+from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, WARNINGS, RecordWriter, describe
 from preference_data.schema import AudioClip, Chat
 from preference_data.toy_world import examples, spoken_digits, synthetic
 from preference_data.toy_world.clip_files import PreparedClips
@@ -51,7 +51,9 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     shutil.copyfile(phrasebook_of(config.corpus, recordings), out.path / "phrasebook.yaml")
     phrasebook = Phrasebook.load(out.path / "phrasebook.yaml")
     with Progress(out.name, sum(config.clips.model_dump().values()) if config.clips else 0) as progress:
-        clips, bad = _prepared(config, out.path, phrasebook, recordings, progress.update)
+        clips, bad, odd = _prepared(config, out.path, phrasebook, recordings, progress.update)
+    if odd:
+        store.write_rows(out.path / WARNINGS, [item._asdict() for item in odd])
     _refuse_many(len(clips) + len(bad), bad, config.max_bad_fraction, out.path)
     splits.check(clips)
     chats = _write(config, out.path, clips, bad, phrasebook)
@@ -61,6 +63,7 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     return {
         **{f"clips_{split}": float(n) for split, n in sorted(per_split.items())},
         "quarantined": float(len(bad)),
+        **{code: float(n) for code, n in sorted(Counter(item.code for item in odd).items())},
         "speakers": float(len({clip.speaker for clip in clips if clip.speaker})),
         "defect_rate_declared": config.defect_rate,
         "defect_rate_actual": 1 - defects[None] / answers,

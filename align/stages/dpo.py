@@ -3,7 +3,7 @@
 Differs from the paper: every pair's loss is weighted by the objective's axes that prefer it, and the best
 checkpoint is published, by dev questions about known facts or by held-out pairs, because DPO over-optimises
 long before its training loss shows it. Reads: policy (also the reference), pairs, corpus. Writes: model/,
-metrics.jsonl.
+metrics.jsonl, left_out.jsonl (pairs about clips that cannot be read).
     align run recipes/demo --only 6_dpo
 """
 
@@ -22,10 +22,11 @@ from align.training.collate import Row, pair_row
 from align.training.data_loading import hold_out
 from align.training.dev_score import DevScore
 from align.training.methods import Schedule, direct_preference_optimisation
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import check_clip_lengths, readable
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
 from preference_data import store
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
@@ -36,7 +37,8 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
-    pairs = _rows(config, inputs[config.pairs])
+    weighted = _rows(config, inputs[config.pairs])
+    pairs = readable(weighted, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     tuning = tuning_of(config)
     schedule = Schedule(
@@ -66,7 +68,13 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         base=policy,
         choice=_choice(config.choose, policy, corpus),
     )
-    return {**metrics, "pairs": float(len(rows)), "held_out_pairs": float(len(held_out))}
+    left_out = len(weighted) - len(pairs)
+    return {
+        **metrics,
+        "pairs": float(len(rows)),
+        "held_out_pairs": float(len(held_out)),
+        **({"left_out_unreadable_audio": float(left_out)} if left_out else {}),
+    }
 
 
 def _rows(config: DPOConfig, pairs: Path) -> list[Row]:

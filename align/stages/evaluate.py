@@ -33,6 +33,7 @@ from align.run_folder.artifacts import StageFolder, plain_values, write_json
 from align.run_folder.progress import Progress
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.dataset.dataset import Dataset
 from preference_data.prompts.prompts import PromptFormat, pretraining_prompt
 from preference_data.schema import Comparison, Judgement, Prompt
 
@@ -46,7 +47,8 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Complete all prompts with each policy, judge, compare; returns the after-policy's main numbers."""
     corpus = inputs[config.corpus]
     processor = load_processor(located(inputs[config.after]))
-    questions = _questions(config, corpus)
+    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    questions = _questions(config, corpus, heard_s)
     judge = _judge(config, corpus, out.final.parent)
     sets = _request_sets(config, questions, processor)
     texts: dict[str, dict[str, list[str]]] = {}
@@ -58,14 +60,17 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         policy: _judge_answers(policy, questions, texts[policy], judge, out) for policy in config.policies
     }
     usable = questions.audit.usable
-    heard_s = processor.feature_extractor.n_samples / SAMPLE_RATE
     comparisons = _comparisons(config, questions, texts, judged)
     report = {
         "split": config.split,
         "n": len(usable),
         "audio_root": str(questions.root.resolve()) if config.air_bench else config.corpus,
         "unusable": plain_values(questions.audit.missing),
-        "unusable_rows": {part.file: plain_values(part.rows.missing) for part in questions.recognition[1:]},
+        "unusable_rows": {
+            part.file: plain_values(part.rows.missing)
+            for part in questions.recognition
+            if part.rows.missing or part.name != _RECOGNISED
+        },
         "cut": [item.uniq_id for item in usable if questions.audit.seconds.get(item.audio, 0.0) > heard_s],
         "judge": judge.describe(usable),
         "before": config.before,
@@ -81,7 +86,9 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     if judge.is_free:
         report["constant_answer"] = _best_constant(judge, usable)
     write_json(out.path / "scores.json", report)
+    unusable = len(questions.audit.missing) + sum(len(part.rows.missing) for part in questions.recognition)
     return {
+        **({"unusable": float(unusable)} if unusable else {}),
         **report["policies"][config.after]["overall"],
         **{f"delta_{name}": interval["delta"] for name, interval in report["comparison"].items()},
     }
@@ -107,31 +114,34 @@ class _Questions(NamedTuple):
     """The corpus' own utterances, then the reports' other benchmarks."""
 
 
-def _questions(config: EvaluateConfig, corpus: Path) -> _Questions:
-    """The corpus' own questions, whose clips were checked when it was made, or those of AIR-Bench itself.
+def _questions(config: EvaluateConfig, corpus: Path, heard_s: float) -> _Questions:
+    """The corpus' own questions or those of AIR-Bench itself, with every clip decoded once.
 
     Raises:
-        ValueError: no clip of AIR-Bench can be used.
+        ValueError: no clip can be used.
     """
     own = corpus / config.split / "recognition.jsonl"
     utterances = read_utterances(own) if own.exists() else []
     rows = [
-        _Recognition(_RECOGNISED, str(own), "recognition", benchmarks.Rows(corpus, utterances, [])),
+        _Recognition(
+            _RECOGNISED,
+            str(own),
+            "recognition",
+            benchmarks.usable_rows(corpus, utterances, Dataset(corpus).find, heard_s),
+        ),
         *(
             _Recognition(f"benchmark_{i}", path, kind, benchmarks.open_rows(Path(path).expanduser()))
             for i, (path, kind) in enumerate(config.benchmarks.items())
         ),
     ]
-    if config.air_bench is None:
-        items = air_bench.read(corpus / config.split)
-        return _Questions(corpus, f"{config.split}/", items, air_bench.Audit(items, [], {}), rows)
-    root = Path(config.air_bench).expanduser()
+    benchmark = Path(config.air_bench).expanduser() if config.air_bench else None
+    root = benchmark or corpus / config.split
     items = air_bench.read(root)
-    audit = air_bench.audit(root, items)
+    audit = air_bench.audit(root, items, air_bench.LONGEST_S if benchmark else heard_s)
     if not audit.usable:
         why = audit.missing[0].why
         raise ValueError(f"{root}: no clip of {len(items)} questions is usable; first: {why}")
-    return _Questions(root, "", items, audit, rows)
+    return _Questions(benchmark or corpus, "" if benchmark else f"{config.split}/", items, audit, rows)
 
 
 def _judge(config: EvaluateConfig, corpus: Path, run: Path) -> Judge:

@@ -1,7 +1,8 @@
 """Several completions per prompt from the current policy: what annotators will compare.
 
 On-policy, because a policy learns most from its own mistakes (facts: +.13 factuality against +.03 from
-template-made pairs). Reads: policy, corpus. Writes: prompts.jsonl, completions.jsonl.
+template-made pairs). Reads: policy, corpus. Writes: prompts.jsonl, completions.jsonl, left_out.jsonl
+(prompts about clips that cannot be read).
     align run recipes/demo --only 3_sample
 """
 
@@ -33,10 +34,14 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     prompts = store.read(corpus / "prompts.jsonl", Prompt)
     for prompt in prompts:
         refuse_control(prompt.id, prompt.question)
-    texts = [
-        [completion.text for completion in group]
-        for group in _completions(config, policy, corpus, prompts, out)
-    ]
+    groups = _completions(config, policy, corpus, prompts, out)
+    left_out = [prompt for prompt, group in zip(prompts, groups, strict=True) if not group]
+    prompts = [prompt for prompt, group in zip(prompts, groups, strict=True) if group]
+    texts = [[completion.text for completion in group] for group in groups if group]
+    if left_out and not prompts:
+        raise ValueError(
+            f"no clip of the {len(left_out)} prompts of {corpus} can be read; the log names them"
+        )
     sha = weights_sha256(policy)
     completions = [
         Completion(id=stable_id(prompt.id, sha, i, text), prompt_id=prompt.id, index=i, text=text, policy=sha)
@@ -45,11 +50,14 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     ]
     store.write(out.path / "prompts.jsonl", prompts)
     store.write(out.path / "completions.jsonl", completions)
+    rows = [{"id": prompt.id, "reason": "unreadable_audio", "audios": prompt.audios} for prompt in left_out]
+    store.write_rows(out.path / "left_out.jsonl", rows)
     different = sum(len(set(group)) for group in texts)
     return {
         "prompts": float(len(prompts)),
         "completions": float(len(completions)),
         "different_per_prompt": different / max(1, len(prompts)),
+        **({"left_out_unreadable_audio": float(len(left_out))} if left_out else {}),
     }
 
 

@@ -31,9 +31,17 @@ class DevScore:
     def __init__(self, reference: Path | str, corpus: Path, questions: int, max_new_tokens: int) -> None:
         """`questions` of the corpus' dev split, answered in up to `max_new_tokens` tokens."""
         self.decoding, self.corpus = Decoding(max_new_tokens), corpus
-        self.items = _dev_items(corpus, questions)
-        self.requests = [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
-        self._reference = reference
+        self._questions, self._reference = questions, reference
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Read when the first checkpoint is scored."""
+        return _dev_items(self.corpus, self._questions, self.reference.clips.longest_s)
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """A request for each item."""
+        return [Request(item.question, (f"dev/{item.audio}",)) for item in self.items]
 
     @cached_property
     def reference(self) -> TransformersEngine:
@@ -67,8 +75,8 @@ class DevScore:
         return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
 
 
-def _dev_items(corpus: Path, n: int) -> list[Item]:
-    """`n` dev questions, the same for every policy."""
+def _dev_items(corpus: Path, n: int, longest_s: float) -> list[Item]:
+    """`n` dev questions, the same for every policy, but for those about clips that cannot be read."""
     items = air_bench.read(corpus / "dev")
     drawn = np.random.default_rng(0).permutation(len(items))[:n]
-    return [items[i] for i in sorted(drawn)]
+    return air_bench.audit(corpus / "dev", [items[i] for i in sorted(drawn)], longest_s).usable

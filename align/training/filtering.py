@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from align.run_folder.artifacts import Interrupted, StageFolder, read_json, stop
 from align.training import processes
 from align.training.collate import Row, SFTCollator
 from align.training.processes import eval_mode, local_device
+from preference_data.audio.clip_files import BadAudio
 from preference_data.dataset.filters import Limits, review
 from preference_data.schema import Chat
 from preference_data.store import write_rows
@@ -79,9 +81,14 @@ def audio_effects(
     """Mean over each row's completion tokens of log p(token | clips) - log p(token | silence), in nats.
 
     The silence is as long as the clips. The model is packed if the collator is. A row without clips has the
-    effect 0.
+    effect 0, one with a clip that cannot be read NaN: it stays, and gives way when its turn comes.
     """
-    batch = collator([{**row, "draw": 0} for row in rows])
+    try:
+        batch = collator([{**row, "draw": 0} for row in rows])
+    except BadAudio:
+        if len(rows) == 1:
+            return [nan]
+        return [effect for row in rows for effect in audio_effects(model, collator, [row])]
     if "input_features" not in batch:
         return [0.0] * len(rows)
     features = batch["input_features"]

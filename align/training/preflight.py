@@ -8,6 +8,7 @@ the same.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 import unicodedata
@@ -33,11 +34,18 @@ from align.models.answer_head import answers_only, is_completion
 from align.models.qwen2_audio.model import END_OF_TURN
 from align.models.qwen2_audio.packed import is_packed
 from align.models.scoring import MODEL_INPUTS
+from align.training import processes
 from align.training.collate import Row
 from align.training.data_loading import ABOUT, ReplacingCollator
 from align.training.processes import eval_mode
+from preference_data import store
+from preference_data.audio import decode
+from preference_data.audio.clip_files import BadAudio
 from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
+
+log = logging.getLogger(__name__)
 
 _ROWS = 8
 """Examples whose labels are checked."""
@@ -241,6 +249,35 @@ def check_clip_lengths(
             f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {longest_s:g}, or "
             "start from a model that hears more"
         )
+
+
+def readable(rows: Sequence[Row], corpus: Path, longest_s: float, out: Path) -> list[Row]:
+    """The rows whose clips can all be decoded; the others are listed in `left_out.jsonl` of `out`.
+
+    Each clip is decoded once, in processes that may crash, by rank 0; all ranks get the same rows.
+
+    Raises:
+        NotReady: none is left.
+    """
+    clips = sorted({path for row in rows for path in row["audios"]})
+    bad: dict[str, str] = {}
+    if processes.is_first():
+        find = Dataset(corpus).find
+        outcomes = decode.examine(find, clips, by="samples", max_duration_s=longest_s)
+        bad = {path: str(it) for path, it in zip(clips, outcomes, strict=True) if isinstance(it, BadAudio)}
+        left_out = [
+            {"prompt": row["prompt"], "audios": row["audios"], "reason": bad[path]}
+            for row in rows
+            if (path := next((path for path in row["audios"] if path in bad), ""))
+        ]
+        store.write_rows(out / "left_out.jsonl", left_out)
+        if left_out:
+            log.warning("%d rows are left out, see left_out.jsonl, the first: %s", len(left_out), left_out[0])
+    bad = processes.broadcast(bad)
+    kept = [row for row in rows if not any(path in bad for path in row["audios"])]
+    if not kept:
+        raise NotReady(f"no clip of {len(rows)} rows can be read, e.g. {next(iter(bad.values()), None)}")
+    return kept
 
 
 def check_context(row: Row, tokens: int, context: int) -> None:

@@ -77,6 +77,8 @@ def _check_chunks(file: FileIO, size: int, layout: _Layout) -> None:
         if name == layout.sound:
             has_sound = True
             _check_sound(length, size - start)
+            if name == b"SSND" and any(os.pread(file.fileno(), 4, start)):
+                raise BadContent("corrupt", "its header says that sound begins later than it does")
             if not length:  # refused as empty, whatever lies behind it
                 return
         elif start + length > size and not has_sound:

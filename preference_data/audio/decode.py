@@ -11,11 +11,12 @@ cannot decode, FFmpeg may, see `media`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO, FileIO
@@ -27,10 +28,11 @@ import soundfile
 import soxr
 
 from preference_data.audio import containers, media, mp3
-from preference_data.audio.clip_files import BadAudio, BadContent, ClipFile, Reason
+from preference_data.audio.clip_files import BadAudio, BadContent, ClipFile, Reason, missing
 from preference_data.audio.isolation import Died, in_order
 from preference_data.audio.tar_shards import BadShard
 
+log = logging.getLogger(__name__)
 SAMPLE_RATE = 16_000  # Hz, of everything `load` returns
 
 Depth = Literal["header", "samples"]
@@ -41,6 +43,9 @@ _WITH_STRUCTURE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "OGG")
 _FORMATS = (*_WITH_STRUCTURE, "FLAC", "MP3")
 _LOWEST_HZ, _HIGHEST_HZ, _MAX_CHANNELS = 4_000, 192_000, 8
 _MAX_PEAK = 100.0  # full scale is 1; floating-point files may exceed it, but not by that much
+_LISTED = 3  # odd clips in the log
+_SILENT = 2.0**-16  # peak; half of a 16-bit step
+_CANCELLED = 1e-4  # power of the mix to that of the channels, -40 dB
 _MAX_COUNTED_BYTES = 100_000_000  # of an MP3 that gets another header in memory: 40 minutes at 320 kbit/s
 _UNKNOWN_FRAMES = 2**63 - 1  # by libsndfile
 _TELLTALES = (  # the start of files that often stand where audio should
@@ -50,10 +55,19 @@ _TELLTALES = (  # the start of files that often stand where audio should
 )
 
 
+WARNINGS = {
+    "silent": "is digital silence; listen to it, and leave it out",
+    "antiphase": "its channels cancel each other, so that the mix is silent; keep one of them, by "
+    "`ffmpeg -i FILE -af 'pan=mono|c0=c0' OUT.flac`",
+}
+"""What is odd about a clip that can be read all the same, by code."""
+
+
 class AudioInfo(NamedTuple):
     """A file's header: `frames` are samples per channel, `sha256` is of its bytes.
 
-    `format` is container and coding by the bytes, not by the name, e.g. "WAV/PCM_16".
+    `format` is container and coding by the bytes, not by the name, e.g. "WAV/PCM_16". `warnings` are keys of
+    `WARNINGS`, found in the samples where they were looked at.
     """
 
     duration_s: float
@@ -62,14 +76,15 @@ class AudioInfo(NamedTuple):
     frames: int
     format: str
     sha256: str
+    warnings: tuple[str, ...] = ()
 
 
 class Quarantined(NamedTuple):
-    """A record whose audio was refused."""
+    """A record whose audio was refused, or, with a key of `WARNINGS`, is odd."""
 
     id: str
     path: str
-    code: Reason
+    code: str
     detail: str
 
 
@@ -139,7 +154,19 @@ def audit(
             good[clip[0]] = outcome
         if on_progress is not None:
             on_progress(number)
+    if strange := odd(good, dict(clips)):
+        listed = ", ".join(f"{item.path}: {item.code}" for item in strange[:_LISTED])
+        log.warning("%d of %d clips are odd: %s", len(strange), len(clips), listed)
     return good, refused
+
+
+def odd(good: Mapping[str, AudioInfo], paths: Mapping[str, str]) -> list[Quarantined]:
+    """The warnings about good clips; `paths` are by record id, as `good` is."""
+    return [
+        Quarantined(record, paths[record], code, WARNINGS[code])
+        for record, info in good.items()
+        for code in info.warnings
+    ]
 
 
 def examine(
@@ -169,9 +196,8 @@ def _verify(
     try:
         clip = find(path)
         with _opened(clip, max_duration_s) as (file, sound):
-            if by == "samples":
-                _decode(clip, sound)
-            return _describe(file, sound)
+            warnings = _warnings(_decode(clip, sound)) if by == "samples" else ()
+            return _describe(file, sound)._replace(warnings=warnings)
     except BadAudio as error:
         return error
 
@@ -196,7 +222,7 @@ def _opened(clip: ClipFile, max_duration_s: float) -> Iterator[tuple[FileIO, _So
     except BadContent as error:
         raise BadAudio(clip, error.code, f"{error}; {_next_step(clip, error.code)}") from error
     except FileNotFoundError:
-        raise BadAudio(clip, "missing", "does not exist; check the manifest and the root") from None
+        raise missing(clip) from None
     except OSError as error:
         raise BadAudio(clip, "unreadable", f"{error.strerror}; check its rights and the disk") from error
 
@@ -338,6 +364,14 @@ def _decode(path: ClipFile, sound: _Sound) -> np.ndarray:
     if peak > _MAX_PEAK:
         raise refuse("bad_level", f"peak {peak:g}, the limit is {_MAX_PEAK:g}; scale it to [-1, 1]")
     return samples
+
+
+def _warnings(samples: np.ndarray) -> tuple[str, ...]:
+    """What is odd about samples, shape (frames, channels)."""
+    if float(np.abs(samples).max()) < _SILENT:
+        return ("silent",)
+    mixed, apart = np.mean(samples.mean(axis=1) ** 2), np.mean(samples**2)
+    return ("antiphase",) if mixed < _CANCELLED * apart else ()
 
 
 def _blame(path: str, death: Died) -> BadAudio:

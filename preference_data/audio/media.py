@@ -21,6 +21,7 @@ from preference_data.audio.clip_files import BadContent
 _MAX_CHANNELS = 8
 _LONGEST_GAP_S = 0.1
 """Browsers and phones time their frames to the millisecond, and encoders fill up the last frame."""
+_UNPLAYED = 3  # frames; encoders begin with silence, which is not played
 _KINDS = (  # offset and bytes of a file's start, FFmpeg's name of the format, ours
     (4, b"ftyp", "mov", "M4A/MP4"),
     (4, b"moov", "mov", "QuickTime"),
@@ -99,6 +100,10 @@ def read(file: FileIO, kind: Kind, *, max_duration_s: float) -> Sound:
             if seconds > max_duration_s + _LONGEST_GAP_S:
                 raise BadContent("too_long", f"{seconds:.1f} s, the limit is {max_duration_s:g} s")
             blocks, rate = _decoded(container, stream, max_duration_s)
+            is_pcm = stream.codec_context.name.startswith("pcm_")  # whose samples are counted, not its frames
+            missing = stream.frames - (sum(block.shape[1] for block in blocks) if is_pcm else len(blocks))
+            if missing > _UNPLAYED:  # MP4 only: an edit list leaves them out, or its times are damaged
+                raise BadContent("corrupt", f"{missing} of its {stream.frames} frames are not played")
             coding = f"{kind.demuxer}/{stream.codec_context.name}".upper()
     except av.FFmpegError as error:
         raise BadContent("corrupt", f"cut off or damaged ({error.strerror})") from error

@@ -64,6 +64,8 @@ def read_frames(file: FileIO) -> Frames:
     first_frame = _at(file, first, _frame_bytes(head))
     if not first_frame:
         raise BadContent("unknown_length", "no layer III frame of a known length begins it")
+    if len(first_frame) < _frame_bytes(head):
+        raise BadContent("truncated", "stops in the middle of its first frame")
     runs, n = _runs(file, first, size)
     info = _info(first_frame)
     if info:

@@ -1,9 +1,9 @@
 """Your own recordings: a folder with audio files, `facts.csv` and `phrasebook.yaml`.
 
 `facts.csv` has the columns `path` (relative to the folder), `speaker` (may be empty), `split` (optional),
-and one per slot of the phrasebook, empty where a clip has no such thing. Values of a yes/no slot are
-separated by "|". A row without a split goes to the split that holds its speaker out, else to train, and
-every fifth of those, by chance, to preference.
+and one per slot of the phrasebook, empty where a clip has no such thing; "," or ";" or tabs are between them.
+Values of a yes/no slot are separated by "|". A row without a split goes to the split that holds its speaker
+out, else to train, and every fifth of those, by chance, to preference.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio, resolve_inside
+from preference_data.corpora.published.recording import delimiter
 from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import Facts, Split, stable_id
 from preference_data.text_files import BadText, open_text
@@ -88,7 +89,7 @@ def prepare(
         )
         if on_progress:
             on_progress(number)
-    return PreparedClips(clips, bad)
+    return PreparedClips(clips, bad, decode.odd(good, dict(paths)))
 
 
 def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) -> list[_Row]:
@@ -99,7 +100,7 @@ def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) ->
     problems: list[str] = []
     try:
         with open_text(table) as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, delimiter=delimiter(file, _OURS))
             problems += [f"{table}:1: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)]
             for line in () if problems else reader:
                 wrong: list[str] = []

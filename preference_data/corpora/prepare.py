@@ -20,6 +20,7 @@ from preference_data.corpora.published.recording import BadCorpus, Recording
 from preference_data.dataset.dataset import (
     QUARANTINE,
     RECOGNITION,
+    WARNINGS,
     BadDataset,
     Dataset,
     RecordWriter,
@@ -106,6 +107,7 @@ class _Preparation:
         self._held_out: dict[str, Split] = {}
         self.checked, self._blank = 0, 0
         self.refused: Counter[str] = Counter()
+        self.odd: Counter[str] = Counter()
         self.clips: Counter[Split] = Counter()
         self.hours: defaultdict[Split, float] = defaultdict(float)
         self._tasks: Counter[str] = Counter()
@@ -144,6 +146,9 @@ class _Preparation:
             self.quarantine(recording, "held_out", "is the same file as a recording held out for dev or test")
         else:
             self._write(recording, split, outcome)
+            for item in decode.odd({self._id(recording): outcome}, {self._id(recording): recording.path}):
+                self.odd[item.code] += 1
+                self._records.add_row(WARNINGS, item._asdict())
 
     def quarantine(self, recording: Recording, code: str, detail: str) -> None:
         """Leave a recording out, and say why."""
@@ -153,7 +158,7 @@ class _Preparation:
 
     def summary(self, folder: Path) -> dict[str, Any]:
         """The description of the dataset, but for its digest."""
-        records = {name: n for name, n in self._records.rows.items() if name != QUARANTINE}
+        records = {name: n for name, n in self._records.rows.items() if name not in (QUARANTINE, WARNINGS)}
         if self._blank:
             records["left_out_blank"] = self._blank
         return {
@@ -166,6 +171,7 @@ class _Preparation:
             "records": dict(sorted(records.items())),
             "tasks": dict(sorted(self._tasks.items())),
             "quarantined": dict(sorted(self.refused.items())),
+            **({"odd": dict(sorted(self.odd.items()))} if self.odd else {}),
             "speakers": len(self._speakers[True] | self._speakers[False]),
             "speakers_in_train_and_held_out": len(self._speakers[True] & self._speakers[False]),
         }

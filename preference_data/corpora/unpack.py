@@ -14,6 +14,8 @@ import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from preference_data.audio.clip_files import list_files
+
 _MAX_FILES = 5_000_000
 _MAX_GROWTH, _SPARE_BYTES = 20, 1 << 30  # an archive may become so many times larger, plus this
 _MAX_PATH = 1024  # characters
@@ -77,7 +79,7 @@ def unpack_inner(folder: Path, pattern: str) -> None:
     Raises:
         BadArchive: see `unpack`.
     """
-    for inner in sorted(folder.glob(pattern)):
+    for inner in list_files(folder, pattern):
         unpack(inner, inner.parent)
         inner.unlink()
 

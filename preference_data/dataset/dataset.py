@@ -11,6 +11,7 @@ dev/, test/recognition.jsonl      held-out rows {audio, prompt, gt, source} as t
                                   languages and question where the task needs them
 quarantine.jsonl                  recordings that were left out, or (bad_example) something said about one
                                   that cannot be put to a model: id, path, code, detail
+warnings.jsonl                    odd recordings that were not left out, likewise; only if there are any
 
 Any of the tables of records may be Parquet instead. The rows of a mixture stand part after part in every
 table, the part's name before ids and paths, and its dataset.json says whose they are:
@@ -52,7 +53,7 @@ TABLES: dict[type[Record], str] = {
     PreferencePair: "pairs",
     Label: "labels",
 }
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE, WARNINGS = "quarantine.jsonl", "warnings.jsonl"
 RECOGNITION = {split: f"{split}/recognition.jsonl" for split in HELD_OUT}
 RECORD_FILES = (
     *(f"{TABLES[kind]}.jsonl" for kind in (AudioClip, TaskExample, Chat, Prompt)),

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from preference_data import store
 from preference_data.audio import decode
-from preference_data.audio.clip_files import BadAudio
+from preference_data.audio.clip_files import BadAudio, missing
 from preference_data.audio.decode import Quarantined
 from preference_data.dataset import splits
 from preference_data.dataset.dataset import (
@@ -235,7 +235,7 @@ class _Mixing:
         except BadAudio as error:
             return Quarantined(clip_id, path, error.code, error.detail)
         if isinstance(place, Path) and not place.is_file():
-            return Quarantined(clip_id, path, "missing", "does not exist; prepare the dataset again")
+            return Quarantined(clip_id, path, "missing", missing(place).detail)
         return None
 
     def _refuse_many(self, n_bad: int, n: int, part: _Part, *examples: Quarantined) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import wave
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,11 @@ from preference_data.toy_world.sounds import Samples
 
 
 class PreparedClips(NamedTuple):
-    """The clips of a corpus, and the recordings that cannot be used."""
+    """The clips of a corpus, the recordings that cannot be used, and those that are odd."""
 
     clips: list[AudioClip]
     quarantined: list[Quarantined]
+    odd: Sequence[Quarantined] = ()
 
 
 def wav_bytes(samples: Samples) -> bytes:

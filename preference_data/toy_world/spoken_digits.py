@@ -19,7 +19,7 @@ from numpy.random import Generator
 from scipy.signal import lfilter
 
 from preference_data.audio import decode
-from preference_data.audio.clip_files import BadAudio
+from preference_data.audio.clip_files import BadAudio, list_files
 from preference_data.audio.decode import SAMPLE_RATE, Quarantined
 from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import AudioClip, Facts, Split
@@ -36,7 +36,7 @@ _LENGTHS = {1: 0.25, 2: 0.35, 3: 0.40}
 _FIRST_TRAINING_TAKE = 5
 """The dataset declares recordings 0..4 of everyone its test set."""
 _LONGEST_DIGIT_S = 0.95
-_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[A-Za-z0-9-]+)_(?P<take>[0-9]+)\.wav")
+_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[A-Za-z0-9-]+)_(?P<take>[0-9]+)\.(?i:wav)")
 
 
 class Recording(NamedTuple):
@@ -103,7 +103,7 @@ def prepare(
 def _recordings_folder(folder: Path) -> Path:
     """Where the WAV files are."""
     for inner in (folder / "recordings", folder):
-        if inner.is_dir() and any(inner.glob("*.wav")):
+        if inner.is_dir() and _files(inner):
             return inner
     advice = f"fetch {URL} and unpack it (tar xzf FILE)"
     if folder.is_file():
@@ -111,11 +111,15 @@ def _recordings_folder(folder: Path) -> Path:
     raise ValueError(f"no recordings ({{digit}}_{{speaker}}_{{index}}.wav) in {folder}: {advice}")
 
 
+def _files(folder: Path) -> list[Path]:
+    return list_files(folder, endings={".wav"})
+
+
 def _read(folder: Path) -> tuple[list[Recording], list[Quarantined]]:
     """Every recording that can be used, by name, and those that cannot."""
     good: list[Recording] = []
     bad: list[Quarantined] = []
-    for path in sorted(folder.glob("*.wav")):
+    for path in _files(folder):
         try:
             good.append(_recording(path))
         except BadAudio as error:

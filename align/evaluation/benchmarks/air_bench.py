@@ -101,11 +101,11 @@ class Audit(NamedTuple):
     """By an item's `audio`."""
 
 
-def audit(root: Path, items: Sequence[Item]) -> Audit:
-    """Decode every clip below `root`, the folder that holds `Chat/`, once."""
+def audit(root: Path, items: Sequence[Item], longest_s: float = LONGEST_S) -> Audit:
+    """Decode every clip below `root`, the folder that holds `Chat/`, once; longer ones cannot be used."""
     clips = sorted({item.audio for item in items})
     good, refused = decode.audit(
-        partial(resolve_inside, root), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
+        partial(resolve_inside, root), [(clip, clip) for clip in clips], max_duration_s=longest_s
     )
     reasons = {clip.id: clip for clip in refused}
     missing = [

@@ -6,7 +6,7 @@ One function for all kinds: rows {audio, prompt, gt, source} and the policy's te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,7 @@ from align.evaluation.benchmarks.rows import (
 )
 from align.evaluation.statistics import paired_bootstrap
 from preference_data.audio import decode
-from preference_data.audio.clip_files import resolve_inside
+from preference_data.audio.clip_files import ClipFile, resolve_inside
 from preference_data.audio.decode import Quarantined
 from preference_data.prompts.prompts import AUDIO
 
@@ -66,15 +66,21 @@ def open_rows(path: Path) -> Rows:
     Raises:
         BadBenchmark: naming file, line and key; or no clip is usable.
     """
-    rows = read_utterances(path)
+    utterances = read_utterances(path)
+    rows = usable_rows(path.parent, utterances, partial(resolve_inside, path.parent), LONGEST_S)
+    if not rows.usable:
+        why = rows.missing[0].detail
+        raise BadBenchmark(f"{path}: none of {len(utterances)} rows has a usable clip; first: {why}")
+    return rows
+
+
+def usable_rows(
+    root: Path, rows: Sequence[Utterance], find: Callable[[str], ClipFile], longest_s: float
+) -> Rows:
+    """Rows whose clips below `root` can be decoded, which is done once."""
     clips = sorted({row.audio for row in rows})
-    good, missing = decode.audit(
-        partial(resolve_inside, path.parent), [(clip, clip) for clip in clips], max_duration_s=LONGEST_S
-    )
-    usable = [row for row in rows if row.audio in good]
-    if not usable:
-        raise BadBenchmark(f"{path}: none of {len(rows)} rows has a usable clip; first: {missing[0].detail}")
-    return Rows(path.parent, usable, missing)
+    good, missing = decode.audit(find, [(clip, clip) for clip in clips], max_duration_s=longest_s)
+    return Rows(root, [row for row in rows if row.audio in good], missing)
 
 
 def prompt_of(row: Utterance) -> str:

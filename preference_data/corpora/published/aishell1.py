@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from preference_data.audio.clip_files import list_files
 from preference_data.corpora.published.recording import Content, Recording, lines, not_a_corpus
 from preference_data.schema import Split
 
@@ -31,7 +32,7 @@ def read(folder: Path) -> Iterator[Recording]:
     )
     genders = _genders(folder / "resource_aishell" / "speaker.info")
     for split in _SPLITS:
-        for path in sorted((root / "wav" / split).glob("*/*.wav")):
+        for path in list_files(root / "wav" / split, "*/*", {".wav"}):
             if path.stem in texts:
                 speaker = path.parent.name
                 text = "".join(texts[path.stem].split())

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from preference_data.audio.clip_files import ENDINGS, list_files
 from preference_data.corpora.published.recording import Recording, captioned, grouped, rows, tables
 from preference_data.schema import Split
 
 _SPLITS: dict[str, Split] = {"test": "test", "val": "dev", "train": "train"}
 _COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
-_AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 
 
 def read(folder: Path) -> Iterator[Recording]:
@@ -34,5 +34,5 @@ def read(folder: Path) -> Iterator[Recording]:
 
 def audio_files(folder: Path) -> Mapping[str, str]:
     """Name without ending -> path of every audio file below `audio/`, relative to `folder`."""
-    paths = sorted(path for path in (folder / "audio").rglob("*") if path.suffix in _AUDIO)
+    paths = list_files(folder / "audio", "**/*", ENDINGS)
     return {path.stem: path.relative_to(folder).as_posix() for path in paths}

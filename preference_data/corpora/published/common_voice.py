@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from preference_data.audio.clip_files import list_files
 from preference_data.corpora.published.recording import Content, Recording, language, not_a_corpus, rows
 from preference_data.prompts.languages import LANGUAGES
 from preference_data.schema import Split, stable_id
@@ -27,7 +28,7 @@ def read(folder: Path) -> Iterator[Recording]:
     locales = sorted(
         path.parent
         for pattern in ("test.tsv", "*/test.tsv", "*/*/test.tsv")
-        for path in folder.glob(pattern)
+        for path in list_files(folder, pattern)
         if (path.parent / "clips").is_dir()
     )
     if not locales:

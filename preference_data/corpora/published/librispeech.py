@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from preference_data.audio.clip_files import list_files
 from preference_data.corpora.published.recording import BadCorpus, Content, Recording, lines, not_a_corpus
 from preference_data.schema import Split, Word
 
@@ -40,7 +41,7 @@ def read(folder: Path) -> Iterator[Recording]:
         raise not_a_corpus(folder, "LibriSpeech/{train,dev,test}-*", "librispeech")
     genders = _genders(root / "SPEAKERS.TXT")
     for part in there:
-        for transcripts in sorted((root / part).glob("*/*/*.trans.txt")):
+        for transcripts in list_files(root / part, "*/*/*.trans.txt"):
             yield from _chapter(folder, part, transcripts, genders)
 
 

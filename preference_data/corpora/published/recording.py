@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from preference_data.schema import Split, Word
 from preference_data.text_files import BadText, numbered_lines, open_text
@@ -69,7 +69,7 @@ def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> It
             if path.suffix == ".tsv":
                 table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
             else:
-                table = csv.DictReader(file)
+                table = csv.DictReader(file, delimiter=delimiter(file, columns))
             there = [name.strip() for name in table.fieldnames or ()]
             if lacking := [name for name in columns if name not in there]:
                 raise BadCorpus(
@@ -83,6 +83,14 @@ def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> It
                 yield {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str)}
     except (BadText, UnicodeDecodeError, csv.Error) as error:
         raise BadCorpus(f"{path} is not such a table: {error}; fetch it again") from error
+
+
+def delimiter(file: TextIO, columns: Sequence[str]) -> str:
+    """What separates cells: "," unless the first line has the columns between ";" or tabs, as of Excel."""
+    names = file.readline()
+    file.seek(0)
+    shared = {mark: {cell.strip(' "\r\n') for cell in names.split(mark)} & {*columns} for mark in ",;\t"}
+    return max(shared, key=lambda mark: len(shared[mark]))
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

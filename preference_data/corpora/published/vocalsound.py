@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from preference_data.audio.clip_files import list_files
 from preference_data.corpora.published.recording import (
     Content,
     QuestionAnswer,
@@ -35,7 +36,7 @@ def read(folder: Path) -> Iterator[Recording]:
     audio = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), None)
     if audio is None:
         raise not_a_corpus(folder, "audio_16k/", "vocalsound")
-    named = [(path, _NAME.fullmatch(path.stem)) for path in sorted(audio.glob("*.wav"))]
+    named = [(path, _NAME.fullmatch(path.stem)) for path in list_files(audio, endings={".wav"})]
     for part, split in _SPLITS.items():
         ages = _speakers(folder / "meta" / f"{part}_meta.csv")
         for path, name in named:

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 import preference_data
 from align.generation import complete
@@ -98,6 +100,22 @@ def test_where_judging_costs_the_control_is_made_for_one_policy(inputs, tmp_path
     report = json.loads((paid / "scores.json").read_text())
     assert "shuffled_audio" in report["policies"]["2"]
     assert "shuffled_audio" not in report["policies"]["1"]
+
+
+def test_questions_about_bad_clips_are_counted_by_name(inputs, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(inputs["0"], corpus)
+    clip = corpus / "test/Chat/speech_QA_toy/1.wav"
+    soundfile.write(clip, np.full(8_000, np.nan), 16_000, subtype="FLOAT")
+    metrics, out = run({**inputs, "0": corpus}, tmp_path / "run")
+    report = json.loads((out / "scores.json").read_text())
+    unusable = [(row["uniq_id"], row["code"]) for row in report["unusable"]]
+    assert unusable == [("q1", "non_finite"), ("q5", "non_finite")]
+    assert [row["path"] for rows in report["unusable_rows"].values() for row in rows] == [
+        "test/Chat/speech_QA_toy/1.wav"
+    ]
+    assert metrics["unusable"] == 3
+    assert report["n"] == 4
 
 
 def test_no_clip_keeps_its_place_in_the_control():

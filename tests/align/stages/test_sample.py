@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 
 from align.generation import complete
 from align.recipe.config.preference import SampleConfig
@@ -75,3 +77,27 @@ def test_a_prompt_that_would_steer_the_model_is_named_before_anything_is_loaded(
     store.write(tmp_path / "corpus/prompts.jsonl", prompts)
     with pytest.raises(BadExample, match=r"example 'p1': its text holds <\|"):
         run({"0": tmp_path / "corpus", "1": tmp_path / "policy"}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["samples", "gone", "page"])
+def test_a_prompt_about_a_bad_clip_is_left_out(inputs, tmp_path, damage):
+    """The others get the completions that they get beside it."""
+    _, whole = run(inputs, tmp_path / "whole")
+    corpus = tmp_path / "corpus"
+    shutil.copytree(inputs["0"], corpus)
+    spoil(corpus / "1.wav", damage)
+    metrics, text = run({**inputs, "0": corpus}, tmp_path / "run")
+    assert metrics["left_out_unreadable_audio"] == 3
+    kept = [line for line in whole.splitlines() if json.loads(line)["prompt_id"] not in ("p1", "p5", "p6")]
+    assert text.splitlines() == kept
+    left_out = [json.loads(line) for line in (tmp_path / "run/.partial-3_sample/left_out.jsonl").open()]
+    assert [row["id"] for row in left_out] == ["p1", "p5", "p6"]
+
+
+def spoil(path, damage):
+    """Make a clip one that only decoding shows to be bad, or one that is not there, or no clip."""
+    path.unlink()
+    if damage == "samples":
+        soundfile.write(path, np.full(8_000, np.nan), 16_000, subtype="FLOAT", format="WAV")
+    if damage == "page":
+        path.write_text("<html>")

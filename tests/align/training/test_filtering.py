@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,13 @@ def test_packed_the_effects_are_those_of_padded_rows(listener):
     padded = audio_effects(model.eval(), collator, rows)
     packed = audio_effects(pack(copy.deepcopy(model)), replace(collator, packed=True), rows)
     assert packed == pytest.approx(padded, abs=2e-3)
+
+
+def test_a_bad_clip_stays_to_give_way_in_training(listener):
+    model, collator, rows = listener
+    effects = audio_effects(model, collator, [rows[0], {**rows[1], "audios": ["none.wav"]}, rows[2]])
+    assert math.isnan(effects[1])
+    assert effects[::2] == pytest.approx(audio_effects(model, collator, rows[:3])[::2], abs=1e-4)
 
 
 def test_text_alone_has_no_clip_to_need(listener):

@@ -1,9 +1,12 @@
 """Pairs that are held out: how they are drawn, what is logged of them, and a checkpoint chosen by them."""
 
+import json
 import os
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
@@ -111,6 +114,27 @@ def test_the_figures_are_those_of_the_published_policy_by_hand(run, world):
     assert metrics["held_out/margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
     assert metrics["held_out/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
     assert metrics["held_out/accuracy"] == sum(margin > 0 for margin in margins) / len(margins)
+
+
+@pytest.mark.parametrize("damage", ["samples", "gone", "page"])
+def test_pairs_about_a_bad_clip_are_left_out(world, tmp_path, damage):
+    copied = shutil.copytree(world, tmp_path / "world")
+    config = tiny_training.make_config("dpo", steps=2, save_steps=2, held_out=0.25)
+    rows = dpo._rows(config, copied / "pairs")
+    bad = rows[0]["audios"][0]
+    (copied / "corpus" / bad).unlink()
+    if damage == "samples":
+        nan = np.full(8_000, np.nan)
+        soundfile.write(copied / "corpus" / bad, nan, 16_000, subtype="FLOAT", format="WAV")
+    if damage == "page":
+        (copied / "corpus" / bad).write_text("<html>")
+    metrics = tiny_training.run_here(config, copied, tmp_path / "run")
+    n = sum(bad in row["audios"] for row in rows)
+    assert metrics["left_out_unreadable_audio"] == n
+    assert metrics["pairs"] + metrics["held_out_pairs"] == len(rows) - n
+    left_out = [json.loads(line) for line in (tmp_path / "run/.partial-stage/left_out.jsonl").open()]
+    assert [row["audios"] for row in left_out] == [[bad]] * n
+    assert all(bad in row["reason"] for row in left_out)
 
 
 def losses(folder):

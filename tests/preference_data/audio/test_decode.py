@@ -345,6 +345,43 @@ def test_channels_are_averaged_and_16_khz_is_left_alone(tmp_path: Path) -> None:
     assert decode.load(tmp_path / "a.wav", max_duration_s=1).tolist() == [0.375, 0.0, 0.0]
 
 
+def odd(level: float) -> np.ndarray:
+    """A tone in two channels, the second one turned round and `level` times as loud."""
+    left = tone(1, 16_000)
+    return np.concatenate([left, -level * left], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "warnings"),
+    [
+        ("silence.wav", np.zeros((16_000, 1)), ("silent",)),
+        ("silence.flac", np.zeros((16_000, 2)), ("silent",)),
+        ("dither.wav", np.full((16_000, 1), 1e-6), ("silent",)),
+        ("antiphase.wav", odd(1.0), ("antiphase",)),
+        ("antiphase.flac", odd(0.99), ("antiphase",)),
+        ("antiphase.mp3", odd(1.0), ("antiphase",)),
+        ("wide.wav", odd(0.5), ()),
+        ("left_only.wav", odd(0.0), ()),
+        ("quiet.wav", tone(1, 16_000) * 0.001, ()),
+    ],
+)
+def test_odd_clip_is_read_with_a_warning(
+    tmp_path: Path,
+    name: str,
+    samples: np.ndarray,
+    warnings: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    soundfile.write(tmp_path / name, samples, 16_000)
+    good, refused = decode.audit(Dataset(tmp_path).find, [("r", name)], max_duration_s=2)
+    assert refused == []
+    assert good["r"].warnings == warnings
+    assert [(row.id, row.path, row.code) for row in decode.odd(good, {"r": name})] == [
+        ("r", name, code) for code in warnings
+    ]
+    assert [f"{name}: {code}" in caplog.text for code in warnings] == [True] * len(warnings)
+
+
 def test_format_is_what_the_bytes_say(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", SILENCE, 16_000, format="FLAC")
     assert decode.inspect(tmp_path / "a.wav", max_duration_s=1).format == "FLAC/PCM_16"

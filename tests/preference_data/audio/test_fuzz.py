@@ -123,11 +123,11 @@ def is_whole(name: str, mutation: Mutation, info: decode.AudioInfo, length: int)
     return missing <= FRAME.get(name.rpartition(".")[2], 0) * mutation.files
 
 
-def short_ones(tmp_path: Path, originals: dict[str, bytes], n: int) -> list[str]:
+def short_ones(tmp_path: Path, originals: dict[str, bytes], n: int, seed: int = 0) -> list[str]:
     """Damages `n` files and reads them; says which passed with sound missing, hung or crashed."""
     mutations: dict[str, tuple[str, Mutation]] = {}
     for number in range(n):
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng([seed, number])
         name = list(originals)[number % len(originals)]
         mutation = MUTATIONS[int(rng.integers(len(MUTATIONS)))](rng, originals[name])
         path = f"{number}-{name}"

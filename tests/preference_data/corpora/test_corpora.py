@@ -54,7 +54,7 @@ COUNTS = {"train": 80, "preference": 20, "dev": 20, "test": 40}
 def world(tmp_path_factory) -> tuple[Path, list[AudioClip]]:
     out = tmp_path_factory.mktemp("world")
     done: list[int] = []
-    clips, _ = prepare_synthetic(out, counts=COUNTS, seed=3, on_progress=done.append)
+    clips, _, _ = prepare_synthetic(out, counts=COUNTS, seed=3, on_progress=done.append)
     assert done == list(range(1, 161))
     return out, clips
 
@@ -77,9 +77,9 @@ def test_the_synthetic_world_has_all_categories_equally_often_and_voices_by_spli
 
 def test_clips_depend_on_seed_and_number_only(world, tmp_path):
     _, clips = world
-    few, _ = prepare_synthetic(tmp_path, counts={"train": 6, "test": 8}, seed=3)
+    few, *_ = prepare_synthetic(tmp_path, counts={"train": 6, "test": 8}, seed=3)
     assert few == [c for c in clips if c.split == "train"][:6] + [c for c in clips if c.split == "test"][:8]
-    other, _ = prepare_synthetic(tmp_path, counts={"dev": 4}, seed=4)
+    other, *_ = prepare_synthetic(tmp_path, counts={"dev": 4}, seed=4)
     assert not {clip.sha256 for clip in other} & {clip.sha256 for clip in clips}
 
 
@@ -125,7 +125,7 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
     out = tmp_path / "out"
     done: list[int] = []
     options = {"recordings": recordings, "counts": DIGIT_COUNTS, "held_out": HELD_OUT, "seed": 1}
-    clips, bad = prepare_digits(out, **options, on_progress=done.append)
+    clips, bad, _ = prepare_digits(out, **options, on_progress=done.append)
     check_files(out, clips, "spoken_digits", DIGITS)
     assert done == list(range(1, 51))
     assert Counter((clip.split, clip.source) for clip in clips) == {
@@ -145,7 +145,7 @@ def test_digit_clips_keep_speakers_apart(recordings, tmp_path):
 
 
 def test_a_single_recording_is_heard_as_it_is(recordings, tmp_path):
-    clips, _ = prepare_digits(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
+    clips, _, _ = prepare_digits(tmp_path, recordings=recordings, counts={"test": 1}, held_out=HELD_OUT)
     clip = next(clip for clip in clips if clip.id == "spoken_digits-test-7_kim_6")
     samples = decode.load(tmp_path / clip.path, max_duration_s=3)
     spectrum = np.abs(np.fft.rfft(samples))
@@ -204,7 +204,7 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
     write_tone(wavs / "7_ann_10.wav", 500, duration_s=4)
     write_tone(wavs / "seven_ann_11.wav", 500)
     soundfile.write(wavs / "0_ann_12.wav", np.zeros(4000), 8000)
-    clips, bad = prepare_digits(tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
+    clips, bad, _ = prepare_digits(tmp_path, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
     assert len(clips) == 50 + 24
     assert {one.id: one.code for one in bad} == {
         "0_ann_12": "bad_level",
@@ -214,6 +214,27 @@ def test_bad_recordings_are_set_aside_with_their_reason(recordings, tmp_path):
         "7_bob_9": "missing",
         "seven_ann_11": "bad_path",
     }
+
+
+LEFT_BEHIND = ("._0_ann_0.wav", ".ipynb_checkpoints/0_ann_0.wav", "__MACOSX/0_ann_0.wav", ".DS_Store")
+
+
+def test_what_systems_leave_behind_is_no_recording(recordings, tmp_path):
+    prepare = partial(prepare_digits, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
+    expected = prepare(tmp_path / "before")
+    for name in LEFT_BEHIND:
+        (recordings / "recordings" / name).parent.mkdir(exist_ok=True)
+        (recordings / "recordings" / name).write_bytes(b"\0\5\x16\7" * 40)
+    assert prepare(tmp_path / "after") == expected
+
+
+@pytest.mark.parametrize("ending", [".WAV", ".Wav", ".wAV"])
+def test_endings_in_capital_letters_count(recordings, tmp_path, ending):
+    prepare = partial(prepare_digits, recordings=recordings, counts=DIGIT_COUNTS, held_out=HELD_OUT)
+    expected = prepare(tmp_path / "before")
+    for path in (recordings / "recordings").glob("*_eve_*.wav"):
+        path.rename(path.with_suffix(ending))
+    assert prepare(tmp_path / "after") == expected
 
 
 def test_unusable_digits_say_what_to_do(recordings, tmp_path):
@@ -257,7 +278,7 @@ def real_recordings(tmp_path_factory) -> Path:
 
 def test_the_real_recordings_are_all_usable(real_recordings, tmp_path):
     counts = {"train": 60, "preference": 20, "dev": 10, "test": 10}
-    clips, bad = prepare_digits(
+    clips, bad, _ = prepare_digits(
         tmp_path, recordings=real_recordings, counts=counts, held_out={"dev": ["george"], "test": ["theo"]}
     )
     check_files(tmp_path, clips, "spoken_digits", DIGITS)
@@ -311,7 +332,7 @@ def mine(tmp_path) -> Path:
 def test_a_folder_of_your_own(mine, tmp_path):
     out, done = tmp_path / "out", []
     held_out = {"dev": ["bob"], "test": ["eve"]}
-    clips, _ = prepare_folder(out, recordings=mine, held_out=held_out, on_progress=done.append)
+    clips, _, _ = prepare_folder(out, recordings=mine, held_out=held_out, on_progress=done.append)
     check_files(out, clips, "folder", Phrasebook.load(mine / "phrasebook.yaml"))
     assert done == [1, 2, 3, 4]
     by_speaker = {(clip.speaker, clip.facts["digits"]): clip for clip in clips}
@@ -325,13 +346,32 @@ def test_a_folder_of_your_own(mine, tmp_path):
     assert prepare_folder(tmp_path / "again", recordings=mine, held_out=held_out).clips == clips
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_as_excel_writes_it(mine, tmp_path, mark, encoding):
+    expected = prepare_folder(tmp_path / "before", recordings=mine).clips
+    table = mine / "facts.csv"
+    table.write_text(table.read_text().replace(",", mark).replace("a/one.wav", '"a/one.wav"'), encoding)
+    assert prepare_folder(tmp_path / "after", recordings=mine).clips == expected
+
+
+def test_odd_recordings_of_a_folder_are_named(mine, tmp_path):
+    left = np.sin(np.arange(16_000) * 0.1) / 2
+    soundfile.write(mine / "c.wav", np.stack([left, -left], axis=1), 16_000)
+    soundfile.write(mine / "a/two.wav", np.zeros(16_000), 16_000)
+    clips, bad, odd = prepare_folder(tmp_path / "out", recordings=mine)
+    assert len(clips) == 4
+    assert bad == []
+    assert {(one.path, one.code) for one in odd} == {("c.wav", "antiphase"), ("a/two.wav", "silent")}
+
+
 def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, tmp_path):
     rest = [{**ROWS[0], "path": f"{number}.wav", "split": ""} for number in range(60)]
     for row in rest:
         shutil.copyfile(mine / "c.wav", mine / row["path"])
     given = [{**row, "split": split} for row, split in zip(ROWS, ("test", "test", "dev", "dev"), strict=True)]
     write_table(mine, given + rest)
-    clips, _ = prepare_folder(tmp_path / "out", recordings=mine)
+    clips, _, _ = prepare_folder(tmp_path / "out", recordings=mine)
     assert [clip.split for clip in clips[:4]] == ["test", "test", "dev", "dev"]
     shares = Counter(clip.split for clip in clips[4:])
     assert set(shares) == {"train", "preference"}
@@ -340,7 +380,7 @@ def test_a_given_split_counts_and_a_fifth_of_the_rest_is_for_preferences(mine, t
 
 def test_unusable_recordings_of_a_folder_are_set_aside(mine, tmp_path):
     (mine / "c.wav").write_text("<html>")
-    clips, bad = prepare_folder(tmp_path / "out", recordings=mine)
+    clips, bad, _ = prepare_folder(tmp_path / "out", recordings=mine)
     assert len(clips) == 3
     assert [(one.path, one.code) for one in bad] == [("c.wav", "unreadable")]
     for path in [*mine.rglob("*.wav"), *mine.rglob("*.flac")]:

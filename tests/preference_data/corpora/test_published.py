@@ -280,6 +280,28 @@ def test_clotho(tmp_path):
     assert len(found[1].questions) == 1
 
 
+def test_what_systems_leave_behind_is_no_recording(tmp_path):
+    """A folder that a Mac has packed, or a notebook was opened in."""
+    chapter = tmp_path / "LibriSpeech/dev-clean/84/121"
+    write(chapter / "84-121.trans.txt", "84-121-0000 GO\n")
+    (chapter / "._84-121.trans.txt").write_bytes(b"\0\5\x16\7\xff")
+    assert [one.path for one in read("librispeech", tmp_path)] == [
+        "LibriSpeech/dev-clean/84/121/84-121-0000.flac"
+    ]
+    header = "audiocap_id,youtube_id,start_time,caption\n"
+    write(tmp_path / "train.csv", (header + "1,aaa,30,A dog\n2,bbb,0,A cat\n").replace(",", ";"))
+    for name in (
+        "aaa.WAV",
+        "._aaa.wav",
+        "__MACOSX/aaa.wav",
+        ".ipynb_checkpoints/aaa.wav",
+        "bbb.M4A",
+        "bbb.txt",
+    ):
+        tone(tmp_path / "audio" / name) if name[0] == "a" else write(tmp_path / "audio" / name, "x")
+    assert [one.path for one in read("audiocaps", tmp_path)] == ["audio/aaa.WAV", "audio/bbb.M4A"]
+
+
 def test_audiocaps_finds_audio_however_it_is_named(tmp_path):
     header = "audiocap_id,youtube_id,start_time,caption\n"
     write(tmp_path / "train.csv", header + "1,aaa,30,A dog\n2,bbb,0,A cat\n3,ccc,10,Rain\n4,-d_d,5,Wind\n")
