@@ -33,8 +33,9 @@ from align.stages.tuning import tuning_of
 from align.training import run as training
 from align.training.collate import Row, SFTCollator, pair_row
 from align.training.data_loading import hold_out
+from align.training.lengths import Lengths
 from align.training.methods import Schedule, direct_preference_optimisation
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import NotReady, check_clip_lengths, describe_beyond
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
 from preference_data import store
@@ -44,6 +45,20 @@ from preference_data.schema import AudioClip, Axis, PreferencePair
 
 _BATCH = 128
 """Dev questions that are answered together."""
+
+
+def check(config: DPOConfig, inputs: dict[str, Path]) -> None:
+    """Check data that are there before the run.
+
+    Raises:
+        NotReady, BadRecord, BadExample, BadDataset: a pair or a clip cannot be trained on.
+    """
+    corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
+    processor = qwen2_audio.load_processor(policy)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
+    rows, lengths = _rows(config, inputs[config.pairs]), Lengths(corpus, processor)
+    if message := describe_beyond(rows, lengths, qwen2_audio.context_of(policy)):
+        raise NotReady(message)
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:

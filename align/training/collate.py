@@ -46,7 +46,8 @@ def task_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
         BadExample: the example does not have what its task needs.
     """
     prompt, target = prompt_of(example, prompt_format), target_of(example)
-    return {"messages": None, "prompt": prompt, "completion": target, "audios": list(example.audios)}
+    texts = {"messages": None, "prompt": prompt, "completion": target}
+    return {"id": example.id, **texts, "audios": list(example.audios)}
 
 
 def chat_row(chat: Chat) -> Row:
@@ -61,7 +62,8 @@ def chat_row(chat: Chat) -> Row:
     for turn, clips in zip(chat.turns, chat.audios_per_turn, strict=True):
         refuse_control(chat.id, turn.question, turn.answer)
         messages += [user(turn.question, len(clips)), assistant(turn.answer)]
-    return {"messages": messages, "prompt": None, "completion": None, "audios": list(chat.audios)}
+    texts = {"messages": messages, "prompt": None, "completion": None}
+    return {"id": chat.id, **texts, "audios": list(chat.audios)}
 
 
 def pair_row(pair: PreferencePair, weight: float) -> Row:
@@ -72,7 +74,7 @@ def pair_row(pair: PreferencePair, weight: float) -> Row:
     """
     refuse_control(pair.id, pair.question, pair.chosen, pair.rejected)
     texts = {"prompt": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
-    return {**texts, "audios": list(pair.audios), "weight": weight}
+    return {"id": pair.id, **texts, "audios": list(pair.audios), "weight": weight}
 
 
 def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
@@ -80,6 +82,13 @@ def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
     if row.get("messages") is not None:
         return encode_chat(processor, row["messages"])
     return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
+
+
+def encode_pair(processor: Qwen2AudioProcessor, row: Row) -> tuple[Encoded, Encoded]:
+    """Tokens of a preference pair's prompt with its chosen and its rejected; each clip is still one token."""
+    prompt = encode_prompt(processor, [user(row["prompt"], len(row["audios"]))])
+    completions = encode_completion(processor, row["chosen"]), encode_completion(processor, row["rejected"])
+    return join(prompt, completions[0]), join(prompt, completions[1])
 
 
 # -------------------------------------------------------------------------- batches
