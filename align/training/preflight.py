@@ -244,8 +244,8 @@ def describe_beyond(rows: Iterable[Row], lengths: Lengths, context: int) -> str 
     noun = "pair" if "chosen" in row else "example"
     others = f". {len(beyond) - 1} more are too long" if len(beyond) > 1 else ""
     return (
-        f"{noun} {row['id']!r} has {tokens} tokens, with its {len(row['audios'])} clips, but the language model "
-        f"knows positions up to {context}. Shorten it, or leave it out{others}"
+        f"{noun} {row['id']!r} has {tokens} tokens, with its {len(row['audios'])} clips, but the language "
+        f"model knows positions up to {context}. Shorten it, or leave it out{others}"
     )
 
 
