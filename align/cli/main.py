@@ -15,6 +15,7 @@ import re
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -71,20 +72,23 @@ def check(
     """
     if not (math.isfinite(gpu_gb) and gpu_gb > 0):
         raise typer.BadParameter(f"--gpu-gb {gpu_gb}: must be a number above 0")
+    from align.execution.checks import load_checked, missing_data, unreachable_models
     from align.planning.budget import lines
-    from align.recipe.recipe import load
+    from align.recipe.between_stages import thawed_parts
 
-    loaded = load(recipe, overrides)
+    loaded, run = load_checked(recipe, overrides, partial(_run_folder, out=out))
     rows = [["step", "stage", "reads", "work"]]
     for step in loaded.steps:
         corpus = loaded.corpus_of(step)
         work = step.config.describe_work(corpus.clips.model_dump() if corpus and corpus.clips else {})
         rows.append([step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), work])
     _table(rows)
-    run = _run_folder(loaded, out)
     budgets = [line for step in loaded.steps for line in lines(step, loaded, run, gpu_gb)]
     if budgets:
         print("\n" + "\n".join(budgets))
+    not_here = [*missing_data(loaded.steps), *unreachable_models(loaded.steps)]
+    if notes := [*thawed_parts(loaded.steps), *map(str, not_here)]:
+        print("\n" + "\n".join(f"Note: {note}" for note in notes))
     print(f"\n{recipe}: {len(loaded.steps)} stages, no mistakes. Next: {run_command(recipe, overrides, out)}")
 
 
@@ -118,10 +122,11 @@ def run(
     """
     if only and start_at:
         raise typer.BadParameter("give --only or --from, not both")
-    from align.recipe.recipe import load
+    from align.execution.checks import check_data, load_checked
 
-    loaded = load(recipe, overrides)
-    folder = _run_folder(loaded, out)
+    loaded, folder = load_checked(recipe, overrides, partial(_run_folder, out=out))
+    for note in check_data(loaded, folder):
+        _warn(f"Note: {note}")
     from align.execution.runner import execute  # takes seconds: not before the recipe is known to be valid
     from align.run_folder.tracking import Tracker
 

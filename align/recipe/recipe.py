@@ -58,6 +58,13 @@ class Step:
         return sorted({ref for ref in refs if ref not in self.needs})
 
     @property
+    def foreign_models(self) -> dict[str, tuple[Loc, Needs]]:
+        """Models from outside the recipe: paths and Hub ids, with where each is named and as what."""
+        refs = _references(type(self.config), self.config.model_dump())
+        models = (each for each in refs if each[1].kind in ("policy", "checkpoint"))
+        return {ref: (loc, needs) for loc, needs, ref in models if ref not in self.needs}
+
+    @property
     def folders(self) -> list[str]:
         """Folders and files of data from outside the run."""
         fields = type(self.config).model_fields.items()
@@ -127,6 +134,7 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
         mistakes += _check_references(file, earlier, files)
         mistakes += _check_trl(file)
         if config is not None:
+            mistakes += _check_folders(file, config)
             mistakes += _check_facts(file, config, {step.name: step.config for step in steps})
             refs = [ref for _, _, ref in _references(type(config), file.data)]
             needs = [name for name in earlier if name in refs]
@@ -368,6 +376,8 @@ def _check_references(
 
 def _foreign_problem(ref: str, needs: Needs) -> str | None:
     """What is wrong with a model, pairs or a corpus from outside the recipe, named by path or Hub id."""
+    if problem := _path_problem(ref):
+        return problem
     folder = Path(ref).expanduser()
     if wanted := _IMPORTED.get(needs.kind):
         if (folder / wanted).is_file():
@@ -378,6 +388,29 @@ def _foreign_problem(ref: str, needs: Needs) -> str | None:
     if folder.is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
         return None
     return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"
+
+
+def _path_problem(path: str) -> str | None:
+    """Why text can be the path of nothing on any machine."""
+    try:
+        Path(path).expanduser().stat()
+    except FileNotFoundError:
+        return None  # not here, or not yet
+    except (OSError, ValueError, RuntimeError) as error:
+        shown = path if len(path) < 100 else f"{path[:80]}..."
+        return f"{shown!r} can be no path: {getattr(error, 'strerror', None) or error}"
+    return None
+
+
+def _check_folders(file: StageFile, config: StageConfig) -> list[Problem]:
+    """Folders and files of data whose names can be none."""
+    problems = []
+    for key, info in type(config).model_fields.items():
+        value = getattr(config, key) if mark_of(info, Outside) else None
+        for path in _paths(value) if value else ():
+            if problem := _path_problem(path):
+                problems.append(file.problem((key,), problem))
+    return problems
 
 
 def _check_trl(file: StageFile) -> list[Problem]:
@@ -399,7 +432,7 @@ def _check_facts(file: StageFile, config: StageConfig, earlier: dict[str, StageC
         return []
     if "/" not in corpus and corpus not in earlier:
         return []  # reported where the reference is
-    if (Path(corpus).expanduser() / "phrasebook.yaml").exists():
+    if _path_problem(corpus) or (Path(corpus).expanduser() / "phrasebook.yaml").exists():
         return []
     key, instead = needed
     return [file.problem((key,), f"needs the facts of every clip, and {corpus!r} has none: use `{instead}`")]

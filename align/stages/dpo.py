@@ -21,8 +21,9 @@ from align.training import run as training
 from align.training.collate import Row, pair_row
 from align.training.data_loading import hold_out
 from align.training.dev_score import DevScore
+from align.training.lengths import Lengths
 from align.training.methods import Schedule, direct_preference_optimisation
-from align.training.preflight import check_clip_lengths, readable
+from align.training.preflight import NotReady, check_clip_lengths, describe_beyond, readable
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
 from preference_data import store
@@ -30,6 +31,20 @@ from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
 from preference_data.schema import AudioClip, Axis, PreferencePair
+
+
+def check(config: DPOConfig, inputs: dict[str, Path]) -> None:
+    """Check data that are there before the run.
+
+    Raises:
+        NotReady, BadRecord, BadExample, BadDataset: a pair or a clip cannot be trained on.
+    """
+    corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
+    processor = qwen2_audio.load_processor(policy)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
+    rows, lengths = _rows(config, inputs[config.pairs]), Lengths(corpus, processor)
+    if message := describe_beyond(rows, lengths, qwen2_audio.context_of(policy)):
+        raise NotReady(message)
 
 
 def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:

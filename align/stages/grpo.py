@@ -23,8 +23,9 @@ from align.training import run as training
 from align.training.collate import Row, prompt_row, target_row
 from align.training.dev_score import DevScore
 from align.training.methods import Schedule, group_relative_policy_optimisation
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import check_clip_lengths, readable
 from align.training.run import CheckpointChoice
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Prompt, TaskExample
 from preference_data.toy_world.examples import prompts as asked_prompts
@@ -36,9 +37,10 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
-    rows = list(_rows(config, corpus))
-    if not rows:
+    all_rows = list(_rows(config, corpus))
+    if not all_rows:
         raise ValueError(f"{corpus} has no prompt of {config.prompts}: nothing to complete")
+    rows = readable(all_rows, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     reward = reward_of(config.reward, corpus, out.final.parent)
     reward.check([row["record"] for row in rows])
     if processes.is_first():

@@ -27,13 +27,28 @@ from align.training.augmentation import augmentation_of
 from align.training.collate import SFTCollator, chat_row, task_row
 from align.training.data_loading import Examples, Part
 from align.training.filtering import keep, saved_effects
+from align.training.lengths import Lengths
 from align.training.methods import Schedule, supervised_fine_tuning
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import NotReady, check_clip_lengths, describe_beyond
 from preference_data.dataset import dataset
 from preference_data.dataset.dataset import Dataset
 from preference_data.dataset.filters import Limits
 from preference_data.dataset.manifest import Selection
 from preference_data.schema import AudioClip, Chat, TaskExample
+
+
+def check(config: SFTConfig, inputs: dict[str, Path]) -> None:
+    """Check data that are there before the run.
+
+    Raises:
+        NotReady, BadRecord, BadExample, BadDataset: a chat or a clip cannot be trained on.
+    """
+    corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
+    processor = qwen2_audio.load_processor(policy)
+    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
+    examples, lengths = _examples(config, corpus, Dataset(corpus).parts(Chat)), Lengths(corpus, processor)
+    if message := describe_beyond(examples.distinct, lengths, qwen2_audio.context_of(policy)):
+        raise NotReady(message)
 
 
 def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:

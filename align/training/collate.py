@@ -49,7 +49,8 @@ def task_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
         BadExample: the example does not have what its task needs.
     """
     prompt, target = prompt_of(example, prompt_format), target_of(example)
-    return {"messages": None, "prompt": prompt, "completion": target, "audios": list(example.audios)}
+    texts = {"messages": None, "prompt": prompt, "completion": target}
+    return {"id": example.id, **texts, "audios": list(example.audios)}
 
 
 def chat_row(chat: Chat) -> Row:
@@ -65,7 +66,8 @@ def chat_row(chat: Chat) -> Row:
     for turn, clips in zip(chat.turns, chat.audios_per_turn, strict=True):
         refuse_control(chat.id, turn.question, turn.answer)
         messages += [user(turn.question, len(clips)), assistant(turn.answer)]
-    return {"messages": messages, "prompt": None, "completion": None, "audios": list(chat.audios)}
+    texts = {"messages": messages, "prompt": None, "completion": None}
+    return {"id": chat.id, **texts, "audios": list(chat.audios)}
 
 
 def pair_row(pair: PreferencePair, weight: float) -> Row:
@@ -76,7 +78,8 @@ def pair_row(pair: PreferencePair, weight: float) -> Row:
     """
     refuse_control(pair.id, pair.system or "", pair.question, pair.chosen, pair.rejected)
     texts = {"prompt": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
-    return {"system": pair.system, **texts, "audios": list(pair.audios), "weight": weight}
+    own = {"id": pair.id, "system": pair.system}
+    return {**own, **texts, "audios": list(pair.audios), "weight": weight}
 
 
 def prompt_row(prompt: Prompt, kind: str) -> Row:
@@ -88,7 +91,8 @@ def prompt_row(prompt: Prompt, kind: str) -> Row:
     refuse_control(prompt.id, prompt.question, prompt.answer_gt)
     messages = [user(prompt.question, len(prompt.audios)), assistant(prompt.answer_gt)]
     own = {"record": prompt, "request": Request(prompt.question, prompt.audios), "kind": kind}
-    return {"messages": messages, "prompt": None, "completion": None, "audios": list(prompt.audios), **own}
+    row = {"id": prompt.id, "messages": messages, "prompt": None, "completion": None}
+    return {**row, "audios": list(prompt.audios), **own}
 
 
 def target_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
@@ -115,6 +119,13 @@ def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
     if row.get("messages") is not None:
         return encode_chat(processor, row["messages"])
     return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
+
+
+def encode_pair(processor: Qwen2AudioProcessor, row: Row) -> tuple[Encoded, Encoded]:
+    """Tokens of a preference pair's prompt with its chosen and its rejected; each clip is still one token."""
+    prompt = encode_prompt(processor, [user(row["prompt"], len(row["audios"]))])
+    completions = encode_completion(processor, row["chosen"]), encode_completion(processor, row["rejected"])
+    return join(prompt, completions[0]), join(prompt, completions[1])
 
 
 # -------------------------------------------------------------------------- batches

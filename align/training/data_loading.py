@@ -11,7 +11,7 @@ import bisect
 import heapq
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -98,6 +98,11 @@ class Examples(Dataset[Row]):
         example = records[(record + further) % len(records)]
         task = example.task if isinstance(example, TaskExample) else "chat"
         return {**self.parts[part].row(example), "draw": n, "task": task, "source": self.parts[part].name}
+
+    @property
+    def distinct(self) -> Iterator[Row]:
+        """Every row that may be drawn, once."""
+        return (part.row(record) for part in self.parts for record in part.records)
 
     def drawn(self, n: int) -> tuple[int, int]:
         """Part and record of example `n`."""

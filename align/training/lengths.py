@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from transformers import Qwen2AudioProcessor
 
 from align.models.qwen2_audio.clips import n_audio_tokens
-from align.training.collate import Row
+from align.training.collate import Row, encode_pair, encode_row
 from align.training.data_loading import Examples
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
@@ -27,6 +27,8 @@ _DRAWS = 2048
 """Examples of a run that are compared by the bytes of their texts."""
 _TOKENISED = 32
 """The longest of them, whose tokens are counted."""
+_OF_TEMPLATE = 32
+"""Most tokens of a chat template for a message or a clip; the first message has a system prompt, too."""
 _LONGER = 1.25
 """Times as long the text of an example may be that was not compared."""
 
@@ -110,6 +112,22 @@ class Lengths:
         if "chosen" in row and not packed:
             return 2 * (audio + texts[0] + max(texts[1:]))
         return audio + sum(texts)
+
+    def exact_tokens(self, row: Row) -> int:
+        """Tokens that the language model reads of a row, with the template's; of a pair's longer side."""
+        encoded = encode_pair(self.processor, row) if "chosen" in row else [encode_row(self.processor, row)]
+        return self._audio(row) - len(row["audios"]) + max(len(side.ids) for side in encoded)
+
+    def rows_beyond(self, context: int, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+        """Rows with more tokens than `context`, and how many they have.
+
+        A token is at least a byte of text: only rows that may be too long by that are tokenised.
+        """
+        for row in rows:
+            n_parts = len(row["audios"]) + len(row.get("messages") or ())
+            most = self._audio(row) + _text_bytes(row) + _OF_TEMPLATE * (4 + n_parts)
+            if most > context and (tokens := self.exact_tokens(row)) > context:
+                yield tokens, row
 
     def longest_pair(self, rows: Iterable[Row], *, packed: bool) -> Longest:
         """The pair with most tokens; the 32 that cost most are tokenised."""

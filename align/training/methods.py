@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -37,6 +37,8 @@ class Method:
     """A way to train: its examples in order, its trainer, and how rows become batches for it."""
 
     examples: Examples | ShuffledRows
+    rows: Callable[[], Iterable[Row]]
+    """Every distinct example."""
     longest: Callable[[Lengths, bool], Longest]
     """The example that needs most memory, packed or not."""
     collator: Callable[[Any, ClipFeatures, bool], Callable[[Sequence[Row]], dict[str, Any]]]
@@ -61,6 +63,7 @@ def supervised_fine_tuning(
     """
     return Method(
         examples,
+        lambda: examples.distinct,
         lambda lengths, packed: lengths.longest_example(examples),
         lambda processor, features, packed: ReplacingCollator(
             SFTCollator(processor, features, augmentation, packed), examples
@@ -83,6 +86,7 @@ def direct_preference_optimisation(
     """DPO (arXiv:2305.18290) in shuffled epochs over weighted pairs; `held_out` ones are evaluated."""
     return Method(
         ShuffledRows(rows, schedule.steps * schedule.batch_size, schedule.seed),
+        lambda: [*rows, *held_out],
         lambda lengths, packed: lengths.longest_pair(rows, packed=packed),
         PreferenceCollator,
         partial(AudioDPOTrainer, eval_dataset=Rows(held_out) if held_out else None, reference=reference),
@@ -129,6 +133,7 @@ def group_relative_policy_optimisation(
     """
     return Method(
         ShuffledRows(rows, schedule.steps // iterations * schedule.batch_size, schedule.seed),
+        lambda: rows,
         lambda lengths, packed: lengths.longest_group(rows, completions, max_new_tokens, packed=packed),
         lambda processor, features, packed: SFTCollator(processor, features, packed=packed),
         partial(

@@ -37,6 +37,7 @@ from align.models.scoring import MODEL_INPUTS
 from align.training import processes
 from align.training.collate import Row
 from align.training.data_loading import ABOUT, ReplacingCollator
+from align.training.lengths import Lengths
 from align.training.processes import eval_mode
 from preference_data import store
 from preference_data.audio import decode
@@ -280,17 +281,21 @@ def readable(rows: Sequence[Row], corpus: Path, longest_s: float, out: Path) -> 
     return kept
 
 
-def check_context(row: Row, tokens: int, context: int) -> None:
-    """Check that the longest example fits the positions that the language model knows: nothing is cut.
+def describe_beyond(rows: Iterable[Row], lengths: Lengths, context: int) -> str | None:
+    """What is said of examples that do not fit the positions that the language model knows: nothing is cut.
 
-    Raises:
-        NotReady: with its tokens, its clips and the beginning of its row.
+    Names the longest. None if all fit.
     """
-    if tokens > context:
-        raise NotReady(
-            f"an example has {tokens} tokens, of {len(row['audios'])} clips among others, but the language "
-            f"model knows positions up to {context}. Shorten it, or leave it out. Its row: {str(row)[:300]}"
-        )
+    beyond = list(lengths.rows_beyond(context, rows))
+    if not beyond:
+        return None
+    tokens, row = max(beyond, key=lambda each: each[0])
+    noun = "pair" if "chosen" in row else "example"
+    others = f". {len(beyond) - 1} more are too long" if len(beyond) > 1 else ""
+    return (
+        f"{noun} {row['id']!r} has {tokens} tokens, with its {len(row['audios'])} clips, but the language "
+        f"model knows positions up to {context}. Shorten it, or leave it out{others}"
+    )
 
 
 def checkpoint_bytes(model: nn.Module, *, in_deepspeed: bool) -> int:

@@ -35,7 +35,7 @@ from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
-from align.training.preflight import Collator, Preflight, check_context
+from align.training.preflight import Collator, NotReady, Preflight, describe_beyond
 from align.training.preparation import prepare_model
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning
@@ -92,9 +92,10 @@ def train(
     """
     lengths, settings = Lengths(corpus, processor), {**method.trl, **trl}
     longest = method.longest(lengths, tuning.packed)
-    tokens = lengths.tokens(longest.row, packed=False) // (2 if "chosen" in longest.row else 1)
-    context = model.config.text_config.max_position_embeddings
-    check_context(longest.row, tokens + longest.further_tokens, context)
+    context = model.config.text_config.max_position_embeddings - longest.further_tokens
+    beyond = describe_beyond(method.rows(), lengths, context) if processes.is_first() else None
+    if message := processes.broadcast(beyond):
+        raise NotReady(message)
     loader = loader_arguments(settings)
     cache_bytes = CACHE_BYTES // max(1, loader["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)

@@ -212,6 +212,11 @@ def load_model(path: Path | str) -> Qwen2AudioForConditionalGeneration:
     return model
 
 
+def context_of(path: Path | str) -> int:
+    """Positions that a saved model's language model knows."""
+    return int(Qwen2AudioConfig.from_pretrained(path).text_config.max_position_embeddings)
+
+
 def load_processor(path: Path | str) -> Qwen2AudioProcessor:
     """The processor saved beside a model, with our chat template."""
     processor = Qwen2AudioProcessor.from_pretrained(path)

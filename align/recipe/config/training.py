@@ -61,8 +61,9 @@ def _kind_of_model(value: Any) -> str:
     """Which way of saying what to start from is meant."""
     if isinstance(value, str):
         return "[PolicyRef]"
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return "[Assemble]" if {"audio", "text"} & set(keys) else "[ModelShape]"
+    if isinstance(value, Assemble) or isinstance(value, dict) and {"audio", "text"} & value.keys():
+        return "[Assemble]"
+    return "[ModelShape]"
 
 
 StartingModel = Annotated[

@@ -155,6 +155,7 @@ def test_text_that_would_speak_in_anothers_name_is_refused():
 def test_a_task_row_holds_prompt_and_target():
     one = TaskExample(id="e", audios=("0.wav",), task="caption", text=" A low tone.")
     assert task_row(one, "sentences") == {
+        "id": "e",
         "messages": None,
         "prompt": "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:",
         "completion": " A low tone.",
