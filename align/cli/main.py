@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 gate refused, 4 waiting f
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import re
@@ -105,13 +106,14 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take over a run folder that another recipe has filled.")
+        bool,
+        typer.Option("--replace", help="Set aside what other settings or another recipe finished there."),
     ] = False,
 ) -> None:
     """Run a recipe. Finished and unchanged stages are skipped, interrupted ones resume.
 
-    Work that does not fit the recipe any more is kept as .stale-<stage>-N. Delete a stage's folder to make
-    it again.
+    What was finished with other settings is made again only with --replace, and kept as .stale-<stage>-N.
+    Move a stage's folder elsewhere to make it again.
 
     Example: align run recipes/demo --set '*.seed=1' --out runs/demo-seed-1
     """
@@ -122,15 +124,22 @@ def run(
     loaded = load(recipe, overrides)
     folder = _run_folder(loaded, out)
     from align.execution.runner import execute  # takes seconds: not before the recipe is known to be valid
+    from align.run_folder.artifacts import NotThisRun
     from align.run_folder.tracking import Tracker
 
     tracker = Tracker(folder, loaded.name, _warn)
     print(f"{recipe} -> {folder}", flush=True)
-    outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
+    limits = [
+        word for name, value in (("--only", only), ("--from", start_at)) if value for word in (name, value)
+    ]
+    try:
+        outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
+    except NotThisRun as error:
+        _fail(f"{error}\n{_ways_on(recipe, overrides, out, folder, *limits)}", 2)
     summary = folder / "summary.json"
     tracker.close(outcome.status, [path for path in (summary, outcome.report) if path])
-    limits = [word for limit in (("--only", only), ("--from", start_at)) if limit[1] for word in limit]
-    _print_outcome(outcome, loaded, folder, run_command(recipe, overrides, out, *limits), tracker.uri)
+    words = [*limits, *(["--replace"] if replace else [])]
+    _print_outcome(outcome, loaded, folder, run_command(recipe, overrides, out, *words), tracker.uri)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -142,11 +151,14 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
     """
     from align.execution.plan import check_recipe, survey
     from align.recipe.recipe import load
-    from align.run_folder.artifacts import DamagedFile, holder, read_json
+    from align.run_folder.artifacts import DamagedFile, NotThisRun, holder, read_json
 
     loaded = load(recipe, overrides)
     folder = _run_folder(loaded, out)
-    check_recipe(loaded, folder)
+    try:
+        check_recipe(loaded, folder)
+    except NotThisRun as error:
+        _fail(f"{error}\n{_ways_on(recipe, overrides, out, folder)}", 2)
     path = folder / "summary.json"
     try:
         entries = read_json(path)["stages"] if path.exists() else {}
@@ -164,6 +176,8 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
         print(f"\nProcess {process} works in {folder}.")
     elif all(standing.state == "done" for standing in standings):
         print(f"\nAll done. Report: {report}" if report.exists() else "\nAll done.")
+    elif any(standing.state == "outdated" and standing.reads for standing in standings):
+        print(f"\n{_ways_on(recipe, overrides, out, folder)}")
     else:
         print(f"\nNext: {run_command(recipe, overrides, out)}")
 
@@ -332,6 +346,8 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
 
     `entry` is the step's in the summary of the last run.
     """
+    from align.execution.plan import difference
+
     name, manifest = standing.step.name, standing.manifest
     if standing.state == "done" and manifest:
         return [name, "done", f"{manifest['seconds']:.0f} s"]
@@ -344,7 +360,7 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
     if entry.get("status") == "waiting" and standing.state == "partial":
         return [name, "waiting", f"for annotators: {entry['done']} of {entry['wanted']} judgements"]
     words = {
-        "outdated": ("out of date", "the recipe or its inputs have changed"),
+        "outdated": ("out of date", difference(standing)),
         "partial": ("partial", "resumes where it was"),
         "pending": ("pending", ""),
     }
@@ -376,6 +392,18 @@ def _table(rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*padded, strict=True)]
     for row in padded:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def _ways_on(recipe: Path, overrides: list[str] | None, out: Path | None, folder: Path, *limits: str) -> str:
+    """The two commands that a user chooses between where a run folder holds other work."""
+    names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    return (
+        f"Next: {run_command(recipe, overrides, free)}\n"
+        f"  or: {run_command(recipe, overrides, out, *limits, '--replace')}\n"
+        "The first starts in a folder of its own; the second makes again what differs, and keeps what is "
+        "there as .stale-<stage>-N"
+    )
 
 
 def _run_folder(recipe: Recipe, out: Path | None) -> Path:

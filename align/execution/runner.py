@@ -17,6 +17,7 @@ from align.execution.plan import (
     RECIPE,
     Reads,
     Standing,
+    check_finished,
     check_recipe,
     recipe_record,
     standing,
@@ -90,18 +91,18 @@ def execute(
         only: run just this step.
         start_at: run this step and those after it. Earlier ones are taken as they are.
         tracker: follows the stages, if given; closed by the caller.
-        replace: take over the run folder of another recipe; its work that does not fit is set aside.
+        replace: set aside what another recipe or other settings have finished in the run folder.
 
     Raises:
         RecipeError: a step to start from does not exist, or needs a stage that has not finished.
-        OtherRecipe: the run folder belongs to another recipe, and not `replace`.
+        OtherRecipe, OtherSettings: the run folder has what these steps would replace, and not `replace`.
         DamagedRun: files of a stage that is needed are missing or cut short.
         RunIsBusy: another process works in the run folder.
     """
     steps = _select(recipe, only, start_at)
     if not replace:
         check_recipe(recipe, run)
-    _check_inputs(steps, recipe, run)
+    _check_inputs(steps, recipe, run, replace)
     with exclusive(run), handling_signals():
         write_json(run / RECIPE, recipe_record(recipe, run))
         return _Execution(recipe, run, tracker).go(steps)
@@ -115,12 +116,13 @@ def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step
     return recipe.steps
 
 
-def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
-    """Refuse to start what cannot be fed; say so when it is fed with something outdated."""
+def _check_inputs(steps: list[Step], recipe: Recipe, run: Path, replace: bool) -> None:
+    """Refuse to start what cannot be fed, or would replace what is finished; say what is outdated."""
     names = {step.name for step in steps}
     needed = {name: step for step in steps for name in step.needs if name not in names}
     problems, damaged = [], []
-    for current in survey(recipe, run):
+    standings = survey(recipe, run, as_they_are=needed)
+    for current in standings:
         name = current.step.name
         if current.damage and (name in needed or name in names):
             damaged.append(current.damage)
@@ -133,6 +135,8 @@ def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
         raise RecipeError(problems)
     if damaged:
         raise DamagedRun("\n".join(damaged))
+    if not replace:
+        check_finished((current for current in standings if current.step.name in names), run)
 
 
 class _Execution:

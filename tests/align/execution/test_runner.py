@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from align.execution.plan import OtherRecipe, check_recipe, survey
+from align.execution.plan import OtherRecipe, OtherSettings, check_recipe, survey
 from align.execution.runner import DamagedRun, execute
 from align.recipe.config.training import SFTConfig
 from align.recipe.recipe import RecipeError, load
@@ -68,12 +68,13 @@ def test_a_second_run_does_nothing_and_a_change_reruns_what_depends_on_it(toys, 
     assert (run / "report.html").stat().st_mtime_ns == report
 
     # The gate's threshold concerns the gate alone.
-    assert execute(load(folder, ["8_gate.thresholds.max_fact_accuracy_loss=0.5"]), run).exit_code == 0
+    looser = load(folder, ["8_gate.thresholds.max_fact_accuracy_loss=0.5"])
+    assert execute(looser, run, replace=True).exit_code == 0
     second = made_at(run)
     assert {name for name in second if second[name] != first[name]} == {"8_gate"}
 
     # The corpus changes, so everything made of it does.
-    assert execute(load(folder, ["1_corpus.chats_per_clip=9"]), run).exit_code == 0
+    assert execute(load(folder, ["1_corpus.chats_per_clip=9"]), run, replace=True).exit_code == 0
     third = made_at(run)
     assert {name for name in third if third[name] == second[name]} == set()
 
@@ -125,7 +126,7 @@ def test_unfinished_work_that_does_not_fit_is_kept_and_named(toys, tmp_path, mon
     assert f"2_sft  unfinished work of other settings or inputs is kept in {kept}" in capsys.readouterr().out
     assert len(read_metrics(kept / "metrics.jsonl")) == 6
     # Finished work of other settings is kept as well
-    assert execute(load(folder), run).exit_code == 0
+    assert execute(load(folder), run, replace=True).exit_code == 0
     assert read_manifest(run / ".stale-2_sft-2")["config"]["learning_rate"] == 1
     assert "finished work of other settings or inputs is kept in" in capsys.readouterr().out
 
@@ -142,6 +143,47 @@ def test_a_run_folder_of_another_recipe_is_refused(toys, tmp_path):
     assert made_at(run) == first  # it asks for the same
     with pytest.raises(OtherRecipe):
         execute(a, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("2_sft.learning_rate=0.5", "2_sft: learning_rate was 0.001, is 0.5"),
+        ("1_corpus.chats_per_clip=9", "1_corpus: chats_per_clip was 2, is 9"),
+        ("8_gate.thresholds.min_questions=2", "8_gate: thresholds.min_questions was 1, is 2"),
+        ("2_sft.trl.weight_decay=0.5", "2_sft: trl.weight_decay was None, is 0.5"),
+        ("2_sft.policy=owner/other", "2_sft: policy was owner/base, is owner/other; owner/other has changed"),
+    ],
+)
+def test_finished_work_of_other_settings_is_replaced_on_request_only(toys, tmp_path, change, difference):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    first, files = made_at(run), sorted(run.rglob("*"))
+    stage = change.partition(".")[0]
+    for only in (None, stage):
+        with pytest.raises(OtherSettings) as refused:
+            execute(load(folder, [change]), run, only=only)
+        assert str(refused.value).splitlines() == [
+            f"{run} holds finished work of other settings or inputs:",
+            f"  {difference}",
+        ]
+    assert (made_at(run), sorted(run.rglob("*"))) == (first, files)
+    execute(load(folder, [change]), run, only=stage, replace=True)
+    assert made_at(run)[stage] != first[stage]
+    assert (run / f".stale-{stage}-1/manifest.json").stat().st_mtime_ns == first[stage]
+
+
+def test_what_was_begun_in_the_place_of_finished_work_goes_on(toys, tmp_path, monkeypatch):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    changed = load(folder, ["2_sft.learning_rate=0.5"])
+    with monkeypatch.context() as patch:
+        patch.setattr(toys, "save_file", lambda *_: (_ for _ in ()).throw(RuntimeError("killed here")))
+        assert execute(changed, run, replace=True).exit_code == 1
+    assert statuses(changed, run)["2_sft"] == "partial"
+    assert statuses(load(folder), run)["2_sft"] == "done"
+    assert execute(changed, run).exit_code == 0
+    assert read_manifest(run / ".stale-2_sft-1")["config"]["learning_rate"] == 1e-3
 
 
 def test_a_recipe_and_its_run_may_be_moved(toys, tmp_path):
@@ -194,7 +236,7 @@ def test_a_rerun_with_equal_output_does_not_spread(toys, tmp_path):
     execute(load(folder), run)
     first = made_at(run)
     # max_duration_s is no part of what the toy corpus writes.
-    execute(load(folder, ["1_corpus.max_duration_s=9"]), run)
+    execute(load(folder, ["1_corpus.max_duration_s=9"]), run, replace=True)
     second = made_at(run)
     assert {name for name in second if second[name] != first[name]} == {"1_corpus"}
 
