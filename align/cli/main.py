@@ -151,7 +151,7 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
     """
     from align.execution.plan import check_recipe, survey
     from align.recipe.recipe import load
-    from align.run_folder.artifacts import DamagedFile, NotThisRun, holder, read_json
+    from align.run_folder.artifacts import NotThisRun, holder, read_kept
 
     loaded = load(recipe, overrides)
     folder = _run_folder(loaded, out)
@@ -160,14 +160,11 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
     except NotThisRun as error:
         _fail(f"{error}\n{_ways_on(recipe, overrides, out, folder)}", 2)
     path = folder / "summary.json"
-    try:
-        entries = read_json(path)["stages"] if path.exists() else {}
-    except (DamagedFile, KeyError, TypeError):
-        _warn(f"{path} is damaged; the next `align run` writes it anew")
-        entries = {}
+    entries = (read_kept(path) or {}).get("stages")
+    entries = {step.name: _object(_object(entries).get(step.name)) for step in loaded.steps}
     process = holder(folder)
     standings = survey(loaded, folder)
-    _table([_status_row(standing, entries.get(standing.step.name, {}), process) for standing in standings])
+    _table([_status_row(standing, entries[standing.step.name], process) for standing in standings])
     for standing in standings:
         if standing.misfit:
             print(f"\n{standing.misfit} holds work of other settings or inputs; a run sets it aside")
@@ -350,7 +347,7 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
 
     name, manifest = standing.step.name, standing.manifest
     if standing.state == "done" and manifest:
-        return [name, "done", f"{manifest['seconds']:.0f} s"]
+        return [name, "done", f"{manifest.get('seconds', 0):.0f} s"]
     if standing.state == "damaged":
         return [name, "damaged", str(standing.damage)]
     if entry.get("status") == "running" and process:
@@ -358,7 +355,7 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
     if entry.get("status") == "failed":
         return [name, "failed", str(entry.get("error", ""))]
     if entry.get("status") == "waiting" and standing.state == "partial":
-        return [name, "waiting", f"for annotators: {entry['done']} of {entry['wanted']} judgements"]
+        return [name, "waiting", f"for annotators: {entry.get('done')} of {entry.get('wanted')} judgements"]
     words = {
         "outdated": ("out of date", difference(standing)),
         "partial": ("partial", "resumes where it was"),
@@ -367,9 +364,14 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
     return [name, *words.get(standing.state, (standing.state, ""))]
 
 
+def _object(value: Any) -> dict[str, Any]:
+    """What should be an object of a JSON file; empty if it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 def _seed_rows(runs: list[Path]) -> list[list[str]]:
     """Per run: after minus before with its interval, and the verdict."""
-    from align.run_folder.artifacts import read_json
+    from align.run_folder.artifacts import damaged, read_json
 
     rows: list[list[str]] = []
     for folder in runs:
@@ -377,12 +379,15 @@ def _seed_rows(runs: list[Path]) -> list[list[str]]:
         if not path.exists():
             _fail(f"{folder} is not a run folder: it has no summary.json", 2)
         summary = read_json(path)
-        cells = [
-            f"{row['delta']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-            for row in summary["comparison"].values()
-        ]
-        rows = rows or [["run", *summary["comparison"], "verdict"]]
-        rows.append([folder.name, *cells, str(summary["verdict"])])
+        try:
+            cells = [
+                f"{row['delta']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+                for row in summary["comparison"].values()
+            ]
+            rows = rows or [["run", *summary["comparison"], "verdict"]]
+            rows.append([folder.name, *cells, str(summary["verdict"])])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise damaged(path, "is not the summary of a run") from None
     return rows
 
 

@@ -18,7 +18,7 @@ from align.run_folder.artifacts import (
     StageFolder,
     damage,
     foreign_digest,
-    read_json,
+    read_kept,
     read_manifest,
     sha256_json,
 )
@@ -169,16 +169,14 @@ def check_recipe(recipe: Recipe, run: Path) -> None:
     Raises:
         OtherRecipe: naming both recipes and what can be done.
     """
-    try:
-        kept = read_json(run / RECIPE) if (run / RECIPE).exists() else None
-    except DamagedFile:
-        kept = None  # it is written anew
-    ours = recipe_record(recipe, run)
-    if not isinstance(kept, dict) or any(kept.get(key) == ours[key] for key in ("folder", "folder_from_run")):
+    kept, ours = read_kept(run / RECIPE), recipe_record(recipe, run)
+    if kept is None or not isinstance(kept.get("folder"), str):
+        return  # it is written anew
+    if any(kept.get(key) == ours[key] for key in ("folder", "folder_from_run")):
         return
-    if kept.get("name") == recipe.name and not Path(str(kept.get("folder"))).exists():
+    if kept.get("name") == recipe.name and not Path(kept["folder"]).exists():
         return  # the recipe was moved, or this is another machine
-    raise OtherRecipe(f"{run} holds a run of the recipe {kept.get('folder')}, not of {ours['folder']}")
+    raise OtherRecipe(f"{run} holds a run of the recipe {kept['folder']}, not of {ours['folder']}")
 
 
 def check_finished(standings: Iterable[Standing], run: Path) -> None:

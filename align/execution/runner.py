@@ -30,6 +30,7 @@ from align.run_folder.artifacts import (
     DamagedFile,
     StageFolder,
     Waiting,
+    damaged,
     exclusive,
     git_commit,
     read_json,
@@ -274,7 +275,10 @@ class _Execution:
     def _verdict_code(self, name: str) -> int:
         """The exit code for a finished gate's verdict; that of other steps is `DONE`."""
         path = self.run / name / "verdict.json"
-        return _VERDICT_CODES[read_json(path)["verdict"]] if path.exists() else DONE
+        verdict = read_json(path).get("verdict") if path.exists() else "pass"
+        if verdict not in _VERDICT_CODES:
+            raise damaged(path, f"says {verdict!r}, not one of {', '.join(_VERDICT_CODES)}")
+        return _VERDICT_CODES[verdict]
 
     # ---------------------------------------------------------------- what is left behind
 
@@ -328,7 +332,10 @@ def _entry(current: Standing) -> dict[str, Any]:
     """A step's line in the summary, from its folder."""
     manifest = current.manifest
     if current.state == "done" and manifest:
-        return {"status": "done", **{key: manifest[key] for key in ("seconds", "peak_memory_mb", "metrics")}}
+        return {
+            "status": "done",
+            **{key: manifest.get(key) for key in ("seconds", "peak_memory_mb", "metrics")},
+        }
     return {"status": "interrupted" if current.state == "partial" else current.state}
 
 

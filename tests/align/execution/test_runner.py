@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from align.cli.main import main
 from align.execution.plan import OtherRecipe, OtherSettings, check_recipe, survey
 from align.execution.runner import DamagedRun, execute
 from align.recipe.config.training import SFTConfig
 from align.recipe.recipe import RecipeError, load
-from align.run_folder.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
+from align.run_folder.artifacts import DamagedFile, RunIsBusy, exclusive, read_manifest, read_metrics
 
 TOYS = Path(__file__).parents[2] / "recipes"
 
@@ -391,3 +392,63 @@ print(type(attempt.error).__name__, time.monotonic() - started < 10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Interrupted True\n"
+
+
+HARM = {
+    "empty": b"",
+    "cut": b'{"output_digest": "x", "stages": {"1_cor',
+    "list": b"[]",
+    "number": b"3",
+    "null": b"null",
+    "fields": b'{"output_digest": 3, "outputs": [], "stages": [], "runs": [], "synced": 1, "folder": {}}',
+    "NUL": bytes(300),
+    "UTF-16": '{"output_digest": "x"}'.encode("utf-16"),
+    "nested": b"[" * 100_000,
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fatal"),
+    [
+        ("2_sft/manifest.json", True),
+        ("8_gate/verdict.json", True),
+        ("summary.json", False),
+        ("recipe.json", False),
+        (".partial-2_sft/.fingerprint", False),
+        (".partial-2_sft/.seconds", False),
+        (".partial-2_sft/metrics.jsonl", False),
+    ],
+)
+def test_damaged_state_is_named_with_the_next_step(toys, tmp_path, monkeypatch, capsys, name, is_fatal):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "runs" / "toy"
+    execute(load(folder), run)
+    if name.startswith(".partial"):
+        mark = read_manifest(run / "2_sft")["fingerprint"]
+        (run / "2_sft").rename(run / ".partial-2_sft")
+        (run / ".partial-2_sft/manifest.json").unlink()
+        (run / ".partial-2_sft/.fingerprint").write_text(mark)
+    shutil.copytree(run, tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["align", "status", "toy"])
+    for harm, content in HARM.items():
+        if not is_fatal and harm not in ("empty", "fields", "NUL", "nested"):
+            continue
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "whole", run)
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir() if content is None else (run / name).write_bytes(content)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out = capsys.readouterr().out
+        assert not end.value.code, harm
+        assert ("damaged" in out) == is_fatal, (harm, out)
+        if is_fatal:
+            with pytest.raises(
+                DamagedFile, match=rf"{run}/{name[:6]}.*: .*restore it from a copy.*elsewhere"
+            ):
+                execute(load(folder), run)
+        else:
+            assert execute(load(folder), run).exit_code == 0, harm
