@@ -124,7 +124,7 @@ def run(
     loaded = load(recipe, overrides)
     folder = _run_folder(loaded, out)
     from align.execution.runner import execute  # takes seconds: not before the recipe is known to be valid
-    from align.run_folder.artifacts import NotThisRun
+    from align.run_folder.artifacts import FullDisk, NotThisRun
     from align.run_folder.tracking import Tracker
 
     tracker = Tracker(folder, loaded.name, _warn)
@@ -132,14 +132,16 @@ def run(
     limits = [
         word for name, value in (("--only", only), ("--from", start_at)) if value for word in (name, value)
     ]
+    command = run_command(recipe, overrides, out, *limits, *(["--replace"] if replace else []))
     try:
         outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
     except NotThisRun as error:
         _fail(f"{error}\n{_ways_on(recipe, overrides, out, folder, *limits)}", 2)
+    except FullDisk as error:
+        _fail(f"{error}\nNext: {command}", 1)
     summary = folder / "summary.json"
     tracker.close(outcome.status, [path for path in (summary, outcome.report) if path])
-    words = [*limits, *(["--replace"] if replace else [])]
-    _print_outcome(outcome, loaded, folder, run_command(recipe, overrides, out, *words), tracker.uri)
+    _print_outcome(outcome, loaded, folder, command, tracker.uri)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -283,25 +285,25 @@ def main() -> None:
         if isinstance(error, RecipeError):
             n = len(error.problems)
             _fail(f"{error}\n{n} {'mistake' if n == 1 else 'mistakes'}; nothing was run", 2)
-        code = _exit_code(error)
+        message, code = _explained(error)
         if code is None:
             raise
-        _fail(str(error), code)
+        _fail(message, code)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error whose message says all that a user needs; None for any other."""
-    from align.run_folder.artifacts import DamagedFile, NotThisRun, RunIsBusy
+def _explained(error: Exception) -> tuple[str, int | None]:
+    """A message that says all that a user needs, and its exit code; None for an error of ours."""
+    from align.run_folder.artifacts import DamagedFile, FullDisk, NotThisRun, RunIsBusy, full_disk
     from ui_annotation import AnnotationError
 
     if isinstance(error, NotThisRun):
-        return 2
-    if isinstance(error, OSError):
-        return 1 if error.filename is not None or error.errno in _DISK_FULL else None
-    return 1 if isinstance(error, RunIsBusy | DamagedFile | AnnotationError) else None
-
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+        return str(error), 2
+    if isinstance(error, RunIsBusy | DamagedFile | AnnotationError | FullDisk):
+        return str(error), 1
+    if isinstance(error, OSError) and error.filename is not None:
+        return full_disk(error, Path(error.filename)) or f"{error.filename}: {error.strerror}", 1
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{error}; free some space and run the same command again", 1 if is_full else None
 
 
 # -------------------------------------------------------------------------- printing

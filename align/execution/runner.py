@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +26,12 @@ from align.recipe.recipe import Problem, Recipe, RecipeError, Step
 from align.run_folder.artifacts import (
     SECONDS,
     DamagedFile,
+    FullDisk,
     StageFolder,
     Waiting,
     damaged,
     exclusive,
+    full_disk,
     git_commit,
     read_json,
     read_manifest,
@@ -99,14 +99,20 @@ def execute(
         OtherRecipe, OtherSettings: the run folder has what these steps would replace, and not `replace`.
         DamagedRun: files of a stage that is needed are missing or cut short.
         RunIsBusy: another process works in the run folder.
+        FullDisk: there is no space even to begin.
     """
     steps = _select(recipe, only, start_at)
     if not replace:
         check_recipe(recipe, run)
     _check_inputs(steps, recipe, run, replace)
-    with exclusive(run), handling_signals():
-        write_json(run / RECIPE, recipe_record(recipe, run))
-        return _Execution(recipe, run, tracker).go(steps)
+    try:
+        with exclusive(run), handling_signals():
+            write_json(run / RECIPE, recipe_record(recipe, run))
+            return _Execution(recipe, run, tracker).go(steps)
+    except OSError as error:
+        if line := full_disk(error, run):
+            raise FullDisk(line) from error
+        raise
 
 
 def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
@@ -340,14 +346,7 @@ def _entry(current: Standing) -> dict[str, Any]:
 
 
 def _message(error: BaseException, run: Path) -> str:
-    """An error in a line. Libraries wrap that of a full disk, so it is known by its words."""
-    text = str(error) or type(error).__name__
-    if os.strerror(errno.ENOSPC) not in text and os.strerror(errno.EDQUOT) not in text:
-        return text
-    return (
-        f"no space left on the disk of {run}: {shutil.disk_usage(run).free / 1e6:,.0f} MB are free. What was "
-        "saved is kept; free some space, or move the run folder to a larger disk, and run again"
-    )
+    return full_disk(error, run) or str(error) or type(error).__name__
 
 
 @contextmanager

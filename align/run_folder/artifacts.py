@@ -7,6 +7,7 @@ finished or partial work still belongs to the recipe; what does not is kept in `
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -335,6 +336,27 @@ def damage(stage: Path, manifest: dict[str, Any], *, by_hash: bool = False) -> l
         elif by_hash and sha256_file(path) != digest:
             wrong.append(f"{name} has other contents than when it was written")
     return wrong
+
+
+class FullDisk(RuntimeError):
+    """There is no space left; what was saved is kept."""
+
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+
+
+def full_disk(error: BaseException, folder: Path) -> str | None:
+    """The line that says which disk is full, if this is the error. Libraries wrap it, so its words tell."""
+    if not any(words in str(error) for words in _FULL):
+        return None
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists()).resolve()
+    mount = next(path for path in (there, *there.parents) if path.is_mount())
+    disk = shutil.disk_usage(there)
+    free = f"{disk.free / 1e6:,.1f} of {disk.total / 1e6:,.1f} MB are free"
+    return (
+        f"no space left on the disk of {folder} ({mount}): {free}. What was saved is kept; free some space, "
+        "or move the folder to a larger disk, and run again"
+    )
 
 
 class NotThisRun(RuntimeError):

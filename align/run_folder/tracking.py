@@ -182,7 +182,7 @@ def _import_mlflow() -> None:
     for module in ("mlflow.exceptions", "mlflow.entities", "mlflow.tracking", "sqlalchemy.exc"):
         importlib.import_module(module)
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it raises is reported once, in a line
 
 
 class _Mirror:

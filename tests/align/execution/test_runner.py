@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,14 @@ from align.execution.plan import OtherRecipe, OtherSettings, check_recipe, surve
 from align.execution.runner import DamagedRun, execute
 from align.recipe.config.training import SFTConfig
 from align.recipe.recipe import RecipeError, load
-from align.run_folder.artifacts import DamagedFile, RunIsBusy, exclusive, read_manifest, read_metrics
+from align.run_folder.artifacts import (
+    DamagedFile,
+    FullDisk,
+    RunIsBusy,
+    exclusive,
+    read_manifest,
+    read_metrics,
+)
 
 TOYS = Path(__file__).parents[2] / "recipes"
 
@@ -218,18 +226,46 @@ def test_a_damaged_stage_is_named_before_anything_runs(toys, tmp_path, harm):
     assert execute(load(folder), run).exit_code == 0
 
 
-def test_a_full_disk_is_one_line(toys, tmp_path, monkeypatch):
-    def fill(*_):
-        with open("/dev/full", "w") as file:
-            file.write("x")
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
-    folder, run = toys.write_recipe(tmp_path / "toy"), tmp_path / "run"
-    monkeypatch.setattr(toys, "save_file", fill)
-    outcome = execute(load(folder), run)
-    assert outcome.exit_code == 1
-    assert outcome.error.startswith(f"2_sft: no space left on the disk of {run}: ")
-    assert "\n" not in outcome.error
-    assert (run / ".partial-2_sft" / "metrics.jsonl").exists()
+
+def test_a_full_disk_is_one_line_wherever_it_fills_and_the_run_goes_on(toys, small_disk, tmp_path):
+    recipe = load(toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)))
+    assert execute(recipe, tmp_path / "roomy").exit_code == 0
+    run, ballast = small_disk / "run", small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    lines = []
+    while ballast.stat().st_size:
+        try:
+            outcome = execute(recipe, run)
+        except FullDisk as error:
+            lines.append(str(error))
+        else:
+            if outcome.exit_code == 0:
+                break
+            lines.append(outcome.error.partition(": ")[2])
+        os.truncate(ballast, max(0, ballast.stat().st_size - 12288))
+    assert len(lines) > 5
+    for line in lines:
+        assert line.startswith(f"no space left on the disk of {run} ({small_disk}): "), line
+        assert "of 0.4 MB are free" in line
+        assert "\n" not in line
+    for name in recipe.steps:
+        ours, theirs = (read_manifest(where / name.name)["outputs"] for where in (run, tmp_path / "roomy"))
+        for changing in ("attempts.txt", "resumed_from.txt"):
+            ours.pop(changing, None), theirs.pop(changing, None)
+        assert ours == theirs
 
 
 def test_a_rerun_with_equal_output_does_not_spread(toys, tmp_path):
