@@ -193,7 +193,8 @@ def verify(
     """
     from align.run_folder.artifacts import MANIFEST, DamagedFile, damage, read_manifest
 
-    stages = [path.parent for path in sorted(run.glob(f"[!.]*/{MANIFEST}"))]
+    manifests = [run / MANIFEST] if (run / MANIFEST).exists() else sorted(run.glob(f"[!.]*/{MANIFEST}"))
+    stages = [path.parent for path in manifests]
     if not stages:
         _fail(f"{run} has no finished stages", 2)
     is_whole = True

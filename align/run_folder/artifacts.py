@@ -335,6 +335,8 @@ def damage(stage: Path, manifest: dict[str, Any], *, by_hash: bool = False) -> l
             wrong.append(f"{name} has {path.stat().st_size:,} bytes, not {size:,}")
         elif by_hash and sha256_file(path) != digest:
             wrong.append(f"{name} has other contents than when it was written")
+    if by_hash and manifest["output_digest"] != sha256_json(manifest.get("outputs", {})):
+        wrong.append(f"{MANIFEST} has other hashes than when it was written")
     return wrong
 
 
