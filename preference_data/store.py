@@ -47,6 +47,9 @@ def replacing(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk it says no more than that it is full
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -36,10 +37,10 @@ class Running(NamedTuple):
 def running(home: Path) -> Running | None:
     """The server of this home, when it serves. What a killed server left behind does not count."""
     try:
-        address = json.loads((home / "server.json").read_text())
-    except FileNotFoundError:
+        address = Running(**json.loads((home / "server.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):  # the server writes it anew when it starts
         return None
-    return Running(**address) if _held_by(home) == address["pid"] else None
+    return address if _held_by(home) == address.pid else None
 
 
 def start(
@@ -149,7 +150,12 @@ def credentials(home: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((home / "credentials.json").read_text())
     except FileNotFoundError:
         raise ServerFailed(
-            f"{home}: no credentials there. Start the server: align annotate up --home {home}"
+            f"{home}: no credentials there. Start the server: "
+            f"align annotate up --home {shlex.quote(str(home))}"
+        ) from None
+    except ValueError as error:
+        raise ServerFailed(
+            f"{home / 'credentials.json'} is not whole JSON ({error}); restore it from a copy"
         ) from None
     return content
 

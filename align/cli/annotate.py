@@ -188,7 +188,7 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
     Raises:
         RecipeError: there is no such stage, or what it reads has not finished.
     """
-    from align.execution.plan import fingerprint, reads
+    from align.execution.plan import check_recipe, fingerprint, reads
     from align.recipe.config.preference import AnnotateConfig
     from align.recipe.recipe import Problem, RecipeError, load
     from align.run_folder.artifacts import MANIFEST, StageFolder, read_manifest
@@ -196,6 +196,7 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
 
     loaded = load(recipe, overrides)
     run = out or Path("runs") / loaded.name
+    check_recipe(loaded, run)
     step = next((step for step in loaded.steps if isinstance(step.config, AnnotateConfig)), None)
     if step is None:
         raise RecipeError([Problem(str(recipe), "", "no stage of this recipe is `stage: annotate`")])

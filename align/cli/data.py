@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,7 +80,10 @@ def download(
     except (DownloadFailed, BadArchive, OSError) as error:
         print(error, flush=True)
         raise typer.Exit(1) from error
-    print(left_to_do or f"{folder} is complete. Next: align data prepare {name} --from {folder} --out FOLDER")
+    command = shlex.join(
+        ["align", "data", "prepare", name, "--from", str(folder), "--out", f"{folder}-ready"]
+    )
+    print(left_to_do or f"{folder} is complete. Next: {command}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 gate refused, 4 waiting f
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import re
@@ -110,13 +111,14 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take over a run folder that another recipe has filled.")
+        bool,
+        typer.Option("--replace", help="Set aside what other settings or another recipe finished there."),
     ] = False,
 ) -> None:
     """Run a recipe. Finished and unchanged stages are skipped, interrupted ones resume.
 
-    Work that does not fit the recipe any more is kept as .stale-<stage>-N. Delete a stage's folder to make
-    it again.
+    What was finished with other settings is made again only with --replace, and kept as .stale-<stage>-N.
+    Move a stage's folder elsewhere to make it again.
 
     Example: align run recipes/demo --set '*.seed=1' --out runs/demo-seed-1
     """
@@ -128,15 +130,24 @@ def run(
     for note in check_data(loaded, folder):
         _warn(f"Note: {note}")
     from align.execution.runner import execute  # takes seconds: not before the recipe is known to be valid
+    from align.run_folder.artifacts import FullDisk, NotThisRun
     from align.run_folder.tracking import Tracker
 
     tracker = Tracker(folder, loaded.name, _warn)
     print(f"{recipe} -> {folder}", flush=True)
-    outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
+    limits = [
+        word for name, value in (("--only", only), ("--from", start_at)) if value for word in (name, value)
+    ]
+    command = run_command(recipe, overrides, out, *limits, *(["--replace"] if replace else []))
+    try:
+        outcome = execute(loaded, folder, only=only, start_at=start_at, tracker=tracker, replace=replace)
+    except NotThisRun as error:
+        _fail(f"{error}\n{_ways_on(recipe, overrides, out, folder, *limits)}", 2)
+    except FullDisk as error:
+        _fail(f"{error}\nNext: {command}", 1)
     summary = folder / "summary.json"
     tracker.close(outcome.status, [path for path in (summary, outcome.report) if path])
-    limits = [word for limit in (("--only", only), ("--from", start_at)) if limit[1] for word in limit]
-    _print_outcome(outcome, loaded, folder, run_command(recipe, overrides, out, *limits), tracker.uri)
+    _print_outcome(outcome, loaded, folder, command, tracker.uri)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -148,20 +159,20 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
     """
     from align.execution.plan import check_recipe, survey
     from align.recipe.recipe import load
-    from align.run_folder.artifacts import DamagedFile, holder, read_json
+    from align.run_folder.artifacts import NotThisRun, holder, read_kept
 
     loaded = load(recipe, overrides)
     folder = _run_folder(loaded, out)
-    check_recipe(loaded, folder)
-    path = folder / "summary.json"
     try:
-        entries = read_json(path)["stages"] if path.exists() else {}
-    except (DamagedFile, KeyError, TypeError):
-        _warn(f"{path} is damaged; the next `align run` writes it anew")
-        entries = {}
+        check_recipe(loaded, folder)
+    except NotThisRun as error:
+        _fail(f"{error}\n{_ways_on(recipe, overrides, out, folder)}", 2)
+    path = folder / "summary.json"
+    entries = (read_kept(path) or {}).get("stages")
+    entries = {step.name: _object(_object(entries).get(step.name)) for step in loaded.steps}
     process = holder(folder)
     standings = survey(loaded, folder)
-    _table([_status_row(standing, entries.get(standing.step.name, {}), process) for standing in standings])
+    _table([_status_row(standing, entries[standing.step.name], process) for standing in standings])
     for standing in standings:
         if standing.misfit:
             print(f"\n{standing.misfit} holds work of other settings or inputs; a run sets it aside")
@@ -170,6 +181,8 @@ def status(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -
         print(f"\nProcess {process} works in {folder}.")
     elif all(standing.state == "done" for standing in standings):
         print(f"\nAll done. Report: {report}" if report.exists() else "\nAll done.")
+    elif any(standing.state == "outdated" and standing.reads for standing in standings):
+        print(f"\n{_ways_on(recipe, overrides, out, folder)}")
     else:
         print(f"\nNext: {run_command(recipe, overrides, out)}")
 
@@ -186,7 +199,8 @@ def verify(
     """
     from align.run_folder.artifacts import MANIFEST, DamagedFile, damage, read_manifest
 
-    stages = [path.parent for path in sorted(run.glob(f"[!.]*/{MANIFEST}"))]
+    manifests = [run / MANIFEST] if (run / MANIFEST).exists() else sorted(run.glob(f"[!.]*/{MANIFEST}"))
+    stages = [path.parent for path in manifests]
     if not stages:
         _fail(f"{run} has no finished stages", 2)
     is_whole = True
@@ -278,26 +292,26 @@ def main() -> None:
         if isinstance(error, RecipeError):
             n = len(error.problems)
             _fail(f"{error}\n{n} {'mistake' if n == 1 else 'mistakes'}; nothing was run", 2)
-        code = _exit_code(error)
+        message, code = _explained(error)
         if code is None:
             raise
-        _fail(str(error), code)
+        _fail(message, code)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error whose message says all that a user needs; None for any other."""
-    from align.run_folder.artifacts import DamagedFile, NotThisRun, RunIsBusy
+def _explained(error: Exception) -> tuple[str, int | None]:
+    """A message that says all that a user needs, and its exit code; None for an error of ours."""
+    from align.run_folder.artifacts import DamagedFile, FullDisk, NotThisRun, RunIsBusy, full_disk
     from align.run_folder.server_environment import InstallFailed
     from ui_annotation import AnnotationError
 
     if isinstance(error, NotThisRun):
-        return 2
-    if isinstance(error, OSError):
-        return 1 if error.filename is not None or error.errno in _DISK_FULL else None
-    return 1 if isinstance(error, RunIsBusy | DamagedFile | AnnotationError | InstallFailed) else None
-
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+        return str(error), 2
+    if isinstance(error, RunIsBusy | DamagedFile | AnnotationError | FullDisk | InstallFailed):
+        return str(error), 1
+    if isinstance(error, OSError) and error.filename is not None:
+        return full_disk(error, Path(error.filename)) or f"{error.filename}: {error.strerror}", 1
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{error}; free some space and run the same command again", 1 if is_full else None
 
 
 # -------------------------------------------------------------------------- printing
@@ -339,9 +353,11 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
 
     `entry` is the step's in the summary of the last run.
     """
+    from align.execution.plan import difference
+
     name, manifest = standing.step.name, standing.manifest
     if standing.state == "done" and manifest:
-        return [name, "done", f"{manifest['seconds']:.0f} s"]
+        return [name, "done", f"{manifest.get('seconds', 0):.0f} s"]
     if standing.state == "damaged":
         return [name, "damaged", str(standing.damage)]
     if entry.get("status") == "running" and process:
@@ -349,18 +365,23 @@ def _status_row(standing: Standing, entry: dict[str, Any], process: str | None) 
     if entry.get("status") == "failed":
         return [name, "failed", str(entry.get("error", ""))]
     if entry.get("status") == "waiting" and standing.state == "partial":
-        return [name, "waiting", f"for annotators: {entry['done']} of {entry['wanted']} judgements"]
+        return [name, "waiting", f"for annotators: {entry.get('done')} of {entry.get('wanted')} judgements"]
     words = {
-        "outdated": ("out of date", "the recipe or its inputs have changed"),
+        "outdated": ("out of date", difference(standing)),
         "partial": ("partial", "resumes where it was"),
         "pending": ("pending", ""),
     }
     return [name, *words.get(standing.state, (standing.state, ""))]
 
 
+def _object(value: Any) -> dict[str, Any]:
+    """What should be an object of a JSON file; empty if it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 def _seed_rows(runs: list[Path]) -> list[list[str]]:
     """Per run: after minus before with its interval, and the verdict."""
-    from align.run_folder.artifacts import read_json
+    from align.run_folder.artifacts import damaged, read_json
 
     rows: list[list[str]] = []
     for folder in runs:
@@ -368,12 +389,15 @@ def _seed_rows(runs: list[Path]) -> list[list[str]]:
         if not path.exists():
             _fail(f"{folder} is not a run folder: it has no summary.json", 2)
         summary = read_json(path)
-        cells = [
-            f"{row['delta']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-            for row in summary["comparison"].values()
-        ]
-        rows = rows or [["run", *summary["comparison"], "verdict"]]
-        rows.append([folder.name, *cells, str(summary["verdict"])])
+        try:
+            cells = [
+                f"{row['delta']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+                for row in summary["comparison"].values()
+            ]
+            rows = rows or [["run", *summary["comparison"], "verdict"]]
+            rows.append([folder.name, *cells, str(summary["verdict"])])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise damaged(path, "is not the summary of a run") from None
     return rows
 
 
@@ -383,6 +407,18 @@ def _table(rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*padded, strict=True)]
     for row in padded:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def _ways_on(recipe: Path, overrides: list[str] | None, out: Path | None, folder: Path, *limits: str) -> str:
+    """The two commands that a user chooses between where a run folder holds other work."""
+    names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    return (
+        f"Next: {run_command(recipe, overrides, free)}\n"
+        f"  or: {run_command(recipe, overrides, out, *limits, '--replace')}\n"
+        "The first starts in a folder of its own; the second makes again what differs, and keeps what is "
+        "there as .stale-<stage>-N"
+    )
 
 
 def _run_folder(recipe: Recipe, out: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -54,7 +55,9 @@ def promote(
     before = f", it was version {done.previous}" if done.previous not in (None, done.version) else ""
     print(f"{name}: {to} is version {done.version}{before}")
     print(
-        f"Back: align promote {run} --rollback" if before else f"weights {done.tags['weights.sha256'][:16]}"
+        f"Back: {shlex.join(['align', 'promote', str(run), '--to', to, '--rollback'])}"
+        if before
+        else f"weights {done.tags['weights.sha256'][:16]}"
     )
 
 
@@ -64,7 +67,7 @@ def _gate(run: Path) -> Path:
 
     gates = newest_first(run, VERDICT)
     if not gates:
-        _fail(f"{run} has no finished gate; first: align run RECIPE --out {run}", 2)
+        _fail(f"{run} has no finished gate; first: align run RECIPE --out {shlex.quote(str(run))}", 2)
     if len(gates) > 1:
         names = ", ".join(gate.name for gate in reversed(gates))
         _fail(f"{run} has several gates ({names}); a run is promoted by one", 2)

@@ -71,7 +71,7 @@ def _read_seconds(clock: Path) -> float:
     """The total an earlier attempt left; nothing if it was killed while writing it."""
     try:
         return float(clock.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return 0.0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
 
 from align.recipe.config.base import result_keys
 from align.recipe.recipe import Recipe, Step
@@ -15,7 +18,7 @@ from align.run_folder.artifacts import (
     StageFolder,
     damage,
     foreign_digest,
-    read_json,
+    read_kept,
     read_manifest,
     sha256_json,
 )
@@ -92,16 +95,50 @@ def standing(step: Step, run: Path, digests: dict[str, str]) -> Standing:
     return Standing(step, state, manifest, folder, read, misfit, wrong)
 
 
-def survey(recipe: Recipe, run: Path) -> list[Standing]:
-    """Where every step stands. A step is done only if everything it reads is done and unchanged."""
+def survey(recipe: Recipe, run: Path, as_they_are: Collection[str] = ()) -> list[Standing]:
+    """Where every step stands. A step is done only if everything it reads is done and unchanged.
+
+    What the steps named by `as_they_are` have finished counts as unchanged.
+    """
     digests: dict[str, str] = {}
     standings = []
     for step in recipe.steps:
         current = standing(step, run, digests)
-        if current.state in ("done", "damaged") and current.manifest:
+        if current.manifest and (current.state in ("done", "damaged") or step.name in as_they_are):
             digests[step.name] = current.manifest["output_digest"]
         standings.append(current)
     return standings
+
+
+def difference(current: Standing) -> str:
+    """How outdated work differs from what the recipe says now: `beta was 0.1, is 0.2`."""
+    if current.manifest is None or current.reads is None:
+        return "what it reads is to be made again"
+    config = current.step.config
+    now = _flat(result_keys(config))
+    try:
+        kept = type(config).model_validate(current.manifest.get("config"))
+    except ValidationError:
+        return "its settings are of an earlier version"
+    then = _flat(result_keys(kept))
+    defaults = _flat(type(config).model_construct().model_dump(mode="json"))
+    words = [
+        f"{key} was {then.get(key, defaults.get(key))}, is {now.get(key, defaults.get(key))}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    for kind, digests in current.reads._asdict().items():
+        before = current.manifest.get(kind, {})
+        words += [f"{name} has changed" for name, digest in digests.items() if before.get(name) != digest]
+    return "; ".join(words[:3]) or "the stage now makes something else of the same settings"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `objective.beta`."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
+    return flat
 
 
 RECIPE = "recipe.json"
@@ -110,6 +147,10 @@ RECIPE = "recipe.json"
 
 class OtherRecipe(NotThisRun):
     """The run folder belongs to another recipe."""
+
+
+class OtherSettings(NotThisRun):
+    """Stages of the run folder were finished with other settings, or from other inputs."""
 
 
 def recipe_record(recipe: Recipe, run: Path) -> dict[str, str]:
@@ -128,17 +169,23 @@ def check_recipe(recipe: Recipe, run: Path) -> None:
     Raises:
         OtherRecipe: naming both recipes and what can be done.
     """
-    try:
-        kept = read_json(run / RECIPE) if (run / RECIPE).exists() else None
-    except DamagedFile:
-        kept = None  # it is written anew
-    ours = recipe_record(recipe, run)
-    if not isinstance(kept, dict) or any(kept.get(key) == ours[key] for key in ("folder", "folder_from_run")):
+    kept, ours = read_kept(run / RECIPE), recipe_record(recipe, run)
+    if kept is None or not isinstance(kept.get("folder"), str):
+        return  # it is written anew
+    if any(kept.get(key) == ours[key] for key in ("folder", "folder_from_run")):
         return
-    if kept.get("name") == recipe.name and not Path(str(kept.get("folder"))).exists():
+    if kept.get("name") == recipe.name and not Path(kept["folder"]).exists():
         return  # the recipe was moved, or this is another machine
-    raise OtherRecipe(
-        f"{run} holds a run of the recipe {kept.get('folder')}, not of {ours['folder']}. Give this recipe a "
-        "folder of its own with --out, or add --replace: stages that do not fit are then kept as "
-        ".stale-<stage>-N beside the new ones"
-    )
+    raise OtherRecipe(f"{run} holds a run of the recipe {kept['folder']}, not of {ours['folder']}")
+
+
+def check_finished(standings: Iterable[Standing], run: Path) -> None:
+    """Refuse to make again what is finished; what is unfinished already has been begun on purpose.
+
+    Raises:
+        OtherSettings: naming each stage and how it differs.
+    """
+    outdated = [current for current in standings if current.state == "outdated" and current.reads]
+    if outdated:
+        stages = "\n".join(f"  {current.step.name}: {difference(current)}" for current in outdated)
+        raise OtherSettings(f"{run} holds finished work of other settings or inputs:\n{stages}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from align.execution.plan import (
     RECIPE,
     Reads,
     Standing,
+    check_finished,
     check_recipe,
     recipe_record,
     standing,
@@ -27,9 +26,12 @@ from align.recipe.recipe import Problem, Recipe, RecipeError, Step
 from align.run_folder.artifacts import (
     SECONDS,
     DamagedFile,
+    FullDisk,
     StageFolder,
     Waiting,
+    damaged,
     exclusive,
+    full_disk,
     git_commit,
     read_json,
     read_manifest,
@@ -90,21 +92,27 @@ def execute(
         only: run just this step.
         start_at: run this step and those after it. Earlier ones are taken as they are.
         tracker: follows the stages, if given; closed by the caller.
-        replace: take over the run folder of another recipe; its work that does not fit is set aside.
+        replace: set aside what another recipe or other settings have finished in the run folder.
 
     Raises:
         RecipeError: a step to start from does not exist, or needs a stage that has not finished.
-        OtherRecipe: the run folder belongs to another recipe, and not `replace`.
+        OtherRecipe, OtherSettings: the run folder has what these steps would replace, and not `replace`.
         DamagedRun: files of a stage that is needed are missing or cut short.
         RunIsBusy: another process works in the run folder.
+        FullDisk: there is no space even to begin.
     """
     steps = _select(recipe, only, start_at)
     if not replace:
         check_recipe(recipe, run)
-    _check_inputs(steps, recipe, run)
-    with exclusive(run), handling_signals():
-        write_json(run / RECIPE, recipe_record(recipe, run))
-        return _Execution(recipe, run, tracker).go(steps)
+    _check_inputs(steps, recipe, run, replace)
+    try:
+        with exclusive(run), handling_signals():
+            write_json(run / RECIPE, recipe_record(recipe, run))
+            return _Execution(recipe, run, tracker).go(steps)
+    except OSError as error:
+        if line := full_disk(error, run):
+            raise FullDisk(line) from error
+        raise
 
 
 def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
@@ -115,12 +123,13 @@ def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step
     return recipe.steps
 
 
-def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
-    """Refuse to start what cannot be fed; say so when it is fed with something outdated."""
+def _check_inputs(steps: list[Step], recipe: Recipe, run: Path, replace: bool) -> None:
+    """Refuse to start what cannot be fed, or would replace what is finished; say what is outdated."""
     names = {step.name for step in steps}
     needed = {name: step for step in steps for name in step.needs if name not in names}
     problems, damaged = [], []
-    for current in survey(recipe, run):
+    standings = survey(recipe, run, as_they_are=needed)
+    for current in standings:
         name = current.step.name
         if current.damage and (name in needed or name in names):
             damaged.append(current.damage)
@@ -133,6 +142,8 @@ def _check_inputs(steps: list[Step], recipe: Recipe, run: Path) -> None:
         raise RecipeError(problems)
     if damaged:
         raise DamagedRun("\n".join(damaged))
+    if not replace:
+        check_finished((current for current in standings if current.step.name in names), run)
 
 
 class _Execution:
@@ -270,7 +281,10 @@ class _Execution:
     def _verdict_code(self, name: str) -> int:
         """The exit code for a finished gate's verdict; that of other steps is `DONE`."""
         path = self.run / name / "verdict.json"
-        return _VERDICT_CODES[read_json(path)["verdict"]] if path.exists() else DONE
+        verdict = read_json(path).get("verdict") if path.exists() else "pass"
+        if verdict not in _VERDICT_CODES:
+            raise damaged(path, f"says {verdict!r}, not one of {', '.join(_VERDICT_CODES)}")
+        return _VERDICT_CODES[verdict]
 
     # ---------------------------------------------------------------- what is left behind
 
@@ -324,19 +338,15 @@ def _entry(current: Standing) -> dict[str, Any]:
     """A step's line in the summary, from its folder."""
     manifest = current.manifest
     if current.state == "done" and manifest:
-        return {"status": "done", **{key: manifest[key] for key in ("seconds", "peak_memory_mb", "metrics")}}
+        return {
+            "status": "done",
+            **{key: manifest.get(key) for key in ("seconds", "peak_memory_mb", "metrics")},
+        }
     return {"status": "interrupted" if current.state == "partial" else current.state}
 
 
 def _message(error: BaseException, run: Path) -> str:
-    """An error in a line. Libraries wrap that of a full disk, so it is known by its words."""
-    text = str(error) or type(error).__name__
-    if os.strerror(errno.ENOSPC) not in text and os.strerror(errno.EDQUOT) not in text:
-        return text
-    return (
-        f"no space left on the disk of {run}: {shutil.disk_usage(run).free / 1e6:,.0f} MB are free. What was "
-        "saved is kept; free some space, or move the run folder to a larger disk, and run again"
-    )
+    return full_disk(error, run) or str(error) or type(error).__name__
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 
 from align.generation.engine import Completion, Decoding, Engine, Request
 from align.models.features import ClipFeatures
-from align.run_folder.artifacts import read_json
+from align.run_folder.artifacts import read_kept
 from preference_data.audio.clip_files import BadAudio
 from preference_data.store import write_text
 
@@ -113,7 +113,7 @@ def _saved(folder: Path) -> dict[int, list[Completion]]:
     return {
         int(number): [Completion(**completion) for completion in group]
         for path in sorted(folder.glob("*.json"))
-        for number, group in read_json(path).items()
+        for number, group in (read_kept(path) or {}).items()
     }
 
 

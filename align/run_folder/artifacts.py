@@ -7,9 +7,11 @@ finished or partial work still belongs to the recipe; what does not is kept in `
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,9 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from preference_data.dataset.dataset import is_described
 from preference_data.store import write_text
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 REWARD = "reward.json"
@@ -58,20 +63,45 @@ class DamagedFile(ValueError):
     """A file of a run folder cannot be read: empty, cut short, or edited by hand."""
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+_WORDS = {dict: "an object", list: "a list", int: "a whole number"}
+
+
+def read_json(path: Path, kind: type[dict[Any, Any] | list[Any] | int] = dict) -> Any:
+    """Parse a JSON file that holds a value of this kind.
 
     Raises:
+        FileNotFoundError: it is not there.
         DamagedFile: naming the file, what is wrong with it, and what to do.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        what = "" if type(value) is kind else f"does not hold {_WORDS[kind]}"
+    except IsADirectoryError:
+        what = "is a folder"
+    except (ValueError, RecursionError) as error:
         what = "is empty" if path.stat().st_size == 0 else f"is not whole JSON ({error})"
-        raise DamagedFile(
-            f"{path} {what}: restore it from a copy; or, to make again what it describes, move "
-            f"{path.parent} elsewhere and run again"
-        ) from None
+    if what:
+        raise damaged(path, what)
+    return value
+
+
+def damaged(path: Path, what: str) -> DamagedFile:
+    """The error that a file of a finished stage is damaged, and in which way."""
+    return DamagedFile(
+        f"{path} {what}: restore it from a copy; or, to make again what it describes, move "
+        f"{path.parent} elsewhere and run again"
+    )
+
+
+def read_kept(path: Path, kind: type[dict[Any, Any] | list[Any]] = dict) -> Any:
+    """What an earlier attempt left and could be made again; None if it is not there, or damaged."""
+    try:
+        return read_json(path, kind)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        log.warning("%s; it is made again", str(error).partition(": restore")[0])
+        return None
 
 
 def sha256_file(path: Path) -> str:
@@ -177,7 +207,7 @@ class StageFolder:
     def is_resumable(self) -> bool:
         """Whether earlier work of the same fingerprint is in the partial folder."""
         mark = self.path / _MARK
-        return mark.exists() and mark.read_text(encoding="utf-8") == self.fingerprint
+        return mark.is_file() and mark.read_bytes() == self.fingerprint.encode()
 
     def open(self) -> bool:
         """Prepare the partial folder; returns whether earlier work of this fingerprint is there.
@@ -252,15 +282,30 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def _drop_torn_line(path: Path) -> None:
     """Remove what follows the last line's end, so that the next row does not continue it."""
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, text.rfind(b"\n") + 1)
+
+
+class _Manifest(BaseModel):
+    """What of a manifest others rely on; older ones lack some of it."""
+
+    output_digest: str
+    fingerprint: str = ""
+    outputs: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    inputs: dict[str, str] = {}
+    data: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
 
 
 def read_manifest(stage: Path) -> dict[str, Any]:
@@ -274,10 +319,11 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{stage} is not a finished stage: it has no {MANIFEST}")
     manifest: dict[str, Any] = read_json(path)
-    if not isinstance(manifest, dict) or "output_digest" not in manifest:
-        raise DamagedFile(
-            f"{path} is not a manifest: restore it from a copy, or move {stage} elsewhere and run again"
-        )
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise damaged(path, f"is not a manifest ({where}: {error.errors()[0]['msg'].lower()})") from None
     return manifest
 
 
@@ -292,7 +338,30 @@ def damage(stage: Path, manifest: dict[str, Any], *, by_hash: bool = False) -> l
             wrong.append(f"{name} has {path.stat().st_size:,} bytes, not {size:,}")
         elif by_hash and sha256_file(path) != digest:
             wrong.append(f"{name} has other contents than when it was written")
+    if by_hash and manifest["output_digest"] != sha256_json(manifest.get("outputs", {})):
+        wrong.append(f"{MANIFEST} has other hashes than when it was written")
     return wrong
+
+
+class FullDisk(RuntimeError):
+    """There is no space left; what was saved is kept."""
+
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+
+
+def full_disk(error: BaseException, folder: Path) -> str | None:
+    """The line that says which disk is full, if this is the error. Libraries wrap it, so its words tell."""
+    if not any(words in str(error) for words in _FULL):
+        return None
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists()).resolve()
+    mount = next(path for path in (there, *there.parents) if path.is_mount())
+    disk = shutil.disk_usage(there)
+    free = f"{disk.free / 1e6:,.1f} of {disk.total / 1e6:,.1f} MB are free"
+    return (
+        f"no space left on the disk of {folder} ({mount}): {free}. What was saved is kept; free some space, "
+        "or move the folder to a larger disk, and run again"
+    )
 
 
 class NotThisRun(RuntimeError):

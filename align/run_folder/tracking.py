@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, ValidationError
+
 from align.run_folder.artifacts import (
     METRICS,
-    DamagedFile,
     StageFolder,
     git_commit,
-    read_json,
+    read_kept,
     read_manifest,
     read_metrics,
     write_json,
@@ -37,8 +38,33 @@ from align.run_folder.artifacts import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LINKS = "mlflow.json"
-"""In the run folder: `tracking_uri`, `run_id`, and per stage its MLflow run and logged model."""
+log = logging.getLogger(__name__)
+_LINKS = "mlflow.json"
+
+
+class Links(BaseModel):
+    """What stands in MLflow for a run folder, which keeps it in `mlflow.json`."""
+
+    tracking_uri: str
+    run_id: str | None = None
+    runs: dict[str, str] = {}
+    """Stage -> its MLflow run."""
+    models: dict[str, str] = {}
+    """Stage -> its logged model."""
+    synced: dict[str, tuple[str, str]] = {}
+    """Stage -> fingerprint and status of what MLflow has all of."""
+
+
+def read_links(run: Path) -> Links:
+    """The links of a run folder; none if they are damaged, or of another server than is used now."""
+    links = Links(tracking_uri=tracking_uri(run))
+    try:
+        kept = Links.model_validate(read_kept(run / _LINKS) or links)
+    except ValidationError:
+        log.warning("%s is damaged; it is made again", run / _LINKS)
+        return links
+    return kept if kept.tracking_uri == links.tracking_uri else links
+
 
 Status = Literal["running", "waiting", "done", "failed", "interrupted"]
 _MLFLOW_STATUS = {
@@ -82,7 +108,7 @@ class Tracker:
     """Follows the stages of one run in the background. Close it at the end."""
 
     def __init__(self, run: Path, recipe: str, warn: Callable[[str], None]) -> None:
-        self._mirror = _Mirror(run, recipe, warn)
+        self._mirror = _Mirror(run, recipe)
         self.uri = self._mirror.uri
         self._warn = warn
         self._has_warned = False
@@ -156,13 +182,13 @@ def _import_mlflow() -> None:
     for module in ("mlflow.exceptions", "mlflow.entities", "mlflow.tracking", "sqlalchemy.exc"):
         importlib.import_module(module)
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it raises is reported once, in a line
 
 
 class _Mirror:
     """The copy in MLflow of one run folder. Every call may be repeated: nothing is made or logged twice."""
 
-    def __init__(self, run: Path, recipe: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Path, recipe: str) -> None:
         self.run = run
         self.recipe = recipe
         self.uri = tracking_uri(run)
@@ -170,21 +196,12 @@ class _Mirror:
         """Fingerprint -> MLflow run, of the stages followed by this process."""
         self._logged: dict[str, set[tuple[str, int]]] = {}
         """MLflow run -> (metric, step) it has."""
-        self.links: dict[str, Any] = {"tracking_uri": self.uri, "run_id": None}
-        self.links |= {"runs": {}, "models": {}, "synced": {}}
-        try:
-            kept = read_json(run / LINKS) if (run / LINKS).exists() else {}
-            if kept.keys() >= self.links.keys() and kept["tracking_uri"] == self.uri:
-                self.links = kept
-        except (DamagedFile, AttributeError):
-            warn(f"{run / LINKS} is damaged; which MLflow runs belong to this run is looked up anew")
+        self.links = read_links(run)
         self._client: MlflowClient | None = None
 
     def is_synced(self, record: StageRecord) -> bool:
         """Whether MLflow has all of a stage in the state that the record has."""
-        return bool(
-            self.links["synced"].get(record.folder.name) == [record.folder.fingerprint, record.status]
-        )
+        return self.links.synced.get(record.folder.name) == (record.folder.fingerprint, record.status)
 
     def sync(self, record: StageRecord) -> None:
         """Bring MLflow's copy of one stage up to date."""
@@ -196,7 +213,7 @@ class _Mirror:
             self._send_result(record, run_id)
         if record.status != "running":
             self.client.set_terminated(run_id, _MLFLOW_STATUS[record.status])
-            self._link("synced", record.folder.name, [record.folder.fingerprint, record.status])
+            self._link("synced", record.folder.name, (record.folder.fingerprint, record.status))
 
     def finish(self, status: Status, files: list[Path]) -> None:
         """End the run of the recipe and give it its files."""
@@ -225,11 +242,11 @@ class _Mirror:
         return str(self.client.create_experiment(name, artifact_location=place))
 
     def _recipe_run(self) -> str:
-        if self.links["run_id"] is None:
+        if self.links.run_id is None:
             tags = {"recipe": self.recipe, "run_folder": str(self.run.resolve())}
-            self.links["run_id"] = self._run_with(self.recipe, tags, {"git_commit": git_commit()})
-            write_json(self.run / LINKS, self.links)
-        return str(self.links["run_id"])
+            self.links.run_id = self._run_with(self.recipe, tags, {"git_commit": git_commit()})
+            write_json(self.run / _LINKS, self.links.model_dump())
+        return self.links.run_id
 
     def _stage_run(self, record: StageRecord) -> str:
         """The stage's run, under the recipe's; one per fingerprint, whatever was killed in between."""
@@ -257,10 +274,10 @@ class _Mirror:
         run = runs[0] if runs else self.client.create_run(experiment, tags={**key, **more}, run_name=name)
         return str(run.info.run_id)
 
-    def _link(self, table: str, stage: str, value: Any) -> None:
+    def _link(self, table: Literal["runs", "models", "synced"], stage: str, value: Any) -> None:
         """Write what stands in MLflow for a stage."""
-        self.links[table][stage] = value
-        write_json(self.run / LINKS, self.links)
+        getattr(self.links, table)[stage] = value
+        write_json(self.run / _LINKS, self.links.model_dump())
 
     # ---------------------------------------------------------------- inputs, results, metrics
 
@@ -272,8 +289,8 @@ class _Mirror:
         for name, (kind, digest) in record.inputs.items():
             if kind in _DATASET_KINDS:
                 data[name] = (self.run / name, digest)
-            elif kind == "policy" and name in self.links["models"]:
-                models.append(LoggedModelInput(self.links["models"][name]))
+            elif kind == "policy" and name in self.links.models:
+                models.append(LoggedModelInput(self.links.models[name]))
         tag = InputTag("mlflow.data.context", record.kind)
         datasets = []
         for name, (path, digest) in data.items():

@@ -25,7 +25,7 @@ from align.run_folder.artifacts import (
     sha256_file,
     write_json,
 )
-from align.run_folder.tracking import LINKS, tracking_uri
+from align.run_folder.tracking import Links, read_links, tracking_uri
 
 
 class GateClosed(NotPromoted):
@@ -79,9 +79,9 @@ def promote(gate: Path, policy: str, *, model_name: str, alias: str) -> Promotio
     _refuse_changed_weights(model, policy, decision)
     registry = Registry(tracking_uri(gate.parent), model_name)
     expected = _expected(registry, decision, alias)
-    links = _links(gate.parent)
+    links = read_links(gate.parent)
     tags = _tags(gate, model, decision, links)
-    version = registry.register(Path(located(model)), tags, links["runs"].get(policy))
+    version = registry.register(Path(located(model)), tags, links.runs.get(policy))
     if alias == CANDIDATE:
         return Promotion(version, None, tags)
     try:
@@ -164,14 +164,7 @@ def _expected(registry: Registry, decision: dict[str, Any], alias: str) -> Holde
 # -------------------------------------------------------------------------- the version's tags
 
 
-def _links(run: Path) -> dict[str, Any]:
-    """The run's MLflow runs, if they are at the server that is used now."""
-    path = run / LINKS
-    links: dict[str, Any] = read_json(path) if path.exists() else {}
-    return links if links.get("tracking_uri") == tracking_uri(run) else {"run_id": None, "runs": {}}
-
-
-def _tags(gate: Path, model: Path, decision: dict[str, Any], links: dict[str, Any]) -> dict[str, str]:
+def _tags(gate: Path, model: Path, decision: dict[str, Any], links: Links) -> dict[str, str]:
     """The evidence of the decision as the version's tags; unknown values have no tag."""
     judged = read_manifest(gate)
     evaluation = gate.parent / judged["config"]["evaluation"]
@@ -181,13 +174,13 @@ def _tags(gate: Path, model: Path, decision: dict[str, Any], links: dict[str, An
         "gate.verdict": decision["verdict"],
         "gate.digest": judged["output_digest"],
         "gate.thresholds_sha256": decision.get("thresholds_sha256"),
-        "gate.run": links["runs"].get(gate.name),
+        "gate.run": links.runs.get(gate.name),
         "evaluation.digest": judged["inputs"][evaluation.name],
         "judge.name": judge.get("name"),
         "judge.model": judge.get("model"),
         "judge.prompt_sha256": judge.get("prompt_sha256"),
         "policy.digest": read_manifest(model)["output_digest"] if history else None,
-        "run.parent": links["run_id"],
+        "run.parent": links.run_id,
         WEIGHTS: weights_sha256(located(model)),
     }
     datasets = history.datasets() if history else {}

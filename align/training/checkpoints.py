@@ -52,6 +52,8 @@ STAGING = ".partial-"
 FROZEN = "frozen"
 TOKENS = "tokens_seen.json"
 """In a checkpoint: TRL's count of tokens, which its resume would start anew."""
+_FACTS = {"strategy", "workers", "frozen"}
+"""In a checkpoint's manifest beside its files: what decides whether a training can take it up."""
 _NAME = re.compile(r"(checkpoint|candidate)-(\d+)")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _WEIGHTS = ("*.safetensors", shards.INDEX, "config.json", "generation_config.json", _ADAPTER[0])
@@ -91,7 +93,7 @@ def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = read_json(checkpoint / MANIFEST)
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+    return manifest if isinstance(manifest.get("files"), dict) else None
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -100,7 +102,7 @@ def is_whole(checkpoint: Path) -> bool:
     if manifest is None:
         return False
     expected = {checkpoint / name: digest for name, digest in manifest["files"].items()}
-    return all(path.is_file() for path in expected) and sha256_files(expected) == expected
+    return bool(expected) and all(path.is_file() for path in expected) and sha256_files(expected) == expected
 
 
 def step_of(checkpoint: Path) -> int:
@@ -130,7 +132,7 @@ def _sealed(folder: Path, kind: str) -> list[Path]:
 def newest(folder: Path) -> Path | None:
     """The latest whole checkpoint, passing over damaged ones with a warning."""
     for path in reversed(checkpoints(folder)):
-        if is_whole(path):
+        if is_whole(path) and (manifest_of(path) or {}).keys() >= _FACTS:
             return path
         log.warning("%s is damaged (a file is missing or changed); it is not resumed from", path)
     return None
@@ -248,7 +250,7 @@ def keep_frozen(model: PreTrainedModel | nn.Module, folder: Path, checkpoint: Pa
 
 def _write_frozen(frozen: Iterable[tuple[str, Tensor]], final: Path, digest: str) -> None:
     manifest = manifest_of(final)
-    if manifest is not None and manifest["digest"] == digest and is_whole(final):
+    if manifest is not None and manifest.get("digest") == digest and is_whole(final):
         return
     staged = final.with_name(f"{STAGING}{final.name}-{uuid4().hex[:8]}")
     staged.mkdir(parents=True)

@@ -19,7 +19,14 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from align.models.answer_head import is_completion
 from align.models.scoring import completion_logps
-from align.run_folder.artifacts import Interrupted, StageFolder, read_json, stop_requested, write_json
+from align.run_folder.artifacts import (
+    Interrupted,
+    StageFolder,
+    read_json,
+    read_kept,
+    stop_requested,
+    write_json,
+)
 from align.training import processes
 from align.training.collate import Row, SFTCollator
 from align.training.processes import eval_mode, local_device
@@ -133,7 +140,7 @@ def saved_effects(
             if processes.any_rank(stop_requested.is_set()):
                 raise Interrupted
             number = first + processes.rank()
-            if number < len(starts) and not paths[number].exists():
+            if number < len(starts) and read_kept(paths[number], list) is None:
                 chunk = rows[starts[number] : starts[number] + CHUNK]
                 parts = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
                 effects = [effect for part in parts for effect in audio_effects(model, collator, part)]
@@ -141,4 +148,4 @@ def saved_effects(
             if on_progress:
                 on_progress(min((first + processes.world_size()) * CHUNK, len(rows)))
     processes.barrier()
-    return [effect for path in paths for effect in read_json(path)]
+    return [effect for path in paths for effect in read_json(path, list)]

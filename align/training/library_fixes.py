@@ -92,7 +92,7 @@ class FixedTrainer(Trainer):
         """Train to the end, from a checkpoint or from the start."""
         self._frozen_digest = keep_frozen(self.model, Path(self.args.output_dir), checkpoint)
         if checkpoint is not None:
-            self._total_train_tokens = read_json(checkpoint / TOKENS)  # TRL would count from zero
+            self._total_train_tokens = read_json(checkpoint / TOKENS, int)  # TRL would count from zero
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def load_finished(self, checkpoint: Path) -> None:

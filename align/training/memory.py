@@ -28,7 +28,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 
 from align.models.scoring import MODEL_INPUTS
 from align.planning import estimate
-from align.run_folder.artifacts import read_json, write_json
+from align.run_folder.artifacts import read_kept, write_json
 from align.training import processes
 from align.training.collate import Row
 from align.training.lengths import Longest
@@ -126,10 +126,8 @@ def plan_micro_batches(
 
 def _kept_plan(path: Path, circumstances: dict[str, Any]) -> MicroBatchPlan | None:
     """The plan of an earlier attempt under the same circumstances."""
-    if not path.exists():
-        return None
-    saved = read_json(path)
-    return MicroBatchPlan(**saved["plan"]) if saved["for"] == circumstances else None
+    saved = read_kept(path)
+    return MicroBatchPlan(**saved["plan"]) if saved and saved["for"] == circumstances else None
 
 
 def _available(given_gb: float | None) -> float | None:

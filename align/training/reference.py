@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import Qwen2AudioProcessor
 
-from align.run_folder.artifacts import read_json, sha256_json
+from align.run_folder.artifacts import read_kept, sha256_json
 from align.training import processes
 from align.training.collate import Row
 from preference_data.store import write_text
@@ -43,7 +43,7 @@ class ReferenceStore:
         All ranks call it; rank 0 alone reads and writes.
         """
         path = self.folder / f"{sha256_json({**key, 'rows': self._digest(rows)})}.json"
-        logps: Logps | None = read_json(path) if processes.is_first() and path.exists() else None
+        logps: Logps | None = read_kept(path) if processes.is_first() else None
         logps = processes.broadcast(logps)
         if logps is None:
             logps = compute()

@@ -16,7 +16,7 @@ from align.run_folder.artifacts import (
     Interrupted,
     StageFolder,
     heeding_stop,
-    read_json,
+    read_kept,
     stop_requested,
     write_json,
 )
@@ -234,6 +234,8 @@ class Report(TrainerCallback):
             self.progress.update(state.global_step)
         if self.is_evaluated and control.should_save:
             control.should_evaluate = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the steps since the last row, which may be all there are
         # In GRPO several steps may share completions, which no checkpoint has
         is_between = state.global_step % getattr(args, "num_iterations", 1) == 0
         if is_between and processes.any_rank(stop_requested.is_set()):
@@ -328,8 +330,9 @@ def _scored_once(
 ) -> dict[str, float]:
     """Metrics of a checkpoint's policy, kept in `folder`."""
     path = folder / f"checkpoint-{step_of(checkpoint)}.json"
-    if not path.exists():
+    metrics: dict[str, float] | None = read_kept(path)
+    if metrics is None:
         with as_policy(checkpoint, base, processor) as policy:
-            write_json(path, dict(score(policy)))
-    metrics: dict[str, float] = read_json(path)
+            metrics = dict(score(policy))
+        write_json(path, metrics)
     return metrics

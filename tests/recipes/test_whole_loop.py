@@ -228,13 +228,15 @@ def test_killed_in_every_stage_it_ends_with_identical_numbers(align, programs, w
 
 
 def test_a_closed_gate_exits_3_and_nothing_is_promoted(align, copied):
-    result = align(*command(copied, **{"8_gate__thresholds__min_questions": 500}))
+    stricter = command(copied, **{"8_gate__thresholds__min_questions": 500})
+    assert align(*stricter).returncode == 2  # there is a finished gate of other settings
+    result = align(*stricter, "--replace")
     assert result.returncode == 3
     found = summary(copied)
     assert found["verdict"] == "fail"
     assert "questions" in found["verdict_reasons"][0]
     assert found["stages"]["9_promote"]["status"] != "running"
-    assert align(*command(copied)).returncode == 0
+    assert align(*command(copied), "--replace").returncode == 0
 
 
 PEOPLE = {"4_annotate__by": "people", "5_pairs__min_alpha": 0.3}
@@ -243,7 +245,7 @@ PEOPLE = {"4_annotate__by": "people", "5_pairs__min_alpha": 0.3}
 @pytest.fixture(scope="module")
 def only(align):
     """Run one step."""
-    return lambda out, step, **changes: align(*command(out, **changes), "--only", step)
+    return lambda out, step, **changes: align(*command(out, **changes), "--only", step, "--replace")
 
 
 @pytest.fixture

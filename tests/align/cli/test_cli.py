@@ -1,10 +1,13 @@
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from align.run_folder.artifacts import StageFolder, sha256_file
 
 ALIGN = Path(sys.executable).with_name("align")
 GOOD = {
@@ -110,6 +113,65 @@ def test_a_manifest_that_names_no_files_is_not_whole(tmp_path):
     done = align("verify", "toy", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "does not say which files there were: restore it" in done.stderr
+
+
+def test_verify_reads_every_file_and_names_each_difference(tmp_path):
+    for name in ("1_corpus", "2_sft"):
+        out = StageFolder(tmp_path / "run", name, "f")
+        out.open()
+        for file in ("a.txt", "b.txt", "c.txt"):
+            (out.path / file).write_text("12345")
+        out.commit({})
+    whole = align("verify", "run", cwd=tmp_path)
+    assert (whole.returncode, whole.stdout, whole.stderr) == (
+        0,
+        "1_corpus  3 files  whole\n2_sft  3 files  whole\n",
+        "",
+    )
+    stage = tmp_path / "run" / "2_sft"
+    (stage / "a.txt").write_text("54321")
+    (stage / "b.txt").unlink()
+    (stage / "c.txt").write_text("")
+    for folder, n_whole in (("run", 1), ("run/2_sft", 0)):
+        harmed = align("verify", folder, cwd=tmp_path)
+        assert harmed.returncode == 1
+        assert harmed.stdout.count("whole") == n_whole
+        assert harmed.stderr.splitlines() == [
+            "2_sft: a.txt has other contents than when it was written",
+            "2_sft: b.txt is missing",
+            "2_sft: c.txt has 0 bytes, not 5",
+        ]
+    text = (stage / "manifest.json").read_text()
+    (stage / "manifest.json").write_text(text.replace(sha256_file(tmp_path / "run/1_corpus/a.txt"), "0" * 64))
+    assert (
+        "manifest.json has other hashes than when it was written"
+        in align("verify", "run", cwd=tmp_path).stderr
+    )
+
+
+MOMENTS = (0.2, 0.4, 0.8, 1.6, 3.0)
+
+
+def test_ctrl_c_at_any_moment_of_the_start_ends_with_75_and_no_traceback(recipe):
+    """Sooner, while Python itself starts, the signal ends it as it ends any program."""
+    command = [sys.executable, "-m", "align", "run", "toy"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    (recipe / "1_corpus.yaml").write_text("stage: corpus\ncorpus: folder\ndir: no_such_recordings\n")
+    for moment in MOMENTS:
+        process = subprocess.Popen(
+            command,
+            cwd=recipe.parent,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(moment)
+        over = process.poll() is not None
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=120)
+        assert over or process.returncode == 75, (moment, message)
+        assert "Traceback" not in message, moment
 
 
 def test_the_command_runs_as_a_module_and_survives_a_reader_that_is_gone(recipe):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -9,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from align.execution.plan import OtherRecipe, check_recipe, survey
+from align.cli.main import main
+from align.execution.plan import OtherRecipe, OtherSettings, check_recipe, survey
 from align.execution.runner import DamagedRun, execute
 from align.recipe.config.training import SFTConfig
 from align.recipe.recipe import RecipeError, load
-from align.run_folder.artifacts import RunIsBusy, exclusive, read_manifest, read_metrics
+from align.run_folder.artifacts import (
+    DamagedFile,
+    FullDisk,
+    RunIsBusy,
+    exclusive,
+    read_manifest,
+    read_metrics,
+)
 
 TOYS = Path(__file__).parents[2] / "recipes"
 
@@ -68,12 +77,13 @@ def test_a_second_run_does_nothing_and_a_change_reruns_what_depends_on_it(toys, 
     assert (run / "report.html").stat().st_mtime_ns == report
 
     # The gate's threshold concerns the gate alone.
-    assert execute(load(folder, ["8_gate.thresholds.max_fact_accuracy_loss=0.5"]), run).exit_code == 0
+    looser = load(folder, ["8_gate.thresholds.max_fact_accuracy_loss=0.5"])
+    assert execute(looser, run, replace=True).exit_code == 0
     second = made_at(run)
     assert {name for name in second if second[name] != first[name]} == {"8_gate"}
 
     # The corpus changes, so everything made of it does.
-    assert execute(load(folder, ["1_corpus.chats_per_clip=9"]), run).exit_code == 0
+    assert execute(load(folder, ["1_corpus.chats_per_clip=9"]), run, replace=True).exit_code == 0
     third = made_at(run)
     assert {name for name in third if third[name] == second[name]} == set()
 
@@ -125,7 +135,7 @@ def test_unfinished_work_that_does_not_fit_is_kept_and_named(toys, tmp_path, mon
     assert f"2_sft  unfinished work of other settings or inputs is kept in {kept}" in capsys.readouterr().out
     assert len(read_metrics(kept / "metrics.jsonl")) == 6
     # Finished work of other settings is kept as well
-    assert execute(load(folder), run).exit_code == 0
+    assert execute(load(folder), run, replace=True).exit_code == 0
     assert read_manifest(run / ".stale-2_sft-2")["config"]["learning_rate"] == 1
     assert "finished work of other settings or inputs is kept in" in capsys.readouterr().out
 
@@ -142,6 +152,47 @@ def test_a_run_folder_of_another_recipe_is_refused(toys, tmp_path):
     assert made_at(run) == first  # it asks for the same
     with pytest.raises(OtherRecipe):
         execute(a, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("2_sft.learning_rate=0.5", "2_sft: learning_rate was 0.001, is 0.5"),
+        ("1_corpus.chats_per_clip=9", "1_corpus: chats_per_clip was 2, is 9"),
+        ("8_gate.thresholds.min_questions=2", "8_gate: thresholds.min_questions was 1, is 2"),
+        ("2_sft.trl.weight_decay=0.5", "2_sft: trl.weight_decay was None, is 0.5"),
+        ("2_sft.policy=owner/other", "2_sft: policy was owner/base, is owner/other; owner/other has changed"),
+    ],
+)
+def test_finished_work_of_other_settings_is_replaced_on_request_only(toys, tmp_path, change, difference):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    first, files = made_at(run), sorted(run.rglob("*"))
+    stage = change.partition(".")[0]
+    for only in (None, stage):
+        with pytest.raises(OtherSettings) as refused:
+            execute(load(folder, [change]), run, only=only)
+        assert str(refused.value).splitlines() == [
+            f"{run} holds finished work of other settings or inputs:",
+            f"  {difference}",
+        ]
+    assert (made_at(run), sorted(run.rglob("*"))) == (first, files)
+    execute(load(folder, [change]), run, only=stage, replace=True)
+    assert made_at(run)[stage] != first[stage]
+    assert (run / f".stale-{stage}-1/manifest.json").stat().st_mtime_ns == first[stage]
+
+
+def test_what_was_begun_in_the_place_of_finished_work_goes_on(toys, tmp_path, monkeypatch):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "run"
+    execute(load(folder), run)
+    changed = load(folder, ["2_sft.learning_rate=0.5"])
+    with monkeypatch.context() as patch:
+        patch.setattr(toys, "save_file", lambda *_: (_ for _ in ()).throw(RuntimeError("killed here")))
+        assert execute(changed, run, replace=True).exit_code == 1
+    assert statuses(changed, run)["2_sft"] == "partial"
+    assert statuses(load(folder), run)["2_sft"] == "done"
+    assert execute(changed, run).exit_code == 0
+    assert read_manifest(run / ".stale-2_sft-1")["config"]["learning_rate"] == 1e-3
 
 
 def test_a_recipe_and_its_run_may_be_moved(toys, tmp_path):
@@ -175,18 +226,46 @@ def test_a_damaged_stage_is_named_before_anything_runs(toys, tmp_path, harm):
     assert execute(load(folder), run).exit_code == 0
 
 
-def test_a_full_disk_is_one_line(toys, tmp_path, monkeypatch):
-    def fill(*_):
-        with open("/dev/full", "w") as file:
-            file.write("x")
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
-    folder, run = toys.write_recipe(tmp_path / "toy"), tmp_path / "run"
-    monkeypatch.setattr(toys, "save_file", fill)
-    outcome = execute(load(folder), run)
-    assert outcome.exit_code == 1
-    assert outcome.error.startswith(f"2_sft: no space left on the disk of {run}: ")
-    assert "\n" not in outcome.error
-    assert (run / ".partial-2_sft" / "metrics.jsonl").exists()
+
+def test_a_full_disk_is_one_line_wherever_it_fills_and_the_run_goes_on(toys, small_disk, tmp_path):
+    recipe = load(toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)))
+    assert execute(recipe, tmp_path / "roomy").exit_code == 0
+    run, ballast = small_disk / "run", small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    lines = []
+    while ballast.stat().st_size:
+        try:
+            outcome = execute(recipe, run)
+        except FullDisk as error:
+            lines.append(str(error))
+        else:
+            if outcome.exit_code == 0:
+                break
+            lines.append(outcome.error.partition(": ")[2])
+        os.truncate(ballast, max(0, ballast.stat().st_size - 12288))
+    assert len(lines) > 5
+    for line in lines:
+        assert line.startswith(f"no space left on the disk of {run} ({small_disk}): "), line
+        assert "of 0.4 MB are free" in line
+        assert "\n" not in line
+    for name in recipe.steps:
+        ours, theirs = (read_manifest(where / name.name)["outputs"] for where in (run, tmp_path / "roomy"))
+        for changing in ("attempts.txt", "resumed_from.txt"):
+            ours.pop(changing, None), theirs.pop(changing, None)
+        assert ours == theirs
 
 
 def test_a_rerun_with_equal_output_does_not_spread(toys, tmp_path):
@@ -194,7 +273,7 @@ def test_a_rerun_with_equal_output_does_not_spread(toys, tmp_path):
     execute(load(folder), run)
     first = made_at(run)
     # max_duration_s is no part of what the toy corpus writes.
-    execute(load(folder, ["1_corpus.max_duration_s=9"]), run)
+    execute(load(folder, ["1_corpus.max_duration_s=9"]), run, replace=True)
     second = made_at(run)
     assert {name for name in second if second[name] != first[name]} == {"1_corpus"}
 
@@ -349,3 +428,63 @@ print(type(attempt.error).__name__, time.monotonic() - started < 10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Interrupted True\n"
+
+
+HARM = {
+    "empty": b"",
+    "cut": b'{"output_digest": "x", "stages": {"1_cor',
+    "list": b"[]",
+    "number": b"3",
+    "null": b"null",
+    "fields": b'{"output_digest": 3, "outputs": [], "stages": [], "runs": [], "synced": 1, "folder": {}}',
+    "NUL": bytes(300),
+    "UTF-16": '{"output_digest": "x"}'.encode("utf-16"),
+    "nested": b"[" * 100_000,
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fatal"),
+    [
+        ("2_sft/manifest.json", True),
+        ("8_gate/verdict.json", True),
+        ("summary.json", False),
+        ("recipe.json", False),
+        (".partial-2_sft/.fingerprint", False),
+        (".partial-2_sft/.seconds", False),
+        (".partial-2_sft/metrics.jsonl", False),
+    ],
+)
+def test_damaged_state_is_named_with_the_next_step(toys, tmp_path, monkeypatch, capsys, name, is_fatal):
+    folder, run = toys.write_recipe(tmp_path / "toy", s8_gate=gate(1)), tmp_path / "runs" / "toy"
+    execute(load(folder), run)
+    if name.startswith(".partial"):
+        mark = read_manifest(run / "2_sft")["fingerprint"]
+        (run / "2_sft").rename(run / ".partial-2_sft")
+        (run / ".partial-2_sft/manifest.json").unlink()
+        (run / ".partial-2_sft/.fingerprint").write_text(mark)
+    shutil.copytree(run, tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["align", "status", "toy"])
+    for harm, content in HARM.items():
+        if not is_fatal and harm not in ("empty", "fields", "NUL", "nested"):
+            continue
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "whole", run)
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir() if content is None else (run / name).write_bytes(content)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out = capsys.readouterr().out
+        assert not end.value.code, harm
+        assert ("damaged" in out) == is_fatal, (harm, out)
+        if is_fatal:
+            with pytest.raises(
+                DamagedFile, match=rf"{run}/{name[:6]}.*: .*restore it from a copy.*elsewhere"
+            ):
+                execute(load(folder), run)
+        else:
+            assert execute(load(folder), run).exit_code == 0, harm

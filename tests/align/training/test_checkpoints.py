@@ -29,6 +29,8 @@ from align.training.checkpoints import (
     is_whole,
     newest,
     publish,
+    resume_point,
+    seal,
     step_of,
 )
 from align.training.collate import SFTCollator
@@ -179,6 +181,54 @@ def test_resume_passes_over_a_damaged_checkpoint(tiny, tmp_path, whole):
     assert len(list(saved.glob("damaged-checkpoint-8-*"))) == 1  # set aside, not deleted
     for name, value in weights(again).items():
         assert torch.equal(value, whole[0][name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({"logging_steps": 50}, [8]), ({"logging_steps": 3}, [3, 6, 8]), ({"logging_strategy": "no"}, [8])],
+)
+def test_a_stage_shorter_than_its_logging_steps_logs_its_metrics(tiny, tmp_path, settings, steps):
+    out = folder(tmp_path / "short")
+    metrics = fit(make(tiny, out, **settings), out)
+    rows = read_metrics(out.path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == steps
+    assert metrics["loss"] == rows[-1]["loss"]
+    out = folder(tmp_path / "stopped")
+    trainer = make(tiny, out, **settings)
+    stop_in(trainer, 4)
+    try:
+        with pytest.raises(Interrupted):
+            fit(trainer, out)
+    finally:
+        stop_requested.clear()
+    fit(make(tiny, out, **settings), out)
+    assert [row["step"] for row in read_metrics(out.path / "metrics.jsonl")] == steps
+
+
+HARM = {
+    "cut": b"{",
+    "empty": b"",
+    "a list": b"[]",
+    "no files": b'{"files": {}, "strategy": "ddp", "workers": 1, "frozen": ""}',
+    "NUL": bytes(200),
+    "UTF-16": '{"files": {}}'.encode("utf-16"),
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", HARM.values(), ids=HARM)
+def test_a_damaged_manifest_is_passed_over_like_a_damaged_file(tmp_path, text):
+    facts = {"strategy": "ddp", "workers": 1, "frozen": ""}
+    for step in (2, 4):
+        (tmp_path / "staged").mkdir()
+        (tmp_path / "staged" / "model.safetensors").write_bytes(b"weights")
+        seal(tmp_path / "staged", tmp_path / f"checkpoint-{step}", facts)
+    assert step_of(newest(tmp_path)) == 4
+    (tmp_path / "checkpoint-4" / "manifest.json").write_bytes(text)
+    assert step_of(newest(tmp_path)) == 2
+    assert resume_point(tmp_path) == tmp_path / "checkpoint-2"
+    (kept,) = tmp_path.glob("damaged-checkpoint-4-*")
+    assert (kept / "model.safetensors").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("harm", ["weights", "manifest"])
