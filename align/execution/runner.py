@@ -98,7 +98,7 @@ def execute(
         DamagedRun: files of a stage that is needed are missing or cut short.
         RunIsBusy: another process works in the run folder.
     """
-    steps = _select(recipe, only, start_at)
+    steps = select(recipe, only, start_at)
     if not replace:
         check_recipe(recipe, run)
     _check_inputs(steps, recipe, run)
@@ -107,7 +107,8 @@ def execute(
         return _Execution(recipe, run, tracker).go(steps)
 
 
-def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
+def select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
+    """The steps that `only` and `start_at` leave of a recipe."""
     if only:
         return [recipe.step(only)]
     if start_at:
