@@ -127,12 +127,12 @@ def run(
     from align.execution.checks import check_data, load_checked
 
     loaded, folder = load_checked(recipe, overrides, partial(_run_folder, out=out))
-    for note in check_data(loaded, folder):
-        _warn(f"Note: {note}")
-    from align.execution.runner import execute  # takes seconds: not before the recipe is known to be valid
+    from align.execution.runner import execute, select  # takes seconds: not before the recipe is valid
     from align.run_folder.artifacts import FullDisk, NotThisRun
     from align.run_folder.tracking import Tracker
 
+    for note in check_data(loaded, folder, select(loaded, only, start_at)):
+        _warn(f"Note: {note}")
     tracker = Tracker(folder, loaded.name, _warn)
     print(f"{recipe} -> {folder}", flush=True)
     limits = [

@@ -38,13 +38,13 @@ def load_checked(
     return recipe, run
 
 
-def check_data(recipe: Recipe, run: Path) -> list[Problem]:
-    """Refuse a run whose data are not here; returns what is said of models that are not.
+def check_data(recipe: Recipe, run: Path, chosen: list[Step]) -> list[Problem]:
+    """Refuse a run of the `chosen` steps whose data are not here; returns what is said of absent models.
 
     Raises:
         RecipeError: naming the folders and files.
     """
-    steps = _unfinished(recipe, run)
+    steps = [step for step in _unfinished(recipe, run) if step in chosen]
     if problems := missing_data(steps):
         raise RecipeError(problems)
     return unreachable_models(steps)

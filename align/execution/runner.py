@@ -101,7 +101,7 @@ def execute(
         RunIsBusy: another process works in the run folder.
         FullDisk: there is no space even to begin.
     """
-    steps = _select(recipe, only, start_at)
+    steps = select(recipe, only, start_at)
     if not replace:
         check_recipe(recipe, run)
     _check_inputs(steps, recipe, run, replace)
@@ -115,7 +115,8 @@ def execute(
         raise
 
 
-def _select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
+def select(recipe: Recipe, only: str | None, start_at: str | None) -> list[Step]:
+    """The steps that `only` and `start_at` leave of a recipe."""
     if only:
         return [recipe.step(only)]
     if start_at:

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
 from align.planning import estimate
 from align.planning.estimate import UnknownShape
 from align.recipe.recipe import Step
@@ -33,6 +30,9 @@ def model_problems(step: Step) -> list[Problem]:
 
 def hub_problem(ref: str) -> str | None:
     """Why a model that is named by its Hub id cannot be had now; None if it is here, or can be fetched."""
+    from huggingface_hub import HfApi, try_to_load_from_cache  # takes half a second
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
     if Path(ref).expanduser().is_dir() or isinstance(try_to_load_from_cache(ref, "config.json"), str):
         return None
     try:

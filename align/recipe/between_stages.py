@@ -15,8 +15,6 @@ from align.recipe.config.training import (
     TrainingConfig,
 )
 from align.recipe.stage_file import Problem
-from preference_data.corpora.catalog import phrasebook_of
-from preference_data.toy_world.phrasebook import Phrasebook
 
 if TYPE_CHECKING:
     from align.recipe.recipe import Step
@@ -67,6 +65,9 @@ def _empty_lessons(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
         return
     if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus not in _MADE:
         return
+    from preference_data.corpora.catalog import phrasebook_of  # these take half a second
+    from preference_data.toy_world.phrasebook import Phrasebook
+
     slots = Phrasebook.load(phrasebook_of(corpus.config.corpus, Path(corpus.config.dir or ""))).slots
     for number, lesson in enumerate(step.config.curriculum):
         if lesson.slot not in slots:

@@ -237,7 +237,7 @@ def test_data_that_are_not_here_are_named_before_a_run(parts):
     with pytest.raises(
         RecipeError, match="0_corpus.yaml: data are not here, and a run needs them: nowhere/clips"
     ):
-        check_data(loaded, run)
+        check_data(loaded, run, loaded.steps)
 
 
 # -------------------------------------------------------------------------- anything at all
