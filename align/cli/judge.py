@@ -62,18 +62,19 @@ def judge(
     from align.evaluation.judges.prompt import Official, Strict
     from align.run_folder.artifacts import write_json
 
-    policy = None if url else folder_to_read(os.path.expanduser(model))
+    if not url:
+        folder_to_read(os.path.expanduser(model))
     try:
         rows = air_bench.read_answers(answers)
         items, responses = [item for item, _ in rows], [response for _, response in rows]
         chat_model: ChatModel
-        if policy is None:
+        if url:
             chat_model = Endpoint(url, model, concurrency=concurrency)
         else:
             # Imported here, because it brings torch, which an endpoint's user need not wait for.
             from align.evaluation.judges.local_model import LocalModel
 
-            chat_model = LocalModel(policy)
+            chat_model = LocalModel(Path(model).expanduser())
         llm_judge = LLMJudge(
             chat_model,
             out / "judge_replies.jsonl",
