@@ -54,11 +54,8 @@ def promote(
         _fail(str(error), 1)
     before = f", it was version {done.previous}" if done.previous not in (None, done.version) else ""
     print(f"{name}: {to} is version {done.version}{before}")
-    print(
-        f"Back: {shlex.join(['align', 'promote', str(run), '--to', to, '--rollback'])}"
-        if before
-        else f"weights {done.tags['weights.sha256'][:16]}"
-    )
+    words = ["align", "promote", str(run), "--to", to, *(["--model", model] if model else []), "--rollback"]
+    print(f"Back: {shlex.join(words)}" if before else f"weights {done.tags['weights.sha256'][:16]}")
 
 
 def _gate(run: Path) -> Path:

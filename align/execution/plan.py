@@ -121,7 +121,7 @@ def difference(current: Standing) -> str:
     except ValidationError:
         return "its settings are of an earlier version"
     then = _flat(result_keys(kept))
-    defaults = _flat(type(config).model_construct().model_dump(mode="json"))
+    defaults = _flat(type(config).model_construct(stage=config.stage).model_dump(mode="json"))
     words = [
         f"{key} was {then.get(key, defaults.get(key))}, is {now.get(key, defaults.get(key))}"
         for key in sorted(then.keys() | now.keys())
