@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.recipe.config.preference import RoundsConfig
-from align.recipe.stage_file import StageFile
+from align.recipe.stage_file import Loc, StageFile
 
 
 def expand(files: list[StageFile]) -> list[StageFile]:
@@ -52,8 +52,8 @@ def _stages(file: StageFile) -> Iterator[StageFile]:
         policy = trained
 
 
-def _places(file: StageFile, kind: str, keys: Mapping[str, Any]) -> dict[tuple[str | int, ...], str]:
+def _places(file: StageFile, kind: str, keys: Mapping[str, Any]) -> dict[Loc, str]:
     """Where a stage's values are written: under its kind, or beside it."""
     inner = {loc[1:]: place for loc, place in file.places.items() if loc[0] == kind and loc[1:]}
-    beside = {(key,): file.place((key,)) for key in keys}
+    beside: dict[Loc, str] = {(key,): file.place((key,)) for key in keys}
     return {("stage",): file.place((kind,)), **beside, **inner}
