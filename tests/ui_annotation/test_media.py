@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
@@ -21,11 +22,13 @@ import soundfile
 
 from ui_annotation.server import listening
 
+_SEEDS = itertools.count()  # not of the clock: all workers collect the same tests
+
 
 def wave(duration_s: float, rate_hz: int = 16_000, channels: int = 1) -> bytes:
     """A clip of noise that no other test has."""
     file = io.BytesIO()
-    samples = np.random.default_rng().uniform(-0.1, 0.1, (round(duration_s * rate_hz), channels))
+    samples = np.random.default_rng(next(_SEEDS)).uniform(-0.1, 0.1, (round(duration_s * rate_hz), channels))
     soundfile.write(file, samples, rate_hz, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
