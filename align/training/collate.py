@@ -152,16 +152,17 @@ class SFTCollator:
             ids.append(torch.tensor(encoded.ids))
             mask = torch.tensor(encoded.mask)
             labels.append(torch.where(mask == 1, ids[-1], -100))
-            clips.append([self._augment(clip, row["draw"]) for clip in own])
+            clips.append([self._augment(clip, row) for clip in own])
         return {
             **_pad(self.processor, ids),
             "labels": _right_pad(labels, -100),
             **audio_inputs(self.processor, ids, clips, self.packed),
         }
 
-    def _augment(self, clip: Clip, draw: int) -> Clip:
+    def _augment(self, clip: Clip, row: Row) -> Clip:
         if self.augmentation == Augmentation():
             return clip
+        draw = row["draw"]
         if isinstance(self.augmentation, SpecAugment):
             return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
         padded = clip.padded()  # masks fall anywhere in it, also beyond the clip

@@ -68,7 +68,7 @@ class DevScore:
 
     def _kl(self, engine: TransformersEngine, answers: Sequence[str]) -> float:
         rows = [
-            {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios, "draw": 0}
+            {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios}
             for item, request, answer in zip(self.items, self.requests, answers, strict=True)
         ]
         collate = SFTCollator(engine.processor, engine.clips, packed=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from align.models.features import ClipFeatures, stack
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
 from align.models.qwen2_audio.packed import pack
+from align.rewards.rules import TranscriptReward
 from align.training.collate import prompt_row
 from align.training.methods import Schedule, group_relative_policy_optimisation
 from align.training.run import arguments
 from align.training.tuning import LoRA, Tuning
 from preference_data.schema import Prompt
+from tests.align.generation import toy_policy
+from tests.conftest import Tiny
 
 G, T, PROMPTS = 4, 6, 4
 LORA = LoRA(4, 8, 0.0, r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj")
@@ -58,36 +62,43 @@ def prompts(two_clips=False):
     ]
 
 
-def make_trainer(tiny, folder, *, loss="grpo", beta=0.0, packed=True, lora=None, two_clips=False,
-                 micro_batches=1, temperature=1.0, iterations=1, batch=PROMPTS, steps=2, **trl):  # fmt: skip
+def make_trainer(
+    tiny,
+    folder,
+    *,
+    records=None,
+    reward=None,
+    packed=True,
+    lora=None,
+    micro_batches=1,
+    steps=2,
+    method=(),
+    **trl,
+):
+    """A trainer; `method` has what differs from plain GRPO, `trl` arguments of TRL's."""
     processor, model = qwen2_audio.load_processor(tiny.policy), qwen2_audio.load_model(tiny.policy)
-    schedule, tuning = Schedule(steps, batch, 1e-3, 1, 0), Tuning(lora=lora, packed=packed)
-    method = group_relative_policy_optimisation(
-        [prompt_row(prompt, f"kind{i % 2}") for i, prompt in enumerate(prompts(two_clips))],
+    schedule, tuning = Schedule(steps, PROMPTS, 1e-3, 1, 0), Tuning(lora=lora, packed=packed)
+    plain = {"loss": "grpo", "beta": 0.0, "completions": G, "temperature": 1.0, "iterations": 1}
+    own = group_relative_policy_optimisation(
+        [prompt_row(record, f"kind{i % 2}") for i, record in enumerate(records or prompts())],
         schedule,
-        loss=loss,
-        beta=beta,
-        completions=G,
-        temperature=temperature,
-        max_new_tokens=T,
-        iterations=iterations,
-        reward=Letters(),
+        reward=reward or Letters(),
         rollout_batch_size=3,
+        **{**plain, "max_new_tokens": T, **dict(method)},
     )
-    trainer = method.trainer(
+    options = arguments(
+        folder,
+        schedule,
+        tuning=tuning,
+        micro_batches=micro_batches,
+        sequences=own.sequences,
+        trl={**own.trl, **trl},
+    )
+    trainer = own.trainer(
         model=pack(model) if packed else model,
-        args=GRPOConfig(
-            **arguments(
-                folder,
-                schedule,
-                tuning=tuning,
-                micro_batches=micro_batches,
-                sequences=G,
-                trl={**method.trl, **trl},
-            )
-        ),  # fmt: skip
-        train_dataset=method.examples,
-        data_collator=method.collator(processor, ClipFeatures(processor, tiny.audio), packed),
+        args=GRPOConfig(**options),
+        train_dataset=own.examples,
+        data_collator=own.collator(processor, ClipFeatures(processor, tiny.audio), packed),
         processing_class=processor,
         peft_config=tuning.peft_config,
     )
@@ -206,22 +217,23 @@ def twin(tiny):
     return policy
 
 
+TWICE = {"iterations": 2}
 SETTINGS = [
-    {"loss": "grpo", "iterations": 2, "micro_batches": 2},
-    {"loss": "grpo", "iterations": 2, "beta": 0.1, "temperature": 0.7, "use_bias_correction_kl": False},
-    {"loss": "dr_grpo", "iterations": 2, "beta": 0.04, "micro_batches": 2},
-    {"loss": "dapo", "iterations": 2, "epsilon_high": 0.28, "temperature": 1.3, "micro_batches": 2},
-    {"loss": "dapo"},
-    {"loss": "cispo", "iterations": 2, "micro_batches": 2},
-    {"loss": "rloo", "iterations": 2},
-    {"loss": "dapo", "iterations": 2, "beta": 0.1, "two_clips": True},
-    {"loss": "grpo", "iterations": 2, "beta": 0.1, "packed": False},
+    ({"loss": "grpo", **TWICE}, {"micro_batches": 2}),
+    ({"loss": "grpo", **TWICE, "beta": 0.1, "temperature": 0.7}, {"use_bias_correction_kl": False}),
+    ({"loss": "dr_grpo", **TWICE, "beta": 0.04}, {"micro_batches": 2}),
+    ({"loss": "dapo", **TWICE, "temperature": 1.3}, {"micro_batches": 2, "epsilon_high": 0.28}),
+    ({"loss": "dapo"}, {}),
+    ({"loss": "cispo", **TWICE}, {"micro_batches": 2}),
+    ({"loss": "rloo", **TWICE}, {}),
+    ({"loss": "dapo", **TWICE, "beta": 0.1}, {"records": prompts(two_clips=True)}),
+    ({"loss": "grpo", **TWICE, "beta": 0.1}, {"packed": False}),
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: "-".join(map(str, one.values())))
-def test_loss_and_all_gradients_equal_hand_arithmetic(tiny, tmp_path, settings):
-    trainer = make_trainer(tiny, tmp_path, **settings)
+@pytest.mark.parametrize(("method", "settings"), SETTINGS, ids=lambda part: "-".join(map(str, part)))
+def test_loss_and_all_gradients_equal_hand_arithmetic(tiny, tmp_path, method, settings):
+    trainer = make_trainer(tiny, tmp_path, method=method, **settings)
     loss, ours = step(trainer)
     before, policy = qwen2_audio.load_model(tiny.policy), twin(tiny)
     slow = loss_by_hand(trainer, policy, before, before)
@@ -231,7 +243,7 @@ def test_loss_and_all_gradients_equal_hand_arithmetic(tiny, tmp_path, settings):
 
 
 def test_low_rank_updates_have_the_policy_without_them_as_reference(tiny, tmp_path):
-    trainer = make_trainer(tiny, tmp_path, lora=LORA, beta=0.1, iterations=2)
+    trainer = make_trainer(tiny, tmp_path, lora=LORA, method={"beta": 0.1, **TWICE})
     loss, ours = step(trainer)
     before = qwen2_audio.load_model(tiny.policy)
     trainer.model.zero_grad()
@@ -245,7 +257,7 @@ def test_low_rank_updates_have_the_policy_without_them_as_reference(tiny, tmp_pa
 
 def test_rloo_is_dr_grpo_times_a_factor(tiny, tmp_path):
     """Leave-one-out advantages on whole completions (arXiv:2402.14740), times (G - 1) / (G T)."""
-    trainer = make_trainer(tiny, tmp_path, loss="rloo")
+    trainer = make_trainer(tiny, tmp_path, method={"loss": "rloo"})
     _, ours = step(trainer)
     policy, terms = twin(tiny), []
     for record, completions in drawn(trainer).values():
@@ -267,12 +279,44 @@ def test_rloo_is_dr_grpo_times_a_factor(tiny, tmp_path):
 
 
 def test_best_of_raises_the_first_best_of_each_group_that_differs(tiny, tmp_path):
-    trainer = make_trainer(tiny, tmp_path, loss="best_of")
+    trainer = make_trainer(tiny, tmp_path, method={"loss": "best_of"})
     rewards = torch.tensor([[0.2, 0.9, 0.9, 0.1], [0.5, 0.5, 0.5, 0.5]])
     found = trainer.group_advantages(rewards - rewards.mean(1, keepdim=True))
     assert found.tolist() == [[0, 4, 0, 0], [0, 0, 0, 0]]
     [batch] = generate(trainer)
     assert sorted(batch["advantages"].tolist()) == [0] * (PROMPTS * (G - 1)) + [G] * PROMPTS
+
+
+def test_a_policy_learns_what_it_is_rewarded_for(tiny, tmp_path):
+    """A policy that says which tone it hears half as well as it could, rewarded for the right words."""
+    toy_policy.train(tiny.policy, tiny.audio, tmp_path / "policy", steps=30)
+    own = Tiny(tmp_path / "policy", tiny.audio)
+    asked = [
+        Prompt(
+            id=f"p{i}",
+            audios=(f"{i}.wav",),
+            question="Is the tone high or low?",
+            answer_gt=f"The tone is {'low' if i % 2 else 'high'}.",
+            meta_info="",
+            task_name="sound_QA",
+        )
+        for i in range(4)
+    ]
+    trainer = make_trainer(
+        own,
+        tmp_path / "out",
+        records=asked,
+        reward=TranscriptReward("en"),
+        steps=25,
+        method={"loss": "dapo", "completions": 8, "max_new_tokens": 10},
+        learning_rate=3e-3,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    trainer.train()
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    assert len(rewards) == 25
+    assert fmean(rewards[-6:]) > fmean(rewards[:6]) + 0.1
 
 
 # -------------------------------------------------------------------------- rollouts
@@ -325,7 +369,7 @@ def test_groups_stay_whole_in_micro_batches(tiny, tmp_path, micro_batches):
 
 
 def test_rows_name_their_clips_through_any_order_and_padding(tiny, tmp_path):
-    trainer = make_trainer(tiny, tmp_path, two_clips=True)
+    trainer = make_trainer(tiny, tmp_path, records=prompts(two_clips=True))
     ids = [trainer._prompt_ids(row["request"]) for row in trainer.train_dataset.rows]
     width = max(map(len, ids)) + 2
     for pad in (lambda row: [0] * (width - len(row)) + row, lambda row: row + [0] * (width - len(row))):
