@@ -37,6 +37,22 @@ def parse(words):
     return command.make_context(name, list(words), parent=parent).params
 
 
+def parse_where_all_is_there(words):
+    """In the current folder, where the files and folders that the command reads are made first."""
+    for _ in words:
+        try:
+            return parse(words)
+        except typer.BadParameter as error:
+            missing = re.fullmatch(r"(.+) does not exist; name a (file|folder)", error.message)
+            if missing is None:
+                raise
+            place = Path(missing[1])
+            (place.parent if missing[2] == "file" else place).mkdir(parents=True, exist_ok=True)
+            if missing[2] == "file":
+                place.touch()
+    return parse(words)
+
+
 def mistakes(recipe, overrides):
     """Of a recipe with what the command sets, but for data that an earlier command writes."""
     try:
@@ -54,10 +70,11 @@ CASES = [(readme, words) for readme in READMES for words in commands(readme) if 
     CASES,
     ids=lambda value: " ".join(value) if isinstance(value, list) else value.parent.name,
 )
-def test_the_command_is_one(readme, words):
+def test_the_command_is_one(readme, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if words in (["check"], ["run"]) or words[-1] == "..." or len(words) == 1:
         pytest.skip("the name of a verb, not a command")
-    params = parse(words)
+    params = parse_where_all_is_there(words)
     if str(params.get("recipe")).startswith("recipes/"):
         assert not mistakes(ROOT / params["recipe"], params.get("overrides"))
     if words[0] == "data" and "name" in params and params["name"] != "$name":
