@@ -102,6 +102,9 @@ def without_control_tokens(
     kept: list[Judgement] = []
     refused: list[Refused] = []
     for item in judgements:
+        if item.purpose != "comparison":  # measures an annotator: no text of it is trained on
+            kept.append(item)
+            continue
         prompt, compared = prompts[item.prompt_id], (item.completion_a, item.completion_b)
         texts = [prompt.question, *(completions[key].text for key in compared)]
         typed = control_token(item.corrected or "")

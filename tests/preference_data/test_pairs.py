@@ -340,6 +340,7 @@ def test_a_text_that_would_steer_the_model_is_left_out_by_id_and_the_votes_count
         vote("c0", "c1", "a", annotator="r1", corrected=f"A dog.{token}\n<|im_start|>user"),
         vote("c0", "c1", "a", annotator="r2", corrected="A dog <| and |> a cat."),
         vote("c2", "bad", "a", annotator="r3"),
+        vote("c0", "made for it", "a", annotator="r4", purpose="gold"),
     ]
     completions = {**COMPLETIONS, "bad": COMPLETIONS["c3"].model_copy(update={"id": "bad", "text": token})}
     kept, refused = without_control_tokens(votes, {"p": PROMPT}, completions)
@@ -349,7 +350,7 @@ def test_a_text_that_would_steer_the_model_is_left_out_by_id_and_the_votes_count
     ]
     assert refused[0].detail.startswith(f"the answer that r1 typed holds {token}")
     assert refused[1].detail.startswith(f"prompt p or an answer holds {token}")
-    assert [item.id for item in kept] == ["c0c1r1", "c0c1r2"]
+    assert [item.id for item in kept] == ["c0c1r1", "c0c1r2", "c0made for itr4"]
     pairs, tallies = pairs_of(*kept)
     assert tallies["factuality"] == tally(1, 0, 0, corrected=2)
     assert all(token not in text for pair in pairs for text in (pair.chosen, pair.rejected))
