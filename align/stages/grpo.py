@@ -39,7 +39,7 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     rows = list(_rows(config, corpus))
     if not rows:
         raise ValueError(f"{corpus} has no prompt of {config.prompts}: nothing to complete")
-    reward = reward_of(config.reward, corpus, out.final.parent)
+    reward = reward_of(config.reward, corpus, out.final.parent, inputs)
     reward.check([row["record"] for row in rows])
     if processes.is_first():
         write_json(out.path / REWARD, reward.identity())

@@ -12,7 +12,13 @@ from align.recipe.config.preference import (
     SampleConfig,
     ScoreConfig,
 )
-from align.recipe.config.training import DPOConfig, GRPOConfig, PretrainConfig, SFTConfig
+from align.recipe.config.training import (
+    DPOConfig,
+    GRPOConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 
 STAGES: dict[str, type[StageConfig]] = {
     config.kind(): config
@@ -26,6 +32,7 @@ STAGES: dict[str, type[StageConfig]] = {
         PairsConfig,
         LabelsConfig,
         DPOConfig,
+        RewardModelConfig,
         GRPOConfig,
         EvaluateConfig,
         GateConfig,
