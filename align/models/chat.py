@@ -66,6 +66,13 @@ def encode_completion(processor: ProcessorMixin, text: str) -> Encoded:
     return Encoded(ids, [1] * len(ids))
 
 
+def encode_untrusted(processor: ProcessorMixin, text: str) -> Encoded:
+    """`encode_completion` of text by whomever: tokens that steer a model are read as characters."""
+    ids = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    end = encode_completion(processor, "")
+    return join(Encoded(ids, [1] * len(ids)), end)
+
+
 @lru_cache(maxsize=8)
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The text that the chat template puts after an assistant's words, such as <|im_end|>."""

@@ -122,6 +122,7 @@ _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
 _BOUNDS = {
     "weight_decay max_grad_norm": (0, 1e6),
     "label_smoothing": (0, 0.4999),
+    "center_rewards_coefficient": (0, 1e6),
     "ld_alpha": (0, 1),
     "discopop_tau neftune_noise_alpha": (1e-6, 1e6),
     "gradient_accumulation_steps per_device_eval_batch_size precompute_ref_batch_size dataset_num_proc"

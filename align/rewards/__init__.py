@@ -1,1 +1,1 @@
-"""What a completion is worth in training: facts, transcripts, choices, form, length, a judge's score."""
+"""What a completion is worth: facts, transcripts, choices, form, length, judges, reward models."""

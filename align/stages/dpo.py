@@ -18,7 +18,7 @@ from align.recipe.config.training import Choose, DPOConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import tuning_of
 from align.training import run as training
-from align.training.collate import Row, pair_row
+from align.training.collate import Row, pair_rows
 from align.training.data_loading import hold_out
 from align.training.dev_score import DevScore
 from align.training.lengths import Lengths
@@ -26,11 +26,9 @@ from align.training.methods import Schedule, direct_preference_optimisation
 from align.training.preflight import NotReady, check_clip_lengths, describe_beyond, readable
 from align.training.reference import ReferenceStore
 from align.training.run import CheckpointChoice
-from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
-from preference_data.preferences.pairs import weigh
-from preference_data.schema import AudioClip, Axis, PreferencePair
+from preference_data.schema import AudioClip
 
 
 def check(config: DPOConfig, inputs: dict[str, Path]) -> None:
@@ -94,14 +92,8 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
 
 def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
     """The weighted pairs. The `sft` loss has no pairs to weigh: all count 1."""
-    objective: dict[Axis, float] = {
-        "factuality": config.objective.factuality,
-        "behaviour": config.objective.behaviour,
-    }
-    weighted = weigh(store.read(pairs / "pairs.jsonl", PreferencePair), objective)
-    if not weighted:
-        raise ValueError(f"{pairs} holds no pair that objective {config.objective} prefers: nothing to learn")
-    return [pair_row(pair, 1.0 if config.loss == "sft" else weight) for pair, weight in weighted]
+    rows = pair_rows(pairs, config.objective.weights)
+    return [{**row, "weight": 1.0} for row in rows] if config.loss == "sft" else rows
 
 
 def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> ReferenceStore:

@@ -41,7 +41,7 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     if not all_rows:
         raise ValueError(f"{corpus} has no prompt of {config.prompts}: nothing to complete")
     rows = readable(all_rows, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
-    reward = reward_of(config.reward, corpus, out.final.parent)
+    reward = reward_of(config.reward, corpus, out.final.parent, inputs)
     reward.check([row["record"] for row in rows])
     if processes.is_first():
         write_json(out.path / REWARD, reward.identity())

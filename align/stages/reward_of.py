@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from align.evaluation.judges.llm_judge import open_judge
-from align.recipe.config.rewards import RewardConfig
+from align.recipe.config.rewards import ModelReward, RewardConfig
 from align.rewards.judge import JudgeReward
+from align.rewards.model import RewardModelReward
 from align.rewards.reward import Reward, RewardSum
 from align.rewards.rules import (
     FORMS,
@@ -19,12 +20,15 @@ from align.rewards.rules import (
 )
 
 
-def reward_of(config: RewardConfig, corpus: Path, run: Path) -> RewardSum:
-    """The sum of all rewards that a config names; a judge's replies are kept in the folder of the `run`."""
-    return RewardSum(list(_rewards(config, corpus, run)))
+def reward_of(config: RewardConfig, corpus: Path, run: Path, inputs: Mapping[str, Path]) -> RewardSum:
+    """The sum of all rewards that a config names; a judge's replies are kept in the folder of the `run`.
+
+    `inputs` are the stages that the config names.
+    """
+    return RewardSum(list(_rewards(config, corpus, run, inputs)))
 
 
-def _rewards(config: RewardConfig, corpus: Path, run: Path) -> Iterator[Reward]:
+def _rewards(config: RewardConfig, corpus: Path, run: Path, inputs: Mapping[str, Path]) -> Iterator[Reward]:
     if config.facts:
         yield FactReward(corpus / "phrasebook.yaml", config.facts.model_dump())
     if config.wer:
@@ -38,3 +42,6 @@ def _rewards(config: RewardConfig, corpus: Path, run: Path) -> Iterator[Reward]:
     if config.judge:
         judge = open_judge(cache=run / "judge_replies.jsonl", **config.judge.model_dump(exclude={"weight"}))
         yield JudgeReward(judge, config.judge.weight)
+    if config.model:
+        model = ModelReward(stage=config.model) if isinstance(config.model, str) else config.model
+        yield RewardModelReward(inputs[model.stage] / "model", corpus, model.weight)

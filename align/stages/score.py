@@ -30,7 +30,7 @@ def run(config: ScoreConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
     completions = store.read(source / "completions.jsonl", Completion)
-    reward = reward_of(config.reward, inputs[config.corpus], out.final.parent)
+    reward = reward_of(config.reward, inputs[config.corpus], out.final.parent, inputs)
     reward.check(list(prompts.values()))
     scores: list[CompletionScore] = []
     with Progress(out.name, len(completions)) as progress:

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +28,7 @@ from uuid import uuid4
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from transformers import PreTrainedModel, Qwen2AudioProcessor
 
 from align.models import shards
 from align.models.qwen2_audio import model as qwen2_audio
@@ -47,6 +47,8 @@ from align.training.strategies import Strategy
 from align.training.tuning import merged
 
 log = logging.getLogger(__name__)
+Load = Callable[[Path | str], PreTrainedModel]
+"""Loads a policy, or a reward model, from a saved one or from the policy that training starts from."""
 STAGING = ".partial-"
 """How names of folders begin that are not sealed yet, or about to be removed."""
 FROZEN = "frozen"
@@ -269,7 +271,8 @@ def save_learned(model: PreTrainedModel, folder: Path, gathered: Mapping[str, Te
     weights, learned = model.state_dict() if gathered is None else gathered, _learned_names(model)
     shards.write(((hub_name(name), weights[name]) for name in weights if name in learned), folder)
     model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    if model.can_generate():  # a reward model does not
+        model.generation_config.save_pretrained(folder)
 
 
 def load_learned(model: nn.Module, checkpoint: Path) -> None:
@@ -291,13 +294,19 @@ def load_learned(model: nn.Module, checkpoint: Path) -> None:
 # -------------------------------------------------------------------------- the policy
 
 
-def publish(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor, out: Path) -> None:
-    """Write `out/model`, plain weights under the Hub's names that `from_pretrained` loads.
+def publish(
+    checkpoint: Path,
+    base: Path | str | None,
+    processor: Qwen2AudioProcessor,
+    out: Path,
+    load: Load = qwen2_audio.load_model,
+) -> None:
+    """Write `out/model`, plain weights under the Hub's names that `load` reads.
 
     Where low-rank updates were trained on the policy `base`, they are merged in, and `out/adapter` has them
     alone.
     """
-    qwen2_audio.save(_load(checkpoint, base, processor), processor, out / "model")
+    qwen2_audio.save(_load(checkpoint, base, processor, load), processor, out / "model")
     if _is_adapter(checkpoint):
         (out / "adapter").mkdir(exist_ok=True)
         for name in _ADAPTER:
@@ -310,7 +319,7 @@ def as_policy(checkpoint: Path, base: Path | str | None, processor: Qwen2AudioPr
     with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=f"{STAGING}policy-") as name:
         folder = Path(name)
         if _is_adapter(checkpoint):
-            qwen2_audio.save(_load(checkpoint, base, processor), processor, folder)
+            qwen2_audio.save(_load(checkpoint, base, processor, qwen2_audio.load_model), processor, folder)
         else:
             _join(checkpoint, folder)
             processor.save_pretrained(folder)
@@ -322,14 +331,14 @@ def _is_adapter(checkpoint: Path) -> bool:
 
 
 def _load(
-    checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor
-) -> Qwen2AudioForConditionalGeneration:
+    checkpoint: Path, base: Path | str | None, processor: Qwen2AudioProcessor, load: Load
+) -> PreTrainedModel:
     if not _is_adapter(checkpoint):
         with as_policy(checkpoint, base, processor) as folder:
-            return qwen2_audio.load_model(folder)
+            return load(folder)
     if base is None:
         raise ValueError(f"{checkpoint} holds low-rank updates, but not of which policy")
-    return merged(base, checkpoint)
+    return merged(load(base), checkpoint)
 
 
 def _join(checkpoint: Path, folder: Path) -> None:
@@ -343,4 +352,5 @@ def _join(checkpoint: Path, folder: Path) -> None:
                 weight_map |= dict.fromkeys(tensors.keys(), link.name)
     write_json(folder / shards.INDEX, {"metadata": {}, "weight_map": weight_map})
     for name in ("config.json", "generation_config.json"):
-        shutil.copyfile(checkpoint / name, folder / name)
+        if (checkpoint / name).exists():
+            shutil.copyfile(checkpoint / name, folder / name)

@@ -9,8 +9,9 @@ rows are packed; for the stock model a clip per use, padded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +35,10 @@ from align.models.chat import (
 from align.models.features import Clip, ClipFeatures, stack
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.training.augmentation import Augmentation, SpecAugment, augment, mask
+from preference_data import store
+from preference_data.preferences.pairs import weigh
 from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
-from preference_data.schema import Chat, PreferencePair, Prompt, TaskExample
+from preference_data.schema import Axis, Chat, PreferencePair, Prompt, TaskExample
 
 Row = dict[str, Any]
 
@@ -80,6 +83,19 @@ def pair_row(pair: PreferencePair, weight: float) -> Row:
     texts = {"prompt": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
     own = {"id": pair.id, "system": pair.system}
     return {**own, **texts, "audios": list(pair.audios), "weight": weight}
+
+
+def pair_rows(pairs: Path, objective: Mapping[Axis, float]) -> list[Row]:
+    """Of a folder's pairs those that an objective prefers, weighted by it.
+
+    Raises:
+        ValueError: there are none.
+        BadExample: see `pair_row`.
+    """
+    weighted = weigh(store.read(pairs / "pairs.jsonl", PreferencePair), objective)
+    if not weighted:
+        raise ValueError(f"{pairs} holds no pair that objective {objective} prefers: nothing to learn")
+    return [pair_row(pair, weight) for pair, weight in weighted]
 
 
 def prompt_row(prompt: Prompt, kind: str) -> Row:

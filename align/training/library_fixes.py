@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils import data
 from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import DPOTrainer, GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer, RewardTrainer
 
 from align.run_folder.artifacts import MANIFEST, read_json, write_json
 from align.training import processes
@@ -161,6 +161,15 @@ class FixedDPOTrainer(FixedTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> WithColumns:
         """TRL calls it while the model is still whole."""
         return WithColumns(dataset, self.reference_logps(dataset.rows, batch_size))
+
+
+class FixedRewardTrainer(FixedTrainer, RewardTrainer):
+    """TRL's RewardTrainer with a processor."""
+
+    def __init__(self, *args: Any, processing_class: Any, **kwargs: Any) -> None:
+        """TRL's arguments; it takes what it is given for a tokenizer."""
+        super().__init__(*args, processing_class=processing_class.tokenizer, **kwargs)
+        self.processing_class = processing_class
 
 
 class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):

@@ -8,17 +8,20 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from align.models.features import ClipFeatures
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio import reward_model
 from align.rewards.reward import Reward
 from align.training.augmentation import Augmentation, SpecAugment
+from align.training.checkpoints import Load
 from align.training.collate import PreferenceCollator, Row, SFTCollator
 from align.training.data_loading import Examples, ReplacingCollator, Rows, ShuffledRows
 from align.training.grpo_trainer import AudioGRPOTrainer, BestOfTrainer
 from align.training.lengths import Lengths, Longest
 from align.training.reference import ReferenceStore
-from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer, AudioTrainer
+from align.training.trainers import AudioDPOTrainer, AudioRewardTrainer, AudioSFTTrainer, AudioTrainer
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Method:
     """How many TRL counts for an example in its batch sizes."""
     has_live_reference: Callable[[Mapping[str, Any]], bool] = lambda trl: False
     """Whether, with these arguments and no adapters, a frozen model stands beside the one that learns."""
+    load: Load = qwen2_audio.load_model
+    """What reads what was trained."""
 
 
 def supervised_fine_tuning(
@@ -93,6 +98,22 @@ def direct_preference_optimisation(
         DPOConfig,
         {"max_length": None, "loss_type": [loss], "beta": beta, "precompute_ref_log_probs": True},
         has_live_reference=lambda trl: not trl["precompute_ref_log_probs"],
+    )
+
+
+def reward_modelling(rows: Sequence[Row], schedule: Schedule, held_out: Sequence[Row]) -> Method:
+    """A reward model (arXiv:2203.02155, eq. 1) in shuffled epochs over weighted pairs.
+
+    `held_out` ones are evaluated at every checkpoint. A new head is drawn from the schedule's seed.
+    """
+    return Method(
+        ShuffledRows(rows, schedule.steps * schedule.batch_size, schedule.seed),
+        lambda lengths, packed: lengths.longest_pair(rows, packed=packed),
+        PreferenceCollator,
+        partial(AudioRewardTrainer, eval_dataset=Rows(held_out)),
+        RewardConfig,
+        {"max_length": None},
+        load=partial(reward_model.load_model, head_seed=schedule.seed),
     )
 
 

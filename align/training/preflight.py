@@ -33,6 +33,7 @@ from transformers import (
 from align.models.answer_head import answers_only, is_completion
 from align.models.qwen2_audio.model import END_OF_TURN
 from align.models.qwen2_audio.packed import is_packed
+from align.models.qwen2_audio.reward_model import is_reward_model
 from align.models.scoring import MODEL_INPUTS
 from align.training import processes
 from align.training.collate import Row
@@ -143,11 +144,11 @@ def check_audio(model: nn.Module, batch: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Logits that predict the completions (S, V), without dropout."""
+    """Logits that predict the completions (S, V), or their rewards (B, 1), without dropout."""
     inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
     with eval_mode(model, batch["input_ids"].device):
-        logits: Tensor = model(**inputs, use_cache=False).logits[:, :-1][is_completion(batch)[:, 1:]].float()
-    return logits
+        logits: Tensor = model(**inputs, use_cache=False).logits.float()
+    return logits if is_reward_model(model) else logits[:, :-1][is_completion(batch)[:, 1:]]
 
 
 # -------------------------------------------------------------------------- labels
@@ -329,7 +330,10 @@ def check_disk(folder: Path, checkpoint: int) -> None:
 
 
 class PackingComparison(NamedTuple):
-    """`packed_s`, `padded_s`: seconds of a forward pass; `difference`: of log-probs, mean absolute, nats."""
+    """`packed_s`, `padded_s`: seconds of a forward pass; `difference`: mean absolute, of log-probs in nats.
+
+    Of a reward model it is of rewards.
+    """
 
     packed_s: float
     padded_s: float
@@ -339,7 +343,7 @@ class PackingComparison(NamedTuple):
         ratio = self.padded_s / self.packed_s
         return (
             f"a forward pass takes {self.packed_s:.3g} s packed, {self.padded_s:.3g} s as padded rows "
-            f"({ratio:.1f} x); log-probs differ by {self.difference:.1g}"
+            f"({ratio:.1f} x); predictions differ by {self.difference:.1g}"
         )
 
 
@@ -373,7 +377,7 @@ def compare_packing(
     difference = (packed - padded).abs().mean().item()
     if not difference <= _TOLERANCE[precision]:
         raise PackingIsWrong(
-            f"packed and padded rows disagree on the first batch: log-probs differ by {difference:.3g} nats "
+            f"packed and padded rows disagree on the first batch: predictions differ by {difference:.3g} "
             f"on average, in {precision} on {device}. Set packed: false, or another back end (packed: split)"
         )
     return PackingComparison(packed_s, padded_s, difference)
@@ -389,7 +393,10 @@ def _padded(collate: Any) -> Callable[..., dict[str, Any]]:
 
 @torch.no_grad()
 def _timed(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Log-probs of all completions' tokens (S,), without dropout, and the seconds of a second pass."""
+    """Log-probs of all completions' tokens (S,), without dropout, and the seconds of a second pass.
+
+    Of a reward model rewards (B,).
+    """
     inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
     ids, completions = batch["input_ids"], is_completion(batch)
     labels = ids.masked_fill(~completions, -100)
@@ -397,8 +404,11 @@ def _timed(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
         for _ in range(2):
             _wait_for(ids.device)
             started = time.perf_counter()
-            outputs = answers_only(model)(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-            scores: Tensor = outputs.log_probs[completions[:, 1:]].float()
+            if is_reward_model(model):
+                scores: Tensor = model(**inputs, use_cache=False).logits[:, 0]
+            else:
+                outputs = answers_only(model)(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+                scores = outputs.log_probs[completions[:, 1:]].float()
             _wait_for(ids.device)
             seconds = time.perf_counter() - started
     return scores, seconds

@@ -60,7 +60,7 @@ def prepare_model(
     Then the trainer's constructor lets PEFT wrap the linear layers of `Tuning.peft_config` and TRL put its
     fused head over the backbone, and at the first step accelerate adds autocast and DDP, DeepSpeed or FSDP.
     """
-    freeze_all_but(model, tuning.train)
+    freeze_all_but(model, tuning.train, tuning.new_modules)
     if tuning.lora is None and tuning.strategy in ("ddp", "fsdp2"):
         learn_in_full_precision(model)
     if tuning.train is not None and "new_tokens" in tuning.train:
@@ -75,14 +75,19 @@ def prepare_model(
     return micro_batches
 
 
-def freeze_all_but(model: Qwen2AudioForConditionalGeneration, train: Sequence[Part] | None) -> None:
-    """Let only the parts `train` learn; None is all of them.
+def freeze_all_but(
+    model: Qwen2AudioForConditionalGeneration, train: Sequence[Part] | None, new_modules: Sequence[str] = ()
+) -> None:
+    """Let only the parts `train` and the `new_modules` learn; None is all parts.
 
     The audio tower's positions are sinusoids and never learn; `from_pretrained` silently un-freezes them.
     """
     for part in ("audio_tower", "projector", "language_model"):
         for name in PARTS[part]:
-            model.get_submodule(name).requires_grad_(train is None or part in train)
+            if name != "lm_head" or hasattr(model, name):  # a reward model has none
+                model.get_submodule(name).requires_grad_(train is None or part in train)
+    for name in new_modules:
+        model.get_submodule(name).requires_grad_(True)
     if train is not None and "new_tokens" in train:
         for name in PARTS["new_tokens"]:
             model.get_submodule(name).requires_grad_(True)

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
@@ -62,7 +69,7 @@ class CheckpointChoice:
 
 def train(
     method: Method,
-    model: qwen2_audio.Qwen2AudioForConditionalGeneration,
+    model: PreTrainedModel,
     processor: qwen2_audio.Qwen2AudioProcessor,
     corpus: Path,
     out: StageFolder,
@@ -77,7 +84,7 @@ def train(
 
     Args:
         method: of training, with its examples.
-        model: loaded as `tuning.load` does.
+        model: loaded as `tuning.load` or `method.load` does.
         processor: of the model.
         corpus: folder below which the clips are.
         out: of the stage.
@@ -148,7 +155,7 @@ def train(
         checkpoint, scores = saved[-1], dict[str, float]()
         if choice is not None:
             checkpoint, scores = choose(choice, saved, trainer.state.log_history, base, processor, out)
-        publish(checkpoint, base, processor, out.path)
+        publish(checkpoint, base, processor, out.path, method.load)
         metrics |= scores
     return metrics
 

@@ -1,4 +1,4 @@
-"""TRL's SFT and DPO trainers on audio: rows pass through untouched, collators do the rest.
+"""TRL's SFT, DPO and reward trainers on audio: rows pass through untouched, collators do the rest.
 
 Losses, metrics, reference handling and scheduling stay TRL's. What of it is private and gives way is in
 `library_fixes`.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils import data
@@ -19,11 +20,12 @@ from trl import SFTTrainer
 from align.models.answer_head import answers_only
 from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import is_packed, pack
+from align.models.scoring import MODEL_INPUTS
 from align.training import processes
 from align.training.checkpoints import NonFiniteLoss
 from align.training.collate import Row
 from align.training.data_loading import ABOUT, Rows
-from align.training.library_fixes import FixedDPOTrainer, FixedTrainer
+from align.training.library_fixes import FixedDPOTrainer, FixedRewardTrainer, FixedTrainer
 from align.training.monitoring import StepMeter, TaskLosses
 from align.training.processes import eval_mode
 from align.training.reference import Logps, ReferenceStore, batches_of, merge, processor_digest
@@ -138,7 +140,37 @@ class HeldOutPair(NamedTuple):
     margin: float
 
 
-class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
+class PairTrainer(AudioTrainer):
+    """Evaluates pairs that are not trained on, where there are some."""
+
+    def held_out_pair(self, row: Row) -> HeldOutPair:
+        """Of a row of the evaluated data set, in eval mode."""
+        raise NotImplementedError
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out loss, reward accuracy and margin over each pair once, whatever the number of processes."""
+        dataset: Any = self.eval_dataset
+        numbers = batches_of(processes.rank(), processes.world_size(), len(dataset), 1)
+        self.model_wrapped.eval()
+        try:
+            mine = [self.held_out_pair(dataset[rows.start]) for rows in numbers]
+            by_number = {pair.number: pair for part in processes.gather(mine) for pair in part}
+            pairs = [by_number[number] for number in sorted(by_number)]  # sums in one order for any sharing
+            metrics = {
+                "held_out/loss": sum(pair.loss for pair in pairs) / len(pairs),
+                "held_out/accuracy": sum(pair.margin > 0 for pair in pairs) / len(pairs),
+                "held_out/margin": sum(pair.margin for pair in pairs) / len(pairs),
+            }
+            self.log(dict(metrics))
+        finally:
+            self.model_wrapped.train()
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+class AudioDPOTrainer(PairTrainer, FixedDPOTrainer):
     """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
 
     With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair
@@ -171,32 +203,9 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
 
         return super().compute_loss(weighted, inputs, *args, **kwargs)
 
-    # ---------------------------------------------------------------- held-out pairs
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out loss, reward accuracy and margin over each pair once, whatever the number of processes."""
-        dataset: Any = self.eval_dataset
-        numbers = batches_of(processes.rank(), processes.world_size(), len(dataset), 1)
-        self.model_wrapped.eval()
-        try:
-            mine = [self._held_out_pair(dataset[rows.start]) for rows in numbers]
-            by_number = {pair.number: pair for part in processes.gather(mine) for pair in part}
-            pairs = [by_number[number] for number in sorted(by_number)]  # sums in one order for any sharing
-            metrics = {
-                "held_out/loss": sum(pair.loss for pair in pairs) / len(pairs),
-                "held_out/accuracy": sum(pair.margin > 0 for pair in pairs) / len(pairs),
-                "held_out/margin": sum(pair.margin for pair in pairs) / len(pairs),
-            }
-            self.log(dict(metrics))
-        finally:
-            self.model_wrapped.train()
-        self.control: TrainerControl = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
     @torch.no_grad()
-    def _held_out_pair(self, row: Row) -> HeldOutPair:
+    def held_out_pair(self, row: Row) -> HeldOutPair:
+        """Margin: of the rewards that DPO implies."""
         batch = send_to_device(self.data_collator([row]), self.accelerator.device)
         with self.compute_loss_context_manager():
             loss = self.compute_loss(self.model_wrapped, batch).item()
@@ -255,3 +264,47 @@ class AudioDPOTrainer(AudioTrainer, FixedDPOTrainer):
         inputs = {name: value for name, value in inputs.items() if name != "pair_weight"}
         chosen, rejected = super().compute_ref_log_probs(answers_only(model), inputs)
         return chosen, rejected
+
+
+class AudioRewardTrainer(PairTrainer, FixedRewardTrainer):
+    """TRL's RewardTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
+
+    With weights w_i and differences d_i of the two rewards the loss is mean_i -w_i log sigmoid(d_i). TRL
+    knows no weights, but subtracts a margin from d_i. That margin is chosen so that sigmoid(d_i - margin) is
+    sigmoid(d_i)^w_i. Metrics, and what `center_rewards_coefficient` centres, stay those of the rewards.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's arguments."""
+        self._differences = torch.empty(0)
+        super().__init__(*args, **kwargs)
+        self._is_weighted = any(row["weight"] != 1.0 for row in self.train_dataset.rows)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, with the pairs' weights."""
+        weight = inputs["pair_weight"]
+        inputs = {name: value for name, value in inputs.items() if name in MODEL_INPUTS}
+
+        def weighted(**batch: Any) -> Any:
+            outputs = model(**batch)
+            chosen, rejected = outputs.logits[:, 0].chunk(2)
+            self._differences = (chosen - rejected).detach()
+            if self._is_weighted:  # TRL looks for it when the model has answered
+                inputs["margin"] = chosen - rejected - _powered(chosen - rejected, weight)
+            return outputs
+
+        return super().compute_loss(weighted, inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def held_out_pair(self, row: Row) -> HeldOutPair:
+        """Margin: the difference of the two rewards."""
+        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model_wrapped, batch).item()
+        return HeldOutPair(row["number"], loss, self._differences.item())
+
+
+def _powered(logit: Tensor, power: Tensor) -> Tensor:
+    """The logit of sigmoid(logit) ^ power."""
+    log_p = (power * F.logsigmoid(logit)).clamp(max=-1e-30)  # at 0 its logit would be infinite
+    return log_p - (-log_p.expm1()).log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
-from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
+from transformers import BitsAndBytesConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.training import processes, strategies
@@ -42,10 +43,14 @@ class LoRA:
     target: str
     bits: Literal[4] | None = None
 
-    def config(self) -> LoraConfig:
-        """For PEFT."""
+    def config(self, new_modules: Sequence[str] = ()) -> LoraConfig:
+        """For PEFT; `new_modules` learn as a whole."""
         return LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target,
+            modules_to_save=list(new_modules) or None,
         )
 
 
@@ -66,6 +71,8 @@ class Tuning:
     attention: str | None = None
     new_rows: tuple[int, ...] = ()
     """Rows of the embeddings and the head; they learn if `train` has `new_tokens`."""
+    new_modules: tuple[str, ...] = ()
+    """Names of modules that come from no checkpoint, such as a reward model's head: they always learn."""
 
     def load(self, path: Path | str) -> Qwen2AudioForConditionalGeneration:
         """A policy to train, in the precision it is trained in."""
@@ -85,7 +92,9 @@ class Tuning:
     @property
     def modules(self) -> tuple[str, ...]:
         """Names of the modules that learn; the empty name is the whole model."""
-        return ("",) if self.train is None else tuple(name for part in self.train for name in PARTS[part])
+        if self.train is None:
+            return ("",)
+        return (*(name for part in self.train for name in PARTS[part]), *self.new_modules)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of TRL's config classes.
@@ -103,7 +112,7 @@ class Tuning:
     @property
     def peft_config(self) -> Any:
         """For TRL's trainers: what PEFT adds, if anything."""
-        return None if self.lora is None else self.lora.config()
+        return None if self.lora is None else self.lora.config(self.new_modules)
 
 
 def load_quantised(path: Path | str) -> Qwen2AudioForConditionalGeneration:
@@ -135,6 +144,6 @@ def load_quantised(path: Path | str) -> Qwen2AudioForConditionalGeneration:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def merged(base: Path | str, adapter: Path) -> Qwen2AudioForConditionalGeneration:
-    """The base policy with an adapter's updates added to its weights: a plain model again."""
-    return PeftModel.from_pretrained(qwen2_audio.load_model(base), adapter).merge_and_unload()
+def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The base with an adapter's updates added to its weights: a plain model again."""
+    return PeftModel.from_pretrained(base, adapter).merge_and_unload()

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from transformers import Qwen2AudioForConditionalGeneration
 
 from align.models.packing import PackedBatch
+from align.models.qwen2_audio.reward_model import is_reward_model
 
 
 class Cost(NamedTuple):
@@ -33,7 +34,7 @@ class Cost(NamedTuple):
     vector: float
     """An audio vector through the projector."""
     scored: float
-    """An answer position through the head."""
+    """An answer position through the head; a reward model's gives one number per answer, which is nothing."""
 
     def of(self, batch: PackedBatch) -> float:
         """FLOPs of a batch but for its head."""
@@ -62,7 +63,7 @@ def cost_of(model: Qwen2AudioForConditionalGeneration) -> Cost:
         frame=_products(tower.layers, tower_learns) + _convolutions(tower, tower_learns),
         frame_pair=4 * audio.d_model * audio.encoder_layers * (3 if tower_learns else 1),
         vector=_products([projector], tower_learns),
-        scored=_products([model.lm_head], through_language),
+        scored=0.0 if is_reward_model(model) else _products([model.lm_head], through_language),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioEncoderConfig,
@@ -82,6 +83,7 @@ _RENAMED = (
     ("model.audio_tower.", "audio_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
+    ("score.", "score."),
 )
 """Prefix of the module's name in transformers 5, prefix on the Hub.
 
@@ -205,9 +207,16 @@ def load_model(path: Path | str) -> Qwen2AudioForConditionalGeneration:
     """A saved Qwen2-Audio (safetensors only), encoder positions frozen as in Whisper.
 
     `from_pretrained` silently un-freezes `embed_positions` (transformers 5.23).
+
+    Raises:
+        ValueError: weights are missing, as the language head of a reward model is.
     """
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    model, loading = Qwen2AudioForConditionalGeneration.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(loading["missing_keys"]):  # they would be drawn at random
+        raise ValueError(f"{path} is no whole Qwen2-Audio: it lacks {', '.join(missing[:3])}")
     model.model.audio_tower.embed_positions.requires_grad_(False)
     return model
 
@@ -224,7 +233,7 @@ def load_processor(path: Path | str) -> Qwen2AudioProcessor:
     return processor
 
 
-def save(model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor, path: Path) -> None:
+def save(model: PreTrainedModel, processor: Qwen2AudioProcessor, path: Path) -> None:
     """Write weights (safetensors, the names the Hub uses), config and processor."""
     model.save_pretrained(path)
     processor.save_pretrained(path)
@@ -236,10 +245,10 @@ def n_parameters(model: torch.nn.Module) -> int:
 
 
 def hub_name(module_name: str) -> str:
-    """The name that a parameter of Qwen2AudioForConditionalGeneration has on the Hub.
+    """The name that a parameter of a policy has on the Hub, or one of a reward model in its files.
 
     Raises:
-        ValueError: that model has no such parameter.
+        ValueError: neither has such a parameter.
     """
     for ours, theirs in _RENAMED:
         if module_name.startswith(ours):

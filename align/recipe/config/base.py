@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 OutputKind = Literal[
     "corpus",
     "policy",
+    "reward_model",
     "completions",
     "annotations",
     "scores",
@@ -58,6 +59,7 @@ class NoEffect(NamedTuple):
 OutsideFolder = Annotated[str, Outside()]
 CorpusRef = Annotated[str, Needs("corpus")]
 PolicyRef = Annotated[str, Needs("policy")]
+RewardModelRef = Annotated[str, Needs("reward_model")]
 CompletionsRef = Annotated[str, Needs("completions")]
 AnnotationsRef = Annotated[str, Needs("annotations")]
 ScoresRef = Annotated[str, Needs("scores")]

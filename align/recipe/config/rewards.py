@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
-from align.recipe.config.base import Config, Conflict
+from align.recipe.config.base import Config, Conflict, RewardModelRef
 from align.recipe.config.evaluation import JudgeModel
 
 
@@ -76,6 +76,17 @@ class JudgeReward(PartReward, JudgeModel):
     """A judge model's score beside the reference, in both orders, as 0 to 1."""
 
 
+class ModelReward(PartReward):
+    """A reward model's scalar. Its zero and scale are its own, so `weight` decides beside other parts."""
+
+    stage: RewardModelRef
+
+
+def _kind_of_model(value: Any) -> str:
+    """Whether the stage is named alone, or with a weight."""
+    return "[RewardModelRef]" if isinstance(value, str) else "[ModelReward]"
+
+
 class RewardConfig(Config):
     """At least one of these."""
 
@@ -85,11 +96,21 @@ class RewardConfig(Config):
     format: FormatReward | None = None
     length: LengthReward | None = None
     judge: JudgeReward | None = None
+    model: (
+        Annotated[
+            Annotated[RewardModelRef, Tag("[RewardModelRef]")] | Annotated[ModelReward, Tag("[ModelReward]")],
+            Discriminator(_kind_of_model),
+        ]
+        | None
+    ) = None
+    """An earlier stage that has trained a reward model: 5_reward, or {stage: 5_reward, weight: 2}."""
 
     def conflicts(self) -> Iterator[Conflict]:
         """Something is rewarded."""
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if given in ([], ["length"]):
-            message = "nothing is rewarded: give facts, wer, choice, format or judge, such as facts: {}"
+            message = (
+                "nothing is rewarded: give facts, wer, choice, format, judge or model, such as facts: {}"
+            )
             hint = " (length alone teaches to say nothing)" if given else ""
             yield Conflict("length" if given else "facts", message + hint)

@@ -13,7 +13,13 @@ from align.recipe.config.preference import (
     SampleConfig,
     ScoreConfig,
 )
-from align.recipe.config.training import DPOConfig, GRPOConfig, PretrainConfig, SFTConfig
+from align.recipe.config.training import (
+    DPOConfig,
+    GRPOConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 
 STAGES: dict[str, type[StageConfig]] = {
     config.kind(): config
@@ -28,6 +34,7 @@ STAGES: dict[str, type[StageConfig]] = {
         LabelsConfig,
         DPOConfig,
         RoundsConfig,
+        RewardModelConfig,
         GRPOConfig,
         EvaluateConfig,
         GateConfig,

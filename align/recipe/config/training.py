@@ -1,4 +1,4 @@
-"""Keys of the stages that train a policy: pretrain, sft, dpo, grpo."""
+"""Keys of the stages that train a model: pretrain, sft, dpo, reward, grpo."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from align.recipe.config.rewards import RewardConfig
 from preference_data.prompts.languages import TEXT_LANGUAGES
 from preference_data.prompts.prompts import PromptFormat
 from preference_data.prompts.tasks import task_named
+from preference_data.schema import Axis
 
 
 class ModelShape(Config):
@@ -348,6 +349,11 @@ class Objective(Config):
     factuality: float = Field(1.0, ge=0)
     behaviour: float = Field(0.5, ge=0)
 
+    @property
+    def weights(self) -> dict[Axis, float]:
+        """By axis."""
+        return {"factuality": self.factuality, "behaviour": self.behaviour}
+
     def conflicts(self) -> Iterator[Conflict]:
         """Some axis must count."""
         if self.factuality == self.behaviour == 0:
@@ -426,6 +432,40 @@ class DPOConfig(FurtherTrainingConfig):
         """Answers to dev questions are judged by the facts."""
         by_facts = self.choose is not None and self.choose.by == "facts"
         return ("choose", "choose: {by: held_out_loss}") if by_facts else None
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Epochs over the pairs."""
+        return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"
+
+
+class RewardModelConfig(FurtherTrainingConfig):
+    """A reward model of preference pairs (arXiv:2203.02155) through TRL: a policy with a scalar head.
+
+    It is refused, and the stage fails, where held-out pairs show that it does not do what it is for.
+    """
+
+    produces: ClassVar[OutputKind] = "reward_model"
+    trl_config: ClassVar[str | None] = "RewardConfig"
+    sequences_per_example: ClassVar[int] = 2
+    stage: Literal["reward"]
+    pairs: PairsRef
+    objective: Objective = Objective()
+    epochs: float = Field(1, gt=0)
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the pairs that is not trained on, drawn by clips (pairs about one clip stay together) and the
+    seed."""
+    min_accuracy: float | None = Field(None, ge=0, lt=1)
+    """The share of held-out pairs that are ranked right must be above it for certain (95 %), and so must that
+    of the pairs of about equal lengths: 0.5 refuses one that counts characters."""
+    min_accuracy_over_shuffled: float | None = Field(0.0, ge=0, lt=1)
+    """By how much it must rank better, for certain (95 %), than with clips shuffled between the pairs: 0
+    refuses a deaf one. null accepts any, and is needed for pairs without clips."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """A new head beside 4-bit weights."""
+        yield from super().conflicts()
+        if self.lora is not None and self.lora.bits is not None:
+            yield Conflict("lora", "bits: 4 is not for reward models: remove bits")
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""

@@ -156,6 +156,30 @@ def test_a_wrong_reference_inside_a_list_names_its_place(write):
     ]
 
 
+REWARD = (
+    "stage: reward\ncorpus: 1_corpus\npolicy: 3_sft\npairs: 6_pairs\nlearning_rate: 1e-5\nbatch_size: 4\n"
+)
+SCORE = "stage: score\ncompletions: 4_sample\ncorpus: 1_corpus\nreward: {model: 7_reward}\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("7_dpo", "8_score.reward.model: '7_dpo' produces policy, not reward_model"),
+        ("{stage: 7_dpo}", "8_score.reward.model.stage: '7_dpo' produces policy, not reward_model"),
+        ("7_rewrd", "there is no stage '7_rewrd' (did you mean '7_reward'?)"),
+        ("{weight: 2}", "reward.model.stage: required, missing"),
+        ("{stage: 7_reward, wieght: 2}", "wieght: unknown key (did you mean 'weight'?)"),
+    ],
+)
+def test_a_reward_names_the_stage_of_its_model_inside_its_block(write, model, message):
+    recipe = load(
+        write(s7_reward=REWARD, s8_score=SCORE), ["8_score.reward.model={stage: 7_reward, weight: 2}"]
+    )
+    assert recipe.step("8_score").needs == ["1_corpus", "4_sample", "7_reward"]
+    assert message.removeprefix("8_score.") in problems(recipe.folder, f"8_score.reward.model={model}")[0]
+
+
 def test_a_policy_may_come_from_a_folder_or_the_hub_but_not_from_nowhere(write, tmp_path):
     here = SFT.replace("2_pretrain", str(tmp_path))
     assert load(write(s3_sft=here)).step("3_sft").foreign == [str(tmp_path)]
@@ -435,7 +459,10 @@ def test_a_name_of_trls_at_the_top_is_sent_where_it_belongs(write):
     ]
 
 
-@pytest.mark.parametrize("name", ["SFTConfig", "DPOConfig", "GRPOConfig"])
+TRL_CONFIGS = sorted({config.trl_config for config in STAGES.values() if config.trl_config})
+
+
+@pytest.mark.parametrize("name", TRL_CONFIGS)
 def test_names_read_from_source_are_those_of_the_class(name):
     import trl
 
@@ -443,7 +470,7 @@ def test_names_read_from_source_are_those_of_the_class(name):
         field.name for field in dataclasses.fields(getattr(trl, name)) if not field.name.startswith("_")
     }
     assert known_names(name).keys() == public
-    everything = {key for kind in ("DPOConfig", "SFTConfig", "GRPOConfig") for key in known_names(kind)}
+    everything = {known for config in TRL_CONFIGS for known in known_names(config)}
     assert INSTEAD.keys() | REFUSED.keys() | TRL_WITHOUT_EFFECT <= everything
     assert not INSTEAD.keys() & REFUSED.keys()
     assert not TRL_WITHOUT_EFFECT & (INSTEAD.keys() | REFUSED.keys())

@@ -177,7 +177,7 @@ def test_a_judge_scores_every_distinct_completion_in_both_orders_and_pays_once(t
 
     with serving(behave) as server:
         block = {"model": "m", "url": server.url, "weight": 2}
-        reward = reward_of(RewardConfig.model_validate({"judge": block}), tmp_path, tmp_path)
+        reward = reward_of(RewardConfig.model_validate({"judge": block}), tmp_path, tmp_path, {})
         reward.check([asked])
         for _ in range(2):
             found = values(reward, asked, "good", "bad", "unclear", "good", "SCORES: 10 10")

@@ -8,10 +8,11 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTTrainer
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio import reward_model
 from align.training import grpo_trainer, library_fixes, trainers
 from align.training.checkpoints import checkpoints, save_learned
 from align.training.collate import PreferenceCollator
@@ -19,7 +20,7 @@ from align.training.data_loading import Rows
 from align.training.grpo_trainer import BestOfTrainer
 from align.training.methods import Schedule
 from align.training.run import arguments
-from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer
+from align.training.trainers import AudioDPOTrainer, AudioRewardTrainer, AudioSFTTrainer
 from align.training.tuning import Tuning
 
 CHECKPOINTS = {"_get_output_dir", "_save_checkpoint", "_save", "_load_from_checkpoint", "_load_rng_state"}
@@ -34,9 +35,12 @@ def overridden(ours, *stock):
 
 
 def test_no_more_private_methods_give_way_than_are_written_down():
-    all_of_them = AudioDPOTrainer.__mro__ + AudioSFTTrainer.__mro__ + BestOfTrainer.__mro__
-    ours = [cls for cls in all_of_them if "align" in cls.__module__]
-    assert overridden(ours, DPOTrainer, SFTTrainer, GRPOTrainer) - {"__init__"} == PRIVATE
+    mro = (
+        AudioDPOTrainer.__mro__ + AudioSFTTrainer.__mro__ + AudioRewardTrainer.__mro__ + BestOfTrainer.__mro__
+    )
+    ours = [cls for cls in mro if "align" in cls.__module__]
+    stock = (DPOTrainer, SFTTrainer, RewardTrainer, GRPOTrainer)
+    assert overridden(ours, *stock) - {"__init__"} == PRIVATE
     for module in (trainers, grpo_trainer):
         own = vars(module).values()
         classes = [cls for cls in own if inspect.isclass(cls) and cls.__module__ == module.__name__]
@@ -76,13 +80,32 @@ def test_trl_still_wants_a_dataset_of_its_own_kind(tiny, tmp_path, rows):
         dpo(DPOTrainer, tiny, tmp_path, rows)
 
 
-@pytest.mark.parametrize("trainer", [DPOTrainer, SFTTrainer])
+@pytest.mark.parametrize("trainer", [DPOTrainer, SFTTrainer, RewardTrainer])
 def test_the_name_of_a_data_set_is_the_last_argument_of_its_preparation(trainer):
     assert list(inspect.signature(trainer._prepare_dataset).parameters)[-1] == "dataset_name"
     calls = [line for line in inspect.getsource(trainer.__init__).split("_prepare_dataset(")[1:]]
     assert len(calls) == 3  # train, several held-out sets by key, one held-out set
     assert '"train"' in calls[0].partition(")")[0]
     assert '"eval"' in calls[2].partition(")")[0]
+
+
+def test_trl_s_reward_trainer_still_takes_a_processor_for_a_tokenizer(tiny, tmp_path):
+    """Once it does not, `FixedRewardTrainer` can go."""
+    processor = qwen2_audio.load_processor(tiny.policy)
+    with pytest.raises(AttributeError, match="pad_token"):
+        RewardTrainer(
+            model=reward_model.load_model(tiny.policy, head_seed=0),
+            args=RewardConfig(**arguments(tmp_path, Schedule(1, 2, 1e-3, 1, 0), tuning=Tuning(), trl={})),
+            train_dataset=Dataset.from_list([{"chosen": "a", "rejected": "b"}]),
+            processing_class=processor,
+        )
+
+
+def test_trl_still_reads_margins_when_the_model_has_answered():
+    """Where the pairs' weights come in, see `AudioRewardTrainer`."""
+    before, _, after = inspect.getsource(RewardTrainer.compute_loss).partition("model(**inputs)")
+    assert '"margin"' not in before
+    assert 'rewards_chosen - rewards_rejected - inputs["margin"]' in after
 
 
 def test_trl_still_computes_the_reference_in_an_engine_of_deepspeed():

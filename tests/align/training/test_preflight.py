@@ -288,7 +288,7 @@ def test_the_first_batch_is_computed_both_ways(tiny, tmp_path, model, processor,
     Preflight(trainer, [""], "6_dpo").on_train_begin(trainer.args, trainer.state, trainer.control)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
-    told = re.search(r"6_dpo  a forward pass takes .* log-probs differ by (.*)\n", capsys.readouterr().out)
+    told = re.search(r"6_dpo  a forward pass takes .* predictions differ by (.*)\n", capsys.readouterr().out)
     assert 0 < float(told[1]) < 1e-5  # not the same computation twice
 
 
@@ -301,5 +301,5 @@ def test_a_packed_path_that_is_wrong_is_found_out(tiny, tmp_path, model, process
         return F.scaled_dot_product_attention(query, key, value, is_causal=sees.causal, scale=scale)
 
     monkeypatch.setitem(BACKENDS, "split", without_the_tree)
-    with pytest.raises(PackingIsWrong, match="log-probs differ by .* Set packed: false"):
+    with pytest.raises(PackingIsWrong, match="predictions differ by .* Set packed: false"):
         compare_packing(trainer.model, trainer.data_collator, PAIRS, torch.float32)
