@@ -25,7 +25,8 @@ from align.training import run as training
 from align.training.collate import pair_rows
 from align.training.data_loading import hold_out
 from align.training.methods import Schedule, reward_modelling
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import check_clip_lengths, readable
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
 
@@ -45,7 +46,8 @@ def run(config: RewardModelConfig, inputs: dict[str, Path], out: StageFolder) ->
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
-    pairs = pair_rows(inputs[config.pairs], config.objective.weights)
+    weighted = pair_rows(inputs[config.pairs], config.objective.weights)
+    pairs = readable(weighted, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
     schedule = Schedule(
         math.ceil(len(rows) * config.epochs / config.batch_size),

@@ -108,6 +108,7 @@ def reward_modelling(rows: Sequence[Row], schedule: Schedule, held_out: Sequence
     """
     return Method(
         ShuffledRows(rows, schedule.steps * schedule.batch_size, schedule.seed),
+        lambda: [*rows, *held_out],
         lambda lengths, packed: lengths.longest_pair(rows, packed=packed),
         PreferenceCollator,
         partial(AudioRewardTrainer, eval_dataset=Rows(held_out)),
