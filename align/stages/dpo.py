@@ -10,21 +10,18 @@ metrics.jsonl.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import Choose, DPOConfig
+from align.recipe.config.training import DPOConfig
 from align.run_folder.artifacts import StageFolder
-from align.stages.tuning import tuning_of
+from align.stages.tuning import choice_of, tuning_of
 from align.training import run as training
 from align.training.collate import Row, pair_row
 from align.training.data_loading import hold_out
-from align.training.dev_score import DevScore
 from align.training.methods import Schedule, direct_preference_optimisation
 from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
-from align.training.run import CheckpointChoice
 from preference_data import store
 from preference_data.dataset.dataset import Dataset
 from preference_data.preferences.pairs import weigh
@@ -51,7 +48,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         schedule,
         loss=config.loss,
         beta=config.beta,
-        reference=_reference(pairs, corpus, out),
+        reference=ReferenceStore.of_run(out.path.parent, pairs, corpus),
         held_out=held_out,
     )
     metrics = training.train(
@@ -64,7 +61,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         tuning=tuning,
         trl=config.trl,
         base=policy,
-        choice=_choice(config.choose, policy, corpus),
+        choice=choice_of(config.choose, policy, corpus),
     )
     return {**metrics, "pairs": float(len(rows)), "held_out_pairs": float(len(held_out))}
 
@@ -79,24 +76,3 @@ def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
     if not weighted:
         raise ValueError(f"{pairs} holds no pair that objective {config.objective} prefers: nothing to learn")
     return [pair_row(pair, 1.0 if config.loss == "sft" else weight) for pair, weight in weighted]
-
-
-def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> ReferenceStore:
-    """The run's store of reference log-probs, which stay when only `beta` or a rate is changed."""
-    used = {path for row in rows for path in row["audios"]}
-    clips = {clip.path: clip.sha256 for clip in Dataset(corpus).table(AudioClip) if clip.path in used}
-    return ReferenceStore(out.path.parent / ".reference", clips)
-
-
-def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
-    match choose:
-        case None:
-            return None
-        case Choose(by="held_out_loss"):
-            return CheckpointChoice("held_out/loss", is_better_larger=False)
-        case Choose(by="held_out_accuracy"):
-            return CheckpointChoice("held_out/accuracy")
-        case _:
-            return CheckpointChoice(
-                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
-            )

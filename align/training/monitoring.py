@@ -162,7 +162,8 @@ class StepMeter:
         """Count a micro-batch after `begin`."""
         assert self._counts is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        examples = ids.new_tensor(len(batch["pair_weight"]) if "pair_weight" in batch else len(ids))
+        of_examples = next((batch[name] for name in ("pair_weight", "label") if name in batch), ids)
+        examples = ids.new_tensor(len(of_examples))
         flops = torch.zeros((), dtype=torch.float64, device=ids.device)
         if isinstance(batch.get("packed"), PackedBatch):
             scored = is_completion(batch)[:, 1:].sum().double()

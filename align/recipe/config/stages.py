@@ -12,7 +12,7 @@ from align.recipe.config.preference import (
     SampleConfig,
     ScoreConfig,
 )
-from align.recipe.config.training import DPOConfig, GRPOConfig, PretrainConfig, SFTConfig
+from align.recipe.config.training import DPOConfig, GRPOConfig, KTOConfig, PretrainConfig, SFTConfig
 
 STAGES: dict[str, type[StageConfig]] = {
     config.kind(): config
@@ -26,6 +26,7 @@ STAGES: dict[str, type[StageConfig]] = {
         PairsConfig,
         LabelsConfig,
         DPOConfig,
+        KTOConfig,
         GRPOConfig,
         EvaluateConfig,
         GateConfig,
