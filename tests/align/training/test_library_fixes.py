@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer
-from trl import DPOConfig, DPOTrainer, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTTrainer
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
@@ -18,7 +18,7 @@ from align.training.collate import PreferenceCollator
 from align.training.data_loading import Rows
 from align.training.methods import Schedule
 from align.training.run import arguments
-from align.training.trainers import AudioDPOTrainer, AudioSFTTrainer
+from align.training.trainers import AudioDPOTrainer, AudioKTOTrainer, AudioSFTTrainer
 from align.training.tuning import Tuning
 
 CHECKPOINTS = {"_get_output_dir", "_save_checkpoint", "_save", "_load_from_checkpoint", "_load_rng_state"}
@@ -32,8 +32,9 @@ def overridden(ours, *stock):
 
 
 def test_no_more_private_methods_give_way_than_are_written_down():
-    ours = [cls for cls in AudioDPOTrainer.__mro__ + AudioSFTTrainer.__mro__ if "align" in cls.__module__]
-    assert overridden(ours, DPOTrainer, SFTTrainer) - {"__init__"} == PRIVATE
+    mro = AudioDPOTrainer.__mro__ + AudioKTOTrainer.__mro__ + AudioSFTTrainer.__mro__
+    ours = [cls for cls in mro if "align" in cls.__module__]
+    assert overridden(ours, DPOTrainer, KTOTrainer, SFTTrainer) - {"__init__"} == PRIVATE
     own = vars(trainers).values()
     classes = [cls for cls in own if inspect.isclass(cls) and cls.__module__ == trainers.__name__]
     assert overridden(classes, Trainer) <= {"__init__", "__new__", "__repr__", "__eq__"}
@@ -72,7 +73,7 @@ def test_trl_still_wants_a_dataset_of_its_own_kind(tiny, tmp_path, rows):
         dpo(DPOTrainer, tiny, tmp_path, rows)
 
 
-@pytest.mark.parametrize("trainer", [DPOTrainer, SFTTrainer])
+@pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer, SFTTrainer])
 def test_the_name_of_a_data_set_is_the_last_argument_of_its_preparation(trainer):
     assert list(inspect.signature(trainer._prepare_dataset).parameters)[-1] == "dataset_name"
     calls = [line for line in inspect.getsource(trainer.__init__).split("_prepare_dataset(")[1:]]
@@ -81,11 +82,12 @@ def test_the_name_of_a_data_set_is_the_last_argument_of_its_preparation(trainer)
     assert '"eval"' in calls[2].partition(")")[0]
 
 
-def test_trl_still_computes_the_reference_in_an_engine_of_deepspeed():
+@pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer])
+def test_trl_still_computes_the_reference_in_an_engine_of_deepspeed(trainer):
     """Once it does not, `_precompute_ref_logps` can go."""
-    source = inspect.getsource(DPOTrainer._precompute_ref_logps)
+    source = inspect.getsource(trainer._precompute_ref_logps)
     assert "prepare_deepspeed(self.model" in source
-    assert list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters) == [
+    assert list(inspect.signature(trainer._precompute_ref_logps).parameters) == [
         "self",
         "dataset",
         "name",
