@@ -25,7 +25,7 @@ from align.recipe.stage_file import Loc, Problem, StageFile, dotted, parse, read
 from align.recipe.trl_names import REFUSED, as_written, known_names, problem_with, set_by_stage
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_IMPORTED = {"pairs": "pairs.jsonl", "corpus": "clips.jsonl"}
+_IMPORTED = {"pairs": "pairs.jsonl", "labels": "labels.jsonl", "corpus": "clips.jsonl"}
 """What a folder from outside the recipe must hold, by what it stands for."""
 
 
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def foreign(self) -> list[str]:
-        """Policies, pairs and corpora from outside the recipe: paths and Hub ids."""
+        """Policies, pairs, labels and corpora from outside the recipe: paths and Hub ids."""
         refs = [ref for _, _, ref in _references(type(self.config), self.config.model_dump())]
         return sorted({ref for ref in refs if ref not in self.needs})
 
@@ -375,7 +375,7 @@ def _check_references(
 
 
 def _foreign_problem(ref: str, needs: Needs) -> str | None:
-    """What is wrong with a model, pairs or a corpus from outside the recipe, named by path or Hub id."""
+    """What is wrong with what comes from outside the recipe, named by path or Hub id."""
     if problem := _path_problem(ref):
         return problem
     folder = Path(ref).expanduser()
@@ -384,7 +384,9 @@ def _foreign_problem(ref: str, needs: Needs) -> str | None:
             return None
         return f"there is no folder {ref!r} with {wanted} in it, as `align data import` writes"
     if needs.kind not in ("policy", "checkpoint"):
-        return f"{ref!r} is a path, but only a model, pairs or a corpus can come from outside the recipe"
+        return (
+            f"{ref!r} is a path, but only a model, pairs, labels or a corpus can come from outside the recipe"
+        )
     if folder.is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
         return None
     return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"

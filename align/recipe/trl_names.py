@@ -38,6 +38,7 @@ _OURS = {
     "answers": "num_generations",
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
+    "balance": "desirable_weight undesirable_weight",
     "iterations": "num_iterations steps_per_generation generation_batch_size",
     "reward": "reward_weights",
     "hardware": "deepspeed fsdp fsdp_config use_cpu ddp_backend ddp_timeout ddp_find_unused_parameters"

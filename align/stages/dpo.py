@@ -10,22 +10,19 @@ metrics.jsonl, left_out.jsonl (pairs about clips that cannot be read).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import Choose, DPOConfig
+from align.recipe.config.training import DPOConfig
 from align.run_folder.artifacts import StageFolder
-from align.stages.tuning import tuning_of
+from align.stages.tuning import choice_of, tuning_of
 from align.training import run as training
 from align.training.collate import Row, pair_rows
 from align.training.data_loading import hold_out
-from align.training.dev_score import DevScore
 from align.training.lengths import Lengths
 from align.training.methods import Schedule, direct_preference_optimisation
 from align.training.preflight import NotReady, check_clip_lengths, describe_beyond, readable
 from align.training.reference import ReferenceStore
-from align.training.run import CheckpointChoice
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip
@@ -66,7 +63,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         schedule,
         loss=config.loss,
         beta=config.beta,
-        reference=_reference(pairs, corpus, out),
+        reference=ReferenceStore.of_run(out.path.parent, pairs, corpus),
         held_out=held_out,
     )
     metrics = training.train(
@@ -79,7 +76,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         tuning=tuning,
         trl=config.trl,
         base=policy,
-        choice=_choice(config.choose, policy, corpus),
+        choice=choice_of(config.choose, policy, corpus),
     )
     left_out = len(weighted) - len(pairs)
     return {
@@ -94,24 +91,3 @@ def _rows(config: DPOConfig, pairs: Path) -> list[Row]:
     """The weighted pairs. The `sft` loss has no pairs to weigh: all count 1."""
     rows = pair_rows(pairs, config.objective.weights)
     return [{**row, "weight": 1.0} for row in rows] if config.loss == "sft" else rows
-
-
-def _reference(rows: Sequence[Row], corpus: Path, out: StageFolder) -> ReferenceStore:
-    """The run's store of reference log-probs, which stay when only `beta` or a rate is changed."""
-    used = {path for row in rows for path in row["audios"]}
-    clips = {clip.path: clip.sha256 for clip in Dataset(corpus).table(AudioClip) if clip.path in used}
-    return ReferenceStore(out.path.parent / ".reference", clips)
-
-
-def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
-    match choose:
-        case None:
-            return None
-        case Choose(by="held_out_loss"):
-            return CheckpointChoice("held_out/loss", is_better_larger=False)
-        case Choose(by="held_out_accuracy"):
-            return CheckpointChoice("held_out/accuracy")
-        case _:
-            return CheckpointChoice(
-                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
-            )

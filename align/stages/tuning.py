@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from align.recipe.config.training import FurtherTrainingConfig, Hardware, TrainingConfig
+from pathlib import Path
+
+from align.recipe.config.training import Choose, FurtherTrainingConfig, Hardware, TrainingConfig
+from align.training.dev_score import DevScore
+from align.training.run import CheckpointChoice
 from align.training.tuning import LoRA, Tuning
 
 
@@ -19,3 +23,18 @@ def tuning_of(config: TrainingConfig) -> Tuning:
         packed=bool(config.packed),
         attention=config.packed if isinstance(config.packed, str) else None,
     )
+
+
+def choice_of(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
+    """How the published checkpoint is chosen, by what a stage's config says."""
+    match choose:
+        case None:
+            return None
+        case Choose(by="held_out_loss"):
+            return CheckpointChoice("held_out/loss", is_better_larger=False)
+        case Choose(by="held_out_accuracy"):
+            return CheckpointChoice("held_out/accuracy")
+        case _:
+            return CheckpointChoice(
+                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
+            )

@@ -1,4 +1,4 @@
-"""Records -> rows -> batches of tensors, for SFT and for preference pairs.
+"""Records -> rows -> batches of tensors, for SFT, for preference pairs and for labels.
 
 Rows hold text and clip paths; tokens and features are computed here, batch by batch. Shapes: B rows,
 T tokens, C clips, M mel bins, F frames.
@@ -38,7 +38,7 @@ from align.training.augmentation import Augmentation, SpecAugment, augment, mask
 from preference_data import store
 from preference_data.preferences.pairs import weigh
 from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
-from preference_data.schema import Axis, Chat, PreferencePair, Prompt, TaskExample
+from preference_data.schema import Axis, Chat, Label, PreferencePair, Prompt, TaskExample
 
 Row = dict[str, Any]
 
@@ -96,6 +96,19 @@ def pair_rows(pairs: Path, objective: Mapping[Axis, float]) -> list[Row]:
     if not weighted:
         raise ValueError(f"{pairs} holds no pair that objective {objective} prefers: nothing to learn")
     return [pair_row(pair, weight) for pair, weight in weighted]
+
+
+def label_row(label: Label) -> Row:
+    """A completion that is good or bad on its own, after its conversation; its loss counts `weight` times.
+
+    Raises:
+        BadExample: a text holds a token that steers the model.
+    """
+    messages = [message.model_dump() for message in label.prompt]
+    texts = [part.text or "" for message in label.prompt for part in message.content]
+    refuse_control(label.id, *texts, label.completion)
+    verdict = {"label": label.label, "weight": label.weight}
+    return {"messages": messages, "completion": label.completion, "audios": list(label.audios), **verdict}
 
 
 def prompt_row(prompt: Prompt, kind: str) -> Row:
@@ -200,26 +213,81 @@ class PreferenceCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         clips = self.features.per_row([row["audios"] for row in rows])
-        prompts = [
-            expand_clips(self.processor, encode_prompt(self.processor, _prompt(row, len(own))), own)
-            for row, own in zip(rows, clips, strict=True)
-        ]
-        both = [
-            join(prompt, encode_completion(self.processor, row[side]))
-            for side in ("chosen", "rejected")
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
-        ids = [torch.tensor(encoded.ids) for encoded in both]
-        batch = {
-            **_pad(self.processor, ids),
-            "completion_mask": _right_pad([torch.tensor(encoded.mask) for encoded in both], 0),
-            **audio_inputs(self.processor, ids, clips + clips, self.packed),
+        prompts = _prompts(self.processor, [_prompt(row, len(row["audios"])) for row in rows], clips)
+        completions = [row[side] for side in ("chosen", "rejected") for row in rows]
+        return {
+            **_completed(self.processor, prompts * 2, completions, clips * 2, self.packed),
             "pair_weight": torch.tensor([row["weight"] for row in rows]),
+            **_columns(rows, "ref_chosen_logps", "ref_rejected_logps"),
         }
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows])
-        return batch
+
+
+@dataclass
+class LabelCollator:
+    """Rows `messages, completion, audios, label, weight` -> a batch for `AudioKTOTrainer`.
+
+    Gives input_ids, attention_mask, completion_mask (N, T), or (2N, T) `with_kl`: then N rows with the same
+    prompts follow, whose completions are `mismatched`. Also the clips (`audio_inputs`), label and weight
+    (N,), and the reference's log-probs (N,) where the rows have them.
+    """
+
+    processor: Qwen2AudioProcessor
+    features: ClipFeatures
+    packed: bool = False
+    with_kl: bool = True
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Collate rows, see the class."""
+        clips = self.features.per_row([row["audios"] for row in rows])
+        prompts = _prompts(self.processor, [row["messages"] for row in rows], clips)
+        completions = [row["completion"] for row in rows]
+        if self.with_kl:
+            prompts, clips = prompts * 2, clips * 2
+            completions += mismatched(completions)
+        return {
+            **_completed(self.processor, prompts, completions, clips, self.packed),
+            **_columns(rows, "label", "weight", "ref_logps", "ref_KL_logps"),
+        }
+
+
+def mismatched(completions: Sequence[str]) -> list[str]:
+    """For each row of a micro-batch the completion of the one before: TRL's rule for KTO's KL term."""
+    return [*completions[-1:], *completions[:-1]]
+
+
+def _prompts(
+    processor: Qwen2AudioProcessor, chats: Sequence[list[Message]], clips: Sequence[Sequence[Clip]]
+) -> list[Encoded]:
+    """Chats up to where the assistant should speak."""
+    return [
+        expand_clips(processor, encode_prompt(processor, chat), own)
+        for chat, own in zip(chats, clips, strict=True)
+    ]
+
+
+def _completed(
+    processor: Qwen2AudioProcessor,
+    prompts: Sequence[Encoded],
+    completions: Sequence[str],
+    clips: Sequence[Sequence[Clip]],
+    packed: bool,
+) -> dict[str, Any]:
+    """Prompts with completions: input_ids, attention_mask, completion_mask (N, T), and the clips."""
+    rows = [
+        join(prompt, encode_completion(processor, completion))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    ids = [torch.tensor(row.ids) for row in rows]
+    return {
+        **_pad(processor, ids),
+        "completion_mask": _right_pad([torch.tensor(row.mask) for row in rows], 0),
+        **audio_inputs(processor, ids, clips, packed),
+    }
+
+
+def _columns(rows: Sequence[Row], *names: str) -> dict[str, Tensor]:
+    """The columns (N,) that the rows have."""
+    return {name: torch.tensor([row[name] for row in rows]) for name in names if name in rows[0]}
 
 
 def _prompt(row: Row, n_clips: int) -> list[Message]:

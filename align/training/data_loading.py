@@ -192,7 +192,7 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
         return list(rows), []
     groups: dict[str, list[int]] = {}
     for number, root in enumerate(
-        _connected([row["audios"] or [f"prompt: {row['prompt']}"] for row in rows])
+        _connected([row["audios"] or [f"prompt: {row.get('messages') or row['prompt']}"] for row in rows])
     ):
         groups.setdefault(root, []).append(number)
     held: set[int] = set()
@@ -202,8 +202,8 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
         held.update(groups[root])
     if len(held) == len(rows):
         raise ValueError(
-            f"held_out: {share} of {len(rows)} pairs leaves none to train on: they all share clips or "
-            "prompts; set held_out: 0, or bring pairs about more clips"
+            f"held_out: {share} of {len(rows)} examples leaves none to train on: they all share clips or "
+            "prompts; set held_out: 0, or bring examples about more clips"
         )
     training = [row for number, row in enumerate(rows) if number not in held]
     return training, [rows[number] for number in sorted(held)]

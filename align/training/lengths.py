@@ -134,6 +134,19 @@ class Lengths:
         candidates = heapq.nlargest(_TOKENISED, rows, key=self.cost)
         return Longest(max(candidates, key=lambda row: self.tokens(row, packed=packed)))
 
+    def longest_label(self, rows: Sequence[Row], *, packed: bool) -> Longest:
+        """The longest label, as long as with the longest completion of another beside its own."""
+        candidates = heapq.nlargest(_TOKENISED, rows, key=self.cost)
+        longest = max(candidates, key=self.tokens)
+        wordy = heapq.nlargest(_TOKENISED, rows, key=lambda row: len(row["completion"].encode()))
+        other = max(map(self._completion, wordy))
+        tokens = self.tokens(longest)
+        further = max(0, other - self._completion(longest))
+        return Longest(longest, 1 + (other if packed else further) / max(1, tokens), further)
+
+    def _completion(self, row: Row) -> int:
+        return len(self.processor.tokenizer(row["completion"]).input_ids)
+
     def longest_group(
         self, rows: Iterable[Row], completions: int, max_new_tokens: int, *, packed: bool
     ) -> Longest:
@@ -175,4 +188,5 @@ def _texts(row: Row) -> Sequence[str]:
         return row.get("system") or "", row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
-    return [part["text"] or "" for message in row["messages"] for part in message["content"]]
+    said = [part["text"] or "" for message in row["messages"] for part in message["content"]]
+    return said if row.get("completion") is None else [*said, row["completion"]]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils import data
 from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import DPOTrainer, GRPOTrainer, RewardTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer
 
 from align.run_folder.artifacts import MANIFEST, read_json, write_json
 from align.training import processes
@@ -52,7 +52,7 @@ from align.training.checkpoints import (
     step_of,
 )
 from align.training.collate import Row
-from align.training.data_loading import WithColumns
+from align.training.data_loading import Rows, WithColumns
 from align.training.strategies import Strategy
 
 
@@ -161,6 +161,21 @@ class FixedDPOTrainer(FixedTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> WithColumns:
         """TRL calls it while the model is still whole."""
         return WithColumns(dataset, self.reference_logps(dataset.rows, batch_size))
+
+
+class FixedKTOTrainer(FixedTrainer, KTOTrainer):
+    """TRL's KTOTrainer, its reference's log-probs computed without an engine of DeepSpeed's.
+
+    They belong to places in the training, not to rows: which completion is a row's mismatched one follows
+    from its neighbours.
+    """
+
+    reference_logps: Callable[[Sequence[Row], int], Mapping[str, Sequence[float]]]
+    """Log-probs of all rows, in micro-batches of a size, by the names of TRL's columns."""
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> WithColumns:
+        """TRL calls it while the model is still whole."""
+        return WithColumns(Rows(dataset), self.reference_logps(dataset, batch_size))
 
 
 class FixedRewardTrainer(FixedTrainer, RewardTrainer):

@@ -84,6 +84,7 @@ def plan_micro_batches(
     batch_size: int,
     longest: Callable[[], Longest],
     collate: Callable[[Sequence[Row]], Mapping[str, Any]],
+    least: int = 1,
     with_reference: bool = False,
 ) -> MicroBatchPlan | None:
     """Choose how a step's examples pass through `model`; None where nothing is planned.
@@ -100,6 +101,7 @@ def plan_micro_batches(
         batch_size: examples per step over all processes.
         longest: the example that needs most; called by rank 0 alone.
         collate: the trainer's collator.
+        least: fewest examples of a micro-batch.
         with_reference: a second, frozen model stands beside the one that learns.
     """
     available = _available(tuning.memory_gb)
@@ -118,7 +120,9 @@ def plan_micro_batches(
         plan = _kept_plan(folder / PLAN, circumstances)
         if plan is None:
             examples = max(1, batch_size // processes.world_size())
-            plan = _measured_plan(model, tuning, longest(), collate, examples, available, with_reference)
+            plan = _measured_plan(
+                model, tuning, longest(), collate, examples, available, least, with_reference
+            )
             write_json(folder / PLAN, {"for": circumstances, "plan": plan._asdict()})
         print(f"{name}: {plan.reason}", flush=True)
     return processes.broadcast(plan)
@@ -158,8 +162,10 @@ class Choice(NamedTuple):
     """Bytes of one example with nothing checkpointed; infinite if it did not fit."""
 
 
-def choose(measure: Callable[[int], float], *, examples: int, room: float, layers: int) -> Choice:
-    """The most examples at a time that fit, or else one and the fewest checkpointed layers.
+def choose(
+    measure: Callable[[int], float], *, examples: int, room: float, layers: int, least: int = 1
+) -> Choice:
+    """The most examples at a time that fit, or else the fewest and the fewest checkpointed layers.
 
     Args:
         measure: bytes of activations of the longest example with so many layers checkpointed; infinite
@@ -168,16 +174,18 @@ def choose(measure: Callable[[int], float], *, examples: int, room: float, layer
         room: bytes that activations may take.
         layers: that can be checkpointed. The last of all never is: it would be computed again at once,
             with its own activations beside its input.
+        least: fewest examples at a time.
     """
     measure = cache(measure)
     full = measure(0)
-    for n in range(examples, 0, -1):
-        if examples % n == 0 and n * full <= room:
-            return Choice(n, 0, n * full, full)
-    counts = range(1, layers)
-    at = bisect_left(counts, True, key=lambda n: measure(n) <= room)
+    sizes = [n for n in range(examples, 0, -1) if examples % n == 0 and n >= min(least, examples)]
+    for size in sizes:
+        if size * full <= room:
+            return Choice(size, 0, size * full, full)
+    fewest, counts = sizes[-1], range(1, layers)
+    at = bisect_left(counts, True, key=lambda n: fewest * measure(n) <= room)
     n = counts[min(at, len(counts) - 1)] if counts else 0
-    return Choice(1, n, measure(n), full)
+    return Choice(fewest, n, fewest * measure(n), full)
 
 
 def _measured_plan(
@@ -187,6 +195,7 @@ def _measured_plan(
     collate: Callable[[Sequence[Row]], Mapping[str, Any]],
     examples: int,
     available: float,
+    least: int,
     with_reference: bool,
 ) -> MicroBatchPlan:
     batch = {name: value for name, value in collate([longest.row]).items() if name in MODEL_INPUTS}
@@ -201,6 +210,7 @@ def _measured_plan(
             examples=examples,
             room=(available - standing) / MARGIN,
             layers=len(in_order),
+            least=least,
         )
     reason = _reason(choice, noun, examples, len(in_order), standing, available)
     of_audio = min(choice.checkpointed, n_audio)
@@ -223,7 +233,8 @@ def _reason(choice: Choice, noun: str, examples: int, layers: int, standing: flo
     if choice.activations > room:
         return (
             f"does not fit {_size(available)}: weights, gradients, optimizer and overhead take "
-            f"{_size(standing)}, activations of one {noun} {_size(choice.activations)} with {checkpointed}. "
+            f"{_size(standing)}, activations of {'one' if n == 1 else n} {noun}{'s' * (n > 1)} "
+            f"{_size(choice.activations)} with {checkpointed}. "
             "Take strategy: zero3, more workers, offload: optimizer, lora, or leave out the longest examples "
             f"(the corpus' max_duration_s). It is tried all the same, as {batches}"
         )

@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
@@ -16,12 +16,18 @@ from align.models.qwen2_audio import reward_model
 from align.rewards.reward import Reward
 from align.training.augmentation import Augmentation, SpecAugment
 from align.training.checkpoints import Load
-from align.training.collate import PreferenceCollator, Row, SFTCollator
+from align.training.collate import LabelCollator, PreferenceCollator, Row, SFTCollator
 from align.training.data_loading import Examples, ReplacingCollator, Rows, ShuffledRows
 from align.training.grpo_trainer import AudioGRPOTrainer, BestOfTrainer
 from align.training.lengths import Lengths, Longest
 from align.training.reference import ReferenceStore
-from align.training.trainers import AudioDPOTrainer, AudioRewardTrainer, AudioSFTTrainer, AudioTrainer
+from align.training.trainers import (
+    AudioDPOTrainer,
+    AudioKTOTrainer,
+    AudioRewardTrainer,
+    AudioSFTTrainer,
+    AudioTrainer,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ class Method:
     """Whether, with these arguments and no adapters, a frozen model stands beside the one that learns."""
     load: Load = qwen2_audio.load_model
     """What reads what was trained."""
+    least_micro_batch: int = 1
+    """Fewest examples that the loss is computed of at a time. Above 1 it depends on which examples share a
+    micro-batch, so they are not sorted into them by length."""
 
 
 def supervised_fine_tuning(
@@ -98,6 +107,38 @@ def direct_preference_optimisation(
         DPOConfig,
         {"max_length": None, "loss_type": [loss], "beta": beta, "precompute_ref_log_probs": True},
         has_live_reference=lambda trl: not trl["precompute_ref_log_probs"],
+    )
+
+
+def kahneman_tversky_optimisation(
+    rows: Sequence[Row],
+    schedule: Schedule,
+    *,
+    loss: str,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+    reference: ReferenceStore,
+    held_out: Sequence[Row] = (),
+) -> Method:
+    """KTO (arXiv:2402.01306) in shuffled epochs over weighted labels; `held_out` ones are evaluated."""
+    with_kl = loss == "kto"
+    return Method(
+        ShuffledRows(rows, schedule.steps * schedule.batch_size, schedule.seed),
+        lambda: [*rows, *held_out],
+        lambda lengths, packed: lengths.longest_label(rows, packed=packed),
+        lambda processor, features, packed: LabelCollator(processor, features, packed, with_kl),
+        partial(AudioKTOTrainer, eval_dataset=Rows(held_out) if held_out else None, reference=reference),
+        KTOConfig,
+        {
+            "max_length": None,
+            "loss_type": loss,
+            "beta": beta,
+            "desirable_weight": desirable_weight,
+            "undesirable_weight": undesirable_weight,
+            "precompute_ref_log_probs": True,
+        },
+        least_micro_batch=2 if with_kl else 1,
     )
 
 

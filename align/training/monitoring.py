@@ -167,7 +167,8 @@ class StepMeter:
         """Count a micro-batch after `begin`, of so many rows for each example."""
         assert self._counts is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        n = len(batch["pair_weight"]) if "pair_weight" in batch else len(ids) // completions
+        of_examples = next((batch[name] for name in ("pair_weight", "label") if name in batch), None)
+        n = len(ids) // completions if of_examples is None else len(of_examples)
         examples = ids.new_tensor(n)
         flops = torch.zeros((), dtype=torch.float64, device=ids.device)
         if isinstance(batch.get("packed"), PackedBatch):

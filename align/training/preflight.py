@@ -36,7 +36,7 @@ from align.models.qwen2_audio.packed import is_packed
 from align.models.qwen2_audio.reward_model import is_reward_model
 from align.models.scoring import MODEL_INPUTS
 from align.training import processes
-from align.training.collate import Row
+from align.training.collate import Row, mismatched
 from align.training.data_loading import ABOUT, ReplacingCollator
 from align.training.lengths import Lengths
 from align.training.processes import eval_mode
@@ -161,7 +161,7 @@ def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2
         NotReady: naming the row, what is learned and what should be.
     """
     for number, (ids, mask, expected) in enumerate(
-        zip(batch["input_ids"], is_completion(batch), _expected(rows), strict=True)
+        zip(batch["input_ids"], is_completion(batch), _expected(rows, len(batch["input_ids"])), strict=True)
     ):
         row = rows[number % len(rows)]
         if not mask.any():
@@ -176,15 +176,19 @@ def check_labels(batch: Mapping[str, Any], rows: Sequence[Row], processor: Qwen2
             )
 
 
-def _expected(rows: Sequence[Row]) -> list[str]:
-    """The text that each sequence of the batch should learn; of pairs, all chosen, then all rejected."""
+def _expected(rows: Sequence[Row], n: int) -> list[str]:
+    """The text that each of the batch's `n` sequences should learn; of pairs, all chosen, then all rejected.
+
+    Of labels all completions, then all mismatched ones.
+    """
     if "chosen" in rows[0]:
         return [row[side] + END_OF_TURN for side in ("chosen", "rejected") for row in rows]
-    return ["".join(f"{text}{END_OF_TURN}" for text in _completions(row)) for row in rows]
+    own = ["".join(f"{text}{END_OF_TURN}" for text in _completions(row)) for row in rows]
+    return own if n == len(own) else [*own, *mismatched(own)]
 
 
 def _completions(row: Row) -> list[str]:
-    if row.get("messages") is None:
+    if row.get("completion") is not None:
         return [row["completion"]]
     turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
     return ["".join(part["text"] for part in parts) for parts in turns]

@@ -21,12 +21,15 @@ from transformers import Qwen2AudioProcessor
 from align.run_folder.artifacts import read_kept, sha256_json
 from align.training import processes
 from align.training.collate import Row
+from preference_data.dataset.dataset import Dataset
+from preference_data.schema import AudioClip
 from preference_data.store import write_text
 
-NAMES = ("ref_chosen_logps", "ref_rejected_logps")
-"""The columns in which TRL reads log p(completion | prompt) of the reference, in nats."""
 Logps = dict[str, list[float]]
-"""Log-probs by their names in `NAMES`, in the rows' order."""
+"""log p(completion | prompt) of the reference in nats, by the columns in which TRL reads it, in the rows'
+order."""
+_TEXTS = ("prompt", "chosen", "rejected", "messages", "completion")
+"""What the model reads of rows, as far as they have it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class ReferenceStore:
     folder: Path
     clips: Mapping[str, str]
     """Path, as rows name it -> sha256 of the clip's file."""
+
+    @classmethod
+    def of_run(cls, run: Path, rows: Iterable[Row], corpus: Path) -> ReferenceStore:
+        """The store of a run, which stays when only `beta` or a rate is changed."""
+        used = {path for row in rows for path in row["audios"]}
+        clips = Dataset(corpus).table(AudioClip)
+        return cls(run / ".reference", {clip.path: clip.sha256 for clip in clips if clip.path in used})
 
     def get(self, key: Mapping[str, Any], rows: Iterable[Row], compute: Callable[[], Logps]) -> Logps:
         """Log-probs that were computed before with this `key` (weights, template, dtype), or are now.
@@ -53,12 +63,12 @@ class ReferenceStore:
         return logps
 
     def _digest(self, rows: Iterable[Row]) -> str:
-        """Digest of what the model reads of the rows; a pair's weight is not part of it."""
+        """Digest of what the model reads of the rows; neither weights nor labels are part of it."""
         sha = hashlib.sha256()
         for row in rows:
             clips = [self.clips[path] for path in row["audios"]]
             system = [row["system"]] if row.get("system") else []
-            texts = [*system, row["prompt"], row["chosen"], row["rejected"]]
+            texts = [*system, *(row[name] for name in _TEXTS if name in row)]
             sha.update(sha256_json([*texts, clips]).encode())
         return sha.hexdigest()
 
@@ -79,11 +89,11 @@ def batches_of(rank: int, world_size: int, n: int, size: int) -> list[range]:
     return [batches[min(first + rank, len(batches) - 1)] for first in range(0, len(batches), world_size)]
 
 
-def merge(mine: Sequence[tuple[range, list[float], list[float]]], n: int) -> Logps:
-    """The (rows, chosen, rejected) of all ranks together, on all ranks."""
-    merged: Logps = {name: [0.0] * n for name in NAMES}
+def merge(mine: Sequence[tuple[range, Logps]], n: int) -> Logps:
+    """The log-probs of all ranks' rows together, on all ranks."""
+    merged: Logps = {}
     for part in processes.gather(mine):
-        for rows, *both in part:
-            for name, logps in zip(NAMES, both, strict=True):
-                merged[name][rows.start : rows.stop] = logps
+        for rows, columns in part:
+            for name, logps in columns.items():
+                merged.setdefault(name, [0.0] * n)[rows.start : rows.stop] = logps
     return merged

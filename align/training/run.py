@@ -119,6 +119,7 @@ def train(
             batch_size=schedule.batch_size,
             longest=lambda: longest,
             collate=collator,
+            least=method.least_micro_batch,
             # without its adapters, the policy is it
             with_reference=tuning.lora is None and method.has_live_reference(settings),
         ),
@@ -136,7 +137,9 @@ def train(
     trainer = method.trainer(
         model=model,
         args=args,
-        train_dataset=balanced(
+        train_dataset=method.examples
+        if method.least_micro_batch > 1
+        else balanced(
             method.examples,
             lengths.cost,
             schedule.batch_size,

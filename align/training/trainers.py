@@ -1,4 +1,4 @@
-"""TRL's SFT, DPO and reward trainers on audio: rows pass through untouched, collators do the rest.
+"""TRL's SFT, DPO, KTO and reward trainers on audio: rows pass through untouched, collators do the rest.
 
 Losses, metrics, reference handling and scheduling stay TRL's. What of it is private and gives way is in
 `library_fixes`.
@@ -6,7 +6,10 @@ Losses, metrics, reference handling and scheduling stay TRL's. What of it is pri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +20,7 @@ from torch.utils import data
 from transformers import TrainerControl
 from trl import SFTTrainer
 
-from align.models.answer_head import answers_only
+from align.models.answer_head import PER_TOKEN, answers_only
 from align.models.qwen2_audio.flops import cost_of
 from align.models.qwen2_audio.packed import is_packed, pack
 from align.models.scoring import MODEL_INPUTS
@@ -25,7 +28,7 @@ from align.training import processes
 from align.training.checkpoints import NonFiniteLoss
 from align.training.collate import Row
 from align.training.data_loading import ABOUT, Rows
-from align.training.library_fixes import FixedDPOTrainer, FixedRewardTrainer, FixedTrainer
+from align.training.library_fixes import FixedDPOTrainer, FixedKTOTrainer, FixedRewardTrainer, FixedTrainer
 from align.training.monitoring import StepMeter, TaskLosses
 from align.training.processes import eval_mode
 from align.training.reference import Logps, ReferenceStore, batches_of, merge, processor_digest
@@ -132,35 +135,19 @@ class AudioSFTTrainer(AudioTrainer, SFTTrainer):
         super().log({**logs, **self._task_losses.take()} if "loss" in logs else logs, *args, **kwargs)
 
 
-class HeldOutPair(NamedTuple):
-    """Loss of a pair that is not trained on, and its margin: chosen minus rejected reward."""
-
-    number: int
-    loss: float
-    margin: float
-
-
-class PairTrainer(AudioTrainer):
-    """Evaluates pairs that are not trained on, where there are some."""
-
-    def held_out_pair(self, row: Row) -> HeldOutPair:
-        """Of a row of the evaluated data set, in eval mode."""
-        raise NotImplementedError
+class HeldOutTrainer(AudioTrainer):
+    """Evaluates examples that are not trained on, where there are some."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out loss, reward accuracy and margin over each pair once, whatever the number of processes."""
+        """Score each held-out example once, whatever the number of processes."""
         dataset: Any = self.eval_dataset
         numbers = batches_of(processes.rank(), processes.world_size(), len(dataset), 1)
         self.model_wrapped.eval()
         try:
-            mine = [self.held_out_pair(dataset[rows.start]) for rows in numbers]
-            by_number = {pair.number: pair for part in processes.gather(mine) for pair in part}
-            pairs = [by_number[number] for number in sorted(by_number)]  # sums in one order for any sharing
-            metrics = {
-                "held_out/loss": sum(pair.loss for pair in pairs) / len(pairs),
-                "held_out/accuracy": sum(pair.margin > 0 for pair in pairs) / len(pairs),
-                "held_out/margin": sum(pair.margin for pair in pairs) / len(pairs),
-            }
+            mine = [(rows.start, self.held_out_score(dataset[rows.start])) for rows in numbers]
+            by_number = {number: score for part in processes.gather(mine) for number, score in part}
+            # sums in one order for any sharing
+            metrics = self.held_out_metrics([by_number[number] for number in sorted(by_number)])
             self.log(dict(metrics))
         finally:
             self.model_wrapped.train()
@@ -169,55 +156,49 @@ class PairTrainer(AudioTrainer):
         )
         return metrics
 
+    def held_out_score(self, row: Row) -> Any:
+        """What is kept of a held-out example; can be pickled."""
+        raise NotImplementedError
 
-class AudioDPOTrainer(PairTrainer, FixedDPOTrainer):
-    """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
+    def held_out_metrics(self, scores: Sequence[Any]) -> dict[str, float]:
+        """Metrics of all held-out examples, by names that begin with `held_out/`."""
+        raise NotImplementedError
 
-    With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair
-    losses by weights in one place, WPO (arXiv:2406.11827 eq. 2): exp of the mean of
-    (log_probs - log_sum_sq_probs) over the chosen completion's tokens times the same of the rejected one.
-    Filling `log_sum_sq_probs` so that each factor is sqrt(w_i) makes that product w_i.
-    """
+
+class HeldOutPair(NamedTuple):
+    """Loss of a pair that is not trained on, and its margin: chosen minus rejected reward."""
+
+    loss: float
+    margin: float
+
+
+class PairTrainer(HeldOutTrainer):
+    """Held-out examples are preference pairs."""
+
+    def held_out_metrics(self, scores: Sequence[HeldOutPair]) -> dict[str, float]:
+        """Loss, accuracy of the rewards' order, and margin."""
+        return {
+            "held_out/loss": sum(pair.loss for pair in scores) / len(scores),
+            "held_out/accuracy": sum(pair.margin > 0 for pair in scores) / len(scores),
+            "held_out/margin": sum(pair.margin for pair in scores) / len(scores),
+        }
+
+
+class ReferenceTrainer(HeldOutTrainer):
+    """With a reference, whose log-probs are computed once."""
+
+    logp_columns: tuple[str, str]
+    """In which TRL reads what `compute_ref_log_probs` gives."""
 
     def __init__(self, *args: Any, reference: ReferenceStore | None = None, **kwargs: Any) -> None:
         """TRL's arguments; `reference` keeps what `precompute_ref_log_probs` computes."""
         self._reference = reference
-        self._policy_logps = torch.empty(0)
         super().__init__(*args, **kwargs)
         self.pack_reference()
-        rows = self.train_dataset.rows
-        self.use_weighting = any(row["weight"] != 1.0 for row in rows)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss on the completions' positions, with the pairs' weights."""
-        inputs = dict(inputs)
-        weight = inputs.pop("pair_weight")
-
-        def weighted(**batch: Any) -> Any:
-            outputs = answers_only(model)(**batch)
-            self._policy_logps = outputs.log_probs.detach().sum(-1)
-            if self.use_weighting:
-                half = weight.log().div(2).repeat(2)[:, None]
-                outputs.log_sum_sq_probs = outputs.log_probs.detach() - half
-            return outputs
-
-        return super().compute_loss(weighted, inputs, *args, **kwargs)
-
-    @torch.no_grad()
-    def held_out_pair(self, row: Row) -> HeldOutPair:
-        """Margin: of the rewards that DPO implies."""
-        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(self.model_wrapped, batch).item()
-        chosen, rejected = self._policy_logps.tolist()
-        if "ref_chosen_logps" in batch:
-            reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
-        else:
-            reference = self.compute_ref_log_probs(self.ref_model or self.model, batch)
-        margin = self.beta * (chosen - reference[0].item() - rejected + reference[1].item())
-        return HeldOutPair(row["number"], loss, margin)
-
-    # ---------------------------------------------------------------- the reference
+    def reference_key(self, batch_size: int) -> dict[str, Any]:
+        """What else the reference's log-probs depend on, beside weights, rows, template and precision."""
+        raise NotImplementedError
 
     def reference_logps(self, rows: Sequence[Row], batch_size: int) -> Mapping[str, Sequence[float]]:
         """The reference's log-probs of all rows, from the store where it has them."""
@@ -230,7 +211,7 @@ class AudioDPOTrainer(PairTrainer, FixedDPOTrainer):
             "dtype": str(torch.bfloat16 if self.args.bf16 else model.dtype),
             "packed": is_packed(model),
             "processor": processor_digest(self.processing_class),
-            "ld_alpha": self.ld_alpha,
+            **self.reference_key(batch_size),
         }
         return self._reference.get(key, rows, lambda: self._score(rows, batch_size))
 
@@ -254,16 +235,149 @@ class AudioDPOTrainer(PairTrainer, FixedDPOTrainer):
         )
         scored = []
         for numbers, batch in zip(mine, batches, strict=True):
-            batch = send_to_device(batch, self.accelerator.device)
-            chosen, rejected = self.compute_ref_log_probs(model, batch)
-            scored.append((numbers, chosen.tolist(), rejected.tolist()))
+            both = self.compute_ref_log_probs(model, send_to_device(batch, self.accelerator.device))
+            columns = zip(self.logp_columns, both, strict=True)
+            scored.append((numbers, {name: logps.tolist() for name, logps in columns if logps is not None}))
         return merge(scored, len(rows))
+
+
+class AudioDPOTrainer(PairTrainer, ReferenceTrainer, FixedDPOTrainer):
+    """TRL's DPOTrainer over rows for `PreferenceCollator`, each pair's loss times its weight.
+
+    With weights w_i the loss is mean_i w_i l_i for any per-pair loss l_i of TRL. TRL multiplies pair
+    losses by weights in one place, WPO (arXiv:2406.11827 eq. 2): exp of the mean of
+    (log_probs - log_sum_sq_probs) over the chosen completion's tokens times the same of the rejected one.
+    Filling `log_sum_sq_probs` so that each factor is sqrt(w_i) makes that product w_i.
+    """
+
+    logp_columns = ("ref_chosen_logps", "ref_rejected_logps")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See `ReferenceTrainer`."""
+        self._policy_logps = torch.empty(0)
+        super().__init__(*args, **kwargs)
+        rows = self.train_dataset.rows
+        self.use_weighting = any(row["weight"] != 1.0 for row in rows)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss on the completions' positions, with the pairs' weights."""
+        inputs = dict(inputs)
+        weight = inputs.pop("pair_weight")
+
+        def weighted(**batch: Any) -> Any:
+            outputs = answers_only(model)(**batch)
+            self._policy_logps = outputs.log_probs.detach().sum(-1)
+            if self.use_weighting:
+                half = weight.log().div(2).repeat(2)[:, None]
+                outputs.log_sum_sq_probs = outputs.log_probs.detach() - half
+            return outputs
+
+        return super().compute_loss(weighted, inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def held_out_score(self, row: Row) -> HeldOutPair:
+        """Loss and margin of a pair."""
+        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model_wrapped, batch).item()
+        chosen, rejected = self._policy_logps.tolist()
+        if "ref_chosen_logps" in batch:
+            reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
+        else:
+            reference = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+        margin = self.beta * (chosen - reference[0].item() - rejected + reference[1].item())
+        return HeldOutPair(loss, margin)
+
+    def reference_key(self, batch_size: int) -> dict[str, Any]:
+        """Length desensitisation."""
+        return {"ld_alpha": self.ld_alpha}
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Reference log-probs (B,) of chosen and rejected; the pairs' weights do not go into a model."""
         inputs = {name: value for name, value in inputs.items() if name != "pair_weight"}
         chosen, rejected = super().compute_ref_log_probs(answers_only(model), inputs)
         return chosen, rejected
+
+
+class AudioKTOTrainer(ReferenceTrainer, FixedKTOTrainer):
+    """TRL's KTOTrainer over rows for `LabelCollator`, each label's loss times its weight.
+
+    TRL asks a model twice, for the rows themselves and for the mismatched ones of its KL term. They share
+    prompts and clips, so one forward pass of all rows answers both.
+    """
+
+    logp_columns = ("ref_logps", "ref_KL_logps")
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, which multiplies those of desirable and undesirable completions by these weights."""
+        weight, is_desirable = inputs["weight"], inputs["label"]
+        self.desirable_weight = self.args.desirable_weight * weight[is_desirable]
+        self.undesirable_weight = self.args.undesirable_weight * weight[~is_desirable]
+        return super().compute_loss(*_in_one_pass(model, inputs), *args, **kwargs)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Reference log-probs (N,) of the rows, and of the mismatched ones if there are any."""
+        own, mismatched = super().compute_ref_log_probs(*_in_one_pass(model, inputs))
+        return own, mismatched
+
+    def reference_key(self, batch_size: int) -> dict[str, Any]:
+        """Which completion is a row's mismatched one follows from the size of micro-batches."""
+        return {"loss": self.loss_type, "micro_batch": batch_size}
+
+    def held_out_metrics(self, scores: Sequence[tuple[bool, float]]) -> dict[str, float]:
+        """How often a desirable completion has a larger reward than an undesirable one, and by how much.
+
+        No loss: it depends on which examples share a batch.
+        """
+        desirable, undesirable = (
+            torch.tensor([reward for is_desirable, reward in scores if is_desirable == label])
+            for label in (True, False)
+        )
+        margins = desirable[:, None] - undesirable
+        return {
+            "held_out/accuracy": (margins > 0).double().mean().item(),
+            "held_out/margin": margins.double().mean().item(),
+        }
+
+    @torch.no_grad()
+    def held_out_score(self, row: Row) -> tuple[bool, float]:
+        """The label, and the reward of the completion."""
+        batch = send_to_device(replace(self.data_collator, with_kl=False)([row]), self.accelerator.device)
+        model, asked = _in_one_pass(self.model_wrapped, batch)
+        with self.compute_loss_context_manager():
+            logp = model(input_ids=asked["input_ids"]).log_probs.sum().item()
+        return row["label"], self.beta * (logp - row["ref_logps"])
+
+
+def _in_one_pass(model: Any, inputs: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A model and a batch for TRL's KTO: what it asks of the one is answered by one forward pass of all rows.
+
+    The pass is made where TRL first asks, with the gradients that there are here: it asks for the mismatched
+    rows first, and without.
+    """
+    n = len(inputs["label"])
+    rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+    batch = {name: value[:n] for name, value in rows.items()}
+    batch |= {f"KL_{name}": value[n:] for name, value in rows.items()}
+    batch |= {name: inputs[name] for name in ("label", "ref_logps", "ref_KL_logps") if name in inputs}
+    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    has_gradients = torch.is_grad_enabled()
+
+    @cache
+    def outputs() -> Any:
+        own = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        with torch.set_grad_enabled(has_gradients):
+            return answers_only(model)(**own, labels=labels, use_cache=False, fused_lm_head=True)
+
+    def forward(*, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+        is_mismatched = input_ids.data_ptr() != inputs["input_ids"].data_ptr()
+        part = slice(n, None) if is_mismatched else slice(n)
+        values = {name: getattr(outputs(), name) for name in PER_TOKEN}
+        return SimpleNamespace(
+            **{name: value if value is None else value[part] for name, value in values.items()}
+        )
+
+    return forward, batch
 
 
 class AudioRewardTrainer(PairTrainer, FixedRewardTrainer):
@@ -296,12 +410,12 @@ class AudioRewardTrainer(PairTrainer, FixedRewardTrainer):
         return super().compute_loss(weighted, inputs, *args, **kwargs)
 
     @torch.no_grad()
-    def held_out_pair(self, row: Row) -> HeldOutPair:
+    def held_out_score(self, row: Row) -> HeldOutPair:
         """Margin: the difference of the two rewards."""
         batch = send_to_device(self.data_collator([row]), self.accelerator.device)
         with self.compute_loss_context_manager():
             loss = self.compute_loss(self.model_wrapped, batch).item()
-        return HeldOutPair(row["number"], loss, self._differences.item())
+        return HeldOutPair(loss, self._differences.item())
 
 
 def _powered(logit: Tensor, power: Tensor) -> Tensor:

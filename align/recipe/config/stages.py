@@ -16,6 +16,7 @@ from align.recipe.config.preference import (
 from align.recipe.config.training import (
     DPOConfig,
     GRPOConfig,
+    KTOConfig,
     PretrainConfig,
     RewardModelConfig,
     SFTConfig,
@@ -34,6 +35,7 @@ STAGES: dict[str, type[StageConfig]] = {
         LabelsConfig,
         DPOConfig,
         RoundsConfig,
+        KTOConfig,
         RewardModelConfig,
         GRPOConfig,
         EvaluateConfig,

@@ -1,4 +1,4 @@
-"""Keys of the stages that train a model: pretrain, sft, dpo, reward, grpo."""
+"""Keys of the stages that train a model: pretrain, sft, dpo, kto, reward, grpo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from align.recipe.config.base import (
     Config,
     Conflict,
     CorpusRef,
+    LabelsRef,
     NoEffect,
     OutputKind,
     PairsRef,
@@ -436,6 +437,71 @@ class DPOConfig(FurtherTrainingConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""
         return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"
+
+
+class KTOConfig(FurtherTrainingConfig):
+    """Kahneman-Tversky optimisation (arXiv:2402.01306) through TRL: each completion is good or bad alone."""
+
+    trl_config: ClassVar[str | None] = "KTOConfig"
+    sequences_per_example: ClassVar[int] = 2
+    has_reference: ClassVar[bool] = True
+    stage: Literal["kto"]
+    labels: LabelsRef
+    trl: Annotated[dict[str, Any], NoEffect(names=TRL_WITHOUT_EFFECT - {"gradient_accumulation_steps"})] = {}
+    """As everywhere, but here micro-batches count: `kto` estimates its KL term in each of them."""
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """`apo_zero_unpaired` (arXiv:2408.06266) has no KL term: good completions become likelier than the
+    reference has them, bad ones less likely."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the leash to the reference."""
+    balance: float = Field(1.0, gt=0)
+    """How much all desirable labels together count beside all undesirable ones; the weight of the rarer kind
+    follows from it, that of the other is 1. The paper takes 1 to 4/3 (section 4.2, equation 8)."""
+    epochs: float = Field(1, gt=0)
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the labels that is not trained on, drawn by clips and the seed: at every checkpoint is logged
+    how often a desirable one has a larger reward than an undesirable one."""
+    choose: Choose | None = None
+    """How to choose among the checkpoints (one every `save_steps`); without it the last one is published."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """What the KL term and a choice need."""
+        yield from super().conflicts()
+        workers = self.hardware.workers if self.hardware else 1
+        accumulated = self.trl.get("gradient_accumulation_steps", 1)
+        if self.loss == "kto" and type(accumulated) is int and self.batch_size < 2 * workers * accumulated:
+            message = (
+                f"{self.batch_size} leaves a micro-batch one example, but the KL term of kto needs two: take "
+                f"{2 * workers * accumulated} or more for hardware.workers ({workers}) times "
+                f"trl.gradient_accumulation_steps ({accumulated}), or loss: apo_zero_unpaired"
+            )
+            yield Conflict("batch_size", message)
+        for name in ("precompute_ref_log_probs", "precompute_ref_batch_size"):
+            if name in self.trl:
+                message = (
+                    f"{name} cannot be used: kto scores the reference before training, in its own micro-"
+                )
+                yield Conflict("trl", f"{message}batches, because they decide the KL term")
+        if self.choose is not None and self.choose.by == "held_out_loss":
+            message = "by held_out_loss: a loss of kto depends on who shares a batch; take held_out_accuracy"
+            yield Conflict("choose", message)
+        if self.choose is not None and self.choose.by == "held_out_accuracy" and not self.held_out:
+            message = "by held_out_accuracy needs held-out labels: set held_out, to 0.05 or so"
+            yield Conflict("choose", message)
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """With `choose`."""
+        return self.choose is not None
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """Answers to dev questions are judged by the facts."""
+        by_facts = self.choose is not None and self.choose.by == "facts"
+        return ("choose", "choose: {by: held_out_accuracy}") if by_facts else None
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Epochs over the labels."""
+        return f"{self.epochs:g} epochs, {self.batch_size} labels a step"
 
 
 class RewardModelConfig(FurtherTrainingConfig):

@@ -8,7 +8,16 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTTrainer,
+)
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
@@ -20,7 +29,12 @@ from align.training.data_loading import Rows
 from align.training.grpo_trainer import BestOfTrainer
 from align.training.methods import Schedule
 from align.training.run import arguments
-from align.training.trainers import AudioDPOTrainer, AudioRewardTrainer, AudioSFTTrainer
+from align.training.trainers import (
+    AudioDPOTrainer,
+    AudioKTOTrainer,
+    AudioRewardTrainer,
+    AudioSFTTrainer,
+)
 from align.training.tuning import Tuning
 
 CHECKPOINTS = {"_get_output_dir", "_save_checkpoint", "_save", "_load_from_checkpoint", "_load_rng_state"}
@@ -35,11 +49,9 @@ def overridden(ours, *stock):
 
 
 def test_no_more_private_methods_give_way_than_are_written_down():
-    mro = (
-        AudioDPOTrainer.__mro__ + AudioSFTTrainer.__mro__ + AudioRewardTrainer.__mro__ + BestOfTrainer.__mro__
-    )
-    ours = [cls for cls in mro if "align" in cls.__module__]
-    stock = (DPOTrainer, SFTTrainer, RewardTrainer, GRPOTrainer)
+    own_trainers = (AudioDPOTrainer, AudioKTOTrainer, AudioSFTTrainer, AudioRewardTrainer, BestOfTrainer)
+    ours = [cls for trainer in own_trainers for cls in trainer.__mro__ if "align" in cls.__module__]
+    stock = (DPOTrainer, KTOTrainer, SFTTrainer, RewardTrainer, GRPOTrainer)
     assert overridden(ours, *stock) - {"__init__"} == PRIVATE
     for module in (trainers, grpo_trainer):
         own = vars(module).values()
@@ -80,7 +92,7 @@ def test_trl_still_wants_a_dataset_of_its_own_kind(tiny, tmp_path, rows):
         dpo(DPOTrainer, tiny, tmp_path, rows)
 
 
-@pytest.mark.parametrize("trainer", [DPOTrainer, SFTTrainer, RewardTrainer])
+@pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer, SFTTrainer, RewardTrainer])
 def test_the_name_of_a_data_set_is_the_last_argument_of_its_preparation(trainer):
     assert list(inspect.signature(trainer._prepare_dataset).parameters)[-1] == "dataset_name"
     calls = [line for line in inspect.getsource(trainer.__init__).split("_prepare_dataset(")[1:]]
@@ -108,11 +120,12 @@ def test_trl_still_reads_margins_when_the_model_has_answered():
     assert 'rewards_chosen - rewards_rejected - inputs["margin"]' in after
 
 
-def test_trl_still_computes_the_reference_in_an_engine_of_deepspeed():
+@pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer])
+def test_trl_still_computes_the_reference_in_an_engine_of_deepspeed(trainer):
     """Once it does not, `_precompute_ref_logps` can go."""
-    source = inspect.getsource(DPOTrainer._precompute_ref_logps)
+    source = inspect.getsource(trainer._precompute_ref_logps)
     assert "prepare_deepspeed(self.model" in source
-    assert list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters) == [
+    assert list(inspect.signature(trainer._precompute_ref_logps).parameters) == [
         "self",
         "dataset",
         "name",

@@ -87,6 +87,12 @@ def test_what_does_not_fit_is_tried_as_thriftily_as_possible():
     assert choose(Allocator(), examples=4, room=10, layers=1) == Choice(1, 0, WHOLE, WHOLE)
 
 
+@pytest.mark.parametrize(("examples", "fewest"), [(8, 2), (9, 3), (1, 1)])
+def test_micro_batches_have_as_many_examples_as_the_loss_needs(examples, fewest):
+    choice = choose(Allocator(), examples=examples, room=fewest * 90, layers=LAYERS, least=2)
+    assert choice == Choice(fewest, 1, fewest * 85.0, WHOLE)
+
+
 def test_more_memory_never_means_smaller_micro_batches_or_more_checkpointing():
     choices = [choose(Allocator(), examples=24, room=room, layers=LAYERS) for room in range(30, 2500, 10)]
     assert [choice.micro_batch for choice in choices] == sorted(choice.micro_batch for choice in choices)

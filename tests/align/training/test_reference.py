@@ -15,11 +15,12 @@ from align.run_folder.artifacts import sha256_file
 from align.training.collate import PreferenceCollator
 from align.training.data_loading import Rows
 from align.training.methods import Schedule
-from align.training.reference import NAMES, ReferenceStore, batches_of, processor_digest
+from align.training.reference import ReferenceStore, batches_of, processor_digest
 from align.training.run import arguments
 from align.training.trainers import AudioDPOTrainer
 from align.training.tuning import Tuning
 
+NAMES = AudioDPOTrainer.logp_columns
 QUESTION = "Is the tone high or low?"
 ROWS = [
     {"prompt": QUESTION, "chosen": "The tone is high.", "rejected": "low", "audios": ["0.wav"]},

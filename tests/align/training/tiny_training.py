@@ -30,14 +30,14 @@ TEXTS = [
 
 
 def make_world(root, n=24):
-    """A policy, tones, `n` chats, pre-training targets and pairs. Two of three chats are without audio."""
+    """A policy, tones, `n` chats, pre-training targets, pairs and labels. A third of the chats has audio."""
     import numpy as np
     import soundfile
 
     from align.models.qwen2_audio import model as qwen2_audio
     from align.run_folder.artifacts import sha256_file
     from preference_data import store
-    from preference_data.schema import AudioClip, Chat, PreferencePair, TaskExample, Turn
+    from preference_data.schema import AudioClip, Chat, Label, PreferencePair, TaskExample, Turn
 
     processor = qwen2_audio.build_processor(TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1)
     model = qwen2_audio.build_model(processor, d_model=32, heads=2, audio_layers=1, text_layers=2, seed=0)
@@ -78,7 +78,22 @@ def make_world(root, n=24):
     store.write(corpus / "pretrain.jsonl", targets)
     (root / "pairs").mkdir()
     store.write(root / "pairs" / "pairs.jsonl", pairs)
+    (root / "labels").mkdir()
+    store.write(
+        root / "labels" / "labels.jsonl", [label for pair in pairs for label in labels_of(pair, Label)]
+    )
     return root
+
+
+def labels_of(pair, kind):
+    """The two completions of a pair, each on its own."""
+    text = {"type": "text", "text": pair.question}
+    prompt = [{"role": "user", "content": [*({"type": "audio"} for _ in pair.audios), text]}]
+    own = {"prompt_id": pair.prompt_id, "prompt": prompt, "audios": pair.audios}
+    return [
+        kind.model_validate({**own, "id": f"{pair.id}-{side}", "completion": text, "label": side == "chosen"})
+        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    ]
 
 
 def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
@@ -89,7 +104,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags; `twice`: two steps
     of GRPO for each batch of completions.
     """
-    from align.recipe.config.training import DPOConfig, GRPOConfig, PretrainConfig, SFTConfig
+    from align.recipe.config.training import DPOConfig, GRPOConfig, KTOConfig, PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     tight = {"memory_gb": 3.0} if "tight" in options else {}
@@ -132,6 +147,9 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
             "iterations": 2 if "twice" in options else 1,
         }
         return GRPOConfig.model_validate({**shared, **own, **changes})
+    if kind == "kto":
+        own = {"labels": "labels", "epochs": (steps * batch - 0.5) / 48}
+        return KTOConfig.model_validate({**shared, **own, **changes})
     held_out = 0 if "once" in options else 3  # pairs of 24
     own = {"pairs": "pairs", "epochs": (steps * batch - 0.5) / (24 - held_out), "held_out": held_out / 24}
     return DPOConfig.model_validate({**shared, **own, **changes})
@@ -143,7 +161,7 @@ def run_here(config, world, folder):
 
     out = StageFolder(Path(folder), "stage", "fingerprint")
     out.path.mkdir(parents=True, exist_ok=True)
-    inputs = {name: Path(world) / name for name in ("corpus", "policy", "pairs")}
+    inputs = {name: Path(world) / name for name in ("corpus", "policy", "pairs", "labels")}
     return importlib.import_module(f"align.stages.{config.stage}").run(config, inputs, out)
 
 
