@@ -7,13 +7,20 @@ A line ends with "\n" or "\r\n" and nothing else: U+2028, U+0085 or a form feed 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from codecs import BOM_UTF8
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
 
 _HEAD = 4096
+_BINARY = (  # first bytes, and what to do about a file that begins with them
+    (b"\x1f\x8b", "is compressed; unpack it: gunzip -c {} > FILE"),
+    (b"PK\x03\x04", "is a zip archive or a spreadsheet; unpack it, or save it as CSV in UTF-8"),
+    (b"PAR1", "is a Parquet file; give it a name that ends with .parquet"),
+)
 _NUL_SHARE = 1 / 8
 """Text in UTF-16 or UTF-32 without a byte-order mark begins with at least this share of NUL bytes."""
 
@@ -26,10 +33,13 @@ def open_lines(path: Path) -> BinaryIO:
     """The file for reading its lines as bytes, after a byte-order mark.
 
     Raises:
-        BadText: it is in UTF-16 or UTF-32.
+        BadText: it is in UTF-16 or UTF-32, or no text but an archive or a Parquet file.
     """
     file = path.open("rb")
     head = file.read(_HEAD)
+    if advice := [advice for mark, advice in _BINARY if head.startswith(mark)]:
+        file.close()
+        raise BadText(f"{path} {advice[0].format(shlex.quote(str(path)))}")
     encoding = json.detect_encoding(head)
     if encoding.startswith(("utf-16", "utf-32")) and (
         encoding in ("utf-16", "utf-32") or head.count(0) >= _NUL_SHARE * len(head)
@@ -53,6 +63,27 @@ def open_text(path: Path, errors: Literal["strict", "surrogateescape"] = "strict
     """
     open_lines(path).close()
     return path.open(encoding="utf-8-sig", errors=errors, newline="\n")
+
+
+class Table(NamedTuple):
+    """A text file of cells: its lines from the header on, what separates cells, and how many lines before."""
+
+    lines: Iterator[str]
+    separator: str
+    skipped: int
+
+
+def find_table(file: TextIO) -> Table:
+    """The table in a file: cells are separated by "," unless its header has more ";", tabs or "|".
+
+    Blank lines before the header are skipped, and so is Excel's `sep=;`, which says what separates.
+    """
+    for skipped, header in enumerate(file):
+        if said := re.fullmatch(r'"?sep=(.)"?\s*', header, re.IGNORECASE):
+            return Table(file, said[1], skipped + 1)
+        if header.strip():
+            return Table(chain([header], file), max(",;\t|", key=header.count), skipped)
+    return Table(iter(()), ",", 0)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -51,7 +51,10 @@ _UNKNOWN_FRAMES = 2**63 - 1  # by libsndfile
 _TELLTALES = (  # the start of files that often stand where audio should
     (b"version https://git-lfs", "is a git-lfs pointer: run `git lfs pull`"),
     (b"<", "is a web page, so the download failed"),
+    (b"{", "is JSON, so the download failed"),
     (b"#EXTM3U", "is a playlist: fetch the audio that it lists"),
+    (b"\x1f\x8b", "is compressed: unpack it"),
+    (b"PK\x03\x04", "is a zip archive: unpack it"),
 )
 
 
@@ -237,6 +240,8 @@ def _next_step(clip: ClipFile, code: Reason) -> str:
             return f"or convert it: {command}"
         case "unknown_length":
             return f"convert it, to a file and not to a pipe: {command}"
+        case "unreadable":
+            return f"fetch it again, or, if it plays elsewhere, convert it: {command}"
         case "corrupt":
             return f"fetch it again, or keep what can be decoded: {command}"
         case "too_long":
@@ -281,7 +286,7 @@ def _sound(file: FileIO, max_duration_s: float) -> Iterator[_Sound]:
     try:  # by descriptor: given a name, libsndfile would take any bytes called *.vox for audio
         sound = soundfile.SoundFile(file.fileno(), closefd=False)
     except soundfile.LibsndfileError as error:
-        known = [meaning for mark, meaning in _TELLTALES if start.startswith(mark)]
+        known = [meaning for mark, meaning in _TELLTALES if start.lstrip().startswith(mark)]
         problem = (known or ["is not audio, or its header is damaged"])[0]
         raise BadContent("unreadable", f"{problem} ({error.error_string})") from error
     with sound if sound.format != "MP3" else _counted(file, sound) as sound:

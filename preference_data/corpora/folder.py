@@ -21,10 +21,9 @@ import numpy as np
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio, resolve_inside
-from preference_data.corpora.published.recording import delimiter
 from preference_data.dataset.splits import SPLITS, HeldOut
 from preference_data.schema import Facts, Split, stable_id
-from preference_data.text_files import BadText, open_text
+from preference_data.text_files import BadText, find_table, open_text
 from preference_data.toy_world.clip_files import ClipWriter, PreparedClips
 from preference_data.toy_world.phrasebook import Phrasebook
 
@@ -100,12 +99,15 @@ def _read(folder: Path, phrasebook: Phrasebook, held_out: HeldOut, seed: int) ->
     problems: list[str] = []
     try:
         with open_text(table) as file:
-            reader = csv.DictReader(file, delimiter=delimiter(file, _OURS))
-            problems += [f"{table}:1: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)]
+            lines, separator, skipped = find_table(file)
+            reader = csv.DictReader(lines, delimiter=separator)
+            problems += [
+                f"{table}:{skipped + 1}: {text}" for text in _bad_columns(reader.fieldnames or [], phrasebook)
+            ]
             for line in () if problems else reader:
                 wrong: list[str] = []
                 rows.append(_row(folder, line, phrasebook, held_out, seed, wrong))
-                problems += [f"{table}:{reader.line_num}: {text}" for text in wrong]
+                problems += [f"{table}:{skipped + reader.line_num}: {text}" for text in wrong]
     except (BadText, UnicodeDecodeError, csv.Error) as error:
         raise BadFacts(f"{table} is not a CSV file in UTF-8: {error}") from error
     problems += [f"{table}: {text}" for text in _bad_table(rows, held_out)]

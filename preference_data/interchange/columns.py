@@ -27,16 +27,21 @@ _MESSAGE_KEYS = ("role", "from", "content", "value", "loss", "loss_scale", "weig
 _ABOUT_A_MESSAGE = re.compile(
     r"(name|(\w+_)?id|uuid|time\w*|date|index|idx|turn|speaker|lang\w*|model|source|meta\w*)$"
 )
-_STEERING = re.compile(
-    r"(^|_)(un|non|dis|mis|in|up|down)?(reject|chosen|choice|prefer|winn|los[et]|better|worse|best|worst|good|bad|"
-    r"positive|negative|label|kto|desir|thumb|like|vote|feedback|approv|accept|correct|wrong|scor|rating|rank|"
-    r"reward|margin|weight|loss|mask|train|system|tool|function|history|image|video|message|conversation|"
-    r"instruct|prompt|respon|completion|candidate|neg(_|$))"
+_ABOUT_WORDS = frozenset(
+    "id uuid key index idx row line number num no n count part shard split fold version hash sha md unnamed "
+    "title description caption transcript transcription tag tags topic topics category genre task subset "
+    "source src dataset corpus provenance license licence author creator url uri link path file filename "
+    "folder audio clip wav sound voice speech recording sample sampling rate hz khz frames channels "
+    "format codec duration length seconds s ms sec start end offset time timestamp date created updated at "
+    "year snr db level loudness noise room mic microphone close device scene location place city country "
+    "region language languages lang locale accent dialect speaker speakers gender age meta metadata info "
+    "comment notes extra original is has synthetic annotator batch domain".split()
 )
-"""Beginnings of words in names of columns that may say what to train on, or how."""
+"""A column whose name has no other words is about a recording, or where a row comes from."""
+_CLIP_WORDS = frozenset({"audio", "clip", "wav", "sound", "voice", "speech", "recording"})
 _ABOUT = ("id", "prompt_id", "axis", "agreement", "source")
 """Columns that are read of some kinds of records and steer none."""
-_CLIP = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm|wma|amr|aiff?)\W*$", re.IGNORECASE)
+_CLIP = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm|wma|amr|aiff?)\b", re.IGNORECASE)
 _INERT: Mapping[str, object] = {"loss": True, "train": True, "weight": 1, "loss_scale": 1, "loss_weight": 1}
 """Values that say what happens anyway."""
 _EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", ())
@@ -89,19 +94,31 @@ class Columns:
     def _there(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self._row.get(name) is not None]
 
-    def refuse_unread(self, has_clips: bool) -> None:
-        """Refuse the first column that was not taken and may say something about training.
+    def refuse_unread(self, audios: Collection[str]) -> None:
+        """Refuse the columns that were not taken, but for those that cannot say anything about training.
 
-        Where no clips were taken, a column that names one is among them.
+        Args:
+            audios: the clips of the row; a column that names others is refused too.
 
         Raises:
-            BadRow: naming it.
+            BadRow: naming them.
         """
-        for name, value in self._unread.items():
-            if name not in _ABOUT and not is_empty(value) and value != _INERT.get(name, ...):
-                if not has_clips and _CLIP.search(str(value)):
-                    raise BadRow(f"has a column {name[:80]!r} that names a clip; call it 'audios'")
-                _refuse(name, value, _TYPABLE, "column")
+        left = {
+            name: value
+            for name, value in self._unread.items()
+            if name not in _ABOUT and not is_empty(value) and not _is_inert(name, value)
+        }
+        for name, value in left.items():
+            if _names_other_clip(name, value, audios):
+                raise BadRow(
+                    f"has a column {name[:80]!r} that names a clip; call it 'audios', or leave it out"
+                )
+        if others := [name for name, value in left.items() if not _is_about_recording(name, value)]:
+            more = f" (so are {', '.join(map(repr, others[1:]))[:200]})" if others[1:] else ""
+            hint = _did_you_mean(others[0], _TYPABLE) or (
+                f" but may say what to train on; remove it{more}, or name it by --ignore"
+            )
+            raise BadRow(f"has a column {_cited(others[0], left[others[0]])}, which is not read here{hint}")
 
 
 def refuse_message_keys(message: Row, is_target: bool) -> None:
@@ -111,31 +128,53 @@ def refuse_message_keys(message: Row, is_target: bool) -> None:
         BadRow: naming it.
     """
     for key, value in message.items():
-        if is_empty(value) or key in ("role", "from", "content", "value") or value == _INERT.get(key, ...):
+        if is_empty(value) or key in ("role", "from", "content", "value") or _is_inert(key, value):
             continue
-        if key not in _INERT and not _ABOUT_A_MESSAGE.match(str(key)):
-            _refuse(str(key), value, _MESSAGE_KEYS, "message with")
-            raise BadRow(
-                f"has a message with {str(key)[:80]!r} ({str(value)[:40]!r}), which is not read here"
-            )
         if key in _INERT and is_target:
             raise BadRow(
                 f"has a message with {key} {str(value)[:40]!r}, but every answer is trained on alike; "
                 "leave the row out, or end it before this message"
             )
+        if key not in _INERT and (not _ABOUT_A_MESSAGE.match(str(key)) or _holds_messages(value)):
+            hint = _did_you_mean(str(key), _MESSAGE_KEYS)
+            raise BadRow(f"has a message with {_cited(str(key), value)}, which is not read here{hint}")
 
 
-def _refuse(name: str, value: object, known: Collection[str], what: str) -> None:
-    plain = re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).strip("_").lower()
+def _cited(name: str, value: object) -> str:
+    return f"{name[:80]!r} ({str(value)[:40]!r})"
+
+
+def _is_inert(name: str, value: object) -> bool:
+    """Whether a value says what happens anyway; tables hold it as text."""
+    if name not in _INERT:
+        return False
+    return value == _INERT[name] or str(value).strip().lower() in ("true", "1", "1.0")
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+
+
+def _is_about_recording(name: str, value: object) -> bool:
+    if _holds_messages(value) or (isinstance(value, Mapping) and {*REJECTED, *LABELS} & set(value)):
+        return False
+    words = _words(name)
+    return _ABOUT_WORDS.issuperset(words) if words else str(value).isdecimal()  # a nameless count of rows
+
+
+def _names_other_clip(name: str, value: object, audios: Collection[str]) -> bool:
+    if not _CLIP.search(str(value)) or any(path in str(value) for path in audios):
+        return False
+    return not audios or not _CLIP_WORDS.isdisjoint(_words(name))
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    plain = "_".join(_words(name))
     by_letters = {other.replace("_", ""): other for other in known}
     near = get_close_matches(plain.replace("_", ""), by_letters, n=1, cutoff=0.8)
-    said = f"has a {what} {name[:80]!r} ({str(value)[:40]!r})"
-    if near and not plain.startswith(("un", "non", "not", "dis")):
-        raise BadRow(f"{said}, which is not read here; did you mean {by_letters[near[0]]!r}?")
-    if _STEERING.search(plain) or isinstance(value, bool) or _holds_messages(value):
-        raise BadRow(
-            f"{said}, which is not read here but may say what to train on; remove it, or name it by --ignore"
-        )
+    if not near or by_letters[near[0]] == name or plain.startswith(("un", "non", "not", "dis")):
+        return ""
+    return f"; did you mean {by_letters[near[0]]!r}?"
 
 
 def _holds_messages(value: object) -> bool:

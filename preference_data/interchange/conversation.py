@@ -6,9 +6,12 @@ columns of text, as in Alpaca's rows. Columns that say the same twice must agree
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from preference_data.interchange.columns import (
     ANSWERS,
@@ -35,11 +38,15 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 _LABELLED = re.compile(r"(?:Audio \d+:\s*)?<audio>\s*")
 _LESS = r"(?:<|＜|&(?:amp;)*(?:lt|#0*60|#x0*3c);|\\u003c)"
 _GREATER = r"(?:>|＞|&(?:amp;)*(?:gt|#0*62|#x0*3e);|\\u003e)"
-_ESCAPED_TAG = re.compile(rf"{_LESS}\s*audio\s*/?\s*{_GREATER}", re.IGNORECASE)
-_NAMED_CLIP = re.compile(r"<audio>([^<>\n]*[^<>\s])</audio>")
-_BROKEN_TAG = re.compile(
-    rf"{_LESS}\s*audio\s*/?\s*{_GREATER}|{_LESS}[/|]?audio|\baudio/?{_GREATER}", re.IGNORECASE
+_END_TAG = rf"{_LESS}/audio{_GREATER}"
+_ESCAPED_TAG = re.compile(rf"{_LESS}\s*audio\s*/?\s*{_GREATER}(?:\s*{_END_TAG})?", re.IGNORECASE)
+_NAMED_CLIP = re.compile(rf"<audio>\s*([^<>\n]*?[^<>\s])\s*{_END_TAG}", re.IGNORECASE)
+_BROKEN_TAG = re.compile(r"[<‹〈]\s*[/|]?\s*audio>?|\baudio\s*/?[>›〉]|u003c/?audio", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"[\[{]\s*audio\s*[\]}]|<\s*/?\s*(image|img|video|speech|sound)(here)?\s*/?\s*>", re.IGNORECASE
 )
+"""What stands for a clip, an image or a video in the data of other models."""
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 class _Message(NamedTuple):
@@ -171,10 +178,7 @@ def _messages(rows: Any) -> list[_Message]:
     for row in rows:
         if not isinstance(row, Mapping):
             raise BadRow(f"a message is a {type(row).__name__}, not an object")
-        author, content = (
-            next((row[key] for key in keys if row.get(key) is not None), None)
-            for keys in (("role", "from"), ("content", "value"))
-        )
+        author, content = _only(row, "role", "from"), _only(row, "content", "value")
         role = _ROLES.get(str(author))
         if role is None:
             raise BadRow(f"a message by {str(author)[:80]!r}; known: {', '.join(_ROLES)}")
@@ -183,6 +187,14 @@ def _messages(rows: Any) -> list[_Message]:
         if role != "system" or not _is_default(message.text):
             messages.append(message)
     return messages
+
+
+def _only(row: Mapping[Any, Any], *names: str) -> Any:
+    """The value under any of these names; None where there is none."""
+    values = [row[name] for name in names if row.get(name) is not None]
+    if any(value != values[0] for value in values[1:]):
+        raise BadRow(f"a message holds {' and '.join(names)}, which differ; keep one")
+    return values[0] if values else None
 
 
 def _is_default(system: str) -> bool:
@@ -209,7 +221,8 @@ def _content(content: Any, role: str) -> tuple[str, tuple[str, ...]]:
             "audio_url",
             "url",
         }:
-            more, own = TAG, tuple(map(_path, list(says.values())[:1]))
+            named = _only(says, *says)
+            more, own = TAG, () if named is None else (_path(named),)
         else:
             raise BadRow(f"a message holds a part {str(part)[:80]!r}, neither audio nor text")
         text, clips = text + more, clips + own
@@ -221,8 +234,19 @@ def _question(text: str) -> tuple[str, tuple[str, ...]]:
     text = _ESCAPED_TAG.sub(TAG, text)
     clips = tuple(_NAMED_CLIP.findall(text))
     text = _NAMED_CLIP.sub(TAG, text)
-    without_tag(text.replace(TAG, ""), "a question")
+    rest = without_tag(text.replace(TAG, ""), "a question")
+    if mark := _PLACEHOLDER.search(_unescaped(rest)):
+        raise BadRow(
+            f"{mark[0]} stands in a question ({text[:80]!r}); write {TAG} for a clip, and nothing else"
+        )
     return text, clips
+
+
+def _unescaped(text: str) -> str:
+    """A text as readers may decode it: of HTML, of an address, of full width, with unseen characters."""
+    for _ in range(4):  # escaped more than once
+        text = html.unescape(unquote(text))
+    return unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
 
 
 def without_tag(text: str, place: str) -> str:
@@ -231,7 +255,7 @@ def without_tag(text: str, place: str) -> str:
     Raises:
         BadRow: it does; with the tag, and the `place` of the text.
     """
-    if tag := _BROKEN_TAG.search(text):
+    if tag := _BROKEN_TAG.search(_unescaped(text)):
         raise BadRow(
             f"{tag[0]} stands in {place}, where readers take it for a clip ({text[:80]!r}); {TAG} stands in "
             "questions alone, once for each clip: mend the text, or leave the row out"

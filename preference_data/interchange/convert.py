@@ -57,7 +57,7 @@ def read_row(
     columns = Columns(row, ignored)
     try:
         record = _record(columns, form, axis, source)
-        columns.refuse_unread(bool(record.audios))
+        columns.refuse_unread(record.audios)
         refuse_control(record.id, *_texts(record))
         record.model_dump_json()  # what cannot be written as UTF-8 is no record
     except ValidationError as error:

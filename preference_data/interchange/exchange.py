@@ -316,8 +316,10 @@ class _Writing:
     def _problem(self, record: Example | BadRow) -> str:
         if isinstance(record, BadRow):
             return str(record)
-        if bad := [info for path in record.audios if isinstance(info := self._infos[path], BadAudio)]:
-            return f"audio {bad[0]}"
+        for path in record.audios:
+            if isinstance(info := self._infos[path], BadAudio):
+                is_within = path.startswith(EMBEDDED)
+                return f"its own audio: {info.code}: {info.detail}" if is_within else f"audio {info}"
         key = (type(record), record.id)
         if key in self._ids_before:
             raise BadDataset(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from preference_data.text_files import (
     BadText,
+    find_table,
     load_json,
     numbered_lines,
     open_lines,
@@ -55,15 +56,20 @@ def read_rows(path: Path, clips: Path) -> Iterator[FileRow]:
 
 
 def _json(path: Path) -> Iterator[FileRow]:
-    """One list, or a value a line; a list may stand on one line or on many."""
+    """One list or object, on one line or on many, or a value a line."""
     lines = numbered_lines(path)
     head = list(islice(lines, 2))
-    if head and head[0][1].lstrip().startswith(b"[") and not (len(head) > 1 and _is_json(head[0][1])):
-        with open_lines(path) as file:
-            rows = load_json(file.read(), str(path))
-        for number, row in enumerate(rows, start=1):
-            yield FileRow(number, _checked(row))
-        return
+    if head and head[0][1].lstrip()[:1] in (b"[", b"{") and not (len(head) > 1 and _is_json(head[0][1])):
+        try:
+            with open_lines(path) as file:
+                whole = load_json(file.read(), str(path))
+        except BadText:  # or a damaged first line
+            if head[0][1].lstrip().startswith(b"[") and not any(_is_json(line) for _, line in head[1:]):
+                raise
+        else:
+            for number, row in enumerate(whole if isinstance(whole, list) else [whole], start=1):
+                yield FileRow(number, _checked(row))
+            return
     for number, line in chain(head, lines):
         try:
             yield FileRow(number, parse_json(line))
@@ -88,23 +94,28 @@ def _checked(row: Any) -> Any:
 
 
 def _table(path: Path) -> Iterator[FileRow]:
-    """Rows under a header; lists and objects stand in cells as JSON. A CSV may be separated by ; or tabs."""
+    """Rows under a header; lists and objects stand in cells as JSON."""
     csv.field_size_limit(_LARGEST_CELL)
     with open_text(path, errors="surrogateescape") as file:
-        header = file.readline()
-        separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        table = find_table(file)
+        separator = "\t" if path.suffix.lower() == ".tsv" else table.separator
+        lines = csv.reader(table.lines, delimiter=separator)
+        try:
+            names = [name.strip() for name in next(lines, [])]
+            "".join(names).encode()
+        except (csv.Error, UnicodeEncodeError) as error:
+            raise BadText(f"{path}: its header cannot be read ({error}); save it as CSV in UTF-8") from error
         if twice := [name for name in names if names.count(name) > 1]:
             raise BadText(f"{path}: has several columns {twice[0]!r}; keep one")
-        lines = csv.reader(file, delimiter=separator)
         while True:
             try:
                 if any(cells := next(lines)):
-                    yield FileRow(1 + lines.line_num, _row(names, cells))
+                    yield FileRow(table.skipped + lines.line_num, _row(names, cells))
             except StopIteration:
                 return
             except (csv.Error, BadText) as error:
-                yield FileRow(1 + lines.line_num, BadText(f"is not a row of a table: {error}"))
+                reason = BadText(f"is not a row of a table: {error}")
+                yield FileRow(table.skipped + lines.line_num, reason)
 
 
 def _row(names: list[str], cells: list[str]) -> dict[str, Any]:
@@ -113,7 +124,7 @@ def _row(names: list[str], cells: list[str]) -> dict[str, Any]:
     try:
         "".join(cells).encode()
     except UnicodeEncodeError as error:
-        raise BadText("it is not UTF-8") from error
+        raise BadText("it is not UTF-8; convert the file, e.g. iconv -f WINDOWS-1252 -t UTF-8") from error
     return dict(zip(names, map(_cell, cells), strict=True))
 
 

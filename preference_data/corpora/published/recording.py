@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from preference_data.schema import Split, Word
-from preference_data.text_files import BadText, numbered_lines, open_text
+from preference_data.text_files import BadText, find_table, numbered_lines, open_text
 
 DESCRIBE_SOUND = "Describe what can be heard in this recording."
 _LONGEST_CELL = 1_000_000  # characters
@@ -66,10 +66,12 @@ def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> It
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with open_text(path) as file:
+            skipped = 0
             if path.suffix == ".tsv":
                 table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=escape)
             else:
-                table = csv.DictReader(file, delimiter=delimiter(file, columns))
+                cells, separator, skipped = find_table(file)
+                table = csv.DictReader(cells, delimiter=separator)
             there = [name.strip() for name in table.fieldnames or ()]
             if lacking := [name for name in columns if name not in there]:
                 raise BadCorpus(
@@ -79,18 +81,12 @@ def rows(path: Path, columns: Sequence[str], *, escape: str | None = None) -> It
             table.fieldnames = there
             for row in table:
                 if any(row[name] is None for name in columns):
-                    raise BadCorpus(f"{path}:{table.line_num}: has fewer cells than columns; fetch it again")
+                    raise BadCorpus(
+                        f"{path}:{skipped + table.line_num}: has fewer cells than columns; fetch it again"
+                    )
                 yield {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str)}
     except (BadText, UnicodeDecodeError, csv.Error) as error:
         raise BadCorpus(f"{path} is not such a table: {error}; fetch it again") from error
-
-
-def delimiter(file: TextIO, columns: Sequence[str]) -> str:
-    """What separates cells: "," unless the first line has the columns between ";" or tabs, as of Excel."""
-    names = file.readline()
-    file.seek(0)
-    shared = {mark: {cell.strip(' "\r\n') for cell in names.split(mark)} & {*columns} for mark in ",;\t"}
-    return max(shared, key=lambda mark: len(shared[mark]))
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

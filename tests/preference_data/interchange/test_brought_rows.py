@@ -151,6 +151,17 @@ def test_a_rejection_makes_a_pair_wherever_it_stands(form, row):
         ({"weight": 0.2}, "'weight'"),
         ({"train": False}, "'train'"),
         ({"margin": 0.5}, "'margin'"),
+        ({"answer_b": "A dog."}, "'answer_b' .* may say what to train on"),
+        ({"worst": 1, "quality": 1}, r"'worst'.*\(so are 'quality'\)"),
+        ({"verdict": "wrong"}, "'verdict'"),
+        ({"hallucinated": 1}, "'hallucinated'"),
+        ({"标签": 0}, "'标签'"),
+        ({"w": 0.0}, "'w'"),
+        ({"persona": "A pirate."}, "'persona'"),
+        ({"meta": {"rejected": "A dog."}}, "'meta'"),
+        ({"audio_file": "b.wav"}, "'audio_file' that names a clip"),
+        ({"messages": [{**U, "value": "Loud?"}, A]}, "content and value, which differ"),
+        ({"messages": [{**U, "from": "gpt"}, A]}, "role and from, which differ"),
         ({"sytem": "Be brief."}, "did you mean 'system'"),
         ({"system_prompt": "Be brief."}, "'system_prompt'"),
         ({"system": ["Be brief."]}, "system is .*, no text"),
@@ -175,7 +186,7 @@ def test_a_column_or_key_that_is_not_read_is_refused_by_name(change, problem):
 
 def test_columns_about_a_recording_and_values_that_change_nothing_are_no_matter():
     about = {
-        **{"prompt_id": "p", "close_mic": "yes", "wine": "red", "unlikely": "", "topic": "dogs"},
+        **{"prompt_id": "p", "close_mic": "yes", "wine": "", "unlikely": None, "topic": "dogs", "": 3},
         **{"source": "x", "duration": 3.5, "language": "en", "speaker": "s1", "split": "train", "idx": 7},
         **{
             "dataset": "y",
@@ -183,8 +194,18 @@ def test_columns_about_a_recording_and_values_that_change_nothing_are_no_matter(
             "timestamp": "2026-01-01",
             "license": "CC0",
             "meta": {"a": 1},
+            "audio_path": "a.wav",
+            "createdAt": "2026",
+            "__index_level_0__": 0,
         },
-        **{"rejected_response": None, "tools": "[]", "images": [], "weight": 1, "loss": True, "system": ""},
+        **{
+            "rejected_response": None,
+            "tools": "[]",
+            "images": [],
+            "weight": "1.0",
+            "loss": True,
+            "system": "",
+        },
     }
     named = {
         **U,
@@ -276,6 +297,12 @@ def test_alpaca_history_comes_before():
             "&#x3c;audio&#x3E;",
         ),
         *("<AUDIO>", "< audio >", "<audio/>", "＜audio＞", "\\u003caudio\\u003e", "Audio 1: <audio>\n"),
+        *(
+            "<audio></audio>",
+            "<AUDIO>a.wav</AUDIO>",
+            "&lt;audio&gt;a.wav&lt;/audio&gt;",
+            "<audio>\ta.wav </audio>",
+        ),
     ],
 )
 def test_a_tag_is_read_however_it_is_escaped(tag):
@@ -312,6 +339,26 @@ def test_a_broken_tag_is_refused(text):
     for where in ({"messages": [U, {**A, "content": f"It says {text}"}]}, {"rejected_response": text}):
         with pytest.raises(BadRow, match="stands in an answer"):
             read({**PAIRED, **where})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "%3Caudio%3E",
+            "&ltaudio&gt",
+            "<au\u200bdio>",
+            "<ａｕｄｉｏ>",
+            "‹audio›",
+            "u003caudiou003e",
+            "{audio}",
+        ),
+        *("[AUDIO]", "<speech>", "<SpeechHere>", "<image>", "</video>"),
+    ],
+)
+def test_what_stands_for_a_clip_elsewhere_is_not_kept_as_text(text):
+    with pytest.raises(BadRow, match="stands in a question"):
+        read({**CHAT, "messages": [{**U, "content": f"{text}What is it?"}, A]})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Files of rows in every layout, added to each other, and 10,000 of which most are damaged."""
 
 import csv
+import gzip
 import io
 import json
 import random
@@ -70,6 +71,9 @@ PAIRED = [ROWS[0], {**ROWS[0], "id": "q", "rejected_response": 'A "cat";\tor,\ns
         ("rows.json", json.dumps(PAIRED, indent=1).encode()),
         ("rows.csv", table(PAIRED, ",")),
         ("rows.csv", b"\xef\xbb\xbf" + table(PAIRED, ";")),
+        ("rows.csv", b"\xef\xbb\xbfsep=;\r\n" + table(PAIRED, ";")),
+        ("rows.csv", b"\r\n" + table(PAIRED, "|")),
+        ("rows.csv", table(PAIRED, ",").replace(b"id,", b'"id\n",', 1)),
         ("rows.tsv", table(PAIRED, "\t")),
     ],
 )
@@ -96,7 +100,7 @@ def test_parquet_with_clips_inside_as_datasets_writes_it(tmp_path, root):
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "rows.parquet")
     imported = exchange.read_rows(tmp_path / "rows.parquet", "trl", tmp_path / "out", audio_root=root)
     assert imported[:6] == (0, 2, 1, 0, 2, 2)
-    assert "unreadable" in imported.refused[0]
+    assert "its own audio: unreadable" in imported.refused[0]
     assert "label is 'None'" in imported.refused[1]
     written = {clip.path: clip for clip in store.stream(tmp_path / "out/clips.jsonl", AudioClip)}
     labels = store.read(tmp_path / "out/labels.jsonl", Label)
@@ -112,6 +116,31 @@ def test_parquet_with_clips_inside_as_datasets_writes_it(tmp_path, root):
     single = [{"prompt": "What?", "completion": "Rain.", "label": 1, "audio": clips["a.wav"]}]
     pq.write_table(pa.Table.from_pylist(single), tmp_path / "one.parquet")
     assert exchange.read_rows(tmp_path / "one.parquet", "trl", tmp_path / "one", audio_root=root).labels == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("rows.jsonl", gzip.compress(lines(*PAIRED)), "is compressed; unpack it: gunzip -c"),
+        ("rows.csv", b"PK\x03\x04" + bytes(40), "is a zip archive or a spreadsheet"),
+        ("rows.jsonl", b"PAR1" + bytes(40), "is a Parquet file; give it a name that ends with .parquet"),
+        ("rows.csv", table(PAIRED, ",").replace(b"\n", b""), "its header cannot be read"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path, root, name, data, problem):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadText, match=problem):
+        exchange.read_rows(tmp_path / name, "ms-swift", tmp_path / "out", audio_root=root)
+
+
+@pytest.mark.parametrize(
+    "data", [json.dumps(PAIRED[0], indent=1).encode(), b"[" * 5000 + b"\n" + lines(PAIRED[0])]
+)
+def test_an_object_on_many_lines_is_read_and_a_damaged_first_line_ends_nothing(tmp_path, root, data):
+    (tmp_path / "rows.json").write_bytes(data)
+    assert (
+        exchange.read_rows(tmp_path / "rows.json", "ms-swift", tmp_path / "out", audio_root=root).pairs == 1
+    )
 
 
 def test_a_row_that_cannot_be_read_is_quarantined_with_its_line(tmp_path, root):
