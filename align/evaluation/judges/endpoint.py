@@ -79,9 +79,13 @@ class Endpoint:
         backoff_s: float = 0.5,
         max_wait_s: float = 300.0,
     ) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port beyond 65535, half a bracket
+            raise ValueError("judge URL: expected one like https://api.openai.com/v1") from None
         self._public_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no secrets
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if not is_usable or parts.query or parts.fragment or not url.isascii() or " " in url:
             raise ValueError(f"judge URL {self._public_url!r}: expected one like https://api.openai.com/v1")
         self.url = url
         self.name = model
