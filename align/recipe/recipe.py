@@ -155,7 +155,7 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
 
 
 def _comes_before(other: StageFile, file: StageFile) -> bool:
-    """Whether a stage may read another: its file has a smaller number, or it is an earlier one of the same."""
+    """Whether a stage may be read: its file has a smaller number, or it is an earlier one of the same."""
     in_order = other.number < file.number
     return in_order and (other.number[0] < file.number[0] or other.path == file.path)
 
