@@ -11,6 +11,7 @@ from pathlib import Path
 
 from align.execution.plan import survey
 from align.planning.foreign_models import hub_problem, model_problems
+from align.recipe.config.evaluation import JudgeModel
 from align.recipe.config.training import DPOConfig, Filters, SFTConfig, TrainingConfig
 from align.recipe.recipe import Recipe, RecipeError, Step, read
 from align.recipe.stage_file import Problem
@@ -32,7 +33,8 @@ def load_checked(
     recipe, problems = read(folder, overrides)
     run = run_folder(recipe)
     for step in recipe.steps if problems else _unfinished(recipe, run):
-        problems += [*model_problems(step), *_refused_by_trl(step), *_data_problems(step, run)]
+        problems += [*model_problems(step), *_refused_by_trl(step)]
+        problems += [*_judge_problems(step), *_data_problems(step, run)]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return recipe, run
@@ -103,6 +105,29 @@ def _refused_by_trl(step: Step) -> Iterator[Problem]:
     )
     for name, message in refused.items():
         yield step.source.problem(("trl", name), message)
+
+
+def _judge_problems(step: Step) -> Iterator[Problem]:
+    """Judge models that cannot be used: a URL or parameters that are none, a folder without a model."""
+    reward = getattr(step.config, "reward", None)
+    judge = reward.judge if reward else getattr(step.config, "judge", None)
+    if not isinstance(judge, JudgeModel):
+        return
+    from align.evaluation.judges.chat_model import local_max_tokens  # with the client below it takes a second
+
+    try:
+        if judge.url is None:
+            local_max_tokens(judge.parameters)
+            if not (Path(judge.model).expanduser() / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"there is no model in the folder {judge.model!r}; a server's needs url"
+                )
+        else:
+            from align.evaluation.judges.endpoint import Endpoint
+
+            Endpoint(judge.url, judge.model, parameters=judge.parameters)
+    except (ValueError, OSError, RuntimeError) as error:
+        yield step.source.problem((*(["reward"] if reward else []), "judge"), str(error))
 
 
 def _data_problems(step: Step, run: Path) -> Iterator[Problem]:

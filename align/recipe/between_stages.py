@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.recipe.config.corpus import CLIP_S, CorpusConfig
+from align.recipe.config.evaluation import PromoteConfig
 from align.recipe.config.training import (
     FurtherTrainingConfig,
     ModelPart,
@@ -21,26 +22,69 @@ if TYPE_CHECKING:
 
 _MADE = ("synthetic", "spoken_digits")
 """Corpora whose clips are made, with facts and a length that are known before."""
+_ABOUT_THE_SAME = ("completions", "annotations", "scores", "pairs")
+"""Keys of stages that must be about the same clips and completions as the stage that reads them."""
 _PARTS: tuple[ModelPart, ...] = ("audio_tower", "projector", "language_model")
 
 
 def problems(steps: list[Step]) -> list[Problem]:
     """Mistakes in steps that are right by themselves."""
     by_name = {step.name: step for step in steps}
-    return [
+    of_training = [
         problem
         for step in steps
         if isinstance(step.config, TrainingConfig)
         for problem in (*_clips_too_long(step, step.config, by_name), *_empty_lessons(step, by_name))
     ]
+    of_data = [problem for step in steps for problem in _of_different_data(step, by_name)]
+    return of_training + of_data + [problem for step in steps for problem in _not_judged(step, by_name)]
+
+
+def _not_judged(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
+    """A policy to promote that the gate does not decide on."""
+    config = step.config
+    gate = steps.get(config.verdict) if isinstance(config, PromoteConfig) else None
+    evaluation = steps.get(str(getattr(gate.config, "evaluation", None))) if gate else None
+    candidate = getattr(evaluation.config, "after", None) if evaluation else None
+    if gate and candidate and isinstance(config, PromoteConfig) and candidate != config.policy:
+        message = (
+            f"{gate.name} decides on {candidate!r} (after of {evaluation.name}), not on {config.policy!r}"
+        )
+        yield step.source.problem(("policy",), message)
+
+
+def _of_different_data(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
+    """Stages that a step reads together although they are about different completions or clips."""
+    for shared in ("completions", "corpus"):
+        named = getattr(step.config, shared, None)
+        if named not in steps:
+            continue
+        for loc, _, ref in step.references:
+            other = _behind(ref, shared, steps) if loc[0] in _ABOUT_THE_SAME and ref in step.needs else named
+            if other in steps and other != named:
+                message = f"{ref!r} is made of {other!r}, and {shared} is {named!r}: both must be the same"
+                yield step.source.problem(loc, message)
+
+
+def _behind(ref: str, shared: str, steps: Mapping[str, Step]) -> str | None:
+    """The completions or the corpus that a stage of completions, judgements, scores or pairs is made of."""
+    while ref in steps:
+        step = steps[ref]
+        if named := getattr(step.config, shared, None):
+            return str(named)
+        ref = next(
+            (ref for loc, _, ref in step.references if loc == ("completions",) and ref in step.needs), ""
+        )
+    return None
 
 
 def origin_of(step: Step, steps: Mapping[str, Step]) -> Step | None:
     """The stage whose model a training stage's policy comes from, if it is of the recipe."""
     while isinstance(step.config, TrainingConfig) and isinstance(step.config.starts_from, str):
-        if step.config.starts_from not in steps:
+        before = steps.get(step.config.starts_from)
+        if before is None or before.name not in step.needs:  # only what comes before goes in no circle
             return None
-        step = steps[step.config.starts_from]
+        step = before
     return step
 
 

@@ -52,16 +52,19 @@ class Step:
         return self.source.path
 
     @property
+    def references(self) -> list[tuple[Loc, Needs, str]]:
+        """What it reads: where that is named, as what, and its name."""
+        return list(_references(type(self.config), self.config.model_dump()))
+
+    @property
     def foreign(self) -> list[str]:
         """Policies, pairs, labels and corpora from outside the recipe: paths and Hub ids."""
-        refs = [ref for _, _, ref in _references(type(self.config), self.config.model_dump())]
-        return sorted({ref for ref in refs if ref not in self.needs})
+        return sorted({ref for _, _, ref in self.references if ref not in self.needs})
 
     @property
     def foreign_models(self) -> dict[str, tuple[Loc, Needs]]:
         """Models from outside the recipe: paths and Hub ids, with where each is named and as what."""
-        refs = _references(type(self.config), self.config.model_dump())
-        models = (each for each in refs if each[1].kind in ("policy", "checkpoint"))
+        models = (each for each in self.references if each[1].kind in ("policy", "checkpoint"))
         return {ref: (loc, needs) for loc, needs, ref in models if ref not in self.needs}
 
     @property
@@ -130,7 +133,14 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
         config, mistakes = _validate(file)
         unread = {problem.key for problem in file.problems}
         mistakes = [*file.problems, *(problem for problem in mistakes if problem.key not in unread)]
-        earlier = {other.name: other for other in files if other.number < file.number}
+        earlier = {other.name: other for other in files if _comes_before(other, file)}
+        mistakes += [
+            file.problem(
+                (), f"stands for a stage {file.name}, which {other.path.name} is too: rename that file"
+            )
+            for other in files
+            if other.name == file.name and other.path != file.path and file.block
+        ]
         mistakes += _check_references(file, earlier, files)
         mistakes += _check_trl(file)
         if config is not None:
@@ -142,6 +152,12 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
         problems += sorted(mistakes, key=lambda problem: problem.line)
     problems += between_stages.problems(steps)
     return Recipe(folder.resolve().name, folder, steps), list(dict.fromkeys(problems))
+
+
+def _comes_before(other: StageFile, file: StageFile) -> bool:
+    """Whether a stage may be read: its file has a smaller number, or it is an earlier one of the same."""
+    in_order = other.number < file.number
+    return in_order and (other.number[0] < file.number[0] or other.path == file.path)
 
 
 # -------------------------------------------------------------------------- overrides
@@ -361,7 +377,7 @@ def _check_references(
             if kind and kind.produces != needs.kind:
                 message = f"{ref!r} produces {kind.produces}, not {needs.kind}"
         elif ref in [other.name for other in files]:
-            message = f"{ref!r} does not come before {file.name!r}; only earlier stages can be used"
+            message = f"{ref!r} does not come before {file.path.stem!r}; only earlier stages can be used"
         elif needs.kind == "checkpoint":
             message = f"{ref!r} is neither a folder (./{ref}) nor a Hub id (owner/name)"
         else:

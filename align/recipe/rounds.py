@@ -48,7 +48,7 @@ def _stages(file: StageFile) -> Iterator[StageFile]:
         for place, (kind, stage, keys) in enumerate(parts):
             number = (*file.number, round_, place)
             data = {"stage": kind, **getattr(config, kind), **keys}
-            yield StageFile(file.path, stage, number, data, _places(file, kind, keys))
+            yield StageFile(file.path, stage, number, data, _places(file, kind, keys), [], kind, keys)
         policy = trained
 
 
@@ -56,4 +56,4 @@ def _places(file: StageFile, kind: str, keys: Mapping[str, Any]) -> dict[Loc, st
     """Where a stage's values are written: under its kind, or beside it."""
     inner = {loc[1:]: place for loc, place in file.places.items() if loc[0] == kind and loc[1:]}
     beside: dict[Loc, str] = {(key,): file.place((key,)) for key in keys}
-    return {("stage",): file.place((kind,)), **beside, **inner}
+    return {(): file.place((kind,)), **beside, **inner}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,16 +65,22 @@ class StageFile:
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Loc, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    block: str = ""
+    """The key of the file that holds the stage's own keys, where the file stands for several stages."""
+    beside: Collection[str] = ()
+    """Keys that stand beside the block."""
 
     def place(self, loc: Loc) -> str:
         """Where a value is, or the nearest thing around it."""
         return next(
-            (self.places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.places), f"{self.path}:1"
+            (self.places[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in self.places),
+            f"{self.path}:1",
         )
 
     def problem(self, loc: Loc, message: str) -> Problem:
         """A mistake at this place."""
-        return Problem(self.place(loc), dotted(loc), message)
+        inside = (self.block,) if self.block and not {*loc[:1]} & {*self.beside} else ()
+        return Problem(self.place(loc), dotted((*inside, *loc)), message)
 
 
 def read_files(folder: Path, problems: list[Problem]) -> list[StageFile]:

@@ -110,6 +110,14 @@ _CHOICES = {
     "logging_strategy": ("trainer_utils.py", "IntervalStrategy"),
 }
 """Names whose values are those of an enum -> its file in transformers."""
+_WORDS = {
+    "f_divergence_type": "reverse_kl forward_kl js_divergence alpha_divergence",
+    "include_num_input_tokens_seen": "all non_padding no",
+    "importance_sampling_level": "token sequence",
+    "multi_objective_aggregation": "sum_then_normalize normalize_then_sum",
+    "scale_rewards": "group batch none",
+}
+"""Names whose texts are compared with these only when training has begun."""
 _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "int": ("a whole number", lambda value: type(value) is int),
     "float": ("a number", lambda value: type(value) in (int, float)),
@@ -124,7 +132,9 @@ _BOUNDS = {
     "weight_decay max_grad_norm": (0, 1e6),
     "label_smoothing": (0, 0.4999),
     "center_rewards_coefficient": (0, 1e6),
-    "ld_alpha": (0, 1),
+    "ld_alpha top_entropy_quantile": (0, 1),
+    "epsilon epsilon_high delta off_policy_mask_threshold": (1e-6, 1e6),
+    "f_alpha_divergence_coef entropy_coef entropy_target": (-1e6, 1e6),
     "discopop_tau neftune_noise_alpha": (1e-6, 1e6),
     "gradient_accumulation_steps per_device_eval_batch_size precompute_ref_batch_size dataset_num_proc"
     " dataloader_prefetch_factor ddp_bucket_cap_mb torch_empty_cache_steps": (1, 1e9),
@@ -209,6 +219,8 @@ def problem_with(name: str, value: object, config_class: str, ours: Collection[s
     if name in _CHOICES and value not in _choices(name):
         close = get_close_matches(str(value), _choices(name), n=1)
         return f"{value!r} is not one of transformers'" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if name in _WORDS and isinstance(value, str) and value not in (words := _WORDS[name].split()):
+        return f"{value!r} is not one of {', '.join(words)}"
     if name == "lr_scheduler_type" and value in _SCHEDULERS_THAT_EVALUATE:
         return f"{value!r} cannot be used: {_EVALUATION}"
     return _bound_problem(name, value)

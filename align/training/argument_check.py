@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.utils import logging
@@ -77,6 +78,10 @@ def _error(config: type[Any], arguments: Mapping[str, Any]) -> str | None:
         )
         optimizer.step()
         schedule.step()
+        settings = dict(args.activation_checkpointing_kwargs or {})
+        for name in ("every_n_layers", "offload", "selective"):  # those of transformers and TRL themselves
+            settings.pop(name, None)
+        checkpoint(torch.abs, torch.zeros(1), **{"use_reentrant": False, **settings})
         args.get_process_log_level()
         DataLoader(
             range(1),  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ it cannot be a word: "A dog barks" names no choice.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import unicodedata
@@ -16,9 +17,11 @@ _LONGEST, _CLAUSE = 2000, 300  # characters: looked at from either end of an ans
 
 _THOUGHT = r"(?:<{}(?:think|thinking|thought|reasoning)>|\[{}THINK\]|◁{}think▷)"
 _BEGINS = re.compile(_THOUGHT.format("", "", ""), re.IGNORECASE)
-_ENDS = re.compile(_THOUGHT.format("/", "/", "/"), re.IGNORECASE)
+_ENDS = re.compile(
+    _THOUGHT.format("/", "/", "/") + r"|<\|channel\|>final.{0,40}?<\|message\|>", re.IGNORECASE | re.DOTALL
+)
 _TAGGED = re.compile(
-    r"<(answer|final_answer|final|choice|option|response)>(.*?)</\1>|\\f?boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}",
+    r"<(answer|final_answer|final|choice|option|response)>(.*?)(?:</\1>|\Z)|\\f?boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}",
     re.IGNORECASE | re.DOTALL,
 )
 _STYLE = re.compile(  # and what a tokenizer adds
@@ -30,7 +33,8 @@ _SURELY = r"(?:\s+(?:most likely|likely|probably|clearly|indeed|definitely|there
 _SAYS = re.compile(  # what follows, up to the end of the sentence, is the answer
     rf"\b(?:answer|ans|option|choice|response|letter|guess)\b['’]?\s*"
     rf"(?:(?:is|was|(?:would|should|must){_SURELY} be)\b{_SURELY}\s*:?|[:.=\-–—]|(?=[A-D]\b|[b-d]\b|\())"
-    r"|\b(?:choose|chose|pick|select|go with|would say|should be|(?:it|this|that)(?:['’]s|\s+is))\b\s*:?"
+    r"|\b(?:choose|chose|pick|select(?:ed)?|go with|i (?:think|believe)"
+    r"|probably|likely|would say|should be|(?:it|this|that)(?:['’]s|\s+is))\b\s*:?"
     r"|答案?\s*(?:应该|应当|应)?\s*[是为為选選:]+|[选選][择擇项項]?\s*[:是为為]?|(?:应该|应当|我?认为)是|####",
     re.IGNORECASE,
 )
@@ -45,7 +49,7 @@ _NEGATED = re.compile(
 )
 _LETTER = re.compile(  # the mark tells a letter from a word
     r"[^\w.!?。]*(?:(?:option|choice|letter|选项|選項)\s*)?[\s(\['‘]*(?P<letter>[A-Da-d])(?!['’]?[A-Za-z0-9?])"
-    r"(?P<mark>[\])'’]*\s*[.):,;\]。、!>|]|[\])'’]+|\s+[-–—]|\s*\n|[^\w?]*$"
+    r"(?P<mark>[\])'’]*\s*[.):,;\]。、!>|]|\s*选项|\s*選項|[\])'’]+|\s+[-–—]|\s*\n|[^\w?]*$"
     r"|\s+(?=(?:because|since|is (?:correct|right))\b))?(?P<rest>.*)",
     re.DOTALL,
 )
@@ -64,7 +68,7 @@ def read_choice(response: str, choices: Sequence[str]) -> str | None:
         response: what a policy said.
         choices: the texts of A to D; one that was not offered is empty.
     """
-    text = _after_thought(unicodedata.normalize("NFKC", response))
+    text = _after_thought(unicodedata.normalize("NFKC", html.unescape(response)))
     if text is None:
         return None
     if len(text) > 2 * _LONGEST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,9 @@ Message = dict[str, str]
 
 PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "max_tokens": 1024})
 """The default request parameters."""
+
+_COUNTS = ("max_tokens", "max_completion_tokens")
+"""Parameters that are numbers of tokens."""
 
 NO_REPLY, TOO_LONG, FILTERED = "no_reply", "too_long", "filtered"
 UNANSWERED = (NO_REPLY, TOO_LONG, FILTERED)
@@ -105,6 +109,13 @@ def request_parameters(changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if ours := sorted({"model", "messages", "stream", "n"} & set(changes)):
         raise ValueError(f"judge parameter {ours[0]!r}: is set by us and cannot be changed")
+    for name, value in changes.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(f"judge parameter {name!r}: {value!r} cannot be sent as JSON") from None
+        if name in _COUNTS and not (value is None or type(value) is int and value > 0):
+            raise ValueError(f"judge parameter {name!r}: {value!r} is not a number of tokens")
     # A whole number is the default, too: an equal request has an equal key in the cache.
     real = {name: value for name, value in changes.items() if value != PARAMETERS.get(name, ...)}
     return {name: value for name, value in {**PARAMETERS, **real}.items() if value is not None}

@@ -81,9 +81,11 @@ class ServerError(Exception):
         try:
             data = _json(body)
             words = ", ".join(dict.fromkeys(_words(data)))[:_WORDS_KEPT]
-            self.status = status if status >= 400 else _status_of(data)
+            self.status = status if status >= 300 else _status_of(data)
+            if 300 <= status < 400:
+                words = f"it redirects to {headers.get('location', 'nowhere')}"
         except RecursionError:
-            words, self.status = "JSON nested too deeply", status if status >= 400 else 0
+            words, self.status = "JSON nested too deeply", status if status >= 300 else 0
         self.words = f"HTTP {status}{', ' if words else ' without a word'}{words}"
         self.meaning = _meaning(self.status, words)
         self.retry_after_s = _retry_after_s(headers.get("retry-after", ""), words)
@@ -100,7 +102,7 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes) -> Reply
     choices = data.get("choices") if isinstance(data, dict) else None
     choice: Any = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    if status >= 400 or not isinstance(message, dict):
+    if status >= 300 or not isinstance(message, dict):
         raise ServerError(status, headers, body)
     tokens = [_count(data.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
     finish = _finish_reason(choice)
@@ -156,7 +158,7 @@ def _meaning(status: int, words: str) -> Meaning:
         return "filtered"
     if status == 402:
         return "no_credit"
-    if status in (401, 403, 404, 405):
+    if status in (401, 403, 404, 405) or 300 <= status < 400:
         return "no_access"
     if spoken == "busy" or status in _BUSY or status >= 500:
         return "busy"

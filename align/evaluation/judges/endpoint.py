@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from align.evaluation.judges.chat_model import (
     FILTERED,
@@ -45,6 +45,7 @@ _FIRST_ATTEMPTS = 3
 _UNREADABLE_ATTEMPTS = 3
 """Unreadable responses to a prompt until it is given up, if others are answered meanwhile."""
 _NEXT_STEPS = {
+    300: "give the URL that serves the API itself: redirects are not followed",
     401: "set ALIGN_JUDGE_API_KEY (OPENAI_API_KEY counts for openai.com alone)",
     403: "ask for access to this model, or set another ALIGN_JUDGE_API_KEY",
     404: "check that the URL ends as the API's does, mostly in /v1, and that it serves this model (GET "
@@ -79,9 +80,13 @@ class Endpoint:
         backoff_s: float = 0.5,
         max_wait_s: float = 300.0,
     ) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port beyond 65535, half a bracket
+            raise ValueError("judge URL: expected one like https://api.openai.com/v1") from None
         self._public_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no secrets
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if not is_usable or parts.query or parts.fragment or not url.isascii() or " " in url:
             raise ValueError(f"judge URL {self._public_url!r}: expected one like https://api.openai.com/v1")
         self.url = url
         self.name = model
@@ -117,7 +122,11 @@ class Endpoint:
         waiting = iter(enumerate(prompts))
         self._failures, self._stopping, self._probing = [], asyncio.Event(), asyncio.Lock()
         client = AsyncOpenAI(
-            base_url=self.url, api_key=self._key or "none", max_retries=0, timeout=self._timeout_s
+            base_url=self.url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=self._timeout_s,
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),  # each would be a call of its own
         )
         async with client, asyncio.TaskGroup() as workers:
             for _ in range(min(self._concurrency, len(prompts))):
@@ -154,7 +163,7 @@ class Endpoint:
                 if unreadable >= _UNREADABLE_ATTEMPTS and self._completions > completions:
                     return Reply(problem, NO_REPLY)
                 completions = self._completions
-            except APITimeoutError:
+            except (APITimeoutError, TimeoutError):
                 problem = f"no reply within {self._timeout_s:g} s"
             except APIConnectionError as error:
                 problem = f"no connection: {self._redact(str(error.__cause__ or error))}"
@@ -174,7 +183,8 @@ class Endpoint:
         if error.meaning == "no_credit":
             raise self._refused(words, "the account is out of credit: add some or use another key")
         if error.meaning == "no_access":
-            raise self._refused(words, _NEXT_STEPS.get(error.status, _NEXT_STEPS[401]))
+            status = 300 if error.status < 400 else error.status
+            raise self._refused(words, _NEXT_STEPS.get(status, _NEXT_STEPS[401]))
         async with self._probing:
             if not self._completions:
                 if advice := self._parameter_advice(error.words):
@@ -198,9 +208,10 @@ class Endpoint:
         self.calls += 1
         messages: Any = list(prompt)
         try:
-            raw = await client.chat.completions.with_raw_response.create(
-                model=self.name, messages=messages, extra_body=self.parameters
-            )
+            async with asyncio.timeout(self._timeout_s):  # the client's own begins anew with every byte
+                raw = await client.chat.completions.with_raw_response.create(
+                    model=self.name, messages=messages, extra_body=self.parameters
+                )
             response = raw.http_response
         except APIStatusError as error:
             response = error.response
@@ -225,7 +236,7 @@ class Endpoint:
             except ServerError as error:
                 if error.meaning not in ("busy", "unreadable"):
                     return False
-            except APIConnectionError:
+            except (APIConnectionError, TimeoutError):
                 pass
         return False
 

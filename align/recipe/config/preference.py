@@ -182,7 +182,7 @@ class RoundsConfig(StageConfig):
 
     produces: ClassVar[OutputKind] = "policy"
     stage: Literal["rounds"]
-    rounds: int = Field(2, ge=1)
+    rounds: int = Field(2, ge=1, le=100)
     policy: PolicyRef
     """The first round's."""
     corpus: CorpusRef

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from align.recipe.config.base import (
     CheckpointRef,
@@ -147,6 +148,17 @@ class Hardware(Config):
             yield Conflict("strategy", f"{message} or zero3")
 
 
+_LINEAR_LAYERS = (
+    *(f"model.language_model.layers.0.self_attn.{part}_proj" for part in "qkvo"),
+    *(f"model.language_model.layers.0.mlp.{part}_proj" for part in ("gate", "up", "down")),
+    "model.multi_modal_projector.linear",
+    *(f"model.audio_tower.layers.0.self_attn.{part}_proj" for part in ("q", "k", "v", "out")),
+    *(f"model.audio_tower.layers.0.{part}" for part in ("fc1", "fc2")),
+    "lm_head",
+)
+"""Names of a Qwen2-Audio's linear layers, of the first block of each kind."""
+
+
 class LoRA(Config):
     """Train low-rank updates of frozen weights (arXiv:2106.09685)."""
 
@@ -163,6 +175,19 @@ class LoRA(Config):
     A list of short names would also hit the audio tower, which has q_proj, k_proj and v_proj too."""
     bits: Literal[4] | None = None
     """4: QLoRA (arXiv:2305.14314), the frozen weights in 4-bit NF4; needs CUDA and bitsandbytes."""
+
+    @field_validator("target")
+    @classmethod
+    def _finds_layers(cls, target: str) -> str:
+        try:
+            hits = [name for name in _LINEAR_LAYERS if re.fullmatch(target, name)]
+        except re.error as error:
+            raise ValueError(f"{target!r} is not a regular expression: {error}") from None
+        if "lm_head" in hits:
+            raise ValueError(f"{target!r} hits lm_head, whose adapter TRL would never train")
+        if not hits:
+            raise ValueError(f"{target!r} matches no layer as a whole, such as {_LINEAR_LAYERS[0]}")
+        return target
 
 
 ModelPart = Literal["audio_tower", "projector", "language_model", "new_tokens"]
@@ -571,7 +596,7 @@ def _kind_of_prompts(value: Any) -> str:
     """Which way of saying where prompts come from is meant."""
     if isinstance(value, str):
         return "[corpus]"
-    keys = value if isinstance(value, dict) else type(value).model_fields
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
     return "[Targets]" if "tasks" in keys else "[Questions]"
 
 

@@ -35,7 +35,8 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`cut` sends half of the JSON as if it were whole; `dropped` closes the connection without a word."""
+    """`cut` sends half of the JSON as if it were whole; `dropped` closes the connection without a word,
+    `drips` sends a byte every 0.2 s."""
 
     text: str | None = ""
     finish_reason: str = "stop"
@@ -45,6 +46,7 @@ class Answer(NamedTuple):
     delay_s: float = 0.0
     cut: bool = False
     dropped: bool = False
+    drips: bool = False
     body: bytes | None = None
     refusal: str | None = None
 
@@ -145,7 +147,10 @@ def _handler(behave: Behaviour, served: Served, attempts: Counter[str], lock: th
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
-                self.wfile.write(payload)
+                for start in range(len(payload)) if answer.drips else ():
+                    self.wfile.write(payload[start : start + 1])
+                    time.sleep(0.2)
+                self.wfile.write(b"" if answer.drips else payload)
             except OSError:  # the client was killed or gave up
                 self.close_connection = True
 

@@ -47,6 +47,13 @@ NAMED = {
     "<Answer>b</Answer>": "B",
     "It barks. <answer>\nB\n</answer> A": "B",
     "<final_answer>B</final_answer>": "B",
+    "<answer>B": "B",  # a server that stops at the closing tag leaves it out
+    "&lt;answer&gt;B&lt;/answer&gt;": "B",
+    "<|channel|>analysis<|message|>A.<|end|><|start|>assistant<|channel|>final<|message|>B": "B",
+    "Selected: B": "B",
+    "I think B": "B",
+    "Probably B.": "B",
+    "B選項": "B",
     r"\boxed{B}": "B",
     r"The answer is $\boxed{\text{B}}$.": "B",
     "<think>A?</think>B": "B",

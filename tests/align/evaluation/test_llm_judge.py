@@ -180,6 +180,8 @@ KEY = "sk-CANARY-0123456789"
         ),
         (Answer(status=429, error={"code": "insufficient_quota", "message": "no credit"}), "out of credit"),
         (Answer(status=400, error={"message": "Unsupported parameter: 'max_tokens'"}), "'max_tokens'"),
+        (Answer(status=302, headers={"Location": "/login"}), "redirects to /login"),
+        (Answer(status=307, headers={"Location": "/v1/chat/completions"}), "redirects are not followed"),
     ],
 )
 def test_what_cannot_heal_fails_at_once(answer, words, tmp_path, monkeypatch, capfd):
@@ -280,6 +282,20 @@ judge = LLMJudge(Endpoint(sys.argv[1], "m", concurrency=4), Path(sys.argv[2]))
 rated = judge.judge(items, [f"Response {i}." for i in range(30)])
 assert {rating.score for rating in rated} == {4.5}
 """
+
+
+def test_a_reply_that_comes_byte_by_byte_does_not_hold_the_others(tmp_path):
+    def behave(request):
+        asked = by_kind(request) if "Question" in request.text else Answer("yes")
+        return asked._replace(drips="Question 5?" in request.text)
+
+    with serving(behave) as server:
+        endpoint = Endpoint(server.url, "m", timeout_s=2, attempts=1, backoff_s=0.01)
+        began = time.monotonic()
+        judged = LLMJudge(endpoint, tmp_path / "c").judge(ITEMS[:8], RESPONSES[:8])
+    assert time.monotonic() - began < 20  # byte by byte, it takes a minute
+    assert states(judged) == {"scored": 7, "invalid": 1}
+    assert "no reply within 2 s" in judged[5].replies[0].text
 
 
 def test_kill_9_and_resume_repeat_no_successful_call(tmp_path):

@@ -50,6 +50,24 @@ def test_what_trl_refuses_is_told_with_the_recipes_own_mistakes(tmp_path):
     assert "install `bitsandbytes`" in told[3]
 
 
+@pytest.mark.parametrize(
+    ("judge", "problem"),
+    [
+        ("{model: m, url: 'localhost:8000/v1'}", "expected one like https://api.openai.com/v1"),
+        ("{model: m, url: 'ftp://host/v1'}", "expected one like https://api.openai.com/v1"),
+        ("{model: m, url: 'http://host:99999/v1'}", "expected one like https://api.openai.com/v1"),
+        ("{model: m, url: 'http://h/v1', parameters: {temperature: .nan}}", "temperature': nan cannot be"),
+        ("{model: m, url: 'http://h/v1', parameters: {max_tokens: many}}", "many' is not a number of"),
+        ("{model: ./nowhere}", "there is no model in the folder './nowhere'; a server's needs url"),
+        ("{model: gpt-4o}", "there is no model in the folder 'gpt-4o'; a server's needs url"),
+        ("{model: m, parameters: {max_tokens: 0}}", "0 is not a number of tokens"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_cannot_be_used(tmp_path, judge, problem):
+    folder = shutil.copytree(RECIPES / "demo", tmp_path / "demo")
+    assert problem in problems(folder, [f"7_evaluate.judge={judge}"])[0]
+
+
 # -------------------------------------------------------------------------- models from outside
 
 WHISPER = {"model_type": "whisper", "num_mel_bins": 80, "d_model": 8, "encoder_layers": 1}

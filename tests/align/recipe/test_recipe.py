@@ -265,12 +265,21 @@ AT_LEAST_1 = "trl.{}: must be from 1 to 1e+09, got {}"
         ("trl: {weight_decay: -0.1}", "trl.weight_decay: must be from 0 to 1e+06, got -0.1"),
         ("trl: {max_grad_norm: hello}", "trl.max_grad_norm: expected a number, got 'hello'"),
         ("trl: {bf16: 'no'}", "trl.bf16: expected true or false or null, got " + as_text("no", False)),
+        ("trl: {include_num_input_tokens_seen: some}",
+         "trl.include_num_input_tokens_seen: 'some' is not one of all, non_padding, no"),
         ("trl: {optim: [a]}", "trl.optim: expected text, got ['a']"),
         ("trl: {lr_scheduler_type: 3}", "trl.lr_scheduler_type: expected text, got 3"),
         ("trl: {logging_strategy: never}", "trl.logging_strategy: 'never' is not one of transformers'"),
         ("trl: {gradient_accumulation_steps: 0}", AT_LEAST_1.format("gradient_accumulation_steps", 0)),
         ("trl: {dataloader_prefetch_factor: -2}", AT_LEAST_1.format("dataloader_prefetch_factor", -2)),
         ("trl: {gradient_accumulation_steps: 4}", "batch_size: 2 " + SPLIT.format(1, 4)),
+        ("lora: {target: 'q_proj('}",
+         "lora.target: 'q_proj(' is not a regular expression: missing ), unterminated subpattern at position"
+         " 6"),
+        ("lora: {target: q_proj}", "lora.target: 'q_proj' matches no layer as a whole, such as "
+         "model.language_model.layers.0.self_attn.q_proj"),
+        ("lora: {target: lm_head}",
+         "lora.target: 'lm_head' hits lm_head, whose adapter TRL would never train"),
         ("hardware: {workers: 3}", "batch_size: 2 " + SPLIT.format(3, 1)),
         ("trl: {loss_type: dft}", "trl.loss_type: set by the stage"),
         ("filters: {min_answer_chars: 9, max_answer_chars: 3}",
@@ -432,7 +441,7 @@ def test_every_stage_declares_itself_and_has_a_file_of_its_name():
     for kind, config in STAGES.items():
         assert config.kind() == kind
         assert config.produces
-        assert find_spec(f"align.stages.{kind}") is not None
+        assert (find_spec(f"align.stages.{kind}") is not None) == (kind != "rounds")  # it stands for others
         assert config.trl_config is None or known_names(config.trl_config)
 
 

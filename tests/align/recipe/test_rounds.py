@@ -1,5 +1,7 @@
 """Rounds written once: the stages that they become, and where their mistakes are reported."""
 
+import re
+
 import pytest
 
 from align.recipe.recipe import RecipeError, load
@@ -70,13 +72,61 @@ def test_one_key_of_all_rounds_is_overridden_at_once(read):
     assert (recipe.step("2_rounds").config.beta, recipe.step("2_rounds").config.seed) == (0.5, 1)
 
 
+LATER = {
+    "5_sample": "stage: sample\npolicy: 1_pretrain\ncorpus: 0_corpus\n",
+    "5_score": "stage: score\ncompletions: 2_rounds_1_sample\ncorpus: 0_corpus\nreward: {facts: {}}\n",
+    "6_pairs": "stage: pairs\ncompletions: 2_rounds_1_sample\nscores: 5_score\n",
+    "6_grpo": "stage: grpo\npolicy: 2_rounds\ncorpus: 0_corpus\nreward: {wer: {}}\nsteps: 2\nbatch_size: 2\n"
+    "learning_rate: 1.0e-5\n",
+    "7_dpo": "stage: dpo\npolicy: 2_rounds\npairs: 6_pairs\ncorpus: 0_corpus\nbatch_size: 2\n"
+    "learning_rate: 1.0e-5\n",
+    "8_gate": "stage: gate\nevaluation: 3_evaluate\n",
+    "9_promote": "stage: promote\npolicy: 2_rounds\nverdict: 8_gate\nmodel_name: toy\n",
+    "0_other": BEFORE["0_corpus"],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "written", "mistaken", "problem"),
+    [
+        ("6_pairs", "", "", None),
+        ("6_pairs", "2_rounds_1_sample", "5_sample",
+         "scores: '5_score' is made of '2_rounds_1_sample', and completions is '5_sample'"),
+        ("6_pairs", "5_score", "2_rounds_2_score", "'2_rounds_2_score' is made of '2_rounds_2_sample', and"),
+        ("5_score", "0_corpus", "0_other",
+         "completions: '2_rounds_1_sample' is made of '0_corpus', and corpus"),
+        ("7_dpo", "0_corpus", "0_other", "pairs: '6_pairs' is made of '0_corpus', and corpus is '0_other'"),
+        ("9_promote", "2_rounds", "7_dpo", "policy: 8_gate decides on '2_rounds' (after of 3_evaluate), not"),
+        ("7_dpo", "policy: 2_rounds", "policy: 7_dpo", "policy: '7_dpo' does not come before '7_dpo'"),
+        ("6_grpo", "steps: 2\n", "steps: 2\nprompts:\n", "prompts: expected keys and values, got null"),
+        ("6_grpo", "steps: 2\n", "steps: 2\nprompts: [corpus]\n", "prompts: expected keys and values, got ["),
+        ("2_rounds_1_score", "", LATER["5_score"],
+         "2_rounds.yaml:7: score: stands for a stage 2_rounds_1_score,"),
+        ("2_z", "", LATER["5_sample"].replace("1_pretrain", "2_rounds"), "'2_rounds' does not come before"),
+    ],
+)  # fmt: skip
+def test_stages_that_do_not_go_together(read, tmp_path, stage, written, mistaken, problem):
+    files = {**LATER, stage: LATER.get(stage, "").replace(written, mistaken, 1)}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    if problem is None:
+        assert len(read(ROUNDS).steps) == 19
+        return
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        read(ROUNDS)
+
+
 @pytest.mark.parametrize(
     ("written", "mistaken", "problem"),
     [
-        ("beta:", "betta:", "11: betta: unknown key (did you mean 'beta'?)"),
-        ("beta: 0.2", "beta: high", "11: beta: expected a number, got 'high'"),
+        ("beta:", "betta:", "11: dpo.betta: unknown key (did you mean 'beta'?)"),
+        ("beta: 0.2", "beta: high", "11: dpo.beta: expected a number, got 'high'"),
         ("  beta: 0.2\n", "  beta: 0.2\n  seed: 1\n", "10: dpo: seed is set by the round; remove it"),
+        ("  batch_size: 2\n", "", "10: dpo.batch_size: required, missing"),
+        ("facts: {}", "bonus: {}", "8: score.reward.bonus: unknown key"),
         ("rounds: 2", "rounds: 0", "2: rounds: "),
+        ("rounds: 2", "rounds: 1000000000", "2: rounds: should be less than or equal to 100"),
+        ("policy: 1_pretrain", "policy: 2_rounds", "3: policy: '2_rounds' does not come before '2_rounds'"),
         ("policy: 1_pretrain", "policy: 1_pre", "3: policy: there is no stage '1_pre'"),
     ],
 )

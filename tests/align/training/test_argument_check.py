@@ -48,6 +48,7 @@ def test_what_the_libraries_take(trl):
         ({"torch_empty_cache_steps": 0}, "torch_empty_cache_steps", "must be an integer bigger than 0"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor", "dataloader_num_workers > 0"),
         ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers", "num_workers > 0"),
+        ({"activation_checkpointing_kwargs": {"slow": 1}}, "activation_checkpointing_kwargs", "slow"),
         ({"activation_checkpointing_kwargs": '{"a"'}, "activation_checkpointing_kwargs", "delimiter"),
     ],
 )  # fmt: skip
