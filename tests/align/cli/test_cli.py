@@ -212,7 +212,8 @@ def test_status_before_anything_ran(recipe):
 
 
 def test_a_failing_stage_exits_1_with_the_next_command(recipe):
-    (recipe / "1_corpus.yaml").write_text("stage: corpus\ncorpus: folder\ndir: no_such_recordings\n")
+    (recipe / "1_corpus.yaml").write_text("stage: corpus\ncorpus: folder\ndir: recordings\n")
+    (recipe.parent / "recordings").mkdir()  # empty
     done = align("run", "toy", cwd=recipe.parent, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -404,6 +404,7 @@ def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status)
 
 def test_a_run_whose_reader_goes_away_ends_as_if_nothing_had_happened(toys, tmp_path):
     toys.write_recipe(tmp_path / "toy", s2_sft=SLOW, s8_gate=gate(1))
+    (tmp_path / "recordings").mkdir()  # which the toy corpus names and does not read
     command = [sys.executable, str(TOYS / "toy_stages.py"), "run", "toy"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     process = subprocess.Popen(
