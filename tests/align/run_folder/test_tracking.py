@@ -22,6 +22,7 @@ def toys(monkeypatch):
 
 
 def start(cwd, *arguments):
+    (cwd / "recordings").mkdir(exist_ok=True)  # which the toy corpus names and does not read
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, str(TOYS / "toy_stages.py"), "run", "toy", *arguments]
     return subprocess.Popen(
