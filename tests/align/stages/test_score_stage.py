@@ -90,7 +90,7 @@ def test_pairs_and_labels_of_scores(inputs, scored, tmp_path):
         (PairsConfig, {"scores": "s", "min_alpha": 0.3}, "min_alpha: has no effect with scores"),
         (PairsConfig, {"annotations": "a", "margin": 0.3}, "margin: has no effect with annotations"),
         (LabelsConfig, {"scores": "s"}, "good_from: required with scores"),
-        (LabelsConfig, {"scores": "s", "good_from": 0.5, "bad_to": 0.5}, "bad_to 0.5 must lie below"),
+        (LabelsConfig, {"scores": "s", "good_from": 0.5, "bad_to": 0.5}, "bad_to: 0.5 must lie below"),
         (LabelsConfig, {"annotations": "a", "good_from": 0.5}, "good_from: has no effect with annotations"),
     ],
 )

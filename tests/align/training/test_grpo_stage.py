@@ -139,8 +139,8 @@ def test_what_cannot_be_rewarded_is_refused_before_training(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 3, "iterations": 2}, "steps 3 is not a multiple of iterations"),
-        ({"save_steps": 3, "iterations": 2, "steps": 4}, "save_steps 3 is not a multiple"),
+        ({"steps": 3, "iterations": 2}, "steps: 3 is not a multiple of iterations"),
+        ({"save_steps": 3, "iterations": 2, "steps": 4}, "save_steps: 3 is not a multiple"),
         ({"choose": {"by": "held_out_loss"}}, "grpo can choose by facts"),
         ({"hardware": {"workers": 2, "strategy": "zero3"}}, "each token of each completion"),
         ({"hardware": {"workers": 3}}, "cannot be split evenly"),
