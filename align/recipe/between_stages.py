@@ -46,7 +46,7 @@ def _not_judged(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
     gate = steps.get(config.verdict) if isinstance(config, PromoteConfig) else None
     evaluation = steps.get(str(getattr(gate.config, "evaluation", None))) if gate else None
     candidate = getattr(evaluation.config, "after", None) if evaluation else None
-    if gate and candidate and isinstance(config, PromoteConfig) and candidate != config.policy:
+    if gate and evaluation and candidate and isinstance(config, PromoteConfig) and candidate != config.policy:
         message = (
             f"{gate.name} decides on {candidate!r} (after of {evaluation.name}), not on {config.policy!r}"
         )

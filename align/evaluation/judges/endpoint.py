@@ -96,7 +96,7 @@ class Endpoint:
         """Requests sent so far, failed ones included."""
         self._concurrency, self._timeout_s = concurrency, timeout_s
         self._attempts, self._backoff_s, self._max_wait_s = attempts, backoff_s, max_wait_s
-        self._key = _key_for(parts.hostname)
+        self._key = _key_for(parts.hostname or "")
         self._failures: list[JudgeFailed] = []
         self._stopping = asyncio.Event()
         self._has_answered = False
