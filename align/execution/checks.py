@@ -11,8 +11,9 @@ from pathlib import Path
 
 from align.execution.plan import survey
 from align.planning.foreign_models import hub_problem, model_problems
+from align.recipe.config.alignment import DPOConfig
 from align.recipe.config.evaluation import JudgeModel
-from align.recipe.config.training import DPOConfig, Filters, SFTConfig, TrainingConfig
+from align.recipe.config.training import Filters, SFTConfig, TrainingConfig
 from align.recipe.recipe import Recipe, RecipeError, Step, read
 from align.recipe.stage_file import Problem
 from align.recipe.trl_names import problem_with

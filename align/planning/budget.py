@@ -11,7 +11,13 @@ from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
-from align.recipe.config.training import Assemble, FurtherTrainingConfig, Hardware, ModelShape, TrainingConfig
+from align.recipe.config.training import (
+    Assemble,
+    FurtherTrainingConfig,
+    Hardware,
+    ModelShape,
+    TrainingConfig,
+)
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, DamagedFile, read_json, read_manifest
 from preference_data.prompts.prompts import all_tags

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import DPOConfig
+from align.recipe.config.alignment import DPOConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import choice_of, tuning_of
 from align.training import run as training

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import Choose, GRPOConfig, Questions, Targets
+from align.recipe.config.alignment import Choose, GRPOConfig, Questions, Targets
 from align.run_folder.artifacts import REWARD, StageFolder, write_json
 from align.stages.reward_of import reward_of
 from align.stages.tuning import tuning_of

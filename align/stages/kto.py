@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import KTOConfig
+from align.recipe.config.alignment import KTOConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import choice_of, tuning_of
 from align.training import run as training

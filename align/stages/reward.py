@@ -15,7 +15,7 @@ from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio import reward_model
-from align.recipe.config.training import RewardModelConfig
+from align.recipe.config.alignment import RewardModelConfig
 from align.rewards.model import RewardModelReward
 from align.rewards.pair_accuracy import pair_accuracy
 from align.run_folder.artifacts import StageFolder, plain_values, write_json

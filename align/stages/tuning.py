@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.recipe.config.training import Choose, FurtherTrainingConfig, Hardware, TrainingConfig
+from align.recipe.config.alignment import Choose
+from align.recipe.config.training import FurtherTrainingConfig, Hardware, TrainingConfig
 from align.training.dev_score import DevScore
 from align.training.run import CheckpointChoice
 from align.training.tuning import LoRA, Tuning

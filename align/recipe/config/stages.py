@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from align.recipe.config.alignment import DPOConfig, GRPOConfig, KTOConfig, RewardModelConfig
 from align.recipe.config.base import StageConfig
 from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.evaluation import EvaluateConfig, GateConfig, PromoteConfig
@@ -13,14 +14,7 @@ from align.recipe.config.preference import (
     SampleConfig,
     ScoreConfig,
 )
-from align.recipe.config.training import (
-    DPOConfig,
-    GRPOConfig,
-    KTOConfig,
-    PretrainConfig,
-    RewardModelConfig,
-    SFTConfig,
-)
+from align.recipe.config.training import PretrainConfig, SFTConfig
 
 STAGES: dict[str, type[StageConfig]] = {
     config.kind(): config

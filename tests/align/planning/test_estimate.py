@@ -18,7 +18,7 @@ from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows
 from align.models.qwen2_audio.packed import pack
 from align.planning import budget, estimate
 from align.planning.estimate import Shape, UnknownShape, Workload
-from align.recipe.config.training import DPOConfig
+from align.recipe.config.alignment import DPOConfig
 from align.recipe.recipe import load
 from align.training.recompute import checkpoint_layers
 from align.training.tuning import PARTS

@@ -4,7 +4,7 @@ import numpy as np
 import soundfile
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.training import RewardModelConfig
+from align.recipe.config.alignment import RewardModelConfig
 from align.run_folder.artifacts import StageFolder, sha256_file
 from align.stages import reward
 from preference_data import store

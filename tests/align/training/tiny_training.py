@@ -104,7 +104,8 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags; `twice`: two steps
     of GRPO for each batch of completions.
     """
-    from align.recipe.config.training import DPOConfig, GRPOConfig, KTOConfig, PretrainConfig, SFTConfig
+    from align.recipe.config.alignment import DPOConfig, GRPOConfig, KTOConfig
+    from align.recipe.config.training import PretrainConfig, SFTConfig
 
     kind, *options = case.split("-")
     tight = {"memory_gb": 3.0} if "tight" in options else {}
