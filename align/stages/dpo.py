@@ -9,18 +9,16 @@ metrics.jsonl, left_out.jsonl (pairs about clips that cannot be read).
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.alignment import DPOConfig
 from align.run_folder.artifacts import StageFolder
-from align.stages.tuning import choice_of, tuning_of
-from align.training import run as training
+from align.stages.tuning import schedule_of, steps_of, train_policy
 from align.training.collate import Row, pair_rows
 from align.training.data_loading import hold_out
 from align.training.lengths import Lengths
-from align.training.methods import Schedule, direct_preference_optimisation
+from align.training.methods import direct_preference_optimisation
 from align.training.preflight import NotReady, check_clip_lengths, describe_beyond, readable
 from align.training.reference import ReferenceStore
 from preference_data.audio.decode import SAMPLE_RATE
@@ -50,14 +48,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     weighted = _rows(config, inputs[config.pairs])
     pairs = readable(weighted, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
-    tuning = tuning_of(config)
-    schedule = Schedule(
-        math.ceil(len(rows) * config.epochs / config.batch_size),
-        config.batch_size,
-        config.learning_rate,
-        config.save_steps,
-        config.seed,
-    )
+    schedule = schedule_of(config, steps_of(len(rows), config.epochs, config.batch_size))
     method = direct_preference_optimisation(
         rows,
         schedule,
@@ -66,18 +57,7 @@ def run(config: DPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         reference=ReferenceStore.of_run(out.path.parent, pairs, corpus),
         held_out=held_out,
     )
-    metrics = training.train(
-        method,
-        tuning.load(policy),
-        processor,
-        corpus,
-        out,
-        schedule=schedule,
-        tuning=tuning,
-        trl=config.trl,
-        base=policy,
-        choice=choice_of(config.choose, policy, corpus),
-    )
+    metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
     left_out = len(weighted) - len(pairs)
     return {
         **metrics,

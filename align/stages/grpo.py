@@ -14,17 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.alignment import Choose, GRPOConfig, Questions, Targets
+from align.recipe.config.alignment import GRPOConfig, Questions, Targets
 from align.run_folder.artifacts import REWARD, StageFolder, write_json
 from align.stages.reward_of import reward_of
-from align.stages.tuning import tuning_of
+from align.stages.tuning import schedule_of, train_policy
 from align.training import processes
-from align.training import run as training
 from align.training.collate import Row, prompt_row, target_row
-from align.training.dev_score import DevScore
-from align.training.methods import Schedule, group_relative_policy_optimisation
+from align.training.methods import group_relative_policy_optimisation
 from align.training.preflight import check_clip_lengths, readable
-from align.training.run import CheckpointChoice
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Prompt, TaskExample
@@ -45,8 +42,7 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     reward.check([row["record"] for row in rows])
     if processes.is_first():
         write_json(out.path / REWARD, reward.identity())
-    tuning = tuning_of(config)
-    schedule = Schedule(config.steps, config.batch_size, config.learning_rate, config.save_steps, config.seed)
+    schedule = schedule_of(config, config.steps)
     method = group_relative_policy_optimisation(
         rows,
         schedule,
@@ -59,26 +55,8 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
         reward=reward,
         rollout_batch_size=config.rollout_batch_size,
     )
-    metrics = training.train(
-        method,
-        tuning.load(policy),
-        processor,
-        corpus,
-        out,
-        schedule=schedule,
-        tuning=tuning,
-        trl=config.trl,
-        base=policy,
-        choice=_choice(config.choose, policy, corpus),
-    )
+    metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
     return {**metrics, "prompts": float(len(rows))}
-
-
-def _choice(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
-    if choose is None:
-        return None
-    score = DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
-    return CheckpointChoice("dev/score", score=score)
 
 
 def _rows(config: GRPOConfig, corpus: Path) -> Iterator[Row]:

@@ -17,11 +17,10 @@ from typing import NamedTuple
 from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.alignment import KTOConfig
 from align.run_folder.artifacts import StageFolder
-from align.stages.tuning import choice_of, tuning_of
-from align.training import run as training
+from align.stages.tuning import schedule_of, steps_of, train_policy
 from align.training.collate import Row, label_row
 from align.training.data_loading import hold_out
-from align.training.methods import Schedule, kahneman_tversky_optimisation
+from align.training.methods import kahneman_tversky_optimisation
 from align.training.preflight import check_clip_lengths
 from align.training.reference import ReferenceStore
 from preference_data import store
@@ -39,14 +38,7 @@ def run(config: KTOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     weights = balanced_weights(rows, config.balance)
     if held_out:
         balanced_weights(held_out, config.balance)
-    tuning = tuning_of(config)
-    schedule = Schedule(
-        math.ceil(len(rows) * config.epochs / config.batch_size),
-        config.batch_size,
-        config.learning_rate,
-        config.save_steps,
-        config.seed,
-    )
+    schedule = schedule_of(config, steps_of(len(rows), config.epochs, config.batch_size))
     method = kahneman_tversky_optimisation(
         rows,
         schedule,
@@ -57,18 +49,7 @@ def run(config: KTOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         reference=ReferenceStore.of_run(out.path.parent, labels, corpus),
         held_out=held_out,
     )
-    metrics = training.train(
-        method,
-        tuning.load(policy),
-        processor,
-        corpus,
-        out,
-        schedule=schedule,
-        tuning=tuning,
-        trl=config.trl,
-        base=policy,
-        choice=choice_of(config.choose, policy, corpus),
-    )
+    metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
     counts = {"labels": float(len(rows)), "desirable": float(sum(row["label"] for row in rows))}
     return {
         **metrics,

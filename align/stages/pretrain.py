@@ -23,13 +23,13 @@ from align.models.qwen2_audio.vocabulary import add_tags, fit_embeddings
 from align.recipe.config.training import Assemble, ModelShape, PretrainConfig
 from align.recipe.config.training import Lesson as LessonConfig
 from align.run_folder.artifacts import StageFolder
-from align.stages.tuning import tuning_of
+from align.stages.tuning import schedule_of, tuning_of
 from align.training import processes
 from align.training import run as training
 from align.training.augmentation import augmentation_of
 from align.training.collate import task_row
 from align.training.data_loading import Examples, Lesson, Part
-from align.training.methods import Schedule, supervised_fine_tuning
+from align.training.methods import supervised_fine_tuning
 from align.training.preflight import check_clip_lengths
 from preference_data import store
 from preference_data.audio.decode import SAMPLE_RATE
@@ -65,9 +65,7 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
         processor,
         corpus,
         out,
-        schedule=Schedule(
-            config.steps, config.batch_size, config.learning_rate, config.save_steps, config.seed
-        ),
+        schedule=schedule_of(config, config.steps),
         tuning=replace(tuning_of(config), new_rows=_new_rows(processor, config.prompt_format)),
         trl=config.trl,
     )

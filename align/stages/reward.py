@@ -9,7 +9,6 @@ on it. Reads: policy, pairs, corpus. Writes: model/, metrics.jsonl, held_out.jso
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from align.recipe.config.alignment import RewardModelConfig
 from align.rewards.model import RewardModelReward
 from align.rewards.pair_accuracy import pair_accuracy
 from align.run_folder.artifacts import StageFolder, plain_values, write_json
-from align.stages.tuning import tuning_of
+from align.stages.tuning import schedule_of, steps_of, tuning_of
 from align.training import processes
 from align.training import run as training
 from align.training.collate import pair_rows
 from align.training.data_loading import hold_out
-from align.training.methods import Schedule, reward_modelling
+from align.training.methods import reward_modelling
 from align.training.preflight import check_clip_lengths, readable
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
@@ -49,13 +48,7 @@ def run(config: RewardModelConfig, inputs: dict[str, Path], out: StageFolder) ->
     weighted = pair_rows(inputs[config.pairs], config.objective.weights)
     pairs = readable(weighted, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     rows, held_out = hold_out(pairs, config.held_out, config.seed)
-    schedule = Schedule(
-        math.ceil(len(rows) * config.epochs / config.batch_size),
-        config.batch_size,
-        config.learning_rate,
-        config.save_steps,
-        config.seed,
-    )
+    schedule = schedule_of(config, steps_of(len(rows), config.epochs, config.batch_size))
     method = reward_modelling(rows, schedule, held_out)
     metrics = training.train(
         method,

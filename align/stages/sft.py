@@ -20,7 +20,7 @@ from align.models.qwen2_audio.packed import pack
 from align.recipe.config.training import Filters, SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
-from align.stages.tuning import tuning_of
+from align.stages.tuning import schedule_of, tuning_of
 from align.training import processes
 from align.training import run as training
 from align.training.augmentation import augmentation_of
@@ -28,7 +28,7 @@ from align.training.collate import SFTCollator, chat_row, task_row
 from align.training.data_loading import Examples, Part
 from align.training.filtering import keep, saved_effects
 from align.training.lengths import Lengths
-from align.training.methods import Schedule, supervised_fine_tuning
+from align.training.methods import supervised_fine_tuning
 from align.training.preflight import NotReady, check_clip_lengths, describe_beyond
 from preference_data.dataset import dataset
 from preference_data.dataset.dataset import Dataset
@@ -77,9 +77,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         processor,
         corpus,
         out,
-        schedule=Schedule(
-            config.steps, config.batch_size, config.learning_rate, config.save_steps, config.seed
-        ),
+        schedule=schedule_of(config, config.steps),
         tuning=tuning,
         trl=config.trl,
         base=policy,

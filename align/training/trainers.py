@@ -175,6 +175,12 @@ class HeldOutPair(NamedTuple):
 class PairTrainer(HeldOutTrainer):
     """Held-out examples are preference pairs."""
 
+    def pair_loss(self, row: Row) -> tuple[dict[str, Any], float]:
+        """A pair as a batch, and its loss."""
+        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
+        with self.compute_loss_context_manager():
+            return batch, self.compute_loss(self.model_wrapped, batch).item()
+
     def held_out_metrics(self, scores: Sequence[HeldOutPair]) -> dict[str, float]:
         """Loss, accuracy of the rewards' order, and margin."""
         return {
@@ -277,9 +283,7 @@ class AudioDPOTrainer(PairTrainer, ReferenceTrainer, FixedDPOTrainer):
     @torch.no_grad()
     def held_out_score(self, row: Row) -> HeldOutPair:
         """Loss and margin of a pair."""
-        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(self.model_wrapped, batch).item()
+        batch, loss = self.pair_loss(row)
         chosen, rejected = self._policy_logps.tolist()
         if "ref_chosen_logps" in batch:
             reference = batch["ref_chosen_logps"], batch["ref_rejected_logps"]
@@ -412,9 +416,7 @@ class AudioRewardTrainer(PairTrainer, FixedRewardTrainer):
     @torch.no_grad()
     def held_out_score(self, row: Row) -> HeldOutPair:
         """Margin: the difference of the two rewards."""
-        batch = send_to_device(self.data_collator([row]), self.accelerator.device)
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(self.model_wrapped, batch).item()
+        _, loss = self.pair_loss(row)
         return HeldOutPair(loss, self._differences.item())
 
 
