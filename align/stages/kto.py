@@ -21,9 +21,10 @@ from align.stages.tuning import schedule_of, steps_of, train_policy
 from align.training.collate import Row, label_row
 from align.training.data_loading import hold_out
 from align.training.methods import kahneman_tversky_optimisation
-from align.training.preflight import check_clip_lengths
+from align.training.preflight import check_clip_lengths, readable
 from align.training.reference import ReferenceStore
 from preference_data import store
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
 from preference_data.schema import AudioClip, Label
 
@@ -33,7 +34,8 @@ def run(config: KTOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
-    labels = [label_row(label) for label in store.read(inputs[config.labels] / "labels.jsonl", Label)]
+    brought = [label_row(label) for label in store.read(inputs[config.labels] / "labels.jsonl", Label)]
+    labels = readable(brought, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
     rows, held_out = hold_out(labels, config.held_out, config.seed)
     weights = balanced_weights(rows, config.balance)
     if held_out:
@@ -50,6 +52,7 @@ def run(config: KTOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         held_out=held_out,
     )
     metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
+    left_out = len(brought) - len(labels)
     counts = {"labels": float(len(rows)), "desirable": float(sum(row["label"] for row in rows))}
     return {
         **metrics,
@@ -57,6 +60,7 @@ def run(config: KTOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         "held_out_labels": float(len(held_out)),
         "desirable_weight": weights.desirable,
         "undesirable_weight": weights.undesirable,
+        **({"left_out_unreadable_audio": float(left_out)} if left_out else {}),
     }
 
 

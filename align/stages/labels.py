@@ -1,6 +1,7 @@
 """Completions that are good or bad on their own, of judgements or scores: what KTO trains on.
 
-Reads: completions, annotations or scores. Writes: labels.jsonl.
+Reads: completions, annotations or scores. Writes: labels.jsonl, and of annotations
+quarantine.jsonl (judgements left out, and why).
     align run recipes/demo_rl --only 4_labels
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from align.recipe.config.preference import LabelsConfig
 from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
+from preference_data.dataset.dataset import QUARANTINE
 from preference_data.preferences import labels
 from preference_data.preferences.pairs import without_control_tokens
 from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
@@ -24,9 +26,10 @@ def run(config: LabelsConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     completions = {item.id: item for item in store.stream(source / "completions.jsonl", Completion)}
     if config.annotations:
         annotated = inputs[config.annotations]
-        judgements, _ = without_control_tokens(
+        judgements, refused = without_control_tokens(
             store.read(annotated / "judgements.jsonl", Judgement), prompts, completions
         )
+        store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
         built, tally = labels.of_judgements(
             judgements,
             prompts,

@@ -108,7 +108,8 @@ def label_row(label: Label) -> Row:
     texts = [part.text or "" for message in label.prompt for part in message.content]
     refuse_control(label.id, *texts, label.completion)
     verdict = {"label": label.label, "weight": label.weight}
-    return {"messages": messages, "completion": label.completion, "audios": list(label.audios), **verdict}
+    text = {"id": label.id, "messages": messages, "completion": label.completion}
+    return {**text, "audios": list(label.audios), **verdict}
 
 
 def prompt_row(prompt: Prompt, kind: str) -> Row:
@@ -144,15 +145,19 @@ def target_row(example: TaskExample, prompt_format: PromptFormat) -> Row:
 
 
 def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
-    """Tokens of a chat or of a plain text with its completion; each clip is still one token."""
-    if row.get("messages") is not None:
+    """Tokens of a chat, or of a conversation or plain text with its completion; a clip is still one token."""
+    if row.get("messages") is None:
+        prompt = encode_text(processor, row["prompt"])
+    elif row.get("completion") is None:
         return encode_chat(processor, row["messages"])
-    return join(encode_text(processor, row["prompt"]), encode_completion(processor, row["completion"]))
+    else:
+        prompt = encode_prompt(processor, row["messages"])
+    return join(prompt, encode_completion(processor, row["completion"]))
 
 
 def encode_pair(processor: Qwen2AudioProcessor, row: Row) -> tuple[Encoded, Encoded]:
     """Tokens of a preference pair's prompt with its chosen and its rejected; each clip is still one token."""
-    prompt = encode_prompt(processor, [user(row["prompt"], len(row["audios"]))])
+    prompt = encode_prompt(processor, _prompt(row, len(row["audios"])))
     completions = encode_completion(processor, row["chosen"]), encode_completion(processor, row["rejected"])
     return join(prompt, completions[0]), join(prompt, completions[1])
 

@@ -110,7 +110,7 @@ class Lengths:
         audio = self._audio(row)
         texts = [len(self.processor.tokenizer(text).input_ids) for text in _texts(row)]
         if "chosen" in row and not packed:
-            return 2 * (audio + texts[0] + max(texts[1:]))
+            return 2 * (audio + sum(texts[:-2]) + max(texts[-2:]))
         return audio + sum(texts)
 
     def exact_tokens(self, row: Row) -> int:

@@ -272,7 +272,7 @@ def readable(rows: Sequence[Row], corpus: Path, longest_s: float, out: Path) -> 
         outcomes = decode.examine(find, clips, by="samples", max_duration_s=longest_s)
         bad = {path: str(it) for path, it in zip(clips, outcomes, strict=True) if isinstance(it, BadAudio)}
         left_out = [
-            {"prompt": row["prompt"], "audios": row["audios"], "reason": bad[path]}
+            {"id": row["id"], "audios": row["audios"], "reason": bad[path]}
             for row in rows
             if (path := next((path for path in row["audios"] if path in bad), ""))
         ]

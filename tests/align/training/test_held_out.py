@@ -18,10 +18,13 @@ from align.run_folder.artifacts import read_json, read_metrics, write_json
 from align.stages import dpo
 from align.training import data_loading, methods
 from align.training.checkpoints import step_of
-from align.training.collate import PreferenceCollator
+from align.training.collate import PreferenceCollator, label_row
 from align.training.data_loading import hold_out
-from align.training.preflight import NotReady
+from align.training.lengths import Lengths
+from align.training.preflight import NotReady, describe_beyond
 from align.training.run import CheckpointChoice, choose
+from preference_data import store
+from preference_data.schema import Label
 from tests.align.training import tiny_training
 
 
@@ -164,6 +167,32 @@ def test_an_example_longer_than_the_context_is_named_before_training(world, tmp_
         with pytest.raises(NotReady, match=rf"{longest} has \d+ tokens, .* up to 16\. .* \d+ more"):
             tiny_training.run_here(tiny_training.make_config(kind, steps=2), copied, tmp_path / kind)
         assert not (tmp_path / kind / ".partial-stage" / "metrics.jsonl").exists()
+
+
+def test_a_label_is_looked_at_with_its_completion(world, tmp_path):
+    """A clip that cannot be read leaves its labels out; one too long for the context is named by its id."""
+    copied = shutil.copytree(world, tmp_path / "world")
+    config = tiny_training.make_config("kto", steps=2, save_steps=2)
+    rows = [label_row(label) for label in store.read(copied / "labels/labels.jsonl", Label)]
+    (copied / "corpus" / rows[0]["audios"][0]).unlink()
+    n = sum(rows[0]["audios"][0] in row["audios"] for row in rows)
+    metrics = tiny_training.run_here(config, copied, tmp_path / "run")
+    assert metrics["left_out_unreadable_audio"] == n
+    assert metrics["labels"] == len(rows) - n
+    lengths = Lengths(world / "corpus", qwen2_audio.load_processor(world / "policy" / "model"))
+    longer = {**rows[0], "completion": rows[0]["completion"] + " again" * 50}
+    assert lengths.exact_tokens(longer) > lengths.exact_tokens(rows[0]) + 40
+    context = lengths.exact_tokens(rows[0])
+    assert describe_beyond([rows[0]], lengths, context) is None
+    assert f"example {longer['id']!r} has" in describe_beyond([longer], lengths, context)
+
+
+def test_a_system_prompt_counts_in_both_sequences_of_a_pair(world):
+    lengths = Lengths(world / "corpus", qwen2_audio.load_processor(world / "policy" / "model"))
+    plain = dpo._rows(tiny_training.make_config("dpo"), world / "pairs")[0]
+    spoken = {**plain, "system": "You are a parrot. " * 20}
+    for count in (lengths.exact_tokens, lambda row: lengths.tokens(row, packed=False) // 2, lengths.tokens):
+        assert count(spoken) > count(plain) + 40
 
 
 # -------------------------------------------------------------------------- any score
