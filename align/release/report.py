@@ -127,6 +127,7 @@ def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[st
         "scores": scores,
         "comparison": scores.get("comparison", {}),
         "by_category": scores.get("by_category", {}),
+        "by_kind": scores.get("by_kind", {}),
         "controls": _controls(scores, stages),
         "recognition": _recognition(scores),
         "samples": _samples(evaluation),
