@@ -209,8 +209,8 @@ class Thresholds(Config):
     simulated annotators). Where it is the same, the verdict always says so."""
     rewarded_score_gain: float | None = 0.0
     """Where grpo has trained the candidate and its reward rose, the 95 % interval of the judge's score must
-    lie above this: else the reward was hacked (check `proxy gap`). It fails where no two rows of metrics.jsonl
-    up to the checkpoint say the reward; null accepts any gap."""
+    lie above this: else the reward was hacked (check `proxy gap`). Where metrics.jsonl has not two rewards up
+    to the checkpoint, it fails; null accepts any gap."""
     replaces_any_champion: bool = False
     """Whether a registered champion may be replaced although another policy was compared with."""
 

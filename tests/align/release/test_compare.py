@@ -97,8 +97,10 @@ def test_paired_differences_by_hand(run):
         "factuality": 0.75,
         "behaviour": 1.0,
         "fact_accuracy": 1.0,
+        "absent_accuracy": 0.0,
         "over_abstention": 0.0,
         "words": 3.0,
+        "foreign": 0.0,
         "score": 7.75,
         "distinct": 4,
         "n": 4,
@@ -293,10 +295,14 @@ def test_json_and_table_tell_the_same_numbers(run):
         "7.00",
         "33.3",
         "%",
+        "100.0",
+        "%",
         "0.0",
         "%",
         "3.00",
         "4",
+        "0.0",
+        "%",
     ]
     assert any("2 wins, 1 ties, 1 losses" in line for line in lines)
     assert any(line.startswith("6_dpo − 2_sft") and "+0.75 [" in line for line in lines)
