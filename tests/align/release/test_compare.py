@@ -107,6 +107,21 @@ def test_paired_differences_by_hand(run):
     }
 
 
+def test_differences_stand_by_kind_of_question_where_kinds_are_known(run):
+    kinds = {"q1": "closed", "q2": "closed", "q3": "one_word", "q4": "absent"}
+    for path in (run / "7_evaluate/items").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"kind": kinds[row["uniq_id"]]}) + "\n" for row in rows))
+    c = compare([run / "2_sft", run / "6_dpo"])
+    by_kind = to_json(c)["differences"][0]["by_kind"]
+    assert list(by_kind) == ["absent", "closed", "one_word"]
+    assert by_kind["absent"]["absent_accuracy"]["delta"] == -1
+    assert by_kind["absent"]["score"]["delta"] == -9
+    assert by_kind["closed"]["fact_accuracy"]["delta"] == 0.5
+    write_html(c, run / "compare.html")
+    assert "By kind of question" in (run / "compare.html").read_text()
+
+
 def test_the_overall_score_weighs_categories_and_the_sets_of_mixed_alike(tmp_path):
     rows = [
         ("s1", "speech_QA", "speech", 1),

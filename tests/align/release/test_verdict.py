@@ -492,7 +492,10 @@ def test_a_policy_that_asks_for_no_quality_is_refused():
 
 
 def under_the_demos_policy(name, **more):
-    """The verdict on a real run, kept in `collapsed/`, by the demo's own 8_gate.yaml."""
+    """The verdict on a real run, kept in `collapsed/`, by the demo's own 8_gate.yaml.
+
+    The runs that collapsed were kept before kinds, entropy and language were measured.
+    """
     run = json.loads((COLLAPSED / f"{name}.json").read_text())
     run["scores"]["policies"]["6_dpo"]["overall"] |= more
     written = yaml.safe_load((RECIPES / "demo/8_gate.yaml").read_text())
