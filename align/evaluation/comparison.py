@@ -16,6 +16,7 @@ import numpy as np
 from align.evaluation.aggregation import SCALE_MINIMUM, cell, table, weights
 from align.evaluation.benchmarks.air_bench import COLUMNS
 from align.evaluation.judged_answers import JudgedAnswer, Order
+from align.evaluation.scripts import in_another_script
 from align.evaluation.statistics import (
     Difference,
     Interval,
@@ -31,8 +32,9 @@ TIE_MARGIN = 0.5
 """Points of mean score up to which two answers tie: half a point is one order moving by one."""
 ALL = "overall"
 _LEAGUE_RESAMPLES = 1000
-MARKS = ("factuality", "behaviour", "fact_accuracy")
-"""Yes-or-no marks that policies are compared on. `fact_accuracy` counts answerable questions only."""
+MARKS = ("factuality", "behaviour", "fact_accuracy", "absent_accuracy")
+"""Yes-or-no marks that policies are compared on. `fact_accuracy` counts answerable questions only,
+`absent_accuracy` the others: those about what is not in the clip."""
 
 
 class ScorePairs(NamedTuple):
@@ -88,6 +90,8 @@ class PolicyDifference(NamedTuple):
     """`scores` over all questions, with everything unscored counted as the scale's minimum."""
     marks: dict[str, dict[str, Interval]]
     """Yes-or-no mark -> shares and their difference; empty where the judge gives no marks."""
+    by_kind: dict[str, dict[str, Interval]]
+    """By kind of question, marks and score."""
 
 
 def compare(
@@ -106,6 +110,7 @@ def compare(
         left_out=pairs.left_out,
         worst_case=score_differences(worst_case(before, after), seed=seed),
         marks=mark_differences(before, after, seed),
+        by_kind=differences_by_kind(before, after, seed),
     )
 
 
@@ -121,6 +126,18 @@ def differences(
     return rows
 
 
+def differences_by_kind(
+    before: Sequence[JudgedAnswer], after: Sequence[JudgedAnswer], seed: int = 0
+) -> dict[str, dict[str, Interval]]:
+    """After minus before over all questions of a kind: kind -> metric (marks and score) -> interval."""
+    pairs = _aligned(before, after)
+    rows = {}
+    for kind in _kinds(before):
+        own = [pair for pair in pairs if pair[0].kind == kind]
+        rows[kind] = differences([a for a, _ in own], [b for _, b in own], seed).get(ALL, {})
+    return rows
+
+
 def levels(answers: Sequence[JudgedAnswer]) -> dict[str, float]:
     """One policy's numbers by metric: the score over what was scored, the rest over all its answers."""
     values = {
@@ -129,6 +146,13 @@ def levels(answers: Sequence[JudgedAnswer]) -> dict[str, float]:
             float(answer.abstains) for answer in answers if answer.answerable and answer.abstains is not None
         ],
         "words": [float(len(answer.response.split())) for answer in answers],
+        "entropy": [answer.entropy for answer in answers if answer.entropy is not None],
+        "foreign": [
+            float(is_foreign)
+            for answer in answers
+            if (is_foreign := in_another_script(answer.response, answer.question, answer.answer_gt))
+            is not None
+        ],
     }
     means = {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
     score = table((answer.task_name, answer.score) for answer in answers)["overall"]
@@ -143,6 +167,15 @@ def levels_by_category(answers: Sequence[JudgedAnswer]) -> dict[str, dict[str, f
         name: levels([answer for answer in answers if answer.category == name])
         for name in ordered(answer.category for answer in answers)
     }
+
+
+def levels_by_kind(answers: Sequence[JudgedAnswer]) -> dict[str, dict[str, float]]:
+    """`levels` within each kind of question."""
+    return {kind: levels([answer for answer in answers if answer.kind == kind]) for kind in _kinds(answers)}
+
+
+def _kinds(answers: Iterable[JudgedAnswer]) -> list[str]:
+    return sorted({answer.kind for answer in answers if answer.kind})
 
 
 def ordered(categories: Iterable[str]) -> list[str]:

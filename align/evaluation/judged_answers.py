@@ -68,6 +68,10 @@ class JudgedAnswer(BaseModel):
     """Whether what the question asks for is right, whatever else the answer claims."""
     abstains: bool | None = None
     answerable: bool | None = None
+    kind: str = ""
+    """Kind of question: what the judge calls it, else its task; empty where nobody noted it."""
+    entropy: float | None = None
+    """Nats per token of the answer; None where its log-probabilities are not known."""
 
     @model_validator(mode="after")
     def _a_score_goes_with_its_state(self) -> JudgedAnswer:
@@ -86,7 +90,7 @@ class JudgedAnswer(BaseModel):
             question=item.question,
             answer_gt=item.answer_gt,
             response=response,
-            **judged,
+            **{"kind": item.task_name, **judged},
         )
 
     def mark(self, metric: str) -> bool | None:
@@ -95,7 +99,8 @@ class JudgedAnswer(BaseModel):
             return self.factual
         if metric == "behaviour":
             return self.behaves
-        return self.fact_is_right if self.answerable else None
+        is_shown = self.answerable is (metric == "fact_accuracy")
+        return self.fact_is_right if is_shown else None
 
 
 class Judge(Protocol):

@@ -19,18 +19,24 @@ LABELS = {
     "behaviour": "Behaviour",
     "score": "Score",
     "fact_accuracy": "Fact accuracy",
+    "absent_accuracy": "Absent accuracy",
     "over_abstention": "Over-abstention",
     "words": "Words",
     "distinct": "Distinct answers",
+    "entropy": "Entropy",
+    "foreign": "Foreign answers",
 }
 MEANINGS = {
     "factuality": "share of answers without a false statement about the clip",
     "behaviour": "share of answers that do what the question asks, in the form it asks for",
     "score": "judge's mark, 1 to 10",
     "fact_accuracy": "share of answerable questions whose fact is answered rightly",
+    "absent_accuracy": "share of questions about what is not there answered with “there is no …”",
     "over_abstention": "share of answerable questions answered with “there is no …”",
     "words": "mean words per answer",
     "distinct": "different answers given",
+    "entropy": "nats per token of its own answers; low where the policy is sure",
+    "foreign": "share of answers in another script than their question and reference",
 }
 VERDICTS = {
     "pass": ("The gate passed", "good"),
@@ -38,7 +44,10 @@ VERDICTS = {
     "inconclusive": ("The gate is inconclusive", "open"),
 }
 """A gate's verdict -> what to say, and a class of the style sheet."""
-_SHARES = ("factuality", "behaviour", "fact_accuracy", "over_abstention", "exact", "wer", "accuracy", "rate")
+_SHARES = (
+    *("factuality", "behaviour", "fact_accuracy", "absent_accuracy", "over_abstention", "foreign"),
+    *("exact", "wer", "accuracy", "rate"),
+)
 
 
 def render(template: str, **values: Any) -> str:
@@ -85,7 +94,7 @@ def value(number: float | None, metric: str) -> str:
         return "–"
     if metric in _SHARES:
         return f"{100 * number:.1f} %"
-    return f"{number:.0f}" if metric in ("distinct", "n") else f"{number:.2f}"
+    return f"{number:.0f}" if metric in ("distinct", "n") else f"{number:.{3 if metric == 'entropy' else 2}f}"
 
 
 def difference(number: float | None, metric: str) -> str:

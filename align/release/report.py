@@ -135,6 +135,7 @@ def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[st
         "scores": scores,
         "comparison": scores.get("comparison", {}),
         "by_category": scores.get("by_category", {}),
+        "by_kind": scores.get("by_kind", {}),
         "controls": _controls(scores, stages),
         "columns": [name for name in _COLUMNS if name in page.LABELS],
         "methods": {stage.name: _method(stage) for stage in stages},

@@ -58,6 +58,13 @@ class Champion(NamedTuple):
     baseline: str | None
 
 
+class RewardRise(NamedTuple):
+    """Mean reward of completions in training: as first logged, and last up to the published checkpoint."""
+
+    first: float
+    last: float
+
+
 # -------------------------------------------------------------------------- one check
 
 
@@ -123,6 +130,7 @@ def checks(
     contamination: Contamination | None,
     champion: Champion | None,
     rewards: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    reward_rises: Mapping[str, RewardRise | None] = MappingProxyType({}),
 ) -> list[Check]:
     """Every check that the thresholds ask for.
 
@@ -133,6 +141,7 @@ def checks(
         contamination: that of the benchmark by what the candidate was trained on; None: not measured.
         champion: None where no registered model is named to the gate.
         rewards: by stage, the identity of what the candidate was rewarded by, see `rewards.Reward`.
+        reward_rises: by stage, of the rewarded trainings between baseline and candidate; None: not measured.
     """
     rows = [
         *_quality(scores, thresholds),
@@ -142,6 +151,7 @@ def checks(
         *_judge(scores, thresholds["judge"]),
         *_contamination(contamination, thresholds["max_contaminated"], thresholds["max_alike"]),
         *_independence(scores.get("judge") or {}, rewards, thresholds["independent_judge"]),
+        *_proxy_gap(scores, reward_rises, thresholds["rewarded_score_gain"]),
     ]
     if champion is not None and not thresholds["replaces_any_champion"]:
         rows.append(_champion(champion))
@@ -149,21 +159,27 @@ def checks(
 
 
 def _quality(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
-    """Enough questions, gains overall, and no category left behind."""
+    """Enough questions, gains overall, and no category and no kind of question left behind."""
     yield at_least("questions", _of(scores, "after", "overall", "n"), thresholds["min_questions"])
     for metric in GAINS:
         if (threshold := thresholds[f"{metric}_gain"]) is not None:
             yield gain(metric, *_interval(scores, "comparison", metric), threshold)
-    for metric, margin in thresholds["category_margins"].items():
-        categories = {
-            **(_value_at(scores, "policies", scores.get("after"), "categories") or {}),
-            **(scores.get("by_category") or {}),
+    yield from _parts(scores, "category", "categories", thresholds["category_margins"])
+    yield from _parts(scores, "kind", "kinds", thresholds["kind_margins"])
+
+
+def _parts(scores: Scores, part: str, levels: str, margins: Mapping[str, float]) -> Iterator[Check]:
+    """Non-inferiority within each part of the questions."""
+    for metric, margin in margins.items():
+        names = {
+            **(_value_at(scores, "policies", scores.get("after"), levels) or {}),
+            **(scores.get(f"by_{part}") or {}),
         }
-        if not categories:
-            yield _not_measured(f"{metric} per category", -margin)
-        for category in categories:
-            low, high = _interval(scores, "by_category", category, metric)
-            yield gain(f"{metric} on {category}", low, high, -margin)
+        if not names:
+            yield _not_measured(f"{metric} per {part}", -margin)
+        for name in names:
+            low, high = _interval(scores, f"by_{part}", name, metric)
+            yield gain(f"{metric} on {name}", low, high, -margin)
 
 
 def _collapse(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
@@ -181,6 +197,8 @@ def _collapse(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
     length = _ratio(after("words"), before("words"))
     if (limit := thresholds["max_over_abstention"]) is not None:
         yield at_most("over-abstention", after("over_abstention"), limit)
+    if (limit := thresholds["max_under_abstention_rise"]) is not None:
+        yield _under_abstention(scores, limit)
     if (limit := thresholds["max_fact_accuracy_loss"]) is not None:
         change = _minus(after("fact_accuracy"), before("fact_accuracy"))
         yield at_least("fact accuracy change", change, -limit)
@@ -190,8 +208,38 @@ def _collapse(scores: Scores, thresholds: Thresholds) -> Iterator[Check]:
         yield at_least("audio effect on score", audio_effect("score"), limit)
     yield at_most("length ratio", length, thresholds["max_length_ratio"])
     yield at_least("shortest length ratio", length, thresholds["min_length_ratio"])
+    if (limit := thresholds["max_kind_length_ratio"]) is not None:
+        yield from _lengths_by_kind(scores, limit)
     distinct = _ratio(after("distinct"), before("distinct"))
     yield at_least("distinct answers", distinct, thresholds["min_distinct_ratio"])
+    if (limit := thresholds["min_entropy_ratio"]) is not None:
+        yield at_least("entropy ratio", _ratio(after("entropy"), before("entropy")), limit)
+    if (limit := thresholds["max_foreign_rise"]) is not None:
+        yield at_most("rise of foreign answers", _minus(after("foreign"), before("foreign")), limit)
+
+
+def _under_abstention(scores: Scores, margin: float) -> Check:
+    """Non-inferiority on the questions about what is not in the clip."""
+    name = "under-abstention"
+    before, after, low, high = (
+        _number(_value_at(scores, "comparison", "absent_accuracy", key))
+        for key in ("before", "after", "ci_low", "ci_high")
+    )
+    if before is None or after is None:
+        return _not_measured(name, -margin)
+    check = gain("accuracy on absent things", low, high, -margin)
+    return check._replace(name=name, reason=f"{name}: {before:.3f} -> {after:.3f}; {check.reason}")
+
+
+def _lengths_by_kind(scores: Scores, limit: float) -> Iterator[Check]:
+    """What a policy says to one kind of question: its mean length over all may stay the same."""
+    kinds = _value_at(scores, "policies", scores.get("after"), "kinds")
+    if not kinds:
+        yield _not_measured("length ratio per kind", limit)
+        return
+    for kind in kinds:
+        after, before = (_of(scores, side, "kinds", kind, "words") for side in ("after", "before"))
+        yield at_most(f"length ratio on {kind}", _ratio(after, before), limit)
 
 
 def _fragments(
@@ -281,6 +329,30 @@ def _independence(
         yield holds(
             name, True, f"{judge.get('name')} gave no rewards in training ({', '.join(rewards) or 'none'})"
         )
+
+
+def _proxy_gap(
+    scores: Scores, rises: Mapping[str, RewardRise | None], threshold: float | None
+) -> Iterator[Check]:
+    """Whether the judge saw what the reward saw: a reward that rises alone is optimised for its flaws.
+
+    Over-optimisation of a proxy: Gao et al. (arXiv:2210.10760).
+    """
+    name = "proxy gap"
+    if threshold is None:
+        return
+    for stage, rise in rises.items():
+        first, last = map(_number, rise or (None, None))
+        if first is None or last is None:
+            why = f": {stage} logged its reward less than twice up to its checkpoint; log it more often"
+            yield _not_measured(name, threshold, f"{why} (trl: {{logging_steps: ...}})")
+            continue
+        said = f"reward of {stage} {first:.3f} -> {last:.3f}"
+        if last <= first:
+            yield holds(name, True, f"{said} did not rise")
+            continue
+        check = gain("score", *_interval(scores, "comparison", "score"), threshold)
+        yield check._replace(name=name, reason=f"{name}: {said}; {check.reason}")
 
 
 def _share(scores: Scores, side: str, state: str) -> float | None:

@@ -9,8 +9,10 @@ the best constant answer (how far does no listening get?). Reads: policies, corp
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +26,8 @@ from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import open_judge
-from align.generation.complete import RequestSet, complete_all, first_texts
-from align.generation.engine import Decoding, Request, open_engine
+from align.generation.complete import Completions, RequestSet, complete_all, first_texts
+from align.generation.engine import Completion, Decoding, Request, open_engine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig
@@ -51,13 +53,18 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     questions = _questions(config, corpus, heard_s)
     judge = _judge(config, corpus, out.final.parent)
     sets = _request_sets(config, questions, processor)
-    texts: dict[str, dict[str, list[str]]] = {}
+    completions: dict[str, dict[str, Completions]] = {}
     for policy in config.policies:
         # Where judging costs money, one policy's control is enough.
         needed = [part for part in sets if judge.is_free or policy == config.after or part.name != _CONTROL]
-        texts[policy] = _complete(config, policy, located(inputs[policy]), needed, out)
+        completions[policy] = _complete(config, policy, located(inputs[policy]), needed, out)
     judged = {
-        policy: _judge_answers(policy, questions, texts[policy], judge, out) for policy in config.policies
+        policy: _judge_answers(policy, questions, own["answers"], judge, out)
+        for policy, own in completions.items()
+    }
+    texts = {
+        policy: {name: first_texts(groups) for name, groups in own.items()}
+        for policy, own in completions.items()
     }
     usable = questions.audit.usable
     comparisons = _comparisons(config, questions, texts, judged)
@@ -223,10 +230,10 @@ def _own_prompt(utterance: Utterance, prompt_format: PromptFormat) -> str:
 
 def _complete(
     config: EvaluateConfig, policy: str, model: Path | str, sets: list[RequestSet], out: StageFolder
-) -> dict[str, list[str]]:
-    """A policy's texts by set, greedy; each batch is saved when done."""
+) -> dict[str, Completions]:
+    """A policy's completions by set, greedy; each batch is saved when done."""
     with Progress(f"{out.name} {policy}", sum(len(part.requests) for part in sets)) as progress:
-        completions = complete_all(
+        return complete_all(
             partial(open_engine, config.engine, model, sets[0].clips),
             sets,
             Decoding(config.max_new_tokens),
@@ -236,7 +243,6 @@ def _complete(
             workers=config.workers,
             on_progress=progress.update,
         )
-    return {name: first_texts(groups) for name, groups in completions.items()}
 
 
 def _file_name(policy: str) -> str:
@@ -247,14 +253,28 @@ def _file_name(policy: str) -> str:
 
 
 def _judge_answers(
-    policy: str, questions: _Questions, texts: dict[str, list[str]], judge: Judge, out: StageFolder
+    policy: str, questions: _Questions, completions: Completions, judge: Judge, out: StageFolder
 ) -> list[JudgedAnswer]:
     """Judge a policy's answers, and write them with their marks for people and for AIR-Bench's own tools."""
-    answers = judge.judge(questions.audit.usable, texts["answers"], f"{out.name} {policy} judged")
+    texts = first_texts(completions)
+    judged = judge.judge(questions.audit.usable, texts, f"{out.name} {policy} judged")
+    answers = [
+        answer.model_copy(update={"entropy": _entropy(group)})
+        for answer, group in zip(judged, completions, strict=True)
+    ]
     name = f"{_file_name(policy)}.jsonl"
-    air_bench.write_answers(out.path / "answers" / name, questions.audit.usable, texts["answers"])
+    air_bench.write_answers(out.path / "answers" / name, questions.audit.usable, texts)
     judged_answers.write(out.path / "items" / name, answers, questions.prefix)
     return answers
+
+
+def _entropy(completions: Sequence[Completion]) -> float | None:
+    """Mean -log p of a greedy completion's tokens, in nats; None where there is none.
+
+    -log p of the likeliest token is the min-entropy of the distribution that it was taken from, which is at
+    most Shannon's entropy: of the policy's own answers all that costs nothing.
+    """
+    return fmean(-logp for logp in completions[0].logps) if completions and completions[0].logps else None
 
 
 def _scores(
@@ -269,6 +289,7 @@ def _scores(
     scores: dict[str, Any] = {
         "overall": comparison.levels(answers),
         "categories": comparison.levels_by_category(answers),
+        "kinds": comparison.levels_by_kind(answers),
         "ratings": aggregation.as_scores(questions.everything, answers),
         "recognition": {
             source: numbers
@@ -301,7 +322,7 @@ def _comparisons(
     texts: dict[str, dict[str, list[str]]],
     judged: dict[str, list[JudgedAnswer]],
 ) -> dict[str, Any]:
-    """Differences of `after` from `before`, by category, in recognition, from other policies; and theirs."""
+    """Differences of `after` from `before` and from others, and everybody's gain over `before`."""
     after = judged[config.after]
     by_category = comparison.differences(judged[config.before], after, config.seed)
     overall = by_category.pop(comparison.ALL, {})
@@ -324,6 +345,7 @@ def _comparisons(
             "comparison": overall,
             "gains": {**gains, config.after: overall},
             "by_category": by_category,
+            "by_kind": comparison.differences_by_kind(judged[config.before], after, config.seed),
             "recognition_comparison": spoken,
             "against": against,
         }

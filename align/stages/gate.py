@@ -1,12 +1,14 @@
 """Decide whether the candidate may be promoted. Only wires: `release/verdict.py` decides.
 
-Reads: evaluation, and what its candidate was made from (for contamination); the registry, if a model is
-named: its champion is noted, so that promotion can check whether it still is. Writes: verdict.json.
+Reads: evaluation, and what its candidate was made from (for contamination, and how far its rewards rose); the
+registry, if a model is named: its champion is noted, so that promotion can check whether it still is. Writes:
+verdict.json.
     align run recipes/demo --only 8_gate
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import GateConfig
 from align.release import verdict
-from align.release.ancestry import Ancestry, complete_ancestry, resolve
+from align.release.ancestry import Ancestor, Ancestry, ancestry, complete_ancestry, resolve
 from align.release.registry import Registry
 from align.run_folder.artifacts import (
+    METRICS,
     StageFolder,
     plain_values,
     read_json,
     read_manifest,
+    read_metrics,
     sha256_json,
     write_json,
 )
@@ -61,6 +65,7 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     champion = holder and verdict.Champion(holder.version, holder.weights, *weights.values())
     thresholds = config.thresholds.model_dump()
     rewards = _rewards(history, with_annotators=config.thresholds.independent_judge)
+    rises = _reward_rises(history, ancestry(resolve(folder, scores["before"])))
     checks = verdict.checks(
         scores,
         thresholds,
@@ -68,6 +73,7 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
         contamination=contaminated,
         champion=champion,
         rewards=rewards,
+        reward_rises=rises,
     )
     decision = verdict.decide(checks)
     write_json(
@@ -86,6 +92,7 @@ def run(config: GateConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
             "registry": {"model_name": config.model_name, "alias": config.alias},
             "champion": holder._asdict() if holder else None,
             "rewards": rewards,
+            "reward_rises": {name: rise and rise._asdict() for name, rise in rises.items()},
             "contamination": _contamination_report(contaminated, history, changed_corpora),
         },
     )
@@ -114,6 +121,26 @@ def _rewards(history: Ancestry, with_annotators: bool) -> dict[str, dict[str, An
             if ancestor.manifest.get("config", {}).get("by") == "simulated"
         }
     return rewards
+
+
+def _reward_rises(history: Ancestry, baseline: Ancestry) -> dict[str, verdict.RewardRise | None]:
+    """By stage, what happened to the reward in the trainings on it that only the candidate went through."""
+    shared = {ancestor.folder for ancestor in baseline.ancestors}
+    return {
+        ancestor.name: _reward_rise(ancestor)
+        for ancestor in history.ancestors
+        if ancestor.folder not in shared
+        and "reward" in ancestor.manifest
+        and ancestor.manifest.get("produces") == "policy"
+    }
+
+
+def _reward_rise(training: Ancestor) -> verdict.RewardRise | None:
+    """By the rows of its metrics; None without two."""
+    until = training.manifest["metrics"].get("chosen_step", math.inf)
+    rows = read_metrics(training.folder / METRICS)
+    rewards = [row["reward"] for row in rows if "reward" in row and row["step"] <= until]
+    return verdict.RewardRise(rewards[0], rewards[-1]) if len(rewards) > 1 else None
 
 
 def _unfinished(evaluation: Path, policy: str) -> float | None:

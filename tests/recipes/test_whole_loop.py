@@ -62,6 +62,11 @@ OPEN_GATE = {
     "8_gate.thresholds.recognition_margins": "{}",
     "8_gate.thresholds.min_length_ratio": 0,
     "8_gate.thresholds.max_unfinished_rise": 1,
+    "8_gate.thresholds.kind_margins": "{}",
+    "8_gate.thresholds.max_under_abstention_rise": "null",
+    "8_gate.thresholds.max_kind_length_ratio": "null",
+    "8_gate.thresholds.min_entropy_ratio": 0,
+    "8_gate.thresholds.max_foreign_rise": 1,
 }
 pytestmark = pytest.mark.timeout(900)
 

@@ -38,4 +38,5 @@ class FactJudge:
     def _judge(self, item: Item, response: str) -> JudgedAnswer:
         facts = json.loads(item.meta_info)
         question = self.phrasebook.question(item.question, facts)
-        return JudgedAnswer.to(item, response, **self.phrasebook.assess(response, question, facts)._asdict())
+        marks = self.phrasebook.assess(response, question, facts)._asdict()
+        return JudgedAnswer.to(item, response, kind=question.kind, **marks)

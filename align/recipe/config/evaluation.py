@@ -53,7 +53,7 @@ class EvaluateConfig(StageConfig):
     """AIR-Bench chat questions and recognition for several policies, with controls."""
 
     produces: ClassVar[OutputKind] = "evaluation"
-    epoch: ClassVar[int] = 2
+    epoch: ClassVar[int] = 3
     renamed: ClassVar[Mapping[str, str]] = {"dialect": "prompt_format"}
     stage: Literal["evaluate"]
     corpus: CorpusRef
@@ -164,10 +164,16 @@ class Thresholds(Config):
     """As above, in points of the judge's scale: the one gain that an LLM judge measures."""
     category_margins: dict[Literal["factuality", "behaviour", "score", "fact_accuracy"], Margin] = {}
     """In no category may the 95 % interval reach down to a loss of this much."""
+    kind_margins: dict[Literal["factuality", "behaviour", "score"], Margin] = {}
+    """As above, by kind of question: closed, one_word, check, absent or describe, as the judge `facts` tells
+    them apart; with another judge by task. What RL gains on some kinds it may lose on others."""
     recognition_margins: dict[str, dict[str, Margin]] = {}
     """Source of recognition rows -> metric (exact, wer ...) -> most that may be lost on it."""
     max_over_abstention: float | None = Field(0.05, ge=0, le=1)
     """Share of answerable questions answered with "there is no ..."."""
+    max_under_abstention_rise: Margin | None = None
+    """Of questions about what is not in the clip: most that the share may rise (95 % interval) that is not
+    answered with "there is no ..." of it. RL on prompts that all have an answer teaches to invent answers."""
     max_fact_accuracy_loss: float | None = Field(0.03, ge=0)
     """Most that the accuracy of the fact that the question is about may fall, on answerable questions (point
     estimate)."""
@@ -178,10 +184,19 @@ class Thresholds(Config):
     max_length_ratio: float = Field(1.5, gt=0)
     """Mean words of the candidate's answers over the champion's."""
     min_length_ratio: float = Field(0.6, ge=0)
+    max_kind_length_ratio: float | None = Field(None, gt=0)
+    """As `max_length_ratio`, but within each kind of question (see `kind_margins`): a rare kind that becomes
+    long hardly moves the mean of all."""
     max_unfinished_rise: float | None = Field(0.1, ge=-1, le=1)
     """Most that the share of answers may rise that do not end as a sentence does: fragments."""
     min_distinct_ratio: float = Field(0.5, ge=0, le=1)
     """Distinct answers of the candidate over the champion's; low means collapse."""
+    min_entropy_ratio: float | None = Field(None, ge=0)
+    """Entropy of the candidate over the champion's, each on its own greedy answers: -log p per token, the
+    min-entropy. Learning lowers it, too; near 0 means collapse."""
+    max_foreign_rise: float | None = Field(None, ge=0, le=1)
+    """Most that the share of answers may rise that are in the language neither of their question nor of their
+    reference. Only the script tells: Chinese instead of English is seen, French is not."""
     max_contaminated: int = Field(0, ge=0)
     """Clips of the benchmark that may be among those trained on, byte by byte or sample by sample."""
     max_alike: int = Field(0, ge=0)
@@ -192,6 +207,10 @@ class Thresholds(Config):
     independent_judge: bool = False
     """Whether the judge may not be one whose marks were the candidate's reward in training (or those of its
     simulated annotators). Where it is the same, the verdict always says so."""
+    rewarded_score_gain: float | None = 0.0
+    """Where grpo has trained the candidate and its reward rose, the 95 % interval of the judge's score must
+    lie above this: else the reward was hacked (check `proxy gap`). Where metrics.jsonl has not two rewards up
+    to the checkpoint, it fails; null accepts any gap."""
     replaces_any_champion: bool = False
     """Whether a registered champion may be replaced although another policy was compared with."""
 
@@ -206,6 +225,7 @@ class GateConfig(StageConfig):
     """Decide, from an evaluation, whether the candidate may be promoted. This file is the policy."""
 
     produces: ClassVar[OutputKind] = "verdict"
+    epoch: ClassVar[int] = 2
     stage: Literal["gate"]
     evaluation: EvaluationRef
     model_name: str | None = None

@@ -14,6 +14,7 @@ from align.evaluation.benchmarks.rows import Utterance
 from align.evaluation.judges.endpoint import Endpoint
 from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import LLMJudge
+from align.generation.engine import Completion
 from align.recipe.config.evaluation import EvaluateConfig, JudgeModel
 from align.run_folder.artifacts import StageFolder
 from align.stages import evaluate
@@ -73,9 +74,15 @@ def report(questions, folder, judge):
         }
         for policy, own in answers.items()
     }
+    completions = {
+        policy: [[Completion(text, [1, 2], [-0.1, -0.3])] for text in own] for policy, own in answers.items()
+    }
+    completions["2_sft"][0] = []  # its clip could not be read
     out = StageFolder(folder, "7_evaluate", "x")
     out.open()
-    judged = {policy: evaluate._judge_answers(policy, given, texts[policy], judge, out) for policy in texts}
+    judged = {
+        policy: evaluate._judge_answers(policy, given, own, judge, out) for policy, own in completions.items()
+    }
     policies = {
         policy: evaluate._scores(policy, given, own, judged[policy], judge, "7_evaluate")
         for policy, own in texts.items()
@@ -90,7 +97,12 @@ def test_by_facts(questions, tmp_path):
     assert after["shuffled_audio"]["factuality"] < 1
     assert (after["ratings"]["n"], after["ratings"]["states"]["missing"]) == (24, 1)
     assert list(after["categories"]) == list(comparisons["by_category"]) == ["speech", "sound", "music"]
-    assert list(comparisons["comparison"]) == ["factuality", "behaviour", "fact_accuracy", "score"]
+    kinds = {"absent", "closed", "describe", "one_word"}
+    assert set(after["kinds"]) == set(comparisons["by_kind"]) <= kinds
+    assert after["kinds"]["absent"]["absent_accuracy"] == 1
+    metrics = ["factuality", "behaviour", "fact_accuracy", "absent_accuracy", "score"]
+    assert list(comparisons["comparison"]) == metrics
+    assert (after["overall"]["entropy"], after["overall"]["foreign"]) == (pytest.approx(0.2), 0)
     gain = comparisons["comparison"]["factuality"]
     assert gain["delta"] == pytest.approx(1 - policies["2_sft"]["overall"]["factuality"])
     assert set(gain) == {"before", "after", "delta", "ci_low", "ci_high", "n"}
@@ -98,6 +110,8 @@ def test_by_facts(questions, tmp_path):
     assert comparisons["recognition_comparison"]["s"]["wer"]["delta"] == -1
     rows = judged_answers.read(out.path / "items/6_dpo.jsonl")
     assert rows["q0"].audio.startswith("test/Chat/")
+    assert rows["q0"].entropy == pytest.approx(0.2)
+    assert judged_answers.read(out.path / "items/2_sft.jsonl")["q0"].entropy is None
     assert len(air_bench.read_answers(out.path / "answers/6_dpo.jsonl")) == 23
     json.dumps([policies, comparisons], allow_nan=False)
 
@@ -124,7 +138,9 @@ def test_by_a_judge_model(questions, tmp_path):
         out, policies, comparisons = report(questions, tmp_path, llm_judge)
         about = llm_judge.describe(questions[0].audit.usable)
     after = policies["6_dpo"]
-    assert set(after["overall"]) == {"score", "words", "distinct", "n"}
+    assert set(after["overall"]) == {"score", "words", "distinct", "entropy", "foreign", "n"}
+    assert set(after["kinds"]) == set(comparisons["by_kind"]) == {"speech_QA", "sound_QA", "music_QA"}
+    assert list(comparisons["by_kind"]["music_QA"]) == ["score"]
     assert after["ratings"]["overall"] == pytest.approx(after["overall"]["score"])
     assert list(comparisons["comparison"]) == ["score"]
     rows = judged_answers.read(out.path / "items/6_dpo.jsonl").values()

@@ -41,8 +41,8 @@ def test_the_fact_judge_marks_as_a_person_would():
     assert [m.abstains for m in wrong] == [True, True, False]
 
 
-def mark(factual, answerable=True, abstains=False, score=5.0, item=ITEMS[0], response="x"):
-    marks = {"factual": factual, "behaves": True, "fact_is_right": factual, "abstains": abstains}
+def mark(factual, answerable=True, abstains=False, score=5.0, item=ITEMS[0], response="x", **more):
+    marks = {"factual": factual, "behaves": True, "fact_is_right": factual, "abstains": abstains, **more}
     return JudgedAnswer.to(item, response, answerable=answerable, score=score, **marks)
 
 
@@ -57,6 +57,7 @@ def test_levels_count_abstention_on_answerable_questions_only():
     assert found["factuality"] == pytest.approx(2 / 3)
     assert found["over_abstention"] == 0.5
     assert found["fact_accuracy"] == 0.5
+    assert found["absent_accuracy"] == 1
     assert found["words"] == 2
     assert found["distinct"] == 3
     assert found["n"] == 3
@@ -77,6 +78,44 @@ def test_categories_are_air_benchs():
     found = comparison.levels_by_category(answers)
     assert found["speech"]["n"] == 2
     assert found["mixed"]["factuality"] == 0
+
+
+def test_accuracy_on_absent_things_counts_them_alone():
+    judge = FactJudge(PHRASEBOOK)
+    said = ["There is no music.", "The piano plays.", "There is no speech.", "I do not know."]
+    answers = judge.judge([ITEMS[1]] * 4, said)
+    assert [answer.mark("absent_accuracy") for answer in answers] == [True, False, False, False]
+    assert {answer.mark("fact_accuracy") for answer in answers} == {None}
+    assert comparison.levels(answers)["absent_accuracy"] == 0.25
+    assert "absent_accuracy" not in comparison.levels(judge.judge(ITEMS[:1], ["The speaker says seven."]))
+    assert JudgedAnswer.to(ITEMS[1], "x", score=5.0).mark("absent_accuracy") is None  # nobody has marked it
+
+
+def test_questions_have_kinds():
+    judge = FactJudge(PHRASEBOOK)
+    right, wrong = [item.answer_gt for item in ITEMS], ["Seven.", "The piano plays.", "Man."]
+    before, after = judge.judge(ITEMS, wrong), judge.judge(ITEMS, right)
+    assert [answer.kind for answer in after] == ["closed", "absent", "one_word"]
+    assert JudgedAnswer.to(ITEMS[1], "x", score=5.0).kind == "speech_and_sound_QA"
+    levels, found = comparison.levels_by_kind(after), comparison.differences_by_kind(before, after)
+    assert list(levels) == list(found) == ["absent", "closed", "one_word"]
+    assert (levels["absent"]["n"], levels["absent"]["words"]) == (1, 4)
+    assert {kind: row["behaviour"].delta for kind, row in found.items()} == {
+        "absent": 1,
+        "closed": 1,
+        "one_word": 0,
+    }
+    assert (found["absent"]["score"].before, found["absent"]["score"].after) == (1, 10)
+    unnoted = [answer.model_copy(update={"kind": ""}) for answer in after]
+    assert comparison.levels_by_kind(unnoted) == comparison.differences_by_kind(unnoted, unnoted) == {}
+
+
+def test_entropy_and_language_are_means_over_the_answers_that_tell():
+    answers = [mark(True, entropy=0.2), mark(True, entropy=0.4), mark(True), mark(True, response="钢琴")]
+    found = comparison.levels(answers)
+    assert found["entropy"] == pytest.approx(0.3)
+    assert found["foreign"] == 0.25
+    assert not {"entropy", "foreign"} & comparison.levels([mark(True, response="7")]).keys()
 
 
 def test_recognition_per_source():

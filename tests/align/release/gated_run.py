@@ -66,18 +66,19 @@ PRODUCES = {
     "dpo": "policy",
     "evaluate": "evaluation",
     "gate": "verdict",
+    "grpo": "policy",
     "sft": "policy",
 }
 
 
-def stage(run, name, kind, needs, write, **config):
+def stage(run, name, kind, needs, write, metrics=None, **config):
     """One finished stage; `write` fills its folder."""
     out = StageFolder(run, name, "made")
     out.open()
     write(out.path)
     digests = {need: read_manifest(run / need)["output_digest"] for need in needs}
     head = {"kind": kind, "produces": PRODUCES.get(kind, kind), "status": "done", "config": config}
-    out.commit({**head, "inputs": digests, "metrics": {}})
+    out.commit({**head, "inputs": digests, "metrics": metrics or {}})
 
 
 def corpus(folder):

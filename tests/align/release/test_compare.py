@@ -97,12 +97,29 @@ def test_paired_differences_by_hand(run):
         "factuality": 0.75,
         "behaviour": 1.0,
         "fact_accuracy": 1.0,
+        "absent_accuracy": 0.0,
         "over_abstention": 0.0,
         "words": 3.0,
+        "foreign": 0.0,
         "score": 7.75,
         "distinct": 4,
         "n": 4,
     }
+
+
+def test_differences_stand_by_kind_of_question_where_kinds_are_known(run):
+    kinds = {"q1": "closed", "q2": "closed", "q3": "one_word", "q4": "absent"}
+    for path in (run / "7_evaluate/items").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"kind": kinds[row["uniq_id"]]}) + "\n" for row in rows))
+    c = compare([run / "2_sft", run / "6_dpo"])
+    by_kind = to_json(c)["differences"][0]["by_kind"]
+    assert list(by_kind) == ["absent", "closed", "one_word"]
+    assert by_kind["absent"]["absent_accuracy"]["delta"] == -1
+    assert by_kind["absent"]["score"]["delta"] == -9
+    assert by_kind["closed"]["fact_accuracy"]["delta"] == 0.5
+    write_html(c, run / "compare.html")
+    assert "By kind of question" in (run / "compare.html").read_text()
 
 
 def test_the_overall_score_weighs_categories_and_the_sets_of_mixed_alike(tmp_path):
@@ -293,10 +310,14 @@ def test_json_and_table_tell_the_same_numbers(run):
         "7.00",
         "33.3",
         "%",
+        "100.0",
+        "%",
         "0.0",
         "%",
         "3.00",
         "4",
+        "0.0",
+        "%",
     ]
     assert any("2 wins, 1 ties, 1 losses" in line for line in lines)
     assert any(line.startswith("6_dpo − 2_sft") and "+0.75 [" in line for line in lines)

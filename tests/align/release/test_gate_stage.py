@@ -9,13 +9,15 @@ import pytest
 import soundfile
 
 import preference_data
-from align.evaluation import comparison
+from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.judges.facts import FactJudge
-from align.recipe.config.evaluation import Thresholds
+from align.generation.engine import Completion
+from align.recipe.config.evaluation import EvaluateConfig, Thresholds
 from align.release.registry import RegistryDown
 from align.release.verdict import checks, decide
-from align.run_folder.artifacts import read_manifest
+from align.run_folder.artifacts import StageFolder, read_manifest
+from align.stages import evaluate
 from align.stages.gate import unfinished_share
 from preference_data import store
 from preference_data.audio import acoustic, contamination
@@ -55,6 +57,44 @@ def test_rewards_by_the_judge_are_found_behind_the_candidate(gated, tmp_path, as
     [check] = [check for check in verdict["checks"] if check["name"] == "independent judge"]
     assert "facts also gave the rewards of 2_sft" in check["reason"]
     assert verdict["verdict"] == ("fail" if asks else "pass"), verdict["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "chosen", "score", "verdict", "rise"),
+    [
+        ([0.2, 0.4, 0.6], None, (0.2, 0.9), "pass", (0.2, 0.6)),
+        ([0.2, 0.4, 0.6], None, (-0.9, -0.2), "fail", (0.2, 0.6)),
+        ([0.2, 0.4, 0.1], 20.0, (-0.9, -0.2), "fail", (0.2, 0.4)),  # the checkpoint of step 20 was published
+        ([0.2, 0.4, 0.1], None, (-0.9, -0.2), "pass", (0.2, 0.1)),
+        ([0.2, 0.4, 0.6], 10.0, (0.2, 0.9), "fail", None),
+        ([], None, (0.2, 0.9), "fail", None),
+    ],
+)
+def test_a_reward_that_rose_while_the_judges_score_fell_is_refused(
+    gated, tmp_path, rewards, chosen, score, verdict, rise
+):
+    scores = gated.scores(comparison__score=dict(zip(("ci_low", "ci_high"), score, strict=True)))
+    run = gated.make(tmp_path / "run", scores=scores)
+    shutil.rmtree(run / "6_dpo")
+
+    def rewarded(folder):
+        gated.weights(2.0)(folder)
+        (folder / "reward.json").write_text(json.dumps({"rewards": [{"kind": "length"}]}))
+        rows = [{"step": 10 * i, "reward": value} for i, value in enumerate(rewards, 1)]
+        rows.insert(1, {"step": 10, "dev/score": 5.0})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    metrics = {"chosen_step": chosen} if chosen else {}
+    gated.stage(run, "6_dpo", "grpo", ["0_corpus", "2_sft"], rewarded, metrics)
+    found = gated.gate(run, model_name=None)
+    assert found["verdict"] == verdict, found["reasons"]
+    assert found["reward_rises"] == {"6_dpo": rise and {"first": rise[0], "last": rise[1]}}
+    if verdict == "fail":
+        assert [reason.partition(":")[0] for reason in found["reasons"]] == ["proxy gap"]
+    gated.evaluate(
+        run, scores | {"before": "6_dpo", "after": "2_sft"}
+    )  # what the baseline earned is no matter
+    assert gated.gate(run, model_name=None, min_audio_effect=None)["reward_rises"] == {}
 
 
 def test_simulated_annotators_are_no_independent_judge(gated, tmp_path):
@@ -220,40 +260,54 @@ def questions():
     return items, references, spoiled
 
 
-def judged(questions, candidate, baseline):
-    """scores.json as the evaluation writes it, from answers through the real fact judge."""
+def evaluated(questions, folder, candidate, baseline, logp):
+    """scores.json as the evaluation writes it, from completions through the real fact judge."""
     items, _, _ = questions
-    judge = FactJudge(PHRASEBOOK)
-    answers = {name: judge.judge(items, texts) for name, texts in (("sft", baseline), ("dpo", candidate))}
-    shuffled = judge.judge(items, [*candidate[1:], candidate[0]])
-    overall = comparison.differences(answers["sft"], answers["dpo"])["overall"]
+    given = evaluate._Questions(Path("corpus"), "test/", items, air_bench.Audit(items, [], {}), [])
+    judge, out = FactJudge(PHRASEBOOK), StageFolder(folder, "7_evaluate", "x")
+    out.open()
+    said = {"sft": (baseline, -0.4), "dpo": (candidate, logp)}
+    texts = {policy: {"answers": own, "shuffled": [*own[1:], own[0]]} for policy, (own, _) in said.items()}
+    answers = {
+        policy: evaluate._judge_answers(
+            policy, given, [[Completion(text, [1], [logp])] for text in own], judge, out
+        )
+        for policy, (own, logp) in said.items()
+    }
     return {
         "before": "sft",
         "after": "dpo",
-        "n": len(items),
         "judge": judge.describe(items),
         "policies": {
-            "sft": {"overall": comparison.levels(answers["sft"])},
-            "dpo": {
-                "overall": comparison.levels(answers["dpo"]),
-                "shuffled_audio": comparison.levels(shuffled),
-            },
+            policy: evaluate._scores(policy, given, own, answers[policy], judge, "7_evaluate")
+            for policy, own in texts.items()
         },
-        "comparison": {key: row._asdict() for key, row in overall.items()},
+        **evaluate._comparisons(CONFIG, given, texts, answers),
     }
 
 
-def outcome(questions, spoil):
+CONFIG = EvaluateConfig(
+    stage="evaluate", corpus="0_corpus", policies=["sft", "dpo"], before="sft", after="dpo"
+)
+RL_LIMITS = {
+    "kind_margins": {"behaviour": 0.1},
+    "max_under_abstention_rise": 0.1,
+    "max_kind_length_ratio": 1.5,
+    "min_entropy_ratio": 0.1,
+    "max_foreign_rise": 0.02,
+}
+
+
+def outcome(questions, folder, spoil, logp=-0.2, limits=RL_LIMITS):
     """The verdict on a candidate whose i-th answer is `spoil(i, good answer)`."""
     _, references, spoiled = questions
     baseline = [spoiled[i] if i % 2 else references[i] for i in range(len(references))]
     better = [spoiled[i] if i % 5 == 1 else references[i] for i in range(len(references))]
     candidate = [spoil(i, text) for i, text in enumerate(better)]
-    thresholds = Thresholds(judge=None).model_dump()
     return decide(
         checks(
-            judged(questions, candidate, baseline),
-            thresholds,
+            evaluated(questions, folder, candidate, baseline, logp),
+            Thresholds(judge=None, **limits).model_dump(),
             unfinished={"sft": unfinished_share(baseline), "dpo": unfinished_share(candidate)},
             contamination=Contamination((), 600, 5000, ()),
             champion=None,
@@ -261,8 +315,8 @@ def outcome(questions, spoil):
     )
 
 
-def test_a_better_candidate_passes(questions):
-    found = outcome(questions, lambda i, text: text)
+def test_a_better_candidate_passes(questions, tmp_path):
+    found = outcome(questions, tmp_path, lambda i, text: text)
     assert found.verdict == "pass", found.reasons
 
 
@@ -274,10 +328,52 @@ def test_a_better_candidate_passes(questions):
         (lambda i, text: f"{text} The" if i % 8 == 0 else text, "rise of unfinished answers"),
         (lambda i, text: f"{text} {text} {text}", "length ratio"),
         (lambda i, text: "The speaker says seven.", "distinct answers"),
+        (lambda i, text: "钢琴在演奏。" if i % 16 == 0 else text, "rise of foreign answers"),
     ],
-    ids=["over-abstention", "short", "fragments", "repetition", "one answer"],
+    ids=["over-abstention", "short", "fragments", "repetition", "one answer", "another language"],
 )
-def test_each_collapse_is_caught_by_its_own_sign(questions, spoil, reason):
-    found = outcome(questions, spoil)
+def test_each_collapse_is_caught_by_its_own_sign(questions, tmp_path, spoil, reason):
+    found = outcome(questions, tmp_path, spoil)
     assert found.verdict == "fail"
     assert any(one.startswith(reason) for one in found.reasons), found.reasons
+
+
+@pytest.mark.parametrize(
+    ("is_of_kind", "spoil", "reasons"),
+    [
+        (
+            lambda text: text.startswith("There is no"),
+            lambda good, bad: bad,  # a value for a thing that is not there
+            ["behaviour on absent", "under-abstention"],
+        ),
+        (
+            lambda text: " " not in text,
+            lambda good, bad: bad,  # a sentence where one word was asked for
+            ["behaviour on one_word", "length ratio on one_word"],
+        ),
+        (
+            lambda text: text.startswith("There is no"),
+            lambda good, bad: f"{good} {good}",
+            ["behaviour on absent", "length ratio on absent"],
+        ),
+    ],
+    ids=["absent answered", "form ignored", "absent long"],
+)
+def test_what_one_kind_loses_while_the_others_gain_is_seen(questions, tmp_path, is_of_kind, spoil, reasons):
+    _, references, spoiled = questions
+
+    def candidate(i, text):
+        good = references[i]
+        return spoil(good, spoiled[i]) if is_of_kind(good) else good
+
+    few = {"min_distinct_ratio": 0.1}  # all that is right says fewer different things than what is made up
+    assert outcome(questions, tmp_path, candidate, limits=few).verdict == "pass"
+    found = outcome(questions, tmp_path, candidate, limits=RL_LIMITS | few)
+    assert found.verdict == "fail"
+    assert [reason.partition(":")[0] for reason in found.reasons] == reasons
+
+
+def test_a_policy_that_is_sure_of_a_single_sentence_is_refused(questions, tmp_path):
+    found = outcome(questions, tmp_path, lambda i, text: "The speaker says seven.", logp=-0.001)
+    signs = {one.partition(":")[0] for one in found.reasons}
+    assert {"distinct answers", "entropy ratio", "under-abstention", "audio effect"} <= signs

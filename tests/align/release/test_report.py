@@ -162,6 +162,7 @@ def evaluate(run, n=120, stage="7_evaluate", corpus="1_corpus", rates=(0.5, 0.8,
             }
             for category in CATEGORIES
         },
+        "by_kind": {"absent": {"behaviour": interval(before[::5], after[::5], "behaves")}},
         "against": {"6_chosen_only": {metric: interval(control, after, key) for metric, key in keys.items()}},
     }
     manifest(run, stage, "evaluate", seconds=95.0, corpus=corpus, split="test")
@@ -325,6 +326,10 @@ def test_a_whole_run_is_told_in_one_offline_file_with_the_numbers_of_scores_json
     assert rows[0][3] == f"+{100 * told['delta']:.1f} pts"
     assert rows[0][4] == f"+{100 * told['ci_low']:.1f} to +{100 * told['ci_high']:.1f}"
 
+    kind = next(row for row in page.rows if row and row[0] == "absent")
+    assert kind[1:3] == ["24", "Behaviour"]
+    assert kind[4] == value(scores["by_kind"]["absent"]["behaviour"]["after"], "behaviour")
+
     table = {row[0]: row for row in reversed(page.rows) if row}  # of equal names the first: not the costs
     after = scores["policies"]["6_dpo"]["overall"]
     policy = next(row for name, row in table.items() if name.startswith("6_dpoDPO"))
@@ -401,7 +406,7 @@ def test_curves_of_a_stage_that_was_killed_are_shown(tmp_path):
 
 def test_missing_parts_of_an_evaluation_leave_their_sections_out(run):
     scores = json.loads((run / "7_evaluate/scores.json").read_text())
-    for key in ("by_category", "against", "constant_answer"):
+    for key in ("by_category", "by_kind", "against", "constant_answer"):
         del scores[key]
     for policy in scores["policies"].values():
         del policy["shuffled_audio"], policy["recognition"]

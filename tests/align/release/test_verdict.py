@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from align.recipe.config.evaluation import GateConfig, Thresholds
-from align.release.verdict import Champion, checks, decide, gain
+from align.release.verdict import Champion, RewardRise, checks, decide, gain
 from preference_data.audio.contamination import Contamination, Overlap
 
 COLLAPSED = Path(__file__).parent / "collapsed"
@@ -231,6 +231,139 @@ def test_recognition_goes_by_the_interval_where_there_is_one():
     ]
 
 
+# -------------------------------------------------------------------------- what RL is known to break
+
+
+RL_LIMITS = THRESHOLDS | {
+    "kind_margins": {"behaviour": 0.1},
+    "max_under_abstention_rise": 0.1,
+    "max_kind_length_ratio": 1.5,
+    "min_entropy_ratio": 0.2,
+    "max_foreign_rise": 0.02,
+}
+KINDS = {"absent": {"words": 4.0}, "closed": {"words": 5.0}}
+RL = copy.deepcopy(GOOD)
+for policy in RL["policies"].values():
+    policy["overall"] |= {"entropy": 0.5, "foreign": 0.01}
+    policy["kinds"] = KINDS
+RL["comparison"]["absent_accuracy"] = {"before": 0.49, "after": 0.5, "ci_low": -0.08, "ci_high": 0.1}
+RL["by_kind"] = {kind: {"behaviour": {"ci_low": -0.05, "ci_high": 0.1}} for kind in KINDS}
+
+
+def after_rl(**changes):
+    return decided(changed(RL, changes), RL_LIMITS)
+
+
+def test_a_candidate_that_lost_nothing_passes_all_of_them():
+    found = after_rl()
+    assert found.verdict == "pass", found.reasons
+    names = {check.name for check in found.checks} - {check.name for check in with_facts().checks}
+    assert names == {
+        "under-abstention",
+        "behaviour on absent",
+        "behaviour on closed",
+        "length ratio on absent",
+        "length ratio on closed",
+        "entropy ratio",
+        "rise of foreign answers",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "outcome", "reason"),
+    [
+        (
+            "comparison__absent_accuracy",
+            {"before": 0.49, "after": 0.13, "ci_low": -0.46, "ci_high": -0.26},
+            "fail",
+            "under-abstention: 0.490 -> 0.130; accuracy on absent things: 95 % interval of the difference "
+            "[-0.460, -0.260] lies below -0.100",
+        ),
+        (
+            "comparison__absent_accuracy",
+            {"before": 0.49, "after": 0.4, "ci_low": -0.18, "ci_high": 0.01},
+            "inconclusive",
+            "under-abstention: 0.490 -> 0.400; accuracy on absent things: 95 % interval of the difference "
+            "[-0.180, +0.010] contains -0.100",
+        ),
+        (
+            "by_kind__absent__behaviour",
+            {"ci_low": -0.3, "ci_high": -0.12},
+            "fail",
+            "behaviour on absent: 95 % interval of the difference [-0.300, -0.120] lies below -0.100",
+        ),
+        (
+            "by_kind__closed__behaviour",
+            {"ci_low": -0.15, "ci_high": 0.0},
+            "inconclusive",
+            "behaviour on closed: 95 % interval of the difference [-0.150, +0.000] contains -0.100",
+        ),
+        (
+            "policies__dpo__kinds",
+            {**KINDS, "absent": {"words": 6.4}},
+            "fail",
+            "length ratio on absent: 1.6, allowed at most 1.5",
+        ),
+        ("policies__dpo__overall__entropy", 0.09, "fail", "entropy ratio: 0.18, needed at least 0.2"),
+        (
+            "policies__dpo__overall__foreign",
+            0.04,
+            "fail",
+            "rise of foreign answers: 0.03, allowed at most 0.02",
+        ),
+        ("comparison__absent_accuracy", None, "fail", "under-abstention: not measured"),
+        ("comparison__absent_accuracy__ci_low", math.nan, "fail", "under-abstention: 0.490 -> 0.500; "),
+        ("policies__dpo__kinds", None, "fail", "length ratio per kind: not measured"),
+        ("policies__dpo__overall__entropy", None, "fail", "entropy ratio: not measured"),
+        ("policies__sft__overall__entropy", 0.0, "fail", "entropy ratio: not measured"),
+        ("policies__sft__overall__foreign", None, "fail", "rise of foreign answers: not measured"),
+        ("policies__sft__kinds", {"closed": {"words": 5.0}}, "fail", "length ratio on absent: not measured"),
+        ("by_kind__closed", None, "fail", "behaviour on closed: not measured"),
+    ],
+)
+def test_each_of_them_is_caught_by_its_own_sign(path, value, outcome, reason):
+    found = after_rl(**{path: value})
+    assert found.verdict == outcome
+    assert [one[: len(reason)] for one in found.reasons] == [reason]
+
+
+def test_kinds_of_which_nothing_is_known_do_not_pass():
+    scores = changed(RL, {"by_kind": None, "policies__dpo__kinds": None})
+    assert decided(scores, RL_LIMITS).reasons == [
+        "behaviour per kind: not measured",
+        "length ratio per kind: not measured",
+    ]
+    assert decided(scores, THRESHOLDS).verdict == "pass"  # who asks for nothing needs nothing
+
+
+@pytest.mark.parametrize(
+    ("rise", "interval", "outcome", "reason"),
+    [
+        ((0.2, 0.6), (0.1, 0.5), "pass", "difference [+0.100, +0.500] lies above +0.000"),
+        ((0.2, 0.6), (-0.5, -0.1), "fail", "difference [-0.500, -0.100] lies below +0.000"),
+        ((0.2, 0.6), (-0.1, 0.1), "inconclusive", "difference [-0.100, +0.100] contains +0.000"),
+        ((0.2, 0.6), (0.0, 0.0), "inconclusive", "difference [+0.000, +0.000] contains +0.000"),
+        ((0.2, 0.6), None, "fail", "score: not measured"),
+        ((0.2, 0.1), (-0.5, -0.1), "pass", "did not rise"),
+        ((0.2, math.nan), (0.1, 0.5), "fail", "not measured: 3_grpo logged its reward less than twice"),
+        (None, (0.1, 0.5), "fail", "not measured: 3_grpo logged its reward less than twice"),
+    ],
+)
+def test_a_reward_that_rises_alone_is_a_proxy_gap(rise, interval, outcome, reason):
+    score = interval and dict(zip(("ci_low", "ci_high"), interval, strict=True))
+    scores = copy.deepcopy(GOOD)
+    scores["comparison"] |= {"score": score} if score else {}
+    rises = {"3_grpo": rise and RewardRise(*rise)}
+    found = decided(scores, THRESHOLDS, reward_rises=rises)
+    [check] = [check for check in found.checks if check.name == "proxy gap"]
+    assert (found.verdict, check.outcome) == (outcome, outcome)
+    assert reason in check.reason
+    if rise and rise[1] > rise[0]:
+        assert "proxy gap: reward of 3_grpo 0.200 -> 0.600; " in check.reason
+    assert decided(scores, THRESHOLDS | {"rewarded_score_gain": None}, reward_rises=rises).verdict == "pass"
+    assert "proxy gap" not in {check.name for check in decided(scores, THRESHOLDS).checks}
+
+
 # -------------------------------------------------------------------------- the judge
 
 
@@ -359,7 +492,10 @@ def test_a_policy_that_asks_for_no_quality_is_refused():
 
 
 def under_the_demos_policy(name, **more):
-    """The verdict on a real run, kept in `collapsed/`, by the demo's own 8_gate.yaml."""
+    """The verdict on a real run, kept in `collapsed/`, by the demo's own 8_gate.yaml.
+
+    The runs that collapsed were kept before kinds, entropy and language were measured.
+    """
     run = json.loads((COLLAPSED / f"{name}.json").read_text())
     run["scores"]["policies"]["6_dpo"]["overall"] |= more
     written = yaml.safe_load((RECIPES / "demo/8_gate.yaml").read_text())

@@ -89,6 +89,9 @@ def test_an_interrupted_evaluation_completes_only_what_is_missing(inputs, tmp_pa
     assert [item["audio"] for item in items][:2] == [f"test/Chat/speech_QA_toy/{i}.wav" for i in range(2)]
     kept = json.loads((resumed / "completions" / "2" / "answers" / "00000000.json").read_text())
     assert [item["response"] for item in items][:4] == [group[0]["text"] for group in kept.values()]
+    entropies = [-np.mean(group[0]["logps"]) for group in kept.values()]
+    assert [item["entropy"] for item in items][:4] == pytest.approx(entropies)
+    assert min(entropies) > 0
 
 
 def test_where_judging_costs_the_control_is_made_for_one_policy(inputs, tmp_path, monkeypatch):
