@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag
 from align.recipe.config.base import (
     Config,
     Conflict,
+    EngineName,
     LabelsRef,
     NoEffect,
     OutputKind,
@@ -285,6 +286,9 @@ class GRPOConfig(FurtherTrainingConfig):
     max_new_tokens: int = Field(32, ge=1)
     iterations: int = Field(1, ge=1)
     """Optimizer steps for each batch of completions; only after all of them is there a checkpoint."""
+    engine: EngineName = "transformers"
+    """`vllm`: a server beside each process, which gets the weights before each batch of completions; it draws
+    by other random numbers."""
     rollout_batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     """Prompts that a process completes at a time."""
     choose: Choose | None = None
@@ -309,6 +313,9 @@ class GRPOConfig(FurtherTrainingConfig):
                 "them again. Take ddp or zero2; where those do not fit, with lora"
             )
             yield Conflict("hardware", message)
+        if self.engine == "vllm" and self.lora is not None and self.lora.bits is not None:
+            message = "vllm is sent merged weights, and those of 4 bits cannot be merged exactly: remove bits"
+            yield Conflict("engine", f"{message}, or engine")
 
     @property
     def keeps_candidates(self) -> bool:

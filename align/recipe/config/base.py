@@ -29,6 +29,8 @@ OutputKind = Literal[
     "checkpoint",
 ]
 """What a stage leaves. No stage leaves a `checkpoint`: that is someone else's model."""
+EngineName = Literal["transformers", "vllm"]
+"""What completes prompts: this process, or a server in an environment of its own (`align engine install`)."""
 
 
 Mark = TypeVar("Mark")

@@ -12,6 +12,7 @@ from align.recipe.config.base import (
     Config,
     Conflict,
     CorpusRef,
+    EngineName,
     EvaluationRef,
     NoEffect,
     OutputKind,
@@ -94,8 +95,8 @@ class EvaluateConfig(StageConfig):
     prompt_format: PromptFormat = "sentences"
     """Format of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """`vllm` runs in servers of their own (`align engine install`). Completions are greedy here: the same."""
+    engine: EngineName = "transformers"
+    """Completions are greedy here: the same from both."""
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
