@@ -15,6 +15,7 @@ from align.recipe.config.base import (
     NoEffect,
     OutputKind,
     PairsRef,
+    servers_of,
 )
 from align.recipe.config.rewards import RewardConfig
 from align.recipe.config.training import TRL_WITHOUT_EFFECT, FurtherTrainingConfig
@@ -348,4 +349,5 @@ class GRPOConfig(FurtherTrainingConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Steps, prompts and completions."""
         n = self.n_examples
-        return f"{self.steps:,} steps, {n:,} prompts x {self.answers} = {n * self.answers:,} completions"
+        work = f"{self.steps:,} steps, {n:,} prompts x {self.answers} = {n * self.answers:,} completions"
+        return work + servers_of(self.engine, self.hardware.workers if self.hardware else 1)

@@ -148,6 +148,11 @@ class StageConfig(Config):
         return ""
 
 
+def servers_of(engine: EngineName, processes: int) -> str:
+    """The servers that complete prompts, in words behind others; empty where there are none."""
+    return "" if engine == "transformers" else f", {processes} vLLM server{'s' if processes > 1 else ''}"
+
+
 def mark_of(info: FieldInfo, kind: type[Mark]) -> Mark | None:
     """A field's mark of this kind, also one inside its type."""
     marks = [*info.metadata, *parts(info.annotation)]

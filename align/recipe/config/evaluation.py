@@ -20,6 +20,7 @@ from align.recipe.config.base import (
     PolicyRef,
     StageConfig,
     VerdictRef,
+    servers_of,
 )
 from preference_data.prompts.prompts import PromptFormat
 
@@ -108,7 +109,7 @@ class EvaluateConfig(StageConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Policies, and the clips they are asked about."""
         per_policy = f" x {clips[self.split]:,} clips" if clips else ""
-        return f"{len(self.policies)} policies{per_policy}"
+        return f"{len(self.policies)} policies{per_policy}{servers_of(self.engine, self.workers)}"
 
     def conflicts(self) -> Iterator[Conflict]:
         """What is compared must be scored."""

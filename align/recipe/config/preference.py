@@ -18,6 +18,7 @@ from align.recipe.config.base import (
     PolicyRef,
     ScoresRef,
     StageConfig,
+    servers_of,
 )
 from align.recipe.config.rewards import RewardConfig
 
@@ -42,6 +43,7 @@ class SampleConfig(StageConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Completions, and the clips they are about."""
         per_prompt = f"{self.completions_per_prompt} completions per prompt"
+        per_prompt += servers_of(self.engine, self.workers)
         return f"{clips['preference']:,} clips, {per_prompt}" if clips else per_prompt
 
 

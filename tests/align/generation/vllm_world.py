@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -39,10 +40,16 @@ def tokens(groups):
     return {number: [completion.token_ids for completion in group] for number, group in groups.items()}
 
 
-def servers(process=None):
-    """Processes of vLLM's that a process, by default this one, has started."""
-    family = (process or psutil.Process()).children(recursive=True)
-    return [child for child in family if is_alive(child) and "vllm" in " ".join(child.cmdline()).lower()]
+def servers():
+    """Processes of vLLM's that this one has started."""
+    return {child for child in psutil.Process().children(recursive=True) if is_vllm(child)}
+
+
+def is_vllm(process):
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        return is_alive(process) and any(word.startswith(("VLLM::", "vllm.entry")) for word in words)
+    return False
 
 
 def is_alive(process):

