@@ -152,7 +152,7 @@ tiny_training.run_here(config, world, folder)
 """
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_failed_then_killed_then_resumed_is_the_unbroken_run_and_leaves_no_server(
     world, tmp_path, monkeypatch
 ):
