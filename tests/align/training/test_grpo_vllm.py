@@ -22,7 +22,10 @@ from tests.align.training import tiny_training
 from tests.align.training.test_grpo import LORA, PROMPTS, G, T, make_trainer, perturb
 from tests.conftest import Tiny
 
-pytestmark = vllm_world.NEEDS_VLLM
+pytestmark = [
+    *vllm_world.NEEDS_VLLM,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs grpo refuses vLLM"),
+]
 NUMBERED = dict(enumerate(requests(40)))
 
 
