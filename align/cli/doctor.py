@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from ctypes.util import find_library
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -105,16 +104,13 @@ def _deepspeed() -> Finding:
 def _vllm() -> Finding:
     """The engine of stages that say `engine: vllm`."""
     try:
-        from align.generation.vllm.server import environment
+        from align.generation.vllm.server import environment, missing
     except (ImportError, OSError):
         return Finding("warn", "vLLM", "unknown without torch")
-    own = environment()
-    if not own.is_ready:
-        state = "not installed; only stages with engine: vllm need it"
-        return Finding("warn", "vLLM", state, own.install_command)
-    if find_library("numa") is None:
-        return Finding("warn", "vLLM", f"in {own.location}, but no libnuma", "apt-get install libnuma1")
-    return Finding("ok", "vLLM", str(own.location))
+    if problem := missing():
+        state, _, mend = problem.partition(". Run: ")
+        return Finding("warn", "vLLM", f"{state}; only stages with engine: vllm need it", mend)
+    return Finding("ok", "vLLM", str(environment().location))
 
 
 def _espeak() -> Finding:

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 from align.execution.plan import survey
+from align.planning.budget import shape_of
+from align.planning.estimate import UnknownShape
 from align.planning.foreign_models import hub_problem, model_problems
-from align.recipe.config.alignment import DPOConfig
+from align.recipe.config.alignment import DPOConfig, GRPOConfig
 from align.recipe.config.evaluation import JudgeModel
-from align.recipe.config.training import Filters, SFTConfig, TrainingConfig
+from align.recipe.config.training import Filters, Hardware, SFTConfig, TrainingConfig
 from align.recipe.recipe import Recipe, RecipeError, Step, read
 from align.recipe.stage_file import Problem
 from align.recipe.trl_names import problem_with
@@ -35,7 +38,7 @@ def load_checked(
     run = run_folder(recipe)
     for step in recipe.steps if problems else _unfinished(recipe, run):
         problems += [*model_problems(step), *_refused_by_trl(step)]
-        problems += [*_judge_problems(step), *_data_problems(step, run)]
+        problems += [*_judge_problems(step), *_engine_problems(step, recipe), *_data_problems(step, run)]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return recipe, run
@@ -129,6 +132,25 @@ def _judge_problems(step: Step) -> Iterator[Problem]:
             Endpoint(judge.url, judge.model, parameters=judge.parameters)
     except (ValueError, OSError, RuntimeError) as error:
         yield step.source.problem((*(["reward"] if reward else []), "judge"), str(error))
+
+
+def _engine_problems(step: Step, recipe: Recipe) -> Iterator[Problem]:
+    """Why vLLM cannot complete prompts here; of a cluster that others run only policies can be known."""
+    config = step.config
+    if getattr(config, "engine", None) != "vllm":
+        return
+    from align.generation.vllm.server import missing, training_problem, width_problem  # seconds, with torch
+
+    hardware: Hardware | None = getattr(config, "hardware", None)
+    is_here = hardware is None or hardware.address is None
+    if is_here and (problem := missing()):
+        yield step.source.problem(("engine",), problem)
+    if is_here and isinstance(config, GRPOConfig) and (problem := training_problem()):
+        yield step.source.problem(("engine",), problem)
+    for policy in getattr(config, "policies", [getattr(config, "policy", "")]):
+        with suppress(UnknownShape, OSError):
+            if problem := width_problem(shape_of(policy, recipe).head_width):
+                yield step.source.problem(("engine",), f"{policy} has {problem}")
 
 
 def _data_problems(step: Step, run: Path) -> Iterator[Problem]:

@@ -173,6 +173,10 @@ class _Worker:
         self.engine.clips = self.clips[batch.set_index]
         return batch.set_index, _completed(self.engine, batch.numbered, decoding, seed)
 
+    def close(self) -> None:
+        """End what the engine has started; it dies with a worker that is killed."""
+        self.engine.close()
+
 
 def _in_workers(
     workers: int,
@@ -192,9 +196,10 @@ def _in_workers(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         n = min(workers, len(batches), gpus or workers)
         actor = ray.remote(_Worker).options(num_gpus=1 if gpus else 0)
-        pool = ActorPool([actor.remote(make_engine, clips, n) for _ in range(n)])
-        yield from pool.map_unordered(
+        actors = [actor.remote(make_engine, clips, n) for _ in range(n)]
+        yield from ActorPool(actors).map_unordered(
             lambda worker, batch: worker.complete.remote(batch, decoding, seed), batches
         )
+        ray.get([actor.close.remote() for actor in actors])
     finally:
         ray.shutdown()

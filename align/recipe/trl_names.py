@@ -91,8 +91,9 @@ _WHY_NOT = {
     "no code is loaded from a checkpoint": "trust_remote_code",
     "completions are drawn from the whole distribution by our own engine": "top_p top_k min_p"
     " repetition_penalty generation_kwargs cache_implementation use_transformers_continuous_batching"
-    " transformers_continuous_batching_config use_transformers_paged chat_template_kwargs use_vllm vllm_mode"
-    " vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url"
+    " transformers_continuous_batching_config use_transformers_paged chat_template_kwargs",
+    "TRL's own vLLM hears no audio and shares our environment; say engine: vllm in the stage": "use_vllm"
+    " vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url"
     " vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization"
     " vllm_max_model_length vllm_tensor_parallel_size vllm_importance_sampling_correction"
     " vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min"

@@ -9,8 +9,12 @@ metrics.jsonl, reward.json (the identity of the reward, which the gate reads).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from align.generation.engine import Engine, open_engine
+from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.alignment import GRPOConfig
 from align.run_folder.artifacts import REWARD, StageFolder, write_json
@@ -50,6 +54,18 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
         iterations=config.iterations,
         reward=reward,
         rollout_batch_size=config.rollout_batch_size,
+        open_engine=_server_of(config, policy),
     )
     metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
     return {**metrics, "prompts": float(len(rows))}
+
+
+def _server_of(config: GRPOConfig, policy: Path | str) -> Callable[[ClipFeatures], Engine] | None:
+    """What starts a server that completes for the policy, if the config wants it."""
+    if config.engine == "transformers":
+        return None
+    from align.generation.vllm.server import ServerFailed, missing, training_problem
+
+    if problem := missing() or training_problem():
+        raise ServerFailed(problem)
+    return partial(open_engine, config.engine, policy)

@@ -44,7 +44,7 @@ from align.run_folder.artifacts import (
 )
 from align.training import processes
 from align.training.strategies import Strategy
-from align.training.tuning import merged
+from align.training.tuning import merged, merged_weights
 
 log = logging.getLogger(__name__)
 Load = Callable[[Path | str], PreTrainedModel]
@@ -311,6 +311,20 @@ def publish(
         (out / "adapter").mkdir(exist_ok=True)
         for name in _ADAPTER:
             shutil.copyfile(checkpoint / name, out / "adapter" / name)
+
+
+@contextmanager
+def live_policy(model: Any, checkpoints: Path) -> Iterator[Path]:
+    """A folder with the weights of a policy in training as plain ones, for as long as the block runs.
+
+    It lies in the stage's folder of `checkpoints`, so that the next attempt clears what a killed one leaves.
+    For each process by itself.
+    """
+    with tempfile.TemporaryDirectory(dir=checkpoints, prefix=f"{STAGING}live-") as name:
+        folder = Path(name)
+        shards.write(((hub_name(key), weight) for key, weight in merged_weights(model)), folder)
+        model.config.save_pretrained(folder)
+        yield folder
 
 
 @contextmanager

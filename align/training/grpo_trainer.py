@@ -1,25 +1,35 @@
 """TRL's GRPOTrainer on audio: our engine draws completions, our rewards score them, the backbone is packed.
 
 Losses, advantages, KL, clipping and metrics stay TRL's (arXiv:2402.03300, equation 3).
+
+The policy itself draws, or an engine in a process of its own that gets the policy's weights before each
+batch of completions. Old log-probs are the policy's own in either case, so with `iterations` 1 all ratios are
+1, and what the engine computes differently shows in nothing but which completions are drawn. In float32 that
+is nothing to correct: vLLM's log-probs are within 1e-4 of ours, so that a completion of 100 tokens is at most
+1 % likelier to come from it. Logged are `sampling/sampling_logp_difference/mean` and `/max`, TRL's names for
+|log p of the engine - ours| of the drawn tokens (at temperature 1: an engine's are those before temperature).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from align.generation.engine import Completion, Decoding, Request
+from align.generation.engine import Completion, Decoding, Engine, Request
 from align.generation.transformers_engine import LiveEngine
 from align.models.answer_head import answers_only
+from align.models.features import ClipFeatures
 from align.models.qwen2_audio.packed import is_packed, pack_for_inference
 from align.rewards.reward import Parts, Reward
+from align.training.checkpoints import live_policy
 from align.training.clip_ids import ClipIds
 from align.training.collate import Row, SFTCollator
 from align.training.library_fixes import FixedGRPOTrainer
-from align.training.monitoring import RewardByKind
+from align.training.monitoring import LogpDifference, RewardByKind
 from align.training.processes import eval_mode
 from align.training.trainers import AudioTrainer
 
@@ -37,10 +47,16 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         data_collator: SFTCollator,
         reward: Reward,
         rollout_batch_size: int = 128,
+        open_engine: Callable[[ClipFeatures], Engine] | None = None,
         **kwargs: Any,
     ) -> None:
-        """TRL's arguments; `rollout_batch_size` prompts are completed at a time."""
+        """TRL's arguments; `rollout_batch_size` prompts are completed at a time.
+
+        `open_engine` starts an engine that completes in the policy's place, when the first prompts come.
+        """
         self.reward, self._rollout_batch_size = reward, rollout_batch_size
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
         super().__init__(
             *args,
             reward_funcs=[_part(name) for name in reward.weights],
@@ -52,11 +68,11 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         if not is_packed(inner):  # only the batches of the loss are stock ones
             pack_for_inference(inner)
-        self._engine = LiveEngine(inner, self.processing_class, data_collator.features)
+        self._live = LiveEngine(inner, self.processing_class, data_collator.features)
         prompts: Any = self.train_dataset
         paths = sorted({path for row in prompts.rows for path in row["audios"]})
         self.clip_ids = ClipIds(data_collator, paths, inner.get_input_embeddings().num_embeddings)
-        self._by_kind = RewardByKind()
+        self._by_kind, self._difference = RewardByKind(), LogpDifference()
 
     def with_clips(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """`model`, but of rows whose ids name their clips."""
@@ -69,9 +85,27 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
 
         return forward
 
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint or from the start; an engine that was started ends with it."""
+        try:
+            super().train_from(checkpoint)
+        finally:
+            if self._engine is not None:
+                self._engine.close()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; notes how far an engine's log-probs are from those of the policy that it stands for."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        drawn = inputs.get("sampling_per_token_logps")
+        if drawn is not None and self.state.global_step % self.num_iterations == 0:  # the weights are those
+            self._difference.add((self.policy_logps - drawn)[inputs["completion_mask"] == 1])
+        return loss
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the reward by kind of prompt to rows about training."""
-        super().log({**logs, **self._by_kind.take()} if "loss" in logs else logs, *args, **kwargs)
+        """Add the reward by kind of prompt, and an engine's differences, to rows about training."""
+        if "loss" in logs:
+            logs = {**logs, **self._by_kind.take(), **self._difference.take()}
+        super().log(logs, *args, **kwargs)
 
     # ---------------------------------------------------------------- completions and their rewards
 
@@ -85,10 +119,13 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         parts = self.reward.score(records, texts)
         self._by_kind.add([row["kind"] for row in rows for _ in range(g)], self._total(parts))
         ids = [self._prompt_ids(row["request"]) for row in rows]
+        completions = [completion for group in groups for completion in group]
         return {
             "prompt_ids": [prompt for prompt in ids for _ in range(g)],
-            "completion_ids": [completion.token_ids for group in groups for completion in group],
-            "logprobs": None,  # the policy itself draws, so there is nothing to correct for
+            "completion_ids": [completion.token_ids for completion in completions],
+            "logprobs": [completion.logps for completion in completions]
+            if self._engine and self.temperature == 1
+            else None,
             "parts": [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)],
         }
 
@@ -102,16 +139,27 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
             suppress=(self.clip_ids.audio_id,),
         )
         groups: dict[int, list[Completion]] = {}
+        engine = self._current_engine()
         with eval_mode(self.model, self.accelerator.device), self.accelerator.autocast():
             for start in range(0, len(rows), self._rollout_batch_size):
                 part = rows[start : start + self._rollout_batch_size]
                 numbered = {row["draw"]: row["request"] for row in part}
-                groups |= dict(self._engine.complete(numbered, decoding, self.args.seed))
+                groups |= dict(engine.complete(numbered, decoding, self.args.seed))
         return [groups[row["draw"]] for row in rows]
 
+    def _current_engine(self) -> Engine | LiveEngine:
+        """What completes as the policy does now."""
+        if self._open_engine is None:
+            return self._live
+        if self._engine is None:
+            self._engine = self._open_engine(self._live.clips)
+        with live_policy(self.accelerator.unwrap_model(self.model), Path(self.args.output_dir)) as weights:
+            self._engine.load(weights)
+        return self._engine
+
     def _prompt_ids(self, request: Request) -> list[int]:
-        clips = self._engine.clips(request.audios)
-        return self.clip_ids.name(self._engine.encode(request, clips).ids, request.audios)
+        clips = self._live.clips(request.audios)
+        return self.clip_ids.name(self._live.encode(request, clips).ids, request.audios)
 
     def _total(self, parts: Parts) -> list[float]:
         """Rewards as TRL adds them up: a part that says nothing counts 0."""

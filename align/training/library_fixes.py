@@ -194,6 +194,8 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
     """
 
     _buffered_inputs: list[dict[str, Any]] | None
+    policy_logps: Tensor
+    """Those of the last pass (N, T); after the loss, of its completions."""
 
     def __init__(self, *args: Any, processing_class: Any, **kwargs: Any) -> None:
         """TRL's arguments; with a processor TRL would take the model for one that sees."""
@@ -210,7 +212,9 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
         return advantages
 
     def _get_per_token_logps_and_entropies(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return super()._get_per_token_logps_and_entropies(self.with_clips(model), *args, **kwargs)
+        found = super()._get_per_token_logps_and_entropies(self.with_clips(model), *args, **kwargs)
+        self.policy_logps = found[0].detach()
+        return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         outputs = super()._generate_and_score_completions(inputs)

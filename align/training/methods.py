@@ -10,6 +10,7 @@ from typing import Any
 
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
+from align.generation.engine import Engine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio import reward_model
@@ -188,11 +189,12 @@ def group_relative_policy_optimisation(
     iterations: int,
     reward: Reward,
     rollout_batch_size: int,
+    open_engine: Callable[[ClipFeatures], Engine] | None = None,
 ) -> Method:
     """GRPO in shuffled epochs over prompts, of each of which `completions` are drawn and rewarded.
 
     A batch of completions is used for `iterations` optimizer steps. `rollout_batch_size` prompts are
-    completed at a time in each process.
+    completed at a time in each process, by the policy itself or by what `open_engine` starts there.
     """
     return Method(
         ShuffledRows(rows, schedule.steps // iterations * schedule.batch_size, schedule.seed),
@@ -203,6 +205,7 @@ def group_relative_policy_optimisation(
             BestOfTrainer if loss == "best_of" else AudioGRPOTrainer,
             reward=reward,
             rollout_batch_size=rollout_batch_size,
+            open_engine=open_engine,
         ),
         GRPOConfig,
         {

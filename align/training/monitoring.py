@@ -136,6 +136,28 @@ class RewardByKind:
         return means if len(means) > 1 else {}
 
 
+class LogpDifference:
+    """How far the log-probs of an engine that draws for the policy are from the policy's own."""
+
+    def __init__(self) -> None:
+        self._sum, self._tokens, self._max = 0.0, 0, 0.0
+
+    def add(self, differences: Tensor) -> None:
+        """Add those of drawn tokens (N,)."""
+        sizes = differences.abs()
+        self._sum, self._tokens = self._sum + sizes.sum().item(), self._tokens + len(sizes)
+        self._max = max(self._max, sizes.max().item())
+
+    def take(self) -> dict[str, float]:
+        """Mean and maximum since the last call, under TRL's names; all processes must call it at once."""
+        sums, tokens, largest = zip(*gather_object([(self._sum, self._tokens, self._max)]), strict=True)
+        self._sum, self._tokens, self._max = 0.0, 0, 0.0
+        if not sum(tokens):
+            return {}
+        name = "sampling/sampling_logp_difference"
+        return {f"{name}/mean": sum(sums) / sum(tokens), f"{name}/max": max(largest)}
+
+
 class StepMeter:
     """Throughput and useful work between two rows of the log.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from align.models.qwen2_audio import model as qwen2_audio
@@ -147,3 +148,18 @@ def load_quantised(path: Path | str) -> Qwen2AudioForConditionalGeneration:
 def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The base with an adapter's updates added to its weights: a plain model again."""
     return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights that `model` would have without its low-rank updates, those added to the weights.
+
+    The model stays as it is: merging in place and back would round the weights that are frozen.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, weight in inner.state_dict().items():
+        layer, marker, leaf = name.rpartition(".base_layer.")
+        if marker and leaf == "weight":
+            update = inner.get_submodule(layer).get_delta_weight("default")
+            weight = (weight + update).to(weight.dtype)
+        if ".lora_" not in name:
+            yield f"{layer}.{leaf}" if marker else name, weight

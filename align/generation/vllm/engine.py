@@ -121,6 +121,7 @@ class VllmEngine:
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "seed": request_seed(seed, number) >> 2,  # vLLM adds i for completion i; they must fit 63 bits
+            "bad_words": self._tokenizer.convert_ids_to_tokens(decoding.suppress),
             "logprobs": True,
             "return_token_ids": True,
         }

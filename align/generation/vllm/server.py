@@ -16,8 +16,10 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -38,6 +40,8 @@ _PLAIN = (  # a text that is continued as it stands: its <|AUDIO|> are its clips
     "{% for part in messages[0]['content'] %}{{ part['text'] if part['type'] == 'text' }}{% endfor %}"
     "{% else %}"
 )
+_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""`get_supported_head_sizes` in vLLM 0.32's `v1/attention/backends/cpu_attn.py`."""
 _CPU_FLAGS = {
     "--dtype": "float32",
     "--block-size": "32",  # the default, 128, is longer than most prompts: nothing would be shared
@@ -83,6 +87,31 @@ class ServerFailed(RuntimeError):
     """The server is not installed, did not start, died or refused; the message says why."""
 
 
+def missing() -> str | None:
+    """What vLLM lacks on this machine and how to get it; None if nothing."""
+    own = environment()
+    if not own.is_ready:
+        return f"vLLM is not in {own.location}. Run: {own.install_command}"
+    if find_library("numa") is None:
+        return "vLLM needs libnuma. Run: apt-get install libnuma1"
+    return None
+
+
+def training_problem() -> str | None:
+    """Why vLLM cannot complete for a training on this machine; None if it can."""
+    if torch.cuda.is_available():
+        return "on a GPU vLLM and the training would fill the same memory: say engine: transformers"
+    return None
+
+
+def width_problem(head_width: int) -> str | None:
+    """Why the language model's attention heads are too narrow or too wide for vLLM here; None if not."""
+    if torch.cuda.is_available() or head_width in _CPU_HEAD_WIDTHS:
+        return None
+    widths = ", ".join(map(str, _CPU_HEAD_WIDTHS))
+    return f"attention heads {head_width} wide: on a CPU vLLM takes {widths}"
+
+
 class Server:
     """Starts where it is made, ends with `stop` or with this process, however that ends.
 
@@ -95,13 +124,12 @@ class Server:
     """
 
     def __init__(self, policy: Path | str, *, longest: int | None = None) -> None:
-        own = environment()
-        if not own.is_ready:
-            raise ServerFailed(f"vLLM is not in {own.location}. Run: align engine install")
+        if problem := missing() or _width_problem_of(policy):
+            raise ServerFailed(problem)
         self._home = Path(tempfile.mkdtemp(prefix="vllm-"))  # a socket's path must be short (107 bytes)
         self.socket, self._log = self._home / "vllm.sock", self._home / "vllm.log"
         (self._home / "template.jinja").write_text(_PLAIN + CHAT_TEMPLATE + "{% endif %}")
-        self._process = self._start(self._command(own.python, policy, longest or _context(policy)))
+        self._process = self._start(self._command(environment().python, policy, longest or _context(policy)))
         try:
             self._wait()
         except BaseException:
@@ -219,9 +247,22 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def _text_config(policy: Path | str) -> dict[str, Any]:
+    """What config.json says of the language model; nothing of a model on the Hub."""
+    if not isinstance(policy, Path):
+        return {}
+    config: dict[str, Any] = read_json(policy / "config.json").get("text_config", {})
+    return config
+
+
 def _context(policy: Path | str) -> int:
     """Tokens that the model takes."""
-    if not isinstance(policy, Path):
-        return _LONGEST_CONTEXT
-    text = read_json(policy / "config.json").get("text_config", {})
-    return min(_LONGEST_CONTEXT, text.get("max_position_embeddings", _LONGEST_CONTEXT))
+    return min(_LONGEST_CONTEXT, _text_config(policy).get("max_position_embeddings", _LONGEST_CONTEXT))
+
+
+def _width_problem_of(policy: Path | str) -> str | None:
+    text = _text_config(policy)
+    if not {"hidden_size", "num_attention_heads"} <= text.keys():  # the released 7B's, heads 128 wide
+        return None
+    problem = width_problem(text["hidden_size"] // text["num_attention_heads"])
+    return f"{policy} has {problem}" if problem else None

@@ -10,10 +10,12 @@ from pydantic import Field
 from align.recipe.config.base import (
     Config,
     Conflict,
+    EngineName,
     LabelsRef,
     NoEffect,
     OutputKind,
     PairsRef,
+    servers_of,
 )
 from align.recipe.config.prompts import PromptSource, Questions
 from align.recipe.config.rewards import RewardConfig
@@ -239,6 +241,9 @@ class GRPOConfig(FurtherTrainingConfig):
     max_new_tokens: int = Field(32, ge=1)
     iterations: int = Field(1, ge=1)
     """Optimizer steps for each batch of completions; only after all of them is there a checkpoint."""
+    engine: EngineName = "transformers"
+    """`vllm`: a server beside each process, which gets the weights before each batch of completions; it draws
+    by other random numbers."""
     rollout_batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     """Prompts that a process completes at a time."""
     choose: Choose | None = None
@@ -263,6 +268,9 @@ class GRPOConfig(FurtherTrainingConfig):
                 "them again. Take ddp or zero2; where those do not fit, with lora"
             )
             yield Conflict("hardware", message)
+        if self.engine == "vllm" and self.lora is not None and self.lora.bits is not None:
+            message = "vllm is sent merged weights, and those of 4 bits cannot be merged exactly: remove bits"
+            yield Conflict("engine", f"{message}, or engine")
 
     @property
     def keeps_candidates(self) -> bool:
@@ -295,4 +303,5 @@ class GRPOConfig(FurtherTrainingConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Steps, prompts and completions."""
         n = self.n_examples
-        return f"{self.steps:,} steps, {n:,} prompts x {self.answers} = {n * self.answers:,} completions"
+        work = f"{self.steps:,} steps, {n:,} prompts x {self.answers} = {n * self.answers:,} completions"
+        return work + servers_of(self.engine, self.hardware.workers if self.hardware else 1)

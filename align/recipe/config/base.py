@@ -29,6 +29,8 @@ OutputKind = Literal[
     "checkpoint",
 ]
 """What a stage leaves. No stage leaves a `checkpoint`: that is someone else's model."""
+EngineName = Literal["transformers", "vllm"]
+"""What completes prompts: this process, or a server in an environment of its own (`align engine install`)."""
 
 
 Mark = TypeVar("Mark")
@@ -144,6 +146,11 @@ class StageConfig(Config):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """How much work the stage is, given the clips per split as far as known; empty if it cannot say."""
         return ""
+
+
+def servers_of(engine: EngineName, processes: int) -> str:
+    """The servers that complete prompts, in words behind others; empty where there are none."""
+    return "" if engine == "transformers" else f", {processes} vLLM server{'s' if processes > 1 else ''}"
 
 
 def mark_of(info: FieldInfo, kind: type[Mark]) -> Mark | None:

@@ -12,6 +12,7 @@ from align.recipe.config.base import (
     Config,
     Conflict,
     CorpusRef,
+    EngineName,
     EvaluationRef,
     NoEffect,
     OutputKind,
@@ -19,6 +20,7 @@ from align.recipe.config.base import (
     PolicyRef,
     StageConfig,
     VerdictRef,
+    servers_of,
 )
 from preference_data.prompts.prompts import PromptFormat
 
@@ -94,8 +96,8 @@ class EvaluateConfig(StageConfig):
     prompt_format: PromptFormat = "sentences"
     """Format of the recognition prompts."""
     max_new_tokens: int = Field(32, ge=1)
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """`vllm` runs in servers of their own (`align engine install`). Completions are greedy here: the same."""
+    engine: EngineName = "transformers"
+    """Completions are greedy here: the same from both."""
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
@@ -107,7 +109,7 @@ class EvaluateConfig(StageConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Policies, and the clips they are asked about."""
         per_policy = f" x {clips[self.split]:,} clips" if clips else ""
-        return f"{len(self.policies)} policies{per_policy}"
+        return f"{len(self.policies)} policies{per_policy}{servers_of(self.engine, self.workers)}"
 
     def conflicts(self) -> Iterator[Conflict]:
         """What is compared must be scored."""

@@ -12,11 +12,13 @@ from align.recipe.config.base import (
     CompletionsRef,
     Conflict,
     CorpusRef,
+    EngineName,
     NoEffect,
     OutputKind,
     PolicyRef,
     ScoresRef,
     StageConfig,
+    servers_of,
 )
 from align.recipe.config.rewards import RewardConfig
 
@@ -32,8 +34,8 @@ class SampleConfig(StageConfig):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(32, ge=1)
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """`vllm` runs in servers of their own (`align engine install`); it draws by other random numbers."""
+    engine: EngineName = "transformers"
+    """`vllm` draws by other random numbers."""
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
@@ -41,6 +43,7 @@ class SampleConfig(StageConfig):
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Completions, and the clips they are about."""
         per_prompt = f"{self.completions_per_prompt} completions per prompt"
+        per_prompt += servers_of(self.engine, self.workers)
         return f"{clips['preference']:,} clips, {per_prompt}" if clips else per_prompt
 
 
@@ -95,6 +98,16 @@ class ScoreConfig(StageConfig):
     completions: CompletionsRef
     corpus: CorpusRef
     reward: RewardConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _draws_no_completions(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "engine" in data:
+            raise ValueError(
+                "engine has no effect: score draws no completions, the sample stage has drawn them and takes "
+                "engine: vllm. A judge behind a server is reward: {judge: {model: ..., url: ...}}"
+            )
+        return data
 
     def needs_facts(self) -> tuple[str, str] | None:
         """One of the rewards does."""

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from align.cli import main
 from align.execution.checks import check_data, load_checked, unreachable_models
@@ -66,6 +67,19 @@ def test_what_trl_refuses_is_told_with_the_recipes_own_mistakes(tmp_path):
 def test_a_judge_that_cannot_be_used(tmp_path, judge, problem):
     folder = shutil.copytree(RECIPES / "demo", tmp_path / "demo")
     assert problem in problems(folder, [f"7_evaluate.judge={judge}"])[0]
+
+
+def test_vllm_that_is_not_installed_or_cannot_serve_the_policy(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGN_VLLM_ENV", str(tmp_path / "none"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = shutil.copytree(RECIPES / "demo_rl", tmp_path / "demo_rl")
+    narrow = tiny_training.make_world(tmp_path / "world") / "policy"
+    told = problems(folder, ["3_grpo.engine=vllm", f"3_grpo.policy={narrow}"])
+    assert [line.partition(": ")[2] for line in told] == [
+        f"engine: vLLM is not in {tmp_path}/none. Run: align engine install",
+        f"engine: {narrow} has attention heads 16 wide: on a CPU vLLM takes 32, 64, 80, 96, 112, 128, 160, "
+        "192, 224, 256, 512",
+    ]
 
 
 # -------------------------------------------------------------------------- models from outside

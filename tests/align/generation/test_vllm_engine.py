@@ -4,45 +4,39 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from functools import partial
 
 import psutil
 import pytest
 
 from align.generation.complete import RequestSet, complete_all
-from align.generation.engine import Decoding
+from align.generation.engine import Decoding, open_engine
 from align.generation.transformers_engine import TransformersEngine
 from align.generation.vllm.engine import VllmEngine
-from align.generation.vllm.server import ServerFailed, environment
+from align.generation.vllm.server import ServerFailed
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
-from tests.align.generation import toy_policy
 from tests.align.generation.test_transformers_engine import requests
-from tests.conftest import TEXTS
+from tests.align.generation.vllm_world import (
+    NEEDS_VLLM,
+    assert_end,
+    assert_equal,
+    is_vllm,
+    make_policy,
+    tokens,
+)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not environment().is_ready and not os.environ.get("CI"), reason="run `align engine install` first"
-    ),
-]
+pytestmark = NEEDS_VLLM
 GREEDY = Decoding(max_new_tokens=12)
 DRAWN = Decoding(max_new_tokens=12, temperature=1.0, completions=4)
 
 
 @pytest.fixture(scope="module")
 def policies(tiny, tmp_path_factory):
-    """Two policies of one shape; vLLM's attention on a CPU needs heads of 32 at least."""
+    """Two policies of one shape."""
     root = tmp_path_factory.mktemp("vllm")
-    processor = qwen2_audio.build_processor(TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1)
-    for seed in (0, 1):
-        model = qwen2_audio.build_model(
-            processor, d_model=64, heads=2, audio_layers=1, text_layers=1, seed=seed
-        )
-        qwen2_audio.save(model, processor, root / f"random-{seed}")
-        toy_policy.train(root / f"random-{seed}", tiny.audio, root / str(seed))
-    return root / "0", root / "1"
+    return [make_policy(tiny.audio, root / str(seed), seed) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +49,6 @@ def engine(policies, clips):
     engine = VllmEngine(policies[0], clips)
     yield engine
     engine.close()
-
-
-def assert_equal(ours, theirs):
-    assert sorted(ours) == sorted(theirs)
-    for number, (completion,) in ours.items():
-        (other,) = theirs[number]
-        assert other.token_ids == completion.token_ids
-        assert other.text == completion.text
-        assert other.logps == pytest.approx(completion.logps, abs=1e-4)
-
-
-def tokens(groups):
-    return {number: [completion.token_ids for completion in group] for number, group in groups.items()}
 
 
 def test_greedy_equals_transformers_before_and_after_other_weights_are_loaded(engine, policies, clips):
@@ -121,10 +102,47 @@ def test_what_a_killed_server_has_completed_is_kept_and_a_resume_completes_the_r
     resumed = run(no_engine, folder=folder)["prompts"]
     assert [path.stat().st_mtime_ns for path in kept] == times
     assert tokens(dict(enumerate(resumed))) == tokens(dict(enumerate(whole)))
-    deadline = time.monotonic() + 30
-    while any(process.is_running() and process.status() != "zombie" for process in family):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert_end(family)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(900)
+def test_workers_with_a_server_each_complete_what_one_does_and_leave_none(
+    engine, policies, clips, tmp_path, monkeypatch
+):
+    """Also where the run fails in the middle; the next one completes the rest."""
+    monkeypatch.setenv("TEST_MARK", str(tmp_path))
+    numbered, folder = requests(60), tmp_path / "batches"
+    run = partial(
+        complete_all, sets=[RequestSet("prompts", clips, numbered)], decoding=DRAWN, seed=5, batch_size=10
+    )
+    seen = []
+
+    def failing(done):
+        seen.extend(marked(tmp_path))
+        if done:
+            raise KeyboardInterrupt
+
+    two = partial(run, partial(open_engine, "vllm", policies[0], clips), folder=folder, workers=2)
+    with pytest.raises(KeyboardInterrupt):
+        two(on_progress=failing)
+    assert len({*seen}) > 3  # two servers, with processes of their own
+    assert_end([*seen, *marked(tmp_path)], within_s=120)  # also where a server was still starting
+    assert len(list((folder / "prompts").iterdir())) == 1
+    resumed = two()["prompts"]
+    assert_end(marked(tmp_path))
+    whole = run(lambda: Kept(engine, batches=6))["prompts"]
+    assert tokens(dict(enumerate(resumed))) == tokens(dict(enumerate(whole)))
+
+
+def marked(folder):
+    """Processes of vLLM's that were started below a test which has set the mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TEST_MARK") == str(folder) and is_vllm(process):
+                found.append(process)
+    return found
 
 
 class Kept:

@@ -485,6 +485,19 @@ def test_names_read_from_source_are_those_of_the_class(name):
     assert not TRL_WITHOUT_EFFECT & (INSTEAD.keys() | REFUSED.keys())
 
 
+def test_trls_own_vllm_is_refused_and_ours_named(write):
+    grpo = "stage: grpo\npolicy: 3_sft\ncorpus: 1_corpus\nreward: {choice: {}}\nsteps: 1\nbatch_size: 4\n"
+    grpo += "learning_rate: 1.0e-5\nengine: vllm\ntrl: {use_vllm: true, vllm_mode: server}\n"
+    told = problems(write(s7_grpo=grpo))
+    assert [line.partition(": ")[2] for line in told] == [
+        f"trl.{name}: cannot be used: TRL's own vLLM hears no audio and shares our environment; say engine: "
+        "vllm in the stage"
+        for name in ("use_vllm", "vllm_mode")
+    ]
+    of_trl = {name for name in known_names("GRPOConfig") if "vllm" in name}
+    assert {REFUSED[name] for name in of_trl} == {REFUSED["use_vllm"]}
+
+
 def test_broken_files_are_all_reported(write):
     folder = write(
         s3_sft=SFT + "steps: 6\n", s4_sample="stage: [sample\n", s5_annotate="", s6_pairs="a: &x 1\nb: *x\n"

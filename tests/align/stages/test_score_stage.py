@@ -62,6 +62,11 @@ def test_scores_are_the_weighted_parts_and_say_what_decided(inputs, scored):
     assert scored["same_reward"] == 0  # "nothing" is long, and wrong
 
 
+def test_an_engine_belongs_to_the_stage_that_draws():
+    with pytest.raises(ValidationError, match="score draws no completions, the sample stage has drawn them"):
+        ScoreConfig(stage="score", completions="s", corpus="c", reward=REWARD, engine="vllm")
+
+
 def test_pairs_and_labels_of_scores(inputs, scored, tmp_path):
     both = {"completions": "sampled", "scores": "scores"}
     metrics = stage(pairs, PairsConfig(stage="pairs", margin=0.1, **both), inputs, tmp_path, "pairs")

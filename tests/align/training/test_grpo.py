@@ -6,6 +6,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from trl import GRPOConfig
 
 from align.generation.engine import Decoding
@@ -14,8 +15,10 @@ from align.models.chat import encode_prompt, expand_audio, user
 from align.models.features import ClipFeatures, stack
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
+from align.models.qwen2_audio.model import hub_name
 from align.models.qwen2_audio.packed import pack
 from align.rewards.rules import TranscriptReward
+from align.training.checkpoints import live_policy
 from align.training.collate import prompt_row
 from align.training.methods import Schedule, group_relative_policy_optimisation
 from align.training.run import arguments
@@ -253,6 +256,20 @@ def test_low_rank_updates_have_the_policy_without_them_as_reference(tiny, tmp_pa
     assert {"lora_A" in name or "lora_B" in name for name in ours} == {True}
     assert loss == pytest.approx(float(slow.detach()), abs=1e-6)
     assert relative(ours, gradients(trainer.model)) < 1e-5
+
+
+def test_an_engine_gets_the_weights_that_are_published_in_the_end(tiny, tmp_path):
+    """Low-rank updates merged, bit for bit; the model that learns is left as it is."""
+    trainer = make_trainer(tiny, tmp_path / "out", lora=LORA)
+    perturb(trainer.model)
+    learned = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with live_policy(trainer.model, tmp_path) as folder:
+        sent = load_file(folder / "model.safetensors")
+    assert not folder.exists()
+    assert all(torch.equal(value, learned[name]) for name, value in trainer.model.state_dict().items())
+    whole = trainer.model.merge_and_unload().state_dict()
+    assert sent.keys() == {hub_name(name) for name in whole}
+    assert all(torch.equal(value, sent[hub_name(name)]) for name, value in whole.items())
 
 
 def test_rloo_is_dr_grpo_times_a_factor(tiny, tmp_path):

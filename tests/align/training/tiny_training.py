@@ -29,7 +29,7 @@ TEXTS = [
 ]
 
 
-def make_world(root, n=24):
+def make_world(root, n=24, d_model=32):
     """A policy, tones, `n` chats, pre-training targets, pairs and labels. A third of the chats has audio."""
     import numpy as np
     import soundfile
@@ -40,7 +40,9 @@ def make_world(root, n=24):
     from preference_data.schema import AudioClip, Chat, Label, PreferencePair, TaskExample, Turn
 
     processor = qwen2_audio.build_processor(TEXTS * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1)
-    model = qwen2_audio.build_model(processor, d_model=32, heads=2, audio_layers=1, text_layers=2, seed=0)
+    model = qwen2_audio.build_model(
+        processor, d_model=d_model, heads=2, audio_layers=1, text_layers=2, seed=0
+    )
     qwen2_audio.save(model, processor, root / "policy" / "model")
     corpus = root / "corpus"
     (corpus / "audio").mkdir(parents=True)
@@ -102,7 +104,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `frozen`: the audio tower; `once`: all rows are one batch, else DPO holds three out; `filtered`:
     without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags; `twice`: two steps
-    of GRPO for each batch of completions.
+    of GRPO for each batch of completions; `vllm`: those come from vLLM.
     """
     from align.recipe.config.alignment import DPOConfig, GRPOConfig, KTOConfig
     from align.recipe.config.training import PretrainConfig, SFTConfig
@@ -146,6 +148,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
             "max_new_tokens": 8,
             "beta": 0.0 if "ddp" in options else 0.05,
             "iterations": 2 if "twice" in options else 1,
+            "engine": "vllm" if "vllm" in options else "transformers",
         }
         return GRPOConfig.model_validate({**shared, **own, **changes})
     if kind == "kto":
