@@ -130,7 +130,7 @@ def _questions(config: EvaluateConfig, corpus: Path, heard_s: float) -> _Questio
             benchmarks.usable_rows(corpus, utterances, Dataset(corpus).find, heard_s),
         ),
         *(
-            _Recognition(f"benchmark_{i}", path, kind, benchmarks.open_rows(Path(path).expanduser()))
+            _Recognition(f"benchmark_{i}", path, kind, benchmarks.open_rows(Path(path).expanduser(), kind))
             for i, (path, kind) in enumerate(config.benchmarks.items())
         ),
     ]
@@ -190,7 +190,7 @@ def _request_sets(
         ]
         clips_of = ClipFeatures(processor, part.rows.root, longest_s=None if is_own else air_bench.LONGEST_S)
         requests = [
-            Request(prompt, (row.audio,), plain=True)
+            Request(prompt, (row.audio,), plain=not row.choices)
             for prompt, row in zip(prompts, part.rows.usable, strict=True)
         ]
         sets.append(RequestSet(part.name, clips_of, requests))

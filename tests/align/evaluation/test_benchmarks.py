@@ -109,7 +109,7 @@ def test_answers_of_other_tools_are_read_line_by_line_and_with_a_byte_order_mark
     line = json.dumps(row, ensure_ascii=False)
     for text in (f"\ufeff{line}\n\n{line}\n", f"\ufeff[{line},\n{line}]", f"{line}\r\n{line}"):
         (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-        utterances, texts, _ = read_answers(tmp_path / "a.jsonl")
+        utterances, texts, _ = read_answers(tmp_path / "a.jsonl", "asr_en")
         assert texts == ["a \u2028 b"] * 2
         assert utterances[0] == Utterance("", "", "g", "s")
 
@@ -280,7 +280,7 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    found = open_rows(path)
+    found = open_rows(path, "asr_en")
     assert [row.audio for row in found.usable] == ["good.flac"]
     assert {one.code for one in found.missing} == {"empty_file", "outside_root"}
     bare = prompt_of(found.usable[0])
@@ -288,7 +288,7 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
     assert prompt_of(found.usable[0]._replace(prompt=bare)) == bare
     path.write_text(json.dumps(given[1]) + "\n")
     with pytest.raises(BadBenchmark, match="none of 1 rows has a usable clip"):
-        open_rows(path)
+        open_rows(path, "asr_en")
 
 
 def test_published_numbers_stand_beside_what_they_are_of():
