@@ -5,12 +5,14 @@ Nothing is loaded: shapes come from the recipe, from config.json files on disk, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
+from align.recipe.config.alignment import GRPOConfig
 from align.recipe.config.training import (
     Assemble,
     FurtherTrainingConfig,
@@ -98,6 +100,20 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
             f"  {_duration(hours)}{noun} at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s "
             f"(H100) on each of {_gpus(workers)}: assumed, not measured"
         )
+        if isinstance(config, GRPOConfig):
+            yield from _drawing(config, workers, shape)
+
+
+def _drawing(config: GRPOConfig, workers: int, shape: Shape) -> Iterator[str]:
+    """The least that it takes to draw completions: each of their tokens reads all weights once."""
+    batches = math.ceil(config.batch_size / workers / config.rollout_batch_size)
+    tokens = config.steps // config.iterations * batches * config.max_new_tokens
+    weights = 2 * estimate.parameters(shape).total
+    hours = _duration(tokens * weights / estimate.PEAK_BYTES / 3600)
+    yield (
+        f"  drawing completions comes on top: if all are as long as they may be, {tokens:,} times "
+        f"{_size(weights)} of weights are read, {hours} at {estimate.PEAK_BYTES / 1e12:g} TB/s (H100)"
+    )
 
 
 # -------------------------------------------------------------------------- what the recipe says

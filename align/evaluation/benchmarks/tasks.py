@@ -48,8 +48,8 @@ Kind = Literal[
     "srwt",
 ]
 """The task. `recognition` is that of a corpus' own rows: exact matches and error rate in any language; of the
-reports' recognition, the language decides how texts are normalised. `choice`: multiple-choice questions, which
-a policy is asked in a chat."""
+reports' recognition, the language decides how texts are normalised. `choice`: multiple-choice questions,
+asked in a chat."""
 
 
 class CannotScore(ValueError):
@@ -99,7 +99,7 @@ def usable_rows(
 
 
 def prompt_of(row: Utterance) -> str:
-    """The prompt that a policy continues: the clip, then the row's prompt; of multiple choice the question."""
+    """The prompt that a pre-trained policy continues: the clip, then the row's prompt. Or a question."""
     return row.prompt if row.choices or AUDIO in row.prompt else AUDIO + row.prompt
 
 
