@@ -202,7 +202,9 @@ def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) 
     yield "    " + " " * 12 + "".join(f"{column:>13}" for column in columns)
     options: list[tuple[Strategy, str, Workload]] = [(strategy, strategy, load) for strategy in STRATEGIES]
     if load.lora_rank is None:
-        options.append(("ddp", f"LoRA r {_RANK}", load._replace(lora_rank=_RANK, parts=None)))
+        options.append(
+            ("ddp", f"LoRA r {_RANK}", load._replace(lora_rank=_RANK, parts=None, with_reference=False))
+        )
     for strategy, name, option in options:
         chosen = config.hardware is not None and name == config.hardware.strategy
         offload = config.hardware.offload if chosen and config.hardware else "none"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.rows import read_utterances
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
@@ -144,7 +145,7 @@ def _contamination(evaluation: Path, history: Ancestry, name: str) -> Contaminat
 
 
 def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
-    """The clips behind an evaluation's questions, by their path in its corpus, and their split."""
+    """The clips behind an evaluation's questions and rows, by their path or file and path, and their split."""
     config, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
     corpus, split = evaluation.parent / config["corpus"], config["split"]
     answers = air_bench.read_answers(evaluation / "answers" / f"{scores['after'].replace('/', '_')}.jsonl")
@@ -156,6 +157,11 @@ def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
     if rows.exists():
         own = Dataset(corpus)
         clips |= {row.audio: Clip(_place(own, row.audio)) for row in read_utterances(rows)}
+    for file, kind in config.get("benchmarks", {}).items():
+        path = Path(file).expanduser()
+        unusable = {row["path"] for row in scores.get("unusable_rows", {}).get(file, [])}
+        names = sorted({row.audio for row in benchmarks.read_rows(path, kind)[0]} - unusable)
+        clips |= {f"{file}: {name}": Clip(_place(Dataset(path.parent, {}), name)) for name in names}
     return clips, split
 
 

@@ -73,10 +73,10 @@ class Imported(NamedTuple):
     desirable: int
     """Of the labels."""
     chats: int
-    questions: int
     clips: int
     n_refused: int
     refused: list[str]
+    questions: int
 
 
 # ------------------------------------------------------------------- out
@@ -327,7 +327,7 @@ class _Writing:
         added = self._writer.rows - self._before
         pairs, labels, chats, questions = (added[f"{TABLES[kind]}.jsonl"] for kind in _KINDS_READ)
         clips, refused = added[f"{TABLES[AudioClip]}.jsonl"], added[QUARANTINE]
-        return Imported(pairs, labels, self._desirable, chats, questions, clips, refused, self._refused)
+        return Imported(pairs, labels, self._desirable, chats, clips, refused, self._refused, questions)
 
     def _problem(self, record: Example | Prompt | BadRow) -> str:
         if isinstance(record, BadRow):

@@ -23,7 +23,9 @@ QUESTION_FORM = (
 """How R1-AQA puts a question (its src/dataset/dataset.py), with the choices as Python lists them."""
 _LETTERS = "ABCD"
 """Of the choices that a reward can read."""
-_WITHOUT_EFFECT = ("video_id", "question_relation", "sub-category", "difficulty", "audio-contribution")
+_WITHOUT_EFFECT = frozenset(
+    "video_id question_relation dataset_name sub-category difficulty audio-contribution".split()
+)
 """Columns of these layouts that say nothing about what is asked or right."""
 
 

@@ -256,4 +256,5 @@ def test_two_processes_learn_from_transcripts_and_the_gate_decides(place, chosen
     verdict = read_json(place.folder / "runs" / RECIPE / "5_gate/verdict.json")
     checks = {check["name"]: check["outcome"] for check in verdict["checks"]}
     assert verdict["verdict"] == "pass", verdict["reasons"]
+    assert verdict["contamination"]["benchmark_clips"] == 8 + 40 + 20 + 4
     assert checks["mmau-test-mini accuracy"] == checks["independent judge"] == "pass"

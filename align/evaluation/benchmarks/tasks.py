@@ -73,8 +73,7 @@ def open_rows(path: Path, kind: Kind) -> Rows:
     Raises:
         BadBenchmark: naming file, line and key; or no clip is usable.
     """
-    odd: list[Quarantined] = []
-    utterances = _read_questions(path, odd) if kind == "choice" else read_utterances(path)
+    utterances, odd = read_rows(path, kind)
     rows = usable_rows(path.parent, utterances, partial(resolve_inside, path.parent), LONGEST_S)
     if not rows.usable:
         why = rows.missing[0].detail
@@ -82,11 +81,18 @@ def open_rows(path: Path, kind: Kind) -> Rows:
     return rows._replace(missing=[*odd, *rows.missing])
 
 
-def _read_questions(path: Path, odd: list[Quarantined]) -> list[Utterance]:
-    """The multiple-choice questions of a file; what cannot be read goes to `odd`, once for each reason."""
-    questions, refused = readable(path, lambda row, where: read_question(row, where, path.stem))
-    odd += [Quarantined(f"{n} rows", path.name, reason, first) for reason, (n, first) in refused.items()]
-    return questions
+def read_rows(path: Path, kind: Kind) -> tuple[list[Utterance], list[Quarantined]]:
+    """The rows of a file, their clips not looked at, and the questions that cannot be read, by reason.
+
+    Raises:
+        BadBenchmark: see `open_rows`.
+    """
+    if kind != "choice":
+        return read_utterances(path), []
+    questions, odd = readable(path, lambda row, where: read_question(row, where, path.stem))
+    return questions, [
+        Quarantined(f"{n} rows", path.name, reason, first) for reason, (n, first) in odd.items()
+    ]
 
 
 def usable_rows(

@@ -291,6 +291,31 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
         open_rows(path, "asr_en")
 
 
+def test_multiple_choice_is_asked_as_its_publishers_lay_it_out_and_read_strictly(tmp_path):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(1600, 0.1, np.float32), 16000)
+    asked = {"question": "What?", "choices": ["cat", "dog"], "answer": "dog"}
+    given = [{"id": name, "audio_id": f"./{name}.wav", **asked} for name in ("a", "b", "gone")]
+    path = tmp_path / "mini.json"
+    path.write_text(json.dumps([*given, {**given[0], "answer": "cow"}, {**given[0], "choices": ["cat"]}]))
+    found = open_rows(path, "choice")
+    expected = ("mini", "dog", ("cat", "dog"))
+    assert [(row.source, row.gt, row.choices) for row in found.usable] == [expected] * 2
+    assert [one.code for one in found.missing] == ["no_question", "missing"]
+    assert found.missing[0].id == "2 rows"
+    assert prompt_of(found.usable[0]).startswith("What? Please choose")
+    right, neither, wrong = "<answer>The dog.</answer>", "cat or dog", "A"
+    assert score("choice", found.usable, [right, neither]) == {
+        "mini": {"accuracy": 0.5, "unparsed": 0.5, "n": 2}
+    }
+    change = compare("choice", found.usable, [wrong, neither], [right, "B"])["mini"]
+    assert (change["accuracy"]["delta"], change["unparsed"]["delta"]) == (1.0, -0.5)
+    answered = [{**row, "response": right} for row in given]
+    (tmp_path / "answers.json").write_text(json.dumps(answered))
+    rows_, texts, _ = read_answers(tmp_path / "answers.json", "choice")
+    assert score("choice", rows_, texts)["answers"]["accuracy"] == 1
+
+
 def test_published_numbers_stand_beside_what_they_are_of():
     def beside(source, split="test", **numbers):
         return {row.policy: row.value for row in published.beside(source, numbers, split)}
