@@ -19,7 +19,7 @@ from align.evaluation import aggregation, comparison, judged_answers
 from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.benchmarks.rows import Utterance, read_utterances
+from align.evaluation.benchmarks.rows import Utterance, held_out_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
@@ -121,7 +121,7 @@ def _questions(config: EvaluateConfig, corpus: Path, heard_s: float) -> _Questio
         ValueError: no clip can be used.
     """
     own = corpus / config.split / "recognition.jsonl"
-    utterances = read_utterances(own) if own.exists() else []
+    utterances = held_out_utterances(own)
     rows = [
         _Recognition(
             _RECOGNISED,

@@ -104,7 +104,8 @@ def mmau(root: Path, numbers: range) -> None:
     rows = []
     for number in numbers:
         tone(root / f"test-mini-audios/{number}.wav", number)
-        asked = {"question": "What is heard?", "choices": choices_of(number), "answer": ANSWERS[number % 2]}
+        asked = {"question": "What is heard in the audio?", "choices": choices_of(number)}
+        asked["answer"] = ANSWERS[number % 2]
         about = {"dataset": "own", "task": "sound", "split": "test-mini", "category": "Reasoning"}
         kind = {"sub-category": "Pitch", "difficulty": "easy"}
         rows.append(

@@ -174,6 +174,11 @@ def read_utterances(path: Path) -> list[Utterance]:
     return [_utterance(row, where) for where, row in json_lines(path, "rows")]
 
 
+def held_out_utterances(path: Path) -> list[Utterance]:
+    """The rows of a corpus' own file; none where it holds nothing out."""
+    return read_utterances(path) if path.exists() and path.stat().st_size else []
+
+
 def _utterance(row: Any, where: str) -> Utterance:
     ours = [key for key in _SAID_IN_PROMPTS if isinstance(row, dict) and row.get(key) is not None]
     needed = [*(key for key in Utterance._fields if key not in Utterance._field_defaults), *ours]
