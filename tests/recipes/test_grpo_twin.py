@@ -34,12 +34,12 @@ SMALL = {
     "3_grpo.save_steps": 20,
     "3_grpo.hardware": TWO,
     "3_grpo.trl.logging_steps": 5,
-    "3_grpo_wer.steps": 2,
-    "3_grpo_wer.batch_size": 4,
-    "3_grpo_wer.max_new_tokens": 8,
-    "3_grpo_wer.save_steps": 1,
-    "3_grpo_wer.hardware": TWO,
-    "3_grpo_wer.trl.logging_steps": 1,
+    "2_grpo_wer.steps": 2,
+    "2_grpo_wer.batch_size": 4,
+    "2_grpo_wer.max_new_tokens": 8,
+    "2_grpo_wer.save_steps": 1,
+    "2_grpo_wer.hardware": TWO,
+    "2_grpo_wer.trl.logging_steps": 1,
     "4_evaluate.max_new_tokens": 16,
     "4_evaluate.workers": 1,
     "5_gate.thresholds.min_questions": 8,
@@ -236,7 +236,7 @@ def test_two_processes_learn_to_choose(chosen):
 
 @pytest.mark.slow
 def test_two_processes_learn_from_transcripts_and_the_gate_decides(place, chosen):
-    transcribed = place.run("3_grpo_wer")
+    transcribed = place.run("2_grpo_wer")
     rows = [row for row in read_metrics(transcribed / "metrics.jsonl") if "reward" in row]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(0 <= row["rewards/wer/mean"] <= 1 for row in rows)
