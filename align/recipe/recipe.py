@@ -415,8 +415,8 @@ def _path_problem(path: str) -> str | None:
     except FileNotFoundError:
         return None  # not here, or not yet
     except (OSError, ValueError, RuntimeError) as error:
-        shown = path if len(path) < 100 else f"{path[:80]}..."
-        return f"{shown!r} can be no path: {getattr(error, 'strerror', None) or error}"
+        shortened = path if len(path) < 100 else f"{path[:80]}..."
+        return f"{shortened!r} can be no path: {getattr(error, 'strerror', None) or error}"
     return None
 
 

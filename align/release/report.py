@@ -23,6 +23,14 @@ from preference_data.store import write_text
 
 _SAMPLES = 12
 _OUTCOMES: tuple[Outcome, ...] = ("improved", "regressed", "unchanged")
+_METHODS = {"pretrain": "Pre-training", "sft": "SFT", "dpo": "DPO", "kto": "KTO", "grpo": "GRPO"}
+_CONTROLS = {"sft": "Chosen-only training", "best_of": "Best-of-n fine-tuning"}
+"""Losses that make a control of a stage."""
+_COLUMNS = (
+    *("factuality", "behaviour", "score", "fact_accuracy", "absent_accuracy", "over_abstention"),
+    *("words", "entropy"),
+)
+"""Of the policies side by side; captions and time stand beside them."""
 _ANNOTATION = ("completions", "annotations", "pairs")
 """Outputs of the stages whose numbers stand under annotation."""
 
@@ -128,6 +136,10 @@ def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[st
         "comparison": scores.get("comparison", {}),
         "by_category": scores.get("by_category", {}),
         "controls": _controls(scores, stages),
+        "columns": [name for name in _COLUMNS if name in page.LABELS],
+        "methods": {stage.name: _method(stage) for stage in stages},
+        "seconds": {stage.name: stage.seconds for stage in stages},
+        "captions": {name: _captions(policy) for name, policy in scores["policies"].items()},
         "recognition": _recognition(scores),
         "samples": _samples(evaluation),
     }
@@ -142,13 +154,30 @@ def _controls(scores: Mapping[str, Any], stages: Sequence[Stage]) -> list[dict[s
         rows.append(_control("Shuffled audio", f"{after}, each question with another clip", shuffled, own))
     if constant := scores.get("constant_answer"):
         rows.append(_control("Constant answer", f"always “{constant['text']}”", constant, own))
-    losses = {stage.name: stage.manifest.get("config", {}).get("loss") for stage in stages}
+    methods = {stage.name: _method(stage) for stage in stages}
     for name, metrics in scores.get("against", {}).items():
-        chosen_only = losses.get(name) == "sft"
-        label = "Chosen-only training" if chosen_only else "Other policy"
-        note = f"{name}: trained on the chosen answers alone" if chosen_only else name
-        rows.append({"label": label, "note": note, "metrics": metrics, "has_interval": True})
+        label = methods.get(name) or "Other policy"
+        rows.append({"label": label, "note": name, "metrics": metrics, "has_interval": True})
     return rows
+
+
+def _method(stage: Stage) -> str:
+    """How a stage trains, in the words of its config; empty for stages that train nothing."""
+    config = stage.manifest.get("config") or {}
+    if stage.kind not in _METHODS:
+        return ""
+    if stage.kind == "sft" and config.get("prompts"):
+        return "SFT on references"
+    if (loss := config.get("loss")) in _CONTROLS:
+        return _CONTROLS[loss]
+    rewards = [name for name, value in (config.get("reward") or {}).items() if value]
+    return ", ".join(filter(None, [_METHODS[stage.kind], loss, " + ".join(rewards)]))
+
+
+def _captions(policy: Mapping[str, Any]) -> float | None:
+    """Exact matches over the corpus' own captions."""
+    sets = [numbers for name, numbers in policy.get("recognition", {}).items() if name.startswith("caption/")]
+    return sets[0].get("exact") if sets else None
 
 
 def _control(label: str, note: str, control: Mapping[str, Any], own: Mapping[str, float]) -> dict[str, Any]:

@@ -74,8 +74,8 @@ class RewardSum:
 
     def total(self, parts: Mapping[str, float | None]) -> float | None:
         """A completion's parts times their weights; None where no part says anything, as TRL has it."""
-        said = [self.weights[name] * value for name, value in parts.items() if value is not None]
-        return sum(said) if said else None
+        weighted = [self.weights[name] * value for name, value in parts.items() if value is not None]
+        return sum(weighted) if weighted else None
 
     def identity(self) -> dict[str, Any]:
         """Those of the rewards, as `rewards`."""

@@ -107,10 +107,10 @@ class TranscriptReward:
         return {"wer": [self._value(p.answer_gt, text) for p, text in zip(prompts, completions, strict=True)]}
 
     def _value(self, reference: str, text: str) -> float:
-        expected, said = wer.tokens(reference, self.language), wer.tokens(text, self.language)
-        if not expected:
-            return float(not said)
-        return max(0.0, 1 - wer.distance(expected, said) / len(expected))
+        reference_words, words = wer.tokens(reference, self.language), wer.tokens(text, self.language)
+        if not reference_words:
+            return float(not words)
+        return max(0.0, 1 - wer.distance(reference_words, words) / len(reference_words))
 
     def identity(self) -> dict[str, Any]:
         """With the language, and what its normalisation leaves out here."""

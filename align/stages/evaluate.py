@@ -301,7 +301,7 @@ def _comparisons(
     texts: dict[str, dict[str, list[str]]],
     judged: dict[str, list[JudgedAnswer]],
 ) -> dict[str, Any]:
-    """Differences of `after` from `before`, by category, in recognition, and from other policies."""
+    """Differences of `after` from `before`, by category, in recognition, from other policies; and theirs."""
     after = judged[config.after]
     by_category = comparison.differences(judged[config.before], after, config.seed)
     overall = by_category.pop(comparison.ALL, {})
@@ -314,9 +314,15 @@ def _comparisons(
         for policy, other in judged.items()
         if policy not in (config.before, config.after)
     }
+    gains = {
+        policy: comparison.differences(judged[config.before], other, config.seed).get(comparison.ALL, {})
+        for policy, other in judged.items()
+        if policy not in (config.before, config.after)
+    }
     report: dict[str, Any] = plain_values(
         {
             "comparison": overall,
+            "gains": {**gains, config.after: overall},
             "by_category": by_category,
             "recognition_comparison": spoken,
             "against": against,

@@ -9,24 +9,20 @@ metrics.jsonl, reward.json (the identity of the reward, which the gate reads).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from align.models.qwen2_audio import model as qwen2_audio
-from align.recipe.config.alignment import GRPOConfig, Questions, Targets
+from align.recipe.config.alignment import GRPOConfig
 from align.run_folder.artifacts import REWARD, StageFolder, write_json
+from align.stages.prompt_rows import prompt_rows
 from align.stages.reward_of import reward_of
 from align.stages.tuning import schedule_of, train_policy
 from align.training import processes
-from align.training.collate import Row, prompt_row, target_row
 from align.training.methods import group_relative_policy_optimisation
 from align.training.preflight import check_clip_lengths, readable
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
-from preference_data.schema import AudioClip, Prompt, TaskExample
-from preference_data.toy_world.examples import prompts as asked_prompts
-from preference_data.toy_world.phrasebook import Phrasebook
+from preference_data.schema import AudioClip
 
 
 def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -34,7 +30,7 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, max_bad_fraction=0.0)
-    all_rows = list(_rows(config, corpus))
+    all_rows = list(prompt_rows(config.prompts, corpus, config.seed))
     if not all_rows:
         raise ValueError(f"{corpus} has no prompt of {config.prompts}: nothing to complete")
     rows = readable(all_rows, corpus, processor.feature_extractor.n_samples / SAMPLE_RATE, out.path)
@@ -57,20 +53,3 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
     )
     metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
     return {**metrics, "prompts": float(len(rows))}
-
-
-def _rows(config: GRPOConfig, corpus: Path) -> Iterator[Row]:
-    """The prompts to complete, in the order of their source."""
-    match config.prompts:
-        case Questions(splits=splits, per_clip=per_clip):
-            book = Phrasebook.load(corpus / "phrasebook.yaml")
-            clips = [clip for clip in Dataset(corpus).table(AudioClip) if clip.split in splits]
-            for prompt in asked_prompts(clips, book, config.seed, per_clip):
-                yield prompt_row(prompt, book.question(prompt.question, json.loads(prompt.meta_info)).kind)
-        case Targets(tasks=tasks, prompt_format=prompt_format):
-            for example in Dataset(corpus).table(TaskExample):
-                if example.task in tasks:
-                    yield target_row(example, prompt_format)
-        case _:
-            for prompt in Dataset(corpus).table(Prompt):
-                yield prompt_row(prompt, prompt.task_name)

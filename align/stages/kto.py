@@ -4,7 +4,7 @@ A completion is good or bad on its own: a thumb up or down, "both bad", a reward
 kind of label counts more, so that both kinds together count the same (`balance`). Differs from the paper:
 labels may have weights, and the best checkpoint can be published. Reads: policy (also the reference), labels,
 corpus. Writes: model/, metrics.jsonl.
-    align run recipes/demo_rl --only 5_kto
+    align run recipes/demo_rl --only 6_kto
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Reads: completions, annotations or scores. Writes: labels.jsonl, and of annotations
 quarantine.jsonl (judgements left out, and why).
-    align run recipes/demo_rl --only 4_labels
+    align run recipes/demo_rl --only 5_labels
 """
 
 from __future__ import annotations

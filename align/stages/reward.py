@@ -4,7 +4,7 @@ A policy with a scalar head learns by TRL's RewardTrainer to give the chosen com
 rejected one. Differs from the paper: every pair's loss is weighted by the objective's axes that prefer it,
 and what does not listen, or only counts characters, is refused by held-out pairs before anything is trained
 on it. Reads: policy, pairs, corpus. Writes: model/, metrics.jsonl, held_out.json (accuracy, calibration).
-    align run recipes/demo_rl --only 5_reward
+    align run recipes/demo_rl --only 6_reward
 """
 
 from __future__ import annotations

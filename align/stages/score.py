@@ -3,7 +3,7 @@
 Pairs and labels are made of it, so that a policy can learn from its own completions without people: the best
 against the worst for on-policy DPO, the best alone (`loss: sft`) for best-of-n fine-tuning. Reads:
 completions, corpus. Writes: scores.jsonl, reward.json (what decided).
-    align run recipes/demo_rl --only 3_score
+    align run recipes/demo_rl --only 4_score
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from align.models.qwen2_audio.packed import pack
 from align.recipe.config.training import Filters, SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
+from align.stages.prompt_rows import prompt_rows
 from align.stages.tuning import schedule_of, tuning_of
 from align.training import processes
 from align.training import run as training
@@ -30,7 +31,6 @@ from align.training.filtering import keep, saved_effects
 from align.training.lengths import Lengths
 from align.training.methods import supervised_fine_tuning
 from align.training.preflight import NotReady, check_clip_lengths, describe_beyond
-from preference_data.dataset import dataset
 from preference_data.dataset.dataset import Dataset
 from preference_data.dataset.filters import Limits
 from preference_data.dataset.manifest import Selection
@@ -46,7 +46,7 @@ def check(config: SFTConfig, inputs: dict[str, Path]) -> None:
     corpus, policy = inputs[config.corpus], qwen2_audio.located(inputs[config.policy])
     processor = qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
-    examples, lengths = _examples(config, corpus, Dataset(corpus).parts(Chat)), Lengths(corpus, processor)
+    examples, lengths = _examples(config, corpus, _parts(config, corpus)), Lengths(corpus, processor)
     if message := describe_beyond(examples.distinct, lengths, qwen2_audio.context_of(policy)):
         raise NotReady(message)
 
@@ -57,7 +57,7 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
     tuning = tuning_of(config)
     model, processor = tuning.load(policy), qwen2_audio.load_processor(policy)
     check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
-    chats, counts = Dataset(corpus).parts(Chat), dict[str, float]()
+    parts, counts = _parts(config, corpus), dict[str, float]()
     if config.filters != Filters():
         collator = SFTCollator(processor, ClipFeatures(processor, corpus), packed=tuning.packed)
         if tuning.packed:
@@ -65,9 +65,9 @@ def run(config: SFTConfig, inputs: dict[str, Path], out: StageFolder) -> dict[st
         effects = partial(_effects, config, model, collator, out)
         limits, least = _limits(config.filters), config.filters.min_audio_effect
         kept = keep(Dataset(corpus).table(Chat), limits, out, least, effects)
-        chats, counts = _selected(chats, np.array(kept.numbers)), kept.counts
+        parts, counts = _selected(parts, np.array(kept.numbers)), kept.counts
     method = supervised_fine_tuning(
-        _examples(config, corpus, chats),
+        _examples(config, corpus, parts),
         augmentation_of(**config.augment.model_dump()),
         config.max_bad_fraction,
     )
@@ -105,19 +105,37 @@ def _effects(
         return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, on_progress)
 
 
-def _selected(chats: Sequence[dataset.Part[Chat]], numbers: np.ndarray) -> list[dataset.Part[Chat]]:
-    """Each dataset with only the chats of these numbers, which count through all datasets."""
+def _parts(config: SFTConfig, corpus: Path) -> list[Part]:
+    """What is learned: each dataset's chats, or prompts with their references."""
+    if config.prompts is None:
+        return [Part(*part, chat_row) for part in Dataset(corpus).parts(Chat)]
+    rows = list(prompt_rows(config.prompts, corpus, config.seed))
+    without = [row["id"] for row in rows if not row["record"].answer_gt.strip()]
+    if without or not rows:
+        lacks = (
+            f"{len(without)} prompts without a reference in answer_gt, such as {without[0]!r}"
+            if without
+            else "no prompt"
+        )
+        raise ValueError(
+            f"prompts: {corpus} has {lacks}: nothing to learn there; remove prompts to learn its chats"
+        )
+    return [Part("references", rows, 1.0, dict)]
+
+
+def _selected(parts: Sequence[Part], numbers: np.ndarray) -> list[Part]:
+    """Each part with only the records of these numbers, which count through all parts."""
     left, start = [], 0
-    for source in chats:
-        end = start + len(source.records)
+    for part in parts:
+        end = start + len(part.records)
         own = numbers[(numbers >= start) & (numbers < end)] - start
-        left.append(source._replace(records=Selection(source.records, own)))
+        left.append(part._replace(records=Selection(part.records, own)))
         start = end
     return left
 
 
-def _examples(config: SFTConfig, corpus: Path, chats: Sequence[dataset.Part[Chat]]) -> Examples:
-    parts = [Part(name, records, share * (1 - config.replay), chat_row) for name, records, share in chats]
+def _examples(config: SFTConfig, corpus: Path, parts: Sequence[Part]) -> Examples:
+    parts = [part._replace(share=part.share * (1 - config.replay)) for part in parts]
     if config.replay:
         parts += [
             Part(name, records, share * config.replay, partial(task_row, prompt_format=config.prompt_format))

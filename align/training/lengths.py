@@ -188,5 +188,5 @@ def _texts(row: Row) -> Sequence[str]:
         return row.get("system") or "", row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
-    said = [part["text"] or "" for message in row["messages"] for part in message["content"]]
-    return said if row.get("completion") is None else [*said, row["completion"]]
+    texts = [part["text"] or "" for message in row["messages"] for part in message["content"]]
+    return texts if row.get("completion") is None else [*texts, row["completion"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -37,6 +38,7 @@ from align.training.checkpoints import (
     resume_point,
     step_of,
 )
+from align.training.collate import Row
 from align.training.data_loading import CACHE_BYTES, balanced, loader_arguments
 from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
@@ -99,10 +101,7 @@ def train(
     """
     lengths, settings = Lengths(corpus, processor), {**method.trl, **trl}
     longest = method.longest(lengths, tuning.packed)
-    context = model.config.text_config.max_position_embeddings - longest.further_tokens
-    beyond = describe_beyond(method.rows(), lengths, context) if processes.is_first() else None
-    if message := processes.broadcast(beyond):
-        raise NotReady(message)
+    _refuse_long(method, lengths, model.config.text_config.max_position_embeddings - longest.further_tokens)
     loader = loader_arguments(settings)
     cache_bytes = CACHE_BYTES // max(1, loader["dataloader_num_workers"])
     features = ClipFeatures(processor, corpus, cache_bytes=cache_bytes)
@@ -137,14 +136,7 @@ def train(
     trainer = method.trainer(
         model=model,
         args=args,
-        train_dataset=method.examples
-        if method.least_micro_batch > 1
-        else balanced(
-            method.examples,
-            lengths.cost,
-            schedule.batch_size,
-            schedule.batch_size * method.sequences // args.per_device_train_batch_size,
-        ),
+        train_dataset=_in_order(method, lengths, schedule, args),
         data_collator=collator,
         processing_class=processor,
         peft_config=tuning.peft_config,
@@ -161,6 +153,21 @@ def train(
         publish(checkpoint, base, processor, out.path, method.load)
         metrics |= scores
     return metrics
+
+
+def _refuse_long(method: Method, lengths: Lengths, context: int) -> None:
+    """Refuse examples of more tokens than the model can read; rank 0 looks for them."""
+    beyond = describe_beyond(method.rows(), lengths, context) if processes.is_first() else None
+    if message := processes.broadcast(beyond):
+        raise NotReady(message)
+
+
+def _in_order(method: Method, lengths: Lengths, schedule: Schedule, args: TrainingArguments) -> Dataset[Row]:
+    """The examples, those of a step dealt into micro-batches of about equal cost where the loss allows it."""
+    if method.least_micro_batch > 1:
+        return method.examples
+    parts = schedule.batch_size * method.sequences // args.per_device_train_batch_size
+    return balanced(method.examples, lengths.cost, schedule.batch_size, parts)
 
 
 def arguments(

@@ -347,9 +347,9 @@ class AudioKTOTrainer(ReferenceTrainer, FixedKTOTrainer):
     def held_out_score(self, row: Row) -> tuple[bool, float]:
         """The label, and the reward of the completion."""
         batch = send_to_device(replace(self.data_collator, with_kl=False)([row]), self.accelerator.device)
-        model, asked = _in_one_pass(self.model_wrapped, batch)
+        model, inputs = _in_one_pass(self.model_wrapped, batch)
         with self.compute_loss_context_manager():
-            logp = model(input_ids=asked["input_ids"]).log_probs.sum().item()
+            logp = model(input_ids=inputs["input_ids"]).log_probs.sum().item()
         return row["label"], self.beta * (logp - row["ref_logps"])
 
 

@@ -96,9 +96,9 @@ def _after_thought(text: str) -> str | None:
 
 def _from_json(text: str) -> str:
     """The answer in a JSON object, also in a fence; any other text as it is."""
-    found = re.search(r"\{[^{}]*\}", text)
+    match = re.search(r"\{[^{}]*\}", text)
     try:
-        row = json.loads(found[0]) if found else None
+        row = json.loads(match[0]) if match else None
     except ValueError:
         return text
     values = {key.casefold(): value for key, value in row.items()} if isinstance(row, dict) else {}

@@ -209,8 +209,8 @@ def _without_message(data: Mapping[str, Any]) -> bytes:
     """A completion's errors alone: what its model wrote is not the server's words."""
     choice = data["choices"][0]
     reason = choice.get("finish_reason")
-    said = {"error": data.get("error"), "choice": choice.get("error"), "base_resp": data.get("base_resp")}
-    return json.dumps(said if any(said.values()) else f"an empty reply, finish_reason {reason}").encode()
+    errors = {"error": data.get("error"), "choice": choice.get("error"), "base_resp": data.get("base_resp")}
+    return json.dumps(errors if any(errors.values()) else f"an empty reply, finish_reason {reason}").encode()
 
 
 def _retry_after_s(header: str, words: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from align.recipe.config.base import (
     Config,
@@ -15,10 +15,9 @@ from align.recipe.config.base import (
     OutputKind,
     PairsRef,
 )
+from align.recipe.config.prompts import PromptSource, Questions
 from align.recipe.config.rewards import RewardConfig
 from align.recipe.config.training import TRL_WITHOUT_EFFECT, FurtherTrainingConfig
-from preference_data.prompts.prompts import PromptFormat
-from preference_data.prompts.tasks import task_named
 from preference_data.schema import Axis
 
 
@@ -216,51 +215,6 @@ class RewardModelConfig(FurtherTrainingConfig):
         return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"
 
 
-class Questions(Config):
-    """Prompts that the phrasebook asks about clips whose facts are known."""
-
-    splits: list[Literal["preference", "train"]] = Field(["preference"], min_length=1)
-    per_clip: int = Field(1, ge=1)
-    """Different questions about each clip; fewer where less can be asked."""
-
-
-class Targets(Config):
-    """Pre-training prompts, as plain text without a chat; their targets are the references."""
-
-    tasks: list[str] = Field(min_length=1)
-    """Of `preference_data/prompts/tasks.yaml`, such as transcribe."""
-    prompt_format: PromptFormat = "sentences"
-
-    def conflicts(self) -> Iterator[Conflict]:
-        """Tasks that no reward can be given for, and those that do not exist."""
-        for name in self.tasks:
-            try:
-                stamps = task_named(name).stamps
-            except ValueError as error:
-                yield Conflict("tasks", str(error))
-            else:
-                if stamps:
-                    yield Conflict(
-                        "tasks", f"targets of {name} are stamped with times, which no reward reads"
-                    )
-
-
-def _kind_of_prompts(value: Any) -> str:
-    """Which way of saying where prompts come from is meant."""
-    if isinstance(value, str):
-        return "[corpus]"
-    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-    return "[Targets]" if "tasks" in keys else "[Questions]"
-
-
-RolloutPrompts = Annotated[
-    Annotated[Literal["corpus"], Tag("[corpus]")]
-    | Annotated[Questions, Tag("[Questions]")]
-    | Annotated[Targets, Tag("[Targets]")],
-    Discriminator(_kind_of_prompts),
-]
-
-
 class GRPOConfig(FurtherTrainingConfig):
     """Reinforcement learning from rewards: group relative policy optimisation and its kin, through TRL.
 
@@ -269,7 +223,7 @@ class GRPOConfig(FurtherTrainingConfig):
 
     trl_config: ClassVar[str | None] = "GRPOConfig"
     stage: Literal["grpo"]
-    prompts: RolloutPrompts = "corpus"
+    prompts: PromptSource = "corpus"
     """`corpus`: its prompts.jsonl. Else questions about clips, or pre-training targets."""
     reward: RewardConfig
     """What a completion is worth."""

@@ -18,6 +18,7 @@ from align.recipe.config.base import (
     PolicyRef,
     StageConfig,
 )
+from align.recipe.config.prompts import PromptSource, Questions
 from preference_data.prompts.languages import TEXT_LANGUAGES
 from preference_data.prompts.prompts import PromptFormat
 
@@ -359,6 +360,21 @@ class SFTConfig(StepsConfig, FurtherTrainingConfig):
     """Supervised fine-tuning on multi-turn chats; loss on the assistant's tokens only."""
 
     stage: Literal["sft"]
+    prompts: PromptSource | None = None
+    """Learn the references of these prompts in place of the corpus' chats: the control that reinforcement
+    learning must be compared with where references are there."""
     filters: Filters = Filters()
     replay: float = Field(0.0, ge=0, lt=1)
     """Share of each batch's examples drawn from the pre-training targets, so that they are not lost."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Filters are for chats."""
+        yield from super().conflicts()
+        if self.prompts is not None and "filters" in self.model_fields_set:
+            yield Conflict(
+                "filters", "they leave out chats, of which none is read with prompts; remove one of the two"
+            )
+
+    def needs_facts(self) -> tuple[str, str] | None:
+        """Questions about clips."""
+        return ("prompts", "prompts: corpus") if isinstance(self.prompts, Questions) else None

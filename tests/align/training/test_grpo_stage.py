@@ -10,8 +10,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from align.recipe.config.prompts import Questions
 from align.rewards.reward import BadReward
 from align.run_folder.artifacts import Interrupted, read_json, read_metrics, stop_requested
+from align.stages.prompt_rows import prompt_rows
 from align.training.checkpoints import checkpoints, step_of
 from align.training.grpo_trainer import AudioGRPOTrainer
 from align.training.preflight import NotReady
@@ -98,6 +100,15 @@ def test_every_source_of_prompts_is_rewarded(world, tmp_path, source, reward, pa
     if choose:
         assert metrics["chosen_step"] in (1, 2)
         assert "dev/kl" in metrics
+
+
+def test_only_questions_of_some_kinds_are_asked(world):
+    corpus = world / "corpus"
+    everything = list(prompt_rows(Questions(splits=["preference", "train"], per_clip=9), corpus, seed=0))
+    source = Questions(splits=["preference", "train"], per_clip=9, kinds=["absent"])
+    some = list(prompt_rows(source, corpus, seed=0))
+    assert {row["kind"] for row in some} == {"absent"} < {row["kind"] for row in everything}
+    assert [row["id"] for row in some] == [row["id"] for row in everything if row["kind"] == "absent"]
 
 
 def before(world):

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
@@ -13,7 +14,7 @@ from align.recipe.config.training import SFTConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import sft
 from preference_data import store
-from preference_data.schema import AudioClip, Chat, TaskExample, Turn
+from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn
 
 CHATS = [
     Chat(
@@ -89,6 +90,25 @@ def test_text_alone_trains(tiny, corpus, tmp_path):
     store.write(corpus / "sft.jsonl", [CHATS[3]])
     metrics, _ = run(tiny, corpus, tmp_path / "run", steps=2, replay=0.0, batch_size=2)
     assert metrics["loss"] > 0
+
+
+def test_references_of_prompts_are_learned_in_place_of_chats(tiny, corpus, tmp_path):
+    prompt = Prompt(
+        id="p", audios=("1.wav",), question="How?", answer_gt="low", meta_info="", task_name="sound_QA"
+    )
+    store.write(corpus / "prompts.jsonl", [prompt])
+    metrics, out = run(tiny, corpus, tmp_path / "run", replay=0.0, prompts="corpus", batch_size=1)
+    assert metrics["loss"] < 0.1
+    processor = qwen2_audio.load_processor(out / "model")
+    engine = TransformersEngine(out / "model", ClipFeatures(processor, corpus))
+    requests = {0: Request("How?", ("1.wav",))}
+    [(_, [completion])] = engine.complete(requests, Decoding(max_new_tokens=4), seed=0)
+    assert completion.text == "low"
+    store.write(corpus / "prompts.jsonl", [prompt, prompt.model_copy(update={"id": "q", "answer_gt": " "})])
+    with pytest.raises(ValueError, match="1 prompts without a reference in answer_gt, such as 'q'"):
+        run(tiny, corpus, tmp_path / "again", replay=0.0, prompts="corpus")
+    with pytest.raises(ValidationError, match="filters"):
+        run(tiny, corpus, tmp_path / "both", prompts="corpus", filters={"max_similarity": 1})
 
 
 def test_filters_count_in_the_metrics_and_do_not_touch_what_stays(tiny, corpus, tmp_path):

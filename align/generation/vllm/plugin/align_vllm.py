@@ -75,10 +75,10 @@ class ProcessingInfo(stock.Qwen2AudioProcessingInfo):
 
     def get_data_parser(self) -> Clips:
         """Told how long a clip may be."""
-        heard = self.get_feature_extractor()
+        extractor = self.get_feature_extractor()
         return Clips(
-            longest_s=heard.n_samples / heard.sampling_rate,
-            target_sr=heard.sampling_rate,
+            longest_s=extractor.n_samples / extractor.sampling_rate,
+            target_sr=extractor.sampling_rate,
             target_channels=self.get_target_channels(),
             expected_hidden_size=self._get_expected_hidden_size(),
             allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
@@ -116,8 +116,10 @@ class Qwen2Audio(stock.Qwen2AudioForConditionalGeneration, SupportsLoRA, Support
     @classmethod
     def get_speech_to_text_config(cls, model_config: ModelConfig, task_type: str) -> SpeechToTextConfig:
         """As long as the model hears; what is longer is cut in quiet places and transcribed in turn."""
-        heard = cached_processor_from_config(model_config).feature_extractor
-        return SpeechToTextConfig(max_audio_clip_s=heard.chunk_length, sample_rate=heard.sampling_rate)
+        extractor = cached_processor_from_config(model_config).feature_extractor
+        return SpeechToTextConfig(
+            max_audio_clip_s=extractor.chunk_length, sample_rate=extractor.sampling_rate
+        )
 
     @classmethod
     def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> dict:
