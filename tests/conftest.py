@@ -61,7 +61,7 @@ SEVERAL = "tests whose processes wait for each other, so only one of them at a t
 SECOND = "the whole loop, killed or waiting"
 UNITS = {
     **dict.fromkeys(("test_full_size_twin.py", "test_distributed.py", "test_new_tokens.py"), SEVERAL),
-    **dict.fromkeys(("test_filtering_ranks.py", "test_packed_ranks.py"), SEVERAL),
+    **dict.fromkeys(("test_filtering_ranks.py", "test_packed_ranks.py", "test_grpo_twin.py"), SEVERAL),
     **dict.fromkeys(("::test_killed_in_every", "::test_people_are", "::test_a_server_that_is_not"), SECOND),
 }
 """Part of a test's id -> what goes to one worker; else a file does. (xdist 3.8's `xdist_group` marks do

@@ -11,7 +11,7 @@ import typer
 
 from align.cli.options import file_to_read, folder_to_read, folder_to_write
 from align.run_folder.progress import Progress
-from preference_data.interchange.conversation import Form
+from preference_data.interchange.conversation import Form, RowForm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -229,7 +229,9 @@ def import_rows(
         Path,
         typer.Argument(metavar="FILE", parser=file_to_read, help="Rows: JSON lines or list, CSV, Parquet."),
     ],
-    form: Format,
+    form: Annotated[
+        RowForm, typer.Option("--format", help="Whose rows, or choice: AVQA, AudioMCQ and their like.")
+    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -256,17 +258,32 @@ def import_rows(
         list[str] | None,
         typer.Option("--ignore", metavar="COLUMN", help="A column not to be read; may be repeated."),
     ] = None,
+    question_form: Annotated[
+        str | None,
+        typer.Option(
+            "--question-form",
+            metavar="TEXT",
+            help="How to put a question with its choices: text with {question} and {choices}; R1-AQA's.",
+        ),
+    ] = None,
 ) -> None:
-    """Read others' preference pairs, labels or chats; the audio is linked into DIR, which a recipe can name.
+    """Read others' preference pairs, labels, chats or multiple-choice questions.
+
+    The audio is linked into DIR, which a recipe can name.
 
     Example: align data import dpo.jsonl --format ms-swift --out data/imported
     """
     from preference_data.dataset.dataset import QUARANTINE, BadDataset
     from preference_data.interchange import exchange
     from preference_data.interchange.columns import BadRow
+    from preference_data.interchange.questions import QUESTION_FORM, check_form
     from preference_data.store import BadRecord
     from preference_data.text_files import BadText
 
+    try:
+        check_form(question_form or QUESTION_FORM)
+    except ValueError as error:
+        raise typer.BadParameter(f"--question-form {error}") from error
     try:
         with _Lines() as line:
             imported = exchange.read_rows(
@@ -276,6 +293,7 @@ def import_rows(
                 audio_root=root or rows.parent,
                 axis=axis,
                 ignored=ignore or (),
+                question_form=question_form or QUESTION_FORM,
                 on_checked=lambda done, total: line("clips", done, total),
             )
     except (BadRow, BadText, BadDataset, BadRecord, OSError) as error:
@@ -283,12 +301,17 @@ def import_rows(
     _print_refused(imported.refused)
     good, bad = imported.desirable, imported.labels - imported.desirable
     labels = f"{imported.labels:,} labels ({good:,} good, {bad:,} bad), " if imported.labels else ""
-    kept = f"{imported.pairs:,} pairs, {labels}{imported.chats:,} chats and {imported.clips:,} clips"
+    questions = f"{imported.questions:,} questions, " if imported.questions else ""
+    kept = (
+        f"{imported.pairs:,} pairs, {labels}{questions}{imported.chats:,} chats and {imported.clips:,} clips"
+    )
     quarantine = f", see {out / QUARANTINE}" if imported.n_refused else ""
     print(f"{kept} in {out}; {imported.n_refused:,} rows left out{quarantine}")
+    named = out if "/" in str(out) else f"./{out}"
     if imported.pairs:
-        named = out if "/" in str(out) else f"./{out}"
         print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
+    if imported.questions:
+        print(f"In a recipe, a grpo stage reads them by `corpus: {named}` and `reward: {{choice: {{}}}}`")
 
 
 def _print_refused(reasons: list[str]) -> None:

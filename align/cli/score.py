@@ -24,7 +24,8 @@ def score(
 ) -> None:
     """Count right answers: AIR-Bench foundation, or the benchmarks of the Qwen-Audio reports.
 
-    Foundation reads the official jsonl (question, choices, response). The others read rows with gt, response
+    Foundation reads the official jsonl (question, choices, response), choice the rows of AVQA, MMAU and their
+    like with a response. The others read rows with gt, response
     and source, as the Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers
     stand beside ours; harnesses differ, so they are a reference, not a ranking.
 
@@ -43,7 +44,7 @@ def score(
             scored, odd = foundation.read_answers(answers)
             numbers: dict[str, Any] = foundation.score(scored)
         else:
-            rows, texts, odd = benchmarks.read_answers(answers)
+            rows, texts, odd = benchmarks.read_answers(answers, cast(benchmarks.Kind, kind))
             numbers = benchmarks.score(cast(benchmarks.Kind, kind), rows, texts)
     except (BadBenchmark, benchmarks.CannotScore) as error:
         raise typer.BadParameter(str(error)) from error

@@ -5,12 +5,14 @@ Nothing is loaded: shapes come from the recipe, from config.json files on disk, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
+from align.recipe.config.alignment import GRPOConfig
 from align.recipe.config.training import (
     Assemble,
     FurtherTrainingConfig,
@@ -98,6 +100,20 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
             f"  {_duration(hours)}{noun} at {estimate.MFU:.0%} of {estimate.PEAK_FLOPS / 1e12:.0f} TFLOP/s "
             f"(H100) on each of {_gpus(workers)}: assumed, not measured"
         )
+        if isinstance(config, GRPOConfig):
+            yield from _drawing(config, workers, shape)
+
+
+def _drawing(config: GRPOConfig, workers: int, shape: Shape) -> Iterator[str]:
+    """The least that it takes to draw completions: each of their tokens reads all weights once."""
+    batches = math.ceil(config.batch_size / workers / config.rollout_batch_size)
+    tokens = config.steps // config.iterations * batches * config.max_new_tokens
+    weights = 2 * estimate.parameters(shape).total
+    hours = _duration(tokens * weights / estimate.PEAK_BYTES / 3600)
+    yield (
+        f"  drawing completions comes on top: if all are as long as they may be, {tokens:,} times "
+        f"{_size(weights)} of weights are read, {hours} at {estimate.PEAK_BYTES / 1e12:g} TB/s (H100)"
+    )
 
 
 # -------------------------------------------------------------------------- what the recipe says
@@ -186,7 +202,9 @@ def _table(config: TrainingConfig, shape: Shape, load: Workload, gpu_gb: float) 
     yield "    " + " " * 12 + "".join(f"{column:>13}" for column in columns)
     options: list[tuple[Strategy, str, Workload]] = [(strategy, strategy, load) for strategy in STRATEGIES]
     if load.lora_rank is None:
-        options.append(("ddp", f"LoRA r {_RANK}", load._replace(lora_rank=_RANK, parts=None)))
+        options.append(
+            ("ddp", f"LoRA r {_RANK}", load._replace(lora_rank=_RANK, parts=None, with_reference=False))
+        )
     for strategy, name, option in options:
         chosen = config.hardware is not None and name == config.hardware.strategy
         offload = config.hardware.offload if chosen and config.hardware else "none"

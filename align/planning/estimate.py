@@ -20,6 +20,8 @@ LIVE_PARAMETERS = 1e9
 """That ZeRO-3 keeps gathered at a time (DeepSpeed's stage3_max_live_parameters)."""
 PEAK_FLOPS = 989e12
 """Of an H100 or H200, dense bfloat16 (NVIDIA's data sheet)."""
+PEAK_BYTES = 3.35e12
+"""Per second, of an H100's memory (NVIDIA's data sheet); an H200's is faster."""
 MFU = 0.35
 """Share of the peak that training reaches: an assumption until it is measured."""
 SAMPLE_RATE = 16_000

@@ -24,7 +24,7 @@ Thresholds = Mapping[str, Any]
 GAINS = ("factuality", "behaviour", "score")
 DETERMINISTIC_JUDGE = "facts"
 """The one judge without prompt or replies: it marks every answer and nothing can sway it."""
-_LOWER_IS_BETTER = frozenset({"wer", "cer", "aas_ms"})
+_LOWER_IS_BETTER = frozenset({"wer", "cer", "aas_ms", "unparsed"})
 _STATES = ("invalid", "refused", "inconsistent", "missing")
 
 
@@ -147,7 +147,8 @@ def checks(
         *_quality(scores, thresholds),
         *_collapse(scores, thresholds),
         *_fragments(scores, unfinished, thresholds["max_unfinished_rise"]),
-        *_recognition(scores, thresholds["recognition_margins"]),
+        *_recognition(scores, thresholds["recognition_gains"], 1),
+        *_recognition(scores, thresholds["recognition_margins"], -1),
         *_judge(scores, thresholds["judge"]),
         *_contamination(contamination, thresholds["max_contaminated"], thresholds["max_alike"]),
         *_independence(scores.get("judge") or {}, rewards, thresholds["independent_judge"]),
@@ -251,22 +252,25 @@ def _fragments(
         yield at_most("rise of unfinished answers", _minus(after, before), limit)
 
 
-def _recognition(scores: Scores, margins: Mapping[str, Mapping[str, float]]) -> Iterator[Check]:
-    """Non-inferiority on named benchmarks: by the interval where there is one, else by the numbers alone."""
-    for source, of_metric in margins.items():
-        for metric, margin in of_metric.items():
+def _recognition(
+    scores: Scores, limits: Mapping[str, Mapping[str, float]], direction: Literal[1, -1]
+) -> Iterator[Check]:
+    """Gains (1) or non-inferiority (-1) on named benchmarks: by the interval, else by the numbers alone."""
+    for source, of_metric in limits.items():
+        for metric, size in of_metric.items():
+            least = direction * size
             name = f"{source} {metric}"
             after, before = (_of(scores, side, "recognition", source, metric) for side in ("after", "before"))
             low, high = _interval(scores, "recognition_comparison", source, metric)
             if after is None or before is None:
-                yield _not_measured(name, -margin)
+                yield _not_measured(name, least)
                 continue
             sign = -1.0 if metric in _LOWER_IS_BETTER else 1.0
             if low is None or high is None:
-                check = at_least("improvement, without interval", sign * (after - before), -margin)
+                check = at_least("improvement, without interval", sign * (after - before), least)
             else:
                 worst, best = sorted((sign * low, sign * high))
-                check = gain("improvement", worst, best, -margin)
+                check = gain("improvement", worst, best, least)
             yield check._replace(name=name, reason=f"{name}: {before:.3f} -> {after:.3f}; {check.reason}")
 
 

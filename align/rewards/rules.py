@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from align.evaluation.benchmarks import wer
-from align.evaluation.benchmarks.choices import LETTERS, read_choice
+from align.evaluation.benchmarks.choices import LETTERS, chosen
 from align.evaluation.judges.facts import FactJudge
 from align.rewards.reward import BadReward, Parts
 from align.run_folder.artifacts import sha256_file
@@ -142,12 +142,8 @@ class ChoiceReward:
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Parts:
         """0 or 1."""
-        return {"choice": [self._value(p, text) for p, text in zip(prompts, completions, strict=True)]}
-
-    def _value(self, prompt: Prompt, text: str) -> float:
-        choices = (*prompt.choices, *[""] * (len(LETTERS) - len(prompt.choices)))
-        letter = read_choice(text, choices)
-        return float(letter is not None and choices[LETTERS.index(letter)] == prompt.answer_gt)
+        pairs = zip(prompts, completions, strict=True)
+        return {"choice": [float(chosen(p.choices, text) == p.answer_gt) for p, text in pairs]}
 
     def identity(self) -> dict[str, Any]:
         """Its kind."""

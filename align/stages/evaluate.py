@@ -21,7 +21,7 @@ from align.evaluation import aggregation, comparison, judged_answers
 from align.evaluation.benchmarks import air_bench
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
-from align.evaluation.benchmarks.rows import Utterance, read_utterances
+from align.evaluation.benchmarks.rows import Utterance, held_out_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
 from align.evaluation.judges.facts import FactJudge
@@ -128,7 +128,7 @@ def _questions(config: EvaluateConfig, corpus: Path, heard_s: float) -> _Questio
         ValueError: no clip can be used.
     """
     own = corpus / config.split / "recognition.jsonl"
-    utterances = read_utterances(own) if own.exists() else []
+    utterances = held_out_utterances(own)
     rows = [
         _Recognition(
             _RECOGNISED,
@@ -137,7 +137,7 @@ def _questions(config: EvaluateConfig, corpus: Path, heard_s: float) -> _Questio
             benchmarks.usable_rows(corpus, utterances, Dataset(corpus).find, heard_s),
         ),
         *(
-            _Recognition(f"benchmark_{i}", path, kind, benchmarks.open_rows(Path(path).expanduser()))
+            _Recognition(f"benchmark_{i}", path, kind, benchmarks.open_rows(Path(path).expanduser(), kind))
             for i, (path, kind) in enumerate(config.benchmarks.items())
         ),
     ]
@@ -197,7 +197,7 @@ def _request_sets(
         ]
         clips_of = ClipFeatures(processor, part.rows.root, longest_s=None if is_own else air_bench.LONGEST_S)
         requests = [
-            Request(prompt, (row.audio,), plain=True)
+            Request(prompt, (row.audio,), plain=not row.choices)
             for prompt, row in zip(prompts, part.rows.usable, strict=True)
         ]
         sets.append(RequestSet(part.name, clips_of, requests))

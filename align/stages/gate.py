@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from align.evaluation.benchmarks import air_bench
-from align.evaluation.benchmarks.rows import read_utterances
+from align.evaluation.benchmarks import tasks as benchmarks
+from align.evaluation.benchmarks.rows import held_out_utterances
 from align.models.qwen2_audio.model import located
 from align.models.shards import weights_sha256
 from align.recipe.config.evaluation import GateConfig
@@ -171,18 +172,22 @@ def _contamination(evaluation: Path, history: Ancestry, name: str) -> Contaminat
 
 
 def _benchmark(evaluation: Path) -> tuple[dict[str, Clip], str]:
-    """The clips behind an evaluation's questions, by their path in its corpus, and their split."""
+    """The clips of an evaluation's questions and rows, by path, or file and path; and their split."""
     config, scores = read_manifest(evaluation)["config"], read_json(evaluation / "scores.json")
     corpus, split = evaluation.parent / config["corpus"], config["split"]
     answers = air_bench.read_answers(evaluation / "answers" / f"{scores['after'].replace('/', '_')}.jsonl")
     prefix = "" if config.get("air_bench") else f"{split}/"
-    rows = corpus / split / "recognition.jsonl"
     benchmark = Dataset(evaluation.parent / scores.get("audio_root", config["corpus"]))
     names = sorted({prefix + item.audio for item, _ in answers})
     clips = {name: Clip(_place(benchmark, name)) for name in names}
-    if rows.exists():
-        own = Dataset(corpus)
-        clips |= {row.audio: Clip(_place(own, row.audio)) for row in read_utterances(rows)}
+    spoken, own = held_out_utterances(corpus / split / "recognition.jsonl"), Dataset(corpus)
+    clips |= {row.audio: Clip(_place(own, row.audio)) for row in spoken}
+    for file, kind in config.get("benchmarks", {}).items():
+        path = Path(file).expanduser()
+        beside = Dataset(path.parent, {})
+        unusable = {row["path"] for row in scores.get("unusable_rows", {}).get(file, [])}
+        names = sorted({row.audio for row in benchmarks.read_rows(path, kind)[0]} - unusable)
+        clips |= {f"{file}: {name}": Clip(_place(beside, name)) for name in names}
     return clips, split
 
 

@@ -91,6 +91,26 @@ class Columns:
             self._unread.pop(name, None)
         return [self._row[name] for name in self._there(names)]
 
+    def take_id(self, name: str, *parts: object) -> str:
+        """The row's own id, or one made from what it says.
+
+        Raises:
+            BadRow: it is neither text on one line nor a whole number.
+        """
+        from preference_data.schema import stable_id  # pydantic takes long to load
+
+        value = self.take(name)
+        if is_empty(value):
+            return stable_id(*parts)
+        text = str(value)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, str | int)
+            or not (text.strip() and text.isprintable())
+        ):
+            raise BadRow(f"{name} is {text[:80]!r}; it must be text on one line, or a whole number")
+        return text
+
     def _there(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self._row.get(name) is not None]
 

@@ -24,6 +24,8 @@ from preference_data.interchange.columns import (
 )
 
 Form = Literal["trl", "llamafactory", "ms-swift"]
+RowForm = Literal["trl", "llamafactory", "ms-swift", "choice"]
+"""`choice`: multiple-choice questions, which are only read; see `questions`."""
 TAG = "<audio>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """Qwen2-Audio's chat template adds it anyway."""
@@ -222,7 +224,7 @@ def _content(content: Any, role: str) -> tuple[str, tuple[str, ...]]:
             "url",
         }:
             named = _only(says, *says)
-            more, own = TAG, () if named is None else (_path(named),)
+            more, own = TAG, () if named is None else (path_of(named),)
         else:
             raise BadRow(f"a message holds a part {str(part)[:80]!r}, neither audio nor text")
         text, clips = text + more, clips + own
@@ -306,15 +308,19 @@ def _untagged(question: str) -> str:
 def _audios(columns: Columns, named: list[str]) -> list[str]:
     """The clips of a row, from its column or, as `named`, from its messages."""
     value = columns.take("audios", "audio")
-    audios = (
-        [] if is_empty(value) else [_path(audio) for audio in (value if isinstance(value, list) else [value])]
-    )
+    given = [] if is_empty(value) else value if isinstance(value, list) else [value]
+    audios = [path_of(audio) for audio in given]
     if audios and named and audios != named:
         raise BadRow(f"audios are {audios[:3]} but the messages name {named[:3]}")
     return audios or named
 
 
-def _path(named: Any) -> str:
+def path_of(named: Any) -> str:
+    """The path of a clip, as a row names it.
+
+    Raises:
+        BadRow: it is none.
+    """
     path = named.get("path") or named.get("url") if isinstance(named, Mapping) else named
     if not isinstance(path, str) or not path:
         raise BadRow(f"an audio is {str(named)[:80]!r}, not a path; write the clips to files and name them")

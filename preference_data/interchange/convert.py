@@ -24,9 +24,10 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from preference_data.interchange.columns import LABELS, BadRow, Columns, is_empty
-from preference_data.interchange.conversation import TAG, Form, Turns, read_turns, without_tag
+from preference_data.interchange.conversation import TAG, Form, RowForm, Turns, read_turns, without_tag
+from preference_data.interchange.questions import QUESTION_FORM, read_question
 from preference_data.prompts.prompts import BadExample, refuse_control
-from preference_data.schema import Axis, Chat, ContentPart, Label, Message, PreferencePair, Turn, stable_id
+from preference_data.schema import Axis, Chat, ContentPart, Label, Message, PreferencePair, Prompt, Turn
 from preference_data.store import problem_of
 
 Kind = Literal["pairs", "labels", "chats"]
@@ -38,9 +39,14 @@ Row = dict[str, Any]
 
 
 def read_row(
-    row: Any, form: Form, axis: Axis = "factuality", source: str = "imported", ignored: Collection[str] = ()
-) -> Example:
-    """A row as a preference pair, a label or a chat; `audios` as the row names them.
+    row: Any,
+    form: RowForm,
+    axis: Axis = "factuality",
+    source: str = "imported",
+    ignored: Collection[str] = (),
+    question_form: str = QUESTION_FORM,
+) -> Example | Prompt:
+    """A row as a preference pair, a label, a chat or a question; `audios` as the row names them.
 
     Args:
         row: what JSON held.
@@ -48,6 +54,7 @@ def read_row(
         axis: of a pair whose row names none.
         source: of a label whose row names none.
         ignored: columns that are not to be read.
+        question_form: how a multiple-choice question is put.
 
     Raises:
         BadRow: it is not such a row, or holds what a record cannot; what, and what to do.
@@ -56,7 +63,11 @@ def read_row(
         raise BadRow(f"is a {type(row).__name__}, not an object")
     columns = Columns(row, ignored)
     try:
-        record = _record(columns, form, axis, source)
+        record: Example | Prompt = (
+            read_question(columns, question_form)
+            if form == "choice"
+            else _record(columns, form, axis, source)
+        )
         columns.refuse_unread(record.audios)
         refuse_control(record.id, *_texts(record))
         record.model_dump_json()  # what cannot be written as UTF-8 is no record
@@ -88,7 +99,7 @@ def _chat(columns: Columns, turns: Turns) -> Chat:
     left = iter(turns.audios)
     own = [tuple(islice(left, n)) if any(turns.clips[1:]) else () for n in turns.clips]
     return Chat(
-        id=_id(columns, "id", *turns.prompt_key, *turns.questions[1:], *turns.answers),
+        id=columns.take_id("id", *turns.prompt_key, *turns.questions[1:], *turns.answers),
         system=turns.system,
         audios=turns.audios,
         turns=tuple(
@@ -105,9 +116,9 @@ def _pair(columns: Columns, turns: Turns, rejected: str, axis: Axis) -> Preferen
     chosen = turns.answers[0]
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same; there is nothing to prefer")
-    axis, prompt_id = columns.take("axis") or axis, _id(columns, "prompt_id", *turns.prompt_key)
+    axis, prompt_id = columns.take("axis") or axis, columns.take_id("prompt_id", *turns.prompt_key)
     return PreferencePair(
-        id=_id(columns, "id", prompt_id, chosen, rejected, axis),
+        id=columns.take_id("id", prompt_id, chosen, rejected, axis),
         prompt_id=prompt_id,
         system=turns.system,
         audios=turns.audios,
@@ -121,12 +132,12 @@ def _pair(columns: Columns, turns: Turns, rejected: str, axis: Axis) -> Preferen
 
 def _labelled(columns: Columns, turns: Turns, label: bool, source: str) -> Label:
     earlier = [text for pair in zip(turns.answers[:-1], turns.questions[1:], strict=True) for text in pair]
-    prompt_id = _id(columns, "prompt_id", *turns.prompt_key, *earlier)
+    prompt_id = columns.take_id("prompt_id", *turns.prompt_key, *earlier)
     prompt = [] if turns.system is None else [_message("system", turns.system)]
     for question, answer, n_clips in zip(turns.questions, turns.answers, turns.clips, strict=True):
         prompt += [_message("user", question, n_clips), _message("assistant", answer)]
     return Label(
-        id=_id(columns, "id", prompt_id, turns.answers[-1], label),
+        id=columns.take_id("id", prompt_id, turns.answers[-1], label),
         prompt_id=prompt_id,
         prompt=tuple(prompt[:-1]),
         completion=turns.answers[-1],
@@ -140,21 +151,6 @@ def _labelled(columns: Columns, turns: Turns, label: bool, source: str) -> Label
 def _message(role: Literal["system", "user", "assistant"], text: str, n_clips: int = 0) -> Message:
     clips = [ContentPart(type="audio")] * n_clips
     return Message(role=role, content=(*clips, ContentPart(type="text", text=text)))
-
-
-def _id(columns: Columns, name: str, *parts: object) -> str:
-    """The row's own id, or one made from what it says."""
-    value = columns.take(name)
-    if is_empty(value):
-        return stable_id(*parts)
-    text = str(value)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, str | int)
-        or not (text.strip() and text.isprintable())
-    ):
-        raise BadRow(f"{name} is {text[:80]!r}; it must be text on one line, or a whole number")
-    return text
 
 
 def _number(columns: Columns, name: str) -> float:
@@ -257,9 +253,11 @@ def _spoken(role: str, text: str | None, form: Form, n_clips: int = 0) -> list[R
     return [{"role": role, "content": TAG * n_clips + text}]
 
 
-def _texts(record: Example) -> list[str]:
+def _texts(record: Example | Prompt) -> list[str]:
     """Every text of a record that a policy would read or learn."""
     match record:
+        case Prompt():
+            return [record.question, *record.choices]
         case PreferencePair():
             return [record.system or "", record.question, record.chosen, record.rejected]
         case Label():

@@ -1,4 +1,7 @@
-"""Files of preference pairs, labels and chats in and out, with their audio. Rows are `convert`'s business."""
+"""Files of preference pairs, labels and chats in and out, of questions in, with their audio.
+
+Rows are `convert`'s business.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,17 @@ from preference_data.dataset.dataset import (
 from preference_data.dataset.dataset import read_rows as read_dataset_rows
 from preference_data.interchange import row_files
 from preference_data.interchange.columns import BadRow
-from preference_data.interchange.conversation import Form
-from preference_data.interchange.convert import Example, Kind, dataset_info, read_row, write_row
+from preference_data.interchange.conversation import Form, RowForm
+from preference_data.interchange.convert import (
+    Example,
+    Kind,
+    dataset_info,
+    read_row,
+    write_row,
+)
+from preference_data.interchange.questions import QUESTION_FORM
 from preference_data.interchange.row_files import EMBEDDED
-from preference_data.schema import AudioClip, Axis, Chat, Label, PreferencePair
+from preference_data.schema import AudioClip, Axis, Chat, Label, PreferencePair, Prompt
 from preference_data.text_files import BadText, numbered_lines, parse_json, read_json
 
 _MAX_DURATION_S = 30.0  # what Qwen2-Audio hears
@@ -41,6 +51,7 @@ _MOST_REFUSED = 20  # rows whose reasons are kept
 _IMPORTED = "imported"
 """Under this name the description of a dataset lists the files that were imported into it."""
 _KINDS: dict[type[Example], Kind] = {PreferencePair: "pairs", Label: "labels", Chat: "chats"}
+_KINDS_READ: tuple[type[Example | Prompt], ...] = (*_KINDS, Prompt)
 
 _Infos = Mapping[str, AudioInfo | BadAudio]
 
@@ -65,6 +76,7 @@ class Imported(NamedTuple):
     clips: int
     n_refused: int
     refused: list[str]
+    questions: int
 
 
 # ------------------------------------------------------------------- out
@@ -139,12 +151,13 @@ def _file_of(dataset: Dataset, path: str) -> str:
 
 def read_rows(
     rows: Path,
-    form: Form,
+    form: RowForm,
     out: Path,
     *,
     audio_root: Path,
     axis: Axis = "factuality",
     ignored: Collection[str] = (),
+    question_form: str = QUESTION_FORM,
     on_checked: Callable[[int, int], object] | None = None,
 ) -> Imported:
     """Read others' rows into a dataset that a recipe can name as pairs, labels and corpus.
@@ -159,6 +172,7 @@ def read_rows(
         audio_root: what the rows' audio paths are relative to, and must lie in.
         axis: what pairs are about whose rows do not say.
         ignored: columns that are not to be read.
+        question_form: how multiple-choice questions are put, see `questions.check_form`.
         on_checked: called with how many clips are checked, and of how many.
 
     Raises:
@@ -177,7 +191,7 @@ def read_rows(
                 try:
                     if isinstance(row, BadText):
                         raise BadRow(str(row))
-                    record = read_row(row, form, axis, rows.name, ignored)
+                    record = read_row(row, form, axis, rows.name, ignored, question_form)
                     yield number, _renamed(record, lambda path: _below(audio_root, path))
                 except BadRow as error:
                     yield number, error
@@ -190,16 +204,18 @@ def read_rows(
             writing.write(records())
         shutil.rmtree(clips.embedded, ignore_errors=True)
         imported = writing.imported()
-        if not imported.pairs + imported.labels + imported.chats:
+        if not imported.pairs + imported.labels + imported.chats + imported.questions:
             reasons = "; ".join(imported.refused[:3]) or "it is empty"
             raise BadRow(f"{rows}: none of its {imported.n_refused} rows can be used: {reasons}")
-        describe(partial, _about(rows, writer, imported, before))
+        describe(partial, _about(out.name, rows, writer, imported, before))
     return imported
 
 
-def _about(rows: Path, writer: RecordWriter, imported: Imported, before: Dataset | None) -> dict[str, object]:
+def _about(
+    folder: str, rows: Path, writer: RecordWriter, imported: Imported, before: Dataset | None
+) -> dict[str, object]:
     about = before.about if before else {}
-    name = re.sub(r"[^A-Za-z0-9_-]", "-", rows.stem).strip("-_")[:64] or "imported"
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", folder).strip("-_")[:64] or "imported"
     return {
         "name": about.get("name", name),
         "root": ".",
@@ -229,11 +245,11 @@ class _Clips(NamedTuple):
         return resolve_inside(self.root, path)
 
 
-_Read = tuple[int, "Example | BadRow"]
+_Read = tuple[int, "Example | Prompt | BadRow"]
 """Number of a row, and the record that it is."""
 
 
-def _renamed(record: Example, rename: Callable[[str], str]) -> Example:
+def _renamed(record: Example | Prompt, rename: Callable[[str], str]) -> Example | Prompt:
     return type(record).model_validate(with_paths(record.model_dump(), rename))
 
 
@@ -246,7 +262,7 @@ def _below(root: Path, named: str) -> str:
     raise BadRow(f"audio {named[:255]!r} lies outside {root}; name a folder above it by --audio-root")
 
 
-def _audios_of(record: Example | BadRow) -> tuple[str, ...]:
+def _audios_of(record: Example | Prompt | BadRow) -> tuple[str, ...]:
     return () if isinstance(record, BadRow) else record.audios
 
 
@@ -270,9 +286,9 @@ class _Writing:
     def __init__(self, writer: RecordWriter, clips: _Clips, infos: _Infos, rows: Path) -> None:
         self._writer, self._clips, self._infos, self._rows = writer, clips, infos, rows
         self._linked: set[str] = set()
-        self._ids: set[tuple[type[Example], str]] = set()
+        self._ids: set[tuple[type[Example | Prompt], str]] = set()
         self._before: Counter[str] = Counter()
-        self._ids_before: frozenset[tuple[type[Example], str]] = frozenset()
+        self._ids_before: frozenset[tuple[type[Example | Prompt], str]] = frozenset()
         self._desirable = 0
         self._refused: list[str] = []
 
@@ -280,7 +296,7 @@ class _Writing:
         """Take over the records and clips of a dataset."""
         for clip in before.records(AudioClip):
             self._link(before.folder / clip.path, clip)
-        for kind in _KINDS:
+        for kind in _KINDS_READ:
             for record in before.records(kind):
                 self._ids.add((kind, record.id))
                 self._writer.add(record)
@@ -309,11 +325,11 @@ class _Writing:
     def imported(self) -> Imported:
         """Counts of what was added to the records that were copied."""
         added = self._writer.rows - self._before
-        pairs, labels, chats = (added[f"{TABLES[kind]}.jsonl"] for kind in _KINDS)
+        pairs, labels, chats, questions = (added[f"{TABLES[kind]}.jsonl"] for kind in _KINDS_READ)
         clips, refused = added[f"{TABLES[AudioClip]}.jsonl"], added[QUARANTINE]
-        return Imported(pairs, labels, self._desirable, chats, clips, refused, self._refused)
+        return Imported(pairs, labels, self._desirable, chats, clips, refused, self._refused, questions)
 
-    def _problem(self, record: Example | BadRow) -> str:
+    def _problem(self, record: Example | Prompt | BadRow) -> str:
         if isinstance(record, BadRow):
             return str(record)
         for path in record.audios:
@@ -348,7 +364,7 @@ class _Writing:
         self._writer.add(clip)
 
 
-def _clip(path: str, info: AudioInfo | BadAudio, record: Example) -> AudioClip:
+def _clip(path: str, info: AudioInfo | BadAudio, record: Example | Prompt) -> AudioClip:
     assert isinstance(info, AudioInfo), "rows with bad audio are left out before"
     return AudioClip(
         id=f"clip-{info.sha256[:16]}",

@@ -80,6 +80,13 @@ def read_choice(response: str, choices: Sequence[str]) -> str | None:
     return offered[0] if len(letters) == 1 and offered else None
 
 
+def chosen(choices: Sequence[str], response: str) -> str | None:
+    """The only one of two to four choices that an answer names, as `read_choice` reads it."""
+    texts = (*choices, *[""] * (len(LETTERS) - len(choices)))
+    letter = read_choice(response, texts)
+    return None if letter is None else texts[LETTERS.index(letter)]
+
+
 def _after_thought(text: str) -> str | None:
     """What an answer says after its thought, whose beginning its prompt may hold; None if it never ends."""
     ends = [match.end() for match in _ENDS.finditer(text)]

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from preference_data import text_files
+from preference_data.interchange import columns
+from preference_data.interchange.convert import read_row
+from preference_data.schema import Prompt
 from preference_data.text_files import BadText
 
 T = TypeVar("T")
@@ -155,6 +158,11 @@ class Utterance(NamedTuple):
     audio_language: str | None = None
     text_language: str | None = None
     question: str | None = None
+    choices: tuple[str, ...] = ()
+    """Of a multiple-choice question, which is the `prompt`."""
+
+
+_SAID_IN_PROMPTS = ("audio_language", "text_language", "question")
 
 
 def read_utterances(path: Path) -> list[Utterance]:
@@ -166,7 +174,28 @@ def read_utterances(path: Path) -> list[Utterance]:
     return [_utterance(row, where) for where, row in json_lines(path, "rows")]
 
 
+def held_out_utterances(path: Path) -> list[Utterance]:
+    """The rows of a corpus' own file; none where it holds nothing out."""
+    return read_utterances(path) if path.exists() and path.stat().st_size else []
+
+
 def _utterance(row: Any, where: str) -> Utterance:
-    ours = [key for key in Utterance._field_defaults if isinstance(row, dict) and row.get(key) is not None]
+    ours = [key for key in _SAID_IN_PROMPTS if isinstance(row, dict) and row.get(key) is not None]
     needed = [*(key for key in Utterance._fields if key not in Utterance._field_defaults), *ours]
-    return Utterance(**require_text(row, needed, where))
+    texts: dict[str, Any] = dict(require_text(row, needed, where))
+    return Utterance(**texts)
+
+
+def read_question(row: Any, where: str, source: str) -> Utterance:
+    """A multiple-choice question about a clip, in a layout that `align data import --format choice` reads.
+
+    Raises:
+        BadRow: it is none, or is about several clips.
+    """
+    try:
+        prompt = read_row(row, "choice", ignored=("response",))
+    except columns.BadRow as error:
+        raise BadRow(where, "no_question", str(error)) from error
+    if not isinstance(prompt, Prompt) or len(prompt.audios) != 1:
+        raise BadRow(where, "several_clips", f"is about {len(prompt.audios)} clips, not one")
+    return Utterance(prompt.audios[0], prompt.question, prompt.answer_gt, source, choices=prompt.choices)

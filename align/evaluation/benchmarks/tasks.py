@@ -16,10 +16,12 @@ import sacrebleu
 
 from align.evaluation.benchmarks import srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
+from align.evaluation.benchmarks.choices import chosen
 from align.evaluation.benchmarks.rows import (
     BadBenchmark,
     OddRows,
     Utterance,
+    read_question,
     read_utterances,
     readable,
     require_text,
@@ -42,10 +44,12 @@ Kind = Literal[
     "vocal_sound",
     "scene",
     "aqa",
+    "choice",
     "srwt",
 ]
 """The task. `recognition` is that of a corpus' own rows: exact matches and error rate in any language; of the
-reports' recognition, the language decides how texts are normalised."""
+reports' recognition, the language decides how texts are normalised. `choice`: multiple-choice questions,
+asked in a chat."""
 
 
 class CannotScore(ValueError):
@@ -60,18 +64,35 @@ class Rows(NamedTuple):
     missing: list[Quarantined]
 
 
-def open_rows(path: Path) -> Rows:
+def open_rows(path: Path, kind: Kind) -> Rows:
     """Rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation reads them, their clips decoded once.
+
+    Multiple-choice questions are rows as their publishers have them, see `rows.read_question`, and those of a
+    file are one source, called as it is; questions that cannot be read are among the missing.
 
     Raises:
         BadBenchmark: naming file, line and key; or no clip is usable.
     """
-    utterances = read_utterances(path)
+    utterances, odd = read_rows(path, kind)
     rows = usable_rows(path.parent, utterances, partial(resolve_inside, path.parent), LONGEST_S)
     if not rows.usable:
         why = rows.missing[0].detail
         raise BadBenchmark(f"{path}: none of {len(utterances)} rows has a usable clip; first: {why}")
-    return rows
+    return rows._replace(missing=[*odd, *rows.missing])
+
+
+def read_rows(path: Path, kind: Kind) -> tuple[list[Utterance], list[Quarantined]]:
+    """The rows of a file, their clips not looked at, and the questions that cannot be read, by reason.
+
+    Raises:
+        BadBenchmark: see `open_rows`.
+    """
+    if kind != "choice":
+        return read_utterances(path), []
+    questions, odd = readable(path, lambda row, where: read_question(row, where, path.stem))
+    return questions, [
+        Quarantined(f"{n} rows", path.name, reason, first) for reason, (n, first) in odd.items()
+    ]
 
 
 def usable_rows(
@@ -84,8 +105,8 @@ def usable_rows(
 
 
 def prompt_of(row: Utterance) -> str:
-    """The prompt that a pre-trained policy continues: the clip, then the row's prompt."""
-    return row.prompt if AUDIO in row.prompt else AUDIO + row.prompt
+    """The prompt that a pre-trained policy continues: the clip, then the row's prompt. Or a question."""
+    return row.prompt if row.choices or AUDIO in row.prompt else AUDIO + row.prompt
 
 
 class Answers(NamedTuple):
@@ -96,16 +117,19 @@ class Answers(NamedTuple):
     odd_rows: dict[str, OddRows]
 
 
-def read_answers(path: Path) -> Answers:
+def read_answers(path: Path, kind: Kind) -> Answers:
     """Rows and responses: a JSON list, as the Qwen2-Audio evaluation writes, or JSON lines.
 
-    A response that is null is read as the empty answer.
+    Of multiple choice the rows are questions, see `rows.read_question`, with a response each. A response that
+    is null is read as the empty answer.
 
     Raises:
         BadBenchmark: naming file and row: not JSON, or no row that can be scored.
     """
 
     def read(row: Any, where: str) -> tuple[Utterance, str]:
+        if kind == "choice":
+            return read_question(row, where, path.stem), response_of(row, where)
         text = require_text(row, ("gt", "source"), where)
         return Utterance("", "", text["gt"], text["source"]), response_of(row, where)
 
@@ -120,25 +144,27 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
         {source: {...}}: recognition has `wer` (per character for zh and yue; None without any reference
         word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`, both a `warning`
         where normalisation hides differences; translation `bleu` and its `signature`; srwt `aas_ms` and its
-        parts; the others `accuracy`. Error rates and accuracies are 0..1, BLEU is 0..100.
+        parts; the others `accuracy`, choice also the share that names no choice, `unparsed`. Error rates and
+        shares are 0..1, BLEU is 0..100.
 
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
     """
     return {
-        source: {**_numbers(kind, source, [row.gt for row in group], own), "n": len(group)}
+        source: {**_numbers(kind, source, group, own), "n": len(group)}
         for source, (group, own) in _by_source(rows, texts).items()
     }
 
 
-def _numbers(kind: Kind, source: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+def _numbers(kind: Kind, source: str, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[str, Any]:
+    references = [row.gt for row in rows]
     if kind == "translation":
         return _bleu(source, references, texts)
     if kind == "srwt":
         return srwt.score(references, texts)
     if kind in _LANGUAGES:
         return wer.score(references, texts, _LANGUAGES[kind])
-    by_row = _metrics_by_row(kind, references, texts)
+    by_row = _metrics_by_row(kind, rows, texts)
     numbers: dict[str, Any] = {metric: fmean(values) if values else None for metric, values in by_row.items()}
     if kind == "recognition":
         return {**numbers, **wer.warning(references, texts, "other")}
@@ -166,9 +192,8 @@ def compare(
     second = _by_source(rows, after)
     differences: dict[str, dict[str, dict[str, Any]]] = {}
     for source, (group, own) in _by_source(rows, before).items():
-        references = [row.gt for row in group]
-        first_rows = _metrics_by_row(kind, references, own)
-        second_rows = _metrics_by_row(kind, references, second[source][1])
+        first_rows = _metrics_by_row(kind, group, own)
+        second_rows = _metrics_by_row(kind, group, second[source][1])
         differences[source] = {
             metric: _difference(first_rows[metric], second_rows[metric], seed) for metric in first_rows
         }
@@ -187,8 +212,13 @@ def _by_source(
 
 
 def _metrics_by_row(
-    kind: Kind, references: Sequence[str], texts: Sequence[str]
+    kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]
 ) -> dict[str, list[float] | None]:
+    references = [row.gt for row in rows]
+    if kind == "choice":
+        named = [chosen(row.choices, text) for row, text in zip(rows, texts, strict=True)]
+        right = [float(choice == gt) for choice, gt in zip(named, references, strict=True)]
+        return {"accuracy": right, "unparsed": [float(choice is None) for choice in named]}
     if kind == "recognition":
         exact = wer.exact_matches(references, texts, "other")
         return {"exact": exact, "wer": wer.row_shares(references, texts, "other")}

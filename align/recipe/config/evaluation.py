@@ -82,12 +82,14 @@ class EvaluateConfig(StageConfig):
             "vocal_sound",
             "scene",
             "aqa",
+            "choice",
             "srwt",
         ],
     ] = {}
     """The reports' other benchmarks: files of rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation
     reads them, audio relative to the file, and how each is scored. Results stand per source beside the
-    corpus' own recognition, and the gate's `recognition_margins` may name them."""
+    corpus' own recognition, and the gate's `recognition_margins` and `recognition_gains` may name them.
+    `choice`: multiple-choice questions as `align data import --format choice` reads, each file a source."""
     annotations: AnnotationsRef | None = None
     """Comparisons that annotators made: the judge scores the same answers, and the evaluation reports how
     often it prefers what most of them prefer."""
@@ -171,6 +173,9 @@ class Thresholds(Config):
     them apart; with another judge by task. What RL gains on some kinds it may lose on others."""
     recognition_margins: dict[str, dict[str, Margin]] = {}
     """Source of recognition rows -> metric (exact, wer ...) -> most that may be lost on it."""
+    recognition_gains: dict[str, dict[str, float]] = {}
+    """Source -> metric -> what the whole 95 % interval of the improvement must lie above, as in
+    {mmau-test-mini: {accuracy: 0.0}}."""
     max_over_abstention: float | None = Field(0.05, ge=0, le=1)
     """Share of answerable questions answered with "there is no ..."."""
     max_under_abstention_rise: Margin | None = None
@@ -218,7 +223,8 @@ class Thresholds(Config):
 
     def conflicts(self) -> Iterator[Conflict]:
         """Some quality must be asked for."""
-        if self.factuality_gain is self.behaviour_gain is self.score_gain is None:
+        quality = (self.factuality_gain, self.behaviour_gain, self.score_gain)
+        if quality == (None, None, None) and not self.recognition_gains:
             message = "is null, and so are behaviour_gain and score_gain: nothing is asked for"
             yield Conflict("factuality_gain", message)
 

@@ -109,7 +109,7 @@ def test_answers_of_other_tools_are_read_line_by_line_and_with_a_byte_order_mark
     line = json.dumps(row, ensure_ascii=False)
     for text in (f"\ufeff{line}\n\n{line}\n", f"\ufeff[{line},\n{line}]", f"{line}\r\n{line}"):
         (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-        utterances, texts, _ = read_answers(tmp_path / "a.jsonl")
+        utterances, texts, _ = read_answers(tmp_path / "a.jsonl", "asr_en")
         assert texts == ["a \u2028 b"] * 2
         assert utterances[0] == Utterance("", "", "g", "s")
 
@@ -280,7 +280,7 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    found = open_rows(path)
+    found = open_rows(path, "asr_en")
     assert [row.audio for row in found.usable] == ["good.flac"]
     assert {one.code for one in found.missing} == {"empty_file", "outside_root"}
     bare = prompt_of(found.usable[0])
@@ -288,7 +288,32 @@ def test_rows_with_unusable_clips_are_apart_and_prompts_hold_their_clip(tmp_path
     assert prompt_of(found.usable[0]._replace(prompt=bare)) == bare
     path.write_text(json.dumps(given[1]) + "\n")
     with pytest.raises(BadBenchmark, match="none of 1 rows has a usable clip"):
-        open_rows(path)
+        open_rows(path, "asr_en")
+
+
+def test_multiple_choice_is_asked_as_its_publishers_lay_it_out_and_read_strictly(tmp_path):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(1600, 0.1, np.float32), 16000)
+    asked = {"question": "What?", "choices": ["cat", "dog"], "answer": "dog"}
+    given = [{"id": name, "audio_id": f"./{name}.wav", **asked} for name in ("a", "b", "gone")]
+    path = tmp_path / "mini.json"
+    path.write_text(json.dumps([*given, {**given[0], "answer": "cow"}, {**given[0], "choices": ["cat"]}]))
+    found = open_rows(path, "choice")
+    expected = ("mini", "dog", ("cat", "dog"))
+    assert [(row.source, row.gt, row.choices) for row in found.usable] == [expected] * 2
+    assert [one.code for one in found.missing] == ["no_question", "missing"]
+    assert found.missing[0].id == "2 rows"
+    assert prompt_of(found.usable[0]).startswith("What? Please choose")
+    right, neither, wrong = "<answer>The dog.</answer>", "cat or dog", "A"
+    assert score("choice", found.usable, [right, neither]) == {
+        "mini": {"accuracy": 0.5, "unparsed": 0.5, "n": 2}
+    }
+    change = compare("choice", found.usable, [wrong, neither], [right, "B"])["mini"]
+    assert (change["accuracy"]["delta"], change["unparsed"]["delta"]) == (1.0, -0.5)
+    answered = [{**row, "response": right} for row in given]
+    (tmp_path / "answers.json").write_text(json.dumps(answered))
+    rows_, texts, _ = read_answers(tmp_path / "answers.json", "choice")
+    assert score("choice", rows_, texts)["answers"]["accuracy"] == 1
 
 
 def test_published_numbers_stand_beside_what_they_are_of():

@@ -312,6 +312,18 @@ def test_what_the_recipe_chose_is_marked_and_warned_of_where_it_cannot_fit(tmp_p
     assert chosen.split()[3] == "0.0"  # the optimizer is in host memory
 
 
+def test_drawing_completions_is_not_left_out(tmp_path):
+    grpo = "stage: grpo\npolicy: Qwen/Qwen2-Audio-7B\ncorpus: 0_corpus\nreward: {choice: {}}\nsteps: 100\n"
+    grpo += "batch_size: 16\nlearning_rate: 1e-6\nbeta: 0.04\nmax_new_tokens: 256\niterations: 2\n"
+    spread = "hardware: {workers: 8, strategy: zero2}\n"
+    text = budget_of(recipe(tmp_path / "a", "Qwen/Qwen2-Audio-7B", **{"3_grpo": grpo + spread}), tmp_path)
+    own = text[text.index("3_grpo:") :]
+    assert "12,800 times 16.8 GB of weights are read, 1.1 min at 3.35 TB/s" in own
+    rows = {line.split()[0]: line.split() for line in own.splitlines() if " in 80 GB" in line}
+    assert rows["zero2"][1] == "33.6"  # with the reference
+    assert rows["LoRA"][3] == "17.0"  # which is the policy without its updates
+
+
 def test_shapes_on_disk_are_read_and_unknown_ones_said_to_be(tmp_path):
     sft = "stage: sft\npolicy: 1_pretrain\ncorpus: 0_corpus\nsteps: 5\nbatch_size: 2\nlearning_rate: 1e-5\n"
     (tmp_path / "policy").mkdir()

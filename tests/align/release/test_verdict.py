@@ -364,6 +364,21 @@ def test_a_reward_that_rises_alone_is_a_proxy_gap(rise, interval, outcome, reaso
     assert "proxy gap" not in {check.name for check in decided(scores, THRESHOLDS).checks}
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(0.01, 0.2, "pass"), (-0.01, 0.2, "inconclusive"), (-0.2, -0.1, "fail")],
+)
+def test_an_improvement_on_a_benchmark_can_be_asked_for(low, high, outcome):
+    scores = copy.deepcopy(GOOD)
+    for policy, accuracy in (("2_sft", 0.5), ("6_dpo", 0.6)):
+        scores["policies"][policy]["recognition"]["mmau"] = {"accuracy": accuracy}
+    scores["recognition_comparison"] = {"mmau": {"accuracy": {"ci_low": low, "ci_high": high}}}
+    assert decided(scores, THRESHOLDS | {"recognition_gains": {"mmau": {"accuracy": 0.0}}}).verdict == outcome
+    del scores["policies"]["6_dpo"]["recognition"]["mmau"]
+    found = decided(scores, THRESHOLDS | {"recognition_gains": {"mmau": {"accuracy": 0.0}}})
+    assert found.reasons == ["mmau accuracy: not measured"]
+
+
 # -------------------------------------------------------------------------- the judge
 
 

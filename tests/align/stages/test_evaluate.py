@@ -121,6 +121,15 @@ def test_questions_about_bad_clips_are_counted_by_name(inputs, tmp_path):
     assert report["n"] == 4
 
 
+def test_a_corpus_that_holds_out_nothing_to_recognise_is_asked_all_the_same(inputs, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(inputs["0"], corpus)
+    (corpus / "test/recognition.jsonl").write_text("")
+    _, out = run({**inputs, "0": corpus}, tmp_path / "run")
+    report = json.loads((out / "scores.json").read_text())
+    assert (report["n"], report["policies"]["2"]["recognition"]) == (6, {})
+
+
 def test_no_clip_keeps_its_place_in_the_control():
     clips = [f"{i}.wav" for i in range(50)]
     shuffled = evaluate._shuffled(clips, 0)
