@@ -22,11 +22,14 @@ from align.stages.prompt_rows import prompt_rows
 from align.stages.reward_of import reward_of
 from align.stages.tuning import schedule_of, train_policy
 from align.training import processes
+from align.training.collate import task_row
+from align.training.data_loading import Examples, Part
+from align.training.grpo_trainer import Replay
 from align.training.methods import group_relative_policy_optimisation
 from align.training.preflight import check_clip_lengths, readable
 from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.dataset.dataset import Dataset
-from preference_data.schema import AudioClip
+from preference_data.schema import AudioClip, TaskExample
 
 
 def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -55,9 +58,19 @@ def run(config: GRPOConfig, inputs: dict[str, Path], out: StageFolder) -> dict[s
         reward=reward,
         rollout_batch_size=config.rollout_batch_size,
         open_engine=_server_of(config, policy),
+        replay=_replay(config, corpus),
     )
     metrics = train_policy(config, method, schedule, policy, processor, corpus, out)
     return {**metrics, "prompts": float(len(rows))}
+
+
+def _replay(config: GRPOConfig, corpus: Path) -> Replay | None:
+    """The corpus' pre-training targets, if the config wants them to be learned again."""
+    if config.replay is None:
+        return None
+    row = partial(task_row, prompt_format=config.replay.prompt_format)
+    parts = [Part(*part, row) for part in Dataset(corpus).parts(TaskExample)]
+    return Replay(Examples(parts, config.steps * config.batch_size, config.seed), config.replay.weight)
 
 
 def _server_of(config: GRPOConfig, policy: Path | str) -> Callable[[ClipFeatures], Engine] | None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from align.generation.engine import Completion, Decoding, Engine, Request
@@ -28,10 +29,21 @@ from align.rewards.reward import Parts, Reward
 from align.training.checkpoints import live_policy
 from align.training.clip_ids import ClipIds
 from align.training.collate import Row, SFTCollator
+from align.training.data_loading import ABOUT, Examples, ReplacingCollator
 from align.training.library_fixes import FixedGRPOTrainer
-from align.training.monitoring import LogpDifference, RewardByKind
+from align.training.monitoring import LogpDifference, RewardByKind, TaskLosses
 from align.training.processes import eval_mode
 from align.training.trainers import AudioTrainer
+
+
+class Replay(NamedTuple):
+    """Targets whose next-token loss, times `weight`, is added to each step's (arXiv:2203.02155, equation 2).
+
+    A step of B prompts has B of them, by their number: those of step s are s B to s B + B - 1.
+    """
+
+    examples: Examples
+    weight: float
 
 
 class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
@@ -48,12 +60,15 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         reward: Reward,
         rollout_batch_size: int = 128,
         open_engine: Callable[[ClipFeatures], Engine] | None = None,
+        replay: Replay | None = None,
         **kwargs: Any,
     ) -> None:
         """TRL's arguments; `rollout_batch_size` prompts are completed at a time.
 
-        `open_engine` starts an engine that completes in the policy's place, when the first prompts come.
+        `open_engine` starts an engine that completes in the policy's place, when the first prompts come;
+        `replay` is learned beside the reward.
         """
+        self._replay, self._target_losses = replay, TaskLosses()
         self.reward, self._rollout_batch_size = reward, rollout_batch_size
         self._open_engine = open_engine
         self._engine: Engine | None = None
@@ -63,7 +78,7 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
             rollout_func=lambda prompts, trainer: self._roll_out(prompts),
             **kwargs,
         )
-        self.data_collator = _as_prompts
+        self.data_collator, self._collate = _as_prompts, data_collator
         self.pack_reference()
         inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         if not is_packed(inner):  # only the batches of the loss are stock ones
@@ -94,17 +109,39 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
                 self._engine.close()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; notes how far an engine's log-probs are from those of the policy that it stands for."""
+        """TRL's loss, and that of what is replayed.
+
+        Notes how far an engine's log-probs are from those of the policy that it stands for.
+        """
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         drawn = inputs.get("sampling_per_token_logps")
         if drawn is not None and self.state.global_step % self.num_iterations == 0:  # the weights are those
             self._difference.add((self.policy_logps - drawn)[inputs["completion_mask"] == 1])
+        if self._replay is not None and self.model.training:
+            loss = loss + self._replay.weight * self._replay_loss(model, self._replay.examples)
         return loss
 
+    def _replay_loss(self, model: Any, examples: Examples) -> Tensor:
+        """This micro-batch's part of the mean over a step's targets of their tokens' mean loss."""
+        n = self.args.per_device_train_batch_size // self.num_generations
+        parts, world = self.current_gradient_accumulation_steps, self.accelerator.num_processes
+        place = (self.state.global_step * parts + self._step % parts) * world + self.accelerator.process_index
+        rows = [examples[number] for number in range(place * n, (place + 1) * n)]
+        batch = send_to_device(ReplacingCollator(self._collate, examples)(rows), self.accelerator.device)
+        about = batch.pop(ABOUT)
+        self._meter.add(batch)
+        with self.accelerator.autocast():
+            outputs = answers_only(model)(**batch, use_cache=False, fused_lm_head=True)
+        mask = batch["labels"][:, 1:] != -100
+        log_probs = outputs.log_probs * mask
+        self._target_losses.add(about, log_probs, mask)
+        self._check_finite(log_probs.detach().sum()[None])
+        return -(log_probs.sum(-1) / mask.sum(-1)).sum() / (n * parts)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the reward by kind of prompt, and an engine's differences, to rows about training."""
+        """Add the reward by kind of prompt, an engine's differences, and replayed tasks' losses."""
         if "loss" in logs:
-            logs = {**logs, **self._by_kind.take(), **self._difference.take()}
+            logs = {**logs, **self._by_kind.take(), **self._difference.take(), **self._target_losses.take()}
         super().log(logs, *args, **kwargs)
 
     # ---------------------------------------------------------------- completions and their rewards

@@ -159,6 +159,11 @@ class Lengths:
         factor = max(1.0, group / max(1, prompt + reference))
         return Longest(longest, factor, max(0, max_new_tokens - reference))
 
+    def together(self, longest: Longest, *others: Longest) -> Longest:
+        """A long example whose activations stand in memory beside those of others."""
+        more = sum(self.tokens(other.row) * other.factor for other in others)
+        return longest._replace(factor=longest.factor + more / max(1, self.tokens(longest.row)))
+
     def longest_example(self, examples: Examples) -> Longest:
         """The longest of 2,048 draws spread over the run.
 

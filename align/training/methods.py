@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,7 @@ from align.training.augmentation import Augmentation, SpecAugment
 from align.training.checkpoints import Load
 from align.training.collate import LabelCollator, PreferenceCollator, Row, SFTCollator
 from align.training.data_loading import Examples, ReplacingCollator, Rows, ShuffledRows
-from align.training.grpo_trainer import AudioGRPOTrainer, BestOfTrainer
+from align.training.grpo_trainer import AudioGRPOTrainer, BestOfTrainer, Replay
 from align.training.lengths import Lengths, Longest
 from align.training.reference import ReferenceStore
 from align.training.trainers import (
@@ -190,22 +191,29 @@ def group_relative_policy_optimisation(
     reward: Reward,
     rollout_batch_size: int,
     open_engine: Callable[[ClipFeatures], Engine] | None = None,
+    replay: Replay | None = None,
 ) -> Method:
     """GRPO in shuffled epochs over prompts, of each of which `completions` are drawn and rewarded.
 
     A batch of completions is used for `iterations` optimizer steps. `rollout_batch_size` prompts are
     completed at a time in each process, by the policy itself or by what `open_engine` starts there.
+    `replay` is learned beside them.
     """
+    targets = [] if replay is None else [replay.examples]
     return Method(
         ShuffledRows(rows, schedule.steps // iterations * schedule.batch_size, schedule.seed),
-        lambda: rows,
-        lambda lengths, packed: lengths.longest_group(rows, completions, max_new_tokens, packed=packed),
+        lambda: chain(rows, *(examples.distinct for examples in targets)),
+        lambda lengths, packed: lengths.together(
+            lengths.longest_group(rows, completions, max_new_tokens, packed=packed),
+            *map(lengths.longest_example, targets),
+        ),
         lambda processor, features, packed: SFTCollator(processor, features, packed=packed),
         partial(
             BestOfTrainer if loss == "best_of" else AudioGRPOTrainer,
             reward=reward,
             rollout_batch_size=rollout_batch_size,
             open_engine=open_engine,
+            replay=replay,
         ),
         GRPOConfig,
         {

@@ -20,6 +20,7 @@ from align.recipe.config.base import (
 from align.recipe.config.prompts import PromptSource, Questions
 from align.recipe.config.rewards import RewardConfig
 from align.recipe.config.training import TRL_WITHOUT_EFFECT, FurtherTrainingConfig
+from preference_data.prompts.prompts import PromptFormat
 from preference_data.schema import Axis
 
 
@@ -217,6 +218,14 @@ class RewardModelConfig(FurtherTrainingConfig):
         return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"
 
 
+class Replay(Config):
+    """Pre-training targets that are learned beside the reward."""
+
+    weight: float = Field(1.0, gt=0)
+    """Of their loss, beside that of the completions."""
+    prompt_format: PromptFormat = "sentences"
+
+
 class GRPOConfig(FurtherTrainingConfig):
     """Reinforcement learning from rewards: group relative policy optimisation and its kin, through TRL.
 
@@ -241,6 +250,9 @@ class GRPOConfig(FurtherTrainingConfig):
     max_new_tokens: int = Field(32, ge=1)
     iterations: int = Field(1, ge=1)
     """Optimizer steps for each batch of completions; only after all of them is there a checkpoint."""
+    replay: Replay | None = None
+    """Add the next-token loss of as many pre-training targets of the corpus as there are prompts in a step
+    (arXiv:2203.02155, equation 2), or what is not rewarded is forgotten."""
     engine: EngineName = "transformers"
     """`vllm`: a server beside each process, which gets the weights before each batch of completions; it draws
     by other random numbers."""

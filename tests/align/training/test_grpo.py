@@ -2,11 +2,13 @@
 
 import itertools
 import re
+from functools import partial
 from statistics import fmean
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from trl import GRPOConfig
 
 from align.generation.engine import Decoding
@@ -19,11 +21,13 @@ from align.models.qwen2_audio.model import hub_name
 from align.models.qwen2_audio.packed import pack
 from align.rewards.rules import TranscriptReward
 from align.training.checkpoints import live_policy
-from align.training.collate import prompt_row
+from align.training.collate import SFTCollator, prompt_row, task_row
+from align.training.data_loading import Examples, Part
+from align.training.grpo_trainer import Replay
 from align.training.methods import Schedule, group_relative_policy_optimisation
 from align.training.run import arguments
 from align.training.tuning import LoRA, Tuning
-from preference_data.schema import Prompt
+from preference_data.schema import Prompt, TaskExample
 from tests.align.generation import toy_policy
 from tests.conftest import Tiny
 
@@ -302,6 +306,43 @@ def test_best_of_raises_the_first_best_of_each_group_that_differs(tiny, tmp_path
     assert found.tolist() == [[0, 4, 0, 0], [0, 0, 0, 0]]
     [batch] = generate(trainer)
     assert sorted(batch["advantages"].tolist()) == [0] * (PROMPTS * (G - 1)) + [G] * PROMPTS
+
+
+@pytest.mark.parametrize(("micro_batches", "packed"), [(1, True), (2, True), (2, False)])
+def test_replayed_targets_add_the_mean_of_their_own_losses(tiny, tmp_path, micro_batches, packed):
+    texts = ["A low tone.", "High.", "A high tone and then another one.", "Low.", "It is low."]
+    records = [
+        TaskExample(id=str(i), audios=(f"{i % 4}.wav",), task="caption", text=text)
+        for i, text in enumerate(texts)
+    ]
+    parts = [Part("targets", records, 1.0, partial(task_row, prompt_format="sentences"))]
+    examples = Examples(parts, 2 * PROMPTS, seed=3)
+
+    def trained(replay, folder):
+        trainer = make_trainer(
+            tiny, folder, micro_batches=micro_batches, packed=packed, method={"replay": replay}
+        )
+        trainer.model.train()
+        trainer.state.global_step = 1
+        numbers = list(itertools.islice(trainer._get_train_sampler(), trainer.args.generation_batch_size))
+        batch = trainer.data_collator([trainer.train_dataset[n] for n in numbers])
+        loss = sum(float(trainer.training_step(trainer.model, batch, None)) for _ in range(micro_batches))
+        return trainer, loss, gradients(trainer.model)
+
+    plain, loss, without = trained(None, tmp_path / "plain")
+    _, loss_with, both = trained(Replay(examples, 0.3), tmp_path / "replay")
+    model, processor = qwen2_audio.load_model(tiny.policy), plain.processing_class
+    collate = SFTCollator(processor, plain.clip_ids.collator.features, packed=False)
+    losses = []
+    for number in range(PROMPTS, 2 * PROMPTS):
+        row = collate([examples[number]])
+        labels = row.pop("labels")
+        losses.append(cross_entropy(model(**row).logits[0, :-1], labels[0, 1:]))
+    slow = 0.3 * torch.stack(losses).mean()
+    slow.backward()
+    assert loss_with - loss == pytest.approx(float(slow.detach()), abs=1e-6)
+    added = {name: both[name] - without[name] for name in both}
+    assert relative(added, gradients(model)) < 1e-5
 
 
 def test_a_policy_learns_what_it_is_rewarded_for(tiny, tmp_path):
