@@ -146,6 +146,7 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
             "reward": {"format": {"pattern": ".*[aeiou].*"}, "length": {"max_chars": 6}},
             "answers": 4,
             "max_new_tokens": 8,
+            "replay": {"weight": 0.5},
             "beta": 0.0 if "ddp" in options else 0.05,
             "iterations": 2 if "twice" in options else 1,
             "engine": "vllm" if "vllm" in options else "transformers",
