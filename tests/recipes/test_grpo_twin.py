@@ -44,6 +44,7 @@ SMALL = {
     "4_evaluate.workers": 1,
     "5_gate.thresholds.min_questions": 8,
     "5_gate.thresholds.min_audio_effect_on_score": "null",  # the judge here says the same of everything
+    "5_gate.thresholds.min_entropy_ratio": "null",  # a choice that is learned is certain
     "5_gate.thresholds.max_alike": 100,  # all are tones
     "5_gate.thresholds.recognition_margins": "{val_qa: {unparsed: 0.2}, librispeech_test_clean: {wer: 5.0}}",
 }
