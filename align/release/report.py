@@ -26,6 +26,11 @@ _OUTCOMES: tuple[Outcome, ...] = ("improved", "regressed", "unchanged")
 _METHODS = {"pretrain": "Pre-training", "sft": "SFT", "dpo": "DPO", "kto": "KTO", "grpo": "GRPO"}
 _CONTROLS = {"sft": "Chosen-only training", "best_of": "Best-of-n fine-tuning"}
 """Losses that make a control of a stage."""
+_COLUMNS = (
+    *("factuality", "behaviour", "score", "fact_accuracy", "absent_accuracy", "over_abstention"),
+    *("words", "entropy"),
+)
+"""Of the policies side by side; captions and time stand beside them."""
 _ANNOTATION = ("completions", "annotations", "pairs")
 """Outputs of the stages whose numbers stand under annotation."""
 
@@ -131,6 +136,7 @@ def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[st
         "comparison": scores.get("comparison", {}),
         "by_category": scores.get("by_category", {}),
         "controls": _controls(scores, stages),
+        "columns": [name for name in _COLUMNS if name in page.LABELS],
         "methods": {stage.name: _method(stage) for stage in stages},
         "seconds": {stage.name: stage.seconds for stage in stages},
         "captions": {name: _captions(policy) for name, policy in scores["policies"].items()},
