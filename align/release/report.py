@@ -172,7 +172,8 @@ def _method(stage: Stage) -> str:
     if (loss := config.get("loss")) in _CONTROLS:
         return _CONTROLS[loss]
     rewards = [name for name, value in (config.get("reward") or {}).items() if value]
-    return ", ".join(filter(None, [_METHODS[stage.kind], loss, " + ".join(rewards)]))
+    own_loss = loss if loss != stage.kind else None
+    return ", ".join(filter(None, [_METHODS[stage.kind], own_loss, " + ".join(rewards)]))
 
 
 def _captions(policy: Mapping[str, Any]) -> float | None:
