@@ -50,6 +50,8 @@ class AudioClip(Record):
     facts: Facts = {}
     source: str = "synthetic"
     """Where it came from within its corpus: results are also reported per source."""
+    licence: str | None = Field(None, exclude_if=lambda licence: licence is None)
+    """As its publisher names it; None where only the corpus has one, or it is not known."""
 
 
 class Turn(BaseModel):

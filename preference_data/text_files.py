@@ -6,6 +6,7 @@ A line ends with "\n" or "\r\n" and nothing else: U+2028, U+0085 or a form feed 
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shlex
@@ -13,7 +14,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO, cast
 
 _HEAD = 4096
 _BINARY = (  # first bytes, and what to do about a file that begins with them
@@ -30,12 +31,12 @@ class BadText(ValueError):
 
 
 def open_lines(path: Path) -> BinaryIO:
-    """The file for reading its lines as bytes, after a byte-order mark.
+    """The file for reading its lines as bytes, after a byte-order mark; that of compressed JSON unpacked.
 
     Raises:
         BadText: it is in UTF-16 or UTF-32, or no text but an archive or a Parquet file.
     """
-    file = path.open("rb")
+    file = cast(BinaryIO, gzip.open(path)) if is_packed(path) else path.open("rb")
     head = file.read(_HEAD)
     if advice := [advice for mark, advice in _BINARY if head.startswith(mark)]:
         file.close()
@@ -53,6 +54,11 @@ def open_lines(path: Path) -> BinaryIO:
         )
     file.seek(len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0)
     return file
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file holds compressed JSON by its name; its lines can be read, but not in any order."""
+    return path.name.lower().endswith((".jsonl.gz", ".json.gz"))
 
 
 def open_text(path: Path, errors: Literal["strict", "surrogateescape"] = "strict") -> TextIO:

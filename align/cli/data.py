@@ -25,7 +25,8 @@ _ACCESS = {"open": "no", "account": "account at the publisher", "links": "audio 
 _USE = {
     "trl": "datasets.load_dataset('json', data_files='{path}')",
     "llamafactory": "llamafactory-cli train ... --dataset_dir {out} --dataset align_{stem}",
-    "ms-swift": "swift rlhf --rlhf_type {method} --dataset {path} ...",
+    "ms-swift": "ROOT_IMAGE_DIR={out} swift rlhf --rlhf_type {method} --dataset {path} ...",
+    "hub-folder": "datasets.load_dataset('{path}'), or publish it: hf upload NAME {path} --repo-type dataset",
 }
 _MOST_REFUSED = 5  # rows that are listed
 
@@ -194,27 +195,51 @@ def export(
         Path,
         typer.Argument(metavar="PAIRS.jsonl", parser=file_to_read, help="Preference pairs, labels or chats."),
     ],
-    form: Format,
+    form: Annotated[
+        Literal["trl", "llamafactory", "ms-swift", "hub-folder"],
+        typer.Option(
+            "--to",
+            "--format",
+            help="Whose rows; hub-folder: a dataset for the Hub, with the audio inside.",
+        ),
+    ],
     corpus: Annotated[
         Path,
         typer.Option(
             "--corpus", metavar="FOLDER", parser=folder_to_read, help="Folder its audio is relative to."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=folder_to_write, help="For the rows.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", parser=folder_to_write, help="For the rows and their audio."),
+    ],
+    licences: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--licence", metavar="L", help="Only what is about clips with this licence; may be repeated."
+        ),
+    ] = None,
 ) -> None:
-    """Write preference pairs, labels or chats as TRL, LLaMA-Factory or ms-swift read them.
+    """Write preference pairs, labels or chats as TRL, LLaMA-Factory, ms-swift or the Hub read them.
 
-    Example: align data export PAIRS.jsonl --corpus runs/demo/0_corpus --format llamafactory --out rows
+    DIR can move as a whole: rows name their audio by paths within it, or hold it.
+
+    Example: align data export PAIRS.jsonl --corpus runs/demo/0_corpus --to hub-folder --out published
     """
+    from align.release.preference_history import history_of
+    from align.run_folder.artifacts import DamagedFile
     from preference_data.dataset.dataset import BadDataset
-    from preference_data.interchange import exchange
+    from preference_data.interchange import exchange, hub_folder
     from preference_data.interchange.columns import BadRow
     from preference_data.text_files import BadText
 
     try:
-        exported = exchange.write_rows(pairs, form, corpus, out)
-    except (BadRow, BadText, BadDataset, OSError) as error:
+        exported = (
+            hub_folder.write(pairs, corpus, out, licences=licences or (), history=history_of(pairs))
+            if form == "hub-folder"
+            else exchange.write_rows(pairs, form, corpus, out, licences or ())
+        )
+    except (BadRow, BadText, BadDataset, DamagedFile, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     _print_refused(exported.refused)
     left_out = f"; {len(exported.refused):,} left out" if exported.refused else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,16 +90,25 @@ def origin_of(step: Step, steps: Mapping[str, Step]) -> Step | None:
 
 
 def _clips_too_long(step: Step, config: TrainingConfig, steps: Mapping[str, Step]) -> Iterator[Problem]:
-    """Clips that are made longer than a small model hears: it would silently not hear their end."""
+    """Clips that may be longer than a small model hears: it would silently not hear their end.
+
+    A mixture's clips are measured before training: its limit is often far above what they last.
+    """
     corpus, origin = steps.get(config.corpus), origin_of(step, steps)
     shape = getattr(origin.config, "model", None) if origin else None
     if origin is None or corpus is None or not isinstance(shape, ModelShape):
         return
-    if isinstance(corpus.config, CorpusConfig) and corpus.config.corpus in _MADE and shape.clip_s < CLIP_S:
+    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus == "mixture":
+        return
+    is_made, limit_s = corpus.config.corpus in _MADE, corpus.config.max_duration_s
+    longest_s = CLIP_S if is_made else limit_s
+    if shape.clip_s < longest_s:
+        lengths = f"last {CLIP_S:g} s" if is_made else f"may last {limit_s:g} s"
+        instead = "" if is_made else f", or {corpus.name}.max_duration_s to {shape.clip_s}"
         yield step.source.problem(
             ("corpus",),
-            f"clips of {corpus.name} last {CLIP_S:g} s, but the model hears {shape.clip_s} s: set "
-            f"{origin.name}.model.clip_s to {CLIP_S:g} or more",
+            f"clips of {corpus.name} {lengths}, but the model hears {shape.clip_s} s: set "
+            f"{origin.name}.model.clip_s to {ceil(longest_s)} or more{instead}",
         )
 
 

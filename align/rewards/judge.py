@@ -28,7 +28,8 @@ class JudgeReward:
         if missing := [prompt.id for prompt in prompts if not prompt.answer_gt.strip()]:
             raise BadReward(
                 f"reward.judge: prompt {missing[0]!r} has no reference in answer_gt ({len(missing)} of "
-                f"{len(prompts)} prompts), and a judge compares with one"
+                f"{len(prompts)} prompts), and a judge that cannot hear compares with one. Give the corpus "
+                "answers (a column `reference` of a manifest), or let people judge: 4_annotate"
             )
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Parts:

@@ -2,11 +2,12 @@
 
 Every recording is decoded once here. Bad ones are quarantined with a reason; too many stop the run before any
 training. Writes a dataset (`preference_data.dataset.dataset` describes its files), phrasebook.yaml and
-{dev,test}/Chat/. A mixture of datasets has neither phrasebook nor Chat/.
+{dev,test}/Chat/. A manifest of one's own audio has no phrasebook, a mixture of datasets has no Chat/ either.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from align.recipe.config.corpus import CorpusConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from preference_data import store
-from preference_data.audio.decode import Quarantined
-from preference_data.corpora import folder
+from preference_data.audio.decode import Quarantined, advice_on_length
+from preference_data.corpora import folder, manifest
 from preference_data.corpora.catalog import phrasebook_of
 from preference_data.dataset import mixture, splits
 from preference_data.dataset.dataset import QUARANTINE, RECOGNITION, WARNINGS, RecordWriter, describe
@@ -30,7 +31,28 @@ from preference_data.toy_world.phrasebook import Phrasebook
 
 def run(config: CorpusConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
     """Make, check and describe the clips; returns counts."""
-    return _mix(config, out) if config.corpus == "mixture" else _prepare(config, out)
+    match config.corpus:
+        case "mixture":
+            return _mix(config, out)
+        case "manifest":
+            return _read_manifest(config, out)
+        case _:
+            return _prepare(config, out)
+
+
+def _read_manifest(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
+    path = Path(config.manifest or "").expanduser()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.resolve().name.split(".")[0]).strip("-_")[:40]
+    rules = manifest.Rules(
+        name=name or "manifest",
+        questions=manifest.read_questions(Path(config.questions).expanduser()) if config.questions else (),
+        **{key: getattr(config, key) for key in manifest.Rules._fields if key not in ("name", "questions")},
+    )
+    root = Path(config.audio_root).expanduser() if config.audio_root else None
+    with Progress(f"{out.name} clips", 0) as progress:
+        return manifest.prepare(
+            out.path, path, rules, audio_root=root, by=config.check, on_progress=progress.update
+        )
 
 
 def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
@@ -87,9 +109,10 @@ def _prepared(
         if config.corpus == "spoken_digits"
         else partial(folder.prepare, max_duration_s=config.max_duration_s)
     )
-    return prepare(
-        out, phrasebook, recordings, held_out=config.held_out, seed=config.seed, on_progress=on_progress
-    )
+    held_out: splits.HeldOut = {
+        split: names for split, names in config.held_out.items() if not isinstance(names, float)
+    }
+    return prepare(out, phrasebook, recordings, held_out=held_out, seed=config.seed, on_progress=on_progress)
 
 
 def _refuse_many(n: int, bad: list[Quarantined], max_bad_fraction: float, root: Path) -> None:
@@ -99,7 +122,7 @@ def _refuse_many(n: int, bad: list[Quarantined], max_bad_fraction: float, root: 
         raise ValueError(
             f"{len(bad)} of {n} audio files are unusable ({len(bad) / n:.1%}, allowed max_bad_fraction="
             f"{max_bad_fraction:.1%}): {examples_of_bad}. Mend or remove them, or raise "
-            f"max_bad_fraction; the full list is in {root / QUARANTINE}"
+            f"max_bad_fraction; the full list is in {root / QUARANTINE}{advice_on_length(bad)}"
         )
 
 

@@ -252,8 +252,8 @@ def check_clip_lengths(
     if n_longer > max_bad_fraction * n:
         raise NotReady(
             f"{n_longer} of {n} clips are longer than the {longest_s:g} s that the model hears, such as "
-            f"{longest[1]} with {longest[0]:.1f} s. Set the corpus' max_duration_s to {longest_s:g}, or "
-            "start from a model that hears more"
+            f"{longest[1]} with {decode.beyond(longest[0], longest_s)}. Set the corpus' max_duration_s to "
+            f"{longest_s:g}, or start from a model that hears more (clip_s of one from random weights)"
         )
 
 

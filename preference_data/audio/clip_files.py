@@ -5,7 +5,9 @@ A part of a path that is a tar file is a shard, and the rest is the name of one 
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Collection
 from functools import lru_cache, partial
@@ -107,6 +109,28 @@ def resolve_inside(root: Path, relative: str) -> Path:
     if resolved.parent.name == "blobs":
         advice = "fetch the data set again by `hf download --local-dir`, which writes files"
     raise refuse("outside_root", f"is a link that leaves {root}; {advice}")
+
+
+def place(clip: ClipFile, target: Path) -> None:
+    """Put the bytes of a clip at `target`, if nothing is there: a link where that can be, else a copy.
+
+    Raises:
+        FileNotFoundError: the clip is not there.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(clip, Path):
+        target.write_bytes(clip.read())
+        return
+    try:
+        os.link(clip.resolve(), target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another disk, a file system without hard links, or too many of them
+        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(clip, partial)
+        partial.replace(target)
 
 
 @lru_cache(maxsize=64)

@@ -91,6 +91,22 @@ class Quarantined(NamedTuple):
     detail: str
 
 
+def beyond(duration_s: float, limit_s: float) -> str:
+    """A length and the limit that it exceeds, with as many digits as show that it does."""
+    digits = next((n for n in range(1, 9) if round(duration_s, n) > limit_s), 9)
+    return f"{duration_s:.{digits}f} s, the limit is {limit_s:.10g} s"
+
+
+def advice_on_length(refused: Iterable[Quarantined]) -> str:
+    """Which keys of a recipe let longer clips in; empty where none of the refused ones is too long."""
+    if all(item.code != "too_long" for item in refused):
+        return ""
+    return (
+        ". Or let clips be longer: raise the corpus' max_duration_s, and with it clip_s of a model that "
+        "starts from random weights (Qwen2-Audio hears 30 s)"
+    )
+
+
 def inspect(clip: ClipFile, *, max_duration_s: float) -> AudioInfo:
     """Check a file by its header, without decoding it, and hash it.
 
@@ -341,7 +357,7 @@ def _check_bounds(path: ClipFile, sound: _Sound, max_duration_s: float) -> None:
     if round(frames * SAMPLE_RATE / rate) < 1:
         raise refuse("empty_audio", f"{frames} samples at {rate} Hz; cut or record it again")
     if frames > max_duration_s * rate:
-        raise refuse("too_long", f"{frames / rate:.1f} s, the limit is {max_duration_s:g} s; cut it")
+        raise refuse("too_long", f"{beyond(frames / rate, max_duration_s)}; cut it")
 
 
 def _describe(file: FileIO, sound: _Sound) -> AudioInfo:

@@ -78,6 +78,7 @@ def prepare(
         raise ValueError(
             f"none of the {len(rows)} recordings of {recordings / 'facts.csv'} can be used"
             + "".join(f"; {item.path!r}: {item.code}: {item.detail}" for item in bad[:3])
+            + decode.advice_on_length(bad)
         )
     writer = ClipWriter(out, phrasebook, "folder")
     clips = []

@@ -9,6 +9,7 @@ pairs.jsonl       PreferencePair  only where pairs were imported
 labels.jsonl      Label           only where unpaired labels were imported
 dev/, test/recognition.jsonl      held-out rows {audio, prompt, gt, source} as the evaluation reads them, and
                                   languages and question where the task needs them
+dev/Chat/, test/Chat/             held-out questions with their audio in AIR-Bench's layout, if there are any
 quarantine.jsonl                  recordings that were left out, or (bad_example) something said about one
                                   that cannot be put to a model: id, path, code, detail
 warnings.jsonl                    odd recordings that were not left out, likewise; only if there are any
@@ -55,6 +56,8 @@ TABLES: dict[type[Record], str] = {
 }
 QUARANTINE, WARNINGS = "quarantine.jsonl", "warnings.jsonl"
 RECOGNITION = {split: f"{split}/recognition.jsonl" for split in HELD_OUT}
+EVALUATION_SETS = tuple(f"{split}/Chat/" for split in HELD_OUT)
+"""Where evaluation sets lie in a dataset's folder; paths of other clips do not begin so."""
 RECORD_FILES = (
     *(f"{TABLES[kind]}.jsonl" for kind in (AudioClip, TaskExample, Chat, Prompt)),
     *RECOGNITION.values(),
@@ -95,16 +98,23 @@ class Dataset:
     def find(self, path: str) -> ClipFile:
         """Where the bytes of the clip are that a record names by `path`.
 
+        Clips of an evaluation set in AIR-Bench's layout lie in the folder itself, wherever its root is.
+
         Raises:
             BadAudio: see `clip_files.find_below`; `bad_path` where it names no part of a mixture.
         """
         if not self._parts:
-            return find_below(self._root, path)
+            return find_below(self.folder if path.startswith(EVALUATION_SETS) else self._root, path)
         name, _, inner = path.partition("/")
         if name not in self._roots:
             known = ", ".join(sorted(self._roots))
             raise BadAudio(path[:255], "bad_path", f"names no dataset of the mixture; known: {known}")
         return find_below(self._roots[name], inner)
+
+    def licences(self) -> dict[str, str | None]:
+        """The licence of every clip by its path: its own, else that of the dataset."""
+        of_all = self.about.get("licence")
+        return {clip.path: clip.licence or of_all for clip in self.records(AudioClip)}
 
     def path_of(self, kind: type[Record]) -> Path | None:
         """The file of the records of a kind, if there is one.

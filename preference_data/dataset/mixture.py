@@ -64,6 +64,12 @@ class _Part(NamedTuple):
     root: Path
     share: float | None
 
+    @property
+    def licence(self) -> str | None:
+        """Of clips that have none of their own."""
+        licence = self.dataset.about.get("licence")
+        return licence if isinstance(licence, str) else None
+
     def prefixed(self, path: str) -> str:
         """A path of this dataset as the mixture has it."""
         return f"{self.name}/{path}"
@@ -212,6 +218,8 @@ class _Mixing:
         clips, n_bad = part.dataset.records(AudioClip), 0
         for clip in self._counted(clips):
             row = _prefixed(clip.model_dump(mode="json"), part)
+            if licence := clip.licence or part.licence:
+                row["licence"] = licence
             problem = self.bad.get(row["path"]) or self._problem(clip.duration_s, row["id"], row["path"])
             if problem:
                 self.bad[row["path"]] = problem
@@ -228,7 +236,7 @@ class _Mixing:
     def _problem(self, duration_s: float, clip_id: str, path: str) -> Quarantined | None:
         """A problem of a clip, as far as its record and its place show."""
         if duration_s > self.max_duration_s:
-            detail = f"{duration_s:.1f} s, the limit is {self.max_duration_s:g} s; cut it"
+            detail = f"{decode.beyond(duration_s, self.max_duration_s)}; cut it"
             return Quarantined(clip_id, path, "too_long", detail)
         try:
             place = self._mixed.find(path)
@@ -244,6 +252,7 @@ class _Mixing:
             raise BadMixture(
                 f"{part.name}: {n_bad} or more of {n} clips are unusable (allowed max_bad_fraction="
                 f"{self.max_bad_fraction:.1%}): {named}; mend the dataset, or raise max_bad_fraction"
+                f"{decode.advice_on_length(examples)}"
             )
 
     def write_tables(self) -> None:

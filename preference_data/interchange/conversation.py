@@ -48,6 +48,8 @@ _PLACEHOLDER = re.compile(
     r"[\[{]\s*audio\s*[\]}]|<\s*/?\s*(image|img|video|speech|sound)(here)?\s*/?\s*>", re.IGNORECASE
 )
 """What stands for a clip, an image or a video in the data of other models."""
+_COULD_BE_TAG = re.compile(r"[<>&%]|u003c", re.IGNORECASE)
+"""Plain text without any of these holds no tag, however it is escaped."""
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
@@ -257,6 +259,8 @@ def without_tag(text: str, place: str) -> str:
     Raises:
         BadRow: it does; with the tag, and the `place` of the text.
     """
+    if text.isascii() and not _COULD_BE_TAG.search(text):
+        return text
     if tag := _BROKEN_TAG.search(_unescaped(text)):
         raise BadRow(
             f"{tag[0]} stands in {place}, where readers take it for a clip ({text[:80]!r}); {TAG} stands in "

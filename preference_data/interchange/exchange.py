@@ -5,19 +5,18 @@ Rows are `convert`'s business.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from preference_data import store
 from preference_data.audio import decode
-from preference_data.audio.clip_files import BadAudio, resolve_inside
+from preference_data.audio.clip_files import BadAudio, ClipFile, place, resolve_inside
 from preference_data.audio.decode import AudioInfo
 from preference_data.dataset.dataset import (
     QUARANTINE,
@@ -31,18 +30,13 @@ from preference_data.dataset.dataset import (
     with_paths,
 )
 from preference_data.dataset.dataset import read_rows as read_dataset_rows
+from preference_data.dataset.licences import is_allowed
 from preference_data.interchange import row_files
 from preference_data.interchange.columns import BadRow
 from preference_data.interchange.conversation import Form, RowForm
-from preference_data.interchange.convert import (
-    Example,
-    Kind,
-    dataset_info,
-    read_row,
-    write_row,
-)
+from preference_data.interchange.convert import Example, Kind, dataset_info, read_row, write_row
 from preference_data.interchange.questions import QUESTION_FORM
-from preference_data.interchange.row_files import EMBEDDED
+from preference_data.interchange.row_files import EMBEDDED, path_below
 from preference_data.schema import AudioClip, Axis, Chat, Label, PreferencePair, Prompt
 from preference_data.text_files import BadText, numbered_lines, parse_json, read_json
 
@@ -50,8 +44,8 @@ _MAX_DURATION_S = 30.0  # what Qwen2-Audio hears
 _MOST_REFUSED = 20  # rows whose reasons are kept
 _IMPORTED = "imported"
 """Under this name the description of a dataset lists the files that were imported into it."""
-_KINDS: dict[type[Example], Kind] = {PreferencePair: "pairs", Label: "labels", Chat: "chats"}
-_KINDS_READ: tuple[type[Example | Prompt], ...] = (*_KINDS, Prompt)
+KINDS: dict[type[Example], Kind] = {PreferencePair: "pairs", Label: "labels", Chat: "chats"}
+_KINDS_READ: tuple[type[Example | Prompt], ...] = (*KINDS, Prompt)
 
 _Infos = Mapping[str, AudioInfo | BadAudio]
 
@@ -82,49 +76,105 @@ class Imported(NamedTuple):
 # ------------------------------------------------------------------- out
 
 
-def write_rows(records: Path, form: Form, corpus: Path, out: Path) -> Exported:
-    """Write a file of pairs, labels or chats as others read it: `out/{name}.jsonl`, audio by absolute path.
+def write_rows(
+    records: Path, form: Form, corpus: Path, out: Path, licences: Collection[str] = ()
+) -> Exported:
+    """Write a file of pairs, labels or chats as others read it: `out/{name}.jsonl` and `out/audio/`.
+
+    The rows name their audio relative to `out`, which can move as a whole.
 
     Args:
         records: JSON lines of `PreferencePair`, of `Label` or of `Chat`.
         form: whose rows.
         corpus: folder that audio paths are relative to, or a dataset.
         out: also gets `dataset_info.json` for LLaMA-Factory.
+        licences: records about clips with others, or with none, are left out; empty: none is.
 
     Raises:
         BadRow: none of the records can be written in this format, or its clips are not there.
         BadText: the file is not JSON lines in UTF-8.
     """
-    kind = _kind_of(records)
-    dataset = Dataset(corpus)
+    kind, dataset, names = kind_of(records), Dataset(corpus), dict[str, str]()
     rows = out / f"{records.stem}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    written, refused = 0, []
+    written, refused = 0, list[str]()
     with store.replacing(rows) as file:
-        for number, line in numbered_lines(records):
+        for place_of, record, clips, _ in usable(records, kind, dataset, licences, refused):
             try:
-                record = store.parse(line, kind, f"{records}:{number}")
-                audios = [_file_of(dataset, path) for path in record.audios]
-                row = write_row(record, audios, form)
-            except store.BadRecord as error:
-                refused.append(str(error))
+                row = write_row(record, [_placed(clip, out, names) for clip in clips], form)
             except BadRow as error:
-                refused.append(f"{records}:{number}: record {record.id!r}: {error}")
-            else:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                written += 1
-        if not written:
-            reasons = "; ".join(refused[:3]) or "it is empty"
-            raise BadRow(f"{records}: none of its {len(refused)} records can be written: {reasons}")
+                refused.append(f"{place_of}: record {record.id!r}: {error}")
+                continue
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            written += 1
+        refuse_nothing(records, written, refused)
     if form == "llamafactory":
-        entry = dataset_info(f"align_{records.stem}", rows.name, _KINDS[kind])
+        entry = dataset_info(f"align_{records.stem}", rows.name, KINDS[kind])
         known = out / "dataset_info.json"
         entries = read_json(known) if known.exists() else {}
         store.write_text(known, json.dumps({**entries, **entry}, indent=2, ensure_ascii=False) + "\n")
-    return Exported(rows, _KINDS[kind], written, refused)
+    return Exported(rows, KINDS[kind], written, refused)
 
 
-def _kind_of(records: Path) -> type[Example]:
+class Usable(NamedTuple):
+    """A record that can be written: its place for messages, and its clips with their licences."""
+
+    place: str
+    record: Example
+    clips: list[ClipFile]
+    licences: list[str | None]
+
+
+def usable(
+    records: Path, kind: type[Example], dataset: Dataset, licences: Collection[str], refused: list[str]
+) -> Iterator[Usable]:
+    """Records whose clips are there and allowed; the others are named in `refused`."""
+    licence_of = dataset.licences()
+    for number, line in numbered_lines(records):
+        try:
+            record = store.parse(line, kind, f"{records}:{number}")
+        except store.BadRecord as error:
+            refused.append(str(error))
+            continue
+        own = [licence_of.get(path) for path in record.audios]
+        try:
+            for path, licence in zip(record.audios, own, strict=True):
+                if not is_allowed(licence, licences):
+                    said = f"has licence {licence!r}" if licence else "has no licence"
+                    raise BadRow(f"clip {path!r} {said}; allowed: {', '.join(licences)}")
+            clips = [_file_of(dataset, path) for path in record.audios]
+        except BadRow as error:
+            refused.append(f"{records}:{number}: record {record.id!r}: {error}")
+            continue
+        yield Usable(f"{records}:{number}", record, clips, own)
+
+
+def refuse_nothing(records: Path, written: int, refused: Sequence[str]) -> None:
+    """Refuse to leave a file without rows.
+
+    Raises:
+        BadRow: no record was written; with the first reasons.
+    """
+    if not written:
+        reasons = "; ".join(refused[:3]) or "it is empty"
+        raise BadRow(f"{records}: none of its {len(refused)} records can be written: {reasons}")
+
+
+def _placed(clip: ClipFile, out: Path, names: dict[str, str]) -> str:
+    """The path of a clip's copy below `out`, by its contents; `names` are those that are there already."""
+    if (known := names.get(str(clip))) is None:
+        digest = hashlib.sha256(bytes_of(clip)).hexdigest()
+        known = names[str(clip)] = f"audio/{digest[:16]}{PurePosixPath(clip.name).suffix.lower()[:8]}"
+        place(clip, out / known)
+    return known
+
+
+def bytes_of(clip: ClipFile) -> bytes:
+    """All bytes of a clip's file."""
+    return clip.read_bytes() if isinstance(clip, Path) else clip.read()
+
+
+def kind_of(records: Path) -> type[Example]:
     """The kind of the records of a file, by the fields of the first."""
     number, line = next(numbered_lines(records), (1, b"{}"))
     fields = parse_json(line, f"{records}:{number}")
@@ -134,16 +184,14 @@ def _kind_of(records: Path) -> type[Example]:
     raise BadRow(f"{records}:{number}: is no preference pair, label or chat; name pairs.jsonl or its like")
 
 
-def _file_of(dataset: Dataset, path: str) -> str:
+def _file_of(dataset: Dataset, path: str) -> ClipFile:
     try:
         file = dataset.find(path)
     except BadAudio as error:
         raise BadRow(str(error)) from error
-    if not isinstance(file, Path):
-        raise BadRow(f"{file} is inside a tar; others read files only, so unpack it")
-    if not file.is_file():
+    if isinstance(file, Path) and not file.is_file():
         raise BadRow(f"no file {file}; is {dataset.folder} the folder of its corpus?")
-    return str(file)
+    return file
 
 
 # ------------------------------------------------------------------- in
@@ -192,9 +240,11 @@ def read_rows(
                     if isinstance(row, BadText):
                         raise BadRow(str(row))
                     record = read_row(row, form, axis, rows.name, ignored, question_form)
-                    yield number, _renamed(record, lambda path: _below(audio_root, path))
+                    yield number, _renamed(record, lambda path: path_below(audio_root, path))
                 except BadRow as error:
                     yield number, error
+                except BadText as error:
+                    yield number, BadRow(str(error))
 
         infos = _checked(records(), clips, on_checked)
         with RecordWriter(partial) as writer:
@@ -251,15 +301,6 @@ _Read = tuple[int, "Example | Prompt | BadRow"]
 
 def _renamed(record: Example | Prompt, rename: Callable[[str], str]) -> Example | Prompt:
     return type(record).model_validate(with_paths(record.model_dump(), rename))
-
-
-def _below(root: Path, named: str) -> str:
-    """A row's path relative to the root; absolute ones must lie in it."""
-    if not named.startswith("/"):
-        return named
-    with suppress(ValueError):
-        return Path(named).relative_to(root.absolute()).as_posix()
-    raise BadRow(f"audio {named[:255]!r} lies outside {root}; name a folder above it by --audio-root")
 
 
 def _audios_of(record: Example | Prompt | BadRow) -> tuple[str, ...]:
@@ -355,12 +396,7 @@ class _Writing:
         if clip.path in self._linked:
             return
         self._linked.add(clip.path)
-        target = self._writer.folder / clip.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file.resolve(), target)
-        except OSError:  # another disk, or a file system without hard links
-            shutil.copyfile(file, target)
+        place(file, self._writer.folder / clip.path)
         self._writer.add(clip)
 
 

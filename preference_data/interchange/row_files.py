@@ -1,4 +1,4 @@
-"""Files of rows as others write them: JSON lines, a JSON list, CSV or TSV, and Parquet.
+"""Files of rows as others write them: JSON lines, a JSON list, CSV or TSV, Parquet, and Arrow.
 
 A row that cannot be read is an item among the others, so that it ends nothing.
 """
@@ -6,12 +6,14 @@ A row that cannot be read is an item among the others, so that it ends nothing.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preference_data.text_files import (
     BadText,
@@ -24,10 +26,13 @@ from preference_data.text_files import (
     refuse_half_pairs,
 )
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 EMBEDDED = "embedded:"
 """Begins the path of a clip whose bytes came within a row."""
 _BATCH = 16
-"""Rows of a Parquet file decoded at a time: each may hold whole clips."""
+"""Rows of a Parquet or Arrow file decoded at a time: each may hold whole clips."""
 _LARGEST_CELL = 1 << 27
 
 
@@ -48,11 +53,32 @@ def read_rows(path: Path, clips: Path) -> Iterator[FileRow]:
     """
     match path.suffix.lower():
         case ".parquet":
-            yield from _parquet(path, clips)
+            yield from _batches(path, "a Parquet", _parquet, clips)
+        case ".arrow":
+            yield from _batches(path, "an Arrow", _arrow, clips)
         case ".csv" | ".tsv":
             yield from _table(path)
         case _:
-            yield from _json(path)
+            try:
+                yield from _json(path)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise BadText(f"{path} is cut off or damaged ({error}); fetch it again") from error
+
+
+def path_below(root: Path, named: str) -> str:
+    """A row's path of a clip relative to the root; absolute ones must lie in it.
+
+    Raises:
+        BadText: an absolute one does not.
+    """
+    if not named.startswith("/"):
+        return named
+    with suppress(ValueError):
+        return Path(named).relative_to(root.absolute()).as_posix()
+    raise BadText(
+        f"audio {named[:255]!r} lies outside {root}; name a folder above it by --audio-root (in a recipe: "
+        "audio_root)"
+    )
 
 
 def _json(path: Path) -> Iterator[FileRow]:
@@ -135,18 +161,32 @@ def _cell(text: str) -> Any:
     return text or None
 
 
-def _parquet(path: Path, clips: Path) -> Iterator[FileRow]:
+def _batches(
+    path: Path, kind: str, read: Callable[[Path], Iterator[pa.RecordBatch]], clips: Path
+) -> Iterator[FileRow]:
     import pyarrow as pa  # when there is such a file: it takes long to load
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=_BATCH, use_threads=False)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield FileRow(number, _with_clips_in(clips, row))
+        for number, row in enumerate((row for batch in read(path) for row in batch.to_pylist()), start=1):
+            yield FileRow(number, _with_clips_in(clips, row))
     except pa.ArrowException as error:
-        raise BadText(f"{path} is not a Parquet file, or it is damaged: {error}") from error
+        raise BadText(f"{path} is not {kind} file, or it is damaged: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=_BATCH, use_threads=False)
+
+
+def _arrow(path: Path) -> Iterator[pa.RecordBatch]:
+    """Of a stream of Arrow's, as `datasets` saves tables."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        for batch in stream:
+            yield from (batch.slice(start, _BATCH) for start in range(0, batch.num_rows, _BATCH))
 
 
 def _with_clips_in(folder: Path, value: Any) -> Any:

@@ -21,6 +21,14 @@ CLIP_S = 3.0
 """How long every clip of a corpus that is made lasts."""
 
 
+_OF_MANIFEST = (
+    *("manifest", "audio_root", "check", "questions", "questions_per_clip", "preference_share"),
+    *("category", "licence", "licences", "ignore"),
+)
+_OF_OTHERS = ("dir", "sources", "temperature", "clips", "chats_per_clip", "turns_per_chat", "defect_rate")
+"""Keys that a manifest has no use for."""
+
+
 class ClipCounts(Config):
     """Clips to make per split. Splits share no clip; dev and test share no voice with any other."""
 
@@ -45,8 +53,9 @@ class CorpusConfig(StageConfig):
     produces: ClassVar[OutputKind] = "corpus"
     renamed: ClassVar[Mapping[str, str]] = {"made_world": "synthetic"}
     stage: Literal["corpus"]
-    corpus: Literal["synthetic", "spoken_digits", "folder", "mixture"]
-    """A file of `preference_data/corpora/`. `mixture`: prepared data sets, whose audio stays where it is."""
+    corpus: Literal["synthetic", "spoken_digits", "folder", "manifest", "mixture"]
+    """A file of `preference_data/corpora/`. `manifest`: your own audio with whatever you know about it;
+    `mixture`: prepared data sets. The audio of these two stays where it is."""
     dir: OutsideFolder | None = None
     """Where the recordings are, for corpora of recordings."""
     sources: Annotated[list[DataSetShare], Outside()] = []
@@ -55,8 +64,30 @@ class CorpusConfig(StageConfig):
     """In a mixture, data sets without a share are drawn from by size^(1/temperature)."""
     clips: ClipCounts | None = None
     """How many clips to make, for corpora that make or compose them."""
-    held_out: dict[Literal["dev", "test"], list[str]] = {}
-    """Speakers kept out of training, per split, for corpora of recordings."""
+    held_out: dict[Literal["dev", "test"], list[str] | float] = {}
+    """Speakers kept out of training, per split, for corpora of recordings. Of a manifest also the share of
+    its clips: whole speakers where its rows name them, else files. A row's own split comes before a share."""
+    manifest: OutsideFolder | None = None
+    """A table of clips (JSON lines, CSV, Parquet, lhotse's cuts), what `datasets` saves, or a folder of
+    audio; `preference_data/corpora/manifest_rows.py` names its columns."""
+    audio_root: str | None = None
+    """Of a manifest: what its paths are relative to, by default its own folder."""
+    check: Literal["header", "samples"] = "samples"
+    """Of a manifest: decode every clip, or look at its header alone, which is about ten times faster."""
+    questions: OutsideFolder | None = None
+    """A YAML list of sentences, asked about clips of a manifest whose rows have no question."""
+    questions_per_clip: int = Field(1, ge=1)
+    """How many of them are asked about a clip; about one with an answer it is one."""
+    preference_share: float = Field(0.2, ge=0, le=1)
+    """Of a manifest's clips with answers: how many are for preferences instead of SFT. Those without are."""
+    category: Literal["speech", "sound", "music", "mixed"] = "mixed"
+    """Of a manifest's rows that name none: the column of the evaluation that they count towards."""
+    licence: str | None = None
+    """Of a manifest's clips whose rows name none."""
+    licences: list[str] = []
+    """Clips of a manifest with another licence, or with none, are left out."""
+    ignore: list[str] = []
+    """Columns of a manifest that are not read."""
     chats_per_clip: int = Field(2, ge=1)
     turns_per_chat: int = Field(3, ge=1)
     defect_rate: float = Field(0.5, ge=0, le=1)
@@ -68,8 +99,8 @@ class CorpusConfig(StageConfig):
 
     @property
     def has_facts(self) -> bool:
-        """Whether it knows what is true of every clip: a mixture does not."""
-        return self.corpus != "mixture"
+        """Whether it knows what is true of every clip: a manifest and a mixture do not."""
+        return self.corpus not in ("manifest", "mixture")
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Clips per split."""
@@ -79,8 +110,10 @@ class CorpusConfig(StageConfig):
 
     def conflicts(self) -> Iterator[Conflict]:
         """Each corpus has keys that it needs and keys that it has no use for."""
+        yield from self._conflicts_of_manifest()
         if self.corpus == "mixture":
             yield from self._conflicts_of_mixture()
+        if self.corpus in ("manifest", "mixture"):
             return
         if self.sources:
             yield Conflict(
@@ -101,6 +134,27 @@ class CorpusConfig(StageConfig):
             yield Conflict("clips", "corpus 'folder' uses every recording: it has no clips")
         if self.corpus != "folder" and self.clips is None:
             yield Conflict("clips", f"corpus {self.corpus!r} needs clips: how many to make per split")
+
+    def _conflicts_of_manifest(self) -> Iterator[Conflict]:
+        if self.corpus != "manifest":
+            for key in self.model_fields_set.intersection(_OF_MANIFEST):
+                yield Conflict(key, f"corpus {self.corpus!r} has no {key}; it belongs to corpus 'manifest'")
+            for split, held in self.held_out.items():
+                if isinstance(held, float):
+                    message = f"{split}: only corpus 'manifest' draws a share; name speakers"
+                    yield Conflict("held_out", message)
+            return
+        if self.manifest is None:
+            yield Conflict("manifest", "corpus 'manifest' needs manifest: the table of your clips")
+        for key in self.model_fields_set.intersection(_OF_OTHERS):
+            yield Conflict(key, f"corpus 'manifest' has no {key}")
+        shares = [held for held in self.held_out.values() if isinstance(held, float)]
+        if any(not 0 <= share < 1 for share in shares) or sum(shares) >= 1:
+            yield Conflict(
+                "held_out", "shares lie between 0 and 1, and together leave some clips to learn from"
+            )
+        if self.questions_per_clip > 1 and self.questions is None:
+            yield Conflict("questions_per_clip", "needs questions, a YAML of sentences to draw from")
 
     def _conflicts_of_mixture(self) -> Iterator[Conflict]:
         if not self.sources:

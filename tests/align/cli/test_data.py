@@ -102,7 +102,8 @@ def test_pairs_go_out_come_back_and_a_recipe_can_name_them(tmp_path):
     told = run("export", corpus / "pairs.jsonl", "--corpus", corpus, "--out", tmp_path / "rows", *rows)
     assert "1 pairs in" in told
     assert "swift rlhf --rlhf_type dpo" in told
-    arguments = ["--audio-root", tmp_path, "--out", out, *rows]
+    arguments = ["--audio-root", tmp_path / "rows", "--out", out, *rows]
+    exported = json.loads((tmp_path / "rows/pairs.jsonl").read_text())
     told = run("import", tmp_path / "rows/pairs.jsonl", *arguments)
     assert "1 pairs, 0 chats and 1 clips" in told
     assert f"pairs: {out}" in told
@@ -122,7 +123,7 @@ def test_pairs_go_out_come_back_and_a_recipe_can_name_them(tmp_path):
     (tmp_path / "rows/pairs.jsonl").write_text(json.dumps({"messages": 3}) + "\n")
     (tmp_path / "rows/more.jsonl").write_text(
         "".join(
-            json.dumps({"messages": MESSAGES, "audios": ["corpus/a.wav"], "score": 1, **more}) + "\n"
+            json.dumps({"messages": MESSAGES, "audios": [exported["audios"][0]], "score": 1, **more}) + "\n"
             for more in ({"label": True}, {"label": False}, {"label": "?"}, {"rejected_answer": "A cat."})
         )
     )

@@ -135,7 +135,8 @@ def prepared(tmp_path):
     for name, n in (("first", 6), ("second", 3)):
         folder = tmp_path / name
         (folder / "audio").mkdir(parents=True)
-        (folder / "dataset.json").write_text(json.dumps({"name": name, "root": "audio"}))
+        licence = {"licence": "MIT"} if name == "first" else {}
+        (folder / "dataset.json").write_text(json.dumps({"name": name, "root": "audio", **licence}))
         clips, examples = [], []
         for i in range(n):
             tone(folder / "audio" / f"{10 * n + i}.wav", high=i % 2 == 0, seconds=0.2 + 0.01 * (n + i))
@@ -157,6 +158,8 @@ def test_a_mixture_is_trained_on_where_its_audio_lies(prepared, tmp_path):
     metrics = corpus.run(mixture, {}, made)
     assert metrics["rows_pretrain"] == 9
     assert metrics["share_first"] == metrics["share_second"] == 0.5
+    licences = [clip.licence for clip in read(made.path / "clips.jsonl", AudioClip)]
+    assert licences == ["MIT"] * 6 + [None] * 3  # of a clip, else of its dataset, else not known
     shape = {"d_model": 32, "heads": 2, "audio_layers": 1, "text_layers": 1, "clip_s": 1, "vocab_size": 400}
     config = PretrainConfig(
         stage="pretrain", corpus="0_corpus", model=shape, steps=10, batch_size=4, learning_rate=1e-3

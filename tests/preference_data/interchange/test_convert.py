@@ -335,8 +335,11 @@ def test_files_go_out_and_come_back_with_their_audio(corpus, tmp_path, form):
     told = exchange.write_rows(corpus / "pairs.jsonl", form, corpus, tmp_path / "rows")
     assert (told.kind, told.written, told.path) == ("pairs", 2, tmp_path / "rows/pairs.jsonl")
     loaded = load_dataset("json", data_files=str(told.path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded[0]["audios"] == [str((corpus / name).resolve()) for name in ("a.wav", "b.wav")]
-    back = exchange.read_rows(told.path, form, tmp_path / "back", audio_root=tmp_path)
+    for path, name in zip(loaded[0]["audios"], ("a.wav", "b.wav"), strict=True):
+        assert (told.path.parent / path).read_bytes() == (corpus / name).read_bytes()
+        assert path.startswith("audio/")  # the folder can move as a whole
+    told = told._replace(path=(tmp_path / "rows").rename(tmp_path / "rows moved") / "pairs.jsonl")
+    back = exchange.read_rows(told.path, form, tmp_path / "back", audio_root=told.path.parent)
     assert (back.pairs, back.chats, back.clips, back.n_refused) == (2, 0, 2, 0)
     pairs = store.read(tmp_path / "back/pairs.jsonl", PreferencePair)
     clips = {clip.path: clip for clip in store.stream(tmp_path / "back/clips.jsonl", AudioClip)}

@@ -248,7 +248,7 @@ def test_labels_go_out_and_come_back(tmp_path, root, form):
     exchange.read_rows(tmp_path / "rows.jsonl", "ms-swift", tmp_path / "in", audio_root=root)
     exported = exchange.write_rows(tmp_path / "in/labels.jsonl", form, tmp_path / "in", tmp_path / "out")
     assert (exported.kind, exported.written, exported.refused) == ("labels", 3, [])
-    exchange.read_rows(exported.path, form, tmp_path / "back", audio_root=tmp_path)
+    exchange.read_rows(exported.path, form, tmp_path / "back", audio_root=tmp_path / "out")
     first, second = (store.read(tmp_path / name / "labels.jsonl", Label) for name in ("in", "back"))
     assert first == second
     row = json.loads(exported.path.read_bytes().split(b"\n")[1])
