@@ -18,10 +18,10 @@ WIDTH, MARGIN = 1100, 28
 
 def top_of(page: Page, heading: str) -> float:
     """Where a heading stands, in pixels from the top of the page."""
-    box = page.locator("h2, h3").filter(has_text=heading).first.bounding_box()
-    if box is None:
+    found = page.locator("h2, h3").filter(has_text=heading)
+    if not found.count():
         raise ValueError(f"the report has no heading {heading!r}; take a run with a finished evaluate stage")
-    return box["y"]
+    return float(found.first.evaluate("heading => heading.getBoundingClientRect().top"))
 
 
 def take(run: Path, picture: Path) -> None:
