@@ -1,4 +1,4 @@
-"""Every `align` command that a README tells people to type can be parsed, and names what there is."""
+"""Every `align` command that a page tells people to type can be parsed, and names what there is."""
 
 import re
 import shlex
@@ -13,12 +13,16 @@ from preference_data.corpora.catalog import CARDS
 
 ROOT = Path(__file__).parents[2]
 USAGE_ERROR = typer.BadParameter.__base__
-READMES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "recipes").glob("*/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
-def commands(readme):
+def commands(page):
     """Commands in code blocks (indented) and in backticks; a line that ends in a backslash goes on."""
-    text = readme.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     shown = re.findall(r"^ {4,}((?:#? ?or: )?align .*)$", text, re.MULTILINE) + re.findall(
         r"`(align .*?)`", text
     )
@@ -35,6 +39,14 @@ def parse(words):
         parent = command.make_context(name, list(words), parent=parent)
         name, command, words = command.resolve_command(parent, [*parent._protected_args, *parent.args])
     return command.make_context(name, list(words), parent=parent).params
+
+
+def is_verb(words):
+    """`data import` is; with a verb's arguments it is a command."""
+    command = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+    return command is not None
 
 
 def parse_where_all_is_there(words):
@@ -62,23 +74,47 @@ def mistakes(recipe, overrides):
     return []
 
 
-CASES = [(readme, words) for readme in READMES for words in commands(readme) if words]
+CASES = [(str(page.relative_to(ROOT)), words) for page in PAGES for words in commands(page) if words]
 
 
 @pytest.mark.parametrize(
-    ("readme", "words"),
+    ("page", "words"),
     CASES,
-    ids=lambda value: " ".join(value) if isinstance(value, list) else value.parent.name,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_the_command_is_one(readme, words, tmp_path, monkeypatch):
+def test_the_command_is_one(page, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if words in (["check"], ["run"]) or words[-1] == "..." or len(words) == 1:
+    if words[-1] == "..." or is_verb(words):
         pytest.skip("the name of a verb, not a command")
     params = parse_where_all_is_there(words)
     if str(params.get("recipe")).startswith("recipes/"):
         assert not mistakes(ROOT / params["recipe"], params.get("overrides"))
     if words[0] == "data" and "name" in params and params["name"] != "$name":
         assert params["name"].lower() in (*CARDS, "name")
+
+
+def anchors(page):
+    """What a link may name behind `#`: headings, as GitHub and static site builders spell them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\((?!https?:)(.*?)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_and_python_have_what_a_page_runs(page):
+    text, makefile = page.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^ {4}make ([\w-]+)|`make ([\w-]+)`", text, re.MULTILINE):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+    for module in re.findall(r"python -m ((?:docs|tests)[\w.]+)", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
 
 
 def test_the_full_size_recipes_tell_how_to_get_every_data_set():

@@ -89,7 +89,8 @@ class EvaluateConfig(StageConfig):
     """The reports' other benchmarks: files of rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation
     reads them, audio relative to the file, and how each is scored. Results stand per source beside the
     corpus' own recognition, and the gate's `recognition_margins` and `recognition_gains` may name them.
-    `choice`: multiple-choice questions as `align data import --format choice` reads, each file a source."""
+    `choice`: multiple-choice questions as `align data import` reads (with `--format choice`), each file a
+    source."""
     annotations: AnnotationsRef | None = None
     """Comparisons that annotators made: the judge scores the same answers, and the evaluation reports how
     often it prefers what most of them prefer."""
