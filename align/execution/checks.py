@@ -145,7 +145,8 @@ def _engine_problems(step: Step, recipe: Recipe) -> Iterator[Problem]:
     is_here = hardware is None or hardware.address is None
     if is_here and (problem := missing()):
         yield step.source.problem(("engine",), problem)
-    if is_here and isinstance(config, GRPOConfig) and (problem := training_problem()):
+    training_gb = hardware.memory_gb if hardware else None
+    if is_here and isinstance(config, GRPOConfig) and (problem := training_problem(training_gb)):
         yield step.source.problem(("engine",), problem)
     for policy in getattr(config, "policies", [getattr(config, "policy", "")]):
         with suppress(UnknownShape, OSError):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from align.generation.engine import Engine, open_engine
+from align.generation.engine import Engine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.recipe.config.alignment import GRPOConfig
@@ -77,8 +77,10 @@ def _server_of(config: GRPOConfig, policy: Path | str) -> Callable[[ClipFeatures
     """What starts a server that completes for the policy, if the config wants it."""
     if config.engine == "transformers":
         return None
+    from align.generation.vllm.engine import VllmEngine
     from align.generation.vllm.server import ServerFailed, missing, training_problem
 
-    if problem := missing() or training_problem():
+    training_gb = config.hardware.memory_gb if config.hardware else None
+    if problem := missing() or training_problem(training_gb):
         raise ServerFailed(problem)
-    return partial(open_engine, config.engine, policy)
+    return partial(VllmEngine, policy, training_gb=training_gb)

@@ -36,15 +36,16 @@ class VllmEngine:
     Args:
         policy: folder of a saved model, or a Hub id.
         clips: where requests' clips are looked up; may be set later.
+        training_gb: see `Server`.
 
     Raises:
         ServerFailed: the server is not installed or did not start.
     """
 
-    def __init__(self, policy: Path | str, clips: ClipFeatures) -> None:
+    def __init__(self, policy: Path | str, clips: ClipFeatures, *, training_gb: float | None = None) -> None:
         self.clips = clips
         self._tokenizer = load_processor(policy).tokenizer
-        self.server = Server(policy)
+        self.server = Server(policy, training_gb=training_gb)
 
     def complete(
         self, numbered: Mapping[int, Request], decoding: Decoding, seed: int

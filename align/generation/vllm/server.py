@@ -40,6 +40,10 @@ _PLAIN = (  # a text that is continued as it stands: its <|AUDIO|> are its clips
     "{% for part in messages[0]['content'] %}{{ part['text'] if part['type'] == 'text' }}{% endfor %}"
     "{% else %}"
 )
+_LEAST_SHARE = 0.1
+"""Of a GPU's memory, what a server beside a training must have."""
+_CUDA_SHARE = 0.05
+"""Of a GPU's memory, what two processes' CUDA contexts and kernels take beside what each counts."""
 _CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """`get_supported_head_sizes` in vLLM 0.32's `v1/attention/backends/cpu_attn.py`."""
 _CPU_FLAGS = {
@@ -97,11 +101,28 @@ def missing() -> str | None:
     return None
 
 
-def training_problem() -> str | None:
-    """Why vLLM cannot complete for a training on this machine; None if it can."""
-    if torch.cuda.is_available():
-        return "on a GPU vLLM and the training would fill the same memory: say engine: transformers"
+def training_problem(training_gb: float | None) -> str | None:
+    """Why vLLM cannot complete for a training that uses so much of a GPU's memory; None if it can."""
+    if not torch.cuda.is_available():
+        return None
+    if training_gb is None:
+        return (
+            "on a GPU the training and vLLM share its memory: say how much of it the training may use, "
+            "hardware: {memory_gb: ...}; the server takes the rest. Or say engine: transformers"
+        )
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if (share := share_left(total, training_gb)) < _LEAST_SHARE:
+        return (
+            f"hardware.memory_gb {training_gb:g} leaves vLLM {max(0, share):.0%} of the GPU's "
+            f"{total / 1e9:.0f} GB, and it needs {_LEAST_SHARE:.0%} or more: lower memory_gb, or say "
+            "engine: transformers"
+        )
     return None
+
+
+def share_left(total: int, training_gb: float) -> float:
+    """What of a GPU's bytes a server may take beside a training, but for what CUDA takes twice."""
+    return 1 - training_gb * 1e9 / total - _CUDA_SHARE
 
 
 def width_problem(head_width: int) -> str | None:
@@ -118,18 +139,22 @@ class Server:
     Args:
         policy: folder of a saved model, or a Hub id.
         longest: tokens of a prompt and its completion; by default what the model takes, at most 8,192.
+        training_gb: of this process' GPU, what a training in this process uses; None: there is none.
 
     Raises:
         ServerFailed: vLLM is not installed or did not start; the message has the end of its log.
     """
 
-    def __init__(self, policy: Path | str, *, longest: int | None = None) -> None:
+    def __init__(
+        self, policy: Path | str, *, longest: int | None = None, training_gb: float | None = None
+    ) -> None:
         if problem := missing() or _width_problem_of(policy):
             raise ServerFailed(problem)
         self._home = Path(tempfile.mkdtemp(prefix="vllm-"))  # a socket's path must be short (107 bytes)
         self.socket, self._log = self._home / "vllm.sock", self._home / "vllm.log"
         (self._home / "template.jinja").write_text(_PLAIN + CHAT_TEMPLATE + "{% endif %}")
-        self._process = self._start(self._command(environment().python, policy, longest or _context(policy)))
+        command = self._command(environment().python, policy, longest or _context(policy))
+        self._process = self._start([*command, *_memory_flags(training_gb)])
         try:
             self._wait()
         except BaseException:
@@ -162,7 +187,7 @@ class Server:
             "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc, /pause, /reset_prefix_cache
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",  # 5 s would close connections that wait for our decoding
-            **({} if torch.cuda.is_available() else _CPU_VARIABLES),
+            **(_own_gpu() if torch.cuda.is_available() else _CPU_VARIABLES),
         }
         with self._log.open("wb") as log:
             return subprocess.Popen(
@@ -245,6 +270,20 @@ def _end_with_parent() -> None:
     """On Linux: a SIGTERM when the thread that started us ends, however it does."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _memory_flags(training_gb: float | None) -> list[str]:
+    """The share of this process' GPU that a server takes beside a training."""
+    if training_gb is None or not torch.cuda.is_available():
+        return []
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return ["--gpu-memory-utilization", f"{share_left(total, training_gb):.3f}"]
+
+
+def _own_gpu() -> dict[str, str]:
+    """Shows a server the GPU of this process alone, by its name among those that the process may see."""
+    number, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number] if visible else str(number)}
 
 
 def _text_config(policy: Path | str) -> dict[str, Any]:

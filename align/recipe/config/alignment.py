@@ -255,7 +255,7 @@ class GRPOConfig(FurtherTrainingConfig):
     (arXiv:2203.02155, equation 2), or what is not rewarded is forgotten."""
     engine: EngineName = "transformers"
     """`vllm`: a server beside each process, which gets the weights before each batch of completions; it draws
-    by other random numbers."""
+    by other random numbers. On a GPU it takes what `hardware: {memory_gb: ...}` leaves of the memory."""
     rollout_batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     """Prompts that a process completes at a time."""
     choose: Choose | None = None
