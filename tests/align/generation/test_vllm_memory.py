@@ -1,4 +1,4 @@
-"""How a server shares a GPU's memory with a training. What torch says of a GPU is made up: there is none here."""
+"""How a server shares a GPU's memory with a training. There is no GPU here: its figures are made up."""
 
 from types import SimpleNamespace
 
