@@ -116,12 +116,15 @@ def difference(current: Standing) -> str:
         return "what it reads is to be made again"
     config = current.step.config
     now = _flat(result_keys(config))
-    try:
-        kept = type(config).model_validate(current.manifest.get("config"))
+    by_default = type(config).model_construct().model_dump(mode="json")
+    written = current.manifest.get("config") or {}
+    try:  # a manifest has all keys; some may be given only beside others
+        kept = type(config).model_validate(
+            {key: value for key, value in written.items() if by_default.get(key, ...) != value}
+        )
     except ValidationError:
         return "its settings are of an earlier version"
-    then = _flat(result_keys(kept))
-    defaults = _flat(type(config).model_construct(stage=config.stage).model_dump(mode="json"))
+    then, defaults = _flat(result_keys(kept)), _flat(by_default)
     words = [
         f"{key} was {then.get(key, defaults.get(key))}, is {now.get(key, defaults.get(key))}"
         for key in sorted(then.keys() | now.keys())

@@ -167,9 +167,9 @@ def test_ctrl_c_at_any_moment_of_the_start_ends_with_75_and_no_traceback(recipe)
             text=True,
         )
         time.sleep(moment)
-        over = process.poll() is not None
         process.send_signal(signal.SIGINT)
         _, message = process.communicate(timeout=120)
+        over = "nothing was run" in message  # its last words; then Python itself ends
         assert over or process.returncode == 75, (moment, message)
         assert "Traceback" not in message, moment
 

@@ -261,16 +261,16 @@ def test_flops_are_six_per_weight_and_token_and_eight_with_checkpointing():
 # -------------------------------------------------------------------------- a recipe's
 
 
-CORPUS = "stage: corpus\ncorpus: folder\ndir: recordings\nmax_duration_s: 30\n"
+CORPUS = "stage: corpus\ncorpus: folder\ndir: recordings\nmax_duration_s: "
 PRETRAIN = (
     "stage: pretrain\ncorpus: 0_corpus\nsteps: 1000\nbatch_size: 64\nlearning_rate: 1e-4\n"
     "trl: {gradient_accumulation_steps: 2, activation_checkpointing: true}\nmodel: "
 )
 
 
-def recipe(folder, model, **more):
+def recipe(folder, model, longest_s=30, **more):
     folder.mkdir(parents=True)
-    files = {"0_corpus": CORPUS, "1_pretrain": PRETRAIN + model + "\n", **more}
+    files = {"0_corpus": f"{CORPUS}{longest_s}\n", "1_pretrain": PRETRAIN + model + "\n", **more}
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text)
     return load(folder)
@@ -346,7 +346,7 @@ def test_of_a_packed_pair_the_clip_counts_once(tmp_path):
     dpo = "stage: dpo\npolicy: 1_pretrain\npairs: 2_pairs\ncorpus: 0_corpus\n"
     dpo += "learning_rate: 1.0e-6\nbatch_size: 32\n"
     shape = "{d_model: 64, heads: 2, clip_s: 3, hop_length: 320}"  # 37 tokens in 3 s
-    loaded = recipe(tmp_path / "a", shape)
+    loaded = recipe(tmp_path / "a", shape, longest_s=3)
     for packed, tokens in ((True, 32 * 37), (False, 64 * 37)):
         step = loaded.steps[1]
         config = DPOConfig.model_validate({**yaml.safe_load(dpo), "packed": packed})
@@ -408,7 +408,7 @@ def test_how_many_examples_fit_at_a_time(tmp_path):
 
 
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
-    loaded = recipe(tmp_path / "small", "{d_model: 64, heads: 2}")
+    loaded = recipe(tmp_path / "small", "{d_model: 64, heads: 2}", longest_s=3)
     text = budget_of(loaded, tmp_path / "run")
     assert len(text.splitlines()) == 1
     assert "0." in text.partition(" M parameters")[0]
@@ -425,5 +425,5 @@ def test_the_shape_of_a_small_model_is_that_of_the_one_which_is_built(tmp_path, 
 
     size = len(qwen2_audio.load_processor(tiny.policy).tokenizer)
     model = "{d_model: 32, heads: 2, audio_layers: 1, text_layers: 1, mel_bins: 32, clip_s: 1}"
-    shape = budget.shape_of("1_pretrain", recipe(tmp_path / "a", model))._replace(vocab=size)
+    shape = budget.shape_of("1_pretrain", recipe(tmp_path / "a", model, longest_s=1))._replace(vocab=size)
     assert estimate.parameters(shape).total == qwen2_audio.load_model(tiny.policy).num_parameters()
