@@ -116,11 +116,15 @@ def difference(current: Standing) -> str:
         return "what it reads is to be made again"
     config = current.step.config
     now = _flat(result_keys(config))
-    by_default = type(config).model_construct().model_dump(mode="json")
+    by_default = type(config).model_construct(stage=config.stage).model_dump(mode="json")
     written = current.manifest.get("config") or {}
     try:  # a manifest has all keys; some may be given only beside others
         kept = type(config).model_validate(
-            {key: value for key, value in written.items() if by_default.get(key, ...) != value}
+            {
+                key: value
+                for key, value in written.items()
+                if key == "stage" or by_default.get(key, ...) != value
+            }
         )
     except ValidationError:
         return "its settings are of an earlier version"
