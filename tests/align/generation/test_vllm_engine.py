@@ -108,7 +108,7 @@ def test_what_a_killed_server_has_completed_is_kept_and_a_resume_completes_the_r
 @pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_workers_with_a_server_each_complete_what_one_does_and_leave_none(
-    engine, policies, clips, tmp_path, monkeypatch
+    policies, clips, tmp_path, monkeypatch
 ):
     """Also where the run fails in the middle; the next one completes the rest."""
     monkeypatch.setenv("TEST_MARK", str(tmp_path))
@@ -131,7 +131,7 @@ def test_workers_with_a_server_each_complete_what_one_does_and_leave_none(
     assert len(list((folder / "prompts").iterdir())) == 1
     resumed = two()["prompts"]
     assert_end(marked(tmp_path))
-    whole = run(lambda: Kept(engine, batches=6))["prompts"]
+    whole = run(partial(open_engine, "vllm", policies[0], clips))["prompts"]  # of a server that is not killed
     assert tokens(dict(enumerate(resumed))) == tokens(dict(enumerate(whole)))
 
 

@@ -19,6 +19,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 from trl import DPOConfig
 
 from align.models.qwen2_audio.packed import pack
+from align.training.library_fixes import compile_once
 from tests.align.ragged_batch import Rows, pairs
 from tests.align.training.test_packed_trl import DPO, arguments, tokenizer
 
@@ -41,6 +42,7 @@ def main(stage: str, folder: Path) -> None:
     if stage != "ddp":
         import deepspeed
 
+        compile_once()  # DeepSpeed's own builds of it would meet those of other tests
         deepspeed.init_distributed(dist_backend="gloo")
         more["deepspeed"] = ZERO | {"zero_optimization": {"stage": int(stage)}}
     settings = DPOConfig(**arguments(folder / "out", **more))  # from here on ZeRO-3 splits what is loaded
