@@ -129,16 +129,16 @@ def _verdict(stages: Sequence[Stage], summary: Mapping[str, Any]) -> dict[str, A
 
 def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[str, Any]:
     """One evaluation's part of the page, numbers as in its `scores.json`."""
-    scores = evaluation.scores
+    scores, methods = evaluation.scores, {stage.name: _method(stage) for stage in stages}
     return {
         "stage": evaluation.folder.name,
         "scores": scores,
         "comparison": scores.get("comparison", {}),
         "by_category": scores.get("by_category", {}),
         "by_kind": scores.get("by_kind", {}),
-        "controls": _controls(scores, stages),
-        "columns": [name for name in _COLUMNS if name in page.LABELS],
-        "methods": {stage.name: _method(stage) for stage in stages},
+        "controls": _controls(scores, methods),
+        "columns": _COLUMNS,
+        "methods": methods,
         "seconds": {stage.name: stage.seconds for stage in stages},
         "captions": {name: _captions(policy) for name, policy in scores["policies"].items()},
         "recognition": _recognition(scores),
@@ -146,7 +146,7 @@ def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[st
     }
 
 
-def _controls(scores: Mapping[str, Any], stages: Sequence[Stage]) -> list[dict[str, Any]]:
+def _controls(scores: Mapping[str, Any], methods: Mapping[str, str]) -> list[dict[str, Any]]:
     """The controls that the `after` policy must beat: level, difference, interval where there is one."""
     after = scores["after"]
     own = scores["policies"][after]["overall"]
@@ -155,7 +155,6 @@ def _controls(scores: Mapping[str, Any], stages: Sequence[Stage]) -> list[dict[s
         rows.append(_control("Shuffled audio", f"{after}, each question with another clip", shuffled, own))
     if constant := scores.get("constant_answer"):
         rows.append(_control("Constant answer", f"always “{constant['text']}”", constant, own))
-    methods = {stage.name: _method(stage) for stage in stages}
     for name, metrics in scores.get("against", {}).items():
         label = methods.get(name) or "Other policy"
         rows.append({"label": label, "note": name, "metrics": metrics, "has_interval": True})

@@ -45,6 +45,7 @@ from preference_data.dataset.dataset import (
     Dataset,
     RecordWriter,
     describe,
+    evaluation_item,
 )
 from preference_data.dataset.fingerprints import fingerprint
 from preference_data.dataset.licences import is_allowed
@@ -168,15 +169,7 @@ class _EvaluationSet(ExitStack):
         place(clip, self._folder / f"{prompt.task_name}_{self._dataset_name}" / name)
         if self._file is None:
             self._file = self.enter_context(store.replacing(self._folder / "Chat_meta.json"))
-        item = {
-            "path": name,
-            "question": prompt.question,
-            "answer_gt": prompt.answer_gt,
-            "meta_info": prompt.meta_info,
-            "task_name": prompt.task_name,
-            "dataset_name": self._dataset_name,
-            "uniq_id": prompt.id,
-        }
+        item = evaluation_item(prompt, name, self._dataset_name)
         self._file.write(("," if self.rows else "[") + "\n" + json.dumps(item, ensure_ascii=False))
         self.rows += 1
 

@@ -110,11 +110,6 @@ class Row(NamedTuple):
     licence: str
     category: str
 
-    @property
-    def is_bare(self) -> bool:
-        """Whether it names the clip and says nothing that could be asked or learned."""
-        return not (self.question or self.reference or self.known)
-
 
 # -------------------------------------------------------------------------- files
 

@@ -268,6 +268,19 @@ def replacing_dataset(out: Path, audio: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def evaluation_item(prompt: Prompt, file_name: str, dataset_name: str) -> dict[str, str]:
+    """A question about a clip as AIR-Bench's Chat_meta.json lists it, in its field names."""
+    return {
+        "path": file_name,
+        "question": prompt.question,
+        "answer_gt": prompt.answer_gt,
+        "meta_info": prompt.meta_info,
+        "task_name": prompt.task_name,
+        "dataset_name": dataset_name,
+        "uniq_id": prompt.id,
+    }
+
+
 def with_paths(row: Mapping[str, Any], rename: Callable[[str], str]) -> Row:
     """The row of a record, or of a held-out recording, with other paths for its clips."""
     renamed = dict(row)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.random import Generator
 
+from preference_data.dataset.dataset import evaluation_item
 from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn, stable_id
 from preference_data.store import write_text
 from preference_data.toy_world.phrasebook import Phrasebook, Question
@@ -105,15 +106,7 @@ def write_air_bench(
     The audio lies in `<root's name>/Chat/{task_name}_{dataset_name}/` of the corpus, see `ClipWriter`.
     """
     rows = [
-        {
-            "path": PurePosixPath(clip.path).name,
-            "question": prompt.question,
-            "answer_gt": prompt.answer_gt,
-            "meta_info": prompt.meta_info,
-            "task_name": prompt.task_name,
-            "dataset_name": dataset_name,
-            "uniq_id": prompt.id,
-        }
+        evaluation_item(prompt, PurePosixPath(clip.path).name, dataset_name)
         for clip, prompt in zip(clips, prompts(clips, phrasebook, seed), strict=True)
     ]
     write_text(root / "Chat" / "Chat_meta.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -23,6 +23,7 @@ from transformers import Qwen2AudioForConditionalGeneration
 from align.run_folder.artifacts import read_json, read_metrics
 from align.training.checkpoints import CannotResume, checkpoints, is_whole, step_of
 from tests.align.training import tiny_training
+from tests.align.training.tiny_training import rows_of, stage, weights
 from tests.compiler import CAN_COMPILE, need_compiler, possible
 
 pytestmark = [pytest.mark.timeout(1500)]
@@ -117,18 +118,6 @@ def together(root, log_of):
     return finished
 
 
-def stage(folder):
-    return folder / ".partial-stage"
-
-
-def weights(folder):
-    return load_file(stage(folder) / "model" / "model.safetensors")
-
-
-def trained(folder):
-    return [row for row in read_metrics(stage(folder) / "metrics.jsonl") if "loss" in row]
-
-
 @pytest.mark.parametrize("case", those(lambda case: case.startswith("dpo") and "once" not in case))
 def test_held_out_pairs_are_each_evaluated_once(alone, together, case):
     """Three pairs over two processes: one of them has a pair that does not count."""
@@ -144,7 +133,7 @@ def test_held_out_pairs_are_each_evaluated_once(alone, together, case):
 @pytest.mark.parametrize("case", parameters(CASES, RARE_CASES))
 def test_two_processes_take_the_same_twenty_steps_as_one(alone, together, case):
     one, two = alone(kind_of(case)), together(case)
-    a, b = (trained(folder) for folder in (one, two))
+    a, b = (rows_of(folder) for folder in (one, two))
     assert [row["step"] for row in a] == [row["step"] for row in b] == list(range(1, 21))
     for x, y in zip(a, b, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5), x["step"]
@@ -248,7 +237,7 @@ def test_a_zero3_run_ends_as_a_plain_checkpoint_with_equal_logits(world, togethe
     assert {"language_model.lm_head.weight", "language_model.model.norm.weight"} <= names
     assert all(n.startswith(("audio_tower.", "language_model.", "multi_modal_projector.")) for n in names)
     assert not any("model.model.model" in name for name in names)
-    plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
+    plain = Qwen2AudioForConditionalGeneration.from_prerows_of(folder / "model", dtype=torch.float32)
     # DeepSpeed's own way to put its parts together, by module names
     theirs = Qwen2AudioForConditionalGeneration(plain.config)
     learned = get_fp32_state_dict_from_zero_checkpoint(checkpoints(folder / "checkpoints")[-1])
@@ -300,12 +289,12 @@ def test_low_rank_updates_are_saved_alone_and_merged(world, together, case):
     from peft import PeftModel
 
     folder = stage(together(case))
-    base = Qwen2AudioForConditionalGeneration.from_pretrained(world / "policy" / "model", dtype=torch.float32)
+    base = Qwen2AudioForConditionalGeneration.from_prerows_of(world / "policy" / "model", dtype=torch.float32)
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         before = base.eval()(input_ids=ids).logits
-        adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()(input_ids=ids).logits
-        plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
+        adapted = PeftModel.from_prerows_of(base, folder / "adapter").eval()(input_ids=ids).logits
+        plain = Qwen2AudioForConditionalGeneration.from_prerows_of(folder / "model", dtype=torch.float32)
         torch.testing.assert_close(plain.eval()(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(adapted, before, atol=1e-4)
     old, new = (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from align.recipe.config.prompts import Questions
 from align.rewards.reward import BadReward
-from align.run_folder.artifacts import Interrupted, read_json, read_metrics, stop_requested
+from align.run_folder.artifacts import Interrupted, read_json, stop_requested
 from align.stages.prompt_rows import prompt_rows
 from align.training.checkpoints import checkpoints, step_of
 from align.training.grpo_trainer import AudioGRPOTrainer
@@ -24,6 +24,7 @@ from preference_data.toy_world import examples
 from preference_data.toy_world.phrasebook import Phrasebook
 from tests.align.evaluation.openai_server import judge, serving
 from tests.align.training import tiny_training
+from tests.align.training.tiny_training import rows_of, stage, weights
 from tests.compiler import need_compiler
 
 FACTS = ({"word": "seven", "gender": "woman"}, {"event": "bell", "count": "two"})
@@ -52,18 +53,6 @@ def world(tmp_path_factory):
     ]
     store.write(corpus / "prompts.jsonl", prompts)
     return root
-
-
-def stage(folder):
-    return folder / ".partial-stage"
-
-
-def weights(folder):
-    return load_file(stage(folder) / "model" / "model.safetensors")
-
-
-def rows_of(folder):
-    return [row for row in read_metrics(stage(folder) / "metrics.jsonl") if "loss" in row]
 
 
 LENGTH = {"length": {"max_chars": 6}}

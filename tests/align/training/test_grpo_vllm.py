@@ -8,18 +8,17 @@ import sys
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from align.generation.engine import Decoding
 from align.generation.vllm.engine import VllmEngine
 from align.generation.vllm.server import ServerFailed
-from align.run_folder.artifacts import read_metrics
 from align.training.checkpoints import checkpoints, live_policy, step_of
 from align.training.grpo_trainer import AudioGRPOTrainer
 from tests.align.generation import vllm_world
 from tests.align.generation.test_transformers_engine import requests
 from tests.align.training import tiny_training
 from tests.align.training.test_grpo import LORA, PROMPTS, G, T, make_trainer, perturb
+from tests.align.training.tiny_training import rows_of, stage, weights
 from tests.conftest import Tiny
 
 pytestmark = [
@@ -115,18 +114,6 @@ def world(tmp_path_factory):
 
 def make_config(**changes):
     return tiny_training.make_config("grpo-vllm", steps=6, save_steps=2, **changes)
-
-
-def stage(folder):
-    return folder / ".partial-stage"
-
-
-def weights(folder):
-    return load_file(stage(folder) / "model" / "model.safetensors")
-
-
-def rows_of(folder):
-    return [row for row in read_metrics(stage(folder) / "metrics.jsonl") if "loss" in row]
 
 
 class Killed(BaseException):

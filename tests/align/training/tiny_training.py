@@ -170,6 +170,25 @@ def run_here(config, world, folder):
     return importlib.import_module(f"align.stages.{config.stage}").run(config, inputs, out)
 
 
+def stage(folder):
+    """Where the stage of `run_here` writes."""
+    return Path(folder) / ".partial-stage"
+
+
+def weights(folder):
+    """Of the policy that it has published."""
+    from safetensors.torch import load_file
+
+    return load_file(stage(folder) / "model" / "model.safetensors")
+
+
+def rows_of(folder):
+    """What it has logged about training."""
+    from align.run_folder.artifacts import read_metrics
+
+    return [row for row in read_metrics(stage(folder) / "metrics.jsonl") if "loss" in row]
+
+
 def trace(path, stop_before=None):
     """Log what every step of this process is trained on; optionally ask for a stop in the middle."""
     import torch
