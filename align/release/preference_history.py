@@ -26,8 +26,8 @@ def history_of(records: Path) -> list[str]:
 def _paragraphs(stage: Path, config: Mapping[str, Any]) -> Iterator[str]:
     run = stage.parent
     rules = _OF_ANNOTATIONS if config.get("annotations") else _OF_SCORES
-    said = ", ".join(f"{key} {config[key]}" for key in rules if config.get(key) is not None)
-    yield f"Rules: {said or 'none'}."
+    values = ", ".join(f"{key} {config[key]}" for key in rules if config.get(key) is not None)
+    yield f"Rules: {values or 'none'}."
     if (name := config.get("annotations")) and (run / name / "quality.json").exists():
         yield from _of_annotators(run / name)
     if (name := config.get("scores")) and (run / name / "reward.json").exists():

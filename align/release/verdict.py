@@ -351,12 +351,12 @@ def _proxy_gap(
             why = f": {stage} logged its reward less than twice up to its checkpoint; log it more often"
             yield _not_measured(name, threshold, f"{why} (trl: {{logging_steps: ...}})")
             continue
-        said = f"reward of {stage} {first:.3f} -> {last:.3f}"
+        change = f"reward of {stage} {first:.3f} -> {last:.3f}"
         if last <= first:
-            yield holds(name, True, f"{said} did not rise")
+            yield holds(name, True, f"{change} did not rise")
             continue
         check = gain("score", *_interval(scores, "comparison", "score"), threshold)
-        yield check._replace(name=name, reason=f"{name}: {said}; {check.reason}")
+        yield check._replace(name=name, reason=f"{name}: {change}; {check.reason}")
 
 
 def _share(scores: Scores, side: str, state: str) -> float | None:

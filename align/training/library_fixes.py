@@ -212,9 +212,9 @@ class FixedGRPOTrainer(FixedTrainer, GRPOTrainer):
         return advantages
 
     def _get_per_token_logps_and_entropies(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(self.with_clips(model), *args, **kwargs)
-        self.policy_logps = found[0].detach()
-        return found
+        scores = super()._get_per_token_logps_and_entropies(self.with_clips(model), *args, **kwargs)
+        self.policy_logps = scores[0].detach()
+        return scores
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         outputs = super()._generate_and_score_completions(inputs)

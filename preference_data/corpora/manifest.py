@@ -288,9 +288,9 @@ class _Preparation:
                 continue
             self._clips[key] = _REFUSED  # until it is found to be good
             if not is_allowed(licence := self._licence(row), self._rules.licences):
-                said = f"licence is {licence!r}" if licence else "has no licence"
-                said += f"; allowed: {', '.join(self._rules.licences)}"
-                self._quarantine(name, number, row.audio, "licence", said)
+                reason = f"licence is {licence!r}" if licence else "has no licence"
+                reason += f"; allowed: {', '.join(self._rules.licences)}"
+                self._quarantine(name, number, row.audio, "licence", reason)
                 continue
             waiting.append((name, number, row, known == _ANSWERED))
             yield _relative(row)
@@ -378,12 +378,12 @@ class _Preparation:
             raise BadRow(f"split is {row.split!r}, but an earlier row has put its clip into {split!r}")
         key = row.id or f"{_clip_id(row)}-{stable_id(row.question, row.reference, row.known)}"
         if (mark := fingerprint(key)) in self._ids:
-            said = (
+            reason = (
                 f"id {key!r} comes more than once"
                 if row.id
                 else "says the same about its clip as an earlier row"
             )
-            raise BadRow(f"{said}; the first is taken")
+            raise BadRow(f"{reason}; the first is taken")
         self._ids.add(mark)
         if split == "train":
             self._write_training(row, key)
@@ -397,10 +397,10 @@ class _Preparation:
         path = (_relative(row),)
         turns = [Turn(question=item.question, answer=row.reference) for item in self._prompts(row, key, 1)]
         turns = turns if row.reference else []
-        asked = (Content("question_answer", turn.answer, question=turn.question) for turn in turns)
-        for content in (*row.known, *asked):
-            said = {name: value for name, value in content._asdict().items() if name != "benchmark"}
-            self._records.add(TaskExample(id=f"{key}-{content.task}", audios=path, **said))
+        answers = (Content("question_answer", turn.answer, question=turn.question) for turn in turns)
+        for content in (*row.known, *answers):
+            fields = {name: value for name, value in content._asdict().items() if name != "benchmark"}
+            self._records.add(TaskExample(id=f"{key}-{content.task}", audios=path, **fields))
         for turn in turns:
             self._records.add(Chat(id=f"{key}-chat", audios=path, turns=(turn,)))
 
@@ -414,8 +414,8 @@ class _Preparation:
                 "audio_language": content.audio_language,
                 "text_language": content.text_language,
             }
-            said = {name: value for name, value in rows.items() if value is not None}
-            self._records.add_row(RECOGNITION[split], said)
+            known_fields = {name: value for name, value in rows.items() if value is not None}
+            self._records.add_row(RECOGNITION[split], known_fields)
         for prompt in self._prompts(row, key, 1) if row.reference else ():
             name = f"{_clip_id(row)}{PurePosixPath(row.audio).suffix.lower()}"
             self._evaluation[split].add(prompt, audio.find(_relative(row)), name)
@@ -425,13 +425,13 @@ class _Preparation:
 
     def _prompts(self, row: Row, key: str, n: int) -> Iterator[Prompt]:
         """The row's own question, or `n` drawn ones."""
-        asked = [row.question] if row.question else self._drawn_questions(row)[:n]
-        for number, question in enumerate(asked):
+        questions = [row.question] if row.question else self._drawn_questions(row)[:n]
+        for number, question in enumerate(questions):
             known: dict[str, list[str]] = {content.task: [content.text] for content in row.known}
             if row.reference:
                 known["question_answer"] = [f"{question} {row.reference}"]
             yield Prompt(
-                id=f"{key}-{number}" if len(asked) > 1 else key,
+                id=f"{key}-{number}" if len(questions) > 1 else key,
                 audios=(_relative(row),),
                 question=question,
                 answer_gt=row.reference,

@@ -194,7 +194,7 @@ def read_row(value: Any, root: Path, table: Table, ignored: Collection[str] = ()
     for column, content in row.items():
         if column in ignored or (meaning := _meaning(str(column))) in (None, "audio") or is_empty(content):
             continue
-        if text.setdefault(meaning, said := _text(meaning, content)) != said:
+        if text.setdefault(meaning, words := _text(meaning, content)) != words:
             raise BadRow(f"says two things about its {meaning}, one in column {column!r}; keep one")
     read = Row(
         audio=path,
@@ -245,10 +245,10 @@ def _text(meaning: str, content: Any) -> str:
 def _contents(text: Mapping[str, str]) -> Iterator[Content]:
     """Texts that say what is in the clip, by the pre-training task that they are the target of."""
     code = language(text["language"]) if "language" in text else None
-    if said := text.get("transcript"):
-        yield Content("transcribe", said, audio_language=code, text_language=code, benchmark="transcribe")
-    if heard := text.get("caption"):
-        yield Content("caption", heard, benchmark="caption")
+    if words := text.get("transcript"):
+        yield Content("transcribe", words, audio_language=code, text_language=code, benchmark="transcribe")
+    if caption := text.get("caption"):
+        yield Content("caption", caption, benchmark="caption")
 
 
 def _split(name: str) -> Split:

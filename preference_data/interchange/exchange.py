@@ -140,8 +140,8 @@ def usable(
         try:
             for path, licence in zip(record.audios, own, strict=True):
                 if not is_allowed(licence, licences):
-                    said = f"has licence {licence!r}" if licence else "has no licence"
-                    raise BadRow(f"clip {path!r} {said}; allowed: {', '.join(licences)}")
+                    state = f"has licence {licence!r}" if licence else "has no licence"
+                    raise BadRow(f"clip {path!r} {state}; allowed: {', '.join(licences)}")
             clips = [_file_of(dataset, path) for path in record.audios]
         except BadRow as error:
             refused.append(f"{records}:{number}: record {record.id!r}: {error}")
