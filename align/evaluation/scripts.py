@@ -11,9 +11,15 @@ from collections import Counter
 from functools import lru_cache
 from itertools import groupby
 
+from preference_data.prompts.languages import UNNAMED, script_of
+
 _FOREIGN = 0.25
 """Share of its words from which on an answer is in another script: names and quotations stay below."""
-_SAME = {"HIRAGANA": "KANA", "KATAKANA": "KANA", "IDEOGRAPHIC": "CJK"}
+_SAME = {
+    **dict.fromkeys(("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "KANA"),
+    "IDEOGRAPHIC": "CJK",
+    UNNAMED: "",
+}
 _WITHOUT_SPACES = frozenset({"CJK", "KANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"})
 """Scripts whose characters are counted as words."""
 
@@ -45,5 +51,5 @@ def _script(character: str) -> str:
     """LATIN, CJK, CYRILLIC ...; empty for what is not a letter."""
     if not character.isalpha():
         return ""
-    script = unicodedata.name(character, "").replace("-", " ").partition(" ")[0]
+    script = script_of(character)
     return _SAME.get(script, script)

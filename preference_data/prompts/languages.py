@@ -63,12 +63,21 @@ TEXT_LANGUAGES: dict[str, Language] = {**LANGUAGES, "zh_tr": Language("tradition
 """Text has one more, as in the released tokenizer: Chinese in traditional characters."""
 
 
+UNNAMED = "?"
+"""Script of a letter that this Python's Unicode does not name."""
+
+
+def script_of(letter: str) -> str:
+    """First word of a letter's Unicode name: LATIN, CJK, CYRILLIC ..."""
+    return unicodedata.name(letter, UNNAMED).split()[0]
+
+
 def share_in_scripts(text: str, languages: Iterable[str]) -> float:
     """Share of a text's letters that are of a script of any of these languages; 1 if it has no letters.
 
     Scripts do not tell English from German: this finds answers in Chinese among English ones.
     """
     wanted = {script for code in languages for script in TEXT_LANGUAGES[code].scripts}
-    scripts = Counter(unicodedata.name(letter, "?").split()[0] for letter in text if letter.isalpha())
+    scripts = Counter(script_of(letter) for letter in text if letter.isalpha())
     letters = scripts.total()
     return sum(n for script, n in scripts.items() if script in wanted) / letters if letters else 1.0
