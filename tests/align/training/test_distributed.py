@@ -237,7 +237,7 @@ def test_a_zero3_run_ends_as_a_plain_checkpoint_with_equal_logits(world, togethe
     assert {"language_model.lm_head.weight", "language_model.model.norm.weight"} <= names
     assert all(n.startswith(("audio_tower.", "language_model.", "multi_modal_projector.")) for n in names)
     assert not any("model.model.model" in name for name in names)
-    plain = Qwen2AudioForConditionalGeneration.from_prerows_of(folder / "model", dtype=torch.float32)
+    plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
     # DeepSpeed's own way to put its parts together, by module names
     theirs = Qwen2AudioForConditionalGeneration(plain.config)
     learned = get_fp32_state_dict_from_zero_checkpoint(checkpoints(folder / "checkpoints")[-1])
@@ -289,12 +289,12 @@ def test_low_rank_updates_are_saved_alone_and_merged(world, together, case):
     from peft import PeftModel
 
     folder = stage(together(case))
-    base = Qwen2AudioForConditionalGeneration.from_prerows_of(world / "policy" / "model", dtype=torch.float32)
+    base = Qwen2AudioForConditionalGeneration.from_pretrained(world / "policy" / "model", dtype=torch.float32)
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         before = base.eval()(input_ids=ids).logits
-        adapted = PeftModel.from_prerows_of(base, folder / "adapter").eval()(input_ids=ids).logits
-        plain = Qwen2AudioForConditionalGeneration.from_prerows_of(folder / "model", dtype=torch.float32)
+        adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()(input_ids=ids).logits
+        plain = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
         torch.testing.assert_close(plain.eval()(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(adapted, before, atol=1e-4)
     old, new = (
