@@ -21,14 +21,18 @@ AXES: tuple[Axis, ...] = ("factuality", "behaviour")
 """What annotators are asked about."""
 PairAxis = Literal["factuality", "behaviour", "reward"]
 """On what a chosen completion is better: one of `AXES`, or a reward."""
-Choice = Literal["a", "b", "tie", "both_bad"]
-"""An annotator's answer to a question about completions A and B."""
+MOST_COMPARED = 4
+"""Completions in a comparison, at most: as many as a person keeps in mind after one listen."""
+AnnotatorKind = Literal["person", "model", "simulated"]
+JudgementKind = Literal["choice", "ranking", "rating"]
+"""How a judgement was given: which of two is better, an order of several, or each completion on its own."""
 ErrorType = Literal[
     "omission", "invented_event", "wrong_order", "wrong_count", "wrong_words", "wrong_speaker"
 ]
-Purpose = Literal["comparison", "retest", "gold"]
+Purpose = Literal["comparison", "retest", "gold", "adjudication", "correction"]
 """Why annotators get a comparison: to learn a preference, or to measure the annotator (`retest`: the same
-comparison again with its sides swapped; `gold`: its better side is known)."""
+comparison again in another order; `gold`: its right order is known); or because annotators disagree
+(`adjudication`), or one of its completions was typed by an annotator (`correction`)."""
 
 
 class Record(BaseModel):
@@ -151,50 +155,76 @@ class Completion(Record):
     """sha256 of the weights that produced it."""
 
 
-class Comparison(Record):
-    """Two completions of a prompt as annotators get them: the key that un-blinds a judgement.
+class Ranking(BaseModel):
+    """Completions in order on one axis, as they were shown: 1 is best, equal numbers are a tie.
 
-    `id` is the record's id in the annotation tool. Nothing that is sent there reveals which policy answered,
-    which completion it is, or the purpose.
+    `all_bad`: none is acceptable, whatever their order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ranks: tuple[int, ...] = Field(min_length=1, max_length=MOST_COMPARED)
+    all_bad: bool = False
+
+    @model_validator(mode="after")
+    def _ranks_have_no_gaps(self) -> Ranking:
+        if set(self.ranks) != set(range(1, max(self.ranks) + 1)):
+            raise ValueError(f"ranks {self.ranks} do not count from 1 without a gap")
+        return self
+
+    def prefers(self, first: int, second: int) -> bool:
+        """Whether the completion in place `first` is better than the one in place `second`."""
+        return self.ranks[first] < self.ranks[second]
+
+
+class Comparison(Record):
+    """Completions of a prompt as annotators get them: the key that un-blinds a judgement.
+
+    `id` is the record's id in the annotation tool. It is made of the prompt and the texts in their order.
+    Nothing that is sent there reveals which policy answered, which completion it is, or the purpose.
     """
 
     prompt_id: Id
-    completion_a: Id
-    completion_b: Id
-    text_a: str
-    text_b: str
+    completions: tuple[Id, ...] = Field(min_length=2, max_length=MOST_COMPARED)
+    """In the order in which they are shown, as `texts`: A, B, C, D."""
+    texts: tuple[str, ...]
     everyone: bool
     """Every annotator judges it, else a single one does."""
     purpose: Purpose = "comparison"
-    retest_of: Id | None = None
-    """The comparison that has the same answers with their sides swapped."""
-    expected: Choice | None = None
-    """Of gold: the right answer to the question about factuality."""
+    about: Id | None = None
+    """Of a retest, an adjudication and a correction: the comparison that they repeat."""
+    expected: Ranking | None = None
+    """Of gold: what is right on factuality. Whoever prefers a completion ranked worse there errs."""
 
 
 class Judgement(Record):
-    """An annotator's judgement of two completions of the same prompt, already un-blinded.
+    """An annotator's judgement of completions of the same prompt, already un-blinded.
 
-    `completion_a` and `completion_b` keep the sides that the annotator saw. What annotators typed
-    (`corrected`, `rationale`) is untrusted text.
+    It belongs to the prompt and the texts, whatever else of a recipe changes. `completions` and `texts` keep
+    the order that the annotator saw. What annotators typed (`corrected`, `rationale`) is untrusted text.
     """
 
     comparison: Id
     """The `Comparison` record it judges."""
     prompt_id: Id
-    completion_a: Id
-    completion_b: Id
+    completions: tuple[Id, ...] = Field(min_length=1, max_length=MOST_COMPARED)
+    texts: tuple[str, ...]
+    kind: JudgementKind
     annotator: str
-    factuality: Choice
-    behaviour: Choice
+    annotator_kind: AnnotatorKind
+    factuality: Ranking | None = None
+    """None: a rating says nothing about the order."""
+    behaviour: Ranking | None = None
+    thumbs: tuple[bool | None, ...] = ()
+    """Whether each completion is good on its own; None where nothing was said. Empty: about none."""
+    errors: tuple[tuple[ErrorType, ...], ...] = ()
+    """What is wrong in each completion. Empty: nothing was marked."""
     purpose: Purpose = "comparison"
-    retest_of: Id | None = None
-    expected: Choice | None = None
-    errors_a: tuple[ErrorType, ...] = ()
-    errors_b: tuple[ErrorType, ...] = ()
+    about: Id | None = None
+    expected: Ranking | None = None
     audio_unusable: bool = False
     corrected: str | None = None
-    """A better answer than both, in the annotator's words."""
+    """A better completion than all, in the annotator's words."""
     rationale: str | None = None
     submitted_at: str | None = None
     """ISO 8601 in UTC, by the server's clock."""
@@ -203,12 +233,18 @@ class Judgement(Record):
     heard: float | None = Field(None, ge=0, le=1)
     """Share of the clip this annotator had played by then; the least over several clips. None: unknown."""
 
+    @model_validator(mode="after")
+    def _is_about_its_completions(self) -> Judgement:
+        n = len(self.completions)
+        rankings = [item.ranks for item in (self.factuality, self.behaviour, self.expected) if item]
+        lists = [self.texts, *rankings, *(item for item in (self.thumbs, self.errors) if item)]
+        if any(len(item) != n for item in lists):
+            raise ValueError(f"texts, ranks, thumbs and errors are not all of {n} completions")
+        return self
+
 
 class PreferencePair(Record):
-    """`chosen` is better than `rejected` on one axis; `agreement` is the share of annotators saying so.
-
-    Where a reward decided, it is 1.
-    """
+    """`chosen` is better than `rejected` on one axis, and on what evidence. Where a reward decided, all is 1."""
 
     prompt_id: Id
     system: str | None = None
@@ -218,7 +254,17 @@ class PreferencePair(Record):
     chosen: str
     rejected: str
     axis: PairAxis
+    judges: int = Field(1, ge=1)
+    """How many annotators compared the two."""
     agreement: float = Field(gt=0, le=1)
+    """The share of them, each by their weight, who prefer `chosen`; a tie is half a vote."""
+    agreement_low: float | None = Field(None, ge=0, le=1)
+    """Of its 95 % interval; None where it is no sample of annotators."""
+    agreement_high: float | None = Field(None, ge=0, le=1)
+    evidence: float = Field(1.0, gt=0, le=1)
+    """How much the pair counts in training: see `pairs.evidence`."""
+    annotators: tuple[str, ...] = ()
+    """Who preferred `chosen`."""
 
 
 class CompletionScore(Record):
@@ -270,6 +316,9 @@ class Label(Record):
     """How much it counts beside other labels."""
     source: str = "imported"
     """Where the label comes from, e.g. the file, the annotators or the reward."""
+    judges: int = Field(1, ge=1)
+    agreement: float = Field(1.0, gt=0, le=1)
+    """The share of its judges who say so."""
 
     @model_validator(mode="after")
     def _user_has_the_last_word_and_clips_add_up(self) -> Label:
