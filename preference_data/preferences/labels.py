@@ -21,10 +21,8 @@ from preference_data.schema import (
     Axis,
     Completion,
     CompletionScore,
-    ContentPart,
     Judgement,
     Label,
-    Message,
     Prompt,
     stable_id,
 )
@@ -100,7 +98,7 @@ def _labels(
             Label(
                 id=key,
                 prompt_id=prompt.id,
-                prompt=(_asks(prompt),),
+                prompt=prompt.messages,
                 completion=text,
                 audios=prompt.audios,
                 label=is_good,
@@ -110,8 +108,3 @@ def _labels(
     good = sum(label.label for label in labels.values())
     undecided = sum(is_good is None for is_good in verdicts.values())
     return list(labels.values()), Tally(good, len(labels) - good, undecided)
-
-
-def _asks(prompt: Prompt) -> Message:
-    clips = [ContentPart(type="audio") for _ in prompt.audios]
-    return Message(role="user", content=(*clips, ContentPart(type="text", text=prompt.question)))

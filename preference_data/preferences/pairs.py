@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 from preference_data.preferences import agreement
 from preference_data.preferences.agreement import Alpha
-from preference_data.prompts.prompts import control_token
+from preference_data.prompts.prompts import control_token, texts_of
 from preference_data.schema import (
     AXES,
     Axis,
@@ -106,7 +106,7 @@ def without_control_tokens(
             kept.append(item)
             continue
         prompt, compared = prompts[item.prompt_id], (item.completion_a, item.completion_b)
-        texts = [prompt.question, *(completions[key].text for key in compared)]
+        texts = [*texts_of(prompt), *(completions[key].text for key in compared)]
         typed = control_token(item.corrected or "")
         if token := control_token(*texts) or typed:
             what = (
@@ -232,7 +232,9 @@ def _pair(
     return PreferencePair(
         id=stable_id(prompt.id, *sides, axis),
         prompt_id=prompt.id,
+        system=prompt.system,
         audios=prompt.audios,
+        history=prompt.history,
         question=prompt.question,
         chosen=texts[0],
         rejected=texts[1],
