@@ -115,7 +115,7 @@ def _chat(columns: Columns, turns: Turns) -> Chat:
     )
 
 
-def _history(turns: Turns) -> tuple[Turn, ...]:
+def history_of(turns: Turns) -> tuple[Turn, ...]:
     """The turns before the last question, each with its clips."""
     left = iter(turns.audios)
     return tuple(
@@ -133,7 +133,7 @@ def _prompt(columns: Columns, turns: Turns) -> Prompt:
         id=columns.take_id("id", *turns.conversation_key),
         system=turns.system,
         audios=turns.audios,
-        history=_history(turns),
+        history=history_of(turns),
         question=turns.questions[-1],
         answer_gt=reference or "",
         meta_info=about or "",
@@ -151,7 +151,7 @@ def _pair(columns: Columns, turns: Turns, rejected: str, axis: Axis) -> Preferen
         prompt_id=prompt_id,
         system=turns.system,
         audios=turns.audios,
-        history=_history(turns),
+        history=history_of(turns),
         question=turns.questions[-1],
         chosen=chosen,
         rejected=rejected,
@@ -165,7 +165,7 @@ def _labelled(columns: Columns, turns: Turns, label: bool, source: str) -> Label
     return Label(
         id=columns.take_id("id", prompt_id, turns.answers[-1], label),
         prompt_id=prompt_id,
-        prompt=conversation(turns.questions[-1], turns.audios, turns.system, _history(turns)),
+        prompt=conversation(turns.questions[-1], turns.audios, turns.system, history_of(turns)),
         completion=turns.answers[-1],
         audios=turns.audios,
         label=label,
