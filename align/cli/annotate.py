@@ -106,7 +106,7 @@ def status(
         typer.echo(f"No server runs for {own}. Start it: {command}")
         raise typer.Exit(1)
     with annotate.server(stage.config, stage.run) as host:
-        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.project))
+        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.config, stage.project))
     typer.echo(f"{host.url}  {so_far.done} of {so_far.wanted} judgements")
     for name, n in so_far.submitted.items():
         typer.echo(f"  {name}: {n}")
@@ -134,7 +134,7 @@ def adjudicate(recipe: RecipeFolder, overrides: Overrides = None, out: Out = Non
 
     Annotators go on meanwhile: repeat it for what came since. `align run` waits for the decisions.
 
-    Example: align annotate adjudicate recipes/demo --set 4_annotate.by=people --set 4_annotate.adjudicator=ann
+    Example: align annotate adjudicate recipes/qwen2_audio_7b --set 4_annotate.adjudicator=ann
     """
     from align.recipe.recipe import Problem, RecipeError
     from align.stages import annotate
