@@ -244,7 +244,7 @@ def report(result: Judgements, config: AnnotateConfig, project: Project, path: P
         result.quality,
         path.with_name(f"{path.name}.html"),
         title="Simulated annotators" if config.by == "simulated" else "Annotators",
-        examples=page.examples(result.judgements, project.comparisons, project.prompts),
+        examples=page.examples(result.judgements, project.prompts),
     )
 
 
