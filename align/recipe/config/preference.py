@@ -21,6 +21,7 @@ from align.recipe.config.base import (
     servers_of,
 )
 from align.recipe.config.rewards import RewardConfig
+from preference_data.preferences.selection import Rule
 
 
 class SampleConfig(StageConfig):
@@ -78,16 +79,45 @@ class AnnotateConfig(StageConfig):
     error_rate: float = Field(0.05, ge=0, le=1)
     """Simulated: how often an answer to a question is random."""
     comparisons_per_prompt: int = Field(3, ge=1)
+    max_comparisons: int | None = Field(None, ge=1)
+    """How many of all prompts' comparisons are asked about, without retests and gold; by default all."""
+    select: Rule = "random"
+    """Which ones. `disagreement`: the policy prefers what the reward holds to be worse, both strongly;
+    `uncertainty`: the reward tells them hardly apart. See `preference_data/preferences/selection.py`."""
+    random_share: float = Field(0.2, ge=0, le=1)
+    """Of these, drawn by lot from all, also near-ties: only what is measured on them holds for all."""
+    near_tie: float = Field(0.0, ge=0)
+    """Comparisons whose rewards differ by no more than this are only selected by lot."""
+    scores: ScoresRef | None = None
+    """The score stage with the rewards that `select` goes by."""
+
+    of_rewards: ClassVar[tuple[str, ...]] = ("random_share", "near_tie", "scores")
+    """Keys that have no effect on what is selected by lot alone."""
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Comparisons, and who judges them."""
+        per_prompt = f"up to {self.comparisons_per_prompt} comparisons per prompt"
+        most = "" if self.max_comparisons is None else f", {self.max_comparisons:,} of all"
+        how = "" if self.select == "random" else f" by {self.select}, {self.random_share:.0%} by lot"
+        return f"{per_prompt}{most}{how}; {self.overlap:.0%} judged by all {self.annotators}"
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Simulated annotators judge by the facts."""
         return ("by", "by: people") if self.by == "simulated" else None
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Simulated annotators have accounts on an own server alone."""
+        """Simulated annotators have accounts on an own server alone; a rule needs rewards and a limit."""
         if self.by == "simulated" and self.server:
             message = "simulated annotators work on an own server only: remove it, or say by: people"
             yield Conflict("server", message)
+        if self.select == "random":
+            for key in self.model_fields_set.intersection(self.of_rewards):
+                yield Conflict(key, "has no effect with select: random; remove it, or say by what to select")
+            return
+        if self.scores is None:
+            yield Conflict("scores", f"required with select: {self.select}: a score stage that comes before")
+        if self.max_comparisons is None:
+            yield Conflict("max_comparisons", f"required with select: {self.select}: without it all are asked")
 
 
 class ScoreConfig(StageConfig):
