@@ -48,12 +48,12 @@ class WorkingTime(NamedTuple):
         return (self.listening_s + self.deciding_s) / 3600
 
     def __str__(self) -> str:
-        measured = f"the median of {self.pace.judgements:,} earlier judgements"
-        basis = measured if self.pace.judgements else "assumed, not measured"
+        n = self.pace.judgements
+        basis = f"median of {n:,} earlier judgements" if n else "assumed, not measured"
         return (
-            f"{self.judgements:,} judgements, {_duration(self.hours)} of annotators' time: clips of "
-            f"{_duration(self.listening_s / 3600)}, each played once a judgement, and "
-            f"{self.pace.per_completion_s:.3g} s a completion to read and decide ({basis})"
+            f"{self.judgements:,} judgements, {_duration(self.hours)} of annotators' time: "
+            f"{_duration(self.listening_s / 3600)} of clips, each played once a judgement, and "
+            f"{self.pace.per_completion_s:.3g} s per completion to read and decide ({basis})"
         )
 
 

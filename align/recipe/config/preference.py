@@ -117,7 +117,9 @@ class AnnotateConfig(StageConfig):
         if self.scores is None:
             yield Conflict("scores", f"required with select: {self.select}: a score stage that comes before")
         if self.max_comparisons is None:
-            yield Conflict("max_comparisons", f"required with select: {self.select}: without it all are asked")
+            yield Conflict(
+                "max_comparisons", f"required with select: {self.select}: without it all are asked"
+            )
 
 
 class ScoreConfig(StageConfig):

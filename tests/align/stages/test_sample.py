@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
 import soundfile
 
 from align.generation import complete
-from align.recipe.config.preference import SampleConfig
+from align.recipe.config.preference import SampleConfig, ScoreConfig
 from align.run_folder.artifacts import StageFolder
-from align.stages import sample
+from align.stages import sample, score
 from preference_data import store
+from preference_data.preferences.selection import select
 from preference_data.prompts.prompts import BadExample
-from preference_data.schema import Prompt
+from preference_data.schema import Completion, CompletionScore, Prompt
 from tests.align.generation import toy_policy
 
 UNUSED = {"answer_gt": "", "meta_info": "{}", "task_name": "speech_QA"}
@@ -124,3 +126,26 @@ def spoil(path, damage):
         soundfile.write(path, np.full(8_000, np.nan), 16_000, subtype="FLOAT", format="WAV")
     if damage == "page":
         path.write_text("<html>")
+
+
+def test_what_is_sampled_and_scored_is_selected(inputs, tmp_path):
+    """A reward that likes `low` sets itself against a policy that is sure of `high` where it hears it."""
+    run(inputs, tmp_path, completions_per_prompt=4, temperature=2.0)
+    reward = {"format": {"pattern": "(?i).*low.*"}, "length": {"max_chars": 20, "weight": 0.01}}
+    config = ScoreConfig(stage="score", completions="sampled", corpus="0", reward=reward)
+    out = StageFolder(tmp_path, "4_score", "x")
+    out.open()
+    sampled = tmp_path / ".partial-3_sample"
+    score.run(config, {"0": inputs["0"], "sampled": sampled}, out)
+    completions = {item.id: item for item in store.stream(sampled / "completions.jsonl", Completion)}
+    scores = {item.id: item for item in store.stream(out.path / "scores.jsonl", CompletionScore)}
+    of_prompts = {}
+    for item in completions.values():
+        of_prompts.setdefault(item.prompt_id, []).append(item.id)
+    candidates = [pair for keys in of_prompts.values() for pair in combinations(keys, 2)]
+    more = {"random_share": 0.0, "near_tie": 0.1, "seed": 0}
+    selected = select(candidates, completions, scores, n=3, rule="disagreement", **more)
+    assert list(selected.values()) == ["active"] * 3
+    for first, second in selected:
+        likelier, other = sorted((first, second), key=lambda key: -completions[key].mean_logp)
+        assert scores[other].reward - scores[likelier].reward > 0.1
