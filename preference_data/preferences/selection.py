@@ -3,15 +3,16 @@
 Of two completions of a prompt, dr is the difference of their rewards and dl that of their log-probabilities
 per token under the policy that drew them (per token, or the shorter one would always be the likelier).
 
-- `disagreement`: the largest -dr dl, so that reward and policy prefer different completions and both do so
-  strongly. It is a product because any unit of either gives the same order, and because the value of a
-  comparison does not depend on what else was sampled, as differences of standardised values do. Where the
-  policy is surely wrong, DPO learns most: its gradient grows with how wrong the order is (Rafailov et al.,
-  arXiv:2305.18290, section 4), and it seldom turns orders that the policy has wrong (Chen et al.,
-  arXiv:2405.19534). Muldrew et al. (arXiv:2402.08114) ask about the pairs of which DPO's implicit reward is
-  surest. Before any DPO that reward is 0, so here an outside reward is set against the policy's own order.
-- `uncertainty`: the smallest |dr|, where the reward knows least (Lewis and Gale, arXiv:cmp-lg/9407020). It
-  teaches the reward, and brings no more of the policy's errors than a lot does.
+- `disagreement`: the largest -dr sign(dl): the policy finds likelier what the reward finds much worse. If the
+  reward is right with probability 1 / (1 + exp(-k |dr|)), whatever k, these are the pairs whose order the
+  policy most probably has wrong, which is what preference training is to change; even trained policies order
+  fewer than six in ten pairs as people do (Chen et al., arXiv:2405.19534). Neither unit matters. How large dl
+  is does not count: what is far wrong is the hardest to turn (ibid.), a policy that knows something is more
+  often right where it is sure, and log-probabilities have long tails. Muldrew et al. (arXiv:2402.08114) take
+  DPO's implicit reward, which is 0 before any DPO.
+- `uncertainty`: the smallest |dr|, where the reward knows least (Lewis and Gale, arXiv:cmp-lg/9407020). This
+  is for training the reward: it finds about as many of the policy's errors as a lot does, in pairs that are
+  hard for people too.
 - `random`: by lot alone.
 
 Near-ties, |dr| at most `near_tie`, are of no use to either rule. The value of a comparison of more than two
@@ -112,9 +113,13 @@ def priorities(
         usable = [key for key in candidate if key in (logps if rule == "disagreement" else known)]
         for first, second in combinations(usable, 2):
             margin = known[first] - known[second]
-            if abs(margin) > near_tie:
-                value = -margin * (logps[first] - logps[second]) if rule == "disagreement" else -abs(margin)
-                values[candidate] = max(value, values.get(candidate, value))
+            if abs(margin) <= near_tie:
+                continue
+            value = -abs(margin)
+            if rule == "disagreement":
+                policy_prefers = (logps[first] > logps[second]) - (logps[first] < logps[second])
+                value = -margin * policy_prefers
+            values[candidate] = max(value, values.get(candidate, value))
     return values
 
 

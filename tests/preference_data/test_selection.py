@@ -31,11 +31,11 @@ def test_values_by_hand():
     completions, scores = made([(1.0, -4.0), (0.0, -1.0), (3.0, -3.0)])
     a, b, c = completions
     value = priorities([(a, b), (a, c), (b, c)], completions, scores, rule="disagreement", near_tie=0)
-    # b is likelier than a by 3 and worse by 1; c by 1 and better by 2; b than c by 2 and worse by 3
-    assert value == {(a, b): 3.0, (a, c): -2.0, (b, c): 6.0}
+    # b is likelier than a and worse by 1, c than a and better by 2, b than c and worse by 3
+    assert value == {(a, b): 1.0, (a, c): -2.0, (b, c): 3.0}
     value = priorities([(a, b), (a, c), (b, c)], completions, scores, rule="uncertainty", near_tie=0)
     assert value == {(a, b): -1.0, (a, c): -2.0, (b, c): -3.0}
-    whole = {(a, b, c): 6.0}, {(a, b, c): -1.0}
+    whole = {(a, b, c): 3.0}, {(a, b, c): -1.0}
     for rule, best in zip(RULES[1:], whole, strict=True):
         assert priorities([(a, b, c)], completions, scores, rule=rule, near_tie=0) == best
     assert priorities([(a, b)], completions, scores, rule="random", near_tie=0) == {}
@@ -43,12 +43,12 @@ def test_values_by_hand():
 
 def test_the_sum_of_log_probabilities_is_taken_per_token():
     """A short completion is likelier as a whole, and the long one is per token."""
-    completions, scores = made([(0.0, -1.0), (1.0, -1.0)])
+    completions, scores = made([(0.0, None), (1.0, None)])
     a, b = completions
     completions[a] = completions[a].model_copy(update={"logp": -3.0, "n_tokens": 1})
     completions[b] = completions[b].model_copy(update={"logp": -8.0, "n_tokens": 8})
     value = priorities([(a, b)], completions, scores, rule="disagreement", near_tie=0)
-    assert value == {(a, b): -2.0}  # policy and reward both prefer b
+    assert value == {(a, b): -1.0}  # policy and reward both prefer b
 
 
 def test_near_ties_are_dropped_and_what_has_no_reward_too():

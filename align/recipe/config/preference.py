@@ -82,8 +82,8 @@ class AnnotateConfig(StageConfig):
     max_comparisons: int | None = Field(None, ge=1)
     """How many of all prompts' comparisons are asked about, without retests and gold; by default all."""
     select: Rule = "random"
-    """Which ones. `disagreement`: the policy prefers what the reward holds to be worse, both strongly;
-    `uncertainty`: the reward tells them hardly apart. See `preference_data/preferences/selection.py`."""
+    """Which ones. `disagreement`: the policy finds likelier what the reward finds much worse; `uncertainty`:
+    the reward tells them hardly apart. See `preference_data/preferences/selection.py`."""
     random_share: float = Field(0.2, ge=0, le=1)
     """Of these, drawn by lot from all, also near-ties: only what is measured on them holds for all."""
     near_tie: float = Field(0.0, ge=0)
