@@ -1,4 +1,4 @@
-"""How long the people of an annotate stage will work, for `align check`: from counts, and earlier judgements."""
+"""How long people of an annotate stage will work, for `align check`: from counts and earlier judgements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.run_folder.artifacts import MANIFEST
 from preference_data import store
 from preference_data.preferences import working_time
 from preference_data.preferences.working_time import ASSUMED, Pace
-from preference_data.schema import AudioClip, Prompt
+from preference_data.schema import Prompt
 
 
 class _Basis(NamedTuple):
@@ -62,9 +62,7 @@ def _measured(config: AnnotateConfig, run: Path) -> _Basis | None:
     if not ((sampled / MANIFEST).exists() and (corpus / MANIFEST).exists()):
         return None
     prompts = {item.id: item for item in store.stream(sampled / "prompts.jsonl", Prompt)}
-    heard = {path for item in prompts.values() for path in item.audios}
-    clips = store.stream(corpus / "clips.jsonl", AudioClip)
-    lasts = {clip.path: clip.duration_s for clip in clips if clip.path in heard}
+    lasts = working_time.clip_seconds(corpus, prompts.values())
     pace = working_time.pace_of(working_time.earlier_judgements(run / "snapshots"), prompts, lasts)
     audio_s = sum(lasts[path] for item in prompts.values() for path in item.audios)
     return _Basis(len(prompts), audio_s / max(1, len(prompts)), pace)

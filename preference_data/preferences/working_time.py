@@ -14,7 +14,7 @@ from statistics import median
 from typing import NamedTuple
 
 from preference_data import store
-from preference_data.schema import Comparison, Judgement, Prompt
+from preference_data.schema import AudioClip, Comparison, Judgement, Prompt
 
 log = logging.getLogger(__name__)
 ENOUGH = 20
@@ -60,7 +60,7 @@ class WorkingTime(NamedTuple):
 def working_time(
     comparisons: Iterable[Comparison],
     prompts: Mapping[str, Prompt],
-    clip_seconds: Mapping[str, float],
+    lasts: Mapping[str, float],
     *,
     annotators: int,
     pace: Pace,
@@ -70,7 +70,7 @@ def working_time(
     Args:
         comparisons: all that are shown, retests and gold too.
         prompts: by id.
-        clip_seconds: how long the clip at a path lasts.
+        lasts: how long the clip at a path lasts.
         annotators: how many judge what everyone judges.
         pace: see `pace_of`.
     """
@@ -78,7 +78,7 @@ def working_time(
     for item in comparisons:
         times = annotators if item.everyone else 1
         judgements += times
-        listening += times * _audio_s(prompts[item.prompt_id], clip_seconds)
+        listening += times * _audio_s(prompts[item.prompt_id], lasts)
         deciding += times * pace.per_completion_s * len(item.completions)
     return WorkingTime(judgements, listening, deciding, pace)
 
@@ -114,11 +114,11 @@ def expected(
 
 
 def pace_of(
-    judgements: Iterable[Judgement], prompts: Mapping[str, Prompt], clip_seconds: Mapping[str, float]
+    judgements: Iterable[Judgement], prompts: Mapping[str, Prompt], lasts: Mapping[str, float]
 ) -> Pace:
     """The median of people's judgements whose time and prompt are known, if there are enough."""
     times = [
-        max(0.0, item.seconds - _audio_s(prompts[item.prompt_id], clip_seconds)) / len(item.completions)
+        max(0.0, item.seconds - _audio_s(prompts[item.prompt_id], lasts)) / len(item.completions)
         for item in judgements
         if item.annotator_kind == "person" and item.seconds is not None and item.prompt_id in prompts
     ]
@@ -139,8 +139,15 @@ def earlier_judgements(snapshots: Path) -> list[Judgement]:
     return list(by_id.values())
 
 
-def _audio_s(prompt: Prompt, clip_seconds: Mapping[str, float]) -> float:
-    return sum(clip_seconds[path] for path in prompt.audios)
+def clip_seconds(corpus: Path, prompts: Iterable[Prompt]) -> dict[str, float]:
+    """How long the clips of prompts last, by their paths in a corpus."""
+    paths = {path for prompt in prompts for path in prompt.audios}
+    clips = store.stream(corpus / "clips.jsonl", AudioClip)
+    return {clip.path: clip.duration_s for clip in clips if clip.path in paths}
+
+
+def _audio_s(prompt: Prompt, lasts: Mapping[str, float]) -> float:
+    return sum(lasts[path] for path in prompt.audios)
 
 
 def _duration(hours: float) -> str:
