@@ -41,7 +41,9 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
     per_prompt = config.comparisons_per_prompt
     for sampled in (other.config for other in recipe.steps if other.name == config.completions):
         if isinstance(sampled, SampleConfig):
-            per_prompt = min(per_prompt, comb(sampled.completions_per_prompt, 2))
+            per_prompt = min(
+                per_prompt, comb(sampled.completions_per_prompt, config.completions_per_comparison)
+            )
     comparisons = per_prompt * basis.prompts
     time = working_time.expected(
         min(comparisons, config.max_comparisons or comparisons),
@@ -50,7 +52,7 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
         gold=config.gold,
         annotators=config.annotators,
         audio_s=basis.audio_s,
-        completions=2,
+        completions=config.completions_per_comparison,
         pace=basis.pace,
     )
     yield f"{step.name}: up to {time}{basis.caveat}"

@@ -98,8 +98,8 @@ def expected(
 
     Args:
         comparisons: without retests and gold, which are added.
-        overlap: share of them that everyone judges; if there are any, so are retests and gold.
-        retests: as a share of them.
+        overlap: share of them that everyone judges.
+        retests: as a share of those that everyone judges, and of the others.
         gold: likewise.
         annotators: how many judge what everyone judges.
         audio_s: how long the clips of a prompt last on average.
@@ -107,8 +107,10 @@ def expected(
         pace: see `pace_of`.
     """
     everyone = round(overlap * comparisons)
-    controls = round(retests * comparisons) + round(gold * comparisons)
-    judgements = comparisons - everyone + annotators * everyone + controls * (annotators if everyone else 1)
+    judgements = sum(
+        times * (n + round(retests * n) + round(gold * n))
+        for n, times in ((comparisons - everyone, 1), (everyone, annotators))
+    )
     deciding = judgements * completions * pace.per_completion_s
     return WorkingTime(judgements, judgements * audio_s, deciding, pace)
 

@@ -56,12 +56,12 @@ def test_everything_is_added_up_by_hand():
 
 
 def test_what_is_expected_before_the_draw():
-    """100 comparisons, 30 for both annotators, 10 retests and 5 gold for both: 70 + 60 + 30 judgements."""
-    shares = {"overlap": 0.3, "retests": 0.1, "gold": 0.05, "annotators": 2}
+    """70 comparisons, 7 retests and 4 gold for one; 30, 3 and 2 for two: 81 + 70 judgements."""
+    shares = {"overlap": 0.3, "retests": 0.1, "gold": 0.06, "annotators": 2}
     time = expected(100, **shares, audio_s=3.0, completions=2, pace=ASSUMED)
-    assert time[:3] == (160, 480.0, 160 * 2 * ASSUMED.per_completion_s)
+    assert time[:3] == (151, 453.0, 151 * 2 * ASSUMED.per_completion_s)
     alone = expected(100, **shares | {"overlap": 0.0}, audio_s=3.0, completions=4, pace=Pace(1.0))
-    assert alone[:3] == (115, 345.0, 460.0)
+    assert alone[:3] == (116, 348.0, 464.0)
     assert expected(0, **shares, audio_s=3.0, completions=2, pace=ASSUMED).hours == 0
 
 

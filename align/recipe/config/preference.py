@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +23,7 @@ from align.recipe.config.base import (
 )
 from align.recipe.config.rewards import RewardConfig
 from preference_data.preferences.selection import Rule
+from preference_data.schema import MOST_COMPARED
 
 
 class SampleConfig(StageConfig):
@@ -49,7 +51,7 @@ class SampleConfig(StageConfig):
 
 
 class AnnotateConfig(StageConfig):
-    """Judge pairs of completions for factuality and behaviour, in Argilla."""
+    """Judge completions beside each other for factuality and behaviour, in Argilla."""
 
     produces: ClassVar[OutputKind] = "annotations"
     renamed: ClassVar[Mapping[str, str]] = {"repeats": "retests"}
@@ -68,9 +70,10 @@ class AnnotateConfig(StageConfig):
     overlap: float = Field(0.3, ge=0, le=1)
     """Share of comparisons judged by every annotator; the rest by one."""
     retests: float = Field(0.1, ge=0, le=0.5)
-    """Comparisons shown once more with their sides swapped, as a share of all: are they judged the same?"""
+    """Comparisons shown once more in reverse order, as a share of all: are they judged the same?"""
     gold: float = Field(0.05, ge=0, le=0.5)
-    """Comparisons added whose better side is known, as a share of all: do annotators listen?"""
+    """Comparisons added whose right order is known, as a share of all: do annotators listen? It is known by
+    the facts of a clip, the choices of a question, or an adjudicator's decision."""
     enough: Annotated[float, NoEffect()] = Field(1.0, gt=0, le=1)
     """People: go on when this share of the judgements is there. It reopens nothing that is finished."""
     min_heard: float = Field(0.8, ge=0, le=1)
@@ -90,6 +93,14 @@ class AnnotateConfig(StageConfig):
     """Comparisons whose rewards differ by no more than this are only selected by lot."""
     scores: ScoresRef | None = None
     """The score stage with the rewards that `select` goes by."""
+    completions_per_comparison: int = Field(2, ge=2, le=MOST_COMPARED)
+    """2: which is better? More: after one listen, all are ranked."""
+    snapshot: str | None = None
+    """Folder of earlier judgements, e.g. `runs/a/snapshots/0003-5f2c...`: of completions that are here again,
+    they count, and nobody is asked again. This run's own people always count."""
+    adjudicator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
+    """Of people: who decides where annotators disagree, and approves what they typed, in the same browser
+    pages; the run waits for it. None: disagreements make no pair."""
 
     of_rewards: ClassVar[tuple[str, ...]] = ("random_share", "near_tie", "scores")
     """Keys that have no effect on what is selected by lot alone."""
@@ -106,10 +117,20 @@ class AnnotateConfig(StageConfig):
         return ("by", "by: people") if self.by == "simulated" else None
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Simulated annotators have accounts on an own server alone; a rule needs rewards and a limit."""
+        """Simulated annotators have accounts on an own server alone; what is named is there."""
         if self.by == "simulated" and self.server:
             message = "simulated annotators work on an own server only: remove it, or say by: people"
             yield Conflict("server", message)
+        if self.adjudicator and self.by != "people":
+            yield Conflict("adjudicator", "has no effect with by: simulated; remove it, or say by: people")
+        if self.snapshot and not (Path(self.snapshot) / "judgements.jsonl").is_file():
+            message = (
+                "has no judgements.jsonl: name a folder in RUN/snapshots (align annotate pull makes one)"
+            )
+            yield Conflict("snapshot", message)
+        yield from self._conflicts_of_selection()
+
+    def _conflicts_of_selection(self) -> Iterator[Conflict]:
         if self.select == "random":
             for key in self.model_fields_set.intersection(self.of_rewards):
                 yield Conflict(key, "has no effect with select: random; remove it, or say by what to select")

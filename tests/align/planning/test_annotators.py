@@ -32,20 +32,20 @@ def line(recipe, run):
 
 
 def test_made_clips_are_counted_before_the_run(recipe, tmp_path):
-    """One pair of each of 100 prompts, 30 of them for three; 10 retests and 5 gold for three: 205."""
+    """70 pairs, 7 retests and 4 gold (of 3.5) for one; 30, 3 and 2 (of 1.5) for three: 81 + 105 judgements."""
     text = line(recipe(), tmp_path / "run")
-    assert text.startswith("2_annotate: up to 205 judgements, 1.3 h of annotators' time: 10 min of clips")
+    assert text.startswith("2_annotate: up to 186 judgements, 1.2 h of annotators' time: 9 min of clips")
     assert text.endswith("10 s per completion to read and decide (assumed, not measured)")
-    # 10 comparisons, of which 3 are for three; 1 retest, and half a gold, rounded to even
+    # 7 comparisons and 1 retest for one, 3 for three
     fewer = line(recipe("2_annotate.max_comparisons=10"), tmp_path / "run")
-    assert fewer.startswith("2_annotate: up to 19 judgements")
+    assert fewer.startswith("2_annotate: up to 17 judgements")
     assert line(recipe("2_annotate.by=simulated"), tmp_path / "run") == ""
 
 
 def test_of_own_recordings_it_is_told_what_is_not_known(recipe, tmp_path):
     corpus = "stage: corpus\ncorpus: folder\ndir: recordings\nmax_duration_s: 18\n"
     text = line(recipe(s0_corpus=corpus), tmp_path / "run")
-    assert text.startswith("2_annotate: up to 2,050 judgements, 21.6 h of annotators' time: 10.2 h of clips")
+    assert text.startswith("2_annotate: up to 1,840 judgements, 19.4 h of annotators' time: 9.2 h of clips")
     assert text.endswith(
         "; of 1,000 prompts, for their number is not known yet; clips are taken to last 18 s"
     )
@@ -70,12 +70,12 @@ def test_what_a_run_has_left_comes_before_assumptions(recipe, tmp_path):
     store.write(run / "1_sample/prompts.jsonl", prompts)
     store.write(run / "0_corpus/clips.jsonl", clips)
     store.write(run / "snapshots/0001-x/judgements.jsonl", judgements)
-    assert "up to 205 judgements" in line(recipe(), run)  # not finished
+    assert "up to 186 judgements" in line(recipe(), run)  # not finished
     for name in ("0_corpus", "1_sample"):
         (run / name / "manifest.json").write_text("{}")
     text = line(recipe(), run)
-    # 40 comparisons, 12 for three: 28 + 36 judgements, and 4 retests and 2 gold for three: 82 times 9 s
+    # 28 comparisons, 3 retests and 1 gold for one; 12, 1 and 1 for three: 32 + 42 judgements, each of 9 s
     assert text == (
-        "2_annotate: up to 82 judgements, 12 min of annotators' time: 7 min of clips, each played once a "
+        "2_annotate: up to 74 judgements, 11 min of annotators' time: 6 min of clips, each played once a "
         f"judgement, and 2 s per completion to read and decide (median of {ENOUGH} earlier judgements)"
     )
