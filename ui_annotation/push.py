@@ -78,9 +78,12 @@ def push(
     paths = {path for item in project.open() for path in project.prompts[item.prompt_id].audios}
     clips = _upload(argilla, project, sorted(paths), on_progress)
     existing = client.datasets(argilla, project.workspace)
-    added, names = 0, []
-    for dataset in project.datasets():
-        names.append(dataset.name)
+    datasets = project.datasets()
+    added, names = 0, [dataset.name for dataset in datasets]
+    for name in sorted(existing.keys() - set(names)):
+        if project.owns(name):
+            _delete_unjudged(argilla, existing[name]["id"], keep=set())
+    for dataset in datasets:
         dataset_id = _dataset(argilla, project.workspace, dataset, existing.get(dataset.name))
         ids = {item.id for item in dataset.comparisons}
         known = {record["external_id"] for record in client.records(argilla, dataset_id)}
