@@ -88,7 +88,7 @@ def draw(
     """
     before = _before(earlier)
     texts = _by_text(completions)
-    sets = _sets(texts, size, per_prompt, seed, before.orders)
+    sets = _sets(texts, size, per_prompt, seed, before)
     sets.sort(
         key=lambda item: (
             before.judges[_record_id(*item)] < 2,
@@ -106,9 +106,9 @@ def draw(
         controls = _retests(group, round(rates.retests * len(group)), seed, before)
         retested = {control.about for control in controls}
         gold = chain(
-            _gold_again(texts, prompts, n, seed, is_true, taken, before),
+            _gold_again(everyone, texts, prompts, n, seed, is_true, taken, before),
             _confirmed((item for item in group if item.id not in retested), before),
-            _gold(texts, prompts, n, seed, is_true, taken),
+            _gold(_gold_order(texts, everyone, overlap, seed), texts, prompts, n, seed, is_true, taken),
         )
         for right in islice(gold, round(rates.gold * len(group))):
             taken.add(_key(right.prompt_id, right.texts))
@@ -124,9 +124,10 @@ _Key = tuple[str, frozenset[str]]
 class _Before(NamedTuple):
     """What is judged already, and so is drawn again before anything else."""
 
-    orders: Mapping[_Key, tuple[str, ...]]
-    """In which comparisons and gold were shown."""
+    compared: Collection[_Key]
     gold: Collection[_Key]
+    orders: Mapping[_Key, tuple[str, ...]]
+    """In which both were shown."""
     judges: Counter[str]
     """By record id: how many judged it."""
     decided: Mapping[_Key, Mapping[str, int]]
@@ -139,8 +140,9 @@ def _before(earlier: Iterable[Judgement]) -> _Before:
     for item in judgements:
         of[item.purpose].setdefault(_key(item.prompt_id, item.texts), item)
     return _Before(
-        orders={key: item.texts for key, item in (of["gold"] | of["comparison"]).items()},
+        compared=of["comparison"].keys(),
         gold=of["gold"].keys(),
+        orders={key: item.texts for key, item in (of["gold"] | of["comparison"]).items()},
         judges=Counter(item.comparison for item in judgements),
         decided={
             key: dict(zip(item.texts, item.factuality.ranks, strict=True))
@@ -178,9 +180,13 @@ def _sets(
     size: int,
     per_prompt: int,
     seed: int,
-    orders: Mapping[_Key, tuple[str, ...]],
+    before: _Before,
 ) -> list[_Set]:
-    """Different completions of the same prompt; those first that were compared before."""
+    """Different completions of the same prompt; those first that were compared before, gold last."""
+
+    def priority(key: _Key) -> int:
+        return 0 if key in before.compared else 2 if key in before.gold else 1
+
     drawn: list[_Set] = []
     for prompt_id, own in texts.items():
         n = min(size, len(own))
@@ -188,10 +194,10 @@ def _sets(
             continue
         options = sorted(
             combinations(sorted(own), n),
-            key=lambda some: (_key(prompt_id, some) not in orders, _lot(seed, "pair", prompt_id, *some)),
+            key=lambda some: (priority(_key(prompt_id, some)), _lot(seed, "pair", prompt_id, *some)),
         )
         drawn += [
-            _Set(prompt_id, orders.get(_key(prompt_id, some)) or _shuffled(seed, prompt_id, some))
+            _Set(prompt_id, before.orders.get(_key(prompt_id, some)) or _shuffled(seed, prompt_id, some))
             for some in options[:per_prompt]
         ]
     return drawn
@@ -268,6 +274,7 @@ def _confirmed(group: Iterable[Comparison], before: _Before) -> Iterator[Compari
 
 
 def _gold_again(
+    everyone: bool,
     texts: Mapping[str, Mapping[str, Completion]],
     prompts: Mapping[str, Prompt],
     size: int,
@@ -276,8 +283,13 @@ def _gold_again(
     taken: Container[_Key],
     before: _Before,
 ) -> Iterator[Comparison]:
-    """What was gold before, as it was shown, where its completions are still there."""
+    """What was gold before, as it was shown, where its completions are still there.
+
+    What several judged is for everyone.
+    """
     for key in sorted(before.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
+        if (before.judges[_record_id(key[0], before.orders[key])] > 1) != everyone:
+            continue
         prompt_id, some = key
         if len(some) == size and prompt_id in texts and key not in taken:
             prompt = prompts[prompt_id]
@@ -286,7 +298,21 @@ def _gold_again(
                 yield _gold_of(_Set(prompt_id, before.orders[key]), truth, texts)
 
 
+def _gold_order(prompt_ids: Iterable[str], everyone: bool, overlap: float, seed: int) -> list[str]:
+    """Prompts in the order in which they give gold to everyone, or to one each.
+
+    Each has its own prompts first, so that more gold for the ones takes none from the others.
+    """
+
+    def priority(name: str) -> tuple[bool, int]:
+        is_for_everyone = _lot(seed, "gold for everyone", name) < overlap * 16**16
+        return is_for_everyone != everyone, _lot(seed, "gold", name)
+
+    return sorted(prompt_ids, key=priority)
+
+
 def _gold(
+    order: Sequence[str],
     texts: Mapping[str, Mapping[str, Completion]],
     prompts: Mapping[str, Prompt],
     size: int,
@@ -299,7 +325,6 @@ def _gold(
     Those of completions of the policy alone come first: they look like all others. Where there are no more,
     the prompt's reference is put among them.
     """
-    order = sorted(texts, key=lambda name: _lot(seed, "gold", name))
     done: set[str] = set()
     for extra, prompt_id in product((False, True), order):
         if prompt_id in done:
@@ -402,8 +427,9 @@ def unblind(
     where = f"record {comparison.id!r}, annotator {annotator!r}"
     n = len(comparison.texts)
     copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
-    all_bad = answers.get("all_bad") or ()
-    thumbs = _thumbs(answers.get("thumbs") or (), n)
+    all_bad = _labels(answers, "all_bad", AXES, where)
+    offered = [f"{place}_{value}" for place in PLACES[:n] for value in ("good", "bad")]
+    thumbs = _thumbs(_labels(answers, "thumbs", offered, where), n)
     errors = tuple(tuple(answers.get(f"errors_{place}") or ()) for place in PLACES[:n])
     try:
         return Judgement(
@@ -448,9 +474,16 @@ def _ranking(answer: Any, n: int, all_bad: bool, where: str) -> Ranking:
     return Ranking(ranks=tuple(dense[rank] for rank in ranks), all_bad=all_bad)
 
 
-def _thumbs(answer: Iterable[str], n: int) -> tuple[bool | None, ...]:
+def _labels(answers: Mapping[str, Any], question: str, offered: Sequence[str], where: str) -> set[str]:
+    """What was chosen of the labels of an optional question."""
+    given = set(answers.get(question) or ())
+    if wrong := sorted(map(str, given - set(offered))):
+        raise BadAnswer(f"{where}: {question}: {wrong[0][:80]!r} is not one of {', '.join(offered)}")
+    return given
+
+
+def _thumbs(given: Collection[str], n: int) -> tuple[bool | None, ...]:
     """Up, down or nothing for each completion; both at once say nothing."""
-    given = set(answer)
     return tuple(
         None if (f"{place}_good" in given) == (f"{place}_bad" in given) else f"{place}_good" in given
         for place in PLACES[:n]

@@ -45,8 +45,9 @@ class Progress(NamedTuple):
 def pull(argilla: rg.Argilla, project: Project, kind: AnnotatorKind = "person") -> list[Judgement]:
     """Every judgement of a project's comparisons, un-blinded: those from earlier, and those submitted since.
 
-    Those from earlier come first, then by time and annotator. Drafts and discarded records are not judgements,
-    and records of an earlier draw are left alone. Where more people judged a record than had to, all count.
+    Those from earlier come first, then by time and annotator. Drafts and discarded records are not
+    judgements, and records of an earlier draw are left alone. Where more people judged a record than had to,
+    all count.
 
     Args:
         argilla: Signed in as owner.
