@@ -32,13 +32,22 @@ def line(recipe, run):
 
 
 def test_made_clips_are_counted_before_the_run(recipe, tmp_path):
-    """70 pairs, 7 retests and 4 gold (of 3.5) for one; 30, 3 and 2 (of 1.5) for three: 81 + 105 judgements."""
+    """70 pairs, 7 retests and 4 gold for one; 30, 3 and 2 for three: 81 + 105 judgements."""
     text = line(recipe(), tmp_path / "run")
     assert text.startswith("2_annotate: up to 186 judgements, 1.2 h of annotators' time: 9 min of clips")
     assert text.endswith("10 s per completion to read and decide (assumed, not measured)")
     # 7 comparisons and 1 retest for one, 3 for three
     fewer = line(recipe("2_annotate.max_comparisons=10"), tmp_path / "run")
     assert fewer.startswith("2_annotate: up to 17 judgements")
+    # two completions are all there are, also where four could be ranked
+    assert line(recipe("2_annotate.completions_per_comparison=4"), tmp_path / "run") == text
+    # of three there are three pairs, and one comparison of all three
+    pairs = recipe("1_sample.completions_per_prompt=3", "2_annotate.overlap=0")
+    assert "up to 345 judgements" in line(pairs, tmp_path / "run")
+    ranked = recipe(
+        "1_sample.completions_per_prompt=3", "2_annotate.overlap=0", "2_annotate.completions_per_comparison=3"
+    )
+    assert "up to 115 judgements, 1.1 h" in line(ranked, tmp_path / "run")  # of 3 s and 3 times 10 s
     assert line(recipe("2_annotate.by=simulated"), tmp_path / "run") == ""
 
 
