@@ -1,1 +1,1 @@
-"""What is asked next, and from judgements to preference pairs: agreement, annotator quality, pairs."""
+"""What is asked next, and from judgements to pairs and labels: votes, agreement, rules, evidence."""
