@@ -126,6 +126,7 @@ def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     typer.echo(f"{host.url}  {result.added} of {len(stage.project.comparisons)} records are new")
     for name in result.datasets:
         typer.echo(f"  {name}")
+    typer.echo(f"  {annotate.work_left(stage.project)}")
 
 
 @app.command()
@@ -146,7 +147,7 @@ def adjudicate(recipe: RecipeFolder, overrides: Overrides = None, out: Out = Non
         raise RecipeError([Problem(str(recipe), "adjudicator", "not given; who decides? Name an account")])
     with annotate.server(config, stage.run) as host:
         judgements = annotate.fetch(host, config, project)
-        decisions = annotate.review_project(config, project, judgements)
+        decisions = annotate.review_project(project, judgements)
         annotate.send_for_review(host, config, decisions)
         so_far = pull.progress(decisions, annotate.fetch(host, config, decisions))
     typed = sum(item.purpose == "correction" for item in decisions.comparisons)

@@ -52,7 +52,7 @@ def _of_judgements(
     store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
     values = rules.Rules(
         min_heard=read_json(annotated / "quality.json")["min_heard"],  # as in the report on these annotators
-        exclude=config.exclude,
+        exclude=tuple(config.exclude),
         min_gold=config.min_gold,
         annotator_weights=config.annotator_weights,
     )

@@ -133,11 +133,11 @@ class _Poll(NamedTuple):
     judges: npt.NDArray[np.intp]
     effective: npt.NDArray[np.float64]
     """How many votes of equal weight tell as much (Kish)."""
-    starts: npt.NDArray[np.intp]
+    starts: Sequence[int]
     """Where the voters of each two texts start; one more, for the end of the last."""
     annotators: Sequence[str]
     """Of each voter."""
-    leads: npt.NDArray[np.float64]
+    leads: Sequence[float]
     """Of each voter: above 0 where they prefer the first text, below for the second."""
 
     def supporters(self, i: int, side: int) -> tuple[str, ...]:
@@ -221,23 +221,25 @@ def build(
 
 
 def removals(tallies: Mapping[Axis, Tally]) -> list[Removal]:
-    """What the rules left out of every two completions that were compared, by axis."""
+    """What the rules left out of every two completions that were compared, and of typed ones, by axis."""
     rows: list[Removal] = []
     for axis, tally in tallies.items():
-        compared = sum(tally) - tally.corrected - tally.unapproved
-        of_compared, of_typed = f"two completions compared on {axis}", f"pairs of typed completions on {axis}"
+        typed = tally.corrected + tally.unapproved
+        compared = sum(tally) - typed
+        settled = f"too few preferred the same; an adjudicator decided {tally.adjudicated} more"
+        of_compared = (
+            ("ties", tally.ties, "most, or an adjudicator, preferred neither"),
+            ("min_agreement", tally.disagreements, settled),
+            ("annotator_weights", tally.weightless, "nobody whose votes are worth anything compared them"),
+        )
         rows += [
-            Removal("ties", tally.ties, of_compared, compared, "most preferred neither"),
-            Removal(
-                "min_agreement", tally.disagreements, of_compared, compared, "too few preferred the same"
-            ),
-            Removal(
-                "annotator_weights", tally.weightless, of_compared, compared, "no vote is worth anything"
-            ),
-            Removal(
-                "approval", tally.unapproved, of_typed, tally.corrected + tally.unapproved, "no second person"
-            ),
+            Removal(rule, n, f"pairs of completions compared on {axis}", compared, why)
+            for rule, n, why in of_compared
         ]
+        why = "no second person approved what somebody typed"
+        rows.append(
+            Removal("approval", tally.unapproved, f"pairs of a typed completion on {axis}", typed, why)
+        )
     return rows
 
 
@@ -261,7 +263,7 @@ def disputed(counted: Counted, *, min_agreement: float) -> list[str]:
 
 
 def _check_agreement(given: Sequence[Judgement], min_alpha: float) -> None:
-    alphas = {axis: agreement.alpha(given, axis) for axis in AXES}
+    alphas = {axis: agreement.alpha(tabulate(given, axis)) for axis in AXES}
     low = {axis: alpha for axis, alpha in alphas.items() if alpha.low is None or alpha.low < min_alpha}
     if low:
         is_undecided = all(alpha.high is not None and alpha.high >= min_alpha for alpha in low.values())
@@ -332,9 +334,9 @@ def _poll(counted: Counted, axis: Axis) -> _Poll:
         total,
         of_texts(1.0 * (weight > 0)).astype(np.intp),
         np.divide(total**2, squares, out=np.zeros(shape[0]), where=squares > 0),
-        np.searchsorted(of_voter, np.arange(shape[0] + 1)),
+        np.searchsorted(of_voter, np.arange(shape[0] + 1)).tolist(),
         [table.annotators[i] for i in who],
-        np.where(weight > 0, first - second, 0.0),
+        np.where(weight > 0, first - second, 0.0).tolist(),
     )
 
 
