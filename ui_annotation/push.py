@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,11 @@ from argilla._exceptions import ArgillaError
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import ClipFile
-from preference_data.dataset.dataset import Dataset
+from preference_data.dataset.dataset import Dataset as Corpus
 from preference_data.schema import Comparison, Prompt
 from ui_annotation import client, render
-from ui_annotation.project import Project
+from ui_annotation.assignment import PLACES
+from ui_annotation.project import Dataset, Project
 from ui_annotation.settings import settings
 
 _PLAYABLE = {  # formats that Chromium, Firefox and Safari all play, and the names they get
@@ -67,67 +68,83 @@ def push(
 ) -> PushResult:
     """Bring a project's comparisons and their clips to the server, signed in as its owner.
 
+    What is not open is not sent: it has all of its judgements.
+
     Raises:
         client.Unreachable: the server went away; push again when it is back.
         client.Refused: the server answered with an error.
         audio.BadAudio: a clip cannot be read.
     """
-    paths = {path for item in project.comparisons for path in project.prompts[item.prompt_id].audios}
+    paths = {path for item in project.open() for path in project.prompts[item.prompt_id].audios}
     clips = _upload(argilla, project, sorted(paths), on_progress)
     existing = client.datasets(argilla, project.workspace)
-    added, names = 0, []
-    for name, judgements_each, comparisons in project.datasets():
-        if not comparisons and name not in existing:
-            continue
-        names.append(name)
-        dataset_id = _dataset(argilla, project.workspace, name, existing.get(name), judgements_each)
-        ids = {item.id for item in comparisons}
-        known = {record["external_id"] for record in client.records(argilla, dataset_id)}
-        if known - ids:
-            _delete_unjudged(argilla, dataset_id, keep=ids)
-        missing = [item for item in comparisons if item.id not in known]
+    datasets = project.datasets()
+    added, names = 0, [dataset.name for dataset in datasets]
+    for name in sorted(existing.keys() - set(names)):
+        if project.owns(name):
+            _delete_unjudged(argilla, existing[name]["id"])
+    for dataset in datasets:
+        dataset_id = _dataset(argilla, project.workspace, dataset, existing.get(dataset.name))
+        missing = _missing(argilla, dataset_id, dataset.comparisons)
         _log(argilla, dataset_id, [_record(item, project.prompts, clips) for item in missing], on_progress)
         added += len(missing)
     return PushResult(tuple(names), {path: clip.url for path, clip in clips.items()}, added)
 
 
 def _dataset(
-    argilla: rg.Argilla, workspace: str, name: str, existing: Mapping[str, Any] | None, min_submitted: int
+    argilla: rg.Argilla, workspace: str, dataset: Dataset, existing: Mapping[str, Any] | None
 ) -> str:
     """The id of a published dataset of that name; made if it is not there, made again if it is half made."""
     if existing and existing["status"] == "draft":  # killed before publishing; it cannot have records yet
         client.request(argilla, "DELETE", f"/api/v1/datasets/{existing['id']}")
         existing = None
     if existing is None:
-        return _create(argilla, workspace, name, min_submitted)
-    if existing["distribution"]["min_submitted"] != min_submitted:  # the recipe was changed since
-        overlap = {"distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
-        client.request(argilla, "PATCH", f"/api/v1/datasets/{existing['id']}", json=overlap)
+        return _create(argilla, workspace, dataset)
     return str(existing["id"])
 
 
-def _create(argilla: rg.Argilla, workspace: str, name: str, min_submitted: int) -> str:
-    dataset = rg.Dataset(
-        name=name,
+def _create(argilla: rg.Argilla, workspace: str, dataset: Dataset) -> str:
+    new = rg.Dataset(
+        name=dataset.name,
         workspace=workspace,
-        settings=settings(argilla, min_submitted=min_submitted),
+        settings=settings(argilla, size=dataset.size, min_submitted=dataset.judgements_each),
         client=argilla,
     )
     try:
-        return str(dataset.create().id)
+        return str(new.create().id)
     except httpx.HTTPError as error:
         raise client.unreachable(argilla.api_url, error) from None
     except ArgillaError as error:
-        raise client.Refused(f"{argilla.api_url}: dataset {name!r}: {error}") from None
+        raise client.Refused(f"{argilla.api_url}: dataset {dataset.name!r}: {error}") from None
 
 
-def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: set[str]) -> None:
-    """Take records of an earlier draw out of the queues; a record with any response stays."""
-    records = client.records(argilla, dataset_id, include="responses")
-    ids = [item["id"] for item in records if item["external_id"] not in keep and not item["responses"]]
+def _missing(argilla: rg.Argilla, dataset_id: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """What to log, after unjudged records of an earlier draw are gone.
+
+    Annotators can see when a record came. If a draw adds to an earlier one, retests say, then what nobody has
+    judged comes once more, together with them.
+    """
+    ids = [item.id for item in comparisons]
+    known = {record["external_id"] for record in client.records(argilla, dataset_id)}
+    ours = known.intersection(ids)
+    is_begun = ours == set(ids[: len(ours)])
+    if known - ours or not is_begun:
+        known = _delete_unjudged(argilla, dataset_id, keep=ours if is_begun else set())
+    return [item for item in comparisons if item.id not in known]
+
+
+def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: Collection[str] = ()) -> set[str]:
+    """Take records without any response out of the queues, but for `keep`; returns what stays, by our ids."""
+    stays, ids = set(keep), []
+    for record in client.records(argilla, dataset_id, include="responses"):
+        if record["responses"]:
+            stays.add(record["external_id"])
+        elif record["external_id"] not in stays:
+            ids.append(record["id"])
     for start in range(0, len(ids), _BATCH):
         some = ",".join(ids[start : start + _BATCH])
         client.request(argilla, "DELETE", f"/api/v1/datasets/{dataset_id}/records", params={"ids": some})
+    return stays
 
 
 def _log(
@@ -144,10 +161,9 @@ def _record(item: Comparison, prompts: Mapping[str, Prompt], clips: Mapping[str,
     """All that an annotator may know of a comparison; everything else about it stays in the key."""
     prompt = prompts[item.prompt_id]
     fields = {
-        "audio": render.players([clips[path] for path in prompt.audios]),
+        "audio": render.conversation(prompt, clips),
         "prompt": render.verbatim(prompt.question),
-        "response_a": render.verbatim(item.text_a),
-        "response_b": render.verbatim(item.text_b),
+        **{f"response_{place}": render.verbatim(t) for place, t in zip(PLACES, item.texts, strict=False)},
     }
     return {"external_id": item.id, "fields": fields, "metadata": {"task": prompt.task_name}}
 
@@ -171,7 +187,7 @@ def _upload(
 
 
 def _upload_clip(argilla: rg.Argilla, project: Project, path: str) -> _Clip:
-    clip = Dataset(project.corpus).find(path)
+    clip = Corpus(project.corpus).find(path)
     info = decode.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
     content = None if playable else _flac(clip)
