@@ -31,13 +31,13 @@ _AXES = (
     _Axis(
         "factuality",
         "Which answer is truer to the audio?",
-        "Rank the answers: the truest to the audio first",
+        "Rank: the truest to the audio first",
         "Only what can be heard counts.",
     ),
     _Axis(
         "behaviour",
         "Which answer follows the question better?",
-        "Rank the answers: what follows the question best first",
+        "Rank: what follows the question best first",
         "Form, length, language, and saying so when something cannot be heard.",
     ),
 )
