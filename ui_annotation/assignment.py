@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, islice, product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -41,6 +41,9 @@ CHOICES: dict[str, Ranking] = {
 Truth = Callable[[Prompt, str], bool | None]
 """Whether a text is true of the prompt's clips; None where that is not known."""
 
+Select = Callable[[Collection[tuple[str, ...]]], Mapping[tuple[str, ...], Literal["random", "active"]]]
+"""Of comparisons, each the ids of its completions, those to ask about and why."""
+
 
 class BadAnswer(AnnotationError):
     """A judgement that came back and does not fit its comparison."""
@@ -67,6 +70,7 @@ def draw(
     seed: int,
     is_true: Truth = lambda prompt, text: None,
     earlier: Iterable[Judgement] = (),
+    select: Select = lambda candidates: dict.fromkeys(candidates, "random"),
 ) -> list[Comparison]:
     """Up to `per_prompt` comparisons of different completions per prompt, and what measures their annotators.
 
@@ -82,16 +86,17 @@ def draw(
             there are too few, the prompt's reference takes the place of a true one.
         earlier: Judgements that are there already: what they judge is drawn first, as it was shown and for
             what it was shown. Comparisons that a person decided (adjudication) can be gold too.
+        select: Of all comparisons, those to ask about; what was judged earlier stays, selected or not.
 
     Returns:
         All of them in the order in which they are shown, so that a place in it tells nothing.
     """
     before = _before(earlier)
     texts = _by_text(completions)
-    sets = _sets(texts, size, per_prompt, seed, before)
+    sets = _selected(_sets(texts, size, per_prompt, seed, before), texts, before, select)
     sets.sort(
         key=lambda item: (
-            before.judges[_record_id(*item)] < 2,
+            before.judges[record_id(item.prompt_id, item.texts)] < 2,
             _lot(seed, "overlap", item.prompt_id, *sorted(item.texts)),
         )
     )
@@ -157,6 +162,7 @@ class _Set(NamedTuple):
 
     prompt_id: str
     texts: tuple[str, ...]
+    selected: Literal["random", "active"] | None = None
 
 
 def _lot(seed: int, purpose: str, *parts: str) -> int:
@@ -203,6 +209,25 @@ def _sets(
     return drawn
 
 
+def _selected(
+    sets: Sequence[_Set],
+    texts: Mapping[str, Mapping[str, Completion]],
+    before: _Before,
+    select: Select,
+) -> list[_Set]:
+    """What `select` takes, and what was compared before.
+
+    It is given both, or what is drawn at random would be a sample only of what nobody has judged yet.
+    """
+    by_ids = {tuple(texts[item.prompt_id][text].id for text in item.texts): item for item in sets}
+    chosen = select(by_ids.keys())
+    return [
+        item._replace(selected=chosen.get(ids))
+        for ids, item in by_ids.items()
+        if ids in chosen or _key(item.prompt_id, item.texts) in before.compared
+    ]
+
+
 def _shuffled(seed: int, prompt_id: str, texts: Iterable[str]) -> tuple[str, ...]:
     """Texts in an order drawn by lot, the same whatever order they come in."""
     together = sorted(texts)
@@ -221,7 +246,7 @@ def _comparison(
     """A record of these texts; one that no policy gave is named by its words."""
     own = texts.get(item.prompt_id, {})
     return Comparison(
-        id=_record_id(item.prompt_id, item.texts),
+        id=record_id(item.prompt_id, item.texts),
         prompt_id=item.prompt_id,
         completions=tuple(
             own[text].id if text in own else stable_id("person", item.prompt_id, text) for text in item.texts
@@ -231,11 +256,12 @@ def _comparison(
         purpose=purpose,
         about=about,
         expected=expected,
+        selected=item.selected,
     )
 
 
-def _record_id(prompt_id: str, texts: Sequence[str]) -> str:
-    """Nothing in it tells what the record is for: whoever knows the texts can make it."""
+def record_id(prompt_id: str, texts: Sequence[str]) -> str:
+    """The id of a record: whoever knows the texts can make it, so it does not tell what the record is for."""
     return stable_id(json.dumps([prompt_id, *texts]))
 
 
@@ -244,7 +270,7 @@ def _reversed(item: Comparison, purpose: Purpose, expected: Ranking | None = Non
     texts = item.texts[::-1]
     return item.model_copy(
         update={
-            "id": _record_id(item.prompt_id, texts),
+            "id": record_id(item.prompt_id, texts),
             "completions": item.completions[::-1],
             "texts": texts,
             "purpose": purpose,
@@ -288,7 +314,7 @@ def _gold_again(
     What several judged is for everyone.
     """
     for key in sorted(before.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
-        if (before.judges[_record_id(key[0], before.orders[key])] > 1) != everyone:
+        if (before.judges[record_id(key[0], before.orders[key])] > 1) != everyone:
             continue
         prompt_id, some = key
         if len(some) == size and prompt_id in texts and key not in taken:

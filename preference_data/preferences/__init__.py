@@ -1,1 +1,1 @@
-"""From people's judgements to preference pairs: agreement, annotator quality, pairs."""
+"""What is asked next, and from judgements to pairs and labels: votes, agreement, rules, evidence."""

@@ -22,6 +22,7 @@ from align.recipe.config.base import (
     servers_of,
 )
 from align.recipe.config.rewards import RewardConfig
+from preference_data.preferences.selection import Rule
 from preference_data.schema import MOST_COMPARED
 
 
@@ -81,6 +82,17 @@ class AnnotateConfig(StageConfig):
     error_rate: float = Field(0.05, ge=0, le=1)
     """Simulated: how often an answer to a question is random."""
     comparisons_per_prompt: int = Field(3, ge=1)
+    max_comparisons: int | None = Field(None, ge=1)
+    """How many of all prompts' comparisons are asked about, without retests and gold; by default all."""
+    select: Rule = "random"
+    """Which ones. `disagreement`: the policy finds likelier what the reward finds much worse; `uncertainty`:
+    the reward tells them hardly apart. See `preference_data/preferences/selection.py`."""
+    random_share: float = Field(0.2, ge=0, le=1)
+    """Of these, drawn by lot from all, also near-ties: only what is measured on them holds for all."""
+    near_tie: float = Field(0.0, ge=0)
+    """Comparisons whose rewards differ by no more than this are only selected by lot."""
+    scores: ScoresRef | None = None
+    """The score stage with the rewards that `select` goes by."""
     completions_per_comparison: int = Field(2, ge=2, le=MOST_COMPARED)
     """2: which is better? More: after one listen, all are ranked."""
     snapshot: str | None = None
@@ -89,6 +101,16 @@ class AnnotateConfig(StageConfig):
     adjudicator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     """Of people: who decides where annotators disagree, and approves what they typed, in the same browser
     pages; the run waits for it. None: disagreements make no pair."""
+
+    of_rewards: ClassVar[tuple[str, ...]] = ("random_share", "near_tie", "scores")
+    """Keys that have no effect on what is selected by lot alone."""
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Comparisons, and who judges them."""
+        per_prompt = f"up to {self.comparisons_per_prompt} comparisons per prompt"
+        most = "" if self.max_comparisons is None else f", {self.max_comparisons:,} of all"
+        how = "" if self.select == "random" else f" by {self.select}, {self.random_share:.0%} by lot"
+        return f"{per_prompt}{most}{how}; {self.overlap:.0%} judged by all {self.annotators}"
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Simulated annotators judge by the facts."""
@@ -106,6 +128,19 @@ class AnnotateConfig(StageConfig):
                 "has no judgements.jsonl: name a folder in RUN/snapshots (align annotate pull makes one)"
             )
             yield Conflict("snapshot", message)
+        yield from self._conflicts_of_selection()
+
+    def _conflicts_of_selection(self) -> Iterator[Conflict]:
+        if self.select == "random":
+            for key in self.model_fields_set.intersection(self.of_rewards):
+                yield Conflict(key, "has no effect with select: random; remove it, or say by what to select")
+            return
+        if self.scores is None:
+            yield Conflict("scores", f"required with select: {self.select}: a score stage that comes before")
+        if self.max_comparisons is None:
+            yield Conflict(
+                "max_comparisons", f"required with select: {self.select}: without it all are asked"
+            )
 
 
 class ScoreConfig(StageConfig):
@@ -140,7 +175,17 @@ class FromJudgementsOrScores(StageConfig):
     scores: ScoresRef | None = None
     """In place of annotations: rewards of a score stage."""
 
-    of_annotations: ClassVar[tuple[str, ...]] = ()
+    exclude: list[str] = []
+    """Of judgements: annotators whose judgements do not count, by name."""
+    min_gold: float | None = Field(None, gt=0, le=1)
+    """Of judgements: leave out an annotator whose accuracy on gold is below it for certain: the upper end of
+    its 95 % interval lies below. With little gold nobody is."""
+    annotator_weights: Literal["equal", "dawid_skene"] = "equal"
+    """Of judgements: what a vote weighs. `dawid_skene`: 0 if its annotator prefers a completion no more often
+    where it is better than where it is worse, 1 if they always know; learnt of comparisons that several have
+    judged, and of gold (`preference_data/preferences/annotator_weights.py`)."""
+
+    of_annotations: ClassVar[tuple[str, ...]] = ("exclude", "min_gold", "annotator_weights")
     of_scores: ClassVar[tuple[str, ...]] = ()
     """Keys that make sense with one of the two only."""
 
@@ -149,22 +194,28 @@ class FromJudgementsOrScores(StageConfig):
         if (self.annotations is None) == (self.scores is None):
             yield Conflict("scores", "give annotations, or scores: a stage reads one of them")
         given, others = ("scores", self.of_annotations) if self.scores else ("annotations", self.of_scores)
-        for key in self.model_fields_set.intersection(others):
+        for key in sorted(self.model_fields_set.intersection(others)):
             yield Conflict(key, f"has no effect with {given}; remove it")
 
 
 class PairsConfig(FromJudgementsOrScores):
-    """Judgements to preference pairs, one per comparison and axis that has a clear preference; or scores."""
+    """Judgements to preference pairs: two completions each, with a clear preference on an axis; or scores."""
 
     produces: ClassVar[OutputKind] = "pairs"
-    of_annotations: ClassVar[tuple[str, ...]] = ("min_agreement", "min_alpha")
+    of_annotations: ClassVar[tuple[str, ...]] = (
+        *FromJudgementsOrScores.of_annotations,
+        *("min_agreement", "min_alpha", "correction_weight"),
+    )
     of_scores: ClassVar[tuple[str, ...]] = ("opponents", "margin")
     stage: Literal["pairs"]
     min_agreement: float = Field(0.75, gt=0.5, le=1)
-    """A comparison yields a pair where at least this share of its annotators prefer the same side."""
+    """Two completions are a pair where at least this share of the votes prefer the same one."""
     min_alpha: float | None = Field(None, ge=-1, le=1)
     """Refuse judgements unless the 95 % interval of Krippendorff's alpha lies at this or above on both axes:
-    chance is 0, agreement 1; of few comparisons nothing is certain."""
+    chance is 0, agreement 1; of few comparisons nothing is certain. It is of the judgements that count."""
+    correction_weight: float = Field(0.0, ge=0, le=1)
+    """Evidence of a completion that an annotator typed and nobody else has judged. Approved by a second
+    person it has that of their votes; rejected, or with 0, it makes no pair."""
     opponents: Literal["worst", "random", "all"] = "worst"
     """Of scores: a prompt's best completion is chosen over its worst one, or over one drawn from all that are
     worse; `all`: every completion over every worse one."""
@@ -183,12 +234,15 @@ class LabelsConfig(FromJudgementsOrScores):
     """Judgements, or scores, to labels: completions that are good or bad on their own, for KTO."""
 
     produces: ClassVar[OutputKind] = "labels"
-    of_annotations: ClassVar[tuple[str, ...]] = ("axis", "min_agreement")
+    of_annotations: ClassVar[tuple[str, ...]] = (
+        *FromJudgementsOrScores.of_annotations,
+        *("axis", "min_agreement"),
+    )
     of_scores: ClassVar[tuple[str, ...]] = ("good_from", "bad_to")
     stage: Literal["labels"]
     axis: Literal["factuality", "behaviour"] = "factuality"
-    """Of judgements: the question that decides. A preferred completion is good, the other bad, as are both
-    of "both bad"."""
+    """Of judgements: the question that decides. The completion in first place is good, the one in last place
+    bad, as are all of "all bad"; thumbs outweigh places."""
     min_agreement: float = Field(0.75, gt=0.5, le=1)
     """Of judgements: at least this share of what was said about a completion must agree."""
     good_from: float | None = None
