@@ -20,6 +20,7 @@ from align.recipe.config.base import (
     StageConfig,
     servers_of,
 )
+from align.recipe.config.evaluation import ChatModel
 from align.recipe.config.rewards import RewardConfig
 
 
@@ -47,6 +48,20 @@ class SampleConfig(StageConfig):
         return f"{clips['preference']:,} clips, {per_prompt}" if clips else per_prompt
 
 
+class ComparisonJudge(ChatModel):
+    """A language model that ranks the completions of a comparison on both axes, in both orders."""
+
+    hears: bool
+    """It takes audio (`input_audio` of OpenAI's chat format) and hears the clips. If not, it reads the
+    prompt's description and reference in their place, which every prompt must have."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """A model that is loaded here reads text alone."""
+        yield from super().conflicts()
+        if self.hears and self.url is None:
+            yield Conflict("hears", "a judge without a url reads text alone: give a url, or hears: false")
+
+
 class AnnotateConfig(StageConfig):
     """Judge pairs of completions for factuality and behaviour, in Argilla."""
 
@@ -55,8 +70,15 @@ class AnnotateConfig(StageConfig):
     stage: Literal["annotate"]
     completions: CompletionsRef
     corpus: CorpusRef
-    by: Literal["simulated", "people"] = "simulated"
-    """`simulated`: annotators that know the facts answer over Argilla's API. `people`: in the browser."""
+    by: Literal["simulated", "people", "model"] = "simulated"
+    """`simulated`: annotators that know the facts answer over Argilla's API. `people`: in the browser.
+    `model`: the `judge` alone."""
+    judge: ComparisonJudge | None = None
+    """Judges all comparisons. Its judgements are used as far as they agree with people's, see
+    `min_model_agreement` of the pairs stage."""
+    people_share: float = Field(1.0, gt=0, le=1)
+    """Share of the comparisons that people (or simulated annotators) judge beside the judge; which ones is
+    decided by lot."""
     server: str | None = None
     """Address of an Argilla that others run, its owner's key in ALIGN_ARGILLA_API_KEY; without it, an own
     one is started, with its data in `argilla/` in the run folder."""
@@ -84,10 +106,21 @@ class AnnotateConfig(StageConfig):
         return ("by", "by: people") if self.by == "simulated" else None
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Simulated annotators have accounts on an own server alone."""
+        """Simulated annotators have accounts on an own server alone; what people leave a judge must judge."""
+        yield from self._conflicts_of_judge()
         if self.by == "simulated" and self.server:
             message = "simulated annotators work on an own server only: remove it, or say by: people"
             yield Conflict("server", message)
+
+    def _conflicts_of_judge(self) -> Iterator[Conflict]:
+        if self.by == "model":
+            if self.judge is None:
+                yield Conflict("judge", "by: model needs judge: {model: ..., url: ..., hears: ...}")
+            for key in sorted({"people_share", "server"} & self.model_fields_set):
+                yield Conflict(key, "has no effect with by: model; remove it, or say by: people")
+        elif self.people_share < 1 and self.judge is None:
+            message = f"{self.people_share:g} leaves comparisons that nobody judges: add a judge, or remove it"
+            yield Conflict("people_share", message)
 
 
 class ScoreConfig(StageConfig):
@@ -121,6 +154,10 @@ class FromJudgementsOrScores(StageConfig):
     annotations: AnnotationsRef | None = None
     scores: ScoresRef | None = None
     """In place of annotations: rewards of a score stage."""
+    min_model_agreement: float = Field(0.6, ge=0, le=1)
+    """Of annotations: a model's judgements of an axis are used where the 95 % interval of its agreement with
+    people, or with gold, lies at this or above: chance is below 0.5, for a tie is no agreement. 0 asks for
+    nothing."""
 
     of_annotations: ClassVar[tuple[str, ...]] = ()
     of_scores: ClassVar[tuple[str, ...]] = ()
@@ -139,7 +176,7 @@ class PairsConfig(FromJudgementsOrScores):
     """Judgements to preference pairs, one per comparison and axis that has a clear preference; or scores."""
 
     produces: ClassVar[OutputKind] = "pairs"
-    of_annotations: ClassVar[tuple[str, ...]] = ("min_agreement", "min_alpha")
+    of_annotations: ClassVar[tuple[str, ...]] = ("min_agreement", "min_alpha", "min_model_agreement")
     of_scores: ClassVar[tuple[str, ...]] = ("opponents", "margin")
     stage: Literal["pairs"]
     min_agreement: float = Field(0.75, gt=0.5, le=1)
@@ -165,7 +202,7 @@ class LabelsConfig(FromJudgementsOrScores):
     """Judgements, or scores, to labels: completions that are good or bad on their own, for KTO."""
 
     produces: ClassVar[OutputKind] = "labels"
-    of_annotations: ClassVar[tuple[str, ...]] = ("axis", "min_agreement")
+    of_annotations: ClassVar[tuple[str, ...]] = ("axis", "min_agreement", "min_model_agreement")
     of_scores: ClassVar[tuple[str, ...]] = ("good_from", "bad_to")
     stage: Literal["labels"]
     axis: Literal["factuality", "behaviour"] = "factuality"
