@@ -72,9 +72,7 @@ def report(
     out: Path,
 ) -> dict[str, float]:
     """Write `model.json` into the folder `out`; returns its figures for MLflow."""
-    agreement = model_agreement.measure(
-        [*people, *judged.judgements], judge.model.name, min_heard=min_heard
-    )
+    agreement = model_agreement.measure([*people, *judged.judgements], judge.model.name, min_heard=min_heard)
     own = {judge.model.name, str(judge.model.identity.get("weights"))}
     biases = {
         "model": model_agreement.biases_of_model(
@@ -117,7 +115,11 @@ def _metrics(judged: ModelJudgements, agreement: ModelAgreement) -> dict[str, fl
 
 def _both_orders(replies: Sequence[RankingReply]) -> list[tuple[dict[Axis, Ranking], dict[Axis, Ranking]]]:
     rankings = [_by_axis(reply) for reply in replies]
-    return [(first, second) for first, second in zip(rankings[::2], rankings[1::2], strict=True) if first and second]
+    return [
+        (first, second)
+        for first, second in zip(rankings[::2], rankings[1::2], strict=True)
+        if first and second
+    ]
 
 
 def _by_axis(reply: RankingReply) -> dict[Axis, Ranking]:

@@ -119,7 +119,9 @@ class AnnotateConfig(StageConfig):
             for key in sorted({"people_share", "server"} & self.model_fields_set):
                 yield Conflict(key, "has no effect with by: model; remove it, or say by: people")
         elif self.people_share < 1 and self.judge is None:
-            message = f"{self.people_share:g} leaves comparisons that nobody judges: add a judge, or remove it"
+            message = (
+                f"{self.people_share:g} leaves comparisons that nobody judges: add a judge, or remove it"
+            )
             yield Conflict("people_share", message)
 
 
