@@ -54,16 +54,35 @@ def add_user(home: Path, name: str, *, workspace: str = "audio") -> dict[str, st
         client.Refused: when the name is taken or not allowed.
     """
     owner = _owner(home)
-    ids = {item["name"]: item["id"] for item in client.call(owner, "GET", "/api/v1/me/workspaces")["items"]}
-    if workspace not in ids:
-        ids[workspace] = client.call(owner, "POST", "/api/v1/workspaces", json={"name": workspace})["id"]
+    workspace_id = _workspace(owner, workspace)
     password = secrets.token_urlsafe(12)
     account = {"username": name, "first_name": name, "role": "annotator", "password": password}
     user = client.call(owner, "POST", "/api/v1/users", json=account)
     sign_in = {"role": "annotator", "password": password, "api_key": user["api_key"]}
     _save_sign_in(home, name, sign_in)
-    client.call(owner, "POST", f"/api/v1/workspaces/{ids[workspace]}/users", json={"user_id": user["id"]})
+    client.call(owner, "POST", f"/api/v1/workspaces/{workspace_id}/users", json={"user_id": user["id"]})
     return sign_in
+
+
+def admit(home: Path, name: str, *, workspace: str) -> None:
+    """Let somebody see a workspace; who has no account gets one, see `add_user`."""
+    owner = _owner(home)
+    known = {user["username"]: user["id"] for user in client.call(owner, "GET", "/api/v1/users")["items"]}
+    if name not in known:
+        add_user(home, name, workspace=workspace)
+        return
+    of_user = client.call(owner, "GET", f"/api/v1/users/{known[name]}/workspaces")["items"]
+    if workspace not in {item["name"] for item in of_user}:
+        path = f"/api/v1/workspaces/{_workspace(owner, workspace)}/users"
+        client.call(owner, "POST", path, json={"user_id": known[name]})
+
+
+def _workspace(owner: rg.Argilla, name: str) -> str:
+    """The id of a workspace; made if it is not there."""
+    ids = {item["name"]: item["id"] for item in client.call(owner, "GET", "/api/v1/me/workspaces")["items"]}
+    if name not in ids:
+        ids[name] = client.call(owner, "POST", "/api/v1/workspaces", json={"name": name})["id"]
+    return str(ids[name])
 
 
 def _owner(home: Path) -> rg.Argilla:

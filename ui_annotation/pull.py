@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import argilla as rg
 
 from preference_data import store
-from preference_data.schema import Judgement
+from preference_data.schema import AnnotatorKind, Judgement
 from ui_annotation import assignment, client, render
 from ui_annotation.project import Project
 
@@ -42,15 +42,16 @@ class Progress(NamedTuple):
     submitted: dict[str, int]
 
 
-def pull(argilla: rg.Argilla, project: Project) -> list[Judgement]:
-    """Every submitted judgement of a project's comparisons, un-blinded, sorted by time and annotator.
+def pull(argilla: rg.Argilla, project: Project, kind: AnnotatorKind = "person") -> list[Judgement]:
+    """Every judgement of a project's comparisons, un-blinded: those from earlier, and those submitted since.
 
-    Drafts and discarded records are not judgements, and records of an earlier draw are left alone. Where
-    more people judged a record than had to, all count.
+    Sorted by time and annotator. Drafts and discarded records are not judgements, and records of an earlier
+    draw are left alone. Where more people judged a record than had to, all count.
 
     Args:
         argilla: Signed in as owner.
         project: As pushed.
+        kind: Of its annotators.
 
     Raises:
         client.Unreachable: the server does not answer.
@@ -61,9 +62,9 @@ def pull(argilla: rg.Argilla, project: Project) -> list[Judgement]:
     responses = sorted(
         _responses(argilla, project), key=lambda item: (item.submitted_at, item.annotator, item.comparison)
     )
-    listening = _listening(argilla, project.workspace)
+    listening = _listening(argilla, project.workspace) if responses else {}
     last: dict[str, datetime] = {}
-    judgements = {}
+    judgements = {item.id: item for item in earlier(project)}
     for response in responses:
         comparison, who = key[response.comparison], response.annotator
         pause = response.submitted_at - last[who] if who in last else None
@@ -72,6 +73,7 @@ def pull(argilla: rg.Argilla, project: Project) -> list[Judgement]:
             comparison,
             who,
             response.answers,
+            kind=kind,
             submitted_at=response.submitted_at.isoformat(),
             seconds=pause.total_seconds() if pause is not None and pause <= _BREAK else None,
             heard=min(
@@ -83,14 +85,23 @@ def pull(argilla: rg.Argilla, project: Project) -> list[Judgement]:
     return list(judgements.values())
 
 
+def earlier(project: Project) -> list[Judgement]:
+    """The judgements from earlier that are of this draw's comparisons, with what they are for now."""
+    key = {item.id: item for item in project.comparisons}
+    copied = ("completions", "purpose", "about", "expected")
+    return [
+        item.model_copy(update={name: getattr(key[item.comparison], name) for name in copied})
+        for item in project.earlier
+        if item.comparison in key
+    ]
+
+
 def progress(project: Project, judgements: Iterable[Judgement]) -> Progress:
     """How far the annotators are. A judgement more than a comparison needs is not progress."""
     of_comparison = Counter(item.comparison for item in judgements)
-    wanted = {
-        item.id: dataset.judgements_each for dataset in project.datasets() for item in dataset.comparisons
-    }
+    wanted = {item.id: project.judgements_each(item) for item in project.comparisons}
     return Progress(
-        sum(min(n, of_comparison[name]) for name, n in wanted.items()),
+        sum(min(of_comparison[name], n) for name, n in wanted.items()),
         sum(wanted.values()),
         dict(sorted(Counter(item.annotator for item in judgements).items())),
     )
@@ -100,23 +111,19 @@ def _responses(argilla: rg.Argilla, project: Project) -> list[_Response]:
     names = {user["id"]: user["username"] for user in client.call(argilla, "GET", "/api/v1/users")["items"]}
     existing = client.datasets(argilla, project.workspace)
     key = {item.id for item in project.comparisons}
+    missing = {item.id for item in project.open()}
     responses: list[_Response] = []
-    for name, _, comparisons in project.datasets():
-        if name not in existing:
-            if not comparisons:
-                continue
-            where = f"{argilla.api_url}: no dataset {name!r} in workspace {project.workspace!r}"
-            raise client.Refused(f"{where}; push first")
-        missing = {item.id for item in comparisons}
-        for record in client.records(argilla, existing[name]["id"], include="responses"):
-            missing.discard(record["external_id"])
-            if record["external_id"] in key:  # also in the other dataset: the overlap may have changed
-                responses += _submitted(record, names)
-        if missing:
-            raise client.Refused(
-                f"{argilla.api_url}: dataset {name!r} lacks {len(missing)} of {len(comparisons)} records; "
-                "push again"
-            )
+    for name, dataset in existing.items():
+        if project.owns(name):  # also of an earlier draw: a comparison may have been in another dataset
+            for record in client.records(argilla, dataset["id"], include="responses"):
+                missing.discard(record["external_id"])
+                if record["external_id"] in key:
+                    responses += _submitted(record, names)
+    if missing:
+        raise client.Refused(
+            f"{argilla.api_url}: workspace {project.workspace!r} lacks {len(missing)} of the "
+            f"{len(project.open())} records of {project.name}; push first"
+        )
     return responses
 
 
@@ -160,6 +167,19 @@ def _share_heard(listening: Sequence[Mapping[str, Any]], by: datetime) -> float:
 # -------------------------------------------------------------------- snapshots
 
 
+def read_snapshots(folders: Iterable[Path]) -> list[Judgement]:
+    """The judgements of snapshots, each once: as the last of them has it."""
+    judgements: dict[str, Judgement] = {}
+    for folder in folders:
+        judgements |= {item.id: item for item in store.stream(folder / "judgements.jsonl", Judgement)}
+    return list(judgements.values())
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """All versions in `folder`, oldest first."""
+    return sorted(path for path in folder.iterdir() if path.name[:4].isdigit()) if folder.is_dir() else []
+
+
 def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, datasets: Sequence[str]) -> Path:
     """Keep judgements as `<folder>/0001-<digest>/`, read-only; the same again makes no new version.
 
@@ -175,7 +195,7 @@ def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, dataset
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(item.model_dump_json() + "\n" for item in sorted(judgements, key=lambda item: item.id))
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    versions = sorted(path for path in folder.iterdir() if path.name[:4].isdigit())
+    versions = snapshots(folder)
     for version in versions:
         if version.name.endswith(digest[:12]):
             return version

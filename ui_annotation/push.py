@@ -21,10 +21,11 @@ from argilla._exceptions import ArgillaError
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import ClipFile
-from preference_data.dataset.dataset import Dataset
+from preference_data.dataset.dataset import Dataset as Corpus
 from preference_data.schema import Comparison, Prompt
 from ui_annotation import client, render
-from ui_annotation.project import Project
+from ui_annotation.assignment import PLACES
+from ui_annotation.project import Dataset, Project
 from ui_annotation.settings import settings
 
 _PLAYABLE = {  # formats that Chromium, Firefox and Safari all play, and the names they get
@@ -67,58 +68,55 @@ def push(
 ) -> PushResult:
     """Bring a project's comparisons and their clips to the server, signed in as its owner.
 
+    What is not open is not sent: it has all of its judgements.
+
     Raises:
         client.Unreachable: the server went away; push again when it is back.
         client.Refused: the server answered with an error.
         audio.BadAudio: a clip cannot be read.
     """
-    paths = {path for item in project.comparisons for path in project.prompts[item.prompt_id].audios}
+    paths = {path for item in project.open() for path in project.prompts[item.prompt_id].audios}
     clips = _upload(argilla, project, sorted(paths), on_progress)
     existing = client.datasets(argilla, project.workspace)
     added, names = 0, []
-    for name, judgements_each, comparisons in project.datasets():
-        if not comparisons and name not in existing:
-            continue
-        names.append(name)
-        dataset_id = _dataset(argilla, project.workspace, name, existing.get(name), judgements_each)
-        ids = {item.id for item in comparisons}
+    for dataset in project.datasets():
+        names.append(dataset.name)
+        dataset_id = _dataset(argilla, project.workspace, dataset, existing.get(dataset.name))
+        ids = {item.id for item in dataset.comparisons}
         known = {record["external_id"] for record in client.records(argilla, dataset_id)}
         if known - ids:
             _delete_unjudged(argilla, dataset_id, keep=ids)
-        missing = [item for item in comparisons if item.id not in known]
+        missing = [item for item in dataset.comparisons if item.id not in known]
         _log(argilla, dataset_id, [_record(item, project.prompts, clips) for item in missing], on_progress)
         added += len(missing)
     return PushResult(tuple(names), {path: clip.url for path, clip in clips.items()}, added)
 
 
 def _dataset(
-    argilla: rg.Argilla, workspace: str, name: str, existing: Mapping[str, Any] | None, min_submitted: int
+    argilla: rg.Argilla, workspace: str, dataset: Dataset, existing: Mapping[str, Any] | None
 ) -> str:
     """The id of a published dataset of that name; made if it is not there, made again if it is half made."""
     if existing and existing["status"] == "draft":  # killed before publishing; it cannot have records yet
         client.request(argilla, "DELETE", f"/api/v1/datasets/{existing['id']}")
         existing = None
     if existing is None:
-        return _create(argilla, workspace, name, min_submitted)
-    if existing["distribution"]["min_submitted"] != min_submitted:  # the recipe was changed since
-        overlap = {"distribution": {"strategy": "overlap", "min_submitted": min_submitted}}
-        client.request(argilla, "PATCH", f"/api/v1/datasets/{existing['id']}", json=overlap)
+        return _create(argilla, workspace, dataset)
     return str(existing["id"])
 
 
-def _create(argilla: rg.Argilla, workspace: str, name: str, min_submitted: int) -> str:
-    dataset = rg.Dataset(
-        name=name,
+def _create(argilla: rg.Argilla, workspace: str, dataset: Dataset) -> str:
+    new = rg.Dataset(
+        name=dataset.name,
         workspace=workspace,
-        settings=settings(argilla, min_submitted=min_submitted),
+        settings=settings(argilla, size=dataset.size, min_submitted=dataset.judgements_each),
         client=argilla,
     )
     try:
-        return str(dataset.create().id)
+        return str(new.create().id)
     except httpx.HTTPError as error:
         raise client.unreachable(argilla.api_url, error) from None
     except ArgillaError as error:
-        raise client.Refused(f"{argilla.api_url}: dataset {name!r}: {error}") from None
+        raise client.Refused(f"{argilla.api_url}: dataset {dataset.name!r}: {error}") from None
 
 
 def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: set[str]) -> None:
@@ -146,8 +144,7 @@ def _record(item: Comparison, prompts: Mapping[str, Prompt], clips: Mapping[str,
     fields = {
         "audio": render.players([clips[path] for path in prompt.audios]),
         "prompt": render.verbatim(prompt.question),
-        "response_a": render.verbatim(item.text_a),
-        "response_b": render.verbatim(item.text_b),
+        **{f"response_{place}": render.verbatim(t) for place, t in zip(PLACES, item.texts, strict=False)},
     }
     return {"external_id": item.id, "fields": fields, "metadata": {"task": prompt.task_name}}
 
@@ -171,7 +168,7 @@ def _upload(
 
 
 def _upload_clip(argilla: rg.Argilla, project: Project, path: str) -> _Clip:
-    clip = Dataset(project.corpus).find(path)
+    clip = Corpus(project.corpus).find(path)
     info = decode.inspect(clip, max_duration_s=_LONGEST_S)
     playable = _PLAYABLE.get(info.format)
     content = None if playable else _flac(clip)

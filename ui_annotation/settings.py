@@ -6,9 +6,10 @@ from pathlib import Path
 
 import argilla as rg
 
-from preference_data.schema import Choice, ErrorType
+from preference_data.schema import ErrorType
+from ui_annotation.assignment import PLACES
 
-_CHOICES: dict[Choice, str] = {
+_CHOICES = {
     "a": "A is better",
     "b": "B is better",
     "tie": "Both equally good",
@@ -30,7 +31,7 @@ _ERRORS: dict[ErrorType, str] = {
     "wrong_words": "Wrong words",
     "wrong_speaker": "Wrong speaker",
 }
-_FIELDS = {"audio": "Audio", "prompt": "Question", "response_a": "Answer A", "response_b": "Answer B"}
+_ALL_BAD = {"factuality": "All say something false", "behaviour": "None does what the question wants"}
 
 
 def guidelines() -> str:
@@ -38,45 +39,97 @@ def guidelines() -> str:
     return (Path(__file__).parent / "guidelines.md").read_text(encoding="utf-8")
 
 
-def settings(client: rg.Argilla, *, min_submitted: int) -> rg.Settings:
-    """Settings of a dataset whose records each want `min_submitted` judgements.
+def settings(client: rg.Argilla, *, size: int, min_submitted: int) -> rg.Settings:
+    """Settings of a dataset whose records compare `size` completions, each for `min_submitted` judgements.
 
     Annotators learn the task of a record and nothing else about it. There are no suggestions: Argilla
     pre-selects them, and Enter would then submit a model's answer.
     """
+    fields = {"audio": "Audio", "prompt": "Question"}
+    fields |= {f"response_{place}": f"Answer {place.upper()}" for place in PLACES[:size]}
     return rg.Settings(
         guidelines=guidelines(),
         # Markdown fields, always: Argilla puts plain text fields into the page as they are (v-html), and a
         # custom field anywhere in a record lets the text of the others run. Markdown is sanitised.
         fields=[
             rg.TextField(name=name, title=title, use_markdown=True, client=client)
-            for name, title in _FIELDS.items()
+            for name, title in fields.items()
         ],
-        questions=_questions(client),
+        questions=[
+            *(_choices(client) if size == 2 else _rankings(client, size)),
+            *_about_each(client, PLACES[:size]),
+            *_about_the_record(client),
+        ],
         metadata=[rg.TermsMetadataProperty(name="task", title="Task", client=client)],
         allow_extra_metadata=False,
         distribution=rg.TaskDistribution(min_submitted=min_submitted),
     )
 
 
-def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.MultiLabelQuestion | rg.TextQuestion]:
-    choices, errors = {str(k): v for k, v in _CHOICES.items()}, {str(k): v for k, v in _ERRORS.items()}
+def _choices(client: rg.Argilla) -> list[rg.LabelQuestion]:
+    """Which of two is better, on each axis."""
+    return [
+        rg.LabelQuestion(name=name, title=title, description=text, labels=_CHOICES, client=client)
+        for name, title, text in _AXES
+    ]
+
+
+def _rankings(client: rg.Argilla, size: int) -> list[rg.RankingQuestion | rg.MultiLabelQuestion]:
+    """The order of several, on each axis; equal ranks are ties."""
+    places = {place: f"Answer {place.upper()}" for place in PLACES[:size]}
+    all_bad = rg.MultiLabelQuestion(
+        name="all_bad",
+        title="Are all answers bad?",
+        description="Rank them nevertheless, the least bad first.",
+        labels=_ALL_BAD,
+        required=False,
+        client=client,
+    )
     return [
         *(
-            rg.LabelQuestion(name=name, title=title, description=text, labels=choices, client=client)
+            rg.RankingQuestion(
+                name=name,
+                title=title,
+                description=f"{text} 1 is best; equal ones get the same rank.",
+                values=places,
+                client=client,
+            )
             for name, title, text in _AXES
         ),
+        all_bad,
+    ]
+
+
+def _about_each(client: rg.Argilla, places: str) -> list[rg.MultiLabelQuestion]:
+    """What is wrong in an answer, and whether it is good on its own."""
+    errors = {str(name): title for name, title in _ERRORS.items()}
+    thumbs = {f"{place}_{value}": f"{place.upper()} {value}" for place in places for value in ("good", "bad")}
+    return [
         *(
             rg.MultiLabelQuestion(
-                name=f"errors_{side}",
-                title=f"What is wrong in answer {side.upper()}?",
+                name=f"errors_{place}",
+                title=f"What is wrong in answer {place.upper()}?",
                 labels=errors,
                 visible_labels=len(errors),
                 required=False,
                 client=client,
             )
-            for side in "ab"
+            for place in places
         ),
+        rg.MultiLabelQuestion(
+            name="thumbs",
+            title="Is an answer good or bad on its own?",
+            description="Whatever the others are: would you want the model to answer like that?",
+            labels=thumbs,
+            visible_labels=len(thumbs),
+            required=False,
+            client=client,
+        ),
+    ]
+
+
+def _about_the_record(client: rg.Argilla) -> list[rg.LabelQuestion | rg.TextQuestion]:
+    return [
         rg.LabelQuestion(
             name="clip",
             title="Is the audio usable?",
@@ -88,7 +141,7 @@ def _questions(client: rg.Argilla) -> list[rg.LabelQuestion | rg.MultiLabelQuest
         rg.TextQuestion(
             name="corrected",
             title="A better answer",
-            description="If you know a better answer: the model learns from it as the best one.",
+            description="If you know a better answer: once another person agrees, the model learns from it.",
             required=False,
             client=client,
         ),

@@ -18,11 +18,11 @@ import argilla as rg
 import numpy as np
 from numpy.random import Generator
 
-from preference_data.schema import Choice, ErrorType, Facts, Prompt, stable_id
+from preference_data.schema import ErrorType, Facts, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Claim, Phrasebook, Question
 from ui_annotation import client, render
+from ui_annotation.assignment import CHOICES, PLACES
 
-_CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 _SUBMITTED_AT_ONCE = 100  # the most that Argilla takes
 _PENDING = {
     "filters": {
@@ -46,8 +46,8 @@ class Task(NamedTuple):
     seconds: tuple[float, ...]
     """How long the clips last."""
     question: str
-    answer_a: str
-    answer_b: str
+    answers: tuple[str, ...]
+    """In the order in which they are shown."""
 
 
 Judge = Callable[[Task, Generator], dict[str, Any]]
@@ -74,21 +74,46 @@ def informed(
     def judge(task: Task, rng: Generator) -> dict[str, Any]:
         known = facts[task.clips]
         question = phrasebook.question(task.question, known)
-        a, b = (phrasebook.assess(answer, question, known) for answer in (task.answer_a, task.answer_b))
-        honest = {"factuality": _prefer(a.factual, b.factual), "behaviour": _prefer(a.behaves, b.behaves)}
-        answers: dict[str, Any] = {
-            name: _CHOICES[int(rng.integers(len(_CHOICES)))] if rng.random() < error_rate else choice
-            for name, choice in honest.items()
+        marks = [phrasebook.assess(answer, question, known) for answer in task.answers]
+        good = {
+            "factuality": [mark.factual for mark in marks],
+            "behaviour": [mark.behaves for mark in marks],
         }
-        for side, answer in (("a", task.answer_a), ("b", task.answer_b)):
+        is_random = {axis: rng.random() < error_rate for axis in good}
+        answers = _choices(good, is_random, rng) if len(marks) == 2 else _rankings(good, is_random, rng)
+        for place, answer in zip(PLACES, task.answers, strict=False):
             if errors := _errors(phrasebook.claims(answer, question, known), question):
-                answers[f"errors_{side}"] = errors
+                answers[f"errors_{place}"] = errors
         return answers
 
     return judge
 
 
-def _prefer(a: bool, b: bool) -> Choice:
+def _choices(
+    good: Mapping[str, Sequence[bool]], is_random: Mapping[str, bool], rng: Generator
+) -> dict[str, Any]:
+    names = list(CHOICES)
+    return {
+        axis: names[int(rng.integers(len(names)))] if is_random[axis] else _prefer(*good[axis])
+        for axis in good
+    }
+
+
+def _rankings(
+    good: Mapping[str, Sequence[bool]], is_random: Mapping[str, bool], rng: Generator
+) -> dict[str, Any]:
+    """Good answers tie for the first rank, the others for the one after."""
+    answers: dict[str, Any] = {}
+    for axis, marks in good.items():
+        ranks = rng.permutation(len(marks)) + 1 if is_random[axis] else [2 - mark for mark in marks]
+        answers[axis] = [
+            {"value": place, "rank": int(rank)} for place, rank in zip(PLACES, ranks, strict=False)
+        ]
+    all_bad = [axis for axis, marks in good.items() if not any(marks) and not is_random[axis]]
+    return {**answers, **({"all_bad": all_bad} if all_bad else {})}
+
+
+def _prefer(a: bool, b: bool) -> str:
     if a == b:
         return "tie" if a else "both_bad"
     return "a" if a else "b"
@@ -207,6 +232,7 @@ class _Annotator:
 
 def _task(record: Mapping[str, Any]) -> Task:
     fields = record["fields"]
-    question, a, b = (render.plain(fields[name]) for name in ("prompt", "response_a", "response_b"))
-    clips = render.sources(fields["audio"])
-    return Task(record["id"], record["external_id"], clips, render.durations(fields["audio"]), question, a, b)
+    question = render.plain(fields["prompt"])
+    answers = tuple(render.plain(fields[name]) for place in PLACES if (name := f"response_{place}") in fields)
+    clips, durations = render.sources(fields["audio"]), render.durations(fields["audio"])
+    return Task(record["id"], record["external_id"], clips, durations, question, answers)

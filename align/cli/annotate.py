@@ -106,7 +106,7 @@ def status(
         typer.echo(f"No server runs for {own}. Start it: {command}")
         raise typer.Exit(1)
     with annotate.server(stage.config, stage.run) as host:
-        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.project))
+        so_far = pulling.progress(stage.project, annotate.fetch(host, stage.config, stage.project))
     typer.echo(f"{host.url}  {so_far.done} of {so_far.wanted} judgements")
     for name, n in so_far.submitted.items():
         typer.echo(f"  {name}: {n}")
@@ -129,6 +129,34 @@ def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
 
 
 @app.command()
+def adjudicate(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> None:
+    """Send what annotators disagree about, and what they typed, to the recipe's adjudicator.
+
+    Annotators go on meanwhile: repeat it for what came since. `align run` waits for the decisions.
+
+    Example: align annotate adjudicate recipes/qwen2_audio_7b --set 4_annotate.adjudicator=ann
+    """
+    from align.recipe.recipe import Problem, RecipeError
+    from align.stages import annotate
+    from ui_annotation import pull
+
+    stage = _annotate_stage(recipe, overrides, out)
+    config, project = stage.config, stage.project
+    if config.adjudicator is None:
+        raise RecipeError([Problem(str(recipe), "adjudicator", "not given; who decides? Name an account")])
+    with annotate.server(config, stage.run) as host:
+        judgements = annotate.fetch(host, config, project)
+        decisions = annotate.review_project(config, project, judgements)
+        annotate.send_for_review(host, config, decisions)
+        so_far = pull.progress(decisions, annotate.fetch(host, config, decisions))
+    typed = sum(item.purpose == "correction" for item in decisions.comparisons)
+    typer.echo(f"{host.url}  workspace {decisions.workspace}, for {config.adjudicator}:")
+    typer.echo(f"  {len(decisions.comparisons) - typed} disagreements, {typed} typed answers")
+    typer.echo(f"  {so_far.done} of {so_far.wanted} are decided")
+    typer.echo(f"Next, when all are: {run_command(recipe, overrides, out)}")
+
+
+@app.command()
 def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> None:
     """Fetch the judgements so far as a version in RUN/snapshots, with their quality report.
 
@@ -139,8 +167,8 @@ def pull(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     stage = _annotate_stage(recipe, overrides, out)
     config, project = stage.config, stage.project
     with annotate.server(config, stage.run) as host:
-        judgements = annotate.fetch(host, project)
-    result = annotate.keep(judgements, host, config, project, stage.run / "snapshots")
+        judgements = annotate.fetch(host, config, project)
+    result = annotate.keep(judgements, host.url, config, project, stage.run / "snapshots")
     annotate.report(result, config, project, result.snapshot)
     typer.echo(f"{result.snapshot}  {len(judgements)} judgements; report: {result.snapshot}.html")
 

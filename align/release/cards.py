@@ -14,8 +14,10 @@ from markupsafe import Markup, escape
 from align.release.clips import Clip
 from align.release.comparison import ComparedQuestion, PolicyComparison
 from preference_data import store
-from preference_data.schema import Comparison, Judgement
+from preference_data.schema import Judgement, Ranking
 
+LETTERS = "ABCD"
+"""What annotators call the answers of a comparison, in order."""
 _MOST_PAIRS = 250_000
 """Pairs of words up to which differences are marked: a policy that repeats itself takes minutes."""
 
@@ -27,16 +29,16 @@ class Card(NamedTuple):
     texts: tuple[Markup, ...]
     """The policies' answers with their own words marked."""
     clip: Clip
-    people: tuple[tuple[Judgement, Comparison], ...]
-    """People's judgements on pairs of answers to it. All of it is untrusted text."""
+    people: tuple[Judgement, ...]
+    """People's judgements on answers to it. All of it is untrusted text."""
 
 
 def make(c: PolicyComparison, clips: Mapping[str, Clip]) -> list[Card]:
     """A card for each question, in the order of the comparison."""
-    people: dict[str, list[tuple[Judgement, Comparison]]] = {}
+    people: dict[str, list[Judgement]] = {}
     for run in dict.fromkeys(policy.folder.parent for policy in c.policies):
-        for judgement, comparison in _human_judgements(run):
-            people.setdefault(judgement.prompt_id, []).append((judgement, comparison))
+        for judgement in _human_judgements(run):
+            people.setdefault(judgement.prompt_id, []).append(judgement)
     return [
         Card(
             question,
@@ -54,14 +56,25 @@ def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
     return (diff_words(baseline, others), *(diff_words(text, [baseline]) for text in others))
 
 
-def _human_judgements(run: Path) -> Iterator[tuple[Judgement, Comparison]]:
+def _human_judgements(run: Path) -> Iterator[Judgement]:
     """People's judgements in a run; retests and gold measure the annotator and are left out."""
-    for file in sorted(run.glob("[!.]*/comparisons.jsonl")):
-        comparisons = {comparison.id: comparison for comparison in store.read(file, Comparison)}
-        for judgement in store.stream(file.with_name("judgements.jsonl"), Judgement):
-            comparison = comparisons.get(judgement.comparison)
-            if comparison and judgement.purpose == "comparison" and not judgement.audio_unusable:
-                yield judgement, comparison
+    for file in sorted(run.glob("[!.]*/judgements.jsonl")):
+        for judgement in store.stream(file, Judgement):
+            is_of_people = judgement.annotator_kind != "model" and not judgement.audio_unusable
+            if is_of_people and judgement.purpose not in ("retest", "gold"):
+                yield judgement
+
+
+def in_words(ranking: Ranking | None) -> str:
+    """A ranking as people read it: "B > A = C", "A = B (all bad)"."""
+    if ranking is None:
+        return "not ranked"
+    places = sorted(zip(ranking.ranks, LETTERS, strict=False))
+    order = " > ".join(
+        " = ".join(letter for _, letter in group)
+        for _, group in itertools.groupby(places, key=lambda place: place[0])
+    )
+    return f"{order} (all bad)" if ranking.all_bad else order
 
 
 def diff_words(text: str, others: Sequence[str]) -> Markup:

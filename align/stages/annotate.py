@@ -1,7 +1,9 @@
-"""Judge pairs of completions for factuality and behaviour, in Argilla.
+"""Judge completions beside each other for factuality and behaviour, in Argilla.
 
-The comparisons and their sides are drawn here and stay here as the key; annotators get texts and clips only.
-Their judgements come back un-blinded as a snapshot, with a report on how far they can be trusted.
+The comparisons and their order are drawn here and stay here as the key; annotators get texts and clips only.
+Their judgements come back un-blinded as a snapshot, with a report on how far they can be trusted. What was
+judged earlier is not asked again. A named person may then decide what annotators disagree about, and approve
+what they typed.
 Reads: completions, corpus. Writes: comparisons.jsonl (the key), judgements.jsonl, snapshot.json,
 quality.json, quality.html.
     align run recipes/demo --only 4_annotate
@@ -10,9 +12,11 @@ quality.json, quality.html.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,6 +25,7 @@ from typing import NamedTuple
 
 import argilla as rg
 
+from align.evaluation.benchmarks.choices import chosen
 from align.recipe.config.preference import AnnotateConfig
 from align.release import annotators as page
 from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_json
@@ -59,22 +64,35 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     Raises:
         Waiting: people have not judged enough yet.
     """
+    run_folder = out.final.parent
     project = make_project(config, inputs, out)
-    store.write(out.path / "comparisons.jsonl", project.comparisons)
-    with server(config, out.final.parent) as host:
-        pushed = send(host, project)
-        if config.by == "simulated":
-            phrasebook = Phrasebook.load(inputs[config.corpus] / "phrasebook.yaml")
-            _simulate(host, config, project, pushed, phrasebook)
-        judgements = fetch(host, project)
-        if config.by == "people":
-            _require_enough(host, config, project, judgements)
-    result = keep(judgements, host, config, project, out.final.parent / "snapshots")
+    judgements, comparisons, url = pull.earlier(project), list(project.comparisons), ""
+    if project.open() or config.adjudicator:
+        with server(config, run_folder) as host:
+            url = host.url
+            pushed = send(host, project)
+            if config.by == "simulated":
+                phrasebook = Phrasebook.load(inputs[config.corpus] / "phrasebook.yaml")
+                _simulate(host, config, project, pushed, phrasebook)
+            judgements = fetch(host, config, project)
+            if config.by == "people":
+                _require_enough(host, config, project, judgements)
+            if config.adjudicator:
+                decisions = review_project(config, project, judgements)
+                send_for_review(host, config, decisions)
+                judgements += fetch(host, config, decisions)
+                _require_decisions(host, config, decisions, judgements)
+                comparisons += decisions.comparisons
+    store.write(out.path / "comparisons.jsonl", comparisons)
+    result = keep(judgements, url, config, project, run_folder / "snapshots")
     for name in ("judgements.jsonl", "snapshot.json"):
         store.write_text(out.path / name, (result.snapshot / name).read_text(encoding="utf-8"))
     report(result, config, project, out.path / "quality")
+    purposes = Counter(item.purpose for item in comparisons)
     return {
-        "comparisons": float(len(project.comparisons)),
+        "comparisons": float(len(comparisons)),
+        "retests": float(purposes["retest"]),
+        "gold": float(purposes["gold"]),
         "judgements": float(len(result.judgements)),
         **({"error_rate_declared": config.error_rate} if config.by == "simulated" else {}),
         **quality.metrics(result.quality),
@@ -82,7 +100,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
 
 
 def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> Project:
-    """Draw the comparisons: the same inputs and seed give the same ones.
+    """Draw the comparisons: the same inputs, seed and earlier judgements give the same ones.
 
     Simulated judgements depend on more of the recipe than the comparisons do, so each fingerprint has its
     own datasets. People's datasets belong to the run and its clips: whatever else of the recipe changes, a
@@ -90,22 +108,54 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     """
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
+    corpus, workspace = inputs[config.corpus], config.workspace
+    earlier = _earlier(config, out.final.parent)
     comparisons = assignment.draw(
         store.read(source / "completions.jsonl", Completion),
         prompts,
+        size=config.completions_per_comparison,
         per_prompt=config.comparisons_per_prompt,
         overlap=config.overlap,
-        retests=config.retests,
-        gold=config.gold,
+        rates=assignment.Rates(config.retests, config.gold),
         seed=config.seed,
+        is_true=_truth(corpus),
+        earlier=earlier,
     )
-    corpus, workspace = inputs[config.corpus], config.workspace
     if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
         name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
     else:
         run = re.sub(r"[^A-Za-z0-9_-]+", "-", out.final.parent.resolve().name)[:60]
         name = f"{out.name}-{run}-{sha256_file(corpus / 'clips.jsonl')[:8]}"
-    return Project(name, workspace, comparisons, prompts, corpus, config.annotators)
+    return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier)
+
+
+def _earlier(config: AnnotateConfig, run_folder: Path) -> list[Judgement]:
+    """Judgements of the snapshot that the recipe names, and people's of this run."""
+    of_people = [
+        item
+        for item in pull.read_snapshots(pull.snapshots(run_folder / "snapshots"))
+        if item.annotator_kind == "person"
+    ]
+    named = pull.read_snapshots([Path(config.snapshot)]) if config.snapshot else []
+    return [*named, *(of_people if config.by == "people" else [])]
+
+
+def _truth(corpus: Path) -> assignment.Truth:
+    """What is known of a completion: by the facts of the clip, or by the choices of the question."""
+    if not (corpus / "phrasebook.yaml").exists():
+        return _is_right_choice
+    phrasebook = Phrasebook.load(corpus / "phrasebook.yaml")
+
+    def is_true(prompt: Prompt, text: str) -> bool:
+        facts = json.loads(prompt.meta_info)
+        return phrasebook.assess(text, phrasebook.question(prompt.question, facts), facts).factual
+
+    return is_true
+
+
+def _is_right_choice(prompt: Prompt, text: str) -> bool | None:
+    choice = chosen(prompt.choices, text) if prompt.choices else None
+    return None if choice is None else choice == prompt.answer_gt
 
 
 @contextmanager
@@ -145,17 +195,36 @@ def send(host: Server, project: Project) -> push.PushResult:
         return push.push(host.argilla, project, on_progress)
 
 
-def fetch(host: Server, project: Project) -> list[Judgement]:
+def fetch(host: Server, config: AnnotateConfig, project: Project) -> list[Judgement]:
     """All judgements so far."""
-    return pull.pull(host.argilla, project)
+    return pull.pull(host.argilla, project, "simulated" if config.by == "simulated" else "person")
+
+
+def review_project(config: AnnotateConfig, project: Project, judgements: list[Judgement]) -> Project:
+    """What the adjudicator decides, in a workspace that annotators do not see."""
+    return project._replace(
+        name=f"{project.name}-review",
+        workspace=f"{project.workspace}-review",
+        comparisons=assignment.review(judgements, config.seed),
+        annotators=1,
+    )
+
+
+def send_for_review(host: Server, config: AnnotateConfig, decisions: Project) -> None:
+    """Let the adjudicator into the workspace, and bring there what is open."""
+    assert config.adjudicator
+    if host.home:
+        accounts.admit(host.home, config.adjudicator, workspace=decisions.workspace)
+    if decisions.open():
+        send(host, decisions)
 
 
 def keep(
-    judgements: list[Judgement], host: Server, config: AnnotateConfig, project: Project, snapshots: Path
+    judgements: list[Judgement], url: str, config: AnnotateConfig, project: Project, snapshots: Path
 ) -> Judgements:
     """Keep judgements as a version in `snapshots`, and assess them; the same ones make no new version."""
-    datasets = [dataset.name for dataset in project.datasets() if dataset.comparisons]
-    folder = pull.snapshot(snapshots, judgements, url=host.url, datasets=datasets)
+    datasets = [dataset.name for dataset in project.datasets()]
+    folder = pull.snapshot(snapshots, judgements, url=url, datasets=datasets)
     # The snapshot's order does not depend on time, so that the same answers make the same report.
     judgements = store.read(folder / "judgements.jsonl", Judgement)
     seconds = None  # simulated annotators take no time, so none is too fast
@@ -214,7 +283,22 @@ def _require_enough(
         return
     lines = [f"Waiting for annotators: {so_far.done} of {so_far.wanted} judgements are there."]
     lines += [f"  {name}: {n}" for name, n in so_far.submitted.items()]
-    lines += [f"  They sign in at {host.url}"]
+    raise Waiting("\n".join(lines + _sign_in(host)), done=so_far.done, wanted=so_far.wanted)
+
+
+def _require_decisions(
+    host: Server, config: AnnotateConfig, decisions: Project, judgements: list[Judgement]
+) -> None:
+    so_far = pull.progress(decisions, judgements)
+    if so_far.done < so_far.wanted:
+        line = f"Waiting for {config.adjudicator}: {so_far.done} of {so_far.wanted} decisions are there."
+        line += f" They are in workspace {decisions.workspace}."
+        raise Waiting("\n".join([line, *_sign_in(host)]), done=so_far.done, wanted=so_far.wanted)
+
+
+def _sign_in(host: Server) -> list[str]:
+    """Where people sign in, and with what."""
+    lines = [f"  They sign in at {host.url}"]
     if host.home:
         if sys.stdout.isatty():  # passwords are for a person at the terminal, not for a log
             users = launch.credentials(host.home)["users"].items()
@@ -222,7 +306,7 @@ def _require_enough(
                 f"    {name}  {user['password']}" for name, user in users if user["role"] == "annotator"
             ]
         lines += [f"  Names and passwords, for your eyes only: {host.home / 'credentials.json'}"]
-    raise Waiting("\n".join(lines), done=so_far.done, wanted=so_far.wanted)
+    return lines
 
 
 @contextmanager

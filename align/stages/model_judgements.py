@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import soundfile
 
@@ -21,7 +20,7 @@ from preference_data import store
 from preference_data.audio.clip_files import find_below
 from preference_data.audio.decode import SAMPLE_RATE, load
 from preference_data.preferences import model_agreement
-from preference_data.preferences.model_agreement import Biases, ModelAgreement
+from preference_data.preferences.model_agreement import ModelAgreement
 from preference_data.schema import Axis, Comparison, Completion, Judgement, Prompt, Ranking, stable_id
 
 REPORT = "model.json"

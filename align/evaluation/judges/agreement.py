@@ -6,7 +6,9 @@ decisive choices that they match is reported (above 70 % there).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,10 @@ from align.evaluation.benchmarks.air_bench import item_of
 from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
 from align.run_folder.artifacts import plain_values
-from preference_data.schema import Axis, Comparison, Judgement, Prompt
+from preference_data.schema import Axis, Comparison, Judgement, Prompt, Ranking
+
+Answer = tuple[str, str]
+"""Id of a prompt, and what a completion says: equal completions have equal scores."""
 
 
 class Margin(NamedTuple):
@@ -57,7 +62,7 @@ def measure(
         prompts: the questions behind `comparisons`, by id.
         label: names the work in progress reports.
     """
-    answers = sorted({(pair.prompt_id, text) for pair in comparisons for text in (pair.text_a, pair.text_b)})
+    answers = sorted({(item.prompt_id, text) for item in comparisons for text in item.texts})
     items = [item_of(prompts[prompt], number) for number, (prompt, _) in enumerate(answers)]
     points = preference_points(judge.judge(items, [text for _, text in answers], label))
     ids = {comparison.id for comparison in comparisons}
@@ -65,18 +70,18 @@ def measure(
     by_axis: dict[str, dict[str, Any]] = {}
     for axis, values in points.items():
         scores = {key: value for key, value in zip(answers, values, strict=True) if value is not None}
-        by_axis[axis] = plain_values(judge_agreement(relevant, scores_of(comparisons, scores), axis))
+        by_axis[axis] = plain_values(judge_agreement(relevant, scores, axis))
     return by_axis
 
 
 def judge_agreement(
-    judgements: Iterable[Judgement], scores: Mapping[str, float], axis: Axis
+    judgements: Iterable[Judgement], scores: Mapping[Answer, float], axis: Axis
 ) -> JudgeAgreement:
-    """Compare a judge with the majority of annotators, pair by pair.
+    """Compare a judge with the majority of annotators, pair by pair of completions.
 
     Args:
-        judgements: judgements; retests, gold and those of unusable audio are left out.
-        scores: the judge's score by completion id; see `scores_of`.
+        judgements: judgements; retests, gold, models' and those of unusable audio are left out.
+        scores: the judge's score of every completion.
         axis: the question put to the annotators.
     """
     majorities = [_majority(pair, votes) for pair, votes in _votes(judgements, axis).items()]
@@ -91,16 +96,6 @@ def judge_agreement(
         len(decided) - len(margins),
         _calibration([margin for margin in margins if margin]),
     )
-
-
-def scores_of(comparisons: Iterable[Comparison], rated: Mapping[tuple[str, str], float]) -> dict[str, float]:
-    """Scores by completion id, from scores by (prompt id, answer): equal answers have equal scores."""
-    answers = (
-        (completion, (pair.prompt_id, text))
-        for pair in comparisons
-        for completion, text in ((pair.completion_a, pair.text_a), (pair.completion_b, pair.text_b))
-    )
-    return {completion: rated[answer] for completion, answer in answers if answer in rated}
 
 
 def _calibration(margins: Sequence[float]) -> tuple[Margin, ...]:
@@ -119,19 +114,25 @@ def _calibration(margins: Sequence[float]) -> tuple[Margin, ...]:
     )
 
 
-def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[str], list[str | None]]:
-    """Per pair of answers, whichever side they stood on, what each annotator preferred; None: neither."""
-    votes: dict[frozenset[str], list[str | None]] = {}
+def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[Answer], list[Answer | None]]:
+    """Per pair of completions, in whatever order, what each annotator preferred; None: neither."""
+    votes: dict[frozenset[Answer], list[Answer | None]] = defaultdict(list)
     for row in judgements:
-        if row.purpose != "comparison" or row.audio_unusable or row.completion_a == row.completion_b:
+        ranking: Ranking | None = getattr(row, axis)
+        if row.purpose != "comparison" or row.audio_unusable or row.annotator_kind == "model" or not ranking:
             continue
-        preferred = {"a": row.completion_a, "b": row.completion_b}.get(getattr(row, axis))
-        votes.setdefault(frozenset({row.completion_a, row.completion_b}), []).append(preferred)
+        answers = [(row.prompt_id, text) for text in row.texts]
+        for i, j in combinations(range(len(answers)), 2):
+            preferred = i if ranking.prefers(i, j) else j if ranking.prefers(j, i) else None
+            if answers[i] != answers[j]:
+                votes[frozenset({answers[i], answers[j]})].append(
+                    None if preferred is None else answers[preferred]
+                )
     return votes
 
 
-def _majority(pair: frozenset[str], votes: Sequence[str | None]) -> tuple[str, str] | None:
-    """(better, worse) where more than half of the annotators chose the same answer, else None."""
+def _majority(pair: frozenset[Answer], votes: Sequence[Answer | None]) -> tuple[Answer, Answer] | None:
+    """(better, worse) where more than half of the annotators preferred the same answer, else None."""
     for better in sorted(pair):
         if 2 * votes.count(better) > len(votes):
             return better, next(iter(pair - {better}))

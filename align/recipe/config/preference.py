@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +23,7 @@ from align.recipe.config.base import (
 )
 from align.recipe.config.evaluation import ChatModel
 from align.recipe.config.rewards import RewardConfig
+from preference_data.schema import MOST_COMPARED
 
 
 class SampleConfig(StageConfig):
@@ -63,7 +65,7 @@ class ComparisonJudge(ChatModel):
 
 
 class AnnotateConfig(StageConfig):
-    """Judge pairs of completions for factuality and behaviour, in Argilla."""
+    """Judge completions beside each other for factuality and behaviour, in Argilla."""
 
     produces: ClassVar[OutputKind] = "annotations"
     renamed: ClassVar[Mapping[str, str]] = {"repeats": "retests"}
@@ -89,9 +91,10 @@ class AnnotateConfig(StageConfig):
     overlap: float = Field(0.3, ge=0, le=1)
     """Share of comparisons judged by every annotator; the rest by one."""
     retests: float = Field(0.1, ge=0, le=0.5)
-    """Comparisons shown once more with their sides swapped, as a share of all: are they judged the same?"""
+    """Comparisons shown once more in reverse order, as a share of all: are they judged the same?"""
     gold: float = Field(0.05, ge=0, le=0.5)
-    """Comparisons added whose better side is known, as a share of all: do annotators listen?"""
+    """Comparisons added whose right order is known, as a share of all: do annotators listen? It is known by
+    the facts of a clip, the choices of a question, or an adjudicator's decision."""
     enough: Annotated[float, NoEffect()] = Field(1.0, gt=0, le=1)
     """People: go on when this share of the judgements is there. It reopens nothing that is finished."""
     min_heard: float = Field(0.8, ge=0, le=1)
@@ -100,17 +103,32 @@ class AnnotateConfig(StageConfig):
     error_rate: float = Field(0.05, ge=0, le=1)
     """Simulated: how often an answer to a question is random."""
     comparisons_per_prompt: int = Field(3, ge=1)
+    completions_per_comparison: int = Field(2, ge=2, le=MOST_COMPARED)
+    """2: which is better? More: after one listen, all are ranked."""
+    snapshot: str | None = None
+    """Folder of earlier judgements, e.g. `runs/a/snapshots/0003-5f2c...`: of completions that are here again,
+    they count, and nobody is asked again. This run's own people always count."""
+    adjudicator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
+    """Of people: who decides where annotators disagree, and approves what they typed, in the same browser
+    pages; the run waits for it. None: disagreements make no pair."""
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Simulated annotators judge by the facts."""
         return ("by", "by: people") if self.by == "simulated" else None
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Simulated annotators have accounts on an own server alone; what people leave a judge must judge."""
+        """Simulated annotators have accounts on an own server alone; what is named is there."""
         yield from self._conflicts_of_judge()
         if self.by == "simulated" and self.server:
             message = "simulated annotators work on an own server only: remove it, or say by: people"
             yield Conflict("server", message)
+        if self.adjudicator and self.by != "people":
+            yield Conflict("adjudicator", f"has no effect with by: {self.by}; remove it, or say by: people")
+        if self.snapshot and not (Path(self.snapshot) / "judgements.jsonl").is_file():
+            message = (
+                "has no judgements.jsonl: name a folder in RUN/snapshots (align annotate pull makes one)"
+            )
+            yield Conflict("snapshot", message)
 
     def _conflicts_of_judge(self) -> Iterator[Conflict]:
         if self.by == "model":

@@ -8,8 +8,8 @@ import pytest
 from align.evaluation import comparison
 from align.evaluation.benchmarks.air_bench import CATEGORIES, Item
 from align.evaluation.judged_answers import JudgedAnswer, OrderReply
-from align.evaluation.judges.agreement import judge_agreement, measure, scores_of
-from preference_data.schema import Comparison, Judgement, Prompt
+from align.evaluation.judges.agreement import judge_agreement, measure
+from preference_data.schema import Comparison, Judgement, Prompt, Ranking
 
 
 def items_of(*tasks, questions_per_clip=1):
@@ -177,24 +177,31 @@ def test_order_consistency_by_hand():
     assert comparison.order_consistency([]) is None
 
 
+RANKS = {"a": (1, 2), "b": (2, 1), "tie": (1, 1)}
+
+
 def annotation(a, b, factuality, annotator="x", **more):
     return Judgement(
         id=f"{a}{b}{annotator}{more}",
         comparison=more.pop("comparison", "s"),
         prompt_id="p",
-        completion_a=a,
-        completion_b=b,
+        completions=(a, b),
+        texts=(a, b),
+        kind="choice",
         annotator=annotator,
-        factuality=factuality,
-        behaviour="tie",
+        annotator_kind="person",
+        factuality=Ranking(ranks=RANKS[factuality]),
+        behaviour=Ranking(ranks=(1, 1)),
         **more,
     )
 
 
-def compared(a, text_a, b, text_b):
-    return Comparison(
-        id=a + b, prompt_id="p", completion_a=a, completion_b=b, text_a=text_a, text_b=text_b, everyone=True
-    )
+def scored(**scores):
+    return {("p", text): score for text, score in scores.items()}
+
+
+def compared(a, b):
+    return Comparison(id=a + b, prompt_id="p", completions=(a, b), texts=(a, b), everyone=True)
 
 
 def test_the_judge_is_held_against_the_majority_of_people():
@@ -207,10 +214,10 @@ def test_the_judge_is_held_against_the_majority_of_people():
         annotation("c7", "c8", "b", "y"),  # split
         annotation("c1", "c3", "a", "x"),  # the judge ties
         annotation("c1", "c9", "a", "x"),  # not scored
-        annotation("c2", "c3", "a", "x", purpose="gold", expected="a"),
+        annotation("c2", "c3", "a", "x", purpose="gold", expected=Ranking(ranks=(1, 2))),
         annotation("c2", "c4", "a", "x", audio_unusable=True),
     ]
-    scores = {"c1": 8.0, "c2": 5.0, "c3": 8.0, "c4": 3.0, "c7": 1.0, "c8": 2.0}
+    scores = scored(c1=8.0, c2=5.0, c3=8.0, c4=3.0, c7=1.0, c8=2.0)
     found = judge_agreement(annotations, scores, "factuality")
     assert found.agreement.share == pytest.approx(1 / 3)
     assert found.agreement.n == 3
@@ -218,16 +225,27 @@ def test_the_judge_is_held_against_the_majority_of_people():
     assert judge_agreement(annotations, scores, "behaviour").agreement == (None, None, None, 0)
 
 
-def test_scores_join_completions_by_what_they_say():
-    comparisons = [compared("c0", "a dog", "c1", "a cat"), compared("c2", "a dog", "c1", "a cat")]
-    assert scores_of(comparisons, {("p", "a dog"): 7.0, ("q", "a cat"): 1.0}) == {"c0": 7.0, "c2": 7.0}
+def test_a_ranking_of_four_is_a_majority_on_each_of_its_pairs():
+    ranking = annotation("c1", "c2", "a").model_copy(
+        update={
+            "completions": tuple("wxyz"),
+            "texts": tuple("wxyz"),
+            "factuality": Ranking(ranks=(1, 2, 2, 3)),
+        }
+    )
+    # the judge agrees on w > x, w > z, x > z, y > z; not on w > y; x = y is no majority
+    found = judge_agreement([ranking], scored(w=7, x=6, y=8, z=1), "factuality")
+    assert (found.agreement.share, found.agreement.n, found.undecided) == (4 / 5, 5, 1)
+    model = ranking.model_copy(update={"annotator_kind": "model"})
+    assert judge_agreement([model], scored(w=7, x=6, y=8, z=1), "factuality").agreement.n == 0
 
 
 def test_a_judge_that_knows_how_sure_it_is_agrees_more_where_its_scores_differ_more():
     # Nine pairs that people decided for the first: margins +-1 (1 of 3 agrees), +-2 (2 of 3), 4 (3 of 3).
     margins = [1.0, -1.0, -1.0, 2.0, 2.0, -2.0, 4.0, 4.0, 4.0]
     annotations = [annotation(f"a{i}", f"b{i}", "a") for i in range(9)]
-    scores = {f"a{i}": 5.0 + margin for i, margin in enumerate(margins)} | {f"b{i}": 5.0 for i in range(9)}
+    first = {f"a{i}": 5.0 + margin for i, margin in enumerate(margins)}
+    scores = scored(**first, **{f"b{i}": 5.0 for i in range(9)})
     parts = judge_agreement(annotations, scores, "factuality").calibration
     assert [(part.low, part.high) for part in parts] == [(1, 1), (2, 2), (4, 4)]
     assert [part.agreement.share for part in parts] == pytest.approx([1 / 3, 2 / 3, 1])
@@ -235,7 +253,7 @@ def test_a_judge_that_knows_how_sure_it_is_agrees_more_where_its_scores_differ_m
 
 
 def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements():
-    comparisons = [compared("c0", "a dog", "c1", "a cat"), compared("c2", "a cow", "c1", "a cat")]
+    comparisons = [compared("a dog", "a cat"), compared("a cow", "a cat")]
     prompt = Prompt(
         id="p",
         audios=("audio/x.wav",),
@@ -259,9 +277,9 @@ def test_annotated_answers_are_scored_once_each_and_joined_to_their_judgements()
             ]
 
     judgements = [
-        annotation("c0", "c1", "a", comparison="c0c1"),
-        annotation("c2", "c1", "a", comparison="c2c1"),
-        annotation("c9", "c1", "b", comparison="of another draw"),
+        annotation("a dog", "a cat", "a", comparison="a doga cat"),
+        annotation("a cow", "a cat", "a", comparison="a cowa cat"),
+        annotation("a hen", "a cat", "b", comparison="of another draw"),
     ]
     found = measure(LikesDogs(), comparisons, judgements, {"p": prompt}, "judged")
     assert requests == [("What?", "a cat"), ("What?", "a cow"), ("What?", "a dog")]

@@ -123,23 +123,31 @@ def test_endless_answers_are_shown_unmarked_instead_of_taking_minutes():
 
 def test_what_people_said_of_a_question_stands_with_it(run):
     (run / "4_annotate").mkdir()
-    pair = {"prompt_id": "q2", "completion_a": "x", "completion_b": "y"}
-    shown = {"id": "s", "text_a": "A cat.", "text_b": "<b>A dog.</b>", "everyone": True, **pair}
-    said = {"comparison": "s", "factuality": "b", "behaviour": "both_bad", **pair}
+    said = {
+        "comparison": "s",
+        "prompt_id": "q2",
+        "completions": ["x", "y"],
+        "texts": ["A cat.", "<b>A dog.</b>"],
+        "kind": "choice",
+        "annotator_kind": "person",
+        "factuality": {"ranks": [2, 1]},
+        "behaviour": {"ranks": [1, 1], "all_bad": True},
+    }
     judgements = [
         {"id": "1", "annotator": "ann", "rationale": "<i>It barks</i>", **said},
         {"id": "2", "annotator": "bob", "purpose": "retest", **said},
         {"id": "3", "annotator": "eve", "audio_unusable": True, **said},
+        {"id": "4", "annotator": "gpt", **said, "annotator_kind": "model"},
     ]
-    (run / "4_annotate/comparisons.jsonl").write_text(json.dumps(shown) + "\n")
     (run / "4_annotate/judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in judgements))
     write_html(compare([run / "2_sft", run / "6_dpo"]), run / "compare.html")
     html = (run / "compare.html").read_text(encoding="utf-8")
     assert html.count("1 judgement by people") == html.count("judgement by people") == 1
-    assert "ann: factuality B, behaviour both bad" in html
+    assert "ann: factuality B &gt; A, behaviour A = B (all bad)" in html
     assert "B: &lt;b&gt;A dog.&lt;/b&gt;" in html
     assert "&lt;i&gt;It barks&lt;/i&gt;" in html
     assert "bob" not in html
+    assert "gpt" not in html
 
 
 @pytest.fixture(scope="module")
