@@ -6,22 +6,24 @@ Writes: model_replies.jsonl (every reply), model.json (agreement, biases, what t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
 from align.evaluation.judges.chat_model import open_chat_model
 from align.evaluation.judges.comparison_judge import ComparisonJudge, ModelJudgements, RankingReply
 from align.recipe.config.preference import AnnotateConfig
-from align.run_folder.artifacts import StageFolder, write_json
+from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
 from preference_data.audio.clip_files import find_below
 from preference_data.audio.decode import SAMPLE_RATE, load
 from preference_data.preferences import model_agreement
 from preference_data.preferences.model_agreement import ModelAgreement
-from preference_data.schema import Axis, Comparison, Completion, Judgement, Prompt, Ranking, stable_id
+from preference_data.schema import Axis, Comparison, Completion, Judgement, Ranking, stable_id
+from ui_annotation.project import Project
 
 REPORT = "model.json"
 REPLIES = "model_replies.jsonl"
@@ -29,18 +31,15 @@ _LONGEST_S = 3600.0
 """Of a clip that is sent; the corpus has its own, lower limit."""
 
 
-def for_people(comparisons: Sequence[Comparison], share: float, seed: int) -> list[Comparison]:
-    """The share that people judge, by a lot for each; what measures them goes with what it repeats."""
-    lots = ((item, int(stable_id(seed, "people", item.about or item.id), 16)) for item in comparisons)
-    return [item for item, lot in lots if lot < share * 16**16]
+def left_to_model(config: AnnotateConfig, comparisons: Sequence[Comparison]) -> frozenset[str]:
+    """Ids of what no annotator judges: a lot for each decides, and a retest goes with what it repeats."""
+    share = 0.0 if config.by == "model" else config.people_share
+    lots = {item.id: int(stable_id(config.seed, "people", item.about or item.id), 16) for item in comparisons}
+    return frozenset(name for name, lot in lots.items() if lot >= share * 16**16)
 
 
 def judge_by_model(
-    config: AnnotateConfig,
-    comparisons: Sequence[Comparison],
-    prompts: Mapping[str, Prompt],
-    corpus: Path,
-    out: StageFolder,
+    config: AnnotateConfig, project: Project, out: StageFolder
 ) -> tuple[ComparisonJudge, ModelJudgements]:
     """Have the recipe's judge judge; replies are kept in the run folder, and written to the stage's.
 
@@ -55,9 +54,9 @@ def judge_by_model(
     judge = ComparisonJudge(
         model,
         out.final.parent / "judge_replies.jsonl",
-        (lambda path: _wav(corpus, path)) if config.judge.hears else None,
+        (lambda path: _wav(project.corpus, path)) if config.judge.hears else None,
     )
-    judged = judge.judge(comparisons, prompts, f"{out.name} {model.name}")
+    judged = judge.judge(project.comparisons, project.prompts, f"{out.name}: {model.name}")
     store.write_rows(out.path / REPLIES, [item._asdict() for item in judged.replies])
     return judge, judged
 
@@ -100,12 +99,17 @@ def report(
     return _metrics(judged, agreement)
 
 
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """What `report` wrote into a folder; None where no model has judged."""
+    return read_json(folder / REPORT) if (folder / REPORT).exists() else None
+
+
 def _metrics(judged: ModelJudgements, agreement: ModelAgreement) -> dict[str, float]:
     metrics = {
         "model_judgements": float(len(judged.judgements)),
         "model_unusable_replies": float(sum(item.outcome != "used" for item in judged.replies)),
     }
-    for name, measured in {**agreement.axes, "overall": agreement.overall}.items():
+    for name, measured in [*agreement.axes.items(), ("overall", agreement.overall)]:
         if measured.share:
             metrics[f"model_agreement_{name}"] = measured.share.value
             metrics[f"model_agreement_{name}_low"] = measured.share.low

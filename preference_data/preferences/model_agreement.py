@@ -206,7 +206,7 @@ def _sides(judgement: Judgement, ranking: Ranking | None) -> Iterator[tuple[_Pai
 
 
 def _side(ranking: Ranking, first: int, second: int) -> Side:
-    if ranking.ranks[first] == ranking.ranks[second]:
+    if ranking.all_bad or ranking.ranks[first] == ranking.ranks[second]:
         return "neither"
     return "first" if ranking.prefers(first, second) else "second"
 
@@ -258,7 +258,9 @@ def _clear(judgement: Judgement) -> list[tuple[int, int]]:
         for ranking in rankings
         for better in places
         for worse in places
-        if ranking.prefers(better, worse) and judgement.texts[better] != judgement.texts[worse]
+        if not ranking.all_bad
+        and ranking.prefers(better, worse)
+        and judgement.texts[better] != judgement.texts[worse]
     ]
 
 

@@ -84,6 +84,13 @@ def test_a_comparison_of_four_counts_once_by_the_share_of_its_pairs():
     assert (found.axes["factuality"].share.n, found.axes["factuality"].pairs) == (2, 7)
 
 
+def test_all_bad_is_a_preference_for_neither():
+    bad = Ranking(ranks=FIRST, all_bad=True)
+    people = judgement("c1", "ann", FIRST)
+    assert measured([people, by_model("c1", FIRST, factuality=bad)]).axes["factuality"].share.value == 0
+    assert measured([judgement("c1", "ann", FIRST, factuality=bad), by_model("c1", FIRST)]).overall.pairs == 1
+
+
 def test_sides_do_not_matter_and_the_same_text_is_not_compared():
     swapped = judgement("c1", "ann", SECOND, texts=("b", "a"))
     assert measured([swapped, by_model("c1", FIRST)]).overall.share.value == 1
@@ -176,7 +183,7 @@ def test_high_agreement_of_few_is_not_enough_and_none_is_refused_too():
 
 
 def test_biases_of_people():
-    """Ann prefers the first, short text of c1 on both axes; the second, long one of c2 on factuality alone."""
+    """Ann prefers the first, short text of c1 on both axes; the second, long one of c2 on factuality."""
     long = ("a", "bbb")
     given = [
         judgement("c1", "ann", FIRST, texts=long),
