@@ -126,14 +126,25 @@ def require(agreement: ModelAgreement, bound: float) -> tuple[Axis, ...]:
     return passed
 
 
-def usable(judgements: Sequence[Judgement], *, bound: float, min_heard: float) -> Usable:
+def usable(
+    judgements: Sequence[Judgement], *, bound: float, min_heard: float, exclude: Collection[str] = ()
+) -> Usable:
     """People's judgements, and models' without their rankings on the axes where they agree too little.
+
+    Args:
+        judgements: of all annotators.
+        bound: see `require`.
+        min_heard: see `measure`.
+        exclude: annotators who do not count: people do not measure a model, and a model is not measured.
 
     Raises:
         ModelDisagrees: a model agrees too little on both axes.
     """
-    judges = sorted({item.annotator for item in judgements if item.annotator_kind == "model"})
-    passed = {judge: require(measure(judgements, judge, min_heard=min_heard), bound) for judge in judges}
+    counting = [item for item in judgements if item.annotator not in exclude]
+    judges = {item.annotator for item in counting if item.annotator_kind == "model"}
+    passed = dict.fromkeys(exclude, AXES) | {
+        judge: require(measure(counting, judge, min_heard=min_heard), bound) for judge in sorted(judges)
+    }
     kept: list[Judgement] = []
     left_out: Counter[Axis] = Counter()
     for item in judgements:

@@ -182,6 +182,18 @@ def test_high_agreement_of_few_is_not_enough_and_none_is_refused_too():
     assert model_agreement.usable(people, bound=0.6, min_heard=0.8).judgements == people
 
 
+def test_who_is_excluded_neither_measures_nor_is_measured():
+    """Bo guesses: with him the model disagrees, for there is no majority."""
+    given = overlap(20, 20, 20)
+    guesses = [judgement(f"c{i}", "bo", SECOND) for i in range(20)]
+    with pytest.raises(ModelDisagrees, match="nothing to compare it with"):
+        model_agreement.usable([*given, *guesses], bound=0.6, min_heard=0.8)
+    assert model_agreement.usable([*given, *guesses], bound=0.6, min_heard=0.8, exclude=("bo",)).judgements
+    bad = overlap(20, 0, 0)
+    kept, _ = model_agreement.usable(bad, bound=0.6, min_heard=0.8, exclude=("ear",))
+    assert kept == bad  # who is excluded is left out elsewhere
+
+
 def test_biases_of_people():
     """Ann prefers the first, short text of c1 on both axes; the second, long one of c2 on factuality."""
     long = ("a", "bbb")
