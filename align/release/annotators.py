@@ -11,25 +11,26 @@ from align.release import page
 from preference_data.preferences import quality as limits
 from preference_data.preferences.agreement import SECONDS_EDGES
 from preference_data.preferences.quality import Quality
-from preference_data.schema import AXES, Comparison, Judgement, Prompt
+from preference_data.schema import AXES, Judgement, Prompt, Ranking
 from preference_data.store import write_text
 
 _EXAMPLES = 12
+PLACES = "ABCD"
+"""What annotators call the completions, in the order in which they see them."""
 
 
 def examples(
-    judgements: Sequence[Judgement], comparisons: Sequence[Comparison], prompts: Mapping[str, Prompt]
-) -> list[tuple[Judgement, Comparison, Prompt]]:
+    judgements: Sequence[Judgement], prompts: Mapping[str, Prompt]
+) -> list[tuple[Judgement, Prompt]]:
     """A dozen answers that came with a rationale or a correction. All of it is untrusted text.
 
     Which answers is decided by a hash of their id: neither by chance, nor by what looks good.
     """
-    key = {item.id: item for item in comparisons}
     typed = [
         item for item in judgements if any(text and text.strip() for text in (item.rationale, item.corrected))
     ]
     typed.sort(key=lambda item: hashlib.sha256(item.id.encode()).hexdigest())
-    return [(item, key[item.comparison], prompts[item.prompt_id]) for item in typed[:_EXAMPLES]]
+    return [(item, prompts[item.prompt_id]) for item in typed[:_EXAMPLES]]
 
 
 def write(
@@ -37,7 +38,7 @@ def write(
     path: Path,
     *,
     title: str,
-    examples: Sequence[tuple[Judgement, Comparison, Prompt]] = (),
+    examples: Sequence[tuple[Judgement, Prompt]] = (),
     model: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page as one file that works offline.
@@ -63,8 +64,23 @@ def write(
             limits=limits,
             percent=_percent,
             two_digits=_two_digits,
+            in_words=_in_words,
+            places=PLACES,
         ),
     )
+
+
+def _in_words(ranking: Ranking | None) -> str:
+    """A ranking as annotators read it: "A > C = B > D"."""
+    if ranking is None:
+        return "not ranked"
+    if max(ranking.ranks) == 1:
+        return "all bad" if ranking.all_bad else "tie"
+    tied = [
+        " = ".join(PLACES[place] for place, own in enumerate(ranking.ranks) if own == rank)
+        for rank in range(1, max(ranking.ranks) + 1)
+    ]
+    return " > ".join(tied) + (", all bad" if ranking.all_bad else "")
 
 
 def _percent(share: float) -> str:

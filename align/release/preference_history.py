@@ -11,7 +11,9 @@ from typing import Any
 
 from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
-_OF_ANNOTATIONS = ("min_agreement", "min_alpha", "axis")
+_OF_ANNOTATIONS = (
+    *("exclude", "min_gold", "annotator_weights", "min_agreement", "min_alpha", "correction_weight", "axis"),
+)
 _OF_SCORES = ("opponents", "margin", "good_from", "bad_to")
 """Keys of the stages that make pairs and labels."""
 

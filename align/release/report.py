@@ -79,13 +79,19 @@ def write(run: Path) -> Path:
             training=[view for stage in stages if (view := _training_view(stage))],
             corpora=[stage for stage in stages if stage.produces == "corpus" and stage.metrics],
             annotation=[
-                (stage, _headlines(stage.metrics), stage.folder / "quality.html")
+                (stage, _headlines(stage.metrics), _own_pages(stage))
                 for stage in stages
                 if stage.produces in _ANNOTATION and stage.metrics
             ],
         ),
     )
     return path
+
+
+def _own_pages(stage: Stage) -> dict[str, str]:
+    """Pages that a stage has written beside its records: what they show -> their place from the run's folder."""
+    pages = {"Per annotator": "quality.html", "What each rule left out": "rules.html"}
+    return {what: f"{stage.name}/{name}" for what, name in pages.items() if (stage.folder / name).exists()}
 
 
 def _stages(run: Path, summary: Mapping[str, Any]) -> list[Stage]:

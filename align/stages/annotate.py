@@ -263,7 +263,7 @@ def report(result: Judgements, config: AnnotateConfig, project: Project, path: P
         path.with_name(f"{path.name}.html"),
         title="Simulated annotators" if config.by == "simulated" else "Annotators",
         model=model_judgements.read_report(path.parent),
-        examples=page.examples(result.judgements, project.comparisons, project.prompts),
+        examples=page.examples(result.judgements, project.prompts),
     )
 
 

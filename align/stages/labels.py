@@ -1,7 +1,7 @@
 """Completions that are good or bad on their own, of judgements or scores: what KTO trains on.
 
 Reads: completions, annotations or scores. Writes: labels.jsonl, and of annotations
-quarantine.jsonl (judgements left out, and why).
+quarantine.jsonl (judgements left out, and why), rules.json and the page rules.html (what each rule left out).
     align run recipes/demo_rl --only 5_labels
 """
 
@@ -11,10 +11,11 @@ import math
 from pathlib import Path
 
 from align.recipe.config.preference import LabelsConfig
+from align.release import rules as page
 from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
 from preference_data.dataset.dataset import QUARANTINE
-from preference_data.preferences import labels
+from preference_data.preferences import labels, model_agreement, rules
 from preference_data.preferences.pairs import without_control_tokens
 from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
 
@@ -23,31 +24,49 @@ def run(config: LabelsConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     """Label completions; returns how many are desirable, undesirable and neither."""
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
-    completions = {item.id: item for item in store.stream(source / "completions.jsonl", Completion)}
     if config.annotations:
-        annotated = inputs[config.annotations]
-        judgements, refused = without_control_tokens(
-            store.read(annotated / "judgements.jsonl", Judgement), prompts, completions
-        )
-        store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
-        built, tally = labels.of_judgements(
-            judgements,
-            prompts,
-            completions,
-            axis=config.axis,
-            min_agreement=config.min_agreement,
-            min_heard=read_json(annotated / "quality.json")["min_heard"],
-        )
-    else:
-        assert config.scores is not None
-        assert config.good_from is not None
-        bad_to = math.nextafter(config.good_from, -math.inf) if config.bad_to is None else config.bad_to
-        built, tally = labels.of_scores(
-            store.stream(inputs[config.scores] / "scores.jsonl", CompletionScore),
-            prompts,
-            completions,
-            good_from=config.good_from,
-            bad_to=bad_to,
-        )
+        return _of_judgements(config, inputs[config.annotations], prompts, out)
+    assert config.scores is not None
+    assert config.good_from is not None
+    completions = {item.id: item for item in store.stream(source / "completions.jsonl", Completion)}
+    bad_to = math.nextafter(config.good_from, -math.inf) if config.bad_to is None else config.bad_to
+    built, tally = labels.of_scores(
+        store.stream(inputs[config.scores] / "scores.jsonl", CompletionScore),
+        prompts,
+        completions,
+        good_from=config.good_from,
+        bad_to=bad_to,
+    )
     store.write(out.path / "labels.jsonl", built)
     return {name: float(count) for name, count in tally._asdict().items()}
+
+
+def _of_judgements(
+    config: LabelsConfig, annotated: Path, prompts: dict[str, Prompt], out: StageFolder
+) -> dict[str, float]:
+    given = store.read(annotated / "judgements.jsonl", Judgement)
+    judgements, refused = without_control_tokens(given, prompts)
+    store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
+    min_heard = read_json(annotated / "quality.json")["min_heard"]
+    used = model_agreement.usable(
+        judgements, bound=config.min_model_agreement, min_heard=min_heard, exclude=config.exclude
+    )
+    values = rules.Rules(
+        min_heard=min_heard,
+        exclude=config.exclude,
+        min_gold=config.min_gold,
+        annotator_weights=config.annotator_weights,
+    )
+    counted = rules.count(used.judgements, values)
+    built, tally = labels.of_judgements(
+        counted, prompts, axis=config.axis, min_agreement=config.min_agreement
+    )
+    store.write(out.path / "labels.jsonl", built)
+    dropped = len(given) - len(judgements)
+    removed = [*rules.removals(counted, values, control_tokens=dropped), *model_agreement.removals(used)]
+    page.write(removed, counted, out.path / "rules", title="Labels")
+    return {
+        **{name: float(n) for name, n in tally._asdict().items()},
+        **{name: float(n) for name, n in counted.tally._asdict().items()},
+        **{f"model_unused_{axis}": float(n) for axis, n in used.left_out.items()},
+    }

@@ -1,7 +1,7 @@
 """Judgements to preference pairs, factuality and behaviour kept apart; or scores to pairs by reward.
 
 Reads: completions, annotations or scores. Writes: pairs.jsonl, and of annotations quarantine.jsonl
-(judgements left out, and why).
+(judgements left out, and why), rules.json and the page rules.html (what each rule left out).
     align run recipes/demo --only 5_pairs
 """
 
@@ -10,53 +10,80 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.recipe.config.preference import PairsConfig
+from align.release import rules as page
 from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
 from preference_data.dataset.dataset import QUARANTINE
-from preference_data.preferences import pairs
+from preference_data.preferences import model_agreement, pairs, rules
 from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
 
 
 def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
-    """Build pairs; returns how many comparisons or prompts became pairs, and why others did not.
+    """Build pairs; returns how many completions or prompts became pairs, and why others did not.
 
     Raises:
         LowAgreement: the annotators agree less than `min_alpha` asks for.
+        ModelDisagrees: a model agrees with people less than `min_model_agreement` asks for.
+        UnknownAnnotator: `exclude` names somebody who has judged nothing.
+        UnknownWeights: `dawid_skene` has nothing to learn from.
     """
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
+    if config.annotations:
+        return _of_judgements(config, inputs[config.annotations], prompts, out)
+    assert config.scores is not None
     completions = {item.id: item for item in store.stream(source / "completions.jsonl", Completion)}
-    if config.scores:
-        built, by_reward = pairs.of_scores(
-            store.stream(inputs[config.scores] / "scores.jsonl", CompletionScore),
-            prompts,
-            completions,
-            opponents=config.opponents,
-            margin=config.margin,
-            seed=config.seed,
-        )
-        metrics = {name: float(count) for name, count in by_reward._asdict().items()}
-    else:
-        assert config.annotations is not None
-        annotated = inputs[config.annotations]
-        judgements, refused = pairs.without_control_tokens(
-            store.read(annotated / "judgements.jsonl", Judgement), prompts, completions
-        )
-        store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
-        built, tallies = pairs.build(
-            judgements,
-            prompts,
-            completions,
-            min_agreement=config.min_agreement,
-            # as in the quality report of those annotators
-            min_heard=read_json(annotated / "quality.json")["min_heard"],
-            min_alpha=config.min_alpha,
-        )
-        metrics = {
-            f"{name}_{axis}": float(count)
-            for axis, tally in tallies.items()
-            for name, count in tally._asdict().items()
-        }
-        metrics["control_tokens"] = float(len(refused))
+    built, by_reward = pairs.of_scores(
+        store.stream(inputs[config.scores] / "scores.jsonl", CompletionScore),
+        prompts,
+        completions,
+        opponents=config.opponents,
+        margin=config.margin,
+        seed=config.seed,
+    )
     store.write(out.path / "pairs.jsonl", built)
-    return metrics
+    return {name: float(count) for name, count in by_reward._asdict().items()}
+
+
+def _of_judgements(
+    config: PairsConfig, annotated: Path, prompts: dict[str, Prompt], out: StageFolder
+) -> dict[str, float]:
+    given = store.read(annotated / "judgements.jsonl", Judgement)
+    judgements, refused = pairs.without_control_tokens(given, prompts)
+    store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
+    min_heard = read_json(annotated / "quality.json")["min_heard"]  # as in the report on these annotators
+    used = model_agreement.usable(
+        judgements, bound=config.min_model_agreement, min_heard=min_heard, exclude=config.exclude
+    )
+    values = rules.Rules(
+        min_heard=min_heard,
+        exclude=config.exclude,
+        min_gold=config.min_gold,
+        annotator_weights=config.annotator_weights,
+    )
+    counted = rules.count(used.judgements, values)
+    built, tallies = pairs.build(
+        counted,
+        prompts,
+        min_agreement=config.min_agreement,
+        min_alpha=config.min_alpha,
+        correction_weight=config.correction_weight,
+    )
+    store.write(out.path / "pairs.jsonl", built)
+    dropped = len(given) - len(judgements)
+    removed = [
+        *rules.removals(counted, values, control_tokens=dropped),
+        *model_agreement.removals(used),
+        *pairs.removals(tallies),
+    ]
+    page.write(removed, counted, out.path / "rules", title="Preference pairs")
+    return {
+        **{name: float(n) for name, n in counted.tally._asdict().items()},
+        **{f"model_unused_{axis}": float(n) for axis, n in used.left_out.items()},
+        **{
+            f"{name}_{axis}": float(n)
+            for axis, tally in tallies.items()
+            for name, n in tally._asdict().items()
+        },
+        "control_tokens": float(len(refused)),
+    }

@@ -2,10 +2,16 @@
 
 Judgements -> labels, one axis at a time:
 
-1. Votes are those of `pairs`: no retests, no gold, the clip was heard.
-2. A vote for a side says that it is good and that the other is bad; "both bad" says the latter of both. A tie
-   says nothing.
-3. A completion is labelled when at least `min_agreement` of what was said about it agrees.
+1. The judgements are those of `rules`: no controls, annotators who count, heard, with usable audio.
+2. A thumb says of a completion that it is good or bad. A ranking says that the only completion in first place
+   is good and the only one in last place bad; where all are bad it says so of each. Of ties and of the middle
+   it says nothing.
+3. What says more directly outweighs: of a completion that has thumbs these alone count. An adjudicator's
+   judgement outweighs both. An annotator counts once, with the average of what they say.
+4. A completion is labelled when at least `min_agreement` of what was said about it agrees.
+5. A label weighs its evidence, as a pair does (`pairs.evidence`), scaled to average 1 over all.
+
+What annotators typed is not labelled.
 
 Scores -> labels: a reward of at least `good_from` is good, one of at most `bad_to` bad, between is neither.
 """
@@ -13,10 +19,13 @@ Scores -> labels: a reward of at least `good_from` is good, one of at most `bad_
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from preference_data.preferences import agreement
+import numpy as np
+
+from preference_data.preferences.pairs import evidence
+from preference_data.preferences.rules import Counted
 from preference_data.schema import (
     Axis,
     Completion,
@@ -26,8 +35,13 @@ from preference_data.schema import (
     Label,
     Message,
     Prompt,
+    Ranking,
     stable_id,
 )
+
+_BY_RANKING, _BY_THUMB, _BY_ADJUDICATOR = range(3)
+"""How directly something is said; more outweighs less."""
+_ROUNDING = 1e-9
 
 
 class Tally(NamedTuple):
@@ -39,30 +53,37 @@ class Tally(NamedTuple):
     """Something was said about them, but not clearly."""
 
 
+class _Verdict(NamedTuple):
+    """Whether a text is good, None where that is undecided, and on what evidence."""
+
+    is_good: bool | None
+    judges: int = 1
+    agreement: float = 1.0
+    weight: float = 1.0
+
+
 def of_judgements(
-    judgements: Iterable[Judgement],
-    prompts: Mapping[str, Prompt],
-    completions: Mapping[str, Completion],
-    *,
-    axis: Axis,
-    min_agreement: float,
-    min_heard: float,
+    counted: Counted, prompts: Mapping[str, Prompt], *, axis: Axis, min_agreement: float
 ) -> tuple[list[Label], Tally]:
     """Labels on an axis by the rules above."""
-    said: dict[str, list[bool]] = defaultdict(list)
-    for item in judgements:
-        if item.purpose != "comparison" or not agreement.is_vote(item, min_heard):
-            continue
-        choice = getattr(item, axis)
-        if choice != "tie":
-            said[item.completion_a].append(choice == "a")
-            said[item.completion_b].append(choice == "b")
-    verdicts: dict[str, bool | None] = {}
-    for completion, votes in said.items():
-        share = sum(votes) / len(votes)
-        is_good = share >= 0.5
-        verdicts[completion] = is_good if max(share, 1 - share) >= min_agreement else None
-    return _labels(verdicts, prompts, completions, source=axis)
+    said: dict[tuple[str, str], dict[int, dict[str, list[bool]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for item in counted.votes:
+        for text, directness, is_good in _statements(item, axis):
+            said[item.prompt_id, text][directness][item.annotator].append(is_good)
+    for item in counted.adjudications:
+        for text, _, is_good in _statements(item, axis):
+            said[item.prompt_id, text][_BY_ADJUDICATOR][item.annotator].append(is_good)
+    weights = counted.weights[axis]
+    verdicts = {
+        key: verdict
+        for key, levels in sorted(said.items())
+        if (verdict := _verdict(levels[max(levels)], weights, min_agreement))
+    }
+    labels, tally = _labels(verdicts, prompts, source=axis)
+    mean = float(np.mean([label.weight for label in labels])) if labels else 1.0
+    return [label.model_copy(update={"weight": label.weight / mean}) for label in labels], tally
 
 
 def of_scores(
@@ -74,42 +95,75 @@ def of_scores(
     bad_to: float,
 ) -> tuple[list[Label], Tally]:
     """Labels by a reward. Completions without one are left out."""
-    verdicts = {
-        score.id: True if score.reward >= good_from else False if score.reward <= bad_to else None
-        for score in scores
-        if score.reward is not None
-    }
-    return _labels(verdicts, prompts, completions, source="reward")
+    verdicts: dict[tuple[str, str], _Verdict] = {}
+    for score in scores:
+        if score.reward is not None:
+            is_good = True if score.reward >= good_from else False if score.reward <= bad_to else None
+            completion = completions[score.id]
+            verdicts.setdefault((completion.prompt_id, completion.text), _Verdict(is_good))
+    return _labels(verdicts, prompts, source="reward")
+
+
+def _statements(item: Judgement, axis: Axis) -> Iterator[tuple[str, int, bool]]:
+    """(text, how directly, whether it is good) for all that a judgement says."""
+    ranking: Ranking | None = getattr(item, axis)
+    for place, text in enumerate(item.texts):
+        thumb = item.thumbs[place] if item.thumbs else None
+        if thumb is not None:
+            yield text, _BY_THUMB, thumb
+        elif ranking is not None and (is_good := _by_ranking(ranking, place)) is not None:
+            yield text, _BY_RANKING, is_good
+
+
+def _by_ranking(ranking: Ranking, place: int) -> bool | None:
+    rank, last = ranking.ranks[place], max(ranking.ranks)
+    if ranking.all_bad:
+        return False
+    if last == 1 or rank not in (1, last) or ranking.ranks.count(rank) > 1:
+        return None
+    return rank == 1
+
+
+def _verdict(
+    said: Mapping[str, list[bool]], weights: Mapping[str, float], min_agreement: float
+) -> _Verdict | None:
+    """What annotators say of a text together; None if nothing that they say is worth anything."""
+    weight = np.array([weights.get(name, 1.0) for name in said])
+    good = np.array([sum(each) / len(each) for each in said.values()])
+    votes_good, total = float(weight @ good), float(weight.sum())
+    if not total:
+        return None
+    is_good = 2 * votes_good >= total
+    agree = votes_good if is_good else total - votes_good
+    if agree < (min_agreement - _ROUNDING) * total:
+        return _Verdict(None)
+    judges = int((weight > 0).sum())
+    return _Verdict(is_good, judges, min(agree / total, 1.0), float(evidence(agree, total - agree)))
 
 
 def _labels(
-    verdicts: Mapping[str, bool | None],
-    prompts: Mapping[str, Prompt],
-    completions: Mapping[str, Completion],
-    source: str,
+    verdicts: Mapping[tuple[str, str], _Verdict], prompts: Mapping[str, Prompt], source: str
 ) -> tuple[list[Label], Tally]:
-    """A label for every completion with a verdict; the same text to the same prompt is labelled once."""
-    labels: dict[str, Label] = {}
-    for id_, is_good in verdicts.items():
-        if is_good is None or not completions[id_].text:
-            continue
-        prompt, text = prompts[completions[id_].prompt_id], completions[id_].text
-        key = stable_id(prompt.id, text, source)
-        labels.setdefault(
-            key,
-            Label(
-                id=key,
-                prompt_id=prompt.id,
-                prompt=(_asks(prompt),),
-                completion=text,
-                audios=prompt.audios,
-                label=is_good,
-                source=source,
-            ),
+    """A label for every text of a prompt with a verdict."""
+    labels = [
+        Label(
+            id=stable_id(prompt_id, text, source),
+            prompt_id=prompt_id,
+            prompt=(_asks(prompts[prompt_id]),),
+            completion=text,
+            audios=prompts[prompt_id].audios,
+            label=verdict.is_good,
+            weight=verdict.weight,
+            source=source,
+            judges=verdict.judges,
+            agreement=verdict.agreement,
         )
-    good = sum(label.label for label in labels.values())
-    undecided = sum(is_good is None for is_good in verdicts.values())
-    return list(labels.values()), Tally(good, len(labels) - good, undecided)
+        for (prompt_id, text), verdict in verdicts.items()
+        if verdict.is_good is not None and text
+    ]
+    good = sum(label.label for label in labels)
+    undecided = sum(verdict.is_good is None for verdict in verdicts.values())
+    return labels, Tally(good, len(labels) - good, undecided)
 
 
 def _asks(prompt: Prompt) -> Message:

@@ -11,7 +11,6 @@ and neither are the two axes, so intervals (Wilson, 95 %) are those of that many
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -20,9 +19,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from preference_data.preferences import votes
+from preference_data.preferences.agreement import wilson
+from preference_data.preferences.rules import Removal
 from preference_data.schema import AXES, Axis, Judgement, Ranking
 
-_Z = 1.959964
 Side = Literal["first", "second", "neither"]
 _Pair = tuple[str, str, str]
 """A prompt and two texts in the order of the alphabet."""
@@ -84,10 +85,11 @@ class Biases(BaseModel):
 
 
 class Usable(NamedTuple):
-    """Judgements to learn from, and how many rankings of models were left out by axis."""
+    """Judgements to learn from, how many rankings of models were left out by axis, and why."""
 
     judgements: list[Judgement]
     left_out: dict[Axis, int]
+    measured: list[ModelAgreement]
 
 
 def measure(judgements: Iterable[Judgement], judge: str, *, min_heard: float) -> ModelAgreement:
@@ -99,7 +101,7 @@ def measure(judgements: Iterable[Judgement], judge: str, *, min_heard: float) ->
         min_heard: share of the clip that a person must have played.
     """
     given = list(judgements)
-    people = [item for item in given if item.annotator_kind != "model" and _is_vote(item, min_heard)]
+    people = _of_people(given, min_heard)
     own = [item for item in given if item.annotator_kind == "model" and item.annotator == judge]
     majorities = {axis: _majorities(people, axis) for axis in AXES}
     axes = {axis: _agreement([_marks(item, [axis], majorities) for item in own]) for axis in AXES}
@@ -142,9 +144,8 @@ def usable(
     """
     counting = [item for item in judgements if item.annotator not in exclude]
     judges = {item.annotator for item in counting if item.annotator_kind == "model"}
-    passed = dict.fromkeys(exclude, AXES) | {
-        judge: require(measure(counting, judge, min_heard=min_heard), bound) for judge in sorted(judges)
-    }
+    measured = [measure(counting, judge, min_heard=min_heard) for judge in sorted(judges)]
+    passed = dict.fromkeys(exclude, AXES) | {item.judge: require(item, bound) for item in measured}
     kept: list[Judgement] = []
     left_out: Counter[Axis] = Counter()
     for item in judgements:
@@ -153,14 +154,30 @@ def usable(
             left_out.update(failed)
             item = item.model_copy(update=dict.fromkeys(failed))
         kept.append(item)
-    return Usable(kept, {axis: left_out[axis] for axis in AXES})
+    return Usable(kept, {axis: left_out[axis] for axis in AXES}, measured)
+
+
+def removals(used: Usable) -> list[Removal]:
+    """What the bound left out of models' rankings; empty where no model has judged."""
+    names = {item.judge for item in used.measured}
+    total = sum(item.annotator in names for item in used.judgements)
+    return [
+        Removal(
+            "min_model_agreement",
+            used.left_out[axis],
+            f"a model's judgements of {axis}",
+            total,
+            "; ".join(f"{item.judge}: {_in_words(item.axes[axis])}" for item in used.measured),
+        )
+        for axis in (AXES if names else ())
+    ]
 
 
 def biases_of_people(judgements: Iterable[Judgement], *, min_heard: float) -> Biases:
     """How people lean, over the judgements that count as votes."""
-    votes = [item for item in judgements if item.annotator_kind != "model" and _is_vote(item, min_heard)]
-    first = [[better < worse for better, worse in _clear(item)] for item in votes]
-    return Biases(first_place=_rate(first), longer=_longer(votes))
+    people = _of_people(judgements, min_heard)
+    first = [[better < worse for better, worse in _clear(item)] for item in people]
+    return Biases(first_place=_rate(first), longer=_longer(people))
 
 
 def biases_of_model(
@@ -179,17 +196,17 @@ def biases_of_model(
         policies: completion id -> who made it, as far as known.
         own: the names under which the model itself stands there.
     """
-    votes = [item for item in judgements if item.purpose == "comparison"]
+    compared = [item for item in judgements if item.purpose == "comparison"]
     flips = [list(_flips(*both)) for both in replies]
     selfish = [
         [policies[item.completions[better]] in own for better, _ in pairs]
-        for item in votes
+        for item in compared
         if (pairs := [pair for pair in _clear(item) if _is_own_against_other(item, pair, policies, own)])
     ]
     return Biases(
         flips=_rate([[flip is not None for flip in pairs] for pairs in flips]),
         first_place=_rate([[flip for flip in pairs if flip is not None] for pairs in flips]),
-        longer=_longer(votes),
+        longer=_longer(compared),
         own=_rate(selfish),
     )
 
@@ -197,9 +214,8 @@ def biases_of_model(
 # ------------------------------------------------------------------ pairs of completions
 
 
-def _is_vote(judgement: Judgement, min_heard: float) -> bool:
-    heard = (judgement.heard or 0.0) >= min_heard
-    return judgement.purpose == "comparison" and not judgement.audio_unusable and heard
+def _of_people(judgements: Iterable[Judgement], min_heard: float) -> list[Judgement]:
+    return votes.counted((item for item in judgements if item.annotator_kind != "model"), min_heard)
 
 
 def _ranking(judgement: Judgement, axis: Axis) -> Ranking | None:
@@ -217,21 +233,18 @@ def _sides(judgement: Judgement, ranking: Ranking | None) -> Iterator[tuple[_Pai
 
 
 def _side(ranking: Ranking, first: int, second: int) -> Side:
-    if ranking.all_bad or ranking.ranks[first] == ranking.ranks[second]:
-        return "neither"
-    return "first" if ranking.prefers(first, second) else "second"
+    sides: dict[int, Side] = {votes.FIRST: "first", votes.SECOND: "second"}
+    return sides.get(votes.vote(ranking, first, second), "neither")
 
 
 def _majorities(people: Iterable[Judgement], axis: Axis) -> dict[_Pair, Side]:
     """What more than half of those prefer who compared a pair; pairs without such a side are left out."""
-    votes: dict[_Pair, Counter[Side]] = defaultdict(Counter)
+    counts: dict[_Pair, Counter[Side]] = defaultdict(Counter)
     for item in people:
         for pair, side in _sides(item, _ranking(item, axis)):
-            votes[pair][side] += 1
+            counts[pair][side] += 1
     sides: tuple[Side, Side] = ("first", "second")
-    return {
-        pair: side for pair, counts in votes.items() for side in sides if 2 * counts[side] > counts.total()
-    }
+    return {pair: side for pair, own in counts.items() for side in sides if 2 * own[side] > own.total()}
 
 
 class _Marks(NamedTuple):
@@ -309,10 +322,9 @@ def _rate(comparisons: Iterable[Sequence[bool]]) -> Rate | None:
     n = len(shares)
     if not n:
         return None
-    value, z2 = fmean(shares), _Z * _Z
-    centre = (value + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(value * (1 - value) / n + z2 / (4 * n * n))
-    return Rate(value=value, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    value = fmean(shares)
+    low, high = wilson(value, n)
+    return Rate(value=value, low=float(low), high=float(high), n=n)
 
 
 def _low(agreement: Agreement) -> float:

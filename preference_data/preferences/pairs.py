@@ -1,17 +1,26 @@
 """Judgements -> preference pairs, one axis at a time, by stated rules.
 
-1. Votes are answers to comparisons. Retests and gold measure annotators and are not votes.
-2. An answer is dropped if its annotator called the audio unusable, or had played less than `min_heard` of
-   the clip when submitting; unknown is not heard.
-3. A comparison yields a pair on an axis when at least `min_agreement` of its counted annotators prefer the
-   same side there. A tie and "both bad" are votes for neither side.
-4. An answer that a counted annotator typed is preferred to both answers, on both axes. Its agreement
-   is the share of the comparison's counted annotators who typed it.
-5. No answer is paired with its own text, and a typed answer adds no pair that is there already.
-6. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
-7. Texts that hold a control token (`<|im_end|>`) teach nothing: see `without_control_tokens`.
-8. Unless alpha is above `min_alpha` for certain (95 %), on each axis, nothing is built: annotators who do
+1. Votes are those of `rules`: comparisons, and retests by somebody who did not judge the comparison itself,
+   of annotators who count, heard, with usable audio; each weighs what its annotator's are worth.
+2. Every two completions of a judgement get its vote. Votes on the same two texts of a prompt are counted
+   together, in whatever order, retest or comparison they stood; an annotator has one vote, the average.
+3. Two completions are a pair on an axis when at least `min_agreement` of the votes prefer the same one
+   there. A tie and "both bad" are votes for neither.
+4. An adjudication decides every two completions of its comparison, on both axes, whatever the votes; where
+   there are several, the last. It replaces the adjudicator's own vote there, and weighs 1.
+5. A completion that a counted annotator typed makes pairs when a second person approves it, see
+   `corrections`; else it makes none, or pairs with the evidence `correction_weight`, unless rejected.
+6. No completion is paired with its own text, and a typed one adds no pair of texts that is decided already.
+7. Factuality and behaviour stay separate records, so that whoever trains decides what to teach (`weigh`).
+8. Texts that hold a control token (`<|im_end|>`) teach nothing: see `without_control_tokens`.
+9. Unless alpha is above `min_alpha` for certain (95 %), on each axis, nothing is built: annotators who do
    not agree teach noise.
+
+Evidence, by which a pair counts in training: of votes `for` chosen and `against` it, by weight, a tie and
+"both bad" half to each, Beta(1 + for, 1 + against) is what is known of the share of annotators who prefer
+chosen. Its probability above one half, stretched to 0..1, is the evidence: 0.5 of a lone vote, 0.75 of two,
+0.97 of five that agree. An adjudicated pair has 0.9: more than three votes that agree (0.875), for somebody
+named listened with the disagreement in mind, but less than four (0.94).
 
 Scores -> preference pairs (`of_scores`): of each prompt's completions with a reward the best is preferred to
 the worst, or to one drawn from all that are worse, or every one to every worse one; the difference must be
@@ -23,26 +32,37 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from preference_data.preferences import agreement
-from preference_data.preferences.agreement import Alpha
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from preference_data.preferences import agreement, corrections
+from preference_data.preferences.agreement import Alpha, wilson
+from preference_data.preferences.corrections import Correction
+from preference_data.preferences.rules import Counted, Removal
+from preference_data.preferences.votes import FIRST, PLACES, SECOND, VoteTable, subject, tabulate, vote
 from preference_data.prompts.prompts import control_token
 from preference_data.schema import (
     AXES,
     Axis,
-    Choice,
     Completion,
     CompletionScore,
     Judgement,
     PairAxis,
     PreferencePair,
     Prompt,
+    Ranking,
     stable_id,
 )
 
 Opponents = Literal["worst", "random", "all"]
 """Which worse completion the best one of a prompt is paired with; `all`: every one with every worse one."""
+ADJUDICATED = 0.9
+"""Evidence of a pair that an adjudicator decided."""
+_ROUNDING = 1e-9
+"""Three votes of four are 0.75 whatever they weigh."""
 
 
 class LowAgreement(ValueError):
@@ -59,20 +79,22 @@ class Refused(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What became of the comparisons on one axis, and of the answers to them."""
+    """What became of every two completions that were compared on one axis."""
 
     pairs: int
-    """Comparisons that became a pair by vote."""
+    """Became a pair by vote."""
     ties: int
-    """Most annotators preferred neither side."""
+    """Most annotators, or the adjudicator, preferred neither."""
     disagreements: int
-    """Some preferred a side, too few the same one."""
-    unheard: int
-    """Answers dropped because the clip had not been played; the same on every axis."""
-    unusable: int
-    """Answers dropped because the audio was called unusable; the same on every axis."""
+    """Some preferred one, too few the same."""
+    weightless: int
+    """Nobody whose votes are worth anything has compared them."""
+    adjudicated: int
+    """Became a pair by adjudication."""
     corrected: int
-    """Pairs of a typed answer with one of the two, on top of `pairs`."""
+    """Pairs of a typed completion, on top of the others."""
+    unapproved: int
+    """Pairs of a typed completion that were left out, for nobody else approved it."""
 
 
 class ScoreTally(NamedTuple):
@@ -92,98 +114,376 @@ class WeightedPair(NamedTuple):
     weight: float
 
 
-def without_control_tokens(
-    judgements: Sequence[Judgement], prompts: Mapping[str, Prompt], completions: Mapping[str, Completion]
-) -> tuple[list[Judgement], list[Refused]]:
-    """Judgements of texts that cannot steer the model, without typed answers that could; and what goes.
+class Texts(NamedTuple):
+    """Two completions of a prompt, the text that sorts first being first."""
 
-    A judgement whose typed answer goes still counts: people's work is not lost to one text.
+    prompt_id: str
+    first: str
+    second: str
+
+
+class _Poll(NamedTuple):
+    """Votes on every two texts, arrays by their number; and the voters, sorted by it, by their own number."""
+
+    texts: Sequence[Texts]
+    first: npt.NDArray[np.float64]
+    """Votes that prefer the first text, by weight; `second` likewise."""
+    second: npt.NDArray[np.float64]
+    total: npt.NDArray[np.float64]
+    judges: npt.NDArray[np.intp]
+    effective: npt.NDArray[np.float64]
+    """How many votes of equal weight tell as much (Kish)."""
+    starts: npt.NDArray[np.intp]
+    """Where the voters of each two texts start; one more, for the end of the last."""
+    annotators: Sequence[str]
+    """Of each voter."""
+    leads: npt.NDArray[np.float64]
+    """Of each voter: above 0 where they prefer the first text, below for the second."""
+
+    def supporters(self, i: int, side: int) -> tuple[str, ...]:
+        """Who prefers the first (1) or the second (-1) of two texts."""
+        voters = range(self.starts[i], self.starts[i + 1])
+        return tuple(self.annotators[voter] for voter in voters if self.leads[voter] * side > 0)
+
+
+def evidence(preferring: npt.ArrayLike, against: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """How sure votes make it that most prefer one side, from 0 (not at all) to 1; negative for the other."""
+    above_half = special.betainc(1 + np.asarray(against), 1 + np.asarray(preferring), 0.5)
+    return np.asarray(2 * above_half - 1, np.float64)
+
+
+def without_control_tokens(
+    judgements: Sequence[Judgement], prompts: Mapping[str, Prompt]
+) -> tuple[list[Judgement], list[Refused]]:
+    """Judgements of texts that cannot steer the model, without typed completions that could; and what goes.
+
+    A judgement whose typed completion goes still counts: people's work is not lost to one text. Texts of gold
+    are not trained on.
     """
     kept: list[Judgement] = []
     refused: list[Refused] = []
     for item in judgements:
-        if item.purpose != "comparison":  # measures an annotator: no text of it is trained on
+        if item.purpose == "gold":
             kept.append(item)
             continue
-        prompt, compared = prompts[item.prompt_id], (item.completion_a, item.completion_b)
-        texts = [prompt.question, *(completions[key].text for key in compared)]
+        prompt = prompts[item.prompt_id]
+        texts = [prompt.question, *item.texts]
         typed = control_token(item.corrected or "")
-        if token := control_token(*texts) or typed:
+        of_texts = control_token(*texts)
+        if token := of_texts or typed:
             what = (
-                f"the answer that {item.annotator} typed"
+                f"the completion that {item.annotator} typed"
                 if typed == token
-                else f"prompt {prompt.id} or an answer"
+                else f"prompt {prompt.id} or a completion"
             )
             detail = f"{what} holds {token}, which would steer the model"
             refused.append(Refused(item.id, "".join(prompt.audios[:1]), "control_token", detail))
-        if not control_token(*texts):
+        if not of_texts:
             kept.append(item.model_copy(update={"corrected": None}) if typed else item)
     return kept, refused
 
 
 def build(
-    judgements: Sequence[Judgement],
+    counted: Counted,
     prompts: Mapping[str, Prompt],
-    completions: Mapping[str, Completion],
     *,
     min_agreement: float,
-    min_heard: float,
     min_alpha: float | None = None,
+    correction_weight: float = 0.0,
 ) -> tuple[list[PreferencePair], dict[Axis, Tally]]:
-    """All pairs of all axes by the rules above, and per axis what happened.
+    """All pairs of all axes by the rules above, sorted, and per axis what happened.
 
     Raises:
         LowAgreement: the interval of an axis' alpha reaches below `min_alpha`, or alpha is undefined; says
             which, over how many comparisons, and what to do.
     """
-    of_comparisons = [item for item in judgements if item.purpose == "comparison"]
-    votes = [item for item in of_comparisons if agreement.is_vote(item, min_heard)]
     if min_alpha is not None:
-        _check_agreement(votes, min_alpha)
-    unusable = sum(item.audio_unusable for item in of_comparisons)
-    unheard = len(of_comparisons) - len(votes) - unusable
-    by_comparison: dict[str, list[Judgement]] = defaultdict(list)
-    for item in votes:
-        by_comparison[item.comparison].append(item)
+        _check_agreement(counted.votes, min_alpha)
+    typed = corrections.find(counted)
     pairs: list[PreferencePair] = []
     tallies: dict[Axis, Tally] = {}
     for axis in AXES:
-        outcomes: Counter[str] = Counter()
-        voted: list[PreferencePair] = []
-        for given in by_comparison.values():
-            outcome, pair = _vote(given, axis, prompts, completions, min_agreement)
-            outcomes[outcome] += 1
-            voted += [pair] if pair else []
-        known = {(pair.prompt_id, pair.chosen, pair.rejected) for pair in voted}
-        typed: dict[tuple[str, str, str], PreferencePair] = {}
-        for given in by_comparison.values():
-            for pair in _corrections(given, axis, prompts, completions):
-                typed.setdefault((pair.prompt_id, pair.chosen, pair.rejected), pair)
-        new = [pair for key, pair in typed.items() if key not in known]
-        pairs += voted + new
-        tallies[axis] = Tally(
-            len(voted), outcomes["tie"], outcomes["disagreement"], unheard, unusable, len(new)
+        by_vote, tally = _decided(
+            _poll(counted, axis), _adjudicated(counted, axis), axis, prompts, min_agreement
         )
+        by_typing, unapproved = _corrected(
+            typed,
+            axis,
+            prompts,
+            by_vote,
+            counted.weights[axis],
+            min_agreement=min_agreement,
+            correction_weight=correction_weight,
+        )
+        pairs += sorted(by_vote + by_typing, key=lambda pair: (pair.prompt_id, pair.chosen, pair.rejected))
+        tallies[axis] = tally._replace(corrected=len(by_typing), unapproved=unapproved)
     return pairs, tallies
 
 
-def _vote(
-    given: Sequence[Judgement],
+def removals(tallies: Mapping[Axis, Tally]) -> list[Removal]:
+    """What the rules left out of every two completions that were compared, by axis."""
+    rows: list[Removal] = []
+    for axis, tally in tallies.items():
+        compared = sum(tally) - tally.corrected - tally.unapproved
+        of_compared, of_typed = f"two completions compared on {axis}", f"pairs of typed completions on {axis}"
+        rows += [
+            Removal("ties", tally.ties, of_compared, compared, "most preferred neither"),
+            Removal(
+                "min_agreement", tally.disagreements, of_compared, compared, "too few preferred the same"
+            ),
+            Removal(
+                "annotator_weights", tally.weightless, of_compared, compared, "no vote is worth anything"
+            ),
+            Removal(
+                "approval", tally.unapproved, of_typed, tally.corrected + tally.unapproved, "no second person"
+            ),
+        ]
+    return rows
+
+
+def disputed(counted: Counted, *, min_agreement: float) -> list[str]:
+    """Comparisons in which annotators disagree about two completions on an axis, and nobody has decided.
+
+    They are what an adjudicator is asked about.
+    """
+    open_: set[str] = set()
+    settled = {subject(item) for item in counted.adjudications}
+    for axis in AXES:
+        poll = _poll(counted, axis)
+        outcomes = _outcomes(poll, min_agreement)
+        disagreements = {poll.texts[i] for i in np.flatnonzero(outcomes == "disagreements").tolist()}
+        for item in counted.votes:
+            if subject(item) not in settled and getattr(item, axis) is not None:
+                pairs = (_texts(item, i, j)[0] for i, j in PLACES if j < len(item.texts))
+                if not disagreements.isdisjoint(pairs):
+                    open_.add(subject(item))
+    return sorted(open_)
+
+
+def _check_agreement(given: Sequence[Judgement], min_alpha: float) -> None:
+    alphas = {axis: agreement.alpha(given, axis) for axis in AXES}
+    low = {axis: alpha for axis, alpha in alphas.items() if alpha.low is None or alpha.low < min_alpha}
+    if low:
+        is_undecided = all(alpha.high is not None and alpha.high >= min_alpha for alpha in low.values())
+        raise LowAgreement(
+            ("undecided whether annotators agree" if is_undecided else "annotators do not agree")
+            + " enough to learn from: "
+            + "; ".join(f"{axis}: {_in_words(alpha)}" for axis, alpha in low.items())
+            + f". min_alpha asks that the whole interval lies at {min_alpha:g} or above on each axis (chance "
+            "is 0, full agreement 1). "
+            + ("Have more comparisons judged twice (overlap of the annotate stage). " if is_undecided else "")
+            + "Read the quality report of the annotate stage for who disagrees, sharpen the guidelines and "
+            "annotate again, leave annotators out (exclude, min_gold), or lower min_alpha of the pairs stage"
+        )
+
+
+def _in_words(alpha: Alpha) -> str:
+    if not alpha.comparisons:
+        return (
+            "Krippendorff's alpha is undefined, for no comparison was judged by two annotators who listened"
+        )
+    if alpha.value is None:
+        return (
+            f"Krippendorff's alpha is undefined, for all answers to the {alpha.comparisons} comparisons "
+            "judged by two or more are the same"
+        )
+    return (
+        f"Krippendorff's alpha is {alpha.value:z.2f} (95 % interval {alpha.low:z.2f} to {alpha.high:z.2f}) "
+        f"over {alpha.comparisons} comparisons judged by two or more"
+    )
+
+
+# ---------------------------------------------------------------- votes
+
+
+def _texts(item: Judgement, i: int, j: int) -> tuple[Texts, int]:
+    """The texts in two places, and 1 if the first of them stands in place `i`, else -1."""
+    a, b = item.texts[i], item.texts[j]
+    return (Texts(item.prompt_id, a, b), 1) if a <= b else (Texts(item.prompt_id, b, a), -1)
+
+
+def _poll(counted: Counted, axis: Axis) -> _Poll:
+    """Count the votes on every two texts; an adjudicator's judgement is one of them, see rule 4."""
+    adjudicators = {(subject(item), item.annotator) for item in counted.adjudications}
+    given = [item for item in counted.votes if (subject(item), item.annotator) not in adjudicators]
+    table = tabulate([*given, *counted.adjudications], axis)
+    weights = dict(counted.weights[axis]) | {name: 1.0 for _, name in adjudicators}
+    texts, number, sign = _numbered(table)
+    about = number[table.comparison, table.pair]
+    leads = np.select([table.value == FIRST, table.value == SECOND], [1, -1], 0)
+    leads = np.where(about < 0, 0, leads * sign[table.comparison, table.pair])
+    # one vote of each annotator on two texts, however often they have compared them
+    shape = (len(texts), max(len(table.annotators), 1))
+    voters, row, times = np.unique(
+        about * shape[1] + table.annotator, return_inverse=True, return_counts=True
+    )
+    of_voter, who = voters // shape[1], voters % shape[1]
+    weight = np.array([weights.get(name, 1.0) for name in table.annotators], np.float64)[who]
+    first, second = (np.bincount(row, leads == side, len(voters)) / times for side in (1, -1))
+
+    def of_texts(each: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.bincount(of_voter, each, shape[0]).astype(np.float64)
+
+    total, squares = of_texts(weight), of_texts(weight**2)
+    return _Poll(
+        texts,
+        of_texts(weight * first),
+        of_texts(weight * second),
+        total,
+        of_texts(1.0 * (weight > 0)).astype(np.intp),
+        np.divide(total**2, squares, out=np.zeros(shape[0]), where=squares > 0),
+        np.searchsorted(of_voter, np.arange(shape[0] + 1)),
+        [table.annotators[i] for i in who],
+        np.where(weight > 0, first - second, 0.0),
+    )
+
+
+def _numbered(
+    table: VoteTable,
+) -> tuple[list[Texts], npt.NDArray[np.intp], npt.NDArray[np.int8]]:
+    """Every two texts once; and by comparison and pair of places their number, and whether they are turned.
+
+    The sign is -1 where the first text stands in the second place, and 0 for twice the same text.
+    """
+    texts: dict[Texts, int] = {}
+    number = np.zeros((len(table.subjects), len(PLACES)), np.intp)
+    sign = np.zeros(number.shape, np.int8)
+    for row, item in enumerate(table.subjects):
+        for pair, (i, j) in enumerate(PLACES):
+            if j < len(item.texts):
+                key, turned = _texts(item, i, j)
+                number[row, pair] = texts.setdefault(key, len(texts))
+                sign[row, pair] = turned if key.first != key.second else 0
+    return list(texts), number, sign
+
+
+def _outcomes(poll: _Poll, min_agreement: float) -> npt.NDArray[np.str_]:
+    """What the annotators decided about every two texts, as `Tally` names it."""
+    most = np.maximum(poll.first, poll.second)
+    neither = poll.total - poll.first - poll.second
+    is_pair = most >= (min_agreement - _ROUNDING) * poll.total
+    is_tie = (2 * neither > poll.total * (1 + _ROUNDING)) | (most <= 0)
+    return np.select(
+        [poll.total <= 0, is_pair & (most > 0), is_tie], ["weightless", "pairs", "ties"], "disagreements"
+    )
+
+
+def _adjudicated(counted: Counted, axis: Axis) -> dict[Texts, int]:
+    """What adjudicators decided: 1 for the first text, -1 for the second, 0 for neither."""
+    decided: dict[Texts, int] = {}
+    for item in sorted(counted.adjudications, key=lambda item: (item.submitted_at or "", item.id)):
+        ranking: Ranking | None = getattr(item, axis)
+        if ranking is None:
+            continue
+        for i, j in PLACES:
+            if j < len(item.texts):
+                key, turned = _texts(item, i, j)
+                lead = {FIRST: 1, SECOND: -1}.get(vote(ranking, i, j), 0)
+                decided[key] = lead * turned if key.first != key.second else 0
+    return decided
+
+
+def _decided(
+    poll: _Poll,
+    adjudicated: Mapping[Texts, int],
     axis: Axis,
     prompts: Mapping[str, Prompt],
-    completions: Mapping[str, Completion],
     min_agreement: float,
-) -> tuple[str, PreferencePair | None]:
-    """What the annotators of one comparison decided, and the pair if they preferred a side."""
-    a, b = given[0].completion_a, given[0].completion_b
-    if completions[a].text == completions[b].text:
-        return "tie", None
-    outcome, share = _decide([getattr(item, axis) for item in given], min_agreement)
-    if outcome not in ("a", "b"):
-        return outcome, None
-    chosen, rejected = (a, b) if outcome == "a" else (b, a)
-    texts = completions[chosen].text, completions[rejected].text
-    return outcome, _pair(prompts[given[0].prompt_id], axis, (chosen, rejected), texts, share)
+) -> tuple[list[PreferencePair], Tally]:
+    """Pairs that votes and adjudicators decided, and what became of all."""
+    outcomes = _outcomes(poll, min_agreement).tolist()
+    sides = np.where(poll.first > poll.second, 1, -1)
+    for i, key in enumerate(poll.texts):
+        if key in adjudicated:
+            sides[i] = adjudicated[key]
+            outcomes[i] = "adjudicated" if sides[i] else "ties"
+    neither = poll.total - poll.first - poll.second
+    preferring = np.where(sides > 0, poll.first, poll.second) + neither / 2
+    share = np.divide(preferring, poll.total, out=np.zeros(len(neither)), where=poll.total > 0)
+    low, high = wilson(share, np.maximum(poll.effective, _ROUNDING))
+    sure = evidence(preferring, poll.total - preferring)
+    pairs: list[PreferencePair] = []
+    for i, outcome in enumerate(outcomes):
+        if outcome in ("pairs", "adjudicated"):
+            prompt_id, first, second = poll.texts[i]
+            chosen, rejected = (first, second) if sides[i] > 0 else (second, first)
+            pairs.append(
+                _pair(
+                    prompts[prompt_id],
+                    axis,
+                    (chosen, rejected),
+                    (chosen, rejected),
+                    judges=int(poll.judges[i]),
+                    agreement=min(float(share[i]), 1.0),
+                    agreement_low=float(low[i]),
+                    agreement_high=float(high[i]),
+                    evidence=ADJUDICATED if outcome == "adjudicated" else float(sure[i]),
+                    annotators=poll.supporters(i, int(sides[i])),
+                )
+            )
+    happened = Counter(outcomes)
+    return pairs, Tally(**{name: happened[name] for name in Tally._fields})
+
+
+def _corrected(
+    typed: Iterable[Correction],
+    axis: Axis,
+    prompts: Mapping[str, Prompt],
+    decided: Iterable[PreferencePair],
+    weights: Mapping[str, float],
+    *,
+    min_agreement: float,
+    correction_weight: float,
+) -> tuple[list[PreferencePair], int]:
+    """Pairs of typed completions over those they were typed for, and how many are left out as unapproved.
+
+    An approved one has the votes of its typists and of all who judged it beside the other text.
+    """
+    known = {frozenset((pair.prompt_id, pair.chosen, pair.rejected)) for pair in decided}
+    pairs: list[PreferencePair] = []
+    unapproved = 0
+    for item in typed:
+        for worse in item.worse:
+            key = frozenset((item.prompt_id, item.text, worse))
+            if key in known:
+                continue
+            known.add(key)
+            grounds = _approval(item, worse, axis, weights, min_agreement)
+            if grounds is None and correction_weight and not corrections.is_reviewed(item, axis):
+                share = len(item.typists) / len(item.annotators)
+                who = {"judges": len(item.annotators), "annotators": tuple(sorted(item.typists))}
+                grounds = {"agreement": share, "evidence": correction_weight, **who}
+            if grounds is None:
+                unapproved += 1
+                continue
+            sides = ("corrected", item.text, worse)
+            pairs.append(_pair(prompts[item.prompt_id], axis, sides, (item.text, worse), **grounds))
+    return pairs, unapproved
+
+
+def _approval(
+    item: Correction, worse: str, axis: Axis, weights: Mapping[str, float], min_agreement: float
+) -> dict[str, Any] | None:
+    """On what a typed completion is better than a text; None where nobody approves it, or too few do."""
+    leads = corrections.leads(item, worse, axis)
+    weight = np.array([weights.get(name, 1.0) for name in leads])
+    side = np.array(list(leads.values()))
+    preferring, against, total = weight[side > 0].sum(), weight[side < 0].sum(), weight.sum()
+    if not leads or not preferring or preferring < (min_agreement - _ROUNDING) * total:
+        return None
+    half = (total - preferring - against) / 2
+    low, high = wilson((preferring + half) / total, total**2 / (weight**2).sum())
+    return {
+        "judges": int((weight > 0).sum()),
+        "agreement": min(float((preferring + half) / total), 1.0),
+        "agreement_low": float(low),
+        "agreement_high": float(high),
+        "evidence": float(evidence(preferring + half, against + half)),
+        "annotators": tuple(name for name, lead in leads.items() if lead > 0 and weights.get(name, 1.0) > 0),
+    }
+
+
+# ---------------------------------------------------------------- scores
 
 
 def of_scores(
@@ -206,7 +506,7 @@ def of_scores(
         ties += not matches
         for sides in matches:
             texts = completions[sides[0]].text, completions[sides[1]].text
-            pairs.append(_pair(prompts[prompt_id], "reward", sides, texts, 1.0))
+            pairs.append(_pair(prompts[prompt_id], "reward", sides, texts, agreement=1.0))
     return pairs, ScoreTally(len(pairs), ties, unscored)
 
 
@@ -226,9 +526,17 @@ def _matches(
 
 
 def _pair(
-    prompt: Prompt, axis: PairAxis, sides: tuple[str, ...], texts: tuple[str, str], agreement: float
+    prompt: Prompt, axis: PairAxis, sides: tuple[str, ...], texts: tuple[str, str], **grounds: Any
 ) -> PreferencePair:
-    """A pair of `texts`, the chosen one first; `sides` tells it from the prompt's other pairs."""
+    """A pair of `texts`, the chosen one first; `sides` tells it from the prompt's other pairs.
+
+    Args:
+        prompt: what they complete.
+        axis: on what the chosen one is better.
+        sides: of its id.
+        texts: chosen and rejected.
+        grounds: the pair's evidence, as its record names it.
+    """
     return PreferencePair(
         id=stable_id(prompt.id, *sides, axis),
         prompt_id=prompt.id,
@@ -237,82 +545,22 @@ def _pair(
         chosen=texts[0],
         rejected=texts[1],
         axis=axis,
-        agreement=agreement,
-    )
-
-
-def _corrections(
-    given: Sequence[Judgement],
-    axis: Axis,
-    prompts: Mapping[str, Prompt],
-    completions: Mapping[str, Completion],
-) -> Iterator[PreferencePair]:
-    """Every answer typed for a comparison over each of its answers that has another text."""
-    prompt = prompts[given[0].prompt_id]
-    typed = Counter(text for item in given if (text := (item.corrected or "").strip()))
-    for text, times in typed.items():
-        for rejected in (given[0].completion_a, given[0].completion_b):
-            worse = completions[rejected].text
-            if text != worse.strip():
-                sides = ("corrected", text, rejected)
-                yield _pair(prompt, axis, sides, (text, worse), times / len(given))
-
-
-def _decide(choices: Sequence[Choice], min_agreement: float) -> tuple[str, float]:
-    """("a" | "b" | "tie" | "disagreement", share of annotators behind a or b)."""
-    for_a, for_b = choices.count("a"), choices.count("b")
-    share = max(for_a, for_b) / len(choices)
-    if share >= min_agreement:
-        return ("a" if for_a > for_b else "b"), share
-    neither = len(choices) - for_a - for_b
-    return ("tie" if 2 * neither > len(choices) or not (for_a or for_b) else "disagreement"), share
-
-
-def _check_agreement(votes: Sequence[Judgement], min_alpha: float) -> None:
-    alphas = {axis: agreement.alpha(votes, axis) for axis in AXES}
-    low = {axis: alpha for axis, alpha in alphas.items() if alpha.low is None or alpha.low < min_alpha}
-    if low:
-        is_undecided = all(alpha.high is not None and alpha.high >= min_alpha for alpha in low.values())
-        raise LowAgreement(
-            ("undecided whether annotators agree" if is_undecided else "annotators do not agree")
-            + " enough to learn from: "
-            + "; ".join(f"{axis}: {_in_words(alpha)}" for axis, alpha in low.items())
-            + f". min_alpha asks that the whole interval lies at {min_alpha:g} or above on each axis (chance "
-            "is 0, full agreement 1). "
-            + ("Have more comparisons judged twice (overlap of the annotate stage). " if is_undecided else "")
-            + "Read the quality report of the annotate stage for who disagrees, sharpen the guidelines and "
-            "annotate again, or lower min_alpha of the pairs stage"
-        )
-
-
-def _in_words(alpha: Alpha) -> str:
-    if not alpha.comparisons:
-        return (
-            "Krippendorff's alpha is undefined, for no comparison was judged by two annotators who listened"
-        )
-    if alpha.value is None:
-        return (
-            f"Krippendorff's alpha is undefined, for all answers to the {alpha.comparisons} comparisons "
-            "judged by two or more are the same"
-        )
-    return (
-        f"Krippendorff's alpha is {alpha.value:z.2f} (95 % interval {alpha.low:z.2f} to {alpha.high:z.2f}) "
-        f"over {alpha.comparisons} comparisons judged by two or more"
+        **grounds,
     )
 
 
 def weigh(pairs: Sequence[PreferencePair], objective: Mapping[Axis, float]) -> list[WeightedPair]:
-    """Merge the axes of each comparison into one weighted pair.
+    """Merge the axes of every two completions into one weighted pair.
 
-    A side's support is the sum of the objective's weights of the axes preferring it. The side with more
-    support is chosen, with the difference as weight; equal support teaches nothing. Weights are scaled
-    to average 1, so that a learning rate means the same under every objective.
+    A side's support is the sum of the objective's weights of the axes preferring it, each times its evidence.
+    The side with more support is chosen, with the difference as weight; equal support teaches nothing.
+    Weights are scaled to average 1, so that a learning rate means the same under every objective.
     """
     support: dict[tuple[str, str, str], float] = defaultdict(float)
     example: dict[tuple[str, str, str], PreferencePair] = {}
     for pair in pairs:
         key = (pair.prompt_id, pair.chosen, pair.rejected)
-        support[key] += 1.0 if pair.axis == "reward" else objective[pair.axis]
+        support[key] += pair.evidence * (1.0 if pair.axis == "reward" else objective[pair.axis])
         example.setdefault(key, pair)
     net = {key: weight - support.get((key[0], key[2], key[1]), 0.0) for key, weight in support.items()}
     kept = {key: weight for key, weight in net.items() if weight > 0}

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
-from scipy import stats
+from scipy import special
 
-from preference_data.preferences import agreement
-from preference_data.preferences.agreement import Alpha, Consistency, Lean, Rise, Seconds, Share
+from preference_data.preferences import agreement, votes
+from preference_data.preferences.agreement import Alpha, Consistency, FirstPlace, Rise, Seconds, Share
 from preference_data.schema import AXES, Axis, ErrorType, Judgement, Purpose
 
 ERROR_LEVEL = 0.05
 """How often a report may name anybody when nothing is wrong with anybody."""
-SIDE_A_OFF = 0.1
-"""A lean below 60 to 40 costs little: sides are drawn by lot, so it blurs preferences and bends none."""
+FIRST_PLACE_OFF = 0.1
+"""A lean below 60 to 40 costs little: orders are drawn by lot, so it blurs preferences and bends none."""
 GOLD_EXPECTED = 0.8
 """Gold has a right answer that listening tells; attentive people slip, but not at one in five."""
 SAME_EXPECTED = 0.6
@@ -51,7 +51,8 @@ class Measured(BaseModel):
     gold: Share | None
     same: dict[Axis, Consistency | None]
     """Judgements given to retests, against the first time."""
-    side_a: dict[Axis, Lean | None]
+    first_place: dict[Axis, FirstPlace | None]
+    """How often what was shown first wins."""
     seconds: Seconds | None
     too_fast: Share | None
     """Answers given sooner than `min_heard` of the clip lasts, among those whose time and clip are known."""
@@ -110,15 +111,16 @@ def assess(
     }
     for item in judgements:
         people[item.annotator].append(item)
-    votes = [item for item in judgements if agreement.is_vote(item, min_heard)]
+    counted = votes.counted(judgements, min_heard)
     clips = clip_seconds or {}
     measured = {name: _measure(given, min_heard, clips) for name, given in people.items()}
-    alpha = {axis: agreement.alpha(votes, axis, seed=seed) for axis in AXES}
+    alpha = {axis: agreement.alpha(counted, axis, seed=seed) for axis in AXES}
     without = {
-        name: {axis: agreement.rise_without(votes, axis, name, seed=seed) for axis in AXES} for name in people
+        name: {axis: agreement.rise_without(counted, axis, name, seed=seed) for axis in AXES}
+        for name in people
     }
     of_comparisons = [item for item in judgements if item.purpose == "comparison"]
-    marked = Counter(error for item in of_comparisons for error in item.errors_a + item.errors_b)
+    marked = Counter(error for item in of_comparisons for errors in item.errors for error in errors)
     tests = [test for name in people for test in _tests(name, measured[name], without[name])]
     facts = [fact for name in people for fact in _facts(name, measured[name], min_heard)]
     return Quality(
@@ -146,14 +148,14 @@ def metrics(quality: Quality) -> dict[str, float]:
         "seconds_median": overall.seconds.median if overall.seconds else None,
     }
     for axis, alpha in quality.alpha.items():
-        same, lean = overall.same[axis], overall.side_a[axis]
+        same, first = overall.same[axis], overall.first_place[axis]
         values |= {
             f"alpha_{axis}": alpha.value,
             f"alpha_{axis}_low": alpha.low,
             f"alpha_{axis}_high": alpha.high,
             f"alpha_{axis}_comparisons": float(alpha.comparisons),
             f"self_consistency_{axis}": same.share.value if same else None,
-            f"share_of_a_{axis}": lean.share.value if lean else None,
+            f"first_place_{axis}": first.share.value if first else None,
         }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -164,7 +166,7 @@ def _measure(given: Sequence[Judgement], min_heard: float, clip_seconds: Mapping
         for item in given
         if item.seconds is not None and item.prompt_id in clip_seconds
     ]
-    unheard = [item for item in given if not agreement.is_heard(item, min_heard)]
+    unheard = [item for item in given if not votes.is_heard(item, min_heard)]
     return Measured(
         answers=dict(Counter(item.purpose for item in given)),
         unusable=sum(item.audio_unusable for item in given),
@@ -173,7 +175,7 @@ def _measure(given: Sequence[Judgement], min_heard: float, clip_seconds: Mapping
         unknown=sum(item.heard is None for item in unheard),
         gold=agreement.gold_accuracy(given),
         same={axis: agreement.self_consistency(given, axis) for axis in AXES},
-        side_a={axis: agreement.side_a(given, axis) for axis in AXES},
+        first_place={axis: agreement.first_place(given, axis) for axis in AXES},
         seconds=agreement.seconds(given),
         too_fast=agreement.share(sum(timed), len(timed)),
     )
@@ -202,11 +204,11 @@ def _on_agreement(alpha: Mapping[Axis, Alpha]) -> Iterator[str]:
 def _tests(name: str, measured: Measured, without: Mapping[Axis, Rise | None]) -> Iterator[_Test]:
     """Every test on one annotator, whatever comes of it: Holm's method has to know how many there are."""
     for axis in AXES:
-        if lean := measured.side_a[axis]:
-            yield _leaning(name, axis, lean)
+        if first := measured.first_place[axis]:
+            yield _leaning(name, axis, first)
     if gold := measured.gold:
         yield _Test(
-            _below(gold, GOLD_EXPECTED),
+            _below(gold.value, gold.n, GOLD_EXPECTED),
             True,
             f"{name} gets {gold.hits} of {gold.n} comparisons right whose answer is known "
             f"({_percent(gold.value)}; at least {_percent(GOLD_EXPECTED)} expected of somebody who listens).",
@@ -214,11 +216,11 @@ def _tests(name: str, measured: Measured, without: Mapping[Axis, Rise | None]) -
     for axis in AXES:
         if same := measured.same[axis]:
             yield _Test(
-                _below(same.share, SAME_EXPECTED),
+                _below(same.share.value, same.retests, SAME_EXPECTED),
                 True,
-                f"{name} contradicts their own judgement of {axis} when the sides are swapped: the same in "
-                f"{same.share.hits} of {same.share.n} retests ({_percent(same.share.value)}; at least "
-                f"{_percent(SAME_EXPECTED)} expected).",
+                f"{name} contradicts their own judgement of {axis} when the order is another: the same for "
+                f"{same.share.hits} of {same.share.n} pairs in {same.retests} retests "
+                f"({_percent(same.share.value)}; at least {_percent(SAME_EXPECTED)} expected).",
             )
     for axis in AXES:
         if rise := without[axis]:
@@ -230,19 +232,26 @@ def _tests(name: str, measured: Measured, without: Mapping[Axis, Rise | None]) -
             )
 
 
-def _leaning(name: str, axis: Axis, lean: Lean) -> _Test:
-    side, value = ("A", lean.share.value) if lean.share.value >= 0.5 else ("B", 1 - lean.share.value)
+def _leaning(name: str, axis: Axis, first: FirstPlace) -> _Test:
+    value, expected = first.share.value, first.expected
+    place, often, by_lot = ("first", value, expected)
+    if value < expected:
+        place, often, by_lot = "later", 1 - value, 1 - expected
     return _Test(
-        lean.p,
-        value - 0.5 >= SIDE_A_OFF,
-        f"{name} prefers side {side} in {_percent(value)} of {lean.share.n} clear answers about {axis} "
-        "(50 % expected).",
+        first.p,
+        often - by_lot >= FIRST_PLACE_OFF,
+        f"{name} prefers what is shown {place} in {_percent(often)} of {first.share.n} clear answers about "
+        f"{axis} ({_percent(by_lot)} expected).",
     )
 
 
-def _below(share: Share, expected: float) -> float:
-    """How likely so few hits are for somebody who hits `expected` of the time."""
-    return float(stats.binomtest(share.hits, share.n, expected, alternative="less").pvalue)
+def _below(share: float, n: int, expected: float) -> float:
+    """How likely so small a share is for somebody who hits `expected` of the time: the binomial's lower tail.
+
+    As an incomplete beta function it takes shares of pairs too, where `n` retests are not whole hits.
+    """
+    hits = share * n
+    return 1.0 if hits >= n else float(special.betainc(n - hits, hits + 1, 1 - expected))
 
 
 def _holm(tests: Sequence[_Test]) -> list[str]:

@@ -4,30 +4,24 @@ import krippendorff
 import numpy as np
 import pytest
 
-from preference_data.preferences import agreement
+from preference_data.preferences import agreement, votes
 from preference_data.preferences.agreement import (
     alpha,
+    first_place,
     gold_accuracy,
     rise_without,
     seconds,
     self_consistency,
-    side_a,
 )
-from preference_data.schema import Judgement
+from preference_data.schema import Ranking
+from tests.preference_data.votes import judged
 
 CHOICES = ("a", "b", "tie", "both_bad")
 
 
-def answer(comparison, annotator, factuality, behaviour="tie", **more):
-    return Judgement(
-        id=f"{comparison} {annotator}",
-        comparison=comparison,
-        prompt_id="p",
-        annotator=annotator,
-        factuality=factuality,
-        behaviour=behaviour,
-        **{"completion_a": "x", "completion_b": "y", **more},
-    )
+def answer(comparison, annotator, factuality, behaviour=None, texts="xy", **more):
+    named = {"id": f"{comparison} {annotator}", "comparison": comparison, "heard": None}
+    return judged(texts, factuality, behaviour, annotator, **named | more)
 
 
 def table(rows):
@@ -108,8 +102,8 @@ def test_undefined_is_none_not_one(rows, comparisons):
 def test_only_comparisons_tell_about_agreement():
     given = table([("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")])
     gold = [answer("g", f"r{i}", "a", purpose="gold", expected="a") for i in range(2)]
-    again = [answer("again", f"r{i}", "b", purpose="retest", retest_of="u0") for i in range(2)]
-    assert alpha(given + gold + again, "factuality") == alpha(given, "factuality")
+    again = [answer("again", f"r{i}", "b", purpose="retest", about="u0") for i in range(2)]
+    assert votes.counted(given + gold + again, 0) == given
 
 
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
@@ -155,9 +149,9 @@ def test_of_two_nobody_can_say_who_is_odd():
 def test_retests_are_swapped_back_and_held_against_the_same_annotator():
     def retest(comparison, annotator, choice, **sides):
         of = f"again {comparison}"
-        return answer(of, annotator, choice, purpose="retest", retest_of=comparison, **sides)
+        return answer(of, annotator, choice, purpose="retest", about=comparison, **sides)
 
-    swapped = {"completion_a": "y", "completion_b": "x"}
+    swapped = {"texts": "yx"}
     given = [
         *table([("a", "b"), ("tie", "a"), ("b", "a"), ("b", None)]),
         retest("u0", "r0", "b", **swapped),  # the same: A was on the other side
@@ -185,13 +179,13 @@ def test_gold_is_about_factuality():
     assert gold_accuracy([gold(0, "b", audio_unusable=True)]) is None
 
 
-def test_lean_to_side_a_among_clear_preferences():
-    # 8 of 10 to A: two-sided exact p = 2 * (45 + 10 + 1) / 1024.
+def test_what_is_shown_first_among_clear_preferences():
+    # 8 of 10 to the first: two-sided exact p = 2 * (45 + 10 + 1) / 1024.
     choices = ["a"] * 8 + ["b"] * 2 + ["tie", "both_bad"]
-    found = side_a([answer(f"u{i}", "r", choice) for i, choice in enumerate(choices)], "factuality")
-    assert (found.share.hits, found.share.n) == (8, 10)
+    found = first_place([answer(f"u{i}", "r", choice) for i, choice in enumerate(choices)], "factuality")
+    assert (found.share.hits, found.share.n, found.expected) == (8, 10, 0.5)
     assert found.p == pytest.approx(112 / 1024)
-    assert side_a([answer("u", "r", "tie")], "factuality") is None
+    assert first_place([answer("u", "r", "tie")], "factuality") is None
 
 
 def test_time_per_record():
@@ -205,8 +199,124 @@ def test_time_per_record():
 
 
 @pytest.mark.parametrize(
-    ("heard", "min_heard", "is_vote"),
+    ("heard", "min_heard", "counts"),
     [(0.8, 0.8, True), (0.79, 0.8, False), (None, 0.8, False), (None, 0, True)],
 )
-def test_unknown_is_not_heard(heard, min_heard, is_vote):
-    assert agreement.is_vote(answer("u", "r", "a", heard=heard), min_heard) is is_vote
+def test_unknown_is_not_heard(heard, min_heard, counts):
+    assert bool(votes.counted([answer("u", "r", "a", heard=heard)], min_heard)) is counts
+
+
+# ---------------------------------------------------------------- rankings
+
+
+def test_a_ranking_is_a_vote_on_every_two_completions():
+    table = votes.tabulate([answer("u", "r", "1322", texts="wxyz")], "factuality")
+    said = dict(zip([votes.PLACES[pair] for pair in table.pair], table.value.tolist(), strict=True))
+    assert said == {
+        (0, 1): votes.FIRST, (0, 2): votes.FIRST, (0, 3): votes.FIRST,
+        (1, 2): votes.SECOND, (1, 3): votes.SECOND, (2, 3): votes.TIE,
+    }  # fmt: skip
+    bad = votes.tabulate([answer("u", "r", "123!", texts="xyz")], "factuality")
+    assert bad.value.tolist() == [votes.BOTH_BAD] * 3
+
+
+def test_alpha_of_rankings_by_hand():
+    # Two comparisons of three, two annotators. u0: 123 and 132: w-x, w-y first; x-y first and second.
+    # u1: 312 and 312: second, second, first. Matching answers: 10 of 12; first 7, second 5.
+    # Chance (7*6 + 5*4) / (12*11) = 62/132; alpha = (10/12 - 62/132) / (1 - 62/132) = 48/70.
+    given = [
+        answer("u0", "r0", "123", texts="wxy"),
+        answer("u0", "r1", "132", texts="wxy"),
+        answer("u1", "r0", "312", texts="stu"),
+        answer("u1", "r1", "312", texts="stu"),
+    ]
+    found = alpha(given, "factuality")
+    assert found.value == pytest.approx(48 / 70)
+    assert found.comparisons == 2
+
+
+def test_ten_rankings_of_four_are_ten_answers_and_not_sixty():
+    """The pairs of a ranking depend on each other: the interval is as wide as that of ten."""
+    rng = np.random.default_rng(0)
+    given = []
+    for i in range(10):
+        right, turned = rng.permutation(4) + 1, rng.random() < 0.5
+        other = 5 - right if turned else right  # all six pairs agree, or none
+        given += [answer(f"u{i}", "r0", Ranking(ranks=tuple(right)), texts="wxyz")]
+        given += [answer(f"u{i}", "r1", Ranking(ranks=tuple(other)), texts="wxyz")]
+    found = alpha(given, "factuality")
+    as_if = [
+        answer(f"u{i} {pair}", who, "ab"[bool(item.factuality.prefers(pair[1], pair[0]))])
+        for item in given
+        for pair in votes.PLACES
+        for who, i in [(item.annotator, item.comparison)]
+    ]
+    alone = alpha(as_if, "factuality")
+    assert alone.value == pytest.approx(found.value)
+    assert found.high - found.low > 1.8 * (alone.high - alone.low)
+
+
+def test_a_retest_by_another_is_a_second_opinion_in_the_first_ones_order():
+    first = [answer(f"u{i}", "r0", "ab"[i % 2], texts=(f"x{i}", f"y{i}")) for i in range(6)]
+    again = [
+        answer(f"again u{i}", "r1", "ba"[i % 2], texts=(f"y{i}", f"x{i}"), purpose="retest", about=f"u{i}")
+        for i in range(6)
+    ]
+    assert alpha(votes.counted(first + again, 0), "factuality").value == 1
+    own = [item.model_copy(update={"annotator": "r0"}) for item in again]
+    assert alpha(votes.counted(first + own, 0), "factuality").comparisons == 0
+    assert self_consistency(first + again, "factuality") is None
+    found = self_consistency(first + own, "factuality")
+    assert (found.share.hits, found.share.n, found.retests) == (6, 6, 6)
+
+
+def test_a_retest_of_four_counts_every_two_and_is_as_certain_as_its_retests():
+    first = answer("u", "r", "1234", texts="wxyz")
+    again = answer("again", "r", "4231", texts="zyxw", purpose="retest", about="u")
+    # again: z 4, y 2, x 3, w 1 -> w, y, x, z: of the order w, x, y, z only x and y have changed places
+    found = self_consistency([first, again], "factuality")
+    assert (found.share.hits, found.share.n, found.retests) == (5, 6, 1)
+    assert (found.share.low, found.share.high) == tuple(map(float, agreement.wilson(5 / 6, 1)))
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [("1222", True), ("1342", True), ("1234", True), ("1123", False), ("2134", False), ("1234!", False)],
+)
+def test_gold_of_four_has_a_best_and_leaves_the_order_of_the_others_open(said, right):
+    given = answer("g", "r", said, texts="wxyz", purpose="gold", expected="1222")
+    assert gold_accuracy([given]).hits == right
+
+
+def test_gold_where_all_are_bad():
+    def hits(said):
+        item = answer("g", "r", said, texts="wxy", purpose="gold", expected="111!")
+        return gold_accuracy([item]).hits
+
+    assert (hits("123!"), hits("111")) == (1, 0)
+
+
+def test_the_first_of_four_wins_one_time_in_four_by_lot():
+    # 4 judgements of four with one winner, the first each time: p = 1 / 256. Of two winners nothing is said.
+    given = [answer(f"u{i}", "r", "1234", texts="wxyz") for i in range(4)]
+    given += [answer("v", "r", "1123", texts="wxyz"), answer("w", "r", "1234!", texts="wxyz")]
+    found = first_place(given, "factuality")
+    assert (found.share.hits, found.share.n, found.expected) == (4, 4, 0.25)
+    assert found.p == pytest.approx(1 / 256)
+    # One more of two, the second wins: 4 hits in 5 by (1 + 12) / 512, and 5 hits, 1 / 512, are less likely.
+    mixed = first_place([*given, answer("z", "r", "b")], "factuality")
+    assert mixed.p == pytest.approx(14 / 512)
+    assert mixed.expected == pytest.approx((4 / 4 + 1 / 2) / 5)
+
+
+def test_ratings_say_nothing_about_an_order():
+    given = [answer(f"u{i}", f"r{i}", None, None, thumbs=(True, None)) for i in range(3)]
+    assert alpha(given, "factuality") == agreement.Alpha(None, None, None, 0)
+    assert first_place(given, "factuality") is None
+    assert gold_accuracy([answer("g", "r", None, None, purpose="gold", expected="a")]) is None
+
+
+def test_texts_of_another_data_set_are_refused_by_name():
+    mixed = [answer("u", "r0", "a"), answer("v", "r1", "a", texts="pq", purpose="retest", about="u")]
+    with pytest.raises(ValueError, match="judgement v r1 of r1 repeats comparison u, but has other texts"):
+        alpha(mixed, "factuality")

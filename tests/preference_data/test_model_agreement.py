@@ -159,12 +159,12 @@ def test_a_model_at_chance_is_refused_with_the_figure():
 def test_a_model_is_used_on_the_axes_on_which_it_agrees():
     """38 of 40: 0.835 to 0.986. 20 of 40: 0.352 to 0.648."""
     given = overlap(40, 38, 20)
-    kept, left_out = model_agreement.usable(given, bound=0.6, min_heard=0.8)
+    kept, left_out, _ = model_agreement.usable(given, bound=0.6, min_heard=0.8)
     assert left_out == {"factuality": 0, "behaviour": 40}
     assert len(kept) == 80
     assert all(item.factuality for item in kept)
     assert {item.annotator for item in kept if item.behaviour} == {"ann"}
-    kept, left_out = model_agreement.usable(given, bound=0, min_heard=0.8)
+    kept, left_out, _ = model_agreement.usable(given, bound=0, min_heard=0.8)
     assert kept == given
     assert left_out == {"factuality": 0, "behaviour": 0}
 
@@ -190,7 +190,7 @@ def test_who_is_excluded_neither_measures_nor_is_measured():
         model_agreement.usable([*given, *guesses], bound=0.6, min_heard=0.8)
     assert model_agreement.usable([*given, *guesses], bound=0.6, min_heard=0.8, exclude=("bo",)).judgements
     bad = overlap(20, 0, 0)
-    kept, _ = model_agreement.usable(bad, bound=0.6, min_heard=0.8, exclude=("ear",))
+    kept, _, _ = model_agreement.usable(bad, bound=0.6, min_heard=0.8, exclude=("ear",))
     assert kept == bad  # who is excluded is left out elsewhere
 
 

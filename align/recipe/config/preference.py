@@ -174,12 +174,24 @@ class FromJudgementsOrScores(StageConfig):
     annotations: AnnotationsRef | None = None
     scores: ScoresRef | None = None
     """In place of annotations: rewards of a score stage."""
-    min_model_agreement: float = Field(0.6, ge=0, le=1)
-    """Of annotations: a model's judgements of an axis are used where the 95 % interval of its agreement with
-    people, or with gold, lies at this or above: chance is below 0.5, for a tie is no agreement. 0 asks for
-    nothing."""
 
-    of_annotations: ClassVar[tuple[str, ...]] = ()
+    exclude: tuple[str, ...] = ()
+    """Of judgements: annotators whose judgements do not count, by name."""
+    min_gold: float | None = Field(None, gt=0, le=1)
+    """Of judgements: leave out an annotator whose accuracy on gold is below it for certain: the upper end of
+    its 95 % interval lies below. With little gold nobody is."""
+    annotator_weights: Literal["equal", "dawid_skene"] = "equal"
+    """Of judgements: what a vote weighs. `dawid_skene`: 0 if its annotator prefers a completion no more often
+    where it is better than where it is worse, 1 if they always know; learnt of comparisons that several have
+    judged, and of gold (`preference_data/preferences/annotator_weights.py`)."""
+    min_model_agreement: float = Field(0.6, ge=0, le=1)
+    """Of judgements: a model's of an axis are used where the 95 % interval of its agreement with people, or
+    with gold, lies at this or above (`preference_data/preferences/model_agreement.py`). Chance is at most 0.5,
+    for a tie is no agreement; 0 asks for nothing."""
+
+    of_annotations: ClassVar[tuple[str, ...]] = (
+        *("exclude", "min_gold", "annotator_weights", "min_model_agreement"),
+    )
     of_scores: ClassVar[tuple[str, ...]] = ()
     """Keys that make sense with one of the two only."""
 
@@ -188,22 +200,28 @@ class FromJudgementsOrScores(StageConfig):
         if (self.annotations is None) == (self.scores is None):
             yield Conflict("scores", "give annotations, or scores: a stage reads one of them")
         given, others = ("scores", self.of_annotations) if self.scores else ("annotations", self.of_scores)
-        for key in self.model_fields_set.intersection(others):
+        for key in sorted(self.model_fields_set.intersection(others)):
             yield Conflict(key, f"has no effect with {given}; remove it")
 
 
 class PairsConfig(FromJudgementsOrScores):
-    """Judgements to preference pairs, one per comparison and axis that has a clear preference; or scores."""
+    """Judgements to preference pairs: two completions each, with a clear preference on an axis; or scores."""
 
     produces: ClassVar[OutputKind] = "pairs"
-    of_annotations: ClassVar[tuple[str, ...]] = ("min_agreement", "min_alpha", "min_model_agreement")
+    of_annotations: ClassVar[tuple[str, ...]] = (
+        *FromJudgementsOrScores.of_annotations,
+        *("min_agreement", "min_alpha", "correction_weight"),
+    )
     of_scores: ClassVar[tuple[str, ...]] = ("opponents", "margin")
     stage: Literal["pairs"]
     min_agreement: float = Field(0.75, gt=0.5, le=1)
-    """A comparison yields a pair where at least this share of its annotators prefer the same side."""
+    """Two completions are a pair where at least this share of the votes prefer the same one."""
     min_alpha: float | None = Field(None, ge=-1, le=1)
     """Refuse judgements unless the 95 % interval of Krippendorff's alpha lies at this or above on both axes:
-    chance is 0, agreement 1; of few comparisons nothing is certain."""
+    chance is 0, agreement 1; of few comparisons nothing is certain. It is of the judgements that count."""
+    correction_weight: float = Field(0.0, ge=0, le=1)
+    """Evidence of a completion that an annotator typed and nobody else has judged. Approved by a second person
+    it has that of their votes; rejected, or with 0, it makes no pair."""
     opponents: Literal["worst", "random", "all"] = "worst"
     """Of scores: a prompt's best completion is chosen over its worst one, or over one drawn from all that are
     worse; `all`: every completion over every worse one."""
@@ -222,12 +240,15 @@ class LabelsConfig(FromJudgementsOrScores):
     """Judgements, or scores, to labels: completions that are good or bad on their own, for KTO."""
 
     produces: ClassVar[OutputKind] = "labels"
-    of_annotations: ClassVar[tuple[str, ...]] = ("axis", "min_agreement", "min_model_agreement")
+    of_annotations: ClassVar[tuple[str, ...]] = (
+        *FromJudgementsOrScores.of_annotations,
+        *("axis", "min_agreement"),
+    )
     of_scores: ClassVar[tuple[str, ...]] = ("good_from", "bad_to")
     stage: Literal["labels"]
     axis: Literal["factuality", "behaviour"] = "factuality"
-    """Of judgements: the question that decides. A preferred completion is good, the other bad, as are both
-    of "both bad"."""
+    """Of judgements: the question that decides. The completion in first place is good, the one in last place
+    bad, as are all of "all bad"; thumbs outweigh places."""
     min_agreement: float = Field(0.75, gt=0.5, le=1)
     """Of judgements: at least this share of what was said about a completion must agree."""
     good_from: float | None = None

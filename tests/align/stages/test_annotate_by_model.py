@@ -1,6 +1,6 @@
 """A model judges beside people: it is used as far as it agrees with them, and people's share falls.
 
-People's judgements come as a snapshot, so that no annotation server is needed; the judge answers over a socket.
+People's judgements come as a snapshot, so that no annotation server is needed; the judge is behind a socket.
 """
 
 import json
@@ -86,10 +86,10 @@ def annotated(inputs, behave, share=0.5):
         return out.path, metrics, server.requests
 
 
-def paired(inputs, folder, config=PairsConfig, stage=pairs, **keys):
+def paired(inputs, folder, config=PairsConfig, module=pairs, **keys):
     out = StageFolder(inputs["0_corpus"].parent, "5_pairs", "f" * 64)
     out.path.mkdir(exist_ok=True)
-    metrics = stage.run(config(**PAIRS | keys), {**inputs, "4_annotate": folder}, out)
+    metrics = module.run(config(**PAIRS | keys), {**inputs, "4_annotate": folder}, out)
     return out.path, metrics
 
 
@@ -107,11 +107,8 @@ def test_a_judge_that_does_not_listen_is_refused_with_the_figure(inputs, behave,
     figure = f"factuality: it agrees with {share['value']:.3f} .* n {share['n']}"
     with pytest.raises(ModelDisagrees, match=figure):
         paired(inputs, folder)
-    keys = {"stage": "labels", "config": LabelsConfig}
     with pytest.raises(ModelDisagrees, match=figure):
-        paired(inputs, folder, LabelsConfig, labels, stage="labels") if False else labels.run(
-            LabelsConfig(**PAIRS | {"stage": "labels"}), {**inputs, "4_annotate": folder}, stage_folder(inputs)
-        )
+        paired(inputs, folder, LabelsConfig, labels, stage="labels")
     if bias:
         assert report["biases"]["model"][bias]["value"] == 1.0
     assert abs(report["biases"]["people"]["longer"]["value"] - 0.5) < 0.25
