@@ -43,23 +43,33 @@ class _Votes(NamedTuple):
     """Of tasks whose truth is known."""
 
 
-def dawid_skene(votes: Sequence[Judgement], gold: Sequence[Judgement], axis: Axis) -> dict[str, float]:
-    """A weight from 0 to 1 for everybody who voted on an axis.
+def dawid_skene(votes: Sequence[Judgement], gold: Sequence[Judgement]) -> dict[Axis, dict[str, float]]:
+    """Axis -> annotator -> weight from 0 to 1, for everybody who voted.
+
+    Gold tells of factuality alone. Where behaviour has too few votes in common, the weights are those on
+    factuality: whoever guesses or goes by the place does so on both.
 
     Args:
         votes: judgements that count, see `votes.counted`.
-        gold: usable judgements whose truth on factuality is known; they tell nothing of behaviour.
-        axis: the question.
+        gold: usable judgements whose truth on factuality is known.
 
     Raises:
         UnknownWeights: no comparison was judged by three annotators, and none is known.
     """
+    factuality = _weights(votes, gold, "factuality")
+    try:
+        behaviour = _weights(votes, (), "behaviour")
+    except UnknownWeights:
+        behaviour = factuality
+    return {"factuality": factuality, "behaviour": behaviour}
+
+
+def _weights(votes: Sequence[Judgement], gold: Sequence[Judgement], axis: Axis) -> dict[str, float]:
     table = tabulate(votes, axis)
     if not table.annotators:
         return {}
     names = sorted({*table.annotators, *(item.annotator for item in gold)})
-    known = gold if axis == "factuality" else ()
-    shared = _in_common(table, names, known)
+    shared = _in_common(table, names, gold)
     rates = _confusion(shared, len(names))
     informed = [
         rates[:, truth, truth] - rates[:, truth, other]
@@ -67,7 +77,8 @@ def dawid_skene(votes: Sequence[Judgement], gold: Sequence[Judgement], axis: Axi
         if not np.isnan(rates[:, truth]).any()
     ]
     weights = np.clip(np.mean(informed, axis=0), 0.0, 1.0) if informed else np.ones(len(names))
-    return {name: float(weights[i]) for i, name in enumerate(names) if name in set(table.annotators)}
+    voted = set(table.annotators)
+    return {name: float(weight) for name, weight in zip(names, weights, strict=True) if name in voted}
 
 
 def _in_common(table: VoteTable, names: Sequence[str], gold: Sequence[Judgement]) -> _Votes:

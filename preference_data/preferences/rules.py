@@ -110,7 +110,7 @@ def count(judgements: Iterable[Judgement], rules: Rules) -> Counted:
     ]
     weights: dict[Axis, dict[str, float]] = {axis: {} for axis in AXES}
     if rules.annotator_weights == "dawid_skene":
-        weights = {axis: annotator_weights.dawid_skene(voting, gold, axis) for axis in AXES}
+        weights = annotator_weights.dawid_skene(voting, gold)
     return Counted(
         voting,
         [item for item in kept if item.purpose == "adjudication"],

@@ -15,7 +15,6 @@ from preference_data.preferences.pairs import (
     disputed,
     evidence,
     of_scores,
-    removals,
     weigh,
     without_control_tokens,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preference_data.preferences.quality import Quality, assess, metrics
-from preference_data.schema import Judgement
+from tests.preference_data.votes import judged as judgement
 
 CHOICES = ("a", "b", "tie", "both_bad")
 SWAPPED = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
@@ -33,20 +33,12 @@ def judged(people, *, seed=0, n=240, **more):
     def ask(comparison, who, truth, **fields):
         manner = people[who]
         made.append(
-            Judgement(
-                id=f"{comparison} {who}",
-                comparison=comparison,
-                prompt_id="p",
-                annotator=who,
-                factuality=manner(rng, truth[0]),
-                behaviour=manner(rng, truth[1]),
-                **{
-                    "heard": 1.0,
-                    "completion_a": f"x{comparison}",
-                    "completion_b": f"y{comparison}",
-                    **more,
-                    **fields,
-                },
+            judgement(
+                fields.pop("texts", (f"x{comparison}", f"y{comparison}")),
+                manner(rng, truth[0]),
+                manner(rng, truth[1]),
+                who,
+                **{"id": f"{comparison} {who}", "comparison": comparison, **more, **fields},
             )
         )
 
@@ -56,8 +48,8 @@ def judged(people, *, seed=0, n=240, **more):
             ask(f"u{i}", who, truth)
             if i % 10 < 2:
                 back = [SWAPPED[choice] for choice in truth]
-                sides = {"completion_a": f"yu{i}", "completion_b": f"xu{i}"}
-                ask(f"r{i}", who, back, purpose="retest", retest_of=f"u{i}", **sides)
+                texts = (f"yu{i}", f"xu{i}")
+                ask(f"r{i}", who, back, purpose="retest", about=f"u{i}", texts=texts)
         if i % 12 == 0:
             gold = CHOICES[rng.integers(2)]
             for who in people:
@@ -74,18 +66,18 @@ def report(people, **more):
 def test_who_always_picks_a_is_named_and_the_honest_are_not(seed, others):
     people = {"lisa": always_a} | {f"honest-{i}": honest for i in range(others)}
     found = report(people, seed=seed)
-    said = [remark for remark in found.remarks if remark.startswith("lisa prefers side A in 9")]
-    lean = found.annotators["lisa"].side_a["factuality"].share
+    said = [remark for remark in found.remarks if remark.startswith("lisa prefers what is shown first in 9")]
+    lean = found.annotators["lisa"].first_place["factuality"].share
     assert said[0] == (
-        f"lisa prefers side A in {100 * lean.value:.0f} % of {lean.n} clear answers about factuality "
-        "(50 % expected)."
+        f"lisa prefers what is shown first in {100 * lean.value:.0f} % of {lean.n} clear answers about "
+        "factuality (50 % expected)."
     )
     assert not any(remark.startswith("honest") for remark in found.remarks)
 
 
-def test_who_always_picks_b_is_named_with_their_side():
+def test_who_always_picks_b_is_named_with_their_place():
     found = report({"bob": lambda rng, truth: SWAPPED[always_a(rng, truth)], "ann": honest})
-    assert any(remark.startswith("bob prefers side B in 9") for remark in found.remarks)
+    assert any(remark.startswith("bob prefers what is shown later in 9") for remark in found.remarks)
 
 
 def test_honest_annotators_are_rarely_named():
@@ -101,7 +93,7 @@ def test_who_guesses_fails_gold_and_contradicts_themselves_and_everybody():
     said = " ".join(remark for remark in found.remarks if remark.startswith("gus"))
     for words in (
         "comparisons right whose answer is known",
-        "contradicts their own judgement of factuality when the sides are swapped",
+        "contradicts their own judgement of factuality when the order is another",
         "judges behaviour unlike everybody else: alpha rises from 0.",
     ):
         assert words in said
@@ -135,7 +127,7 @@ def test_who_does_not_listen_is_named_and_does_not_count():
         f"80 % of the clip (of {unknown} it is not known): these do not count."
     ]
     counted = [one for one in given if one.annotator != "deaf"]
-    only_heard = [one for one in given if one.heard == 1.0]
+    only_heard = [one for one in given if one.heard == 1.0 and one.purpose != "retest"]
     assert found.alpha == assess(only_heard, min_heard=0.8, seed=0).alpha
     assert found.alpha != assess(counted, min_heard=0.8, seed=0).alpha
 
@@ -166,7 +158,7 @@ def test_metrics_are_flat_numbers_with_names_that_mlflow_takes():
     flat = metrics(found)
     assert {
         "alpha_factuality", "alpha_factuality_low", "alpha_factuality_high", "alpha_behaviour",
-        "gold_accuracy", "self_consistency_factuality", "share_of_a_factuality", "share_of_a_behaviour",
+        "gold_accuracy", "self_consistency_factuality", "first_place_factuality", "first_place_behaviour",
         "unheard", "seconds_median",
     } <= flat.keys()  # fmt: skip
     assert flat["seconds_median"] == 12.0
@@ -190,3 +182,37 @@ def test_what_was_not_measured_is_left_out():
         "annotators": 0, "answers": 0, "unusable": 0, "corrected": 0,
         "alpha_factuality_comparisons": 0, "alpha_behaviour_comparisons": 0,
     }  # fmt: skip
+
+
+def test_rankings_of_four_are_measured_and_the_order_they_are_shown_in_is_found_out():
+    """Ann and Joe rank by quality; Lisa by place. Retests and gold are of four too."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(60):
+        quality = rng.permutation(4)
+        for who in ("ann", "joe", "lisa"):
+            orders = {"comparison": range(4), "retest": rng.permutation(4), "gold": range(4)}
+            for purpose, order in orders.items():
+                best = sorted(range(4), key=lambda place: place if who == "lisa" else -quality[order[place]])
+                ranks = tuple(best.index(place) + 1 for place in range(4))
+                texts = tuple(f"{i} {place}" for place in order)
+                said = "".join(map(str, ranks))
+                more = {"about": f"u{i}"} if purpose == "retest" else {}
+                if purpose == "gold":
+                    more["expected"] = "".join("1" if level == 3 else "2" for level in quality)
+                name = f"{purpose[0]}{i}" if purpose != "comparison" else f"u{i}"
+                named = {"comparison": name, "id": f"{name} {who}", "purpose": purpose}
+                made.append(judgement(texts, said, said, who, **named, **more))
+    found = assess(made, min_heard=0.8, seed=0)
+    assert found.annotators["ann"].gold.value == 1
+    same = {who: measured.same["factuality"] for who, measured in found.annotators.items()}
+    assert (same["ann"].share.hits, same["ann"].share.n, same["ann"].retests) == (360, 360, 60)
+    assert 0.4 < same["lisa"].share.value < 0.6  # two orders by lot agree on half of the pairs
+    assert found.annotators["lisa"].first_place["factuality"].expected == 0.25
+    assert found.alpha["factuality"].comparisons == 60
+    said = [remark for remark in found.remarks if "factuality" in remark or "known" in remark]
+    assert all(remark.startswith("lisa") for remark in said)
+    assert said[0] == (
+        "lisa prefers what is shown first in 100 % of 60 clear answers about factuality (25 % expected)."
+    )
+    assert any("judges factuality unlike everybody else" in remark for remark in said)

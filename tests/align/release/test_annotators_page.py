@@ -7,7 +7,8 @@ import pytest
 
 from align.release import annotators
 from preference_data.preferences.quality import assess
-from preference_data.schema import Comparison, Judgement, Prompt
+from preference_data.schema import Prompt
+from tests.preference_data.votes import judged
 
 HOSTILE = "</p></article><script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^$&{{ 7*7 }}"
 
@@ -41,17 +42,8 @@ class Page(HTMLParser):
 
 
 def answer(comparison, who, choice, **more):
-    return Judgement(
-        id=f"{comparison} {who}",
-        comparison=comparison,
-        prompt_id="p",
-        completion_a="x",
-        completion_b="y",
-        annotator=who,
-        factuality=choice,
-        behaviour="tie",
-        **{"heard": 1.0, "seconds": 10.0, **more},
-    )
+    named = {"id": f"{comparison} {who}", "comparison": comparison, "seconds": 10.0}
+    return judged(more.pop("texts", "xy"), choice, annotator=who, **named | more)
 
 
 def two_annotators(n=40):
@@ -78,7 +70,7 @@ def page(tmp_path):
 
 def test_remarks_come_first_and_in_words(page):
     text = page(two_annotators()).text
-    remark = "lisa prefers side A in 100 % of 40 clear answers about factuality (50 % expected)."
+    remark = "lisa prefers what is shown first in 100 % of 40 clear answers about factuality (50 % expected)."
     assert text.index(remark) < text.index("Do they agree?")
     assert "ann prefers" not in text
 
@@ -110,22 +102,12 @@ def test_the_page_is_one_file_that_runs_nothing(page):
 
 def test_what_people_typed_is_shown_literally(page):
     given = two_annotators(4)
-    given.append(
-        answer("h", HOSTILE, "b", rationale=HOSTILE, corrected=f"better {HOSTILE}", errors_b=("omission",))
-    )
-    comparison = Comparison(
-        id="h",
-        prompt_id="p",
-        completion_a="x",
-        completion_b="y",
-        text_a=f"A {HOSTILE}",
-        text_b=f"B {HOSTILE}",
-        everyone=True,
-    )
+    typed = {"rationale": HOSTILE, "corrected": f"better {HOSTILE}", "errors": ((), ("omission",))}
+    given.append(answer("h", HOSTILE, "b", texts=(f"A {HOSTILE}", f"B {HOSTILE}"), **typed))
     prompt = Prompt(
         id="p", audios=("a.wav",), question=f"Q {HOSTILE}", answer_gt="", meta_info="{}", task_name="t"
     )
-    found = page(given, annotators.examples(given, [comparison], {"p": prompt}))
+    found = page(given, annotators.examples(given, {"p": prompt}))
     assert not [tag for tag, _ in found.elements if tag in ("script", "img")]
     assert not [name for _, a in found.elements for name in a if name.startswith("on")]
     for text in (f"better {HOSTILE}", f"A {HOSTILE}", f"B {HOSTILE}", f"Q {HOSTILE}", f"Why{HOSTILE}"):
@@ -136,23 +118,11 @@ def test_what_people_typed_is_shown_literally(page):
 
 def test_a_dozen_examples_chosen_the_same_way_each_time():
     given = [answer(f"u{i}", "ann", "a", rationale=f"because {i}" if i % 2 else " ") for i in range(60)]
-    comparisons = [
-        Comparison(
-            id=f"u{i}",
-            prompt_id="p",
-            completion_a="x",
-            completion_b="y",
-            text_a=f"{i}",
-            text_b="",
-            everyone=True,
-        )
-        for i in range(60)
-    ]
     prompts = {"p": Prompt(id="p", audios=(), question="What?", answer_gt="", meta_info="{}", task_name="t")}
-    found = annotators.examples(given, comparisons, prompts)
+    found = annotators.examples(given, prompts)
     assert len(found) == 12
-    assert all(judgement.rationale == f"because {pair.text_a}" for judgement, pair, _ in found)
-    assert annotators.examples(given[::-1], comparisons, prompts) == found
+    assert all(judgement.rationale.startswith("because ") for judgement, _ in found)
+    assert annotators.examples(given[::-1], prompts) == found
 
 
 @pytest.mark.parametrize("given", [[], [answer("u", "ann", "tie", seconds=None, heard=None)]])

@@ -10,22 +10,14 @@ from align.run_folder.artifacts import write_json
 from preference_data import store
 from preference_data.interchange import hub_folder
 from preference_data.preferences import quality
-from preference_data.schema import Judgement, PreferencePair
+from preference_data.schema import PreferencePair
+from tests.preference_data.votes import judged
 
 
 def judgement(n, annotator):
     factuality = "b" if n == 3 and annotator == "ann" else "a"
-    return Judgement(
-        id=f"{annotator}{n}",
-        comparison=f"c{n}",
-        prompt_id=f"p{n}",
-        completion_a=f"a{n}",
-        completion_b=f"b{n}",
-        annotator=annotator,
-        factuality=factuality,
-        behaviour="a" if n % 2 else "b",
-        heard=1.0,
-    )
+    texts = (f"a{n}", f"b{n}")
+    return judged(texts, factuality, "a" if n % 2 else "b", annotator, prompt_id=f"p{n}", comparison=f"c{n}")
 
 
 def run_folder(run):

@@ -9,7 +9,8 @@ from align.recipe.config.preference import PairsConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages import pairs
 from preference_data import store
-from preference_data.schema import Completion, Judgement, Prompt
+from preference_data.schema import Completion, Prompt
+from tests.preference_data.votes import judged
 
 CONFIG = {"stage": "pairs", "completions": "3_sample", "annotations": "4_annotate"}
 
@@ -26,17 +27,7 @@ def test_pairs_are_built_of_what_the_report_counts_as_heard(tmp_path, min_heard,
         for i, side in enumerate("ab")
     ]
     judgements = [
-        Judgement(
-            id=prompt.id,
-            comparison=prompt.id,
-            prompt_id=prompt.id,
-            completion_a=f"{prompt.id}a",
-            completion_b=f"{prompt.id}b",
-            annotator="ann",
-            factuality="a",
-            behaviour="tie",
-            heard=heard,
-        )
+        judged("ab", "a", "tie", prompt_id=prompt.id, id=prompt.id, comparison=prompt.id, heard=heard)
         for prompt, heard in zip(prompts, (0.9, 0.6), strict=True)
     ]
     inputs = {"3_sample": tmp_path / "3", "4_annotate": tmp_path / "4"}
