@@ -57,7 +57,7 @@ def _of_judgements(
     )
     values = rules.Rules(
         min_heard=min_heard,
-        exclude=config.exclude,
+        exclude=tuple(config.exclude),
         min_gold=config.min_gold,
         annotator_weights=config.annotator_weights,
     )

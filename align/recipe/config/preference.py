@@ -175,7 +175,7 @@ class FromJudgementsOrScores(StageConfig):
     scores: ScoresRef | None = None
     """In place of annotations: rewards of a score stage."""
 
-    exclude: tuple[str, ...] = ()
+    exclude: list[str] = []
     """Of judgements: annotators whose judgements do not count, by name."""
     min_gold: float | None = Field(None, gt=0, le=1)
     """Of judgements: leave out an annotator whose accuracy on gold is below it for certain: the upper end of

@@ -53,6 +53,11 @@ def test_how_many_requests_are_in_flight_does_not_change_the_result():
     assert result_keys(one) != result_keys(deaf)
 
 
+def test_who_is_excluded_is_a_list_in_yaml():
+    keys = {"stage": "pairs", "completions": "3_sample", "annotations": "4_annotate"}
+    assert PairsConfig(**keys, exclude=["ear"]).exclude == ["ear"]
+
+
 @pytest.mark.parametrize("config", [PairsConfig, LabelsConfig])
 def test_the_bound_is_for_judgements(config):
     keys = {"stage": config.kind(), "completions": "3_sample"}
