@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preference_data import store
-from preference_data.schema import Judgement, PreferencePair, Prompt
+from preference_data.schema import Judgement, Prompt
 from tests.align.evaluation import comparing_judges as judges
 from tests.align.evaluation.openai_server import serving
 
