@@ -6,7 +6,7 @@ Pure measures with 95 % intervals; `quality` puts them together and says in word
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ def share(hits: int, n: int, *, independent: int | None = None) -> Share | None:
     return Share(hits, n, hits / n, float(low), float(high))
 
 
-def alpha(given: Sequence[Judgement], axis: Axis, *, seed: int = 0) -> Alpha:
+def alpha(table: votes.VoteTable, *, seed: int = 0) -> Alpha:
     """Krippendorff's alpha between annotators, with its interval.
 
     A unit is a pair of completions within a comparison, a value what `votes.vote` says of it. The interval
@@ -128,11 +128,10 @@ def alpha(given: Sequence[Judgement], axis: Axis, *, seed: int = 0) -> Alpha:
     lower end is then that of the share of comparisons agreed on (Wilson), against the same chance.
 
     Args:
-        given: judgements that count, see `votes.counted`.
-        axis: the question.
+        table: of judgements that count, see `votes.counted`, on an axis.
         seed: equal seeds give equal intervals.
     """
-    counts = _counts(votes.tabulate(given, axis))
+    counts = _counts(table)
     counts = counts[counts[:, 0].sum(axis=-1) > 1]
     matching, totals = _of_comparisons(counts)
     value = float(_alpha(matching.sum(axis=0), totals.sum(axis=0)))
@@ -145,13 +144,12 @@ def alpha(given: Sequence[Judgement], axis: Axis, *, seed: int = 0) -> Alpha:
     return Alpha(value, float(low), float(high), len(counts))
 
 
-def rise_without(given: Sequence[Judgement], axis: Axis, annotator: str, *, seed: int = 0) -> Rise | None:
+def rise_without(table: votes.VoteTable, annotator: str, *, seed: int = 0) -> Rise | None:
     """Whether the others agree more among themselves than with this annotator.
 
     Both alphas are of the same comparisons. None where fewer than two others judged any, or where alpha
     is undefined.
     """
-    table = votes.tabulate(given, axis)
     if annotator not in table.annotators:
         return None
     others = table.annotator != table.annotators.index(annotator)

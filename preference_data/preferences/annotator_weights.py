@@ -25,6 +25,7 @@ from preference_data.schema import Axis, Judgement
 PRIOR_VOTES = 4.0
 """Every annotator is taken to have given as many votes more on each truth as all of them do on average, so
 that of few votes none is certain."""
+_ITERATIONS = 50
 ENOUGH_ANNOTATORS = 3
 """Of two that disagree nobody can say who errs, unless something is known."""
 
@@ -123,7 +124,9 @@ def _confusion(votes: _Votes, annotators: int) -> npt.NDArray[np.float64]:
     data = pd.DataFrame({"task": votes.task, "worker": votes.annotator, "label": votes.value})
     given = set(data["label"].unique())  # a truth that nobody has named is unknown to the model
     truth = pd.Series({task: label for task, label in votes.truth.items() if label in given}, dtype=np.int64)
-    fitted = DawidSkene().fit(data, truth if len(truth) else None)
+    # with known truth its bound falls at first, and it would take that for the end
+    model = DawidSkene(n_iter=_ITERATIONS, tol=-np.inf) if len(truth) else DawidSkene()
+    fitted = model.fit(data, truth if len(truth) else None)
     beliefs = fitted.probas_.reindex(columns=list(VALUES), fill_value=0.0).fillna(0.0)
     counts = np.zeros((annotators, len(VALUES), len(VALUES)))
     np.add.at(

@@ -22,8 +22,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from preference_data.preferences.pairs import evidence
 from preference_data.preferences.rules import Counted
 from preference_data.schema import (
@@ -54,12 +52,13 @@ class Tally(NamedTuple):
 
 
 class _Verdict(NamedTuple):
-    """Whether a text is good, None where that is undecided, and on what evidence."""
+    """Whether a text is good, None where that is undecided, and who says so."""
 
     is_good: bool | None
     judges: int = 1
-    agreement: float = 1.0
-    weight: float = 1.0
+    agree: float = 1.0
+    total: float = 1.0
+    """Votes, by weight."""
 
 
 def of_judgements(
@@ -81,9 +80,13 @@ def of_judgements(
         for key, levels in sorted(said.items())
         if (verdict := _verdict(levels[max(levels)], weights, min_agreement))
     }
-    labels, tally = _labels(verdicts, prompts, source=axis)
-    mean = float(np.mean([label.weight for label in labels])) if labels else 1.0
-    return [label.model_copy(update={"weight": label.weight / mean}) for label in labels], tally
+    clear = {key: verdict for key, verdict in verdicts.items() if verdict.is_good is not None and key[1]}
+    sure = evidence(
+        [verdict.agree for verdict in clear.values()],
+        [verdict.total - verdict.agree for verdict in clear.values()],
+    )
+    weight = dict(zip(clear, (sure / sure.mean() if clear else sure).tolist(), strict=True))
+    return _labels(verdicts, prompts, axis, weight)
 
 
 def of_scores(
@@ -101,7 +104,7 @@ def of_scores(
             is_good = True if score.reward >= good_from else False if score.reward <= bad_to else None
             completion = completions[score.id]
             verdicts.setdefault((completion.prompt_id, completion.text), _Verdict(is_good))
-    return _labels(verdicts, prompts, source="reward")
+    return _labels(verdicts, prompts, "reward", {})
 
 
 def _statements(item: Judgement, axis: Axis) -> Iterator[tuple[str, int, bool]]:
@@ -128,35 +131,40 @@ def _verdict(
     said: Mapping[str, list[bool]], weights: Mapping[str, float], min_agreement: float
 ) -> _Verdict | None:
     """What annotators say of a text together; None if nothing that they say is worth anything."""
-    weight = np.array([weights.get(name, 1.0) for name in said])
-    good = np.array([sum(each) / len(each) for each in said.values()])
-    votes_good, total = float(weight @ good), float(weight.sum())
+    weight = {name: weights.get(name, 1.0) for name in said}
+    total = sum(weight.values())
     if not total:
         return None
-    is_good = 2 * votes_good >= total
-    agree = votes_good if is_good else total - votes_good
+    good = sum(weight[name] * sum(each) / len(each) for name, each in said.items())
+    is_good = 2 * good >= total
+    agree = good if is_good else total - good
     if agree < (min_agreement - _ROUNDING) * total:
         return _Verdict(None)
-    judges = int((weight > 0).sum())
-    return _Verdict(is_good, judges, min(agree / total, 1.0), float(evidence(agree, total - agree)))
+    return _Verdict(is_good, sum(worth > 0 for worth in weight.values()), agree, total)
 
 
 def _labels(
-    verdicts: Mapping[tuple[str, str], _Verdict], prompts: Mapping[str, Prompt], source: str
+    verdicts: Mapping[tuple[str, str], _Verdict],
+    prompts: Mapping[str, Prompt],
+    source: str,
+    weights: Mapping[tuple[str, str], float],
 ) -> tuple[list[Label], Tally]:
-    """A label for every text of a prompt with a verdict."""
+    """A label for every text of a prompt with a verdict; it weighs 1 unless `weights` says otherwise."""
+    asking = {
+        prompt_id: (_asks(prompts[prompt_id]),) for prompt_id in dict.fromkeys(key[0] for key in verdicts)
+    }
     labels = [
         Label(
             id=stable_id(prompt_id, text, source),
             prompt_id=prompt_id,
-            prompt=(_asks(prompts[prompt_id]),),
+            prompt=asking[prompt_id],
             completion=text,
             audios=prompts[prompt_id].audios,
             label=verdict.is_good,
-            weight=verdict.weight,
+            weight=weights.get((prompt_id, text), 1.0),
             source=source,
             judges=verdict.judges,
-            agreement=verdict.agreement,
+            agreement=min(verdict.agree / verdict.total, 1.0),
         )
         for (prompt_id, text), verdict in verdicts.items()
         if verdict.is_good is not None and text

@@ -133,11 +133,11 @@ class _Poll(NamedTuple):
     judges: npt.NDArray[np.intp]
     effective: npt.NDArray[np.float64]
     """How many votes of equal weight tell as much (Kish)."""
-    starts: npt.NDArray[np.intp]
+    starts: Sequence[int]
     """Where the voters of each two texts start; one more, for the end of the last."""
     annotators: Sequence[str]
     """Of each voter."""
-    leads: npt.NDArray[np.float64]
+    leads: Sequence[float]
     """Of each voter: above 0 where they prefer the first text, below for the second."""
 
     def supporters(self, i: int, side: int) -> tuple[str, ...]:
@@ -261,7 +261,7 @@ def disputed(counted: Counted, *, min_agreement: float) -> list[str]:
 
 
 def _check_agreement(given: Sequence[Judgement], min_alpha: float) -> None:
-    alphas = {axis: agreement.alpha(given, axis) for axis in AXES}
+    alphas = {axis: agreement.alpha(tabulate(given, axis)) for axis in AXES}
     low = {axis: alpha for axis, alpha in alphas.items() if alpha.low is None or alpha.low < min_alpha}
     if low:
         is_undecided = all(alpha.high is not None and alpha.high >= min_alpha for alpha in low.values())
@@ -332,9 +332,9 @@ def _poll(counted: Counted, axis: Axis) -> _Poll:
         total,
         of_texts(1.0 * (weight > 0)).astype(np.intp),
         np.divide(total**2, squares, out=np.zeros(shape[0]), where=squares > 0),
-        np.searchsorted(of_voter, np.arange(shape[0] + 1)),
+        np.searchsorted(of_voter, np.arange(shape[0] + 1)).tolist(),
         [table.annotators[i] for i in who],
-        np.where(weight > 0, first - second, 0.0),
+        np.where(weight > 0, first - second, 0.0).tolist(),
     )
 
 

@@ -114,9 +114,10 @@ def assess(
     counted = votes.counted(judgements, min_heard)
     clips = clip_seconds or {}
     measured = {name: _measure(given, min_heard, clips) for name, given in people.items()}
-    alpha = {axis: agreement.alpha(counted, axis, seed=seed) for axis in AXES}
+    tables = {axis: votes.tabulate(counted, axis) for axis in AXES}
+    alpha = {axis: agreement.alpha(table, seed=seed) for axis, table in tables.items()}
     without = {
-        name: {axis: agreement.rise_without(counted, axis, name, seed=seed) for axis in AXES}
+        name: {axis: agreement.rise_without(table, name, seed=seed) for axis, table in tables.items()}
         for name in people
     }
     of_comparisons = [item for item in judgements if item.purpose == "comparison"]

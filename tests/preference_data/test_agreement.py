@@ -5,14 +5,7 @@ import numpy as np
 import pytest
 
 from preference_data.preferences import agreement, votes
-from preference_data.preferences.agreement import (
-    alpha,
-    first_place,
-    gold_accuracy,
-    rise_without,
-    seconds,
-    self_consistency,
-)
+from preference_data.preferences.agreement import first_place, gold_accuracy, seconds, self_consistency
 from preference_data.schema import Ranking
 from tests.preference_data.votes import judged
 
@@ -22,6 +15,14 @@ CHOICES = ("a", "b", "tie", "both_bad")
 def answer(comparison, annotator, factuality, behaviour=None, texts="xy", **more):
     named = {"id": f"{comparison} {annotator}", "comparison": comparison, "heard": None}
     return judged(texts, factuality, behaviour, annotator, **named | more)
+
+
+def alpha(given, axis, seed=0):
+    return agreement.alpha(votes.tabulate(given, axis), seed=seed)
+
+
+def rise_without(given, axis, annotator):
+    return agreement.rise_without(votes.tabulate(given, axis), annotator)
 
 
 def table(rows):
