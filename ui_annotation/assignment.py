@@ -181,7 +181,7 @@ def _comparison(
     """A record of these texts; one that no policy gave is named by its words."""
     own = texts.get(item.prompt_id, {})
     return Comparison(
-        id=_record_id(item.prompt_id, item.texts),
+        id=record_id(item.prompt_id, item.texts),
         prompt_id=item.prompt_id,
         completions=tuple(
             own[text].id if text in own else stable_id("person", item.prompt_id, text) for text in item.texts
@@ -194,8 +194,8 @@ def _comparison(
     )
 
 
-def _record_id(prompt_id: str, texts: Sequence[str]) -> str:
-    """Nothing in it tells what the record is for: whoever knows the texts can make it."""
+def record_id(prompt_id: str, texts: Sequence[str]) -> str:
+    """The id of a record: whoever knows the texts can make it, so it does not tell what the record is for."""
     return stable_id(json.dumps([prompt_id, *texts]))
 
 
@@ -204,7 +204,7 @@ def _reversed(item: Comparison, purpose: Purpose, expected: Ranking | None = Non
     texts = item.texts[::-1]
     return item.model_copy(
         update={
-            "id": _record_id(item.prompt_id, texts),
+            "id": record_id(item.prompt_id, texts),
             "completions": item.completions[::-1],
             "texts": texts,
             "purpose": purpose,

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import argilla as rg
 
 from preference_data import store
-from preference_data.schema import AnnotatorKind, Judgement
+from preference_data.schema import AnnotatorKind, Judgement, stable_id
+from preference_data.text_files import numbered_lines
 from ui_annotation import assignment, client, render
 from ui_annotation.project import Project
 
@@ -167,12 +168,51 @@ def _share_heard(listening: Sequence[Mapping[str, Any]], by: datetime) -> float:
 # -------------------------------------------------------------------- snapshots
 
 
-def read_snapshots(folders: Iterable[Path]) -> list[Judgement]:
-    """The judgements of snapshots, each once: as the last of them has it."""
+def read_snapshots(folders: Iterable[Path], texts: Mapping[str, str]) -> list[Judgement]:
+    """The judgements of snapshots, each once: as the last of them has it.
+
+    Args:
+        folders: Of the snapshots, oldest first.
+        texts: Of completions by id: judgements from before there were rankings do not hold them, and are
+            left out where a completion is gone.
+
+    Raises:
+        BadRecord: naming file, line and field.
+    """
     judgements: dict[str, Judgement] = {}
     for folder in folders:
-        judgements |= {item.id: item for item in store.stream(folder / "judgements.jsonl", Judgement)}
+        file = folder / "judgements.jsonl"
+        for number, line in numbered_lines(file):
+            row = json.loads(line)
+            if "completion_a" in row:
+                if not {row["completion_a"], row["completion_b"]} <= texts.keys():
+                    continue
+                line = json.dumps(_as_ranking(row, texts)).encode()
+            judgement = store.parse(line, Judgement, f"{file}:{number}")
+            judgements[judgement.id] = judgement
     return list(judgements.values())
+
+
+def _as_ranking(row: dict[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """A judgement of two completions as it was kept until November 2026, in today's form."""
+    completions = row.pop("completion_a"), row.pop("completion_b")
+    both = [texts[name] for name in completions]
+    record_id = assignment.record_id(row["prompt_id"], both)
+    errors = [row.pop("errors_a", ()), row.pop("errors_b", ())]
+    rankings = ("factuality", "behaviour", "expected")
+    about = row.pop("retest_of", None)
+    return {
+        **row,
+        **{key: assignment.CHOICES[row[key]].model_dump() for key in rankings if row.get(key)},
+        "id": stable_id(record_id, row["annotator"]),
+        "comparison": record_id,
+        "completions": completions,
+        "texts": both,
+        "kind": "choice",
+        "annotator_kind": "simulated" if row["annotator"].startswith("simulated-") else "person",
+        "errors": errors if any(errors) else (),
+        "about": about,
+    }
 
 
 def snapshots(folder: Path) -> list[Path]:

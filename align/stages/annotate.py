@@ -112,9 +112,10 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
     corpus, workspace = inputs[config.corpus], config.workspace
-    earlier = _earlier(config, out.final.parent)
+    completions = store.read(source / "completions.jsonl", Completion)
+    earlier = _earlier(config, out.final.parent, completions)
     comparisons = assignment.draw(
-        store.read(source / "completions.jsonl", Completion),
+        completions,
         prompts,
         size=config.completions_per_comparison,
         per_prompt=config.comparisons_per_prompt,
@@ -133,16 +134,16 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier, by_model)
 
 
-def _earlier(config: AnnotateConfig, run_folder: Path) -> list[Judgement]:
+def _earlier(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
     """Judgements of the snapshot that the recipe names, and people's of this run."""
-    of_people = [
-        item
-        for item in pull.read_snapshots(pull.snapshots(run_folder / "snapshots"))
-        if item.annotator_kind == "person"
-    ]
-    named = pull.read_snapshots([Path(config.snapshot)]) if config.snapshot else []
-    named = [item for item in named if item.annotator_kind != "model"]  # whose replies are in the run
-    return [*named, *(of_people if config.by == "people" else [])]
+    texts = {item.id: item.text for item in completions}
+    named = [Path(config.snapshot)] if config.snapshot else []
+    of_snapshot = pull.read_snapshots(named, texts)
+    kept = [item for item in of_snapshot if item.annotator_kind != "model"]  # its replies are in the run
+    if config.by != "people":
+        return kept
+    of_run = pull.read_snapshots(pull.snapshots(run_folder / "snapshots"), texts)
+    return [*kept, *(item for item in of_run if item.annotator_kind == "person")]
 
 
 def _truth(corpus: Path) -> assignment.Truth:

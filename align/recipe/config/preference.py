@@ -186,8 +186,8 @@ class FromJudgementsOrScores(StageConfig):
     judged, and of gold (`preference_data/preferences/annotator_weights.py`)."""
     min_model_agreement: float = Field(0.6, ge=0, le=1)
     """Of judgements: a model's of an axis are used where the 95 % interval of its agreement with people, or
-    with gold, lies at this or above (`preference_data/preferences/model_agreement.py`). Chance is at most 0.5,
-    for a tie is no agreement; 0 asks for nothing."""
+    with gold, lies at this or above (`preference_data/preferences/model_agreement.py`). Chance is 0.5 at
+    most, for a tie is no agreement; 0 asks for nothing."""
 
     of_annotations: ClassVar[tuple[str, ...]] = (
         *("exclude", "min_gold", "annotator_weights", "min_model_agreement"),

@@ -1,4 +1,4 @@
-"""The page on annotators where a model judged too: its figures beside people's, and a hostile name as text."""
+"""The page on annotators where a model judged too: its figures beside people's, a hostile name as text."""
 
 import re
 
