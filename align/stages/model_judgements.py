@@ -18,8 +18,9 @@ from align.evaluation.judges.comparison_judge import ComparisonJudge, ModelJudge
 from align.recipe.config.preference import AnnotateConfig
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
-from preference_data.audio.clip_files import find_below
+from preference_data.audio.clip_files import ClipFile
 from preference_data.audio.decode import SAMPLE_RATE, load
+from preference_data.dataset.dataset import Dataset
 from preference_data.preferences import model_agreement
 from preference_data.preferences.model_agreement import ModelAgreement
 from preference_data.schema import Axis, Comparison, Completion, Judgement, Ranking, stable_id
@@ -51,10 +52,11 @@ def judge_by_model(
     model = open_chat_model(
         config.judge.model, config.judge.url, config.judge.parameters, config.judge.concurrency
     )
+    corpus = Dataset(project.corpus)
     judge = ComparisonJudge(
         model,
         out.final.parent / "judge_replies.jsonl",
-        (lambda path: _wav(project.corpus, path)) if config.judge.hears else None,
+        (lambda path: _wav(corpus.find(path))) if config.judge.hears else None,
     )
     judged = judge.judge(project.comparisons, project.prompts, f"{out.name}: {model.name}")
     store.write_rows(out.path / REPLIES, [item._asdict() for item in judged.replies])
@@ -131,9 +133,9 @@ def _by_axis(reply: RankingReply) -> dict[Axis, Ranking]:
     return {"factuality": Ranking(ranks=reply.factuality), "behaviour": Ranking(ranks=reply.behaviour)}
 
 
-def _wav(corpus: Path, path: str) -> bytes:
+def _wav(clip: ClipFile) -> bytes:
     """A clip as every API takes it: WAV, 16 kHz, 16 bits."""
     wav = BytesIO()
-    samples = load(find_below(corpus, path), max_duration_s=_LONGEST_S)
+    samples = load(clip, max_duration_s=_LONGEST_S)
     soundfile.write(wav, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return wav.getvalue()
