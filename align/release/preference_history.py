@@ -46,6 +46,19 @@ def _of_annotators(stage: Path) -> Iterator[str]:
         f"{len(quality['annotators'])} {who}, {n:,} judgements; one counts where at least "
         f"{quality['min_heard']:.0%} of the clip was played."
     )
+    if (stage / "model.json").exists():
+        model = read_json(stage / "model.json")
+        share = model["agreement"]["overall"]["share"]
+        figure = (
+            "nobody else judged"
+            if share is None
+            else (
+                f"it agrees with {share['value']:.0%} of people's preferences and gold [{share['low']:.0%}, "
+                f"{share['high']:.0%}], n {share['n']:,}"
+            )
+        )
+        hears = "hears the clips" if model["hears"] else "cannot hear and reads references"
+        yield f"The model {model['judge']} ({hears}) judged {model['judged']:,} comparisons: {figure}."
     lines = []
     for axis, alpha in quality["alpha"].items():
         value, low, high = alpha["value"], alpha["low"], alpha["high"]

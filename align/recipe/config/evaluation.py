@@ -218,8 +218,9 @@ class Thresholds(Config):
     judge: JudgeLimits | None = JudgeLimits()
     """None is for the judge `facts` alone, which has no prompt and no replies."""
     independent_judge: bool = False
-    """Whether the judge may not be one whose marks were the candidate's reward in training (or those of its
-    simulated annotators). Where it is the same, the verdict always says so."""
+    """Whether the judge may not be one whose marks were the candidate's reward in training, that judged the
+    comparisons it learnt from, or (`facts`) that is its simulated annotators. Where it is the same, the
+    verdict always says so."""
     rewarded_score_gain: float | None = 0.0
     """Where grpo has trained the candidate and its reward rose, the 95 % interval of the judge's score must
     lie above this: else the reward was hacked (check `proxy gap`). Where metrics.jsonl has not two rewards up
