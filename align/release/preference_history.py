@@ -30,12 +30,20 @@ def _paragraphs(stage: Path, config: Mapping[str, Any]) -> Iterator[str]:
     rules = _OF_ANNOTATIONS if config.get("annotations") else _OF_SCORES
     values = ", ".join(f"{key} {config[key]}" for key in rules if config.get(key) is not None)
     yield f"Rules: {values or 'none'}."
+    if (stage / "rules.json").exists():
+        yield _left_out(read_json(stage / "rules.json"))
     if (name := config.get("annotations")) and (run / name / "quality.json").exists():
         yield from _of_annotators(run / name)
     if (name := config.get("scores")) and (run / name / "reward.json").exists():
         kinds = read_json(run / name / "reward.json").get("rewards", [])
         named = ", ".join(f"{kind['kind']} {kind.get('judge') or ''}".strip() for kind in kinds)
         yield f"No person judged: a reward scored the completions ({named})."
+
+
+def _left_out(rules: Mapping[str, Any]) -> str:
+    rows = [row for row in rules["rules"] if row["of"] == "judgements" and row["left_out"]]
+    removed = ", ".join(f"{row['rule']} {row['left_out']:,}" for row in rows)
+    return f"{rules['counted']:,} judgements count; left out: {removed or 'none'}."
 
 
 def _of_annotators(stage: Path) -> Iterator[str]:

@@ -89,7 +89,7 @@ def write(run: Path) -> Path:
 
 
 def _own_pages(stage: Stage) -> dict[str, str]:
-    """Pages that a stage has written beside its records: what they show -> their place from the run's folder."""
+    """Pages that a stage has written beside its records: what they show -> their place in the run."""
     pages = {"Per annotator": "quality.html", "What each rule left out": "rules.html"}
     return {what: f"{stage.name}/{name}" for what, name in pages.items() if (stage.folder / name).exists()}
 

@@ -1,1 +1,1 @@
-"""From people's judgements to preference pairs: agreement, annotator quality, pairs."""
+"""From judgements to preference pairs and labels: votes, agreement, rules about annotators, evidence."""

@@ -150,9 +150,8 @@ def _labels(
     weights: Mapping[tuple[str, str], float],
 ) -> tuple[list[Label], Tally]:
     """A label for every text of a prompt with a verdict; it weighs 1 unless `weights` says otherwise."""
-    asking = {
-        prompt_id: (_asks(prompts[prompt_id]),) for prompt_id in dict.fromkeys(key[0] for key in verdicts)
-    }
+    asking = {prompt_id: (_asks(prompts[prompt_id]),) for prompt_id in {key[0] for key in verdicts}}
+
     labels = [
         Label(
             id=stable_id(prompt_id, text, source),

@@ -221,23 +221,25 @@ def build(
 
 
 def removals(tallies: Mapping[Axis, Tally]) -> list[Removal]:
-    """What the rules left out of every two completions that were compared, by axis."""
+    """What the rules left out of every two completions that were compared, and of typed ones, by axis."""
     rows: list[Removal] = []
     for axis, tally in tallies.items():
-        compared = sum(tally) - tally.corrected - tally.unapproved
-        of_compared, of_typed = f"two completions compared on {axis}", f"pairs of typed completions on {axis}"
+        typed = tally.corrected + tally.unapproved
+        compared = sum(tally) - typed
+        settled = f"too few preferred the same; an adjudicator decided {tally.adjudicated} more"
+        of_compared = (
+            ("ties", tally.ties, "most, or an adjudicator, preferred neither"),
+            ("min_agreement", tally.disagreements, settled),
+            ("annotator_weights", tally.weightless, "nobody whose votes are worth anything compared them"),
+        )
         rows += [
-            Removal("ties", tally.ties, of_compared, compared, "most preferred neither"),
-            Removal(
-                "min_agreement", tally.disagreements, of_compared, compared, "too few preferred the same"
-            ),
-            Removal(
-                "annotator_weights", tally.weightless, of_compared, compared, "no vote is worth anything"
-            ),
-            Removal(
-                "approval", tally.unapproved, of_typed, tally.corrected + tally.unapproved, "no second person"
-            ),
+            Removal(rule, n, f"pairs of completions compared on {axis}", compared, why)
+            for rule, n, why in of_compared
         ]
+        why = "no second person approved what somebody typed"
+        rows.append(
+            Removal("approval", tally.unapproved, f"pairs of a typed completion on {axis}", typed, why)
+        )
     return rows
 
 

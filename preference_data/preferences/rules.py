@@ -45,7 +45,7 @@ class Removal(NamedTuple):
     rule: str
     left_out: int
     of: str
-    """Of what: judgements, or every two completions on an axis."""
+    """Of what: judgements, or pairs of completions on an axis."""
     total: int
     why: str
 

@@ -220,8 +220,8 @@ class PairsConfig(FromJudgementsOrScores):
     """Refuse judgements unless the 95 % interval of Krippendorff's alpha lies at this or above on both axes:
     chance is 0, agreement 1; of few comparisons nothing is certain. It is of the judgements that count."""
     correction_weight: float = Field(0.0, ge=0, le=1)
-    """Evidence of a completion that an annotator typed and nobody else has judged. Approved by a second person
-    it has that of their votes; rejected, or with 0, it makes no pair."""
+    """Evidence of a completion that an annotator typed and nobody else has judged. Approved by a second
+    person it has that of their votes; rejected, or with 0, it makes no pair."""
     opponents: Literal["worst", "random", "all"] = "worst"
     """Of scores: a prompt's best completion is chosen over its worst one, or over one drawn from all that are
     worse; `all`: every completion over every worse one."""

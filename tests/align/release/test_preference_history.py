@@ -31,6 +31,10 @@ def run_folder(run):
     }.items():
         write_json(run / stage / "manifest.json", {"output_digest": "x", "config": config})
     store.write_text(run / "4_annotate/quality.json", measured.model_dump_json())
+    left_out = [
+        {"rule": rule, "left_out": n, "of": "judgements"} for rule, n in (("min_gold", 7), ("exclude", 0))
+    ]
+    write_json(run / "5_pairs/rules.json", {"counted": 1017, "rules": left_out})
     write_json(run / "4_score/reward.json", {"rewards": [{"kind": "judge", "judge": "judge-7b"}]})
     return measured.alpha["factuality"]
 
@@ -39,6 +43,7 @@ def test_a_run_says_who_judged_and_by_which_rules(tmp_path):
     alpha = run_folder(tmp_path)
     text = "\n".join(history_of(tmp_path / "5_pairs/pairs.jsonl"))
     assert "Rules: min_agreement 0.75." in text
+    assert "1,017 judgements count; left out: min_gold 7." in text
     assert "2 annotators, 24 judgements; one counts where at least 80% of the clip was played." in text
     assert f"| factuality | {alpha.value:.2f} [{alpha.low:.2f}, {alpha.high:.2f}] | 12 |" in text
     scored = "\n".join(history_of(tmp_path / "5_scored/pairs.jsonl"))
