@@ -64,6 +64,9 @@ def test_from_recordings_and_questions_to_pairs_by_a_model(recordings, tiny, tmp
         assert "the model 'judge' cannot be used" in refused.stdout + refused.stderr
         assert "nothing to compare it with" in refused.stdout + refused.stderr
         assert len(server.requests) == asked
+    browser = align(tmp_path, "annotate", "push", RECIPE, "--out", "run")
+    assert browser.returncode == 2
+    assert "4_annotate.yaml:5: by: model judges, and no person does" in browser.stdout + browser.stderr
     run = tmp_path / "run"
     prompts = {item.id: item for item in store.stream(run / "0_corpus/prompts.jsonl", Prompt)}
     assert len(prompts) == 40
