@@ -165,7 +165,7 @@ def removals(used: Usable) -> list[Removal]:
         Removal(
             "min_model_agreement",
             used.left_out[axis],
-            f"a model's judgements of {axis}",
+            f"rankings of {axis} by a model",
             total,
             "; ".join(f"{item.judge}: {_in_words(item.axes[axis])}" for item in used.measured),
         )
