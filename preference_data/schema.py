@@ -153,6 +153,16 @@ class Completion(Record):
     text: str
     policy: str
     """sha256 of the weights that produced it."""
+    logp: float | None = Field(None, allow_inf_nan=False, exclude_if=lambda logp: logp is None)
+    """Log-probability of its tokens, summed, in nats, under the policy that drew it, before temperature and
+    top-p; None where it is not known. Its last digits depend on what else was in the batch."""
+    n_tokens: int | None = Field(None, ge=1, exclude_if=lambda n_tokens: n_tokens is None)
+    """How many tokens those are, with the end of turn."""
+
+    @property
+    def mean_logp(self) -> float | None:
+        """Log-probability per token, in nats; None where it is not known."""
+        return None if self.logp is None or self.n_tokens is None else self.logp / self.n_tokens
 
 
 class Ranking(BaseModel):

@@ -8,8 +8,8 @@ with more prompts, retests or gold, what was drawn before stays drawn.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, islice, product
 from typing import Any, NamedTuple
 
@@ -80,16 +80,21 @@ def draw(
         seed: Decides what is drawn, the order within a comparison, and the order of all.
         is_true: Gold is made of completions of which this says that some are true and others false; where
             there are too few, the prompt's reference takes the place of a true one.
-        earlier: Judgements that are there already: their comparisons are drawn first, as they were shown.
-            Those that a person decided (adjudication) can be gold too.
+        earlier: Judgements that are there already: what they judge is drawn first, as it was shown and for
+            what it was shown. Comparisons that a person decided (adjudication) can be gold too.
 
     Returns:
         All of them in the order in which they are shown, so that a place in it tells nothing.
     """
-    earlier = list(earlier)
+    before = _before(earlier)
     texts = _by_text(completions)
-    sets = _sets(texts, size, per_prompt, seed, _orders(earlier))
-    sets.sort(key=lambda item: _lot(seed, "overlap", item.prompt_id, *sorted(item.texts)))
+    sets = _sets(texts, size, per_prompt, seed, before)
+    sets.sort(
+        key=lambda item: (
+            before.judges[_record_id(*item)] < 2,
+            _lot(seed, "overlap", item.prompt_id, *sorted(item.texts)),
+        )
+    )
     n_everyone = round(overlap * len(sets))
     groups: dict[tuple[int, bool], list[Comparison]] = defaultdict(list)
     for number, item in enumerate(sets):
@@ -98,13 +103,53 @@ def draw(
     drawn = {comparison.id: comparison for group in groups.values() for comparison in group}
     taken = {_key(item.prompt_id, item.texts) for item in drawn.values()}
     for (n, everyone), group in groups.items():
-        candidates = sorted(group, key=lambda item: _lot(seed, "retest", item.id))
-        retested = [_reversed(item, "retest") for item in candidates[: round(rates.retests * len(group))]]
-        known = chain(_confirmed(group, earlier), _known(texts, prompts, n, seed, is_true, taken))
-        gold = list(islice(known, round(rates.gold * len(group))))
-        taken.update(_key(item.prompt_id, item.texts) for item in gold)
-        drawn |= {item.id: item.model_copy(update={"everyone": everyone}) for item in retested + gold}
+        controls = _retests(group, round(rates.retests * len(group)), seed, before)
+        retested = {control.about for control in controls}
+        gold = chain(
+            _gold_again(everyone, texts, prompts, n, seed, is_true, taken, before),
+            _confirmed((item for item in group if item.id not in retested), before),
+            _gold(_gold_order(texts, everyone, overlap, seed), texts, prompts, n, seed, is_true, taken),
+        )
+        for right in islice(gold, round(rates.gold * len(group))):
+            taken.add(_key(right.prompt_id, right.texts))
+            controls.append(right)
+        drawn |= {control.id: control.model_copy(update={"everyone": everyone}) for control in controls}
     return sorted(drawn.values(), key=lambda item: _lot(seed, "order", item.id))
+
+
+_Key = tuple[str, frozenset[str]]
+"""A prompt and the texts that are compared, in whatever order."""
+
+
+class _Before(NamedTuple):
+    """What is judged already, and so is drawn again before anything else."""
+
+    compared: Collection[_Key]
+    gold: Collection[_Key]
+    orders: Mapping[_Key, tuple[str, ...]]
+    """In which both were shown."""
+    judges: Counter[str]
+    """By record id: how many judged it."""
+    decided: Mapping[_Key, Mapping[str, int]]
+    """Ranks of texts in factuality by a named person, where not all are equal."""
+
+
+def _before(earlier: Iterable[Judgement]) -> _Before:
+    judgements = {item.id: item for item in earlier}.values()
+    of: dict[Purpose, dict[_Key, Judgement]] = defaultdict(dict)
+    for item in judgements:
+        of[item.purpose].setdefault(_key(item.prompt_id, item.texts), item)
+    return _Before(
+        compared=of["comparison"].keys(),
+        gold=of["gold"].keys(),
+        orders={key: item.texts for key, item in (of["gold"] | of["comparison"]).items()},
+        judges=Counter(item.comparison for item in judgements),
+        decided={
+            key: dict(zip(item.texts, item.factuality.ranks, strict=True))
+            for key, item in of["adjudication"].items()
+            if item.factuality and len(set(item.factuality.ranks)) > 1
+        },
+    )
 
 
 class _Set(NamedTuple):
@@ -119,7 +164,7 @@ def _lot(seed: int, purpose: str, *parts: str) -> int:
     return int(stable_id(seed, purpose, json.dumps(parts)), 16)  # JSON: texts may hold any separator
 
 
-def _key(prompt_id: str, texts: Iterable[str]) -> tuple[str, frozenset[str]]:
+def _key(prompt_id: str, texts: Iterable[str]) -> _Key:
     return prompt_id, frozenset(texts)
 
 
@@ -130,35 +175,30 @@ def _by_text(completions: Iterable[Completion]) -> dict[str, dict[str, Completio
     return by_text
 
 
-def _orders(earlier: Iterable[Judgement]) -> dict[str, dict[frozenset[str], tuple[str, ...]]]:
-    """By prompt: what was compared, and the order in which it was shown."""
-    orders: dict[str, dict[frozenset[str], tuple[str, ...]]] = defaultdict(dict)
-    for judgement in earlier:
-        if judgement.purpose == "comparison":
-            orders[judgement.prompt_id].setdefault(frozenset(judgement.texts), judgement.texts)
-    return orders
-
-
 def _sets(
     texts: Mapping[str, Mapping[str, Completion]],
     size: int,
     per_prompt: int,
     seed: int,
-    orders: Mapping[str, Mapping[frozenset[str], tuple[str, ...]]],
+    before: _Before,
 ) -> list[_Set]:
-    """Different completions of the same prompt; those first that were compared before."""
+    """Different completions of the same prompt; those first that were compared before, gold last."""
+
+    def priority(key: _Key) -> int:
+        return 0 if key in before.compared else 2 if key in before.gold else 1
+
     drawn: list[_Set] = []
     for prompt_id, own in texts.items():
-        n, known = min(size, len(own)), orders.get(prompt_id, {})
+        n = min(size, len(own))
         if n < 2:
             continue
         options = sorted(
             combinations(sorted(own), n),
-            key=lambda option: (frozenset(option) not in known, _lot(seed, "pair", prompt_id, *option)),
+            key=lambda some: (priority(_key(prompt_id, some)), _lot(seed, "pair", prompt_id, *some)),
         )
         drawn += [
-            _Set(prompt_id, known.get(frozenset(option)) or _shuffled(seed, prompt_id, option))
-            for option in options[:per_prompt]
+            _Set(prompt_id, before.orders.get(_key(prompt_id, some)) or _shuffled(seed, prompt_id, some))
+            for some in options[:per_prompt]
         ]
     return drawn
 
@@ -214,36 +254,77 @@ def _reversed(item: Comparison, purpose: Purpose, expected: Ranking | None = Non
     )
 
 
-# -------------------------------------------------------------------- gold
+# -------------------------------------------------------------------- what measures annotators
 
 
-def _confirmed(group: Iterable[Comparison], earlier: Iterable[Judgement]) -> Iterator[Comparison]:
-    """Comparisons that a named person has decided, in reverse order."""
-    decided = {
-        _key(item.prompt_id, item.texts): dict(zip(item.texts, item.factuality.ranks, strict=True))
-        for item in earlier
-        if item.purpose == "adjudication" and item.factuality and len(set(item.factuality.ranks)) > 1
-    }
-    for item in group:
-        if ranks := decided.get(_key(item.prompt_id, item.texts)):
-            expected = Ranking(ranks=tuple(ranks[text] for text in item.texts[::-1]))
-            yield _reversed(item, "gold", expected)
+def _retests(group: Iterable[Comparison], n: int, seed: int, before: _Before) -> list[Comparison]:
+    """`n` comparisons of a group in reverse order."""
+    reverse = [_reversed(item, "retest") for item in group]
+    reverse.sort(key=lambda item: (item.id not in before.judges, _lot(seed, "retest", str(item.about))))
+    return reverse[:n]
 
 
-def _known(
+def _confirmed(group: Iterable[Comparison], before: _Before) -> Iterator[Comparison]:
+    """Comparisons that a named person has decided, in reverse order: those first that were gold before."""
+    decided = [(key, item) for item in group if (key := _key(item.prompt_id, item.texts)) in before.decided]
+    for key, item in sorted(decided, key=lambda pair: pair[0] not in before.gold):
+        ranks = before.decided[key]
+        expected = Ranking(ranks=tuple(ranks[text] for text in item.texts[::-1]))
+        yield _reversed(item, "gold", expected)
+
+
+def _gold_again(
+    everyone: bool,
     texts: Mapping[str, Mapping[str, Completion]],
     prompts: Mapping[str, Prompt],
     size: int,
     seed: int,
     is_true: Truth,
-    taken: Container[tuple[str, frozenset[str]]],
+    taken: Container[_Key],
+    before: _Before,
+) -> Iterator[Comparison]:
+    """What was gold before, as it was shown, where its completions are still there.
+
+    What several judged is for everyone.
+    """
+    for key in sorted(before.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
+        if (before.judges[_record_id(key[0], before.orders[key])] > 1) != everyone:
+            continue
+        prompt_id, some = key
+        if len(some) == size and prompt_id in texts and key not in taken:
+            prompt = prompts[prompt_id]
+            truth = {text: is_true(prompt, text) for text in some}
+            if some <= {*texts[prompt_id], prompt.answer_gt} and set(truth.values()) == {True, False}:
+                yield _gold_of(_Set(prompt_id, before.orders[key]), truth, texts)
+
+
+def _gold_order(prompt_ids: Iterable[str], everyone: bool, overlap: float, seed: int) -> list[str]:
+    """Prompts in the order in which they give gold to everyone, or to one each.
+
+    Each has its own prompts first, so that more gold for the ones takes none from the others.
+    """
+
+    def priority(name: str) -> tuple[bool, int]:
+        is_for_everyone = _lot(seed, "gold for everyone", name) < overlap * 16**16
+        return is_for_everyone != everyone, _lot(seed, "gold", name)
+
+    return sorted(prompt_ids, key=priority)
+
+
+def _gold(
+    order: Sequence[str],
+    texts: Mapping[str, Mapping[str, Completion]],
+    prompts: Mapping[str, Prompt],
+    size: int,
+    seed: int,
+    is_true: Truth,
+    taken: Container[_Key],
 ) -> Iterator[Comparison]:
     """Comparisons of `size` completions of which some are true and others false, at most one a prompt.
 
     Those of completions of the policy alone come first: they look like all others. Where there are no more,
     the prompt's reference is put among them.
     """
-    order = sorted(texts, key=lambda name: _lot(seed, "gold", name))
     done: set[str] = set()
     for extra, prompt_id in product((False, True), order):
         if prompt_id in done:
@@ -252,50 +333,59 @@ def _known(
         own = {*texts[prompt_id], *([prompt.answer_gt] if extra and prompt.answer_gt.strip() else [])}
         truth = {text: known for text in sorted(own) if (known := is_true(prompt, text)) is not None}
         options = sorted(combinations(truth, size), key=lambda some: _lot(seed, "gold", prompt_id, *some))
-        for option in options:
-            if len({truth[text] for text in option}) == 2 and _key(prompt_id, option) not in taken:
-                shown = _shuffled(seed, prompt_id, option)
-                expected = Ranking(ranks=tuple(1 if truth[text] else 2 for text in shown))
-                yield _comparison(_Set(prompt_id, shown), texts, purpose="gold", expected=expected)
+        for some in options:
+            if len({truth[text] for text in some}) == 2 and _key(prompt_id, some) not in taken:
+                yield _gold_of(_Set(prompt_id, _shuffled(seed, prompt_id, some)), truth, texts)
                 done.add(prompt_id)
                 break
+
+
+def _gold_of(
+    item: _Set, truth: Mapping[str, bool | None], texts: Mapping[str, Mapping[str, Completion]]
+) -> Comparison:
+    expected = Ranking(ranks=tuple(1 if truth[text] else 2 for text in item.texts))
+    return _comparison(item, texts, purpose="gold", expected=expected)
 
 
 # -------------------------------------------------------------------- what a named person decides
 
 
-def review(judgements: Sequence[Judgement], seed: int) -> list[Comparison]:
+def review(judgements: Sequence[Judgement]) -> list[Comparison]:
     """What a named person decides: comparisons whose annotators disagree, and completions that they typed.
 
     Annotators disagree where one prefers a completion to another, and somebody else the other way round, on
     either axis. A typed completion is shown among those it was typed for, without a mark; with
-    `MOST_COMPARED` of these, the last one gives way to it.
+    `MOST_COMPARED` of these, the last one gives way to it. No seed of a recipe changes what is drawn here, so
+    that a person decides once.
     """
     of_comparison: dict[str, list[Judgement]] = defaultdict(list)
     for item in judgements:
         if item.purpose == "comparison":
             of_comparison[item.comparison].append(item)
-    comparisons: dict[str, Comparison] = {}
-    for name, given in of_comparison.items():
+    reviews: dict[str, Comparison] = {}
+    for given in of_comparison.values():
         first = given[0]
-        ids = dict(zip(first.texts, first.completions, strict=True))
-        texts = {
-            first.prompt_id: {text: _completion(first.prompt_id, text, id_) for text, id_ in ids.items()}
-        }
         if _disagree(given):
-            order = _shuffled(seed, f"adjudication of {first.prompt_id}", first.texts)
-            decides = _comparison(_Set(first.prompt_id, order), texts, purpose="adjudication", about=name)
-            comparisons.setdefault(decides.id, decides)
+            record = _review(first, first.texts, "adjudication")
+            reviews.setdefault(record.id, record)
         for typed in sorted({(item.corrected or "").strip() for item in given} - {""}):
             if typed not in {text.strip() for text in first.texts}:
-                order = _shuffled(seed, first.prompt_id, [*first.texts[: MOST_COMPARED - 1], typed])
-                approves = _comparison(_Set(first.prompt_id, order), texts, purpose="correction", about=name)
-                comparisons.setdefault(approves.id, approves)
-    return sorted(comparisons.values(), key=lambda item: _lot(seed, "order", item.id))
+                record = _review(first, [*first.texts[: MOST_COMPARED - 1], typed], "correction")
+                reviews.setdefault(record.id, record)
+    return sorted(reviews.values(), key=lambda item: item.id)
 
 
-def _completion(prompt_id: str, text: str, id_: str) -> Completion:
-    return Completion(id=id_, prompt_id=prompt_id, index=0, text=text, policy="compared")
+def _review(about: Judgement, texts: Sequence[str], purpose: Purpose) -> Comparison:
+    """Its id is of no record that annotators get: who decides may be one of them."""
+    own = {
+        text: Completion(id=id_, prompt_id=about.prompt_id, index=0, text=text, policy="compared")
+        for text, id_ in zip(about.texts, about.completions, strict=True)
+    }
+    order = _shuffled(0, f"{purpose} of {about.prompt_id}", texts)
+    item = _comparison(
+        _Set(about.prompt_id, order), {about.prompt_id: own}, purpose=purpose, about=about.comparison
+    )
+    return item.model_copy(update={"id": stable_id("review", item.id)})
 
 
 def _disagree(given: Sequence[Judgement]) -> bool:
@@ -337,8 +427,9 @@ def unblind(
     where = f"record {comparison.id!r}, annotator {annotator!r}"
     n = len(comparison.texts)
     copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
-    all_bad = answers.get("all_bad") or ()
-    thumbs = _thumbs(answers.get("thumbs") or (), n)
+    all_bad = _labels(answers, "all_bad", AXES, where)
+    offered = [f"{place}_{value}" for place in PLACES[:n] for value in ("good", "bad")]
+    thumbs = _thumbs(_labels(answers, "thumbs", offered, where), n)
     errors = tuple(tuple(answers.get(f"errors_{place}") or ()) for place in PLACES[:n])
     try:
         return Judgement(
@@ -383,9 +474,16 @@ def _ranking(answer: Any, n: int, all_bad: bool, where: str) -> Ranking:
     return Ranking(ranks=tuple(dense[rank] for rank in ranks), all_bad=all_bad)
 
 
-def _thumbs(answer: Iterable[str], n: int) -> tuple[bool | None, ...]:
+def _labels(answers: Mapping[str, Any], question: str, offered: Sequence[str], where: str) -> set[str]:
+    """What was chosen of the labels of an optional question."""
+    given = set(answers.get(question) or ())
+    if wrong := sorted(map(str, given - set(offered))):
+        raise BadAnswer(f"{where}: {question}: {wrong[0][:80]!r} is not one of {', '.join(offered)}")
+    return given
+
+
+def _thumbs(given: Collection[str], n: int) -> tuple[bool | None, ...]:
     """Up, down or nothing for each completion; both at once say nothing."""
-    given = set(answer)
     return tuple(
         None if (f"{place}_good" in given) == (f"{place}_bad" in given) else f"{place}_good" in given
         for place in PLACES[:n]

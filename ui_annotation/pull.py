@@ -46,8 +46,9 @@ class Progress(NamedTuple):
 def pull(argilla: rg.Argilla, project: Project, kind: AnnotatorKind = "person") -> list[Judgement]:
     """Every judgement of a project's comparisons, un-blinded: those from earlier, and those submitted since.
 
-    Sorted by time and annotator. Drafts and discarded records are not judgements, and records of an earlier
-    draw are left alone. Where more people judged a record than had to, all count.
+    Those from earlier come first, then by time and annotator. Drafts and discarded records are not
+    judgements, and records of an earlier draw are left alone. Where more people judged a record than had to,
+    all count.
 
     Args:
         argilla: Signed in as owner.
@@ -59,6 +60,8 @@ def pull(argilla: rg.Argilla, project: Project, kind: AnnotatorKind = "person") 
         client.Refused: a dataset is not there, or not complete.
         assignment.BadAnswer: an answer does not fit its question.
     """
+    if not project.comparisons:  # nothing was pushed, and so there may be no workspace
+        return []
     key = {item.id: item for item in project.comparisons}
     responses = sorted(
         _responses(argilla, project), key=lambda item: (item.submitted_at, item.annotator, item.comparison)

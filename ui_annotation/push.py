@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,15 +78,14 @@ def push(
     paths = {path for item in project.open() for path in project.prompts[item.prompt_id].audios}
     clips = _upload(argilla, project, sorted(paths), on_progress)
     existing = client.datasets(argilla, project.workspace)
-    added, names = 0, []
-    for dataset in project.datasets():
-        names.append(dataset.name)
+    datasets = project.datasets()
+    added, names = 0, [dataset.name for dataset in datasets]
+    for name in sorted(existing.keys() - set(names)):
+        if project.owns(name):
+            _delete_unjudged(argilla, existing[name]["id"])
+    for dataset in datasets:
         dataset_id = _dataset(argilla, project.workspace, dataset, existing.get(dataset.name))
-        ids = {item.id for item in dataset.comparisons}
-        known = {record["external_id"] for record in client.records(argilla, dataset_id)}
-        if known - ids:
-            _delete_unjudged(argilla, dataset_id, keep=ids)
-        missing = [item for item in dataset.comparisons if item.id not in known]
+        missing = _missing(argilla, dataset_id, dataset.comparisons)
         _log(argilla, dataset_id, [_record(item, project.prompts, clips) for item in missing], on_progress)
         added += len(missing)
     return PushResult(tuple(names), {path: clip.url for path, clip in clips.items()}, added)
@@ -119,13 +118,33 @@ def _create(argilla: rg.Argilla, workspace: str, dataset: Dataset) -> str:
         raise client.Refused(f"{argilla.api_url}: dataset {dataset.name!r}: {error}") from None
 
 
-def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: set[str]) -> None:
-    """Take records of an earlier draw out of the queues; a record with any response stays."""
-    records = client.records(argilla, dataset_id, include="responses")
-    ids = [item["id"] for item in records if item["external_id"] not in keep and not item["responses"]]
+def _missing(argilla: rg.Argilla, dataset_id: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """What to log, after unjudged records of an earlier draw are gone.
+
+    Annotators can see when a record came. If a draw adds to an earlier one, retests say, then what nobody has
+    judged comes once more, together with them.
+    """
+    ids = [item.id for item in comparisons]
+    known = {record["external_id"] for record in client.records(argilla, dataset_id)}
+    ours = known.intersection(ids)
+    is_begun = ours == set(ids[: len(ours)])
+    if known - ours or not is_begun:
+        known = _delete_unjudged(argilla, dataset_id, keep=ours if is_begun else set())
+    return [item for item in comparisons if item.id not in known]
+
+
+def _delete_unjudged(argilla: rg.Argilla, dataset_id: str, *, keep: Collection[str] = ()) -> set[str]:
+    """Take records without any response out of the queues, but for `keep`; returns what stays, by our ids."""
+    stays, ids = set(keep), []
+    for record in client.records(argilla, dataset_id, include="responses"):
+        if record["responses"]:
+            stays.add(record["external_id"])
+        elif record["external_id"] not in stays:
+            ids.append(record["id"])
     for start in range(0, len(ids), _BATCH):
         some = ",".join(ids[start : start + _BATCH])
         client.request(argilla, "DELETE", f"/api/v1/datasets/{dataset_id}/records", params={"ids": some})
+    return stays
 
 
 def _log(

@@ -220,14 +220,16 @@ class _Annotator:
                 on_submit()
 
     def _listen(self, clips: Mapping[str, float]) -> None:
-        """Load clips and report them played, each once, when there was time to play the longest of them."""
-        new = [clip for clip in clips if clip not in self._heard]
-        for clip in new:
-            client.request(self.argilla, "GET", clip)
-        time.sleep(max((clips[clip] for clip in new), default=0.0))
-        for clip in new:
+        """Load clips and report them played, each once, when there was time to play it."""
+        played_at = {}
+        for clip, seconds in clips.items():
+            if clip not in self._heard:
+                client.request(self.argilla, "GET", clip)
+                played_at[clip] = time.monotonic() + seconds
+        for clip, end in played_at.items():
+            time.sleep(max(0.0, end - time.monotonic()))
             client.request(self.argilla, "POST", f"{clip}/heard", params={"share": 1.0})
-        self._heard.update(new)
+        self._heard.update(played_at)
 
 
 def _task(record: Mapping[str, Any]) -> Task:

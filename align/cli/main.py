@@ -65,16 +65,16 @@ def check(
     ] = 80.0,
     out: Out = None,
 ) -> None:
-    """Check a recipe and print its plan, with memory, disk and hours of training. Trains and writes nothing.
+    """Check a recipe and print its plan, with memory, disk, and hours of training and of annotators.
 
-    Hours are those of an earlier run in --out where there is one.
+    Hours are those of an earlier run in --out where there is one. Trains and writes nothing.
 
     Example: align check recipes/demo --set 6_dpo.beta=0.2
     """
     if not (math.isfinite(gpu_gb) and gpu_gb > 0):
         raise typer.BadParameter(f"--gpu-gb {gpu_gb}: must be a number above 0")
     from align.execution.checks import load_checked, missing_data, unreachable_models
-    from align.planning.budget import lines
+    from align.planning import annotators, budget
     from align.recipe.between_stages import thawed_parts
 
     loaded, run = load_checked(recipe, overrides, partial(_run_folder, out=out))
@@ -84,7 +84,11 @@ def check(
         work = step.config.describe_work(corpus.clips.model_dump() if corpus and corpus.clips else {})
         rows.append([step.name, step.config.stage, ", ".join([*step.needs, *step.foreign]), work])
     _table(rows)
-    budgets = [line for step in loaded.steps for line in lines(step, loaded, run, gpu_gb)]
+    budgets = [
+        line
+        for step in loaded.steps
+        for line in (*budget.lines(step, loaded, run, gpu_gb), *annotators.lines(step, loaded, run))
+    ]
     if budgets:
         print("\n" + "\n".join(budgets))
     not_here = [*missing_data(loaded.steps), *unreachable_models(loaded.steps)]

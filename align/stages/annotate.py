@@ -79,7 +79,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
             if config.by == "people":
                 _require_enough(host, config, project, judgements)
             if config.adjudicator:
-                decisions = review_project(config, project, judgements)
+                decisions = review_project(project, judgements)
                 send_for_review(host, config, decisions)
                 judgements += fetch(host, config, decisions)
                 _require_decisions(host, config, decisions, judgements)
@@ -206,12 +206,12 @@ def fetch(host: Server, config: AnnotateConfig, project: Project) -> list[Judgem
     return pull.pull(host.argilla, project, "simulated" if config.by == "simulated" else "person")
 
 
-def review_project(config: AnnotateConfig, project: Project, judgements: list[Judgement]) -> Project:
+def review_project(project: Project, judgements: list[Judgement]) -> Project:
     """What the adjudicator decides, in a workspace that annotators do not see."""
     return project._replace(
         name=f"{project.name}-review",
         workspace=f"{project.workspace}-review",
-        comparisons=assignment.review(judgements, config.seed),
+        comparisons=assignment.review(judgements),
         annotators=1,
     )
 

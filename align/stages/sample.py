@@ -9,6 +9,7 @@ template-made pairs). Reads: policy, corpus. Writes: prompts.jsonl, completions.
 from __future__ import annotations
 
 from functools import partial
+from math import fsum
 from pathlib import Path
 
 from align.generation.complete import Completions, RequestSet, complete_all
@@ -37,22 +38,30 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     groups = _completions(config, policy, corpus, prompts, out)
     left_out = [prompt for prompt, group in zip(prompts, groups, strict=True) if not group]
     prompts = [prompt for prompt, group in zip(prompts, groups, strict=True) if group]
-    texts = [[completion.text for completion in group] for group in groups if group]
+    groups = [group for group in groups if group]
     if left_out and not prompts:
         raise ValueError(
             f"no clip of the {len(left_out)} prompts of {corpus} can be read; the log names them"
         )
     sha = weights_sha256(policy)
     completions = [
-        Completion(id=stable_id(prompt.id, sha, i, text), prompt_id=prompt.id, index=i, text=text, policy=sha)
-        for prompt, group in zip(prompts, texts, strict=True)
-        for i, text in enumerate(group)
+        Completion(
+            id=stable_id(prompt.id, sha, i, drawn.text),
+            prompt_id=prompt.id,
+            index=i,
+            text=drawn.text,
+            policy=sha,
+            logp=fsum(drawn.logps),
+            n_tokens=len(drawn.token_ids),
+        )
+        for prompt, group in zip(prompts, groups, strict=True)
+        for i, drawn in enumerate(group)
     ]
     store.write(out.path / "prompts.jsonl", prompts)
     store.write(out.path / "completions.jsonl", completions)
     rows = [{"id": prompt.id, "reason": "unreadable_audio", "audios": prompt.audios} for prompt in left_out]
     store.write_rows(out.path / "left_out.jsonl", rows)
-    different = sum(len(set(group)) for group in texts)
+    different = sum(len({drawn.text for drawn in group}) for group in groups)
     return {
         "prompts": float(len(prompts)),
         "completions": float(len(completions)),

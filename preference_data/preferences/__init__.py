@@ -1,1 +1,1 @@
-"""From judgements to preference pairs and labels: votes, agreement, rules about annotators, evidence."""
+"""What is asked next, and from judgements to pairs and labels: votes, agreement, rules, evidence."""

@@ -1,4 +1,4 @@
-"""What is drawn: how many, who sees it, on which side; and that nothing sent away tells which is which."""
+"""What is drawn: how many, who sees it, in which order; and what comes back is about the right completion."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,201 +7,413 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preference_data.schema import Completion, Prompt
-from ui_annotation.assignment import BadAnswer, draw, unblind
+from preference_data.schema import AXES, Completion, Prompt, Ranking
+from ui_annotation.assignment import BadAnswer, Rates, draw, review, unblind
 from ui_annotation.project import Project
 
-WORDS = ["seven", "tiger", "river", "stone"]
+TEXTS = ["good", "bad", "ugly", "good", "fair"]
+RATES = Rates(retests=0.1, gold=0.05)
 
 
-def world(n=100):
-    """Prompts that ask the same of clips with four different words, three different answers each."""
-    prompts = {
+def make_prompts(n):
+    return {
         f"p{i}": Prompt(
             id=f"p{i}",
             audios=(f"{i}.wav",),
-            question="Which word is spoken?",
-            answer_gt=f"The speaker says {WORDS[i % 4]}.",
+            question="What is heard?",
+            answer_gt="reference",
             meta_info="{}",
-            task_name="speech_QA",
+            task_name="sound_QA",
         )
         for i in range(n)
     }
-    completions = [
+
+
+def make_completions(prompts, texts=TEXTS):
+    return [
         Completion(id=f"{name}-{j}", prompt_id=name, index=j, text=text, policy=f"policy-{j}")
         for name in prompts
-        for j, text in enumerate(["good", "bad", "ugly", "good"])
+        for j, text in enumerate(texts)
     ]
-    return completions, prompts
 
 
-def drawn(n=100, **changed):
-    options = {"per_prompt": 2, "overlap": 0.3, "retests": 0.1, "gold": 0.05, "seed": 0} | changed
-    return draw(*world(n), **options)
+def is_true(prompt, text):
+    """ "fair" is neither true nor false, as far as anybody knows."""
+    return {"good": True, "true": True, "reference": True, "bad": False, "ugly": False}.get(text)
 
 
-def test_counts_are_the_shares_asked_for():
+def drawn(n=100, texts=TEXTS, **changed):
+    prompts = make_prompts(n)
+    options = {"size": 2, "per_prompt": 2, "overlap": 0.3, "rates": RATES, "seed": 0, "is_true": is_true}
+    return draw(make_completions(prompts, texts), prompts, **options | changed)
+
+
+def project(comparisons, n=100, annotators=2, **more):
+    return Project("demo", "audio", comparisons, make_prompts(n), Path(), annotators, **more)
+
+
+def judge(item, annotator="ann", best=None, **answers):
+    """A judgement of a comparison that prefers `best`, else what is shown first."""
+    place = "abcd"[item.texts.index(best) if best else 0]
+    if len(item.texts) == 2:
+        given = dict.fromkeys(AXES, place)
+    else:
+        ranks = [{"value": other, "rank": 1 if other == place else 2} for other in "abcd"[: len(item.texts)]]
+        given = dict.fromkeys(AXES, ranks)
+    return unblind(item, annotator, given | answers)
+
+
+def purposes(comparisons):
+    return Counter(item.purpose for item in comparisons)
+
+
+# -------------------------------------------------------------------- how many, and of what
+
+
+def test_counts_are_the_shares_that_were_asked_for():
     everything = drawn()
-    assert Counter(one.purpose for one in everything) == {"comparison": 200, "retest": 20, "gold": 10}
-    comparisons = [one for one in everything if one.purpose == "comparison"]
-    assert sum(one.everyone for one in comparisons) == 60
-    assert all(one.everyone for one in everything if one.purpose != "comparison")
-    assert set(Counter(one.prompt_id for one in comparisons).values()) == {2}
-    assert all(one.text_a != one.text_b for one in everything)
+    assert purposes(everything) == {"comparison": 200, "retest": 20, "gold": 10}
+    comparisons = [item for item in everything if item.purpose == "comparison"]
+    assert sum(item.everyone for item in comparisons) == 60
+    assert set(Counter(item.prompt_id for item in comparisons).values()) == {2}
+    assert all(len(set(item.texts)) == 2 for item in everything)
 
 
-def test_retests_have_their_sides_swapped():
-    comparisons = {one.id: one for one in drawn()}
-    for again in comparisons.values():
-        if again.purpose == "retest":
-            first = comparisons[again.retest_of]
-            assert first.purpose == "comparison"
-            assert (again.completion_a, again.text_a) == (first.completion_b, first.text_b)
-            assert (again.completion_b, again.text_b) == (first.completion_a, first.text_a)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_dataset_has_controls_at_the_same_rates(size):
+    datasets = project(drawn(n=400, size=size, per_prompt=1, rates=Rates(0.1, 0.1))).datasets()
+    assert [dataset.name for dataset in datasets] == [f"demo-{size}-1", f"demo-{size}-2"]
+    for dataset in datasets:
+        n = purposes(dataset.comparisons)
+        assert (n["retest"], n["gold"]) == (n["comparison"] // 10, n["comparison"] // 10)
+    assert [len(dataset.comparisons) for dataset in datasets] == [336, 144]
 
 
-def test_without_overlap_retests_and_gold_go_to_one_annotator_each():
-    comparisons = drawn(overlap=0.0)
-    assert Counter(one.purpose for one in comparisons) == {"comparison": 200, "retest": 20, "gold": 10}
-    assert not any(one.everyone for one in comparisons)
+def test_a_prompt_with_fewer_different_completions_is_compared_in_a_smaller_form():
+    assert {len(item.texts) for item in drawn(texts=["good", "bad", "good"], size=4)} == {2}
+    assert drawn(texts=["good", "good"]) == []
 
 
-def test_gold_is_the_right_answer_against_the_right_answer_about_another_clip():
-    _, prompts = world()
-    gold = [one for one in drawn(gold=0.5) if one.purpose == "gold"]
-    assert len(gold) == 100
-    for one in gold:
-        right, wrong = (one.text_a, one.text_b) if one.expected == "a" else (one.text_b, one.text_a)
-        assert right == prompts[one.prompt_id].answer_gt
-        assert wrong != right
-        assert wrong in {other.answer_gt for other in prompts.values()}
-    assert 30 <= sum(one.expected == "a" for one in gold) <= 70
+def test_retests_have_their_completions_in_reverse_order():
+    comparisons = {item.id: item for item in drawn(size=3)}
+    retests = [item for item in comparisons.values() if item.purpose == "retest"]
+    assert len(retests) == 20
+    for again in retests:
+        first = comparisons[again.about]
+        assert first.purpose == "comparison"
+        assert (again.completions, again.texts) == (first.completions[::-1], first.texts[::-1])
+        assert again.everyone == first.everyone
 
 
-def test_answers_that_say_the_same_make_no_gold():
-    completions, prompts = world(4)
-    spelled = ["Seven.", "seven", " SEVEN!", "seven,"]
-    same = {
-        name: prompt.model_copy(update={"answer_gt": text})
-        for (name, prompt), text in zip(prompts.items(), spelled, strict=True)
-    }
-    comparisons = draw(completions, same, per_prompt=2, overlap=0.5, retests=0.0, gold=0.5, seed=0)
-    assert {one.purpose for one in comparisons} == {"comparison"}
+# -------------------------------------------------------------------- gold
 
 
-def test_another_question_makes_no_gold():
-    completions, prompts = world(2)
-    other = {name: prompt.model_copy(update={"question": name}) for name, prompt in prompts.items()}
-    comparisons = draw(completions, other, per_prompt=2, overlap=0.5, retests=0.0, gold=0.5, seed=0)
-    assert {one.purpose for one in comparisons} == {"comparison"}
+def test_gold_has_true_and_false_completions_and_of_nothing_else_is_the_order_known():
+    gold = [item for item in drawn(rates=Rates(0, 0.5), per_prompt=1) if item.purpose == "gold"]
+    assert len(gold) == 50
+    for item in gold:
+        assert item.expected.ranks == tuple(1 if is_true(None, text) else 2 for text in item.texts)
+        assert set(item.expected.ranks) == {1, 2}
+        assert "fair" not in item.texts
+    assert 12 <= sum(item.expected.ranks == (1, 2) for item in gold) <= 38  # places are drawn by lot
 
 
-def test_the_seed_decides_all_and_another_seed_shares_no_id():
-    assert drawn() == drawn()
-    assert not {one.id for one in drawn()} & {one.id for one in drawn(seed=1)}
-
-
-def test_ids_are_all_different_and_look_alike():
-    ids = [one.id for one in drawn()]
-    assert len(set(ids)) == len(ids)
-    assert all(len(one) == 16 and set(one) <= set("0123456789abcdef") for one in ids)
-
-
-def test_place_in_the_list_tells_nothing():
-    comparisons = drawn(n=400)
-    places = [i / len(comparisons) for i, one in enumerate(comparisons) if one.purpose != "comparison"]
-    # 120 uniform draws: mean 0.5, standard deviation of the mean 0.289 / sqrt(120) = 0.026
-    assert sum(places) / len(places) == pytest.approx(0.5, abs=4 * 0.026)
-
-
-def test_sides_are_even():
-    comparisons = [one for one in drawn(n=400) if one.purpose == "comparison"]
-    share = sum(one.completion_a < one.completion_b for one in comparisons) / len(comparisons)
-    assert share == pytest.approx(0.5, abs=4 * 0.5 / 800**0.5)
-
-
-def test_datasets_split_by_how_many_judge():
-    _, prompts = world()
-    everyone, one_each = Project("demo", "audio", drawn(), prompts, Path(), annotators=5).datasets()
-    assert (everyone.name, everyone.judgements_each, len(everyone.comparisons)) == ("demo-everyone", 5, 90)
-    assert (one_each.name, one_each.judgements_each, len(one_each.comparisons)) == ("demo-one-each", 1, 140)
+def test_gold_takes_references_only_where_completions_do_not_suffice():
+    assert not any("reference" in item.texts for item in drawn(rates=Rates(0, 0.5), per_prompt=1))
+    scarce = drawn(texts=["bad", "ugly", "fair"], rates=Rates(0, 0.5), per_prompt=1)
+    gold = [item for item in scarce if item.purpose == "gold"]
+    assert len(gold) == 50
+    assert all("reference" in item.texts and item.completions for item in gold)
 
 
 @pytest.mark.parametrize(
-    "more", [{"retests": 0.3}, {"gold": 0.2}, {"overlap": 0.6}, {"per_prompt": 3}, {"n": 150}], ids=str
+    "known", [lambda prompt, text: None, lambda prompt, text: True, lambda prompt, text: False]
+)
+def test_where_truth_is_not_known_there_is_no_gold(known):
+    """A reference is not enough: it may say the same as a completion in other words."""
+    assert purposes(drawn(rates=Rates(0.1, 0.5), is_true=known)) == {"comparison": 200, "retest": 20}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_what_a_person_decided_is_gold_in_reverse_order(size):
+    options = {"rates": Rates(0.5, 0.5), "size": size, "per_prompt": 1, "is_true": lambda prompt, text: None}
+    before = {item.id: item for item in drawn(**options) if item.purpose == "comparison"}
+    judgements = [
+        judge(item, who, best)
+        for item in before.values()
+        for who, best in (("ann", item.texts[0]), ("bob", item.texts[1]))
+    ]
+    decisions = [judge(item, "eve", sorted(item.texts)[0]) for item in review(judgements)]
+    after = drawn(**options, earlier=[*judgements, *decisions])
+    assert purposes(after) == {"comparison": 100, "retest": 50, "gold": 50}
+    assert len({item.id for item in after}) == 200
+    for item in after:
+        if item.purpose == "gold":
+            assert item.texts == before[item.about].texts[::-1]
+            best = sorted(item.texts)[0]
+            assert item.expected.ranks == tuple(1 if text == best else 2 for text in item.texts)
+
+
+# -------------------------------------------------------------------- what was judged stays judged
+
+
+def judge_all(comparisons, annotators=("ann", "bob")):
+    return [
+        judge(item, who) for item in comparisons for who in (annotators if item.everyone else annotators[:1])
+    ]
+
+
+CHANGES = {
+    "seed": {"seed": 7},
+    "more retests": {"rates": Rates(0.3, 0.05)},
+    "more gold": {"rates": Rates(0.1, 0.2)},
+    "fewer of both": {"rates": Rates(0, 0), "seed": 3},
+    "another completion": {"more_texts": ("new",), "seed": 5},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("size", [2, 4])
+def test_only_what_is_missing_is_asked_again(change, size):
+    change = dict(change)
+    texts = [*TEXTS, "true"]  # four of them are known to be true or false
+    base = {"size": size}
+    first = drawn(texts=texts, **base)
+    assert purposes(first) == {"comparison": 200, "retest": 20, "gold": 10}
+    missing = next(item for item in first if item.purpose == "comparison" and not item.everyone)
+    judgements = [item for item in judge_all(first) if item.comparison != missing.id]
+    second = drawn(texts=[*texts, *change.pop("more_texts", ())], **base | change, earlier=judgements)
+    again = {item.id for item in second} & {item.comparison for item in judgements}
+    kept = purposes(item for item in first if item.id in again)
+    assert kept == purposes(first) & purposes(second) - Counter(["comparison"])
+    assert purposes(item for item in second if item.id in again) == kept  # and for what it was judged
+    open_ids = {item.id for item in project(second, earlier=judgements).open()}
+    assert open_ids == {item.id for item in second} - again
+
+
+def test_a_larger_overlap_asks_once_more_about_what_everyone_judges_now():
+    first = drawn()
+    judgements = judge_all(first)
+    second = drawn(overlap=0.6, earlier=judgements)
+    n = Counter(item.comparison for item in judgements)
+    comparisons = [item for item in second if item.purpose == "comparison"]
+    assert {item.id for item in comparisons} <= n.keys()
+    assert all(item.everyone for item in comparisons if n[item.id] == 2)
+    of_project = project(second, earlier=judgements).open()
+    assert sum(item.purpose == "comparison" for item in of_project) == 60
+
+
+def test_nothing_is_open_when_all_is_judged():
+    first = drawn()
+    done = project(drawn(seed=1, earlier=judge_all(first)), earlier=judge_all(first))
+    assert (done.open(), done.datasets()) == ([], [])
+
+
+def test_completions_that_are_gone_take_their_judgements_with_them():
+    first = drawn(n=10, rates=Rates(0, 0), per_prompt=3)
+    second = drawn(
+        n=10, rates=Rates(0, 0), per_prompt=3, texts=["good", "bad", "new"], earlier=judge_all(first)
+    )
+    again = {item.id for item in second} & {item.id for item in first}
+    assert again == {item.id for item in first if set(item.texts) == {"good", "bad"}}
+
+
+def test_gold_that_was_judged_is_not_displaced_by_what_a_person_decided():
+    first = drawn(n=40, rates=Rates(0.1, 0.1))
+    judgements = judge_all(first)
+    torn = [item for item in first if item.purpose == "comparison"][:30]
+    judgements += [judge(item, "cat", item.texts[1]) for item in torn]
+    decisions = [judge(item, "eve") for item in review(judgements)]
+    assert len(decisions) == 30
+    second = drawn(n=40, rates=Rates(0.1, 0.1), earlier=[*judgements, *decisions])
+    gold = {item.id for item in first if item.purpose == "gold"}
+    assert {item.id for item in second if item.purpose == "gold"} == gold
+
+
+@pytest.mark.parametrize(
+    "more", [{"rates": Rates(0.3, 0.2)}, {"overlap": 0.6}, {"per_prompt": 3}, {"n": 150}], ids=str
 )
 def test_more_of_anything_draws_again_what_was_drawn(more):
-    first, second = ({one.id: one for one in drawn(**options)} for options in ({}, more))
-    comparisons = {name for name, one in first.items() if one.purpose == "comparison"}
+    first, second = ({item.id: item for item in drawn(**options)} for options in ({}, more))
+    comparisons = {name for name, item in first.items() if item.purpose == "comparison"}
     assert comparisons <= second.keys()
-    if more.keys() & {"retests", "gold"}:
+    if "rates" in more:
         assert first.items() <= second.items()
     if "overlap" in more:  # whoever shared a comparison still does
         assert all(second[name].everyone for name in comparisons if first[name].everyone)
 
 
 def test_what_is_compared_is_known_by_its_texts():
-    """Sampled again in another order or with other ids, two answers are the same two answers."""
-    completions, prompts = world()
-    options = {"per_prompt": 2, "overlap": 0.3, "retests": 0.1, "gold": 0.05, "seed": 0}
-    again = [one.model_copy(update={"id": f"new-{one.id}", "policy": "new"}) for one in completions[::-1]]
-    assert [one.id for one in draw(again, prompts, **options)] == [one.id for one in drawn()]
+    """Sampled again in another order or with other ids, two completions are the same two completions."""
+    prompts = make_prompts(100)
+    again = [
+        item.model_copy(update={"id": f"new-{item.id}", "policy": "new"})
+        for item in make_completions(prompts)[::-1]
+    ]
+    options = {"size": 2, "per_prompt": 2, "overlap": 0.3, "rates": RATES, "seed": 0, "is_true": is_true}
+    assert [item.id for item in draw(again, prompts, **options)] == [item.id for item in drawn()]
 
 
-BETTER = {"good": 2, "bad": 0, "ugly": 1}
+def test_the_seed_decides_all():
+    assert drawn() == drawn()
+    assert {item.id for item in drawn()} != {item.id for item in drawn(seed=1)}
+
+
+# -------------------------------------------------------------------- review
+
+
+def test_a_disagreement_on_either_axis_is_decided_by_a_person():
+    agreed, torn, tied = drawn(n=3, per_prompt=1, rates=Rates(0, 0))
+    judgements = [
+        judge(agreed, "ann"),
+        judge(agreed, "bob"),
+        judge(torn, "ann"),
+        judge(torn, "bob", behaviour="b"),
+        judge(tied, "ann"),
+        judge(tied, "bob", factuality="tie", behaviour="both_bad"),
+    ]
+    (decided,) = review(judgements)
+    assert (decided.purpose, decided.about, set(decided.texts)) == ("adjudication", torn.id, set(torn.texts))
+    assert {*zip(decided.texts, decided.completions, strict=True)} == {
+        *zip(torn.texts, torn.completions, strict=True)
+    }
+    assert review(judgements[::-1]) == [decided]
+
+
+def test_two_who_differ_on_one_pair_of_four_disagree():
+    (item,) = drawn(n=1, size=4, per_prompt=1, rates=Rates(0, 0))
+    first = [{"value": place, "rank": rank} for place, rank in zip("abcd", (1, 2, 3, 4), strict=True)]
+    other = [{"value": place, "rank": rank} for place, rank in zip("abcd", (1, 2, 4, 3), strict=True)]
+    tie = [{"value": place, "rank": 1} for place in "abcd"]
+    same = unblind(item, "ann", {"factuality": first, "behaviour": tie})
+    assert review([same, unblind(item, "bob", {"factuality": tie, "behaviour": first})]) == []
+    assert len(review([same, unblind(item, "bob", {"factuality": other, "behaviour": tie})])) == 1
+
+
+def test_what_annotators_typed_stands_among_the_others_at_a_random_place():
+    comparisons = drawn(n=400, per_prompt=1, rates=Rates(0, 0))
+    typed = review([judge(item, corrected=" I typed this. ") for item in comparisons])
+    assert purposes(typed) == {"correction": 400}
+    assert all(len(item.texts) == 3 for item in typed)
+    places = Counter(item.texts.index("I typed this.") for item in typed)
+    assert all(places[i] == pytest.approx(400 / 3, abs=4 * (400 * 2 / 9) ** 0.5) for i in range(3))
+    item = typed[0]
+    assert item.completions[item.texts.index("I typed this.")] not in {
+        c for x in comparisons for c in x.completions
+    }
+
+
+def test_a_typed_answer_among_four_takes_the_place_of_the_last():
+    (item,) = drawn(n=1, size=4, per_prompt=1, rates=Rates(0, 0))
+    (typed,) = review([judge(item, corrected="new")])
+    assert set(typed.texts) == {*item.texts[:3], "new"}
+
+
+def test_who_typed_what_is_there_already_typed_nothing():
+    (item,) = drawn(n=1, per_prompt=1, rates=Rates(0, 0))
+    assert review([judge(item, corrected=f" {item.texts[1]}\n"), judge(item, "bob", corrected=" ")]) == []
+
+
+def test_a_decision_is_never_taken_for_an_annotators_judgement():
+    """Whoever decides may be an annotator, and may see the completions in the same order again."""
+    comparisons = drawn(n=60, per_prompt=1, rates=Rates(0.5, 0))
+    torn = [judge(item, who, item.texts[i]) for item in comparisons for i, who in enumerate(("ann", "bob"))]
+    decisions = review(torn)
+    shown = {(item.prompt_id, item.texts) for item in comparisons}
+    assert any((item.prompt_id, item.texts) in shown for item in decisions)
+    assert not {item.id for item in decisions} & {item.id for item in comparisons}
+
+
+# -------------------------------------------------------------------- unblinding
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     overlap=st.floats(0, 1),
-    ranks=st.permutations(["good", "bad", "ugly"]),
+    size=st.integers(2, 4),
+    order=st.permutations(["good", "bad", "ugly", "fair"]),
 )
-def test_blinding_round_trips(seed, overlap, ranks):
+def test_blinding_round_trips(seed, overlap, size, order):
     """Annotators who answer by the truth about what they see give back the truth about who it was."""
-    rank = {text: i for i, text in enumerate(ranks)}
-    completions, prompts = world(12)
-    text_of = {one.id: one.text for one in completions}
-    for one in draw(completions, prompts, per_prompt=3, overlap=overlap, retests=0.3, gold=0.0, seed=seed):
-        seen = "a" if rank[one.text_a] > rank[one.text_b] else "b"
-        back = unblind(one, "annotator-1", {"factuality": seen, "behaviour": seen})
-        chosen = back.completion_a if back.factuality == "a" else back.completion_b
-        rejected = back.completion_b if back.factuality == "a" else back.completion_a
-        assert rank[text_of[chosen]] > rank[text_of[rejected]]
-        assert (back.comparison, back.prompt_id, back.purpose) == (one.id, one.prompt_id, one.purpose)
-        assert back.retest_of == one.retest_of
+    rank = {text: i for i, text in enumerate(order, start=1)}
+    text_of = {item.id: item.text for item in make_completions(make_prompts(12))}
+    for item in drawn(n=12, size=size, overlap=overlap, rates=Rates(0.3, 0), seed=seed):
+        if size == 2:
+            answer = "a" if rank[item.texts[0]] < rank[item.texts[1]] else "b"
+        else:
+            answer = [{"value": p, "rank": rank[t]} for p, t in zip("abcd", item.texts, strict=False)]
+        back = unblind(item, "annotator-1", {"factuality": answer, "behaviour": answer})
+        by_rank = sorted(zip(back.factuality.ranks, back.completions, strict=True))
+        assert [text_of[name] for _, name in by_rank] == [text for text in order if text in item.texts]
+        assert back.behaviour == back.factuality
+        copied = ("prompt_id", "completions", "texts", "purpose", "about")
+        assert all(getattr(back, name) == getattr(item, name) for name in copied)
+        assert (back.comparison, back.kind) == (item.id, "choice" if size == 2 else "ranking")
 
 
-def test_unblind_keeps_everything_that_was_said():
-    one = drawn()[0]
-    said = {
+def test_unblind_keeps_all_answers():
+    item = drawn()[0]
+    answers = {
         "factuality": "tie",
         "behaviour": "both_bad",
         "errors_a": ["omission", "wrong_count"],
+        "thumbs": ["b_bad"],
         "clip": "unusable",
         "corrected": "Seven.",
         "rationale": "  ",
     }
-    back = unblind(one, "ann", said, submitted_at="2026-01-01T00:00:00+00:00", seconds=3.5, heard=0.9)
-    assert (back.factuality, back.behaviour) == ("tie", "both_bad")
-    assert (back.errors_a, back.errors_b) == (("omission", "wrong_count"), ())
+    back = unblind(item, "ann", answers, submitted_at="2026-01-01T00:00:00+00:00", seconds=3.5, heard=0.9)
+    assert back.factuality == Ranking(ranks=(1, 1))
+    assert back.behaviour == Ranking(ranks=(1, 1), all_bad=True)
+    assert back.errors == (("omission", "wrong_count"), ())
+    assert back.thumbs == (None, False)
     assert back.audio_unusable
     assert (back.corrected, back.rationale) == ("Seven.", None)
     assert (back.submitted_at, back.seconds, back.heard) == ("2026-01-01T00:00:00+00:00", 3.5, 0.9)
 
 
+def test_ranks_with_gaps_are_closed_and_thumbs_that_contradict_say_nothing():
+    (item,) = drawn(n=1, size=4, per_prompt=1, rates=Rates(0, 0))
+    ranks = [{"value": place, "rank": rank} for place, rank in zip("abcd", (4, 1, 3, 3), strict=True)]
+    back = unblind(
+        item,
+        "ann",
+        {
+            "factuality": ranks,
+            "behaviour": ranks[::-1],
+            "all_bad": ["behaviour"],
+            "thumbs": ["a_good", "a_bad", "c_good", "d_bad"],
+        },
+    )
+    assert back.factuality == Ranking(ranks=(3, 1, 2, 2))
+    assert back.behaviour == Ranking(ranks=(3, 1, 2, 2), all_bad=True)
+    assert back.thumbs == (None, None, True, False)
+
+
+GOOD = {"factuality": "a", "behaviour": "a"}
+RANKS = [{"value": place, "rank": 1} for place in "abc"]
+RANKED = {"factuality": RANKS, "behaviour": RANKS}
+
+
 @pytest.mark.parametrize(
-    ("answers", "names"),
+    ("size", "answers", "names"),
     [
-        ({"factuality": "c", "behaviour": "a"}, ["factuality", "'c'"]),
-        ({"behaviour": "a"}, ["factuality", "'None'"]),
-        ({"factuality": "a", "behaviour": "a", "errors_b": ["typo"]}, ["errors_b", "'typo'"]),
-        ({"factuality": "a", "behaviour": "a", "clip": "meh"}, ["clip", "'meh'"]),
+        (2, GOOD | {"factuality": "c"}, ["factuality", "'c'"]),
+        (2, {"behaviour": "a"}, ["factuality", "'None'"]),
+        (2, GOOD | {"errors_b": ["typo"]}, ["errors", "typo"]),
+        (2, GOOD | {"clip": "meh"}, ["clip", "'meh'"]),
+        (2, GOOD | {"thumbs": ["c_good"]}, ["thumbs", "'c_good'"]),
+        (3, RANKED | {"behaviour": RANKS[:2]}, ["behaviour", "a, b, c"]),
+        (3, RANKED | {"behaviour": [{"value": "a"}, *RANKS[1:]]}, ["behaviour", "a, b, c"]),
+        (3, RANKED | {"factuality": None}, ["factuality", "'None'"]),
+        (3, RANKED | {"factuality": "a"}, ["factuality", "'a'"]),
+        (3, RANKED | {"all_bad": ["honesty"]}, ["all_bad", "'honesty'"]),
     ],
 )
-def test_answers_that_do_not_fit_are_named(answers, names):
-    one = drawn()[0]
+def test_answers_that_do_not_fit_are_named(size, answers, names):
+    item = drawn(size=size)[0]
     with pytest.raises(BadAnswer) as caught:
-        unblind(one, "annotator-2", answers)
-    for name in [one.id, "annotator-2", *names]:
+        unblind(item, "annotator-2", answers)
+    for name in [item.id, "annotator-2", *names]:
         assert name in str(caught.value)

@@ -15,10 +15,11 @@ import pytest
 import soundfile
 
 from preference_data import store
-from preference_data.schema import Choice, Comparison, Completion, ErrorType, Prompt
+from preference_data.schema import Comparison, Completion, ErrorType, Prompt, Ranking
 from tests.ui_annotation.conftest import ANNOTATORS
 from tests.ui_annotation.test_render import HOSTILE
 from ui_annotation import assignment, client, pull, push, render, settings
+from ui_annotation.assignment import PLACES, Rates
 from ui_annotation.project import Project
 
 
@@ -38,8 +39,18 @@ def annotators(argilla_server, workspace):
     return [client.connect(argilla_server.url, argilla_server.api_key(name)) for name in workspace[1]]
 
 
+def is_true(prompt, text):
+    return {"right": True, prompt.answer_gt: True, "wrong": False}.get(text)
+
+
 def world(
-    workspace, corpus, n=6, texts=("right", "wrong", "vague"), clips_of=lambda i: (f"{i}.wav",), **draws
+    workspace,
+    corpus,
+    n=6,
+    texts=("right", "wrong", "vague"),
+    clips_of=lambda i: (f"{i}.wav",),
+    earlier=(),
+    **changed,
 ):
     """A project of `n` prompts on clips of 0.3 s and more."""
     for i in range(n):
@@ -61,13 +72,16 @@ def world(
         for name in prompts
         for j, text in enumerate(texts)
     ]
-    options = {"per_prompt": 3, "overlap": 0.5, "retests": 0.2, "gold": 0.1, "seed": 0} | draws
-    return Project("t", workspace[0], assignment.draw(completions, prompts, **options), prompts, corpus, 2)
+    options = {"size": 2, "per_prompt": 3, "overlap": 0.5, "rates": Rates(0.2, 0.1), "seed": 0} | changed
+    comparisons = assignment.draw(completions, prompts, **options, is_true=is_true, earlier=earlier)
+    return Project("t", workspace[0], comparisons, prompts, corpus, 2, earlier)
+
+
+NONE = Rates(0, 0)
 
 
 def names(project):
-    """Of the datasets that hold something."""
-    return [dataset.name for dataset in project.datasets() if dataset.comparisons]
+    return [dataset.name for dataset in project.datasets()]
 
 
 def stored(owner, workspace, dataset):
@@ -96,44 +110,48 @@ def test_the_server_holds_what_is_shown_and_nothing_that_tells_more(owner, works
     done = push.push(owner, project)
     assert done.added == len(project.comparisons)
     assert done.datasets == tuple(names(project))
-    for dataset, _, part in project.datasets():
-        records = {record["external_id"]: record for record in stored(owner, workspace, dataset)}
-        assert set(records) == {one.id for one in part}
-        for one in part:
-            record = records[one.id]
+    for dataset in project.datasets():
+        records = {record["external_id"]: record for record in stored(owner, workspace, dataset.name)}
+        assert set(records) == {item.id for item in dataset.comparisons}
+        for item in dataset.comparisons:
+            record = records[item.id]
             assert record["metadata"] == {"task": "sound_QA"}
             fields = record["fields"]
-            assert render.plain(fields["response_a"]) == one.text_a
-            assert render.plain(fields["response_b"]) == one.text_b
-            assert render.plain(fields["prompt"]) == project.prompts[one.prompt_id].question
-            assert render.sources(fields["audio"]) == (done.media[project.prompts[one.prompt_id].audios[0]],)
+            assert (render.plain(fields["response_a"]), render.plain(fields["response_b"])) == item.texts
+            assert render.plain(fields["prompt"]) == project.prompts[item.prompt_id].question
+            assert render.sources(fields["audio"]) == (done.media[project.prompts[item.prompt_id].audios[0]],)
             told = json.dumps(record)
-            for secret in (one.prompt_id, one.completion_a, one.completion_b, "0" * 64, "gold", "retest"):
+            for secret in (item.prompt_id, *item.completions, "0" * 64, "gold", "retest"):
                 assert f'"{secret}"' not in told
 
 
-def test_every_choice_of_the_schema_can_be_answered(owner, workspace, tmp_path):
-    project = world(workspace, tmp_path, n=1, retests=0, gold=0)
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_answer_of_the_schema_can_be_given(owner, workspace, tmp_path, size):
+    project = world(workspace, tmp_path, n=1, size=size, per_prompt=1, rates=NONE)
     push.push(owner, project)
     dataset = client.datasets(owner, workspace[0])[names(project)[0]]
     path = f"/api/v1/datasets/{dataset['id']}"
     questions = {q["name"]: q for q in client.request(owner, "GET", f"{path}/questions").json()["items"]}
     options = {
-        name: {option["value"] for option in question["settings"].get("options", [])}
+        name: [option["value"] for option in question["settings"].get("options", [])]
         for name, question in questions.items()
     }
-    assert options["factuality"] == options["behaviour"] == set(get_args(Choice))
-    assert options["errors_a"] == options["errors_b"] == set(get_args(ErrorType))
-    assert {name for name, one in questions.items() if one["required"]} == {"factuality", "behaviour"}
+    places = PLACES[:size]
+    asked_of_all = list(assignment.CHOICES) if size == 2 else list(places)
+    assert options["factuality"] == options["behaviour"] == asked_of_all
+    assert options["thumbs"] == [f"{place}_{value}" for place in places for value in ("good", "bad")]
+    assert options.get("all_bad") == (None if size == 2 else ["factuality", "behaviour"])
+    assert all(set(options[f"errors_{place}"]) == set(get_args(ErrorType)) for place in places)
+    assert {name for name, item in questions.items() if item["required"]} == {"factuality", "behaviour"}
     fields = client.request(owner, "GET", f"{path}/fields").json()["items"]
-    assert [one["name"] for one in fields] == ["audio", "prompt", "response_a", "response_b"]
-    assert all(one["settings"] == {"type": "text", "use_markdown": True} for one in fields)
+    assert [item["name"] for item in fields] == ["audio", "prompt", *(f"response_{p}" for p in places)]
+    assert all(item["settings"] == {"type": "text", "use_markdown": True} for item in fields)
     assert dataset["guidelines"] == settings.guidelines().strip()
 
 
 def test_hostile_text_is_stored_literally(owner, workspace, tmp_path):
     texts = [*HOSTILE, "plain", "another", "third"]
-    project = world(workspace, tmp_path, n=1, texts=texts, per_prompt=60, overlap=1, retests=0, gold=0)
+    project = world(workspace, tmp_path, n=1, texts=texts, size=4, per_prompt=60, overlap=1, rates=NONE)
     project.prompts["p0"] = project.prompts["p0"].model_copy(
         update={"question": HOSTILE[0], "task_name": HOSTILE[1]}
     )
@@ -141,13 +159,13 @@ def test_hostile_text_is_stored_literally(owner, workspace, tmp_path):
     (dataset,) = names(project)
     there = {record["external_id"]: record["fields"] for record in stored(owner, workspace, dataset)}
     seen = set()
-    for one in project.comparisons:
-        fields = there[one.id]
-        pair = [render.plain(fields[f"response_{side}"]) for side in "ab"]
-        assert pair == [one.text_a, one.text_b]
+    for item in project.comparisons:
+        fields = there[item.id]
+        shown = tuple(render.plain(fields[f"response_{place}"]) for place in PLACES)
+        assert shown == item.texts
         assert render.plain(fields["prompt"]) == HOSTILE[0]
-        seen |= set(pair)
-    assert len(seen) >= 20
+        seen |= set(shown)
+    assert seen == set(texts)
 
 
 def test_clips_arrive_whole_and_once(argilla_server, owner, workspace, tmp_path):
@@ -181,19 +199,24 @@ def test_a_clip_that_no_browser_plays_becomes_flac(owner, workspace, tmp_path):
 # -------------------------------------------------------------------- again, and after a kill
 
 
-def test_another_number_of_annotators_moves_the_goal(owner, workspace, tmp_path):
-    project = world(workspace, tmp_path, overlap=1, retests=0, gold=0)
-    push.push(owner, project._replace(annotators=2))
-    push.push(owner, project._replace(annotators=3))
-    (dataset,) = names(project)
-    assert client.datasets(owner, workspace[0])[dataset]["distribution"]["min_submitted"] == 3
+def test_another_number_of_annotators_is_another_dataset(owner, workspace, annotators, tmp_path):
+    project = world(workspace, tmp_path, overlap=1, rates=NONE)
+    push.push(owner, project)
+    judged, *_ = stored(owner, workspace, "t-2-2")
+    submit(annotators[0], judged)
+    assert push.push(owner, project._replace(annotators=3)).datasets == ("t-2-3",)
+    assert client.datasets(owner, workspace[0])["t-2-3"]["distribution"]["min_submitted"] == 3
+    assert len(stored(owner, workspace, "t-2-3")) == len(project.comparisons)
+    (left,) = stored(owner, workspace, "t-2-2")  # nobody finds the others in two queues
+    assert left["external_id"] == judged["external_id"]
+    assert len(pull.pull(owner, project._replace(annotators=3))) == 1
 
 
 def test_a_draft_left_by_a_kill_is_completed(owner, workspace, tmp_path):
     project = world(workspace, tmp_path, n=2)
     first, *_ = names(project)
     ids = client.request(owner, "GET", "/api/v1/me/workspaces").json()["items"]
-    (home,) = (one["id"] for one in ids if one["name"] == workspace[0])
+    (home,) = (item["id"] for item in ids if item["name"] == workspace[0])
     draft = {"name": first, "workspace_id": home}
     client.request(owner, "POST", "/api/v1/datasets", json=draft)  # as if killed before it had questions
     assert client.datasets(owner, workspace[0])[first]["status"] == "draft"
@@ -217,7 +240,7 @@ def told(what, done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 comparisons = store.read(corpus / "comparisons.jsonl", Comparison)
-prompts = {one.id: one for one in store.read(corpus / "prompts.jsonl", Prompt)}
+prompts = {item.id: item for item in store.read(corpus / "prompts.jsonl", Prompt)}
 push.push(
     client.connect(url, os.environ["KEY"]), Project("t", workspace, comparisons, prompts, corpus, 2), told
 )
@@ -246,7 +269,7 @@ def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
         assert ended.returncode == -signal.SIGKILL
         for record in stored(owner, workspace, dataset):
             if record["external_id"] not in told:
-                choice = ("a", "b", "tie")[len(told) % 3]
+                choice = ("a", "b", "both_bad")[len(told) % 3]
                 submit(annotators[0], record, factuality=choice, corrected=f"said {len(told)}")
                 told[record["external_id"]] = (choice, f"said {len(told)}")
     assert 20 <= len(told) < len(project.comparisons)  # 5 + 10 + 5, and what a kill let through
@@ -262,13 +285,15 @@ def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
 
     records = stored(owner, workspace, dataset)
     assert sorted(record["external_id"] for record in records) == sorted(
-        one.id for one in project.comparisons
+        item.id for item in project.comparisons
     )
     after = responses(records)
     assert {key: after[key] for key in before} == before  # every byte, times included
     made = pull.pull(owner, project)
-    mine = [one for one in made if one.annotator == workspace[1][0]]
-    assert {one.comparison: (one.factuality, one.corrected) for one in mine} == told
+    mine = [item for item in made if item.annotator == workspace[1][0]]
+    assert {item.comparison: (item.factuality, item.corrected) for item in mine} == {
+        name: (assignment.CHOICES[choice], text) for name, (choice, text) in told.items()
+    }
     assert len(made) == len(after) > len(mine)
     assert push.push(owner, project).added == 0
 
@@ -303,10 +328,9 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
         workspace, tmp_path, n=3, clips_of=lambda i: ("0.wav", "1.wav") if i == 0 else (f"{i}.wav",)
     )
     done = push.push(owner, project)
-    everyone, one_each = names(project)
-    records = {r["external_id"]: r for part in (everyone, one_each) for r in stored(owner, workspace, part)}
-    both = next(one for one in project.comparisons if one.everyone and one.prompt_id == "p0")
-    single = next(one for one in project.comparisons if not one.everyone and one.prompt_id == "p2")
+    records = {r["external_id"]: r for part in names(project) for r in stored(owner, workspace, part)}
+    both = next(item for item in project.comparisons if item.everyone and item.prompt_id == "p0")
+    single = next(item for item in project.comparisons if not item.everyone and item.prompt_id == "p2")
     hear(annotators[0], done.media["0.wav"], 1.0)
     hear(annotators[0], done.media["1.wav"], 0.5)
     submit(
@@ -315,6 +339,7 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
         factuality="b",
         behaviour="both_bad",
         errors_a=["wrong_words", "omission"],
+        thumbs=["b_good"],
         clip="unusable",
         corrected="<b>no</b>",
         rationale="heard it twice",
@@ -329,27 +354,28 @@ def test_pull_gives_exactly_what_was_submitted(owner, workspace, annotators, tmp
     client.request(annotators[1], "POST", "/api/v1/me/responses/bulk", json={"items": [draft]})
 
     first, second, third = pull.pull(owner, project)
-    assert [one.annotator for one in (first, second, third)] == [*ANNOTATORS, ANNOTATORS[0]]
-    assert [one.comparison for one in (first, second, third)] == [both.id, both.id, single.id]
-    assert (first.factuality, first.behaviour) == ("b", "both_bad")
-    assert (first.errors_a, first.errors_b) == (("wrong_words", "omission"), ())
+    assert [item.annotator for item in (first, second, third)] == [*ANNOTATORS, ANNOTATORS[0]]
+    assert [item.comparison for item in (first, second, third)] == [both.id, both.id, single.id]
+    assert first.factuality == Ranking(ranks=(2, 1))
+    assert first.behaviour == Ranking(ranks=(1, 1), all_bad=True)
+    assert (first.errors, first.thumbs) == ((("wrong_words", "omission"), ()), (None, True))
     assert (first.audio_unusable, first.corrected, first.rationale) == (True, "<b>no</b>", "heard it twice")
-    assert (first.completion_a, first.completion_b) == (both.completion_a, both.completion_b)
+    assert (first.completions, first.texts) == (both.completions, both.texts)
     assert (first.heard, second.heard, third.heard) == (0.5, 0.0, 0.0)  # the least of two clips; none
     assert (first.seconds, second.seconds) == (None, None)
-    at = [datetime.fromisoformat(one.submitted_at) for one in (first, second, third)]
+    at = [datetime.fromisoformat(item.submitted_at) for item in (first, second, third)]
     assert third.seconds == pytest.approx((at[2] - at[0]).total_seconds())
     assert all(abs(datetime.now(UTC) - when) < timedelta(minutes=5) for when in at)
 
     so_far = pull.progress(project, pull.pull(owner, project))
-    wanted = sum(2 if one.everyone else 1 for one in project.comparisons)
+    wanted = sum(2 if item.everyone else 1 for item in project.comparisons)
     assert so_far == pull.Progress(3, wanted, {workspace[1][0]: 2, workspace[1][1]: 1})
 
 
 def test_one_judgement_more_than_needed_is_kept_but_not_counted_as_progress(
     owner, workspace, annotators, tmp_path
 ):
-    project = world(workspace, tmp_path, n=2, overlap=0, retests=0, gold=0)
+    project = world(workspace, tmp_path, n=2, overlap=0, rates=NONE)
     push.push(owner, project)
     (dataset,) = names(project)
     record = stored(owner, workspace, dataset)[0]
@@ -362,14 +388,14 @@ def test_one_judgement_more_than_needed_is_kept_but_not_counted_as_progress(
 
 def test_listening_after_the_judgement_does_not_count(owner, workspace, annotators, tmp_path, monkeypatch):
     monkeypatch.setattr(pull, "_REPORTING", timedelta(0))
-    project = world(workspace, tmp_path, n=1, overlap=1, retests=0, gold=0)
+    project = world(workspace, tmp_path, n=1, overlap=1, rates=NONE)
     done = push.push(owner, project)
     (dataset,) = names(project)
     first, second, *_ = stored(owner, workspace, dataset)
     submit(annotators[0], first)
     hear(annotators[0], done.media["0.wav"], 1.0)
     submit(annotators[0], second)
-    assert [one.heard for one in pull.pull(owner, project)] == [0, 1]
+    assert [item.heard for item in pull.pull(owner, project)] == [0, 1]
 
 
 def test_what_was_never_pushed_is_refused(owner, workspace, tmp_path):
@@ -386,7 +412,7 @@ def test_what_was_never_pushed_is_refused(owner, workspace, tmp_path):
 def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, tmp_path):
     first = world(workspace, tmp_path, n=3, overlap=0.3)
     push.push(owner, first)
-    everyone, one_each = names(first)
+    one_each, everyone = names(first)
     for annotator, dataset in (
         (annotators[0], everyone),
         (annotators[1], everyone),
@@ -394,50 +420,48 @@ def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, t
     ):
         for record in stored(owner, workspace, dataset):
             submit(annotator, record)
-    judged = {one.comparison: one.purpose for one in pull.pull(owner, first)}
+    judged = {item.comparison: item.purpose for item in pull.pull(owner, first)}
 
-    second = world(workspace, tmp_path, n=4, overlap=0.6, retests=0.4, gold=0.3)
+    second = world(workspace, tmp_path, n=4, overlap=0.6, rates=Rates(0.4, 0.3))
     done = push.push(owner, second)
     assert 0 < done.added < len(second.comparisons)
     again = pull.pull(owner, second)
-    kept = {one.comparison for one in again}
+    kept = {item.comparison for item in again}
     assert {name for name, purpose in judged.items() if purpose == "comparison"} <= kept
     so_far = pull.progress(second, again)
-    assert so_far.submitted[workspace[1][0]] == sum(one.annotator == workspace[1][0] for one in again)
-    # one judgement of what everyone judges now is half of it
-    moved = {one.id for one in second.comparisons if one.everyone} - {
-        one.id for one in first.comparisons if one.everyone
+    assert so_far.submitted[workspace[1][0]] == sum(item.annotator == workspace[1][0] for item in again)
+    # item judgement of what everyone judges now is half of it
+    moved = {item.id for item in second.comparisons if item.everyone} - {
+        item.id for item in first.comparisons if item.everyone
     }
     assert moved & kept
-    assert all(sum(one.comparison == name for one in again) == 1 for name in moved & kept)
+    assert all(sum(item.comparison == name for item in again) == 1 for name in moved & kept)
 
 
 def test_what_nobody_judged_leaves_the_queues_with_its_draw(owner, workspace, annotators, tmp_path):
-    first = world(workspace, tmp_path, n=2, overlap=1, gold=0.5, retests=0)
+    first = world(workspace, tmp_path, n=2, overlap=1, rates=Rates(0, 0.5))
     push.push(owner, first)
     (dataset,) = names(first)
     before = stored(owner, workspace, dataset)
-    of_gold = {one.id for one in first.comparisons if one.purpose == "gold"}
+    of_gold = {item.id for item in first.comparisons if item.purpose == "gold"}
     judged, *unjudged = [record for record in before if record["external_id"] in of_gold]
     assert unjudged
     submit(annotators[0], judged)
-    second = world(workspace, tmp_path, n=2, overlap=1, gold=0, retests=0)
+    second = world(workspace, tmp_path, n=2, overlap=1, rates=NONE)
     assert push.push(owner, second).added == 0
     left = {record["external_id"] for record in stored(owner, workspace, dataset)}
-    assert left == {one.id for one in second.comparisons} | {judged["external_id"]}
+    assert left == {item.id for item in second.comparisons} | {judged["external_id"]}
     assert pull.pull(owner, second) == []
-    still_there = first._replace(comparisons=[one for one in first.comparisons if one.id in left])
-    assert [one.comparison for one in pull.pull(owner, still_there)] == [judged["external_id"]]
+    still_there = first._replace(comparisons=[item for item in first.comparisons if item.id in left])
+    assert [item.comparison for item in pull.pull(owner, still_there)] == [judged["external_id"]]
 
 
 # -------------------------------------------------------------------- snapshots
 
 
 def judged(n):
-    one = Comparison(
-        id="s", prompt_id="p", completion_a="x", completion_b="y", text_a="X", text_b="Y", everyone=True
-    )
-    return [assignment.unblind(one, f"ann-{i}", {"factuality": "a", "behaviour": "b"}) for i in range(n)]
+    item = Comparison(id="s", prompt_id="p", completions=("x", "y"), texts=("X", "Y"), everyone=True)
+    return [assignment.unblind(item, f"ann-{i}", {"factuality": "a", "behaviour": "b"}) for i in range(n)]
 
 
 def test_snapshots_are_versions_that_never_change(tmp_path):

@@ -3,7 +3,8 @@
 For each record or response written it reads the dataset with its workspace, fields, questions, metadata and
 vectors to build a webhook event, and only then looks whether any webhook is enabled. And it builds pydantic's
 validator anew for each metadata value. Together that is most of the time that logging and answering take.
-Nothing else changes: with a webhook enabled, events go out as before.
+Many responses at once are written in one transaction, see `bulk_responses`. Nothing else changes: with a
+webhook enabled, events go out as before.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from argilla_server.contexts import accounts, webhooks
 from argilla_server.errors.future import UnprocessableEntityError
 from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE, REDIS_CONNECTION
 from argilla_server.models import User, Workspace, database
+from argilla_server.use_cases.responses import upsert_responses_in_bulk
 from argilla_server.webhooks.v1 import records, responses
 from rq import SimpleWorker
 from rq.timeouts import TimerDeathPenalty
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from . import configuration, home
+from . import bulk_responses, configuration, home
 from .sign_in import Throttle
 
 
@@ -50,6 +52,8 @@ def apply() -> None:
     event.listen(Workspace.name, "set", functools.partial(_check_name, "workspace"))
     database.TypeAdapter = functools.cache(database.TypeAdapter)
     records.build_record_event = _only_for_webhooks(records.build_record_event)
+    bulk = upsert_responses_in_bulk.UpsertResponsesInBulkUseCase
+    bulk.execute = bulk_responses.in_one_transaction(bulk.execute)
     responses.build_response_event = _only_for_webhooks(responses.build_response_event)
     if not configuration.uses_real_redis():
         worker = ThreadWorker([HIGH_QUEUE, DEFAULT_QUEUE], connection=REDIS_CONNECTION)

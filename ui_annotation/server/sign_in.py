@@ -11,6 +11,7 @@ import ipaddress
 import math
 import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -23,7 +24,9 @@ from argilla_server.database import AsyncSessionLocal
 from argilla_server.errors import UnauthorizedError
 from argilla_server.models import User
 from argilla_server.security.authentication.jwt import JWT
+from argilla_server.settings import settings
 from fastapi import HTTPException
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
@@ -54,16 +57,50 @@ class Person(NamedTuple):
 
 async def person(request: Request) -> Person | None:
     """Who sent `request`, or None. A credential that is wrong is not made good by another one beside it."""
+    key = request.headers.get("x-argilla-api-key")
+    username = _content(_token(request)).get("username") if key is None else None
+    known = _known.people()
+    if who := known.get((key, username)):
+        return who
     async with AsyncSessionLocal() as db:
-        if (key := request.headers.get("x-argilla-api-key")) is not None:
+        if key is not None:
             user = await accounts.get_user_by_api_key(db, key)
         else:
-            user = await accounts.get_user_by_username(db, _content(_token(request)).get("username"))
+            user = await accounts.get_user_by_username(db, username)
         if user is None:
             return None
         mine = await accounts.list_workspaces(db) if user.is_owner else user.workspaces
         workspaces = frozenset(workspace.name for workspace in mine)
-        return Person(user.username, workspaces, user.is_owner, may_manage=user.is_owner or user.is_admin)
+        who = Person(user.username, workspaces, user.is_owner, may_manage=user.is_owner or user.is_admin)
+    known[key, username] = who
+    return who
+
+
+class _Known:
+    """Who has which key or name, until anything changes in Argilla's database.
+
+    A listener asks for many clips, and browsers for many parts of one; most of the time of such a request
+    would go into reading Argilla's tables.
+    """
+
+    def __init__(self) -> None:
+        self._db: sqlite3.Connection | None = None
+        self._version = -1
+        self._people: dict[tuple[str | None, str | None], Person] = {}
+
+    def people(self) -> dict[tuple[str | None, str | None], Person]:
+        """Empty after a change, and always with PostgreSQL, which does not tell."""
+        if not settings.database_is_sqlite:
+            return {}
+        if self._db is None:
+            self._db = sqlite3.connect(make_url(settings.database_url).database or "")
+        ((version,),) = self._db.execute("PRAGMA data_version")  # another one after each commit of others
+        if version != self._version:
+            self._version, self._people = version, {}
+        return self._people
+
+
+_known = _Known()
 
 
 def came_by_cookie(request: Request) -> bool:

@@ -23,6 +23,7 @@ from align.recipe.config.base import (
 )
 from align.recipe.config.evaluation import ChatModel
 from align.recipe.config.rewards import RewardConfig
+from preference_data.preferences.selection import Rule
 from preference_data.schema import MOST_COMPARED
 
 
@@ -103,6 +104,17 @@ class AnnotateConfig(StageConfig):
     error_rate: float = Field(0.05, ge=0, le=1)
     """Simulated: how often an answer to a question is random."""
     comparisons_per_prompt: int = Field(3, ge=1)
+    max_comparisons: int | None = Field(None, ge=1)
+    """How many of all prompts' comparisons are asked about, without retests and gold; by default all."""
+    select: Rule = "random"
+    """Which ones. `disagreement`: the policy finds likelier what the reward finds much worse; `uncertainty`:
+    the reward tells them hardly apart. See `preference_data/preferences/selection.py`."""
+    random_share: float = Field(0.2, ge=0, le=1)
+    """Of these, drawn by lot from all, also near-ties: only what is measured on them holds for all."""
+    near_tie: float = Field(0.0, ge=0)
+    """Comparisons whose rewards differ by no more than this are only selected by lot."""
+    scores: ScoresRef | None = None
+    """The score stage with the rewards that `select` goes by."""
     completions_per_comparison: int = Field(2, ge=2, le=MOST_COMPARED)
     """2: which is better? More: after one listen, all are ranked."""
     snapshot: str | None = None
@@ -111,6 +123,16 @@ class AnnotateConfig(StageConfig):
     adjudicator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     """Of people: who decides where annotators disagree, and approves what they typed, in the same browser
     pages; the run waits for it. None: disagreements make no pair."""
+
+    of_rewards: ClassVar[tuple[str, ...]] = ("random_share", "near_tie", "scores")
+    """Keys that have no effect on what is selected by lot alone."""
+
+    def describe_work(self, clips: Mapping[str, int]) -> str:
+        """Comparisons, and who judges them."""
+        per_prompt = f"up to {self.comparisons_per_prompt} comparisons per prompt"
+        most = "" if self.max_comparisons is None else f", {self.max_comparisons:,} of all"
+        how = "" if self.select == "random" else f" by {self.select}, {self.random_share:.0%} by lot"
+        return f"{per_prompt}{most}{how}; {self.overlap:.0%} judged by all {self.annotators}"
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Simulated annotators judge by the facts."""
@@ -129,6 +151,19 @@ class AnnotateConfig(StageConfig):
                 "has no judgements.jsonl: name a folder in RUN/snapshots (align annotate pull makes one)"
             )
             yield Conflict("snapshot", message)
+        yield from self._conflicts_of_selection()
+
+    def _conflicts_of_selection(self) -> Iterator[Conflict]:
+        if self.select == "random":
+            for key in self.model_fields_set.intersection(self.of_rewards):
+                yield Conflict(key, "has no effect with select: random; remove it, or say by what to select")
+            return
+        if self.scores is None:
+            yield Conflict("scores", f"required with select: {self.select}: a score stage that comes before")
+        if self.max_comparisons is None:
+            yield Conflict(
+                "max_comparisons", f"required with select: {self.select}: without it all are asked"
+            )
 
     def _conflicts_of_judge(self) -> Iterator[Conflict]:
         if self.by == "model":

@@ -500,7 +500,7 @@ def test_trls_own_vllm_is_refused_and_ours_named(write):
 
 def test_broken_files_are_all_reported(write):
     folder = write(
-        s3_sft=SFT + "steps: 6\n", s4_sample="stage: [sample\n", s5_annotate="", s6_pairs="a: &x 1\nb: *x\n"
+        s3_sft=SFT + "steps: 6\n", s4_sample="stage: [sample\n", s6_annotate="", s6_pairs="a: &x 1\nb: *x\n"
     )
     (folder / "dpo.yaml").write_text(DPO)
     (folder / "8_gate.yml").write_text("stage: gate\n")
@@ -508,7 +508,7 @@ def test_broken_files_are_all_reported(write):
     found = "\n".join(problems(folder))
     assert "3_sft.yaml:7: steps: written twice, first at " in found
     assert "4_sample.yaml:2: not YAML: " in found
-    assert "5_annotate.yaml:1: expected keys and values, such as `stage: sft`" in found
+    assert "6_annotate.yaml:1: expected keys and values, such as `stage: sft`" in found
     assert "6_pairs.yaml:2: b: anchors (&, *) are not supported" in found
     assert "dpo.yaml: a stage file is named N_name.yaml, such as 2_sft.yaml" in found
     assert "8_gate.yml: a stage file is named N_name.yaml" in found
@@ -614,6 +614,38 @@ def test_mistakes_in_the_model_to_start_from_are_told_where_they_are(write):
 
 
 MIXTURE = "stage: corpus\ncorpus: mixture\nsources: [{folder: data/a}, {folder: data/b, share: 0.3}]\n"
+
+
+SCORE = "stage: score\ncompletions: 4_sample\ncorpus: 1_corpus\nreward: {wer: {}}\n"
+SELECT = "scores: 5_score\nmax_comparisons: 10\nselect: "
+
+
+def test_annotators_are_asked_what_scores_of_the_same_completions_select(write):
+    folder = write(s5_score=SCORE, s6_annotate=ANNOTATE + SELECT + "disagreement\n")
+    assert load(folder).step("6_annotate").needs == ["1_corpus", "4_sample", "5_score"]
+    write(s4_other=SAMPLE, s5_score=SCORE.replace("4_sample", "4_other"))
+    other = ANNOTATE + SELECT + "uncertainty\n"
+    assert problems(write(s6_annotate=other)) == [
+        "6_annotate.yaml:4: scores: '5_score' is made of '4_other', and completions is '4_sample': both must "
+        "be the same"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("select: disagreement\nmax_comparisons: 9\n", ["scores: required with select: disagreement"]),
+        ("select: uncertainty\nscores: 5_score\n", ["max_comparisons: required with select: uncertainty"]),
+        ("near_tie: 0.1\n", ["near_tie: has no effect with select: random"]),
+        ("scores: 5_score\nselect: random\n", ["scores: has no effect with select: random"]),
+        ("select: surprise\n", ["select: 'surprise' is not one of random, disagreement, uncertainty"]),
+        ("max_comparisons: 0\n", ["max_comparisons: should be greater than or equal to 1"]),
+    ],
+)
+def test_keys_of_a_selection_that_cannot_work(write, keys, told):
+    said = problems(write(s5_score=SCORE, s6_annotate=ANNOTATE + keys))
+    assert len(said) == len(told)
+    assert all(words in line for words, line in zip(told, said, strict=True))
 
 
 def test_what_asks_for_facts_is_refused_on_a_mixture_which_has_none(write):
