@@ -7,6 +7,7 @@ by a path relative to their corpus folder; they never contain it. Times are seco
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
@@ -29,6 +30,7 @@ JudgementKind = Literal["choice", "ranking", "rating"]
 ErrorType = Literal[
     "omission", "invented_event", "wrong_order", "wrong_count", "wrong_words", "wrong_speaker"
 ]
+Role = Literal["system", "user", "assistant"]
 Purpose = Literal["comparison", "retest", "gold", "adjudication", "correction"]
 """Why annotators get a comparison: to learn a preference, or to measure the annotator (`retest`: the same
 comparison again in another order; `gold`: its right order is known); or because annotators disagree
@@ -68,7 +70,29 @@ class Turn(BaseModel):
     answer: str
     defect: str | None = None
     audios: tuple[str, ...] = ()
-    """Clips that this turn brings; see `Chat.audios`."""
+    """Clips that this turn brings, as its record's `audios` has them."""
+
+
+def _clips_per_turn(turns: Sequence[Turn], audios: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The clips that each turn brings, and last those of `audios` that none does.
+
+    Raises:
+        ValueError: the turns bring others, or in another order.
+    """
+    brought = tuple(path for turn in turns for path in turn.audios)
+    if audios[: len(brought)] != brought:
+        raise ValueError(f"audios {audios} are not those of the turns in order: {list(brought)}")
+    return (*(turn.audios for turn in turns), audios[len(brought) :])
+
+
+def _questions(history: Iterable[Turn], question: str) -> list[str]:
+    return [*(turn.question for turn in history), question]
+
+
+def _refuse_empty_turns(questions: Iterable[str], clips: Iterable[Sequence[str]]) -> None:
+    for number, (question, own) in enumerate(zip(questions, clips, strict=True), 1):
+        if not question.strip() and not own:
+            raise ValueError(f"turn {number} has neither a question nor a clip")
 
 
 class Chat(Record):
@@ -87,17 +111,15 @@ class Chat(Record):
     @property
     def audios_per_turn(self) -> tuple[tuple[str, ...], ...]:
         """The clips that each turn brings."""
-        brought = tuple(turn.audios for turn in self.turns)
-        return brought if any(brought) else (self.audios, *brought[1:])
+        *brought, left = _clips_per_turn(self.turns, self.audios)
+        return tuple(brought) if any(brought) else (left, *brought[1:])
 
     @model_validator(mode="after")
     def _turns_ask_and_clips_add_up(self) -> Chat:
-        brought = [path for turn in self.audios_per_turn for path in turn]
+        brought = [path for own in self.audios_per_turn for path in own]
         if tuple(brought) != self.audios:
             raise ValueError(f"audios {self.audios} are not those of the turns in order: {brought}")
-        for number, (turn, own) in enumerate(zip(self.turns, self.audios_per_turn, strict=True), 1):
-            if not turn.question.strip() and not own:
-                raise ValueError(f"turn {number} has neither a question nor a clip")
+        _refuse_empty_turns((turn.question for turn in self.turns), self.audios_per_turn)
         return self
 
 
@@ -133,16 +155,40 @@ class TaskExample(Record):
 
 
 class Prompt(Record):
-    """A question about clips, put to a policy. `meta_info` is what a judge may know of the clip."""
+    """A question about clips, put to a policy, with what was said before it.
 
+    `meta_info` is what a judge may know of the clips.
+    """
+
+    system: str | None = Field(None, exclude_if=lambda system: system is None)
+    """The system prompt; None: the model's own."""
     audios: tuple[str, ...]
+    """All clips in order of appearance; those that no earlier turn brings come with the question."""
+    history: tuple[Turn, ...] = Field((), exclude_if=lambda history: not history)
+    """Earlier questions and their answers, the oldest first."""
     question: str
+    """The last question. Empty where its clips hold it: voice chat."""
     answer_gt: str
     """A reference answer; stabilises judging, never shown to the policy."""
     meta_info: str
     task_name: str
     choices: tuple[str, ...] = ()
     """Of a multiple-choice question, which lists them too: their texts in order, `answer_gt` among them."""
+
+    @property
+    def audios_per_turn(self) -> tuple[tuple[str, ...], ...]:
+        """The clips that each question brings, the last one's included."""
+        return _clips_per_turn(self.history, self.audios)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that a policy answers."""
+        return conversation(self.question, self.audios, self.system, self.history)
+
+    @model_validator(mode="after")
+    def _turns_ask_and_clips_add_up(self) -> Prompt:
+        _refuse_empty_turns(_questions(self.history, self.question), self.audios_per_turn)
+        return self
 
 
 class Completion(Record):
@@ -205,6 +251,8 @@ class Comparison(Record):
     """Of a retest, an adjudication and a correction: the comparison that they repeat."""
     expected: Ranking | None = None
     """Of gold: what is right on factuality. Whoever prefers a completion ranked worse there errs."""
+    selected: Literal["random", "active"] | None = None
+    """By lot, or by a rule (`preferences.selection`): only what is measured on the former holds for all."""
 
 
 class Judgement(Record):
@@ -254,12 +302,14 @@ class Judgement(Record):
 
 
 class PreferencePair(Record):
-    """`chosen` is better than `rejected` on one axis, and on what evidence. Where a reward decided, all is 1."""
+    """`chosen` is better than `rejected` on one axis, and on what evidence: where a reward decided, 1."""
 
     prompt_id: Id
     system: str | None = None
     """The system prompt; None: the model's own."""
     audios: tuple[str, ...]
+    """As of a `Prompt`."""
+    history: tuple[Turn, ...] = Field((), exclude_if=lambda history: not history)
     question: str
     chosen: str
     rejected: str
@@ -275,6 +325,21 @@ class PreferencePair(Record):
     """How much the pair counts in training: see `pairs.evidence`."""
     annotators: tuple[str, ...] = ()
     """Who preferred `chosen`."""
+
+    @property
+    def audios_per_turn(self) -> tuple[tuple[str, ...], ...]:
+        """The clips that each question brings, the last one's included."""
+        return _clips_per_turn(self.history, self.audios)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that a policy answers."""
+        return conversation(self.question, self.audios, self.system, self.history)
+
+    @model_validator(mode="after")
+    def _turns_ask_and_clips_add_up(self) -> PreferencePair:
+        _refuse_empty_turns(_questions(self.history, self.question), self.audios_per_turn)
+        return self
 
 
 class CompletionScore(Record):
@@ -307,8 +372,35 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: tuple[ContentPart, ...] = Field(min_length=1)
+
+    @property
+    def text(self) -> str:
+        """All its text."""
+        return "".join(part.text or "" for part in self.content)
+
+    @property
+    def n_clips(self) -> int:
+        """Clips that have a place in it."""
+        return sum(part.type == "audio" for part in self.content)
+
+
+def message_of(role: Role, text: str, n_clips: int = 0) -> Message:
+    """A message with its clips before its text."""
+    clips = [ContentPart(type="audio")] * n_clips
+    return Message(role=role, content=(*clips, ContentPart(type="text", text=text)))
+
+
+def conversation(
+    question: str, audios: tuple[str, ...], system: str | None = None, history: Sequence[Turn] = ()
+) -> tuple[Message, ...]:
+    """The messages of a `Prompt`, or of any question with these: each turn's clips stand before its text."""
+    messages = [message_of("system", system)] if system else []
+    *earlier, last = _clips_per_turn(history, audios)
+    for turn, own in zip(history, earlier, strict=True):
+        messages += [message_of("user", turn.question, len(own)), message_of("assistant", turn.answer)]
+    return (*messages, message_of("user", question, len(last)))
 
 
 class Label(Record):
@@ -336,7 +428,7 @@ class Label(Record):
         turns = roles[1:] if roles[0] == "system" else roles
         if len(turns) % 2 == 0 or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
             raise ValueError(f"a prompt alternates from user to user, got {', '.join(roles[:6])}")
-        n_clips = sum(part.type == "audio" for message in self.prompt for part in message.content)
+        n_clips = sum(message.n_clips for message in self.prompt)
         if n_clips != len(self.audios):
             raise ValueError(
                 f"the prompt has places for {n_clips} clips, but there are {len(self.audios)} audios"

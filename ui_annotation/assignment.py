@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, islice, product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -41,6 +41,9 @@ CHOICES: dict[str, Ranking] = {
 Truth = Callable[[Prompt, str], bool | None]
 """Whether a text is true of the prompt's clips; None where that is not known."""
 
+Select = Callable[[Collection[tuple[str, ...]], int], Mapping[tuple[str, ...], Literal["random", "active"]]]
+"""Of comparisons, each the ids of its completions, those to ask about and why; beside so many from before."""
+
 
 class BadAnswer(AnnotationError):
     """A judgement that came back and does not fit its comparison."""
@@ -67,6 +70,7 @@ def draw(
     seed: int,
     is_true: Truth = lambda prompt, text: None,
     earlier: Iterable[Judgement] = (),
+    select: Select = lambda candidates, n_before: dict.fromkeys(candidates, "random"),
 ) -> list[Comparison]:
     """Up to `per_prompt` comparisons of different completions per prompt, and what measures their annotators.
 
@@ -82,16 +86,17 @@ def draw(
             there are too few, the prompt's reference takes the place of a true one.
         earlier: Judgements that are there already: what they judge is drawn first, as it was shown and for
             what it was shown. Comparisons that a person decided (adjudication) can be gold too.
+        select: Of the comparisons that were not judged earlier, those to ask about.
 
     Returns:
         All of them in the order in which they are shown, so that a place in it tells nothing.
     """
     before = _before(earlier)
     texts = _by_text(completions)
-    sets = _sets(texts, size, per_prompt, seed, before)
+    sets = _selected(_sets(texts, size, per_prompt, seed, before), texts, before, select)
     sets.sort(
         key=lambda item: (
-            before.judges[_record_id(*item)] < 2,
+            before.judges[record_id(item.prompt_id, item.texts)] < 2,
             _lot(seed, "overlap", item.prompt_id, *sorted(item.texts)),
         )
     )
@@ -157,6 +162,7 @@ class _Set(NamedTuple):
 
     prompt_id: str
     texts: tuple[str, ...]
+    selected: Literal["random", "active"] | None = None
 
 
 def _lot(seed: int, purpose: str, *parts: str) -> int:
@@ -203,6 +209,23 @@ def _sets(
     return drawn
 
 
+def _selected(
+    sets: Sequence[_Set],
+    texts: Mapping[str, Mapping[str, Completion]],
+    before: _Before,
+    select: Select,
+) -> list[_Set]:
+    """What was compared before, and of the others what `select` takes."""
+    known = [item for item in sets if _key(item.prompt_id, item.texts) in before.compared]
+    by_ids = {
+        tuple(texts[item.prompt_id][text].id for text in item.texts): item
+        for item in sets
+        if _key(item.prompt_id, item.texts) not in before.compared
+    }
+    chosen = select(by_ids.keys(), len(known))
+    return [*known, *(by_ids[ids]._replace(selected=why) for ids, why in chosen.items())]
+
+
 def _shuffled(seed: int, prompt_id: str, texts: Iterable[str]) -> tuple[str, ...]:
     """Texts in an order drawn by lot, the same whatever order they come in."""
     together = sorted(texts)
@@ -231,6 +254,7 @@ def _comparison(
         purpose=purpose,
         about=about,
         expected=expected,
+        selected=item.selected,
     )
 
 
@@ -288,7 +312,7 @@ def _gold_again(
     What several judged is for everyone.
     """
     for key in sorted(before.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
-        if (before.judges[_record_id(key[0], before.orders[key])] > 1) != everyone:
+        if (before.judges[record_id(key[0], before.orders[key])] > 1) != everyone:
             continue
         prompt_id, some = key
         if len(some) == size and prompt_id in texts and key not in taken:

@@ -161,7 +161,7 @@ def _record(item: Comparison, prompts: Mapping[str, Prompt], clips: Mapping[str,
     """All that an annotator may know of a comparison; everything else about it stays in the key."""
     prompt = prompts[item.prompt_id]
     fields = {
-        "audio": render.players([clips[path] for path in prompt.audios]),
+        "audio": render.conversation(prompt, clips),
         "prompt": render.verbatim(prompt.question),
         **{f"response_{place}": render.verbatim(t) for place, t in zip(PLACES, item.texts, strict=False)},
     }

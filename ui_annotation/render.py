@@ -8,9 +8,15 @@ the block, or mean something to HTML, markdown or the formula renderer, become n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from preference_data.schema import Prompt
 
 _PARAGRAPH = '<p style="white-space:pre-wrap;overflow-wrap:anywhere;margin:0">'
+_SPEAKER = '<p style="font-weight:bold;margin:0">'
+"""No text of others is bold: none can speak as a turn of its own."""
+_TURN = '<div style="border-left:3px solid #999;padding-left:8px;margin-bottom:12px">'
 _KEPT = frozenset(" .,?!()-'")
 """ASCII beside letters and digits without a meaning in an HTML block; kept for the full-text search."""
 
@@ -39,9 +45,27 @@ def _escaped(character: str) -> str:
     return f"&#{ord(character)};"
 
 
-def players(clips: Sequence[tuple[str, float]]) -> str:
-    """One player below the other: (URL, duration in seconds) -> "Audio 1 (3.2 s)" ..."""
-    return "".join(player(url, f"Audio {i} ({s:.1f} s)") for i, (url, s) in enumerate(clips, start=1))
+def conversation(prompt: Prompt, clips: Mapping[str, tuple[str, float]]) -> str:
+    """What stands above a question: every message before it with its clips and its text, and its own clips.
+
+    Of a single question these are its players alone.
+
+    Args:
+        prompt: all that was said.
+        clips: URL and duration in seconds of its clips by their paths.
+    """
+    left, n, html = iter(prompt.audios), 0, ""
+    *earlier, last = prompt.messages
+    for message in earlier:
+        own = players([clips[path] for path in islice(left, message.n_clips)], n + 1)
+        html += f"{_TURN}{_SPEAKER}{message.role.capitalize()}</p>{own}{verbatim(message.text)}</div>"
+        n += message.n_clips
+    return html + players([clips[path] for path in islice(left, last.n_clips)], n + 1)
+
+
+def players(clips: Sequence[tuple[str, float]], first: int = 1) -> str:
+    """One player below the other: (URL, duration in seconds) -> "Audio 1 (3.2 s)" ... from number `first`."""
+    return "".join(player(url, f"Audio {i} ({s:.1f} s)") for i, (url, s) in enumerate(clips, start=first))
 
 
 def player(url: str, label: str) -> str:
@@ -54,13 +78,13 @@ def player(url: str, label: str) -> str:
 
 
 def sources(field: str) -> tuple[str, ...]:
-    """The URLs that `players` was given."""
+    """The URLs that `players` or `conversation` was given, in order."""
     return tuple(_unescaped(url) for url in re.findall(r'<audio [^>]*src="([^"]*)"', field))
 
 
 def durations(field: str) -> tuple[float, ...]:
-    """The durations that `players` was given, to a tenth of a second."""
-    return tuple(float(seconds) for seconds in re.findall(r">Audio \d+ \((\d+\.\d) s\)<", field))
+    """Their durations, to a tenth of a second."""
+    return tuple(float(s) for s in re.findall(r">Audio \d+ \((\d+\.\d) s\)</p><audio ", field))
 
 
 def _unescaped(text: str) -> str:

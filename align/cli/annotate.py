@@ -126,6 +126,7 @@ def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     typer.echo(f"{host.url}  {result.added} of {len(stage.project.open())} records are new")
     for name in result.datasets:
         typer.echo(f"  {name}")
+    typer.echo(f"  {annotate.work_left(stage.project)}")
 
 
 @app.command()

@@ -294,7 +294,8 @@ def import_rows(
 ) -> None:
     """Read others' preference pairs, labels, chats or multiple-choice questions.
 
-    The audio is linked into DIR, which a recipe can name.
+    A conversation that ends with a question is a prompt to complete. The audio is linked into DIR, which a
+    recipe can name.
 
     Example: align data import dpo.jsonl --format ms-swift --out data/imported
     """
@@ -336,7 +337,9 @@ def import_rows(
     if imported.pairs:
         print(f"In a recipe, a dpo stage reads them by `pairs: {named}` and `corpus: {named}`")
     if imported.questions:
-        print(f"In a recipe, a grpo stage reads them by `corpus: {named}` and `reward: {{choice: {{}}}}`")
+        stages = "a grpo stage reads" if form == "choice" else "sample and grpo stages read"
+        reward = " and `reward: {choice: {}}`" if form == "choice" else ""
+        print(f"In a recipe, {stages} them by `corpus: {named}`{reward}")
 
 
 def _print_refused(reasons: list[str]) -> None:

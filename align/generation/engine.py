@@ -12,18 +12,34 @@ from typing import Literal, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from align.models.chat import Message, as_messages
 from align.models.features import ClipFeatures
-from preference_data.schema import stable_id
+from preference_data.schema import Prompt, Turn, conversation, stable_id
 
 EngineName = Literal["transformers", "vllm"]
 
 
 class Request(NamedTuple):
-    """A prompt with its clips. A `plain` text is continued as it stands, without a chat around it."""
+    """A prompt with its clips. A `plain` text is continued as it stands, without a chat around it.
+
+    `system` and `history` stand before it in the chat, and `audios` are all clips in order, as of a `Prompt`.
+    """
 
     text: str
     audios: tuple[str, ...]
     plain: bool = False
+    system: str | None = None
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """The chat to answer."""
+        return as_messages(conversation(self.text, self.audios, self.system, self.history))
+
+
+def request_of(prompt: Prompt) -> Request:
+    """The request for a prompt's completions."""
+    return Request(prompt.question, prompt.audios, system=prompt.system, history=prompt.history)
 
 
 class Decoding(NamedTuple):

@@ -17,7 +17,7 @@ from transformers import DynamicCache, Qwen2AudioForConditionalGeneration, Qwen2
 
 from align.generation.decoding import decode, stop_tokens, uniforms
 from align.generation.engine import Completion, Decoding, Request, completion_text
-from align.models.chat import Encoded, encode_prompt, encode_text, user
+from align.models.chat import Encoded, encode_prompt, encode_text
 from align.models.features import Clip, ClipFeatures
 from align.models.packing import PackedBatch
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
@@ -99,7 +99,7 @@ class LiveEngine:
         encoded = (
             encode_text(self.processor, request.text)
             if request.plain
-            else encode_prompt(self.processor, [user(request.text, len(request.audios))])
+            else encode_prompt(self.processor, request.messages)
         )
         return expand_clips(self.processor, encoded, clips)
 

@@ -6,11 +6,13 @@ it lets a clip's features be computed once instead of once per appearance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from preference_data import schema
 
 Message = dict[str, Any]
 
@@ -36,6 +38,11 @@ def system(text: str | None) -> list[Message]:
 def assistant(text: str) -> Message:
     """An assistant's message."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def as_messages(records: Iterable[schema.Message]) -> list[Message]:
+    """Messages of records as chat templates read them."""
+    return [message.model_dump() for message in records]
 
 
 def encode_chat(processor: ProcessorMixin, messages: Sequence[Message]) -> Encoded:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from align.rewards.reward import Reward
 from preference_data.schema import Prompt, stable_id
 
 Pair = Mapping[str, Any]
-"""`prompt`, `chosen`, `rejected`, `audios`."""
+"""`prompt`, `chosen`, `rejected`, `audios`, and what stands before the prompt: `system`, `history`."""
 _SHUFFLES = 4
 """Other clips that each pair is ranked with, if there are as many."""
 _MATCHED = 0.1
@@ -151,13 +152,28 @@ def other_clips(clips: Sequence[tuple[str, ...]], seed: int) -> list[list[tuple[
 def _differences(reward: Reward, heard: Sequence[tuple[Pair, tuple[str, ...]]]) -> np.ndarray:
     """Rewards of the chosen minus those of the rejected completions, with the clips given."""
     (part,) = reward.weights
-    prompts = [
-        Prompt(id="pair", audios=clips, question=pair["prompt"], answer_gt="", meta_info="", task_name="")
-        for pair, clips in heard
-    ]
+    prompts = [_prompt(pair, clips) for pair, clips in heard]
     texts = [pair[side] for side in ("chosen", "rejected") for pair, _ in heard]
     values = np.array(reward.score(prompts + prompts, texts)[part], dtype=np.float64)
     return values[: len(heard)] - values[len(heard) :]
+
+
+def _prompt(pair: Pair, clips: tuple[str, ...]) -> Prompt:
+    """The conversation of a pair with these clips, as many as it has, in their places."""
+    left = iter(clips)
+    return Prompt(
+        id="pair",
+        system=pair.get("system"),
+        audios=clips,
+        history=tuple(
+            turn.model_copy(update={"audios": tuple(islice(left, len(turn.audios)))})
+            for turn in pair.get("history", ())
+        ),
+        question=pair["prompt"],
+        answer_gt="",
+        meta_info="",
+        task_name="",
+    )
 
 
 def _calibration(differences: np.ndarray) -> tuple[float, tuple[Bin, ...]]:

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,8 @@ from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_
 from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
-from preference_data.preferences import quality
-from preference_data.schema import AudioClip, Completion, Judgement, Prompt
+from preference_data.preferences import quality, selection, working_time
+from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
@@ -124,6 +124,7 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
         seed=config.seed,
         is_true=_truth(corpus),
         earlier=earlier,
+        select=_selection(config, completions, inputs),
     )
     if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
         name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
@@ -144,6 +145,32 @@ def _earlier(config: AnnotateConfig, run_folder: Path, completions: list[Complet
         return kept
     of_run = pull.read_snapshots(pull.snapshots(run_folder / "snapshots"), texts)
     return [*kept, *(item for item in of_run if item.annotator_kind == "person")]
+
+
+def _selection(
+    config: AnnotateConfig, completions: list[Completion], inputs: dict[str, Path]
+) -> assignment.Select:
+    """The recipe's rule on what to ask about, where not all can be."""
+    rows = store.stream(inputs[config.scores] / "scores.jsonl", CompletionScore) if config.scores else ()
+    scores = {score.id: score for score in rows}
+    by_id = {item.id: item for item in completions}
+
+    def select(
+        candidates: Collection[selection.Candidate], n_before: int
+    ) -> Mapping[selection.Candidate, selection.Reason]:
+        most = config.max_comparisons
+        return selection.select(
+            candidates,
+            by_id,
+            scores,
+            n=None if most is None else max(0, most - n_before),
+            rule=config.select,
+            random_share=config.random_share,
+            near_tie=config.near_tie,
+            seed=config.seed,
+        )
+
+    return select
 
 
 def _truth(corpus: Path) -> assignment.Truth:
@@ -193,6 +220,15 @@ def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
                 running = launch.start(home, users=names, workspace=config.workspace)
         owner = launch.credentials(home)["users"]["owner"]
         yield Server(client.connect(running.url, owner["api_key"]), running.url, home)
+
+
+def work_left(project: Project) -> working_time.WorkingTime:
+    """What the comparisons that are open take of people, at the pace of their earlier judgements."""
+    lasts = working_time.clip_seconds(project.corpus, project.prompts.values())
+    pace = working_time.pace_of(project.earlier, project.prompts, lasts)
+    return working_time.working_time(
+        project.open(), project.prompts, lasts, annotators=project.annotators, pace=pace
+    )
 
 
 def send(host: Server, project: Project) -> push.PushResult:
@@ -304,6 +340,7 @@ def _require_enough(
         return
     lines = [f"Waiting for annotators: {so_far.done} of {so_far.wanted} judgements are there."]
     lines += [f"  {name}: {n}" for name, n in so_far.submitted.items()]
+    lines += [f"  All together: {work_left(project)}"]
     raise Waiting("\n".join(lines + _sign_in(host)), done=so_far.done, wanted=so_far.wanted)
 
 

@@ -13,7 +13,7 @@ from math import fsum
 from pathlib import Path
 
 from align.generation.complete import Completions, RequestSet, complete_all
-from align.generation.engine import Decoding, Request, open_engine
+from align.generation.engine import Decoding, open_engine, request_of
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor, located
 from align.models.shards import weights_sha256
@@ -21,7 +21,7 @@ from align.recipe.config.preference import SampleConfig
 from align.run_folder.artifacts import StageFolder
 from align.run_folder.progress import Progress
 from preference_data import store
-from preference_data.prompts.prompts import refuse_control
+from preference_data.prompts.prompts import refuse_control, texts_of
 from preference_data.schema import Completion, Prompt, stable_id
 
 
@@ -34,7 +34,7 @@ def run(config: SampleConfig, inputs: dict[str, Path], out: StageFolder) -> dict
     corpus, policy = inputs[config.corpus], located(inputs[config.policy])
     prompts = store.read(corpus / "prompts.jsonl", Prompt)
     for prompt in prompts:
-        refuse_control(prompt.id, prompt.question)
+        refuse_control(prompt.id, *texts_of(prompt))
     groups = _completions(config, policy, corpus, prompts, out)
     left_out = [prompt for prompt, group in zip(prompts, groups, strict=True) if not group]
     prompts = [prompt for prompt, group in zip(prompts, groups, strict=True) if group]
@@ -75,7 +75,7 @@ def _completions(
 ) -> Completions:
     """Batch by batch, each saved when done, so that a killed run makes only what is missing."""
     clips = ClipFeatures(load_processor(policy), corpus)
-    requests = [Request(prompt.question, prompt.audios) for prompt in prompts]
+    requests = [request_of(prompt) for prompt in prompts]
     with Progress(out.name, len(requests)) as progress:
         return complete_all(
             partial(open_engine, config.engine, policy, clips),

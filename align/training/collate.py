@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2AudioProcessor
 
-from align.generation.engine import Request
+from align.generation.engine import Request, request_of
 from align.models.chat import (
     Encoded,
     Message,
+    as_messages,
     assistant,
     encode_chat,
     encode_completion,
@@ -37,8 +38,16 @@ from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.training.augmentation import Augmentation, SpecAugment, augment, mask
 from preference_data import store
 from preference_data.preferences.pairs import weigh
-from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of
-from preference_data.schema import Axis, Chat, Label, PreferencePair, Prompt, TaskExample
+from preference_data.prompts.prompts import PromptFormat, prompt_of, refuse_control, target_of, texts_of
+from preference_data.schema import (
+    Axis,
+    Chat,
+    Label,
+    PreferencePair,
+    Prompt,
+    TaskExample,
+    conversation,
+)
 
 Row = dict[str, Any]
 
@@ -74,14 +83,14 @@ def chat_row(chat: Chat) -> Row:
 
 
 def pair_row(pair: PreferencePair, weight: float) -> Row:
-    """A preference pair about clips; its loss counts `weight` times.
+    """A preference pair about clips, after its conversation; its loss counts `weight` times.
 
     Raises:
         BadExample: a text holds a token that steers the model.
     """
-    refuse_control(pair.id, pair.system or "", pair.question, pair.chosen, pair.rejected)
+    refuse_control(pair.id, *texts_of(pair), pair.chosen, pair.rejected)
     texts = {"prompt": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
-    own = {"id": pair.id, "system": pair.system}
+    own = {"id": pair.id, "system": pair.system, "history": pair.history}
     return {**own, **texts, "audios": list(pair.audios), "weight": weight}
 
 
@@ -104,24 +113,23 @@ def label_row(label: Label) -> Row:
     Raises:
         BadExample: a text holds a token that steers the model.
     """
-    messages = [message.model_dump() for message in label.prompt]
-    texts = [part.text or "" for message in label.prompt for part in message.content]
-    refuse_control(label.id, *texts, label.completion)
+    messages = as_messages(label.prompt)
+    refuse_control(label.id, *(message.text for message in label.prompt), label.completion)
     verdict = {"label": label.label, "weight": label.weight}
     text = {"id": label.id, "messages": messages, "completion": label.completion}
     return {**text, "audios": list(label.audios), **verdict}
 
 
 def prompt_row(prompt: Prompt, kind: str) -> Row:
-    """A prompt to complete in training, with its reference as the assistant's words; `kind` groups rewards.
+    """A prompt to complete in training, with its reference as completion; `kind` groups rewards.
 
     Raises:
         BadExample: a text holds a token that steers the model.
     """
-    refuse_control(prompt.id, prompt.question, prompt.answer_gt)
-    messages = [user(prompt.question, len(prompt.audios)), assistant(prompt.answer_gt)]
-    own = {"record": prompt, "request": Request(prompt.question, prompt.audios), "kind": kind}
-    row = {"id": prompt.id, "messages": messages, "prompt": None, "completion": None}
+    refuse_control(prompt.id, *texts_of(prompt), prompt.answer_gt)
+    messages = as_messages(prompt.messages)
+    own = {"record": prompt, "request": request_of(prompt), "kind": kind}
+    row = {"id": prompt.id, "messages": messages, "prompt": None, "completion": prompt.answer_gt}
     return {**row, "audios": list(prompt.audios), **own}
 
 
@@ -157,7 +165,7 @@ def encode_row(processor: Qwen2AudioProcessor, row: Row) -> Encoded:
 
 def encode_pair(processor: Qwen2AudioProcessor, row: Row) -> tuple[Encoded, Encoded]:
     """Tokens of a preference pair's prompt with its chosen and its rejected; each clip is still one token."""
-    prompt = encode_prompt(processor, _prompt(row, len(row["audios"])))
+    prompt = encode_prompt(processor, _prompt(row))
     completions = encode_completion(processor, row["chosen"]), encode_completion(processor, row["rejected"])
     return join(prompt, completions[0]), join(prompt, completions[1])
 
@@ -205,7 +213,7 @@ class SFTCollator:
 
 @dataclass
 class PreferenceCollator:
-    """Rows `system, prompt, chosen, rejected, audios, weight` -> [chosen; rejected], as TRL's DPO reads it.
+    """Rows of `pair_row` -> [chosen; rejected], as TRL's DPO reads it.
 
     Gives input_ids, attention_mask, completion_mask (2B, T), the clips (`audio_inputs`), pair_weight (B,),
     and the reference's log-probs (B,) where the rows have them.
@@ -218,7 +226,7 @@ class PreferenceCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         clips = self.features.per_row([row["audios"] for row in rows])
-        prompts = _prompts(self.processor, [_prompt(row, len(row["audios"])) for row in rows], clips)
+        prompts = _prompts(self.processor, [_prompt(row) for row in rows], clips)
         completions = [row[side] for side in ("chosen", "rejected") for row in rows]
         return {
             **_completed(self.processor, prompts * 2, completions, clips * 2, self.packed),
@@ -295,8 +303,10 @@ def _columns(rows: Sequence[Row], *names: str) -> dict[str, Tensor]:
     return {name: torch.tensor([row[name] for row in rows]) for name in names if name in rows[0]}
 
 
-def _prompt(row: Row, n_clips: int) -> list[Message]:
-    return [*system(row.get("system")), user(row["prompt"], n_clips)]
+def _prompt(row: Row) -> list[Message]:
+    """The conversation of a preference pair's row."""
+    earlier = row.get("system"), row.get("history", ())
+    return as_messages(conversation(row["prompt"], tuple(row["audios"]), *earlier))
 
 
 def audio_inputs(

@@ -124,7 +124,7 @@ class Lengths:
         A token is at least a byte of text: only rows that may be too long by that are tokenised.
         """
         for row in rows:
-            n_parts = len(row["audios"]) + len(row.get("messages") or ())
+            n_parts = len(row["audios"]) + len(row.get("messages") or ()) + 2 * len(row.get("history", ()))
             most = self._audio(row) + _text_bytes(row) + _OF_TEMPLATE * (4 + n_parts)
             if most > context and (tokens := self.exact_tokens(row)) > context:
                 yield tokens, row
@@ -190,7 +190,8 @@ def _text_bytes(row: Row) -> int:
 
 def _texts(row: Row) -> Sequence[str]:
     if "chosen" in row:
-        return row.get("system") or "", row["prompt"], row["chosen"], row["rejected"]
+        earlier = [text for turn in row.get("history", ()) for text in (turn.question, turn.answer)]
+        return row.get("system") or "", *earlier, row["prompt"], row["chosen"], row["rejected"]
     if row["messages"] is None:
         return row["prompt"], row["completion"]
     texts = [part["text"] or "" for message in row["messages"] for part in message["content"]]

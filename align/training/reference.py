@@ -67,8 +67,9 @@ class ReferenceStore:
         sha = hashlib.sha256()
         for row in rows:
             clips = [self.clips[path] for path in row["audios"]]
-            system = [row["system"]] if row.get("system") else []
-            texts = [*system, *(row[name] for name in _TEXTS if name in row)]
+            earlier = [row["system"]] if row.get("system") else []
+            earlier += [turn.model_dump() for turn in row.get("history", ())]
+            texts = [*earlier, *(row[name] for name in _TEXTS if name in row)]
             sha.update(sha256_json([*texts, clips]).encode())
         return sha.hexdigest()
 

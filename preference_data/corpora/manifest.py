@@ -362,6 +362,10 @@ class _Preparation:
                 refused.add(key)
                 continue
             split = SPLITS[place_of]
+            if (row.history or row.system) and split in HELD_OUT:
+                reason = "has earlier turns or a system prompt, which no question of an evaluation has"
+                self._quarantine(name, number, row.audio, "several_turns", reason)
+                continue
             try:
                 self._write(row, split, audio)
             except BadRow as error:
@@ -376,7 +380,8 @@ class _Preparation:
     def _write(self, row: Row, split: Split, audio: Dataset) -> None:
         if row.split not in (None, split) and (row.split, split) != ("train", "preference"):
             raise BadRow(f"split is {row.split!r}, but an earlier row has put its clip into {split!r}")
-        key = row.id or f"{_clip_id(row)}-{stable_id(row.question, row.reference, row.known)}"
+        says = row.question, row.reference, row.known, *row.history, *([row.system] if row.system else [])
+        key = row.id or f"{_clip_id(row)}-{stable_id(*says)}"
         if (mark := fingerprint(key)) in self._ids:
             reason = (
                 f"id {key!r} comes more than once"
@@ -395,14 +400,21 @@ class _Preparation:
 
     def _write_training(self, row: Row, key: str) -> None:
         path = (_relative(row),)
-        turns = [Turn(question=item.question, answer=row.reference) for item in self._prompts(row, key, 1)]
-        turns = turns if row.reference else []
-        answers = (Content("question_answer", turn.answer, question=turn.question) for turn in turns)
+        prompts = list(self._prompts(row, key, 1)) if row.reference else []
+        # An example for pre-training has nothing before its question
+        answers = (
+            Content("question_answer", row.reference, question=prompt.question)
+            for prompt in prompts
+            if len(prompt.messages) == 1
+        )
         for content in (*row.known, *answers):
             fields = {name: value for name, value in content._asdict().items() if name != "benchmark"}
             self._records.add(TaskExample(id=f"{key}-{content.task}", audios=path, **fields))
-        for turn in turns:
-            self._records.add(Chat(id=f"{key}-chat", audios=path, turns=(turn,)))
+        for prompt in prompts:
+            own = prompt.audios_per_turn[-1] if row.history else ()
+            last = Turn(question=prompt.question, answer=row.reference, audios=own)
+            turns = (*row.history, last)
+            self._records.add(Chat(id=f"{key}-chat", system=row.system, audios=path, turns=turns))
 
     def _write_evaluation(self, row: Row, key: str, split: Split, audio: Dataset) -> None:
         for content in row.known:
@@ -432,7 +444,9 @@ class _Preparation:
                 known["question_answer"] = [f"{question} {row.reference}"]
             yield Prompt(
                 id=f"{key}-{number}" if len(questions) > 1 else key,
+                system=row.system,
                 audios=(_relative(row),),
+                history=row.history,
                 question=question,
                 answer_gt=row.reference,
                 meta_info=json.dumps(known, ensure_ascii=False),

@@ -6,6 +6,7 @@ Face's audio folders and of NeMo's manifests among them, and lhotse's cuts are r
     audio       the clip, relative to the audio's root: audio, path, file_name, audio_filepath ...
     question    what a policy is asked about it: question, prompt, query, instruction
     reference   the right answer: reference, answer, response, output
+    messages    instead of a question, a conversation about the clip; without a last answer, its end is asked
     transcript  what is said: transcript, text, sentence ...; `language` is that of the speech
     caption     what can be heard: caption, description
     split       train, preference, dev, test; or as Hugging Face has it, validation for dev
@@ -23,11 +24,12 @@ from typing import Any, NamedTuple
 
 from preference_data.audio.clip_files import ENDINGS, list_files
 from preference_data.corpora.published.recording import Content, language
-from preference_data.interchange.columns import BadRow, is_empty
-from preference_data.interchange.conversation import without_tag
+from preference_data.interchange.columns import BadRow, Columns, is_empty
+from preference_data.interchange.conversation import read_turns, without_tag
+from preference_data.interchange.convert import history_of
 from preference_data.interchange.row_files import EMBEDDED, FileRow, path_below, read_rows
 from preference_data.prompts.prompts import BadExample, pretraining_prompt, refuse_control
-from preference_data.schema import Split
+from preference_data.schema import Split, Turn
 from preference_data.text_files import BadText
 
 CATEGORIES = {
@@ -51,6 +53,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "question": ("question", "prompt", "query", "instruction"),
     "reference": ("reference", "answer", "response", "output", "answer_gt"),
+    "messages": ("messages",),
     "transcript": ("transcript", "transcription", "text", "sentence"),
     "caption": ("caption", "description"),
     "speaker": ("speaker", "speaker_id", "client_id"),
@@ -109,6 +112,9 @@ class Row(NamedTuple):
     speaker: str
     licence: str
     category: str
+    system: str | None = None
+    history: tuple[Turn, ...] = ()
+    """Turns before the question."""
 
 
 # -------------------------------------------------------------------------- files
@@ -191,8 +197,12 @@ def read_row(value: Any, root: Path, table: Table, ignored: Collection[str] = ()
         raise BadRow(f"is not a cut as lhotse writes it ({error})") from error
     path = _path(row, root, table)
     text: dict[str, str] = {}
+    system, history = None, tuple[Turn, ...]()
     for column, content in row.items():
         if column in ignored or (meaning := _meaning(str(column))) in (None, "audio") or is_empty(content):
+            continue
+        if meaning == "messages":
+            system, history = _conversation(content, path, text)
             continue
         if text.setdefault(meaning, words := _text(meaning, content)) != words:
             raise BadRow(f"says two things about its {meaning}, one in column {column!r}; keep one")
@@ -206,6 +216,8 @@ def read_row(value: Any, root: Path, table: Table, ignored: Collection[str] = ()
         speaker=text.get("speaker", ""),
         licence=text.get("licence", ""),
         category=text.get("category", ""),
+        system=system,
+        history=history,
     )
     if read.category not in ("", *CATEGORIES):
         raise BadRow(f"category is {read.category[:80]!r}, not one of {', '.join(CATEGORIES)}")
@@ -214,13 +226,34 @@ def read_row(value: Any, root: Path, table: Table, ignored: Collection[str] = ()
             f"id is {read.id[:80]!r}; it must be text on one line, of at most {_LONGEST_ID} characters"
         )
     try:
-        refuse_control(path, read.question, read.reference, *(content.text for content in read.known))
+        earlier = [words for turn in read.history for words in (turn.question, turn.answer)]
+        refuse_control(path, read.system or "", *earlier, read.question, read.reference)
+        refuse_control(path, *(content.text for content in read.known))
         for content in read.known:
             languages = {"audio_language": content.audio_language, "text_language": content.text_language}
             pretraining_prompt(content.task, 1, "sentences", **languages)
     except BadExample as error:
         raise BadRow(str(error)) from error
     return read
+
+
+def _conversation(messages: Any, audio: str, text: dict[str, str]) -> tuple[str | None, tuple[Turn, ...]]:
+    """What stands before the last question of a conversation; the question and its answer become `text`."""
+    clip = audio.removeprefix(EMBEDDED)
+    try:
+        turns, _ = read_turns(Columns({"messages": messages, "audios": [clip]}), "trl")
+    except BadRow as error:
+        raise BadRow(
+            f"its messages: {error} (a row is about one clip; `align data import` reads others)"
+        ) from error
+    *_, question = turns.questions
+    if not question:
+        raise BadRow("the last question among its messages has no words")
+    answer = {} if turns.is_open else {"reference": turns.answers[-1]}
+    for meaning, words in {"question": question, **answer}.items():
+        if text.setdefault(meaning, words) != words:
+            raise BadRow(f"says two things about its {meaning}, one among its messages; keep one")
+    return turns.system, history_of(turns)
 
 
 @lru_cache(maxsize=4096)

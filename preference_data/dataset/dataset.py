@@ -289,8 +289,9 @@ def with_paths(row: Mapping[str, Any], rename: Callable[[str], str]) -> Row:
             renamed[key] = rename(row[key])
     if "audios" in row:
         renamed["audios"] = [rename(path) for path in row["audios"]]
-    if "turns" in row:
-        renamed["turns"] = [with_paths(turn, rename) for turn in row["turns"]]
+    for key in ("turns", "history"):
+        if key in row:
+            renamed[key] = [with_paths(turn, rename) for turn in row[key]]
     return renamed
 
 

@@ -62,7 +62,7 @@ class _Message(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """A conversation that ends with an answer: questions, how many clips each brings, and answers."""
+    """A conversation: questions, how many clips each brings, and answers; the last may have none."""
 
     system: str | None
     questions: list[str]
@@ -74,6 +74,17 @@ class Turns(NamedTuple):
     def prompt_key(self) -> tuple[str, ...]:
         """What tells the first question from others."""
         return (*self.audios, *([self.system] if self.system else ()), self.questions[0])
+
+    @property
+    def conversation_key(self) -> tuple[str, ...]:
+        """What tells the conversation up to the last question from others."""
+        between = zip(self.answers, self.questions[1:], strict=False)
+        return (*self.prompt_key, *(text for pair in between for text in pair))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last question has no answer."""
+        return len(self.answers) < len(self.questions)
 
 
 def read_turns(columns: Columns, form: Form) -> tuple[Turns, str | None]:
@@ -103,7 +114,7 @@ def _conversation(columns: Columns, form: Form) -> list[_Message]:
     for answer in columns.take_each(*ANSWERS):
         whole = _answered(whole, _answer(answer))
     if not whole:
-        raise BadRow(f"has no list of messages and no question with its answer; there are {columns.names()}")
+        raise BadRow(f"has no list of messages and no question; there are {columns.names()}")
     return whole
 
 
@@ -279,7 +290,7 @@ def _turns(columns: Columns, messages: list[_Message]) -> Turns:
             raise BadRow("has two different system prompts, one among the messages; keep one")
         system, messages = messages[0].text, messages[1:]
     roles = [message.role for message in messages]
-    if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+    if not roles or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
         raise BadRow(f"questions and answers do not alternate: {', '.join(roles[:6])}")
     answers = [without_tag(message.text.strip(), "an answer") for message in messages[1::2]]
     if not all(answers):

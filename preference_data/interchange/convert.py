@@ -1,4 +1,4 @@
-"""Preference pairs, labels and chats <-> the rows of TRL, LLaMA-Factory and ms-swift.
+"""Preference pairs, labels, chats and prompts <-> the rows of TRL, LLaMA-Factory and ms-swift.
 
     TRL            prompt, chosen, rejected; prompt, completion, label; or messages: lists of
                    {role, content: [{type, text}]}, or text; audios
@@ -8,10 +8,11 @@
                    rejected_response; or label; audios
 
 Rows say more than ours and ours more than theirs: `id`, `prompt_id`, `axis`, `agreement`, `weight` and
-`source` travel as columns that the three ignore, so that what is written and read again is the same. What a
-record here cannot hold (a pair with earlier turns, a clip in the middle of a sentence, a message that is not
-trained on) is refused with a reason, not bent. Layouts: TRL docs "Dataset formats"; LLaMA-Factory
-data/README.md; ms-swift docs/source_en/Customization/Custom-dataset.md.
+`source` travel as columns that the three ignore, so that what is written and read again is the same. A
+conversation that ends with a question is a prompt, which is only read. What a record here cannot hold (a clip
+in the middle of a sentence, a message that is not trained on) is refused with a reason, not bent. Layouts:
+TRL docs "Dataset formats"; LLaMA-Factory data/README.md; ms-swift
+docs/source_en/Customization/Custom-dataset.md.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pydantic_core import PydanticSerializationError
 from preference_data.interchange.columns import LABELS, BadRow, Columns, is_empty
 from preference_data.interchange.conversation import TAG, Form, RowForm, Turns, read_turns, without_tag
 from preference_data.interchange.questions import QUESTION_FORM, read_question
-from preference_data.prompts.prompts import BadExample, refuse_control
-from preference_data.schema import Axis, Chat, ContentPart, Label, Message, PreferencePair, Prompt, Turn
+from preference_data.prompts.prompts import BadExample, refuse_control, texts_of
+from preference_data.schema import Axis, Chat, Label, Message, PreferencePair, Prompt, Turn, conversation
 from preference_data.store import problem_of
 
 Kind = Literal["pairs", "labels", "chats"]
@@ -46,7 +47,7 @@ def read_row(
     ignored: Collection[str] = (),
     question_form: str = QUESTION_FORM,
 ) -> Example | Prompt:
-    """A row as a preference pair, a label, a chat or a question; `audios` as the row names them.
+    """A row as a preference pair, a label, a chat or a prompt; `audios` as the row names them.
 
     Args:
         row: what JSON held.
@@ -82,13 +83,18 @@ def read_row(
     return record
 
 
-def _record(columns: Columns, form: Form, axis: Axis, source: str) -> Example:
+def _record(columns: Columns, form: Form, axis: Axis, source: str) -> Example | Prompt:
     turns, rejected = read_turns(columns, form)
     label = _label(columns)
     if rejected is not None and label is not None:
         raise BadRow("has both a rejected answer and a label; leave one out")
     if rejected is None and columns.peek("chosen") is not None:
         raise BadRow(f"has a chosen answer but no rejected one; there are {columns.names()}")
+    if turns.is_open:
+        if rejected is not None or label is not None:
+            what = "a label" if rejected is None else "a rejected answer"
+            raise BadRow(f"has {what} but no answer to its last question; there are {columns.names()}")
+        return _prompt(columns, turns)
     if rejected is not None:
         return _pair(columns, turns, rejected, axis)
     return _labelled(columns, turns, label, source) if label is not None else _chat(columns, turns)
@@ -109,20 +115,44 @@ def _chat(columns: Columns, turns: Turns) -> Chat:
     )
 
 
+def history_of(turns: Turns) -> tuple[Turn, ...]:
+    """The turns before the last question, each with its clips."""
+    left = iter(turns.audios)
+    return tuple(
+        Turn(question=question, answer=answer, audios=tuple(islice(left, n)))
+        for question, answer, n in zip(turns.questions[:-1], turns.answers, turns.clips, strict=False)
+    )
+
+
+def _prompt(columns: Columns, turns: Turns) -> Prompt:
+    """A question to put to policies, with what a row says for judges and rewards."""
+    reference, about = columns.take("answer_gt", "reference"), columns.take("meta_info")
+    if wrong := [text for text in (reference, about) if not isinstance(text, str | None)]:
+        raise BadRow(f"answer_gt or meta_info is {str(wrong[0])[:80]!r}, no text")
+    return Prompt(
+        id=columns.take_id("id", *turns.conversation_key),
+        system=turns.system,
+        audios=turns.audios,
+        history=history_of(turns),
+        question=turns.questions[-1],
+        answer_gt=reference or "",
+        meta_info=about or "",
+        task_name=str(columns.take("task_name", "task") or "chat"),
+    )
+
+
 def _pair(columns: Columns, turns: Turns, rejected: str, axis: Axis) -> PreferencePair:
-    if len(turns.questions) > 1:
-        n = len(turns.questions)
-        raise BadRow(f"has {n} turns; a pair here is one question: keep the last one or leave it out")
-    chosen = turns.answers[0]
+    chosen = turns.answers[-1]
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same; there is nothing to prefer")
-    axis, prompt_id = columns.take("axis") or axis, columns.take_id("prompt_id", *turns.prompt_key)
+    axis, prompt_id = columns.take("axis") or axis, columns.take_id("prompt_id", *turns.conversation_key)
     return PreferencePair(
         id=columns.take_id("id", prompt_id, chosen, rejected, axis),
         prompt_id=prompt_id,
         system=turns.system,
         audios=turns.audios,
-        question=turns.questions[0],
+        history=history_of(turns),
+        question=turns.questions[-1],
         chosen=chosen,
         rejected=rejected,
         axis=axis,
@@ -131,26 +161,17 @@ def _pair(columns: Columns, turns: Turns, rejected: str, axis: Axis) -> Preferen
 
 
 def _labelled(columns: Columns, turns: Turns, label: bool, source: str) -> Label:
-    earlier = [text for pair in zip(turns.answers[:-1], turns.questions[1:], strict=True) for text in pair]
-    prompt_id = columns.take_id("prompt_id", *turns.prompt_key, *earlier)
-    prompt = [] if turns.system is None else [_message("system", turns.system)]
-    for question, answer, n_clips in zip(turns.questions, turns.answers, turns.clips, strict=True):
-        prompt += [_message("user", question, n_clips), _message("assistant", answer)]
+    prompt_id = columns.take_id("prompt_id", *turns.conversation_key)
     return Label(
         id=columns.take_id("id", prompt_id, turns.answers[-1], label),
         prompt_id=prompt_id,
-        prompt=tuple(prompt[:-1]),
+        prompt=conversation(turns.questions[-1], turns.audios, turns.system, history_of(turns)),
         completion=turns.answers[-1],
         audios=turns.audios,
         label=label,
         weight=_number(columns, "weight"),
         source=str(columns.take("source") or source),
     )
-
-
-def _message(role: Literal["system", "user", "assistant"], text: str, n_clips: int = 0) -> Message:
-    clips = [ContentPart(type="audio")] * n_clips
-    return Message(role=role, content=(*clips, ContentPart(type="text", text=text)))
 
 
 def _number(columns: Columns, name: str) -> float:
@@ -205,25 +226,19 @@ def _kept(record: PreferencePair | Label, *names: str) -> Row:
 
 
 def _pair_row(pair: PreferencePair, form: Form) -> Row:
-    question = [
-        *_spoken("system", pair.system, form),
-        *_spoken("user", pair.question, form, len(pair.audios)),
-    ]
+    prompt = _all_spoken(pair.messages, form)
     chosen, rejected = _spoken("assistant", pair.chosen, form), _spoken("assistant", pair.rejected, form)
     match form:
         case "trl":
-            return {"prompt": question, "chosen": chosen, "rejected": rejected}
+            return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         case "llamafactory":
-            return {"conversations": question, "chosen": chosen[0], "rejected": rejected[0]}
+            return {"conversations": prompt, "chosen": chosen[0], "rejected": rejected[0]}
         case "ms-swift":
-            return {"messages": question + chosen, "rejected_response": pair.rejected}
+            return {"messages": prompt + chosen, "rejected_response": pair.rejected}
 
 
 def _label_row(label: Label, form: Form) -> Row:
-    prompt = []
-    for message in label.prompt:
-        text = "".join(part.text or "" for part in message.content)
-        prompt += _spoken(message.role, text, form, sum(part.type == "audio" for part in message.content))
+    prompt = _all_spoken(label.prompt, form)
     completion = _spoken("assistant", label.completion, form)
     if form == "trl":
         return {"prompt": prompt, "completion": completion, "label": label.label}
@@ -232,6 +247,10 @@ def _label_row(label: Label, form: Form) -> Row:
 
 def _body(form: Form) -> str:
     return "conversations" if form == "llamafactory" else "messages"
+
+
+def _all_spoken(messages: Sequence[Message], form: Form) -> list[Row]:
+    return [row for m in messages for row in _spoken(m.role, m.text, form, m.n_clips)]
 
 
 def _spoken(role: str, text: str | None, form: Form, n_clips: int = 0) -> list[Row]:
@@ -257,11 +276,11 @@ def _texts(record: Example | Prompt) -> list[str]:
     """Every text of a record that a policy would read or learn."""
     match record:
         case Prompt():
-            return [record.question, *record.choices]
+            return [*texts_of(record), *record.choices]
         case PreferencePair():
-            return [record.system or "", record.question, record.chosen, record.rejected]
+            return [*texts_of(record), record.chosen, record.rejected]
         case Label():
-            return [*(part.text or "" for m in record.prompt for part in m.content), record.completion]
+            return [*(message.text for message in record.prompt), record.completion]
         case Chat():
             return [
                 record.system or "",

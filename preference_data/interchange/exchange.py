@@ -1,4 +1,4 @@
-"""Files of preference pairs, labels and chats in and out, of questions in, with their audio.
+"""Files of preference pairs, labels and chats in and out, of prompts in, with their audio.
 
 Rows are `convert`'s business.
 """

@@ -28,10 +28,8 @@ from preference_data.schema import (
     Axis,
     Completion,
     CompletionScore,
-    ContentPart,
     Judgement,
     Label,
-    Message,
     Prompt,
     Ranking,
     stable_id,
@@ -150,13 +148,11 @@ def _labels(
     weights: Mapping[tuple[str, str], float],
 ) -> tuple[list[Label], Tally]:
     """A label for every text of a prompt with a verdict; it weighs 1 unless `weights` says otherwise."""
-    asking = {prompt_id: (_asks(prompts[prompt_id]),) for prompt_id in {key[0] for key in verdicts}}
-
     labels = [
         Label(
             id=stable_id(prompt_id, text, source),
             prompt_id=prompt_id,
-            prompt=asking[prompt_id],
+            prompt=prompts[prompt_id].messages,
             completion=text,
             audios=prompts[prompt_id].audios,
             label=verdict.is_good,
@@ -171,8 +167,3 @@ def _labels(
     good = sum(label.label for label in labels)
     undecided = sum(verdict.is_good is None for verdict in verdicts.values())
     return labels, Tally(good, len(labels) - good, undecided)
-
-
-def _asks(prompt: Prompt) -> Message:
-    clips = [ContentPart(type="audio") for _ in prompt.audios]
-    return Message(role="user", content=(*clips, ContentPart(type="text", text=prompt.question)))

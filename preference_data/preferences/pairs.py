@@ -43,7 +43,7 @@ from preference_data.preferences.agreement import Alpha, wilson
 from preference_data.preferences.corrections import Correction
 from preference_data.preferences.rules import Counted, Removal
 from preference_data.preferences.votes import FIRST, PLACES, SECOND, VoteTable, subject, tabulate, vote
-from preference_data.prompts.prompts import control_token
+from preference_data.prompts.prompts import control_token, texts_of
 from preference_data.schema import (
     AXES,
     Axis,
@@ -167,7 +167,7 @@ def without_control_tokens(
             kept.append(item)
             continue
         prompt = prompts[item.prompt_id]
-        texts = [prompt.question, *item.texts]
+        texts = [*texts_of(prompt), *item.texts]
         typed = control_token(item.corrected or "")
         of_texts = control_token(*texts)
         if token := of_texts or typed:
@@ -542,7 +542,9 @@ def _pair(
     return PreferencePair(
         id=stable_id(prompt.id, *sides, axis),
         prompt_id=prompt.id,
+        system=prompt.system,
         audios=prompt.audios,
+        history=prompt.history,
         question=prompt.question,
         chosen=texts[0],
         rejected=texts[1],

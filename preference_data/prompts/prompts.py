@@ -13,7 +13,7 @@ from preference_data.prompts.languages import LANGUAGES, TEXT_LANGUAGES, UNKNOWN
 from preference_data.prompts.tags import TAG, names_of, render
 from preference_data.prompts.tasks import TASKS, Task, answer_tags, task_named
 from preference_data.prompts.time_stamps import LONGEST_S, render_spans, render_words, stamp, stamps_to
-from preference_data.schema import TaskExample
+from preference_data.schema import PreferencePair, Prompt, TaskExample
 
 PromptFormat = Literal["sentences", "tags_paper", "tags_released"]
 
@@ -129,6 +129,27 @@ def refuse_control(where: str, *texts: str) -> None:
     """
     if token := control_token(*texts):
         raise BadExample(f"example {where!r}: its text holds {token}, which would steer the model")
+
+
+def texts_of(prompt: Prompt | PreferencePair) -> list[str]:
+    """Every text of a conversation that a policy reads before it answers."""
+    return [message.text for message in prompt.messages]
+
+
+def transcript(prompt: Prompt) -> str:
+    """The conversation for who reads it and hears nothing, a line or more for each message.
+
+    Where nothing stands before the question, the question alone, as it is.
+    """
+    if len(prompt.messages) == 1:
+        return prompt.question
+    lines, heard = [], 0
+    for message in prompt.messages:
+        numbers = range(heard + 1, heard + 1 + message.n_clips)
+        heard += message.n_clips
+        clips = f" ({', '.join(f'audio {number}' for number in numbers)})" if numbers else ""
+        lines.append(f"{message.role.capitalize()}{clips}: {message.text}")
+    return "\n".join(lines)
 
 
 class Tagset(NamedTuple):

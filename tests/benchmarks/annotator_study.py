@@ -1,4 +1,4 @@
-"""What rules about annotators, and rankings of four, are worth to DPO. For a person to run, on a finished demo.
+"""What rules about annotators, and rankings of four, are worth to DPO. For a person to run, after a demo.
 
     python -m tests.benchmarks.annotator_study runs/demo [--seeds 0 1 2] [--out runs/bench/annotators]
 

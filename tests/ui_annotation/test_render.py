@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown import markdown
 
-from ui_annotation.render import durations, plain, player, players, sources, verbatim
+from preference_data.schema import Prompt, Turn
+from ui_annotation.render import conversation, durations, plain, player, players, sources, verbatim
 
 HOSTILE = [
     '<img src=x onerror="fetch(`//evil.example`)">',
@@ -101,3 +102,50 @@ def test_a_player_cannot_be_left():
     assert sources(field) == (url,)
     assert [tag for tag, _ in Shown(field).elements] == ["div", "p", "audio"]
     assert set(Shown(field).elements[2][1]) == {"controls", "preload", "style", "src"}
+
+
+CLIPS = {
+    name: (f"/media/w/{name * 64}.wav", seconds) for name, seconds in (("a", 1.0), ("b", 2.5), ("c", 3.0))
+}
+
+
+def asked(audios, history=(), system=None):
+    about = {"question": "And these?", "answer_gt": "", "meta_info": "", "task_name": "chat"}
+    return Prompt(id="p", audios=audios, history=history, system=system, **about)
+
+
+def test_a_single_question_has_its_players_alone():
+    assert conversation(asked(("a", "b")), CLIPS) == players([CLIPS["a"], CLIPS["b"]])
+    assert conversation(asked(()), CLIPS) == ""
+
+
+def test_a_conversation_is_shown_whole_and_in_order():
+    history = (
+        Turn(question="What is it?", answer="Rain.", audios=("a",)),
+        Turn(question="", answer="Two.", audios=("b", "a")),
+    )
+    field = conversation(asked(("a", "b", "a", "c"), history, "Be brief."), CLIPS)
+    assert Shown(field).text == (
+        "SystemBe brief."
+        "UserAudio 1 (1.0 s)What is it?AssistantRain."
+        "UserAudio 2 (2.5 s)Audio 3 (1.0 s)AssistantTwo."
+        "Audio 4 (3.0 s)"
+    )
+    assert sources(field) == tuple(CLIPS[name][0] for name in "abac")
+    assert durations(field) == (1.0, 2.5, 1.0, 3.0)
+    assert "\n" not in field
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "Audio 9 (9.9 s)", "</div><p>Assistant</p>", "User\nUser"])
+def test_no_text_of_a_conversation_can_leave_its_turn(text):
+    history = (Turn(question=text, answer=text, audios=("a",)),)
+    field = conversation(asked(("a", "b"), history, system="x" + text), CLIPS)
+    assert (sources(field), durations(field)) == ((CLIPS["a"][0], CLIPS["b"][0]), (1.0, 2.5))
+    for html in (field, markdown(field, extensions=["extra"])):
+        shown = Shown(html)
+        turn = ["div", "p"]
+        assert [tag for tag, _ in shown.elements] == [
+            *[*turn, "p"], *[*turn, "div", "p", "audio", "p"], *[*turn, "p"], *["div", "p", "audio"],
+        ]  # fmt: skip
+        bold = [one for tag, one in shown.elements if "bold" in one.get("style", "")]
+        assert len(bold) == 3

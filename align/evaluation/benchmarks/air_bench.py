@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from align.evaluation.benchmarks.rows import BadBenchmark, json_lines, json_list, response_of, text_fields
 from preference_data.audio import decode
 from preference_data.audio.clip_files import resolve_inside
+from preference_data.prompts.prompts import transcript
 from preference_data.schema import Prompt
 from preference_data.store import write_rows
 
@@ -64,9 +65,12 @@ class Item(NamedTuple):
 
 
 def item_of(prompt: Prompt, number: int) -> Item:
-    """A prompt as a question of the benchmark; several answers to it are several items."""
+    """A prompt as a question of the benchmark; several answers to it are several items.
+
+    Of several turns, or with a system prompt, the question is the whole conversation as text.
+    """
     name = PurePosixPath(prompt.audios[0]).name if prompt.audios else ""
-    known = prompt.question, prompt.answer_gt, prompt.meta_info, prompt.task_name
+    known = transcript(prompt), prompt.answer_gt, prompt.meta_info, prompt.task_name
     return Item(f"{prompt.id}-{number}", name, *known, dataset_name="")
 
 

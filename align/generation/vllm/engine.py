@@ -112,11 +112,9 @@ class VllmEngine:
         return await client.post("/v1/chat/completions", json=body)
 
     def _body(self, request: Request, decoding: Decoding, number: int, seed: int) -> dict[str, Any]:
-        parts: list[dict[str, Any]] = [self._clip(path) for path in request.audios]
-        parts.append({"type": "text", "text": request.text})
         return {
             "model": "policy",
-            "messages": [{"role": "plain" if request.plain else "user", "content": parts}],
+            "messages": self._messages(request),
             "n": decoding.completions,
             "max_tokens": decoding.max_new_tokens,
             "temperature": decoding.temperature,
@@ -126,6 +124,20 @@ class VllmEngine:
             "logprobs": True,
             "return_token_ids": True,
         }
+
+    def _messages(self, request: Request) -> list[dict[str, Any]]:
+        """The chat with the clips in their places."""
+        clips = iter(request.audios)
+        return [
+            {
+                "role": "plain" if request.plain else message["role"],
+                "content": [
+                    self._clip(next(clips)) if part["type"] == "audio" else part
+                    for part in message["content"]
+                ],
+            }
+            for message in request.messages
+        ]
 
     def _clip(self, path: str) -> dict[str, Any]:
         wav = BytesIO()

@@ -6,6 +6,7 @@ from align.generation.engine import Completion, Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor
+from preference_data.schema import Turn
 from tests.align.generation.toy_policy import QUESTIONS, Stock, with_generation_config
 
 PLAIN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
@@ -14,7 +15,7 @@ GREEDY = Decoding(max_new_tokens=12)
 
 
 def requests(n):
-    """Chats with one clip, two clips or none, and plain texts, of many lengths."""
+    """Chats with one clip, two clips or none, or of several turns, and plain texts, of many lengths."""
     asked = list(QUESTIONS)
     found = []
     for i in range(n):
@@ -27,6 +28,13 @@ def requests(n):
                 found.append(Request(text, clips))
             case 3:
                 found.append(Request(PLAIN + text, clips[:1], plain=True))
+            case 4 if i % 2:  # two turns, with a clip in each, in the first alone, or in none
+                n_earlier, n = [(1, 2), (1, 1), (0, 0)][i // 10 % 3]
+                earlier = Turn(
+                    question=asked[(i + 1) % 3], answer="high " * (i % 4), audios=clips[:n_earlier]
+                )
+                brief = "Say low." if i % 3 == 0 else None
+                found.append(Request(text, clips[:n], system=brief, history=(earlier,)))
             case _:
                 found.append(Request(text, ()))
     return found
@@ -82,6 +90,22 @@ def test_two_clips_stay_with_their_prompt_for_every_completion(engine, toy, tiny
         theirs = stock.complete(request, 12)
         assert all(close(ours, theirs) for ours in found[number])
     assert found[0][0].logps != found[1][0].logps
+
+
+def test_what_was_said_before_is_heard(engine):
+    """Earlier clips, answers and the system prompt each change what follows."""
+    earlier = Turn(question="high?", answer="high", audios=("0.wav",))
+    whole = Request("Is the tone high or low?", ("0.wav", "1.wav"), system="Say.", history=(earlier,))
+    others = [
+        whole._replace(system=None),
+        whole._replace(history=(earlier.model_copy(update={"answer": "low"}),)),
+        whole._replace(
+            history=(earlier.model_copy(update={"audios": ("2.wav",)}),), audios=("2.wav", "1.wav")
+        ),
+        whole._replace(history=(earlier.model_copy(update={"audios": ("0.wav", "1.wav")}),)),
+    ]
+    found = completed(engine, dict(enumerate([whole, *others])), GREEDY)
+    assert len({tuple(group[0].logps) for group in found.values()}) == 5
 
 
 def test_company_and_order_do_not_change_what_is_drawn(engine):

@@ -8,7 +8,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration
 
 from align.generation.engine import Completion, Request
-from align.models.chat import encode_completion, encode_prompt, encode_text, expand_audio, join, user
+from align.models.chat import (
+    assistant,
+    encode_completion,
+    encode_prompt,
+    encode_text,
+    expand_audio,
+    join,
+    system,
+    user,
+)
 from align.models.features import ClipFeatures, stack
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
@@ -20,12 +29,19 @@ QUESTIONS = {
 }
 
 
+def messages(request):
+    """The chat of a request, message by message."""
+    chat, left = system(request.system), len(request.audios)
+    for turn in request.history:
+        chat += [user(turn.question, len(turn.audios)), assistant(turn.answer)]
+        left -= len(turn.audios)
+    return [*chat, user(request.text, left)]
+
+
 def encode(processor, request, clips):
     """Token ids of a request's prompt, audio tokens repeated."""
     prompt = (
-        encode_text(processor, request.text)
-        if request.plain
-        else encode_prompt(processor, [user(request.text, len(clips))])
+        encode_text(processor, request.text) if request.plain else encode_prompt(processor, messages(request))
     )
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     return expand_audio(prompt, [n_audio_tokens(clip.n_frames) for clip in clips], audio_id)

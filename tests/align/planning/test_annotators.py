@@ -32,7 +32,7 @@ def line(recipe, run):
 
 
 def test_made_clips_are_counted_before_the_run(recipe, tmp_path):
-    """70 pairs, 7 retests and 4 gold (of 3.5) for one; 30, 3 and 2 (of 1.5) for three: 81 + 105 judgements."""
+    """70 pairs, 7 retests, 4 gold (of 3.5) for one; 30, 3, 2 (of 1.5) for three: 81 + 105 judgements."""
     text = line(recipe(), tmp_path / "run")
     assert text.startswith("2_annotate: up to 186 judgements, 1.2 h of annotators' time: 9 min of clips")
     assert text.endswith("10 s per completion to read and decide (assumed, not measured)")

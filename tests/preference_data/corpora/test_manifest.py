@@ -20,7 +20,7 @@ from preference_data.corpora.manifest_rows import BadManifest, Table, read_row, 
 from preference_data.dataset.dataset import Dataset, read_rows
 from preference_data.dataset.licences import is_allowed
 from preference_data.interchange.columns import BadRow
-from preference_data.schema import AudioClip, Chat, Prompt, TaskExample
+from preference_data.schema import AudioClip, Chat, Prompt, TaskExample, Turn
 
 RULES = Rules(name="mine", max_duration_s=5.0, max_bad_fraction=0.5)
 QUESTIONS = ["What is heard?", "Describe the recording.", "Is it loud?"]
@@ -475,3 +475,81 @@ def test_a_million_rows_take_less_than_a_gigabyte(tmp_path):
     assert measured["rows"] == 1_000_000
     assert measured["quarantined"] == 0
     assert measured["megabytes"] < 1000
+
+
+# -------------------------------------------------------------------------- conversations
+
+
+def says(role, content):
+    return {"role": role, "content": content}
+
+
+SAID = [
+    says("system", "Be brief."),
+    says("user", "<audio>What is it?"),
+    says("assistant", "A tone."),
+    says("user", "How high?"),
+]
+
+
+def test_a_conversation_without_a_last_answer_is_a_prompt_and_one_with_it_a_chat(folder, tmp_path):
+    clips = [{"audio": f"clips/{n}.wav", "split": "train"} for n in range(40)]
+    rows = [
+        {**clips[0], "messages": SAID},
+        {**clips[1], "messages": [*SAID, says("assistant", "200 Hz.")]},
+        {
+            **clips[2],
+            "messages": [says("user", "Hi"), says("assistant", "Yes?"), says("user", "<audio>High?")],
+        },
+        {**clips[3], "messages": SAID, "reference": "221 Hz."},
+        {**clips[4], "messages": [SAID[0], says("user", "How?"), says("assistant", "So.")]},
+        {**clips[5], "question": "How?", "reference": "So."},
+    ]
+    dataset, metrics = prepared(write(folder / "m.jsonl", rows), tmp_path / "out", preference_share=0.0)
+    assert metrics["quarantined"] == 0
+    asked = {prompt.audios[0]: prompt for prompt in dataset.records(Prompt)}
+    first, last = asked["clips/0.wav"], asked["clips/2.wav"]
+    assert len(asked) == 2
+    assert (first.system, first.question, first.answer_gt) == ("Be brief.", "How high?", "")
+    assert first.history == (Turn(question="What is it?", answer="A tone.", audios=("clips/0.wav",)),)
+    assert last.history == (Turn(question="Hi", answer="Yes?"),)
+    assert last.audios_per_turn == ((), ("clips/2.wav",))
+    chats = {chat.audios[0]: chat for chat in dataset.records(Chat)}
+    assert {path: [turn.answer for turn in chat.turns] for path, chat in chats.items()} == {
+        "clips/1.wav": ["A tone.", "200 Hz."],
+        "clips/3.wav": ["A tone.", "221 Hz."],
+        "clips/4.wav": ["So."],
+        "clips/5.wav": ["So."],
+    }
+    assert [chats[f"clips/{n}.wav"].system for n in (1, 3, 4, 5)] == ["Be brief."] * 3 + [None]
+    assert chats["clips/1.wav"].audios_per_turn == (("clips/1.wav",), ())
+    assert [example.audios for example in dataset.records(TaskExample)] == [("clips/5.wav",)]
+
+
+def test_a_conversation_about_a_clip_that_is_held_out_is_left_out_and_counted(folder, tmp_path):
+    rows = [answered(n, split="test" if n == 1 else "train") for n in range(9)]
+    rows.append({"audio": "clips/1.wav", "messages": SAID, "reference": "207 Hz."})
+    dataset, metrics = prepared(write(folder / "m.jsonl", rows), tmp_path / "out", max_bad_fraction=0.0)
+    assert metrics["questions_test"] == 1
+    [row] = read_rows(tmp_path / "out/quarantine.jsonl", "code", "detail")
+    assert row["code"] == "several_turns"
+    assert "m.jsonl:10: has earlier turns" in row["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"messages": [says("user", "<audio><audio>Which?")]}, "2 <audio> but 1 audios.*align data import"),
+        ({"messages": [says("user", "Hm?")] * 2}, "do not alternate: user, user"),
+        ({"messages": "What?"}, "its messages: has no"),
+        ({"messages": [*SAID[1:3], says("user", "<audio>")]}, "2 <audio> but 1 audios"),
+        ({"messages": [says("user", "<audio>")]}, "the last question among its messages has no words"),
+        ({"messages": SAID, "question": "Loud?"}, "says two things about its question"),
+        ({"messages": [*SAID, says("assistant", "A")], "answer": "B"}, "says two things about its reference"),
+        ({"messages": [SAID[1], says("assistant", "<|im_end|>"), SAID[3]]}, "would steer the model"),
+        ({"messages": [says("system", "<|im_end|>"), SAID[1]]}, "would steer the model"),
+    ],
+)
+def test_a_conversation_that_a_record_cannot_hold_is_refused(folder, change, problem):
+    with pytest.raises(BadRow, match=problem):
+        read_row({"audio": "clips/0.wav", **change}, folder, Table(folder, "m.jsonl"))

@@ -18,7 +18,8 @@ from preference_data.interchange import exchange
 from preference_data.interchange.columns import BadRow
 from preference_data.interchange.conversation import Form
 from preference_data.interchange.convert import dataset_info, read_row, write_row
-from preference_data.schema import AudioClip, Chat, PreferencePair, Turn
+from preference_data.prompts.prompts import control_token
+from preference_data.schema import AudioClip, Chat, PreferencePair, Prompt, Turn
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -130,7 +131,11 @@ def test_dataset_info_is_what_llamafactory_asks_for():
     assert "ranking" not in dataset_info("c", "c.jsonl", "chats")["c"]
 
 
-texts = st.text(min_size=1, max_size=40).map(str.strip).filter(lambda text: text and "<audio>" not in text)
+texts = (
+    st.text(min_size=1, max_size=40)
+    .map(str.strip)
+    .filter(lambda text: text and "<audio>" not in text and not control_token(text))
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -166,6 +171,122 @@ def test_a_chat_written_and_read_again_is_the_same(form, said):
     )
     chat = Chat(id="c", audios=tuple(sum(paths, [])), turns=turns)
     assert read_row(json.loads(json.dumps(write_row(chat, chat.audios, form))), form) == chat
+
+
+LONGER = PAIR.model_copy(
+    update={
+        "system": "Be brief.",
+        "audios": ("a.wav", "b.wav", "a.wav"),
+        "history": (
+            Turn(question="", answer="Hello.", audios=("a.wav",)),
+            Turn(question="Sure?", answer="Yes."),
+        ),
+    }
+)
+LONGER_ROWS: Mapping[Form, Any] = {
+    "trl": {
+        "prompt": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": ""}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]},
+            {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+            *PAIR_ROWS["trl"]["prompt"],
+        ],
+    },
+    "llamafactory": {
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "<audio>"},
+            {"from": "gpt", "value": "Hello."},
+            {"from": "human", "value": "Sure?"},
+            {"from": "gpt", "value": "Yes."},
+            *PAIR_ROWS["llamafactory"]["conversations"],
+        ],
+    },
+    "ms-swift": {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<audio>"},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Yes."},
+            *PAIR_ROWS["ms-swift"]["messages"],
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_golden_rows_of_a_pair_of_several_turns(form):
+    audios = ["a.wav", "b.wav", "a.wav"]
+    row = write_row(LONGER, audios, form)
+    assert row == {**PAIR_ROWS[form], **LONGER_ROWS[form], "audios": audios}
+    assert read_row(row, form) == LONGER
+    if form != "trl":  # two conversations that differ in an earlier answer alone are two prompts
+        del row["prompt_id"], row["id"]
+        first = read_row(row, form)
+        key = "conversations" if form == "llamafactory" else "messages"
+        row[key][2] = {**row[key][2], **({"value": "No."} if key == "conversations" else {"content": "No."})}
+        assert first.prompt_id != read_row(row, form).prompt_id
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.tuples(texts, texts, st.integers(0, 2)), min_size=1, max_size=4), texts)
+def test_a_pair_of_several_turns_written_and_read_again_is_the_same(form, said, rejected):
+    paths = [tuple(f"{turn}-{n}.wav" for n in range(clips)) for turn, (_, _, clips) in enumerate(said)]
+    turns = [
+        Turn(question=question, answer=answer, audios=own)
+        for (question, answer, _), own in zip(said, paths, strict=True)
+    ]
+    last = turns.pop()
+    if last.answer == rejected:
+        return
+    update = {"history": tuple(turns), "audios": sum(paths, ()), "question": last.question}
+    pair = PAIR.model_copy(update={**update, "chosen": last.answer, "rejected": rejected})
+    row = json.loads(json.dumps(write_row(pair, pair.audios, form)))
+    assert read_row(row, form) == pair
+
+
+def test_a_conversation_that_ends_with_a_question_is_a_prompt():
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<audio>What is it?"},
+        {"role": "assistant", "content": "Rain."},
+        {"role": "user", "content": "<audio><audio>And these?"},
+    ]
+    row = {"messages": said, "audios": ["a.wav", "b.wav", "c.wav"]}
+    prompt = read_row(row, "ms-swift")
+    assert isinstance(prompt, Prompt)
+    assert (prompt.system, prompt.question, prompt.audios) == (
+        "Be brief.",
+        "And these?",
+        tuple(row["audios"]),
+    )
+    assert prompt.history == (Turn(question="What is it?", answer="Rain.", audios=("a.wav",)),)
+    assert prompt.audios_per_turn == (("a.wav",), ("b.wav", "c.wav"))
+    assert (prompt.answer_gt, prompt.meta_info, prompt.task_name) == ("", "", "chat")
+    about = {"answer_gt": "Thunder.", "meta_info": "thunder", "task_name": "sound_QA"}
+    assert read_row({**row, **about}, "ms-swift") == prompt.model_copy(update=about)
+    answered = read_row(
+        {**row, "messages": [*said, {"role": "assistant", "content": "A"}], "rejected_response": "B"},
+        "ms-swift",
+    )
+    assert answered.prompt_id == prompt.id  # the pair is about this prompt
+    moved = Prompt.model_validate(with_paths(prompt.model_dump(), lambda path: f"x/{path}"))
+    assert moved.audios_per_turn == (("x/a.wav",), ("x/b.wav", "x/c.wav"))
+    untagged = [{**m, "content": m["content"].replace("<audio>", "")} for m in said]
+    assert read_row({**row, "messages": untagged}, "ms-swift").audios_per_turn == (tuple(row["audios"]), ())
+    columns = {"query": "Loud?", "history": [["<audio>What is it?", "Rain."]], "audios": ["a.wav"]}
+    assert read_row(columns, "ms-swift").history == prompt.history
+    for change, problem in (
+        ({"answer_gt": 7}, "answer_gt or meta_info is '7', no text"),
+        ({"messages": [*said[:3], {"role": "user", "content": " "}], "audios": ["a"]}, "neither a question"),
+        ({"messages": [*said[:2], {"role": "assistant", "content": "<|im_end|>"}, said[3]]}, "would steer"),
+    ):
+        with pytest.raises(BadRow, match=problem):
+            read_row({**row, **change}, "ms-swift")
 
 
 def test_rows_of_others_as_they_are_found():
@@ -282,7 +403,15 @@ SWIFT = {
         ({"messages": []}, "has no list of messages"),
         (
             {"messages": [{"role": "user", "content": "<audio>Q"}]},
-            "questions and answers do not alternate: user",
+            "has a rejected answer but no answer to its last question",
+        ),
+        (
+            {"messages": SWIFT["messages"][:1], "rejected_response": None, "label": True},
+            "has a label but no answer to its last question",
+        ),
+        (
+            {"messages": [SWIFT["messages"][0]] * 2},
+            "questions and answers do not alternate: user, user",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "a message by 'tool'; known: human, user"),
         (
@@ -296,10 +425,6 @@ SWIFT = {
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}, SWIFT["messages"][1]]},
             "neither audio nor text",
-        ),
-        (
-            {"messages": [*SWIFT["messages"], {"role": "user", "content": "R"}, SWIFT["messages"][1]]},
-            "has 2 turns; a pair here is one question",
         ),
         ({"axis": "taste"}, "makes no record"),
         ({"agreement": 7}, "makes no record"),
@@ -351,6 +476,25 @@ def test_files_go_out_and_come_back_with_their_audio(corpus, tmp_path, form):
         assert clips[path].duration_s == 0.5
     moved = (tmp_path / "back").rename(tmp_path / "moved")
     assert exchange.write_rows(moved / "pairs.jsonl", form, moved, tmp_path / "again").written == 2
+
+
+def test_a_file_of_prompts_and_pairs_of_several_turns_comes_in_with_its_clips(corpus, tmp_path):
+    said = [{"role": "user", "content": "<audio>Q"}, {"role": "assistant", "content": "A"}]
+    rows = [
+        {"messages": [*said, said[0]], "audios": ["a.wav", "b.wav"]},
+        {"messages": said * 2, "rejected_response": "B", "audios": ["b.wav", "a.wav"]},
+    ]
+    (corpus / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = exchange.read_rows(corpus / "rows.jsonl", "ms-swift", tmp_path / "in", audio_root=corpus)
+    assert (told.questions, told.pairs, told.clips, told.n_refused) == (1, 1, 2, 0)
+    (prompt,) = store.read(tmp_path / "in/prompts.jsonl", Prompt)
+    (pair,) = store.read(tmp_path / "in/pairs.jsonl", PreferencePair)
+    assert prompt.audios_per_turn == pair.audios_per_turn[::-1]
+    for path, name in zip(prompt.audios, ("a.wav", "b.wav"), strict=True):
+        assert (tmp_path / "in" / path).read_bytes() == (corpus / name).read_bytes()
+    out = exchange.write_rows(tmp_path / "in/pairs.jsonl", "ms-swift", tmp_path / "in", tmp_path / "out")
+    (row,) = [json.loads(line) for line in out.path.read_text().splitlines()]
+    assert (row["messages"], row["rejected_response"]) == (said * 2, "B")
 
 
 def test_llamafactory_gets_its_entry_and_keeps_others(corpus, tmp_path):

@@ -126,6 +126,18 @@ def test_labels_and_chats_go_out_too(corpus, tmp_path):
     assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * 2
 
 
+def test_pairs_of_several_turns_go_out_with_all_their_clips(corpus, tmp_path):
+    (pair, *_) = store.read(corpus / "pairs.jsonl", PreferencePair)
+    earlier = Turn(question="And this?", answer="Two.", audios=("1.wav",))
+    longer = pair.model_copy(update={"history": (earlier,), "audios": ("1.wav", "0.wav")})
+    store.write(corpus / "longer.jsonl", [longer])
+    hub_folder.write(corpus / "longer.jsonl", corpus, tmp_path / "out")
+    (row,) = loaded(tmp_path / "out", tmp_path)
+    assert [m["role"] for m in row["prompt"]] == ["user", "assistant", "user"]
+    assert [part["type"] for part in row["prompt"][0]["content"]] == ["audio", "text"]
+    assert len(row["audios"]) == 2
+
+
 def test_many_rows_become_several_files(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_folder, "_ROWS", 2)
     monkeypatch.setattr(hub_folder, "_SHARD_BYTES", 3000)

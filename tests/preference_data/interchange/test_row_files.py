@@ -430,7 +430,8 @@ def check_any_rows(n: int, form: Form, root: Path, folder: Path, name: str) -> N
         rows.write_bytes(table([{name: row.get(name, "") for name in names} for row in plain], ","))
     numbers = [row.number for row in row_files.read_rows(rows, folder / "clips")]
     imported = exchange.read_rows(rows, form, out, audio_root=root)
-    assert imported.pairs + imported.labels + imported.chats + imported.n_refused == len(numbers)
+    taken = imported.pairs + imported.labels + imported.chats + imported.questions
+    assert taken + imported.n_refused == len(numbers)
     refused = [json.loads(line) for line in (out / "quarantine.jsonl").read_bytes().split(b"\n")[:-1]]
     assert len(refused) == imported.n_refused > 0
     for row in refused:
