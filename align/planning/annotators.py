@@ -46,7 +46,7 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
             )
     comparisons = per_prompt * basis.prompts
     time = working_time.expected(
-        min(comparisons, config.max_comparisons or comparisons),
+        round(config.people_share * min(comparisons, config.max_comparisons or comparisons)),
         overlap=config.overlap,
         retests=config.retests,
         gold=config.gold,

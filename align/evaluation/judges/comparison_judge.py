@@ -41,6 +41,7 @@ from align.evaluation.judges.prompt import (
 )
 from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
+from preference_data.prompts.prompts import transcript
 from preference_data.schema import AXES, Axis, Comparison, Judgement, Prompt, Ranking, stable_id
 
 PROMPT = Path(__file__).with_name("comparison_prompt.txt")
@@ -178,7 +179,7 @@ class ComparisonJudge:
         background = {}
         if not self.hears:
             background = {"Description of the audio": prompt.meta_info, "Reference answer": prompt.answer_gt}
-        question = {"Question": prompt.question or "(The clip holds the question.)"}
+        question = {"Question": transcript(prompt) or "(The clip holds the question.)"}
         answers = {f"Answer {number}": text for number, text in enumerate(texts, 1)}
         groups = [_quotable(group) for group in (background, question, answers)]
         mark = unguessable_mark([text for group in groups for text in group.values()])

@@ -132,7 +132,13 @@ class AnnotateConfig(StageConfig):
         per_prompt = f"up to {self.comparisons_per_prompt} comparisons per prompt"
         most = "" if self.max_comparisons is None else f", {self.max_comparisons:,} of all"
         how = "" if self.select == "random" else f" by {self.select}, {self.random_share:.0%} by lot"
-        return f"{per_prompt}{most}{how}; {self.overlap:.0%} judged by all {self.annotators}"
+        work = f"{per_prompt}{most}{how}"
+        if self.judge:
+            work += f"; all judged by {self.judge.model} in both orders"
+        if self.by == "model":
+            return work
+        share = "" if self.people_share == 1 else f"{self.people_share:.0%} by people, "
+        return f"{work}; {share}{self.overlap:.0%} judged by all {self.annotators}"
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Simulated annotators judge by the facts."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from align.evaluation.judges.chat_model import JudgeMisconfigured
 from align.evaluation.judges.comparison_judge import CannotJudge, ComparisonJudge, merge
 from align.evaluation.judges.endpoint import Endpoint
-from preference_data.schema import Ranking
+from preference_data.schema import Ranking, Turn
 from tests.align.evaluation import comparing_judges as judges
 from tests.align.evaluation.openai_server import Answer, serving
 
@@ -59,6 +59,20 @@ def test_four_completions_keep_their_places(tmp_path):
         (judgement,), _ = judged(server, tmp_path, [judges.comparison(0, texts)])
     assert judgement.factuality.ranks == (1, 2, 3, 3)
     assert judgement.kind == "ranking"
+
+
+def test_a_conversation_is_put_to_it_whole_with_its_clips_in_order(tmp_path):
+    prompt = judges.prompts(1)["p0"].model_copy(
+        update={
+            "audios": ("4.wav", "7.wav"),
+            "history": (Turn(question="And this?", answer="A low tone.", audios=("4.wav",)),),
+        }
+    )
+    with serving(judges.hearing) as server:
+        judged(server, tmp_path, [judges.comparison(0)], prompts={"p0": prompt})
+    for request in server.requests:
+        assert request.wavs == [judges.tone(4), judges.tone(7)]
+        assert "User (audio 1): And this?\nAssistant: A low tone.\nUser (audio 2): Question 0" in request.text
 
 
 def test_retests_and_what_persons_decide_are_not_put_to_it(tmp_path):

@@ -46,6 +46,13 @@ def test_what_cannot_be(keys, message):
         AnnotateConfig(**STAGE, **keys)
 
 
+def test_the_plan_says_who_judges():
+    alone = AnnotateConfig(**STAGE, by="model", judge=JUDGE).describe_work({})
+    assert alone == "up to 3 comparisons per prompt; all judged by ear in both orders"
+    beside = AnnotateConfig(**STAGE, by="people", judge=JUDGE, people_share=0.2).describe_work({})
+    assert beside == f"{alone}; 20% by people, 30% judged by all 2"
+
+
 def test_how_many_requests_are_in_flight_does_not_change_the_result():
     one, other = (AnnotateConfig(**STAGE, by="model", judge=JUDGE | {"concurrency": n}) for n in (1, 8))
     assert result_keys(one) == result_keys(other)
