@@ -12,7 +12,8 @@ from typing import Any
 from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
 _OF_ANNOTATIONS = (
-    *("exclude", "min_gold", "annotator_weights", "min_agreement", "min_alpha", "correction_weight", "axis"),
+    *("exclude", "min_gold", "annotator_weights", "min_model_agreement", "min_agreement", "min_alpha"),
+    *("correction_weight", "axis"),
 )
 _OF_SCORES = ("opponents", "margin", "good_from", "bad_to")
 """Keys of the stages that make pairs and labels."""
@@ -71,7 +72,7 @@ def _of_model(model: Mapping[str, Any]) -> str:
     """What model.json of an annotate stage says, in a sentence."""
     share = model["agreement"]["overall"]["share"]
     hears = "hears the clips" if model["hears"] else "cannot hear and reads references"
-    figure = "with whom it agrees is not known, for nobody else judged these"
+    figure = "how far it agrees with people is not known, for nobody else judged these"
     if share:
         interval = f"[{share['low']:.0%}, {share['high']:.0%}], n {share['n']:,}"
         figure = f"it agrees with {share['value']:.0%} {interval} of people's preferences and gold"
