@@ -41,8 +41,8 @@ CHOICES: dict[str, Ranking] = {
 Truth = Callable[[Prompt, str], bool | None]
 """Whether a text is true of the prompt's clips; None where that is not known."""
 
-Select = Callable[[Collection[tuple[str, ...]], int], Mapping[tuple[str, ...], Literal["random", "active"]]]
-"""Of comparisons, each the ids of its completions, those to ask about and why; beside so many from before."""
+Select = Callable[[Collection[tuple[str, ...]]], Mapping[tuple[str, ...], Literal["random", "active"]]]
+"""Of comparisons, each the ids of its completions, those to ask about and why."""
 
 
 class BadAnswer(AnnotationError):
@@ -70,7 +70,7 @@ def draw(
     seed: int,
     is_true: Truth = lambda prompt, text: None,
     earlier: Iterable[Judgement] = (),
-    select: Select = lambda candidates, n_before: dict.fromkeys(candidates, "random"),
+    select: Select = lambda candidates: dict.fromkeys(candidates, "random"),
 ) -> list[Comparison]:
     """Up to `per_prompt` comparisons of different completions per prompt, and what measures their annotators.
 
@@ -86,7 +86,7 @@ def draw(
             there are too few, the prompt's reference takes the place of a true one.
         earlier: Judgements that are there already: what they judge is drawn first, as it was shown and for
             what it was shown. Comparisons that a person decided (adjudication) can be gold too.
-        select: Of the comparisons that were not judged earlier, those to ask about.
+        select: Of all comparisons, those to ask about; what was judged earlier stays, selected or not.
 
     Returns:
         All of them in the order in which they are shown, so that a place in it tells nothing.
@@ -215,15 +215,17 @@ def _selected(
     before: _Before,
     select: Select,
 ) -> list[_Set]:
-    """What was compared before, and of the others what `select` takes."""
-    known = [item for item in sets if _key(item.prompt_id, item.texts) in before.compared]
-    by_ids = {
-        tuple(texts[item.prompt_id][text].id for text in item.texts): item
-        for item in sets
-        if _key(item.prompt_id, item.texts) not in before.compared
-    }
-    chosen = select(by_ids.keys(), len(known))
-    return [*known, *(by_ids[ids]._replace(selected=why) for ids, why in chosen.items())]
+    """What `select` takes, and what was compared before.
+
+    It is given both, or what is drawn at random would be a sample only of what nobody has judged yet.
+    """
+    by_ids = {tuple(texts[item.prompt_id][text].id for text in item.texts): item for item in sets}
+    chosen = select(by_ids.keys())
+    return [
+        item._replace(selected=chosen.get(ids))
+        for ids, item in by_ids.items()
+        if ids in chosen or _key(item.prompt_id, item.texts) in before.compared
+    ]
 
 
 def _shuffled(seed: int, prompt_id: str, texts: Iterable[str]) -> tuple[str, ...]:

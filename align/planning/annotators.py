@@ -38,12 +38,11 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
     if not isinstance(config, AnnotateConfig) or config.by != "people":
         return
     basis = _measured(config, run) or _assumed(recipe.corpus_of(step))
-    per_prompt = config.comparisons_per_prompt
+    per_prompt, size = config.comparisons_per_prompt, config.completions_per_comparison
     for sampled in (other.config for other in recipe.steps if other.name == config.completions):
         if isinstance(sampled, SampleConfig):
-            per_prompt = min(
-                per_prompt, comb(sampled.completions_per_prompt, config.completions_per_comparison)
-            )
+            size = min(size, sampled.completions_per_prompt)
+            per_prompt = min(per_prompt, comb(sampled.completions_per_prompt, size))
     comparisons = per_prompt * basis.prompts
     time = working_time.expected(
         round(config.people_share * min(comparisons, config.max_comparisons or comparisons)),
@@ -52,7 +51,7 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
         gold=config.gold,
         annotators=config.annotators,
         audio_s=basis.audio_s,
-        completions=config.completions_per_comparison,
+        completions=size,
         pace=basis.pace,
     )
     yield f"{step.name}: up to {time}{basis.caveat}"

@@ -155,15 +155,12 @@ def _selection(
     scores = {score.id: score for score in rows}
     by_id = {item.id: item for item in completions}
 
-    def select(
-        candidates: Collection[selection.Candidate], n_before: int
-    ) -> Mapping[selection.Candidate, selection.Reason]:
-        most = config.max_comparisons
+    def select(candidates: Collection[selection.Candidate]) -> Mapping[selection.Candidate, selection.Reason]:
         return selection.select(
             candidates,
             by_id,
             scores,
-            n=None if most is None else max(0, most - n_before),
+            n=config.max_comparisons,
             rule=config.select,
             random_share=config.random_share,
             near_tie=config.near_tie,

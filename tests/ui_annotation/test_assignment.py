@@ -1,12 +1,14 @@
 """What is drawn: how many, who sees it, in which order; and what comes back is about the right completion."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preference_data.preferences import selection
 from preference_data.schema import AXES, Completion, Prompt, Ranking
 from ui_annotation.assignment import BadAnswer, Rates, draw, review, unblind
 from ui_annotation.project import Project
@@ -201,6 +203,27 @@ def test_a_larger_overlap_asks_once_more_about_what_everyone_judges_now():
     assert all(item.everyone for item in comparisons if n[item.id] == 2)
     of_project = project(second, earlier=judgements).open()
     assert sum(item.purpose == "comparison" for item in of_project) == 60
+
+
+def test_what_is_selected_and_why_does_not_depend_on_what_is_judged():
+    """Else what is drawn by lot would be a sample of what nobody has judged yet."""
+    completions = {item.id: item for item in make_completions(make_prompts(100))}
+    by_lot = {"n": 50, "rule": "random", "random_share": 0.0, "near_tie": 0.0, "seed": 0}
+    select = partial(selection.select, completions=completions, scores={}, **by_lot)
+    first = drawn(select=select)
+    assert purposes(first)["comparison"] == 50
+    judgements = judge_all(first[:30])
+    again = drawn(select=select, earlier=judgements)
+    selected = [
+        {item.id: item.selected for item in some if item.purpose == "comparison"} for some in (first, again)
+    ]
+    assert selected[0] == selected[1]
+    assert len(selected[0]) == 50
+    # what is not selected any more stays, because it is judged
+    fewer = drawn(select=partial(select, n=5), earlier=judgements)
+    compared = {item.id: item.selected for item in fewer if item.purpose == "comparison"}
+    assert {item.comparison for item in judgements if item.purpose == "comparison"} <= compared.keys()
+    assert sum(why is not None for why in compared.values()) == 5
 
 
 def test_nothing_is_open_when_all_is_judged():
