@@ -43,6 +43,9 @@ API_KEY = "ALIGN_ARGILLA_API_KEY"
 """Holds the owner's key of an Argilla that others run."""
 
 
+_TITLES = {"simulated": "Simulated annotators", "people": "Annotators", "model": "A model as annotator"}
+
+
 class Server(NamedTuple):
     """An annotation server with its owner signed in. `home` is None if others run it."""
 
@@ -295,7 +298,7 @@ def report(result: Judgements, config: AnnotateConfig, project: Project, path: P
     page.write(
         result.quality,
         path.with_name(f"{path.name}.html"),
-        title="Simulated annotators" if config.by == "simulated" else "Annotators",
+        title=_TITLES[config.by],
         model=model_judgements.read_report(path.parent),
         examples=page.examples(result.judgements, project.prompts),
     )

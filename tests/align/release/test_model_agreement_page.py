@@ -55,6 +55,8 @@ def test_agreement_and_biases_are_there(rows):
 
 def test_a_hostile_name_is_text(rows):
     html, _ = rows(MODEL)
+    assert "No person judged" in html
+    assert "Who answered" not in html
     assert "<img" not in html
     assert "49" not in html.split('id="model"')[1].split("</section>")[0]
 
