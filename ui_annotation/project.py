@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,8 @@ class Project(NamedTuple):
     """How many judge what everyone judges."""
     earlier: Sequence[Judgement] = ()
     """Judgements that are there already: what has all of its own is not asked again."""
+    left_to_model: Container[str] = frozenset()
+    """Ids of comparisons that no annotator gets."""
 
     def open(self) -> list[Comparison]:
         """Comparisons that want more judgements than there were earlier."""
@@ -49,7 +51,9 @@ class Project(NamedTuple):
         return [item for item in self.comparisons if n[item.id] < self.judgements_each(item)]
 
     def judgements_each(self, comparison: Comparison) -> int:
-        """How many judgements a comparison wants."""
+        """How many judgements of annotators a comparison wants."""
+        if comparison.id in self.left_to_model:
+            return 0
         return self.annotators if comparison.everyone else 1
 
     def owns(self, dataset: str) -> bool:

@@ -123,7 +123,7 @@ def push(recipe: RecipeFolder, overrides: Overrides = None, out: Out = None) -> 
     stage = _annotate_stage(recipe, overrides, out)
     with annotate.server(stage.config, stage.run) as host:
         result = annotate.send(host, stage.project)
-    typer.echo(f"{host.url}  {result.added} of {len(stage.project.comparisons)} records are new")
+    typer.echo(f"{host.url}  {result.added} of {len(stage.project.open())} records are new")
     for name in result.datasets:
         typer.echo(f"  {name}")
     typer.echo(f"  {annotate.work_left(stage.project)}")
@@ -215,7 +215,7 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
     """Find the recipe's annotate stage and draw its comparisons.
 
     Raises:
-        RecipeError: there is no such stage, or what it reads has not finished.
+        RecipeError: there is no such stage, a model alone judges, or what it reads has not finished.
     """
     from align.execution.plan import check_recipe, fingerprint, reads
     from align.recipe.config.preference import AnnotateConfig
@@ -229,6 +229,9 @@ def _annotate_stage(recipe: Path, overrides: list[str] | None, out: Path | None)
     step = next((step for step in loaded.steps if isinstance(step.config, AnnotateConfig)), None)
     if step is None:
         raise RecipeError([Problem(str(recipe), "", "no stage of this recipe is `stage: annotate`")])
+    if isinstance(step.config, AnnotateConfig) and step.config.by == "model":
+        message = f"model judges, and no person does; its judgements: {run_command(recipe, overrides, out)}"
+        raise RecipeError([step.source.problem(("by",), message)])
     missing = [name for name in step.needs if not (run / name / MANIFEST).exists()]
     if missing:
         first = run_command(recipe, overrides, out)

@@ -15,7 +15,7 @@ from align.planning.budget import shape_of
 from align.planning.estimate import UnknownShape
 from align.planning.foreign_models import hub_problem, model_problems
 from align.recipe.config.alignment import DPOConfig, GRPOConfig
-from align.recipe.config.evaluation import JudgeModel
+from align.recipe.config.evaluation import ChatModel
 from align.recipe.config.training import Filters, Hardware, SFTConfig, TrainingConfig
 from align.recipe.recipe import Recipe, RecipeError, Step, read
 from align.recipe.stage_file import Problem
@@ -115,7 +115,7 @@ def _judge_problems(step: Step) -> Iterator[Problem]:
     """Judge models that cannot be used: a URL or parameters that are none, a folder without a model."""
     reward = getattr(step.config, "reward", None)
     judge = reward.judge if reward else getattr(step.config, "judge", None)
-    if not isinstance(judge, JudgeModel):
+    if not isinstance(judge, ChatModel):
         return
     from align.evaluation.judges.chat_model import local_max_tokens  # with the client below it takes a second
 

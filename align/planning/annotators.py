@@ -45,7 +45,7 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
             per_prompt = min(per_prompt, comb(sampled.completions_per_prompt, size))
     comparisons = per_prompt * basis.prompts
     time = working_time.expected(
-        min(comparisons, config.max_comparisons or comparisons),
+        round(config.people_share * min(comparisons, config.max_comparisons or comparisons)),
         overlap=config.overlap,
         retests=config.retests,
         gold=config.gold,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from align.release import page
 from preference_data.preferences import quality as limits
@@ -39,6 +40,7 @@ def write(
     *,
     title: str,
     examples: Sequence[tuple[Judgement, Prompt]] = (),
+    model: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page as one file that works offline.
 
@@ -47,6 +49,7 @@ def write(
         path: of the page.
         title: its heading, e.g. whose answers these are.
         examples: answers to show with what annotators typed.
+        model: of a model that judged too: its agreement with people and its biases (model.json).
     """
     write_text(
         path,
@@ -57,6 +60,7 @@ def write(
             rows=[("all", quality.overall), *quality.annotators.items()],
             examples=examples,
             transcript=transcript,
+            model=model,
             axes=AXES,
             edges=SECONDS_EDGES,
             limits=limits,

@@ -12,7 +12,8 @@ from typing import Any
 from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
 _OF_ANNOTATIONS = (
-    *("exclude", "min_gold", "annotator_weights", "min_agreement", "min_alpha", "correction_weight", "axis"),
+    *("exclude", "min_gold", "annotator_weights", "min_model_agreement", "min_agreement", "min_alpha"),
+    *("correction_weight", "axis"),
 )
 _OF_SCORES = ("opponents", "margin", "good_from", "bad_to")
 """Keys of the stages that make pairs and labels."""
@@ -34,6 +35,8 @@ def _paragraphs(stage: Path, config: Mapping[str, Any]) -> Iterator[str]:
         yield _left_out(read_json(stage / "rules.json"))
     if (name := config.get("annotations")) and (run / name / "quality.json").exists():
         yield from _of_annotators(run / name)
+        if (run / name / "model.json").exists():
+            yield _of_model(read_json(run / name / "model.json"))
     if (name := config.get("scores")) and (run / name / "reward.json").exists():
         kinds = read_json(run / name / "reward.json").get("rewards", [])
         named = ", ".join(f"{kind['kind']} {kind.get('judge') or ''}".strip() for kind in kinds)
@@ -50,6 +53,8 @@ def _of_annotators(stage: Path) -> Iterator[str]:
     config, quality = read_manifest(stage)["config"], read_json(stage / "quality.json")
     who = "simulated annotators, who know the facts" if config.get("by") == "simulated" else "annotators"
     n = sum(quality["overall"]["answers"].values())
+    if not n:
+        return
     yield (
         f"{len(quality['annotators'])} {who}, {n:,} judgements; one counts where at least "
         f"{quality['min_heard']:.0%} of the clip was played."
@@ -61,3 +66,14 @@ def _of_annotators(stage: Path) -> Iterator[str]:
         lines.append(f"| {axis} | {known} | {alpha['comparisons']:,} |")
     head = "| axis | Krippendorff's alpha [95 %] | comparisons judged by two or more |"
     yield "\n".join([head, "| --- | --- | --- |", *lines])
+
+
+def _of_model(model: Mapping[str, Any]) -> str:
+    """What model.json of an annotate stage says, in a sentence."""
+    share = model["agreement"]["overall"]["share"]
+    hears = "hears the clips" if model["hears"] else "cannot hear and reads references"
+    figure = "how far it agrees with people is not known, for nobody else judged these"
+    if share:
+        interval = f"[{share['low']:.0%}, {share['high']:.0%}], n {share['n']:,}"
+        figure = f"it agrees with {share['value']:.0%} {interval} of people's preferences and gold"
+    return f"The model {model['judge']} ({hears}) judged {model['judged']:,} comparisons; {figure}."

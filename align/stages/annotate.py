@@ -5,7 +5,7 @@ Their judgements come back un-blinded as a snapshot, with a report on how far th
 judged earlier is not asked again. A named person may then decide what annotators disagree about, and approve
 what they typed.
 Reads: completions, corpus. Writes: comparisons.jsonl (the key), judgements.jsonl, snapshot.json,
-quality.json, quality.html.
+quality.json, quality.html; of a judge also model.json and model_replies.jsonl.
     align run recipes/demo --only 4_annotate
     align run recipes/demo --set 4_annotate.by=people
 """
@@ -30,6 +30,7 @@ from align.recipe.config.preference import AnnotateConfig
 from align.release import annotators as page
 from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_json
 from align.run_folder.progress import Progress
+from align.stages import model_judgements
 from preference_data import store
 from preference_data.preferences import quality, selection, working_time
 from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
@@ -40,6 +41,9 @@ from ui_annotation.project import Project
 
 API_KEY = "ALIGN_ARGILLA_API_KEY"
 """Holds the owner's key of an Argilla that others run."""
+
+
+_TITLES = {"simulated": "Simulated annotators", "people": "Annotators", "model": "A model as annotator"}
 
 
 class Server(NamedTuple):
@@ -87,6 +91,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     result = keep(judgements, url, config, project, run_folder / "snapshots")
     for name in ("judgements.jsonl", "snapshot.json"):
         store.write_text(out.path / name, (result.snapshot / name).read_text(encoding="utf-8"))
+    by_model = _judge_by_model(config, inputs, project, result.judgements, out) if config.judge else {}
     report(result, config, project, out.path / "quality")
     purposes = Counter(item.purpose for item in comparisons)
     return {
@@ -94,6 +99,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "retests": float(purposes["retest"]),
         "gold": float(purposes["gold"]),
         "judgements": float(len(result.judgements)),
+        **by_model,
         **({"error_rate_declared": config.error_rate} if config.by == "simulated" else {}),
         **quality.metrics(result.quality),
     }
@@ -128,18 +134,20 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     else:
         run = re.sub(r"[^A-Za-z0-9_-]+", "-", out.final.parent.resolve().name)[:60]
         name = f"{out.name}-{run}-{sha256_file(corpus / 'clips.jsonl')[:8]}"
-    return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier)
+    by_model = model_judgements.left_to_model(config, comparisons)
+    return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier, by_model)
 
 
 def _earlier(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
     """Judgements of the snapshot that the recipe names, and people's of this run."""
     texts = {item.id: item.text for item in completions}
     named = [Path(config.snapshot)] if config.snapshot else []
+    of_snapshot = pull.read_snapshots(named, texts)
+    kept = [item for item in of_snapshot if item.annotator_kind != "model"]  # its replies are in the run
     if config.by != "people":
-        return pull.read_snapshots(named, texts)
+        return kept
     of_run = pull.read_snapshots(pull.snapshots(run_folder / "snapshots"), texts)
-    people = [item for item in of_run if item.annotator_kind == "person"]
-    return [*pull.read_snapshots(named, texts), *people]
+    return [*kept, *(item for item in of_run if item.annotator_kind == "person")]
 
 
 def _selection(
@@ -270,13 +278,28 @@ def keep(
     return Judgements(folder, judgements, assessed)
 
 
+def _judge_by_model(
+    config: AnnotateConfig,
+    inputs: dict[str, Path],
+    project: Project,
+    people: list[Judgement],
+    out: StageFolder,
+) -> dict[str, float]:
+    """Put the judge's judgements beside people's, and measure how far it agrees with them."""
+    judge, judged = model_judgements.judge_by_model(config, project, out)
+    store.write(out.path / "judgements.jsonl", [*people, *judged.judgements])
+    completions = store.read(inputs[config.completions] / "completions.jsonl", Completion)
+    return model_judgements.report(judge, judged, people, completions, config.min_heard, out.path)
+
+
 def report(result: Judgements, config: AnnotateConfig, project: Project, path: Path) -> None:
     """Write `<path>.json` and the page `<path>.html`."""
     write_json(path.with_name(f"{path.name}.json"), result.quality.model_dump(mode="json"))
     page.write(
         result.quality,
         path.with_name(f"{path.name}.html"),
-        title="Simulated annotators" if config.by == "simulated" else "Annotators",
+        title=_TITLES[config.by],
+        model=model_judgements.read_report(path.parent),
         examples=page.examples(result.judgements, project.prompts),
     )
 

@@ -9,7 +9,7 @@ verdict.json.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +109,37 @@ def _weights(policy: Path) -> str | None:
 
 
 def _rewards(history: Ancestry, with_annotators: bool) -> dict[str, dict[str, Any]]:
-    """What rewarded the candidate and its ancestors, by stage; simulated annotators are the judge `facts`."""
+    """What rewarded the candidate and its ancestors, by stage, a model that judged comparisons among them.
+
+    Simulated annotators are the judge `facts`.
+    """
+    annotations = {
+        ancestor.name: ancestor.manifest.get("config", {})
+        for ancestor in history.ancestors
+        if ancestor.manifest.get("produces") == "annotations"
+    }
     rewards = {
         ancestor.name: ancestor.manifest["reward"]
         for ancestor in history.ancestors
         if "reward" in ancestor.manifest
     }
+    rewards |= {
+        name: {"kind": "annotating model", "judge": judge_name(config["judge"])}
+        for name, config in annotations.items()
+        if config.get("judge")
+    }
     if with_annotators:
         rewards |= {
-            ancestor.name: {"kind": "simulated annotators", "judge": verdict.DETERMINISTIC_JUDGE}
-            for ancestor in history.ancestors
-            if ancestor.manifest.get("config", {}).get("by") == "simulated"
+            name: {"kind": "simulated annotators", "judge": verdict.DETERMINISTIC_JUDGE}
+            for name, config in annotations.items()
+            if config.get("by") == "simulated"
         }
     return rewards
+
+
+def judge_name(judge: Mapping[str, Any]) -> str:
+    """What a configured judge model calls itself: as its server names it, or its folder's name."""
+    return str(judge["model"] if judge.get("url") else Path(judge["model"]).name)
 
 
 def _reward_rises(history: Ancestry, baseline: Ancestry) -> dict[str, verdict.RewardRise | None]:

@@ -14,7 +14,7 @@ from align.release import rules as page
 from align.run_folder.artifacts import StageFolder, read_json
 from preference_data import store
 from preference_data.dataset.dataset import QUARANTINE
-from preference_data.preferences import pairs, rules
+from preference_data.preferences import model_agreement, pairs, rules
 from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
 
 
@@ -23,6 +23,7 @@ def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
 
     Raises:
         LowAgreement: the annotators agree less than `min_alpha` asks for.
+        ModelDisagrees: a model agrees with people less than `min_model_agreement` asks for.
         UnknownAnnotator: `exclude` names somebody who has judged nothing.
         UnknownWeights: `dawid_skene` has nothing to learn from.
     """
@@ -50,13 +51,17 @@ def _of_judgements(
     given = store.read(annotated / "judgements.jsonl", Judgement)
     judgements, refused = pairs.without_control_tokens(given, prompts)
     store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
+    min_heard = read_json(annotated / "quality.json")["min_heard"]  # as in the report on these annotators
+    used = model_agreement.usable(
+        judgements, bound=config.min_model_agreement, min_heard=min_heard, exclude=config.exclude
+    )
     values = rules.Rules(
-        min_heard=read_json(annotated / "quality.json")["min_heard"],  # as in the report on these annotators
+        min_heard=min_heard,
         exclude=tuple(config.exclude),
         min_gold=config.min_gold,
         annotator_weights=config.annotator_weights,
     )
-    counted = rules.count(judgements, values)
+    counted = rules.count(used.judgements, values)
     built, tallies = pairs.build(
         counted,
         prompts,
@@ -66,10 +71,15 @@ def _of_judgements(
     )
     store.write(out.path / "pairs.jsonl", built)
     dropped = len(given) - len(judgements)
-    removed = [*rules.removals(counted, values, control_tokens=dropped), *pairs.removals(tallies)]
+    removed = [
+        *rules.removals(counted, values, control_tokens=dropped),
+        *model_agreement.removals(used),
+        *pairs.removals(tallies),
+    ]
     page.write(removed, counted, out.path / "rules", title="Preference pairs")
     return {
         **{name: float(n) for name, n in counted.tally._asdict().items()},
+        **{f"model_unused_{axis}": float(n) for axis, n in used.left_out.items()},
         **{
             f"{name}_{axis}": float(n)
             for axis, tally in tallies.items()

@@ -37,8 +37,11 @@ class VoteTable(NamedTuple):
 
 
 def is_heard(judgement: Judgement, min_heard: float) -> bool:
-    """Whether its annotator had played at least that share of the clip. Unknown is not heard."""
-    return (judgement.heard or 0.0) >= min_heard
+    """Whether its annotator had played at least that share of the clip; of people, unknown is not heard.
+
+    A model that cannot hear counts: it has to agree with people who can, see `model_agreement`.
+    """
+    return (1.0 if judgement.annotator_kind == "model" else judgement.heard or 0.0) >= min_heard
 
 
 def subject(judgement: Judgement) -> str:

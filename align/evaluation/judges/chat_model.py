@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-Message = dict[str, str]
-"""{"role": "system" or "user", "content": text}."""
+Message = dict[str, Any]
+"""{"role": "system" or "user", "content": text}; to a model that hears, a list of OpenAI's content parts."""
 
 PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "max_tokens": 1024})
 """The default request parameters."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -12,30 +11,14 @@ from align.evaluation.benchmarks.air_bench import Item
 from align.evaluation.comparison import TIE_MARGIN
 from align.evaluation.judged_answers import JudgedAnswer, Order, OrderReply, State
 from align.evaluation.judges import canary
-from align.evaluation.judges.chat_model import (
-    UNANSWERED,
-    ChatModel,
-    JudgeMisconfigured,
-    Reply,
-    open_chat_model,
-    parameter_advice,
-)
-from align.evaluation.judges.prompt import (
-    JudgePrompt,
-    JudgeProtocol,
-    Official,
-    Strict,
-    without_thought,
-)
+from align.evaluation.judges.chat_model import ChatModel, Reply, open_chat_model
+from align.evaluation.judges.prompt import JudgePrompt, JudgeProtocol, Official, Strict
 from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
-from align.run_folder.progress import Progress
 
 ORDERS: tuple[Order, Order] = ("reference_first", "response_first")
 _BYTES_PER_TOKEN = 4
 """UTF-8 bytes per token, roughly, over languages and tokenizers."""
-_EMPTY = 5
-"""Replies that end before any answer, at which a judge is stopped if most of its replies do."""
 
 
 class Estimate(NamedTuple):
@@ -163,43 +146,11 @@ class LLMJudge:
         return _Call(key, order, prompt)
 
     def _replies(self, prompts: Mapping[str, JudgePrompt], label: str | None) -> dict[str, Reply]:
-        """Cached replies, and those of the model to the rest, each kept as it comes."""
-        replies = self.cache.get(prompts)
-        missing = [key for key in prompts if key not in replies]
-        came = unscored = empty = 0
+        def state_of(key: str, reply: Reply) -> State:
+            return self.protocol.read(prompts[key], reply.text, reply.finish_reason).state
 
-        def keep(index: int, reply: Reply) -> None:
-            nonlocal came, unscored, empty
-            key = missing[index]
-            if reply.finish_reason not in UNANSWERED:
-                self.cache.put(key, reply)
-            replies[key] = reply
-            state = self.protocol.read(prompts[key], reply.text, reply.finish_reason).state
-            ends_early = reply.finish_reason == "length" or not (without_thought(reply.text) or "").strip()
-            came += 1
-            unscored += state != "scored"
-            empty += state == "invalid" and ends_early
-            if progress:
-                progress.update(len(replies), unscored=unscored)
-            if empty >= _EMPTY and 2 * empty > came:
-                raise self._never_answers(empty, came)
-
-        with Progress(label, len(prompts)) if label else nullcontext() as progress:
-            if progress:
-                progress.update(len(replies))
-            if missing:
-                self.model.reply([prompts[key].messages for key in missing], keep)
-        return replies
-
-    def _never_answers(self, empty: int, came: int) -> JudgeMisconfigured:
-        limits = [name for name in self.model.parameters if name.startswith("max_")]
-        name = limits[0] if limits else "max_tokens"
-        value = self.model.parameters.get(name)
-        more = parameter_advice({name: 4 * value if isinstance(value, int) else 4096})
-        return JudgeMisconfigured(
-            f"{self.name}: {empty} of {came} replies end before any scores, as a thinking model's do where "
-            f"{name} ({value}) is too small. Next: raise {name}, {more}, or have it think less"
-        )
+        messages = [prompt.messages for prompt in prompts.values()]
+        return self.cache.complete(self.model, messages, list(prompts), state_of, label)
 
     def _judged(self, item: Item, response: str, replies: Sequence[OrderReply]) -> JudgedAnswer:
         states = {reply.state for reply in replies}

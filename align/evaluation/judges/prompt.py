@@ -20,8 +20,8 @@ from align.evaluation.judges.chat_model import FILTERED, UNANSWERED, Message
 OFFICIAL_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 STRICT_PROMPT = Path(__file__).with_name("judge_prompt_strict.txt")
 _SLOT = re.compile(r"\{(\w+)\}")
-_REFUSED = ("content_filter", "refusal", FILTERED)
-_UNUSABLE = (*UNANSWERED, *_REFUSED)
+REFUSED = ("content_filter", "refusal", FILTERED)
+_UNUSABLE = (*UNANSWERED, *REFUSED)
 
 
 class JudgePrompt(NamedTuple):
@@ -58,7 +58,7 @@ class Official:
 
     def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
         """The prompt for one item in one order."""
-        content = _fill(self.template, _slots(item, response, order))
+        content = fill(self.template, _slots(item, response, order))
         return JudgePrompt(({"role": "user", "content": content},), "", response)
 
     def read(self, prompt: JudgePrompt, text: str, finish_reason: str | None) -> Reading:
@@ -94,10 +94,10 @@ class Strict:
     def write(self, item: Item, response: str, order: Order) -> JudgePrompt:
         """The prompt for one item in one order."""
         quoted = {name: visible(defused(value)) for name, value in _slots(item, response, order).items()}
-        slots = {**quoted, "mark": _mark(tuple(quoted.values()))}
+        slots = {**quoted, "mark": unguessable_mark(tuple(quoted.values()))}
         messages: tuple[Message, ...] = (
-            {"role": "system", "content": _fill(self.system, slots)},
-            {"role": "user", "content": _fill(self.user, slots)},
+            {"role": "system", "content": fill(self.system, slots)},
+            {"role": "user", "content": fill(self.user, slots)},
         )
         return JudgePrompt(messages, slots["mark"], response)
 
@@ -187,7 +187,7 @@ def _could_be_echoed(response: str) -> bool:
 
 
 def _unscored(answer: str | None, finish_reason: str | None) -> Reading:
-    if finish_reason in _REFUSED:
+    if finish_reason in REFUSED:
         return Reading("refused")
     if answer is None or finish_reason in UNANSWERED:
         return Reading("invalid")
@@ -202,7 +202,7 @@ def _slots(item: Item, response: str, order: Order) -> dict[str, str]:
     return {name: encodable(value) for name, value in slots.items()}
 
 
-def _fill(template: str, slots: Mapping[str, str]) -> str:
+def fill(template: str, slots: Mapping[str, str]) -> str:
     """Fill all slots in one pass: slots inside of values stay as they are."""
     return _SLOT.sub(lambda slot: slots[slot[1]], template)
 
@@ -232,7 +232,7 @@ def visible(text: str) -> str:
     )
 
 
-def _mark(quoted: Sequence[str]) -> str:
+def unguessable_mark(quoted: Sequence[str]) -> str:
     """16 hex digits that occur in none of the texts."""
     digest = hashlib.sha256("\0".join(quoted).encode())
     while any(digest.hexdigest()[:16] in text for text in quoted):

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from align.evaluation.judges.chat_model import Reply
+from align.evaluation.judged_answers import State
+from align.evaluation.judges.chat_model import (
+    UNANSWERED,
+    ChatModel,
+    JudgeMisconfigured,
+    Message,
+    Reply,
+    parameter_advice,
+)
+from align.evaluation.judges.prompt import without_thought
+from align.run_folder.progress import Progress
+
+_EMPTY = 5
+"""Replies that end before any answer, at which a judge is stopped if most of its replies do."""
 
 
 class ReplyCache:
@@ -31,6 +46,77 @@ class ReplyCache:
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
         self._replies[key] = reply
+
+    def complete(
+        self,
+        model: ChatModel,
+        prompts: Sequence[Sequence[Message]],
+        keys: Sequence[str],
+        state_of: Callable[[str, Reply], State],
+        label: str | None,
+    ) -> dict[str, Reply]:
+        """Replies to prompts by key: those that are there, and the model's to the rest, kept as they come.
+
+        Args:
+            model: is sent what is missing.
+            prompts: read one by one when they are sent, so that clips need not be in memory all at once.
+            keys: of the prompts, each once.
+            state_of: what a reply is worth; it may raise `JudgeFailed` to stop.
+            label: names the work in progress reports; None shows none.
+
+        Raises:
+            JudgeFailed: the model cannot be used, or most of its replies end before any answer.
+        """
+        replies = self.get(keys)
+        missing = [number for number, key in enumerate(keys) if key not in replies]
+        came = unscored = empty = 0
+
+        def keep(index: int, reply: Reply) -> None:
+            nonlocal came, unscored, empty
+            key = keys[missing[index]]
+            if reply.finish_reason not in UNANSWERED:
+                self.put(key, reply)
+            replies[key] = reply
+            state = state_of(key, reply)
+            ends_early = reply.finish_reason == "length" or not (without_thought(reply.text) or "").strip()
+            came += 1
+            unscored += state != "scored"
+            empty += state == "invalid" and ends_early
+            if progress:
+                progress.update(len(replies), unscored=unscored)
+            if empty >= _EMPTY and 2 * empty > came:
+                raise _never_answers(model, empty, came)
+
+        with Progress(label, len(keys)) if label else nullcontext() as progress:
+            if progress:
+                progress.update(len(replies))
+            if missing:
+                model.reply(_Some(prompts, missing), keep)
+        return replies
+
+
+class _Some(Sequence[Sequence[Message]]):
+    """Some of the prompts, by number."""
+
+    def __init__(self, prompts: Sequence[Sequence[Message]], numbers: Sequence[int]) -> None:
+        self._prompts, self._numbers = prompts, numbers
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._prompts[self._numbers[index]]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def _never_answers(model: ChatModel, empty: int, came: int) -> JudgeMisconfigured:
+    limits = [name for name in model.parameters if name.startswith("max_")]
+    name = limits[0] if limits else "max_tokens"
+    value = model.parameters.get(name)
+    more = parameter_advice({name: 4 * value if isinstance(value, int) else 4096})
+    return JudgeMisconfigured(
+        f"{model.name}: {empty} of {came} replies end before any scores, as a thinking model's do where "
+        f"{name} ({value}) is too small. Next: raise {name}, {more}, or have it think less"
+    )
 
 
 def _read(path: Path) -> Iterator[tuple[str, Reply]]:

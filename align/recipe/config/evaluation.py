@@ -25,22 +25,18 @@ from align.recipe.config.base import (
 from preference_data.prompts.prompts import PromptFormat
 
 
-class JudgeModel(Config):
-    """A language model that rates answers against the reference, 1 to 10, in both orders."""
+class ChatModel(Config):
+    """A language model that judges, behind a server or here."""
 
     model: str = Field(min_length=1)
     """As its server names it; without a url, the folder of a model that transformers loads here."""
     url: str | None = None
     """An OpenAI-compatible API, up to and with /v1; its key is read from ALIGN_JUDGE_API_KEY, or from
     OPENAI_API_KEY for openai.com alone."""
-    protocol: Literal["strict", "official"] = "strict"
-    """`official` asks and reads as AIR-Bench's scripts do; `strict` cannot be talked round as easily."""
     parameters: dict[str, Any] = {}
     """Changes to `temperature: 0, max_tokens: 1024`, sent with every request: `reasoning_effort: low` adds a
     parameter, `temperature: null` leaves one out. A local judge takes `max_tokens` alone."""
     concurrency: Annotated[int, NoEffect()] = Field(8, ge=1)
-    canary_items: int = Field(20, ge=0)
-    """Questions on which known tricks are tried: can an answer sway the judge?"""
 
     def conflicts(self) -> Iterator[Conflict]:
         """Parameters that are not the recipe's to send, or that a local judge does not take."""
@@ -49,6 +45,15 @@ class JudgeModel(Config):
         greedy = {"temperature": 0, "max_tokens": self.parameters.get("max_tokens")}
         if self.url is None and {**greedy, **self.parameters} != greedy:
             yield Conflict("parameters", "a judge without a url is greedy and takes max_tokens alone")
+
+
+class JudgeModel(ChatModel):
+    """A language model that rates answers against the reference, 1 to 10, in both orders."""
+
+    protocol: Literal["strict", "official"] = "strict"
+    """`official` asks and reads as AIR-Bench's scripts do; `strict` cannot be talked round as easily."""
+    canary_items: int = Field(20, ge=0)
+    """Questions on which known tricks are tried: can an answer sway the judge?"""
 
 
 class EvaluateConfig(StageConfig):
@@ -213,8 +218,9 @@ class Thresholds(Config):
     judge: JudgeLimits | None = JudgeLimits()
     """None is for the judge `facts` alone, which has no prompt and no replies."""
     independent_judge: bool = False
-    """Whether the judge may not be one whose marks were the candidate's reward in training (or those of its
-    simulated annotators). Where it is the same, the verdict always says so."""
+    """Whether the judge may not be one whose marks were the candidate's reward in training, that judged the
+    comparisons it learnt from, or (`facts`) that is its simulated annotators. Where it is the same, the
+    verdict always says so."""
     rewarded_score_gain: float | None = 0.0
     """Where grpo has trained the candidate and its reward rose, the 95 % interval of the judge's score must
     lie above this: else the reward was hacked (check `proxy gap`). Where metrics.jsonl has not two rewards up

@@ -21,6 +21,7 @@ from align.recipe.config.base import (
     StageConfig,
     servers_of,
 )
+from align.recipe.config.evaluation import ChatModel
 from align.recipe.config.rewards import RewardConfig
 from preference_data.preferences.selection import Rule
 from preference_data.schema import MOST_COMPARED
@@ -50,6 +51,20 @@ class SampleConfig(StageConfig):
         return f"{clips['preference']:,} clips, {per_prompt}" if clips else per_prompt
 
 
+class ComparisonJudge(ChatModel):
+    """A language model that ranks the completions of a comparison on both axes, in both orders."""
+
+    hears: bool
+    """It takes audio (`input_audio` of OpenAI's chat format) and hears the clips. If not, it reads the
+    prompt's description and reference in their place, which every prompt must have."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """A model that is loaded here reads text alone."""
+        yield from super().conflicts()
+        if self.hears and self.url is None:
+            yield Conflict("hears", "a judge without a url reads text alone: give a url, or hears: false")
+
+
 class AnnotateConfig(StageConfig):
     """Judge completions beside each other for factuality and behaviour, in Argilla."""
 
@@ -58,8 +73,15 @@ class AnnotateConfig(StageConfig):
     stage: Literal["annotate"]
     completions: CompletionsRef
     corpus: CorpusRef
-    by: Literal["simulated", "people"] = "simulated"
-    """`simulated`: annotators that know the facts answer over Argilla's API. `people`: in the browser."""
+    by: Literal["simulated", "people", "model"] = "simulated"
+    """`simulated`: annotators that know the facts answer over Argilla's API. `people`: in the browser.
+    `model`: the `judge` alone."""
+    judge: ComparisonJudge | None = None
+    """Judges all comparisons. Its judgements are used as far as they agree with people's, see
+    `min_model_agreement` of the pairs stage."""
+    people_share: float = Field(1.0, gt=0, le=1)
+    """Share of the comparisons that people (or simulated annotators) judge beside the judge; which ones is
+    decided by lot."""
     server: str | None = None
     """Address of an Argilla that others run, its owner's key in ALIGN_ARGILLA_API_KEY; without it, an own
     one is started, with its data in `argilla/` in the run folder."""
@@ -110,7 +132,13 @@ class AnnotateConfig(StageConfig):
         per_prompt = f"up to {self.comparisons_per_prompt} comparisons per prompt"
         most = "" if self.max_comparisons is None else f", {self.max_comparisons:,} of all"
         how = "" if self.select == "random" else f" by {self.select}, {self.random_share:.0%} by lot"
-        return f"{per_prompt}{most}{how}; {self.overlap:.0%} judged by all {self.annotators}"
+        work = f"{per_prompt}{most}{how}"
+        if self.judge:
+            work += f"; all judged by {self.judge.model} in both orders"
+        if self.by == "model":
+            return work
+        share = "" if self.people_share == 1 else f"{self.people_share:.0%} by people, "
+        return f"{work}; {share}{self.overlap:.0%} judged by all {self.annotators}"
 
     def needs_facts(self) -> tuple[str, str] | None:
         """Simulated annotators judge by the facts."""
@@ -118,11 +146,12 @@ class AnnotateConfig(StageConfig):
 
     def conflicts(self) -> Iterator[Conflict]:
         """Simulated annotators have accounts on an own server alone; what is named is there."""
+        yield from self._conflicts_of_judge()
         if self.by == "simulated" and self.server:
             message = "simulated annotators work on an own server only: remove it, or say by: people"
             yield Conflict("server", message)
         if self.adjudicator and self.by != "people":
-            yield Conflict("adjudicator", "has no effect with by: simulated; remove it, or say by: people")
+            yield Conflict("adjudicator", f"has no effect with by: {self.by}; remove it, or say by: people")
         if self.snapshot and not (Path(self.snapshot) / "judgements.jsonl").is_file():
             message = (
                 "has no judgements.jsonl: name a folder in RUN/snapshots (align annotate pull makes one)"
@@ -141,6 +170,18 @@ class AnnotateConfig(StageConfig):
             yield Conflict(
                 "max_comparisons", f"required with select: {self.select}: without it all are asked"
             )
+
+    def _conflicts_of_judge(self) -> Iterator[Conflict]:
+        if self.by == "model":
+            if self.judge is None:
+                yield Conflict("judge", "by: model needs judge: {model: ..., url: ..., hears: ...}")
+            for key in sorted({"people_share", "server"} & self.model_fields_set):
+                yield Conflict(key, "has no effect with by: model; remove it, or say by: people")
+        elif self.people_share < 1 and self.judge is None:
+            message = (
+                f"{self.people_share:g} leaves comparisons that nobody judges: add a judge, or remove it"
+            )
+            yield Conflict("people_share", message)
 
 
 class ScoreConfig(StageConfig):
@@ -184,8 +225,14 @@ class FromJudgementsOrScores(StageConfig):
     """Of judgements: what a vote weighs. `dawid_skene`: 0 if its annotator prefers a completion no more often
     where it is better than where it is worse, 1 if they always know; learnt of comparisons that several have
     judged, and of gold (`preference_data/preferences/annotator_weights.py`)."""
+    min_model_agreement: float = Field(0.6, ge=0, le=1)
+    """Of judgements: a model's of an axis are used where the 95 % interval of its agreement with people, or
+    with gold, lies at this or above (`preference_data/preferences/model_agreement.py`). Chance is 0.5 at
+    most, for a tie is no agreement; 0 asks for nothing."""
 
-    of_annotations: ClassVar[tuple[str, ...]] = ("exclude", "min_gold", "annotator_weights")
+    of_annotations: ClassVar[tuple[str, ...]] = (
+        *("exclude", "min_gold", "annotator_weights", "min_model_agreement"),
+    )
     of_scores: ClassVar[tuple[str, ...]] = ()
     """Keys that make sense with one of the two only."""
 

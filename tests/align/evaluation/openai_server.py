@@ -4,6 +4,7 @@ What it answers is a function from `Request` to `Answer`; `judge` makes one that
 prompts, `faulty` wraps one with faults.
 """
 
+import base64
 import hashlib
 import json
 import random
@@ -31,7 +32,18 @@ class Request(NamedTuple):
 
     @property
     def text(self) -> str:
-        return "\n".join(message["content"] for message in self.body["messages"])
+        contents = [message["content"] for message in self.body["messages"]]
+        parts = [[{"text": content}] if isinstance(content, str) else content for content in contents]
+        return "\n".join(part["text"] for content in parts for part in content if "text" in part)
+
+    @property
+    def wavs(self) -> list[bytes]:
+        """The clips, decoded from the content parts that hold them."""
+        contents = [message["content"] for message in self.body["messages"]]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        audio = [part["input_audio"] for part in parts if part["type"] == "input_audio"]
+        assert all(clip["format"] == "wav" for clip in audio)
+        return [base64.b64decode(clip["data"], validate=True) for clip in audio]
 
 
 class Answer(NamedTuple):

@@ -69,6 +69,12 @@ def test_a_judge_that_cannot_be_used(tmp_path, judge, problem):
     assert problem in problems(folder, [f"7_evaluate.judge={judge}"])[0]
 
 
+def test_a_judge_of_comparisons_that_cannot_be_used(tmp_path):
+    folder = shutil.copytree(RECIPES / "own_audio_by_model", tmp_path / "own")
+    told = problems(folder, ["4_annotate.judge={model: ./nowhere, hears: false}"])
+    assert any("there is no model in the folder './nowhere'; a server's needs url" in line for line in told)
+
+
 def test_vllm_that_is_not_installed_or_cannot_serve_the_policy(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGN_VLLM_ENV", str(tmp_path / "none"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -38,6 +38,11 @@ def test_made_clips_are_counted_before_the_run(recipe, tmp_path):
     assert text.endswith("10 s per completion to read and decide (assumed, not measured)")
     # 7 comparisons and 1 retest for one, 3 for three
     fewer = line(recipe("2_annotate.max_comparisons=10"), tmp_path / "run")
+    judge = "2_annotate.judge={model: m, url: 'http://a/v1', hears: true}"
+    half = line(
+        recipe("2_annotate.max_comparisons=20", "2_annotate.people_share=0.5", judge), tmp_path / "run"
+    )
+    assert half == fewer
     assert fewer.startswith("2_annotate: up to 17 judgements")
     # two completions are all there are, also where four could be ranked
     assert line(recipe("2_annotate.completions_per_comparison=4"), tmp_path / "run") == text

@@ -24,6 +24,6 @@ def test_bounds_references_and_docstrings_are_told():
         line for line in reference().splitlines() if line.startswith("| `min_agreement` | number, above 0.5")
     )
     assert row.endswith(
-        "| A comparison yields a pair where at least this share of its annotators prefer the same side. |"
+        "| Two completions are a pair where at least this share of the votes prefer the same one. |"
     )
     assert "| `policy` | a stage that leaves policy | **required** |" in reference()

@@ -108,6 +108,26 @@ def test_simulated_annotators_are_no_independent_judge(gated, tmp_path):
     assert gated.gate(run, model_name=None)["verdict"] == "pass"
 
 
+@pytest.mark.parametrize(
+    ("judge", "name"),
+    [
+        ({"model": "owner/ear", "url": "http://a/v1", "hears": True}, "owner/ear"),
+        ({"model": "models/reader", "hears": False}, "reader"),
+    ],
+)
+def test_a_model_that_judged_the_comparisons_is_no_independent_judge(gated, tmp_path, judge, name):
+    scores = gated.scores(judge={"name": f"{name} (strict)", "model": name, "shares_ground_truth": False})
+    run = gated.make(tmp_path / "run", scores=scores)
+    shutil.rmtree(run / "4_annotate")
+    written = gated.text("judgements.jsonl", "{}")
+    gated.stage(run, "4_annotate", "annotate", ["0_corpus"], written, by="model", judge=judge)
+    for asks in (True, False):
+        verdict = gated.gate(run, model_name=None, independent_judge=asks)
+        [check] = [check for check in verdict["checks"] if check["name"] == "independent judge"]
+        assert f"{name} (strict) also gave the rewards of 4_annotate" in check["reason"]
+        assert check["passed"] is not asks
+
+
 # -------------------------------------------------------------------------- contamination
 
 

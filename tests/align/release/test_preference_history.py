@@ -52,6 +52,26 @@ def test_a_run_says_who_judged_and_by_which_rules(tmp_path):
     assert history_of(tmp_path / "elsewhere.jsonl") == []
 
 
+def test_a_model_that_judged_is_named_with_its_agreement(tmp_path):
+    run_folder(tmp_path)
+    share = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 60}
+    model = {"judge": "ear", "hears": True, "judged": 1200, "agreement": {"overall": {"share": share}}}
+    write_json(tmp_path / "4_annotate/model.json", model)
+    text = "\n".join(history_of(tmp_path / "5_pairs/pairs.jsonl"))
+    assert (
+        "The model ear (hears the clips) judged 1,200 comparisons; it agrees with 90% [80%, 95%], n 60"
+        in text
+    )
+    alone = quality.assess([], min_heard=0.8, seed=0)
+    store.write_text(tmp_path / "4_annotate/quality.json", alone.model_dump_json())
+    model |= {"hears": False, "agreement": {"overall": {"share": None}}}
+    write_json(tmp_path / "4_annotate/model.json", model)
+    text = "\n".join(history_of(tmp_path / "5_pairs/pairs.jsonl"))
+    assert "(cannot hear and reads references)" in text
+    assert "nobody else judged these" in text
+    assert "0 annotators" not in text
+
+
 def test_trl_reads_the_rows(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(800, np.float32), 16_000)
     said = {"question": "What?", "chosen": "A.", "rejected": "B.", "axis": "factuality", "agreement": 1.0}
