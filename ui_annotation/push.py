@@ -121,13 +121,14 @@ def _create(argilla: rg.Argilla, workspace: str, dataset: Dataset) -> str:
 def _missing(argilla: rg.Argilla, dataset_id: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
     """What to log, after unjudged records of an earlier draw are gone.
 
-    Annotators can see when a record came. If a draw adds to an earlier one, retests say, then what nobody has
-    judged comes once more, together with them.
+    Annotators can see when a record came. If a draw with retests or gold adds to an earlier one, then what
+    nobody has judged comes once more, together with what is new. Without any there is nothing to tell apart.
     """
     ids = [item.id for item in comparisons]
     known = {record["external_id"] for record in client.records(argilla, dataset_id)}
     ours = known.intersection(ids)
-    is_begun = ours == set(ids[: len(ours)])
+    has_controls = any(item.purpose in ("retest", "gold") for item in comparisons)
+    is_begun = not has_controls or ours == set(ids[: len(ours)])
     if known - ours or not is_begun:
         known = _delete_unjudged(argilla, dataset_id, keep=ours if is_begun else set())
     return [item for item in comparisons if item.id not in known]

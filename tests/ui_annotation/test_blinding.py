@@ -216,6 +216,19 @@ def test_owners_endpoints_are_closed_to_annotators(argilla_server, workspace, tm
                 assert annotator.post(f"{path}/search", json={}).status_code == 403
 
 
+def test_without_controls_only_what_is_new_is_sent(argilla_server, workspace, tmp_path):
+    """An adjudicator may have a record on the screen while others come."""
+    soundfile.write(tmp_path / "0.wav", np.zeros(4_800), 16_000)
+    owner = client.connect(argilla_server.url, argilla_server.api_key("owner"))
+    added = [
+        push.push(
+            owner, make_project(n, corpus=tmp_path, workspace=workspace, overlap=1, rates=Rates(0, 0))
+        ).added
+        for n in (3, 5)
+    ]
+    assert added == [6, 4]
+
+
 def test_controls_that_are_added_later_do_not_come_alone(argilla_server, workspace, tmp_path):
     """Annotators can sort by when a record came."""
     soundfile.write(tmp_path / "0.wav", np.zeros(4_800), 16_000)
