@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import argilla as rg
 
-from preference_data.schema import ErrorType
+from preference_data.schema import Axis, ErrorType
 from ui_annotation.assignment import PLACES
 
 _CHOICES = {
@@ -15,11 +16,28 @@ _CHOICES = {
     "tie": "Both equally good",
     "both_bad": "Both bad",
 }
+
+
+class _Axis(NamedTuple):
+    """What is asked about an axis, of two answers and of more."""
+
+    name: Axis
+    of_two: str
+    of_several: str
+    description: str
+
+
 _AXES = (
-    ("factuality", "Which answer is truer to the audio?", "Only what can be heard counts."),
-    (
+    _Axis(
+        "factuality",
+        "Which answer is truer to the audio?",
+        "Rank: the truest to the audio first",
+        "Only what can be heard counts.",
+    ),
+    _Axis(
         "behaviour",
         "Which answer follows the question better?",
+        "Rank: what follows the question best first",
         "Form, length, language, and saying so when something cannot be heard.",
     ),
 )
@@ -69,8 +87,10 @@ def settings(client: rg.Argilla, *, size: int, min_submitted: int) -> rg.Setting
 def _choices(client: rg.Argilla) -> list[rg.LabelQuestion]:
     """Which of two is better, on each axis."""
     return [
-        rg.LabelQuestion(name=name, title=title, description=text, labels=_CHOICES, client=client)
-        for name, title, text in _AXES
+        rg.LabelQuestion(
+            name=axis.name, title=axis.of_two, description=axis.description, labels=_CHOICES, client=client
+        )
+        for axis in _AXES
     ]
 
 
@@ -88,23 +108,32 @@ def _rankings(client: rg.Argilla, size: int) -> list[rg.RankingQuestion | rg.Mul
     return [
         *(
             rg.RankingQuestion(
-                name=name,
-                title=title,
-                description=f"{text} 1 is best; equal ones get the same rank.",
+                name=axis.name,
+                title=axis.of_several,
+                description=f"{axis.description} 1 is best; equal ones get the same rank.",
                 values=places,
                 client=client,
             )
-            for name, title, text in _AXES
+            for axis in _AXES
         ),
         all_bad,
     ]
 
 
 def _about_each(client: rg.Argilla, places: str) -> list[rg.MultiLabelQuestion]:
-    """What is wrong in an answer, and whether it is good on its own."""
+    """Whether an answer is good on its own, and what is wrong in it."""
     errors = {str(name): title for name, title in _ERRORS.items()}
     thumbs = {f"{place}_{value}": f"{place.upper()} {value}" for place in places for value in ("good", "bad")}
     return [
+        rg.MultiLabelQuestion(
+            name="thumbs",
+            title="Is an answer good or bad on its own?",
+            description="Whatever the others are: would you want the model to answer like that?",
+            labels=thumbs,
+            visible_labels=len(thumbs),
+            required=False,
+            client=client,
+        ),
         *(
             rg.MultiLabelQuestion(
                 name=f"errors_{place}",
@@ -115,15 +144,6 @@ def _about_each(client: rg.Argilla, places: str) -> list[rg.MultiLabelQuestion]:
                 client=client,
             )
             for place in places
-        ),
-        rg.MultiLabelQuestion(
-            name="thumbs",
-            title="Is an answer good or bad on its own?",
-            description="Whatever the others are: would you want the model to answer like that?",
-            labels=thumbs,
-            visible_labels=len(thumbs),
-            required=False,
-            client=client,
         ),
     ]
 

@@ -166,8 +166,11 @@ def annotate(
             done += 1
             on_progress(done, total)
 
+    def queue(number: int) -> list[Task]:
+        return workers[number].queue(datasets, number, len(workers))
+
     with ThreadPoolExecutor(len(workers)) as pool:
-        while any(queues := [worker.queue(datasets, i, len(workers)) for i, worker in enumerate(workers)]):
+        while any(queues := list(pool.map(queue, range(len(workers))))):
             total += sum(map(len, queues))
             running = [
                 pool.submit(worker.work, queue, on_submit)

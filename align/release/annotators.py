@@ -11,6 +11,7 @@ from align.release import page
 from preference_data.preferences import quality as limits
 from preference_data.preferences.agreement import SECONDS_EDGES
 from preference_data.preferences.quality import Quality
+from preference_data.prompts.prompts import transcript
 from preference_data.schema import AXES, Judgement, Prompt, Ranking
 from preference_data.store import write_text
 
@@ -58,6 +59,7 @@ def write(
             quality=quality,
             rows=[("all", quality.overall), *quality.annotators.items()],
             examples=examples,
+            transcript=transcript,
             model=model,
             axes=AXES,
             edges=SECONDS_EDGES,

@@ -4,7 +4,7 @@ dataset.json      name, root (audio paths are relative to it), licence, counts, 
 clips.jsonl       AudioClip       every usable recording, all splits
 pretrain.jsonl    TaskExample     of train: what the publisher says about a recording, one task each
 sft.jsonl         Chat            of train: its questions and answers
-prompts.jsonl     Prompt          of preference: questions to sample answers to, or to be rewarded for
+prompts.jsonl     Prompt          of preference: questions to be answered and judged, with any earlier turns
 pairs.jsonl       PreferencePair  only where pairs were imported
 labels.jsonl      Label           only where unpaired labels were imported
 dev/, test/recognition.jsonl      held-out rows {audio, prompt, gt, source} as the evaluation reads them, and

@@ -248,7 +248,7 @@ def disputed(counted: Counted, *, min_agreement: float) -> list[str]:
 
     They are what an adjudicator is asked about.
     """
-    open_: set[str] = set()
+    queue: set[str] = set()
     settled = {subject(item) for item in counted.adjudications}
     for axis in AXES:
         poll = _poll(counted, axis)
@@ -258,8 +258,8 @@ def disputed(counted: Counted, *, min_agreement: float) -> list[str]:
             if subject(item) not in settled and getattr(item, axis) is not None:
                 pairs = (_texts(item, i, j)[0] for i, j in PLACES if j < len(item.texts))
                 if not disagreements.isdisjoint(pairs):
-                    open_.add(subject(item))
-    return sorted(open_)
+                    queue.add(subject(item))
+    return sorted(queue)
 
 
 def _check_agreement(given: Sequence[Judgement], min_alpha: float) -> None:
@@ -313,7 +313,7 @@ def _poll(counted: Counted, axis: Axis) -> _Poll:
     texts, number, sign = _numbered(table)
     about = number[table.comparison, table.pair]
     leads = np.select([table.value == FIRST, table.value == SECOND], [1, -1], 0)
-    leads = np.where(about < 0, 0, leads * sign[table.comparison, table.pair])
+    leads = leads * sign[table.comparison, table.pair]
     # one vote of each annotator on two texts, however often they have compared them
     shape = (len(texts), max(len(table.annotators), 1))
     voters, row, times = np.unique(

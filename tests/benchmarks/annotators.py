@@ -33,7 +33,7 @@ Manner = Callable[[np.random.Generator, Array], Array]
 
 FEATURES = 20
 NOISE = float(np.tan(0.05 * np.pi))
-"""Of qualities with variance 1: two normal ones and their noise differ in sign in arctan(noise) / pi of cases."""
+"""Of qualities with variance 1: the order of two is wrong in arctan(noise) / pi of cases."""
 OVERLAP, GOLD, HELD_OUT = 0.3, 20, 5000
 CLIP_S, COMPLETION_S = 10.0, 5.0
 """To hear the clip once, and to read and place a completion."""
@@ -205,8 +205,8 @@ def main() -> None:
         "600 comparisons of two: as many pairs": (HONEST, 600, 2),
     }
     print(
-        f"\nRankings of four against comparisons of two, four careful annotators; a clip takes {CLIP_S:g} s, a "
-        f"completion {COMPLETION_S:g} s: {seconds[2]:g} s for two, {seconds[4]:g} s for four\n{head}"
+        f"\nRankings of four against comparisons of two, four careful annotators; a clip takes {CLIP_S:g} s, "
+        f"a completion {COMPLETION_S:g} s: {seconds[2]:g} s for two, {seconds[4]:g} s for four\n{head}"
     )
     by_design: dict[str, list[Outcome]] = {name: [] for name in designs}
     for seed in seeds:

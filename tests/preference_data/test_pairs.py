@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preference_data.preferences import corrections
 from preference_data.preferences.pairs import (
     LowAgreement,
     ScoreTally,
@@ -266,6 +267,13 @@ def test_a_correction_that_somebody_rejects_has_no_weight():
     typed = vote("c0", "c1", "tie", annotator="r2", corrected="best")
     assert len(told(pairs_of(typed, correction_weight=0.2)[0])) == 2
     assert told(pairs_of(typed, review(("best", A0, A1), "312"), correction_weight=0.2)[0]) == []
+
+
+def test_what_nobody_else_has_judged_waits_for_a_second_person():
+    typed = vote("c0", "c1", "tie", annotator="r2", corrected=" best")
+    (waits,) = corrections.waiting(counted([typed]))
+    assert (waits.text, waits.typists, waits.worse) == ("best", {"r2"}, (A0, A1))
+    assert corrections.waiting(counted([typed, review(("best", A0, A1), "312")])) == []
 
 
 def test_the_declared_weight_of_what_nobody_else_has_judged():

@@ -169,15 +169,15 @@ def test_a_vote_that_weighs_nothing_makes_no_pair():
 
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_judgements_does_not_matter(random):
-    given_ = crowd({"r1": "careful", "r2": "careful", "r3": "first"}, n=20)
-    mixed = list(given_)
+    crowded = crowd({"r1": "careful", "r2": "careful", "r3": "first"}, n=20)
+    mixed = list(crowded)
     random.shuffle(mixed)
-    assert counted(mixed) == counted(given_)
+    assert counted(mixed) == counted(crowded)
 
 
 def test_the_weights_do_not_depend_on_the_order_of_judgements():
-    given_ = crowd({"r1": "careful", "r2": "careful", "r3": "first"}, n=60)
-    assert weights(given_[::-1]) == weights(given_)
+    crowded = crowd({"r1": "careful", "r2": "careful", "r3": "first"}, n=60)
+    assert weights(crowded[::-1]) == weights(crowded)
 
 
 def test_rankings_of_four_have_weights_too():

@@ -95,6 +95,7 @@ def test_what_is_sent_follows_from_the_prompt_and_the_texts_alone(seed, size, da
             "completions": tuple(data.draw(st.text(string.hexdigits, min_size=16)) for _ in item.texts),
             "expected": data.draw(st.none() | st.just(Ranking(ranks=(1,) * len(item.texts)))),
             "everyone": not item.everyone,
+            "selected": data.draw(st.sampled_from([None, "random", "active"])),
         }
     )
     assert push._record(item, project.prompts, clips) == push._record(other, project.prompts, clips)

@@ -37,7 +37,7 @@ from tests.ui_annotation.production import (
     redis,
     wait_until,
 )
-from ui_annotation import client, pull, push
+from ui_annotation import assignment, client, pull, push
 from ui_annotation.environment import ARGILLA
 from ui_annotation.project import Project
 
@@ -180,8 +180,8 @@ def production() -> Iterator[Production]:
 
 @pytest.fixture(scope="module")
 def comparisons() -> list[Comparison]:
-    sides = {"completion_a": "a", "completion_b": "b", "text_a": "Seven.", "text_b": "Nine."}
-    return [Comparison(id=f"r{i}", prompt_id=f"p{i}", everyone=True, **sides) for i in range(3)]
+    both = {"completions": ("a", "b"), "texts": ("Seven.", "Nine.")}
+    return [Comparison(id=f"r{i}", prompt_id=f"p{i}", everyone=True, **both) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -255,15 +255,17 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
         assert len(_queue(ann, production)) == 2
     status = f"select status from records where id = '{record['id']}'"
     assert production.psql(status) == "pending"  # one of two judgements
-    _push(production, comparisons, corpus, annotators=1)
+    argilla = client.connect(production.url, production.credentials()["owner"]["api_key"])
+    (dataset,) = client.datasets(argilla, "audio").values()
+    less = {"distribution": {"strategy": "overlap", "min_submitted": 1}}
+    client.request(argilla, "PATCH", f"/api/v1/datasets/{dataset['id']}", json=less)
     wait_until(lambda: production.psql(status) == "completed", production.processes["worker"], production.log)
     assert production.psql("select count(*) from records where status = 'pending'") == "2"
     (index,) = production.elasticsearch.indices.values()
     assert index[record["id"]]["status"] == "completed"
-
-    argilla = client.connect(production.url, production.credentials()["owner"]["api_key"])
     (judged,) = pull.pull(argilla, _project(comparisons, corpus))
-    assert (judged.comparison, judged.annotator, judged.factuality) == (record["external_id"], "ann", "a")
+    assert (judged.comparison, judged.annotator) == (record["external_id"], "ann")
+    assert judged.factuality == assignment.CHOICES["a"]
     assert judged.heard == 1.0
 
 
@@ -313,7 +315,7 @@ def test_a_restart_keeps_everything(production, pushed, comparisons, corpus):
     assert me.json()["username"] == "ben"
     with production.signed_in("ben") as ben:
         assert ben.get(pushed.media["tone.wav"]).content == (corpus / "tone.wav").read_bytes()
-    assert _push(production, comparisons, corpus, annotators=1).added == 0
+    assert _push(production, comparisons, corpus, annotators=2).added == 0
 
 
 def test_settings_that_cannot_work_are_refused_in_one_line(production, tmp_path):

@@ -151,6 +151,25 @@ def test_an_annotator_hears_the_own_workspace_only(argilla_server: Any, clip: st
     assert stranger.get(f"/media/no-such-workspace/{NAME}").status_code == 403
 
 
+def test_what_changes_for_a_user_holds_with_the_next_request(argilla_server: Any, place: str) -> None:
+    argilla_server.owner.put(f"/media/{place}/{NAME}", content=CLIP)
+    owner, url = argilla_server.owner, f"/media/{place}/{NAME}"
+    name = argilla_server.add_user(workspace=argilla_server.add_workspace())
+    with argilla_server.client(name) as user:
+        assert user.get(url).status_code == 403
+        spaces = {item["name"]: item["id"] for item in owner.get("/api/v1/me/workspaces").json()["items"]}
+        me = user.get("/api/v1/me").json()["id"]
+        path = f"/api/v1/workspaces/{spaces[place]}/users"
+        owner.post(path, json={"user_id": me}).raise_for_status()
+        assert [user.get(url).status_code for _ in range(3)] == [200] * 3
+        owner.delete(f"{path}/{me}").raise_for_status()
+        assert user.get(url).status_code == 403
+        owner.post(path, json={"user_id": me}).raise_for_status()
+        assert user.get(url).status_code == 200
+        owner.delete(f"/api/v1/users/{me}").raise_for_status()
+        assert user.get(url).status_code == 401
+
+
 @pytest.mark.parametrize(
     "target",
     [

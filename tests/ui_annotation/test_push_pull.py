@@ -430,7 +430,7 @@ def test_another_draw_finds_again_what_is_judged(owner, workspace, annotators, t
     assert {name for name, purpose in judged.items() if purpose == "comparison"} <= kept
     so_far = pull.progress(second, again)
     assert so_far.submitted[workspace[1][0]] == sum(item.annotator == workspace[1][0] for item in again)
-    # item judgement of what everyone judges now is half of it
+    # one judgement of what everyone judges now is half of it
     moved = {item.id for item in second.comparisons if item.everyone} - {
         item.id for item in first.comparisons if item.everyone
     }

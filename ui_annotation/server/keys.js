@@ -17,7 +17,7 @@
     const playing = players.find((player) => !player.paused);
     if (playing) playing.pause();
     else (players.find((player) => !player.ended) ?? players[0]).play().catch(() => {}); // its error shows in the player
-  });
+  }, true); // captured: a ranking lets no key through
 
   let before = null; // where the focus was when a click took it to a player
   document.addEventListener("focusin", (event) => {

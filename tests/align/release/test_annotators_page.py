@@ -7,7 +7,7 @@ import pytest
 
 from align.release import annotators
 from preference_data.preferences.quality import assess
-from preference_data.schema import Prompt
+from preference_data.schema import Prompt, Turn
 from tests.preference_data.votes import judged
 
 HOSTILE = "</p></article><script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^$&{{ 7*7 }}"
@@ -114,6 +114,15 @@ def test_what_people_typed_is_shown_literally(page):
         assert text in found.text
     assert "omission" in found.text
     assert sum(tag == "article" for tag, _ in found.elements) == 1
+
+
+def test_a_question_is_shown_after_what_was_said_before(page):
+    earlier = Turn(question=HOSTILE, answer="Rain.", audios=("a.wav",))
+    own = {"id": "p", "audios": ("a.wav",), "answer_gt": "", "meta_info": "", "task_name": "t"}
+    prompt = Prompt(history=(earlier,), question="Loud?", **own)
+    given = [answer("h", "ann", "b", rationale="so")]
+    found = page(given, annotators.examples(given, {"p": prompt}))
+    assert f"User (audio 1): {HOSTILE}\nAssistant: Rain.\nUser: Loud?" in found.text
 
 
 def test_a_dozen_examples_chosen_the_same_way_each_time():

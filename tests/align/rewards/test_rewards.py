@@ -13,7 +13,7 @@ from align.rewards.rules import FORMS, ChoiceReward, FactReward, FormatReward, L
 from align.run_folder.artifacts import sha256_file
 from align.stages.reward_of import reward_of
 from preference_data.corpora.catalog import phrasebook_of
-from preference_data.schema import Prompt
+from preference_data.schema import Prompt, Turn
 from preference_data.toy_world.phrasebook import Phrasebook
 from tests.align.evaluation.openai_server import Answer, judge, serving
 
@@ -186,6 +186,21 @@ def test_a_judge_scores_every_distinct_completion_in_both_orders_and_pays_once(t
     assert reward.weights == {"judge": 2}
     with pytest.raises(BadReward, match="no reference in answer_gt"):
         reward.check([prompt()])
+
+
+def test_a_judge_reads_the_whole_conversation(tmp_path):
+    earlier = Turn(question="What is it?", answer="Rain.", audios=("0.wav",))
+    asked = prompt("Loud?", answer="Reference.")
+    longer = asked.model_copy(update={"history": (earlier,)})
+    with serving(judge(lambda text: 5)) as server:
+        block = {"model": "m", "url": server.url}
+        reward = reward_of(RewardConfig.model_validate({"judge": block}), tmp_path, tmp_path, {})
+        reward.score([asked, longer, longer], ["Yes.", "Yes.", "Yes."])
+    said = [request.text for request in server.requests]
+    assert len(said) == 4
+    whole = "User (audio 1): What is it?\nAssistant: Rain.\nUser: Loud?"
+    assert sum(whole in text for text in said) == 2
+    assert sum("\nLoud?\n" in text for text in said) == 2  # a single question stands as it is
 
 
 def test_a_reward_says_which_judge_it_is(tmp_path):

@@ -1,12 +1,14 @@
-"""Which datasets a run's annotators work on: its own, and the same whatever harmless key changes."""
+"""Which datasets a run's annotators work on, and what of earlier judgements they are not asked again."""
 
 import pytest
 
 from align.recipe.config.preference import AnnotateConfig
 from align.run_folder.artifacts import StageFolder
+from align.stages import annotate
 from align.stages.annotate import make_project
 from preference_data import store
-from preference_data.schema import AudioClip, Completion, Prompt
+from preference_data.schema import AXES, AudioClip, Comparison, Completion, Judgement, Prompt
+from ui_annotation import assignment, pull
 
 PEOPLE = {"by": "people", "completions": "3_sample", "corpus": "0_corpus", "stage": "annotate", "seed": 0}
 
@@ -46,8 +48,8 @@ def project(inputs, run="runs/demo", fingerprint="f" * 64, **changed):
 def test_people_go_on_where_they_were(inputs, changed):
     before, after = project(inputs), project(inputs, fingerprint="another", **changed)
     assert after.name == before.name
-    comparisons = {one.id for one in before.comparisons if one.purpose == "comparison"}
-    assert comparisons <= {one.id for one in after.comparisons}
+    comparisons = {item.id for item in before.comparisons if item.purpose == "comparison"}
+    assert comparisons <= {item.id for item in after.comparisons}
 
 
 def test_runs_that_share_a_server_share_no_dataset(inputs):
@@ -58,6 +60,58 @@ def test_runs_that_share_a_server_share_no_dataset(inputs):
 
 
 def test_simulated_annotators_start_anew_with_each_recipe(inputs):
-    one, other = (project(inputs, fingerprint=mark, by="simulated") for mark in ("a" * 64, "b" * 64))
-    assert one.name != other.name
-    assert one.workspace == "audio-simulated"
+    first, other = (project(inputs, fingerprint=mark, by="simulated") for mark in ("a" * 64, "b" * 64))
+    assert first.name != other.name
+    assert first.workspace == "audio-simulated"
+
+
+def judged(comparisons, annotators=("ann", "bob")):
+    """By everyone who has to."""
+    return [
+        assignment.unblind(item, name, dict.fromkeys(AXES, "a"), heard=1.0)
+        for item in comparisons
+        for name in (annotators if item.everyone else annotators[:1])
+    ]
+
+
+def snapshot(folder, judgements):
+    return str(pull.snapshot(folder, judgements, url="http://another", datasets=["d"]))
+
+
+def test_with_a_snapshot_of_everything_no_server_is_needed(inputs, tmp_path):
+    """Neither another seed, nor fewer controls, nor another order of the completions asks anything again."""
+    before = judged(project(inputs, retests=0.2).comparisons)
+    named = snapshot(tmp_path / "elsewhere" / "snapshots", before)
+    completions = inputs["3_sample"] / "completions.jsonl"
+    store.write(completions, store.read(completions, Completion)[::-1])
+    config = AnnotateConfig(**PEOPLE | {"seed": 5, "retests": 0.1, "snapshot": named})
+    out = StageFolder(tmp_path / "runs" / "demo", "4_annotate", "f" * 64)
+    out.open()
+    metrics = annotate.run(config, inputs, out)
+    assert not (tmp_path / "runs" / "demo" / "argilla").exists()
+    assert (metrics["comparisons"], metrics["retests"], metrics["judgements"]) == (11, 1, 14)
+    comparisons = store.read(out.path / "comparisons.jsonl", Comparison)
+    of = {item.id: item for item in before}
+    for item in store.read(out.path / "judgements.jsonl", Judgement):
+        assert item == of[item.id]  # who, what, when, and for what it was asked
+        assert item.comparison in {comparison.id for comparison in comparisons}
+    assert (out.path / "quality.html").exists()
+
+
+def test_what_a_snapshot_lacks_is_open(inputs, tmp_path):
+    before = judged(project(inputs).comparisons)
+    lacking = next(item for item in before if item.annotator == "bob")
+    named = snapshot(tmp_path, [item for item in before if item.id != lacking.id])
+    assert [item.id for item in project(inputs, snapshot=named).open()] == [lacking.comparison]
+
+
+def test_peoples_judgements_of_this_run_count_without_a_name_and_simulated_never(inputs, tmp_path):
+    first = project(inputs)
+    snapshot(tmp_path / "runs" / "demo" / "snapshots", judged(first.comparisons))
+    assert project(inputs, seed=3).open() == []
+    assert len(project(inputs, run="runs/other", seed=3).open()) == len(first.comparisons)
+    simulated = [
+        item.model_copy(update={"annotator_kind": "simulated"}) for item in judged(first.comparisons)
+    ]
+    snapshot(tmp_path / "runs" / "third" / "snapshots", simulated)
+    assert len(project(inputs, run="runs/third").open()) == len(first.comparisons)

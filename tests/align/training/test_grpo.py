@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from trl import GRPOConfig
 
-from align.generation.engine import Decoding
+from align.generation.engine import Decoding, request_of
 from align.generation.transformers_engine import TransformersEngine
-from align.models.chat import encode_prompt, expand_audio, user
+from align.models.chat import encode_prompt, expand_audio
 from align.models.features import ClipFeatures, stack
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens
@@ -27,7 +27,7 @@ from align.training.grpo_trainer import Replay
 from align.training.methods import Schedule, group_relative_policy_optimisation
 from align.training.run import arguments
 from align.training.tuning import LoRA, Tuning
-from preference_data.schema import Prompt, TaskExample
+from preference_data.schema import Prompt, TaskExample, Turn
 from tests.align.generation import toy_policy
 from tests.conftest import Tiny
 
@@ -66,6 +66,16 @@ def prompts(two_clips=False):
         for i, (own, question) in enumerate(
             zip(clips, ["Is the tone high or low?", "high?", "Say it.", "low"], strict=True)
         )
+    ]
+
+
+def conversations():
+    """Those of two clips, but that the first one comes with an earlier turn."""
+    return [
+        record.model_copy(
+            update={"history": (Turn(question="high?", answer="high", audios=record.audios[:1]),)}
+        )
+        for record in prompts(two_clips=True)
     ]
 
 
@@ -150,7 +160,7 @@ def log_p(model, processor, features, row, temperature):
     record, completion = row
     clips = features(record.audios)
     prompt = expand_audio(
-        encode_prompt(processor, [user(record.question, len(clips))]),
+        encode_prompt(processor, toy_policy.messages(request_of(record))),
         [n_audio_tokens(clip.n_frames) for clip in clips],
         processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
@@ -234,6 +244,7 @@ SETTINGS = [
     ({"loss": "cispo", **TWICE}, {"micro_batches": 2}),
     ({"loss": "rloo", **TWICE}, {}),
     ({"loss": "dapo", **TWICE, "beta": 0.1}, {"records": prompts(two_clips=True)}),
+    ({"loss": "grpo", **TWICE, "beta": 0.1}, {"records": conversations()}),
     ({"loss": "grpo", **TWICE, "beta": 0.1}, {"packed": False}),
 ]
 

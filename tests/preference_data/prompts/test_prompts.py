@@ -10,9 +10,11 @@ from preference_data.prompts.prompts import (
     prompt_of,
     tags_needed,
     target_of,
+    texts_of,
+    transcript,
 )
 from preference_data.prompts.tasks import TASKS
-from preference_data.schema import TaskExample, Word
+from preference_data.schema import Prompt, TaskExample, Turn, Word
 
 DEMO = {
     "transcribe": "Detect the language and recognize the speech: <|en|>",
@@ -186,3 +188,16 @@ def test_every_tag_of_every_prompt_is_in_the_whole_tagset(prompt_format):
     needed = tags_needed(everything, prompt_format, longest_s=30)
     assert set(needed.prompt) <= set(whole.prompt)
     assert set(needed.answer) == set(whole.answer)
+
+
+def test_a_conversation_is_read_whole_and_a_single_question_as_it_is():
+    about = {"id": "p", "question": "And these?", "answer_gt": "", "meta_info": "", "task_name": "chat"}
+    single = Prompt(audios=("a.wav", "b.wav"), **about)
+    assert (transcript(single), texts_of(single)) == ("And these?", ["And these?"])
+    history = (Turn(question="", answer="Rain.", audios=("a.wav",)), Turn(question="Loud?", answer="No."))
+    whole = Prompt(audios=("a.wav", "b.wav", "a.wav"), history=history, system="Be brief.", **about)
+    assert transcript(whole) == (
+        "System: Be brief.\nUser (audio 1): \nAssistant: Rain.\nUser: Loud?\nAssistant: No.\n"
+        "User (audio 2, audio 3): And these?"
+    )
+    assert texts_of(whole) == ["Be brief.", "", "Rain.", "Loud?", "No.", "And these?"]
