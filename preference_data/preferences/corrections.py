@@ -49,11 +49,6 @@ def find(counted: Counted) -> list[Correction]:
     ]
 
 
-def waiting(counted: Counted) -> list[Correction]:
-    """Those that nobody else has judged: what a second person is asked about."""
-    return [item for item in find(counted) if not item.reviews]
-
-
 def place_of(review: Judgement, text: str) -> int | None:
     """Where a review has a text, whatever white space is around it."""
     return next((i for i, other in enumerate(review.texts) if other.strip() == text.strip()), None)
