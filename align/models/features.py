@@ -115,9 +115,9 @@ def mel_features(extractor: Any, waves: Iterable[np.ndarray]) -> list[Clip]:
     if not waves:
         return []
     most, own_frames = extractor.nb_max_frames, [n_frames(extractor, wave) for wave in waves]
-    # Frames after a clip up to the first that hears nothing of it; a window is centred on its frame. With that
-    # much silence the transform mirrors nothing of the clip at its end: frames are those of a clip padded to
-    # the model's length, which costs as much for 1 s as for 30 s.
+    # Frames after a clip up to the first that hears nothing of it; a window is centred on its frame. With
+    # that much silence the transform mirrors nothing of the clip at its end: frames are those of a clip
+    # padded to the model's length, which costs as much for 1 s as for 30 s.
     n_silent = -(-(extractor.n_fft // 2) // extractor.hop_length) + 1
     lengths = [min(n + n_silent, most) for n in own_frames]
     mels = extractor(

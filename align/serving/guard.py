@@ -1,4 +1,4 @@
-"""What stands before the routes: key, number of requests at a time and size are checked before a body is read.
+"""What stands before the routes: key, size and requests at a time are checked before a body is read.
 
 A body that is refused is not kept. It is read and thrown away for a moment, because a client that is still
 sending would see a broken connection instead of the answer.

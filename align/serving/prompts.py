@@ -1,4 +1,4 @@
-"""What clients sent -> token ids, as training makes them; clips are decoded in processes that may die of them."""
+"""What clients sent -> token ids, as training makes them. Clips are decoded in processes that may die."""
 
 from __future__ import annotations
 
