@@ -55,11 +55,11 @@ class AnswerText:
         if self.is_stopped:
             return ""
         text = self._held if self._has_begun else self._held.lstrip()
-        self.is_stopped = any(stop in text for stop in self._stops)
-        if self.is_stopped:
-            text = text[: min(text.index(stop) for stop in self._stops if stop in text)]
-            self._held = ""
-            return text.rstrip()
+        places = [(text.find(stop), stop) for stop in self._stops]
+        ends = [(place + len(stop), place) for place, stop in places if place >= 0]
+        if ends:  # what is complete first, so that it does not matter how many characters come at a time
+            self.is_stopped, self._held = True, ""
+            return text[: min(ends)[1]].rstrip()
         end = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         end = len(text[:end].rstrip())
         self._has_begun |= end > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +14,9 @@ from align.models.features import audible, n_frames
 from align.models.qwen2_audio.clips import n_audio_tokens
 from align.serving.errors import ApiError
 from preference_data.audio.clip_files import BadAudio, Received
-from preference_data.audio.decode import SAMPLE_RATE, load
-from preference_data.audio.isolation import Died, WorkerPool
+from preference_data.audio.decode import SAMPLE_RATE, DecoderPool
 
 _DECODERS = 2
-_DECODES_WITHIN_S = 20.0
 
 
 class Sound(NamedTuple):
@@ -77,7 +74,7 @@ class ClipDecoder:
     def __init__(self, processor: Qwen2AudioProcessor, longest_s: float) -> None:
         self._extractor = processor.feature_extractor
         longest_s = min(longest_s, self._extractor.n_samples / SAMPLE_RATE)
-        self._pool = WorkerPool(partial(_decoded, longest_s=longest_s), _DECODES_WITHIN_S, _DECODERS)
+        self._pool = DecoderPool(_DECODERS, max_duration_s=longest_s)
 
     def decode(self, clip: Received) -> Sound:
         """The clip's samples; may be called from several threads.
@@ -85,27 +82,13 @@ class ClipDecoder:
         Raises:
             ApiError: naming where the clip stands and what is wrong with it.
         """
-        result = self._pool.run(clip)
-        if isinstance(result, Died):
-            code = "decoder_hung" if result.of_timeout else "decoder_crashed"
-            raise _refused(clip, code, "the decoder died of it; convert the clip")
-        if isinstance(result, BadAudio):
-            raise _refused(clip, result.code, result.detail)
-        wave = audible(self._extractor, result)
-        return Sound(hashlib.sha256(clip.content).hexdigest(), wave)
+        try:
+            wave = self._pool.load(clip._replace(name="clip"))
+        except BadAudio as error:
+            message = f"{clip.name}: the clip is refused: {error.code}: {error.detail}"
+            raise ApiError(message, param=clip.name, code=error.code) from error
+        return Sound(hashlib.sha256(clip.content).hexdigest(), audible(self._extractor, wave))
 
     def close(self) -> None:
         """End the processes."""
         self._pool.close()
-
-
-def _decoded(clip: Received, longest_s: float) -> np.ndarray | BadAudio:
-    """In a process that may die."""
-    try:
-        return load(clip._replace(name="clip"), max_duration_s=longest_s)
-    except BadAudio as error:
-        return error
-
-
-def _refused(clip: Received, code: str, detail: str) -> ApiError:
-    return ApiError(f"{clip.name}: the clip is refused: {code}: {detail}", param=clip.name, code=code)

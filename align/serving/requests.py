@@ -313,7 +313,7 @@ def _form(body: bytes, content_type: str) -> tuple[dict[str, str], bytes | None]
     if kind != "multipart/form-data":
         raise ApiError("A transcription is a form: Content-Type multipart/form-data with its boundary")
     parser = FormDataParser(
-        stream_factory=lambda *_: BytesIO(),
+        stream_factory=lambda **_: BytesIO(),
         max_form_memory_size=None,
         max_form_parts=_FORM_PARTS,
         silent=False,
