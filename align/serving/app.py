@@ -24,7 +24,7 @@ from transformers import Qwen2AudioProcessor
 from align.generation.engine import Decoding
 from align.serving import metrics as prometheus
 from align.serving.answer_text import AnswerText
-from align.serving.backend import Backend, EngineDied, Finish, Overloaded
+from align.serving.backend import Backend, EngineDied, Finish, NotDrawn
 from align.serving.errors import ApiError, unavailable
 from align.serving.guard import Guard
 from align.serving.metrics import Metrics
@@ -158,7 +158,7 @@ class Service:
         """
         text = AnswerText(self._processor.tokenizer, is_plain=answer.prompt.is_plain, stops=answer.stops)
         started, n = time.monotonic(), 0
-        finish: Finish = "stop"
+        finish: Finish | None = None
         self.metrics.prompt_tokens.add(len(answer.prompt.ids))
         self.metrics.audio_seconds.add(sum(sound.duration_s for sound in answer.prompt.sounds))
         try:
@@ -173,11 +173,15 @@ class Service:
                     finish = step.finish or finish
                     if text.is_stopped:
                         break
+            if finish is None and not text.is_stopped:
+                raise EngineDied("it ended in the middle of an answer")
         except EngineDied as error:
+            self.metrics.failures.add()
             log.error("%s", error)
             raise unavailable("The engine has died: see /health, and start the server again") from error
-        except Overloaded as error:
-            raise unavailable(f"Out of memory: {error}") from error
+        except NotDrawn as error:
+            self.metrics.failures.add()
+            raise unavailable(f"Not completed: {error}") from error
         rest = text.finish()
         self.metrics.answer.observe(time.monotonic() - started)
         yield _Piece(rest, "stop" if text.is_stopped else finish, n)

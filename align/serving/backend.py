@@ -15,8 +15,8 @@ class EngineDied(RuntimeError):
     """The engine draws no more tokens; the message says why."""
 
 
-class Overloaded(RuntimeError):
-    """The engine had no memory for this prompt beside the others; it goes on."""
+class NotDrawn(RuntimeError):
+    """The engine did not complete this prompt, for lack of memory or another reason; it goes on."""
 
 
 class Health(NamedTuple):
@@ -54,7 +54,7 @@ class Backend(Protocol):
 
         Raises:
             EngineDied: now or before.
-            Overloaded: too little memory.
+            NotDrawn: it did not complete this prompt.
         """
         ...
 

@@ -55,6 +55,9 @@ class Metrics:
         self.prompt_tokens = _Counter("align_prompt_tokens_total", "Tokens of prompts, clips' included.")
         self.completion_tokens = _Counter("align_completion_tokens_total", "Tokens of answers.")
         self.audio_seconds = _Counter("align_audio_seconds_total", "Seconds of clips in prompts.")
+        self.failures = _Counter(
+            "align_answer_failures_total", "Answers that the engine did not complete, streamed ones included."
+        )
         self.first_token = _Histogram(
             "align_time_to_first_token_seconds", "From a prompt that is ready to its first token."
         )
@@ -71,6 +74,7 @@ class Metrics:
                 self.prompt_tokens,
                 self.completion_tokens,
                 self.audio_seconds,
+                self.failures,
                 self.first_token,
                 self.answer,
             )

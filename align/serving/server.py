@@ -126,7 +126,7 @@ def _run(app: ASGIApp, listening: socket.socket, backend: Backend, on_ready: Cal
             on_ready()
 
     for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has stopped
-        signal.signal(stop, signal.SIG_IGN)
+        signal.signal(stop, lambda *_: None)  # not SIG_IGN, which vLLM's process would inherit
     threading.Thread(target=wait_for_engine, daemon=True).start()
     server.run(sockets=[listening])
     if failures:

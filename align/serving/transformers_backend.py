@@ -23,7 +23,7 @@ from align.generation.engine import Decoding
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import Clip, ClipFeatures, mel_features
 from align.models.qwen2_audio.model import context_of, load_processor
-from align.serving.backend import EngineDied, Finish, Health, Overloaded, Step
+from align.serving.backend import EngineDied, Finish, Health, NotDrawn, Step
 from align.serving.prompts import Prompt
 
 _ROWS = 16
@@ -38,7 +38,7 @@ class _Job(NamedTuple):
     prompt: Prompt
     decoding: Decoding
     seed: int
-    send: Callable[[Step | EngineDied | Overloaded], object]
+    send: Callable[[Step | EngineDied | NotDrawn], object]
     left: threading.Event
     """Set when nobody waits for it any more."""
 
@@ -69,9 +69,9 @@ class TransformersBackend:
     async def tokens(self, prompt: Prompt, decoding: Decoding, seed: int) -> AsyncGenerator[Step, None]:
         """See `Backend`."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Step | EngineDied | Overloaded] = asyncio.Queue()
+        inbox: asyncio.Queue[Step | EngineDied | NotDrawn] = asyncio.Queue()
 
-        def send(item: Step | EngineDied | Overloaded) -> None:
+        def send(item: Step | EngineDied | NotDrawn) -> None:
             loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         job = _Job(prompt, decoding, seed, send, threading.Event())
@@ -94,16 +94,12 @@ class TransformersBackend:
         self._loaded.result()
 
     def close(self) -> None:
-        """End the thread after the token that it computes."""
+        """End the thread after the token that it computes; one that still loads ends with this process."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
-
-    @property
-    def n_waiting(self) -> int:
-        """Requests that are in no batch yet."""
-        return len(self._waiting)
+        if self._loaded.done():
+            self._thread.join()
 
     # -------------------------------------------------------------------------- in the thread
 
@@ -206,7 +202,9 @@ class _Batch:
 
     def _give_up(self) -> bool:
         for job in self._jobs.values():
-            job.send(Overloaded("the GPU's memory did not do for this batch; send fewer at a time, or less"))
+            job.send(
+                NotDrawn("the GPU has no memory for so much at a time; send fewer requests, or shorter ones")
+            )
         self._jobs.clear()
         torch.cuda.empty_cache()
         return False

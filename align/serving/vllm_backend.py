@@ -16,7 +16,7 @@ import soundfile
 
 from align.generation.engine import Decoding, request_seed
 from align.generation.vllm.server import Server, ServerFailed, longest_context
-from align.serving.backend import EngineDied, Health, Step
+from align.serving.backend import EngineDied, Health, NotDrawn, Step
 from align.serving.prompts import Prompt, Sound
 from preference_data.audio.decode import SAMPLE_RATE
 
@@ -58,32 +58,34 @@ class VllmBackend:
         try:
             async with self._connection(server).stream("POST", "/v1/chat/completions", json=body) as answer:
                 if answer.status_code != 200:
-                    raise EngineDied(f"vLLM refused a prompt: {(await answer.aread())[:300]!r}")
+                    await answer.aread()
+                    raise self._failure(answer.text)
                 async for line in answer.aiter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
-                        for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                        event = json.loads(line.removeprefix("data: "))
+                        if "error" in event:
+                            raise self._failure(line)
+                        for choice in event["choices"]:
                             yield Step(choice.get("token_ids") or [], choice.get("finish_reason"))
         except httpx.HTTPError as error:
-            self._server()
-            raise EngineDied(f"vLLM: {error!r}") from error
+            raise self._failure(repr(error)) from error
 
     def wait(self) -> None:
         """See `Backend`."""
-        try:
-            self._started.result()
-        except ServerFailed as error:
-            raise EngineDied(str(error)) from error
+        self._started.result()
 
     def close(self) -> None:
-        """End the server."""
+        """End the server; one that is still starting ends with this process."""
         self._is_closed.set()
-        self._thread.join()
+        if self._started.done():
+            self._thread.join()
 
     def _run(self, policy: Path | str) -> None:
         try:
             server = Server(policy)
-        except BaseException as error:
-            self._started.set_exception(error)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ServerFailed) else f"{type(error).__name__}: {error}"
+            self._started.set_exception(EngineDied(reason))
             return
         self._started.set_result(server)
         self._is_closed.wait()
@@ -91,12 +93,17 @@ class VllmBackend:
 
     def _server(self) -> Server:
         """The server, if it lives."""
+        server = self._started.result(timeout=0)
         try:
-            server = self._started.result(timeout=0)
             server.check()
         except ServerFailed as error:
             raise EngineDied(str(error)) from error
         return server
+
+    def _failure(self, words: str) -> NotDrawn:
+        """What vLLM said instead of tokens; raises where it has died of it."""
+        self._server()
+        return NotDrawn(f"vLLM: {words[:300]}")
 
     def _connection(self, server: Server) -> httpx.AsyncClient:
         if self._client is None:  # made in the event loop that uses it

@@ -189,8 +189,8 @@ def test_align_judge_works_against_it(served, tmp_path):
 
 
 def test_a_wrong_key_is_401_and_says_so_before_the_body(served):
-    for key in ("", "wrong", KEY + "x", KEY[:-1], "ключ".encode().decode("latin-1")):
-        answer = httpx.get(served.url + "/models", headers={"Authorization": f"Bearer {key}"})
+    for sent in (b"", b"Bearer", b"Bearer wrong", b"Bearer test-keyx", b"Bearer test-ke", b"Bearer \xff\xfe"):
+        answer = httpx.get(served.url + "/models", headers={"Authorization": sent})
         assert refusal(answer, 401)["code"] == "invalid_api_key"
     with pytest.raises(openai.AuthenticationError):
         served.client().with_options(api_key="wrong").models.list()
