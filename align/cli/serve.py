@@ -52,7 +52,8 @@ def serve(
     from align.release.policy_files import NoPolicy, find, saved_model
     from align.release.registry import RegistryDown
     from align.run_folder.tracking import tracking_uri
-    from align.serving.server import CannotServe, Limits, Settings, new_key
+    from align.serving.requests import Limits
+    from align.serving.server import CannotServe, Settings, new_key
     from align.serving.server import serve as run_server
 
     chosen = engine or _best_engine()

@@ -15,9 +15,10 @@ from starlette.types import ASGIApp
 
 from align.generation.engine import EngineName
 from align.models.qwen2_audio.model import load_processor
-from align.serving.app import Service, make_app
+from align.serving.app import make_app
 from align.serving.backend import Backend, EngineDied
 from align.serving.requests import Limits
+from align.serving.service import Service
 from preference_data.prompts.prompts import PromptFormat
 
 _KEEP_ALIVE_S = 75

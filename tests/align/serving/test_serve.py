@@ -13,7 +13,10 @@ import openai
 import psutil
 import pytest
 import soundfile
+import typer
+from typer.testing import CliRunner
 
+from align.cli import serve
 from align.evaluation.benchmarks.air_bench import Item, write_answers
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
@@ -441,13 +444,16 @@ def shrunk(policy, to):
     return to
 
 
-def test_a_taken_port_and_a_missing_policy_are_named(served, toy, tmp_path):
+def test_a_taken_port_and_a_missing_policy_are_named(served, toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGN_SERVE_API_KEY", KEY)
+    app = typer.Typer()
+    app.command()(serve.serve)
     port = served.root.rpartition(":")[2]
-    taken = subprocess.run(
-        [ALIGN, "serve", str(toy), "--port", port], capture_output=True, text=True, check=False
-    )
-    assert taken.returncode == 1
-    assert f"127.0.0.1:{port}: Address already in use; choose another --port" in taken.stderr
-    gone = subprocess.run([ALIGN, "serve", str(tmp_path / "no")], capture_output=True, text=True, check=False)
-    assert gone.returncode == 2
-    assert "there is no such folder" in gone.stderr
+    taken = CliRunner().invoke(app, [str(toy), "--port", port])
+    assert taken.exit_code == 1
+    assert f"127.0.0.1:{port}: Address already in use; choose another --port" in taken.output
+    gone = CliRunner().invoke(app, [str(tmp_path / "no")])
+    assert gone.exit_code == 2
+    assert "there is no such folder" in gone.output
+    monkeypatch.setenv("ALIGN_SERVE_API_KEY", KEY + "\n")
+    assert CliRunner().invoke(app, [str(toy)]).exit_code == 2
