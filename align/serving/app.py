@@ -6,8 +6,6 @@ Documentation pages that FastAPI would serve are off: they load scripts from els
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from align.serving import metrics as prometheus
+from align.serving.answers import chat_completion, stream_chat, stream_transcript, transcript
 from align.serving.errors import ApiError
-from align.serving.event_streams import stream_chat, stream_transcript, transcript_usage, usage_of
 from align.serving.guard import Guard
 from align.serving.requests import MODEL
 from align.serving.service import Left, Service
@@ -37,11 +35,8 @@ def make_app(service: Service, key: str) -> ASGIApp:
     async def metrics() -> Response:
         is_up = (await service.backend.health()).state == "ready"
         gauges = {
-            "align_requests_in_flight": (
-                "Requests under /v1 that are being answered.",
-                lambda: service.metrics.in_flight,
-            ),
-            "align_engine_ready": ("1 where the engine answers.", lambda: is_up),
+            "align_requests_in_flight": ("Requests that are being answered.", service.metrics.in_flight),
+            "align_engine_ready": ("1 where the engine answers.", is_up),
         }
         return Response(service.metrics.render(gauges), media_type=prometheus.CONTENT_TYPE)
 
@@ -59,19 +54,10 @@ def make_app(service: Service, key: str) -> ASGIApp:
     async def chat(http: Request) -> Response:
         await service.check_ready()
         request, answer = await asyncio.to_thread(service.read_chat, await http.body())
-        about = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": MODEL,
-            "seed": answer.seed,
-        }
         if request.stream:
-            return await stream_chat(service, request, answer, about)
+            return await stream_chat(service, request, answer)
         text, last = await service.whole(answer, http.is_disconnected)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": last.finish, "logprobs": None}
-        usage = usage_of(answer, last.n_tokens)
-        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": usage})
+        return JSONResponse(chat_completion(answer, text, last))
 
     @app.post("/v1/audio/transcriptions")
     async def transcribe(http: Request) -> Response:
@@ -83,7 +69,7 @@ def make_app(service: Service, key: str) -> ASGIApp:
         text, last = await service.whole(answer, http.is_disconnected)
         if request.response_format == "text":
             return PlainTextResponse(text + "\n")
-        return JSONResponse({"text": text, "usage": transcript_usage(answer, last.n_tokens)})
+        return JSONResponse(transcript(request, answer, text, last))
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: Exception) -> JSONResponse:

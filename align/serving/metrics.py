@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -65,7 +65,7 @@ class Metrics:
         self.in_flight = 0
         """Requests under /v1 that are being answered."""
 
-    def render(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> str:
+    def render(self, gauges: Mapping[str, tuple[str, float]]) -> str:
         """All of it, and `gauges`: by name, what they are and their value."""
         lines = [
             line
@@ -81,7 +81,7 @@ class Metrics:
             for line in metric.lines()
         ]
         for name, (about, value) in gauges.items():
-            lines += [*_head(name, about, "gauge"), _sample(name, {}, value())]
+            lines += [*_head(name, about, "gauge"), _sample(name, {}, value)]
         return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ import binascii
 from collections.abc import Mapping
 from io import BytesIO
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import IO, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -149,10 +149,16 @@ class TranscriptionRequest(_Strict):
     model: str
     language: str | None = None
     prompt: str | None = None
-    response_format: Literal["json", "text"] = "json"
+    response_format: Literal["json", "text", "verbose_json"] = "json"
+    timestamp_granularities: Literal["word"] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     stream: bool = False
+
+    @property
+    def wants_words(self) -> bool:
+        """Whether words are to have their times."""
+        return self.response_format == "verbose_json" and self.timestamp_granularities == "word"
 
 
 class Conversation(NamedTuple):
@@ -222,7 +228,9 @@ def read_form(body: bytes, content_type: str) -> tuple[TranscriptionRequest, Rec
     fields, file = _form(body, content_type)
     if file is None:
         raise ApiError("file: the form has no file; send the clip as the field file", param="file")
-    data: dict[str, Any] = {name: text for name, text in fields.items() if name not in _FORM_IGNORED}
+    data: dict[str, Any] = {
+        name.removesuffix("[]"): text for name, text in fields.items() if name not in _FORM_IGNORED
+    }
     for name in ("temperature", "seed"):
         if name in data:
             data[name] = _number(name, data[name])
@@ -313,7 +321,7 @@ def _form(body: bytes, content_type: str) -> tuple[dict[str, str], bytes | None]
     if kind != "multipart/form-data":
         raise ApiError("A transcription is a form: Content-Type multipart/form-data with its boundary")
     parser = FormDataParser(
-        stream_factory=lambda **_: BytesIO(),
+        stream_factory=_in_memory,
         max_form_memory_size=None,
         max_form_parts=_FORM_PARTS,
         silent=False,
@@ -328,3 +336,13 @@ def _form(body: bytes, content_type: str) -> tuple[dict[str, str], bytes | None]
     if other := next((name for name in files if name != "file"), None):
         raise ApiError(f"Unrecognized file supplied: {other[:100]}", param=other[:100])
     return texts.to_dict(), files["file"].read() if files else None
+
+
+def _in_memory(
+    total_content_length: int | None,
+    content_type: str | None,
+    filename: str | None,
+    content_length: int | None = None,
+) -> IO[bytes]:
+    """Where a file of a form is kept: not on disk."""
+    return BytesIO()

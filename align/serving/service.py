@@ -112,10 +112,9 @@ class Service:
         """As in pre-training; a prompt of the client's own stands for it."""
         if request.prompt:
             return AUDIO + check_text(request.prompt, "prompt")
+        task = "transcribe_words" if request.wants_words else "transcribe"
         try:
-            return pretraining_prompt(
-                "transcribe", 1, self._prompt_format, audio_language=request.language or None
-            )
+            return pretraining_prompt(task, 1, self._prompt_format, audio_language=request.language or None)
         except ValueError as error:
             raise ApiError(f"language: {error}", param="language") from None
 

@@ -18,15 +18,26 @@ from typer.testing import CliRunner
 
 from align.cli import serve
 from align.evaluation.benchmarks.air_bench import Item, write_answers
+from align.evaluation.benchmarks.wer import without_tags
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor
+from align.serving.answers import timed_words
 from preference_data.prompts.prompts import pretraining_prompt
 from tests.align.serving.server_process import ALIGN, KEY, Served, clip, refusal, serving, text, user
 
 QUESTION = "Is the tone high or low?"
 GREEDY = {"model": "policy", "temperature": 0, "max_tokens": 12}
+
+
+def test_words_stand_between_their_stamps():
+    assert timed_words("<|sil|><|0.54|>hello<|0.86|> world<|1.17|>") == [
+        {"word": "hello", "start": 0.54, "end": 0.86},
+        {"word": "world", "start": 0.86, "end": 1.17},
+    ]
+    for answer in ("hello world", "", "a<|0.50|>b<|0.40|>", "<|0.50|>"):
+        assert timed_words(answer) is None
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +151,13 @@ def test_a_transcript_is_asked_for_as_in_pre_training(served, offline, tiny):
     events = list(client.audio.transcriptions.create(**words, stream=True))
     assert events[-1].text == whole.text
     assert "".join(event.delta for event in events[:-1]) == whole.text
+    question = pretraining_prompt("transcribe_words", 1, "sentences", audio_language="en")
+    stamped = complete(offline, Request(question, ("1.wav",), plain=True), Decoding(2048)).text
+    verbose = {"response_format": "verbose_json", "timestamp_granularities": ["word"], "language": "en"}
+    timed = client.audio.transcriptions.create(**words, **verbose)
+    assert timed.text == without_tags(stamped).strip()
+    assert float(timed.duration) == pytest.approx(0.5)
+    assert timed.words is None  # the toy has never learned stamps
     own = complete(
         offline,
         Request(
