@@ -92,4 +92,4 @@ def _head(name: str, about: str, kind: str) -> Iterator[str]:
 
 def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
     inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
-    return f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:.17g}"
+    return f"{name}{{{inner}}} {value:.17g}" if inner else f"{name} {value:.17g}"
