@@ -22,6 +22,8 @@ ROUTES: Final = frozenset(
 )
 _OPEN: Final = ("/health", "/metrics")
 """Routes that need no key: they hold states and counts."""
+_LEFT = 499
+"""The status that is counted where a client has left before it was answered (nginx's)."""
 _LINGERS_S = 2.0
 _BODY_WITHIN_S = 120.0
 
@@ -45,23 +47,24 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
-        status = 499  # the client left before it was answered
+        path, is_answered = scope["path"], False
+
+        def count(status: int) -> None:
+            route = path if path in ROUTES else "other"
+            self._metrics.requests.add(route=route, status=str(status))
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal is_answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                is_answered = True
+                count(message["status"])
             await send(message)
 
         try:
-            if path in _OPEN:
-                await self._app(scope, receive, counted)
-            else:
-                await self._guarded(scope, receive, counted)
+            await (self._app if path in _OPEN else self._guarded)(scope, receive, counted)
         finally:
-            route = path if path in ROUTES else "other"
-            self._metrics.requests.add(route=route, status=str(status))
+            if not is_answered:
+                count(_LEFT)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])

@@ -63,6 +63,13 @@ class Served:
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
+    def settle(self, within_s=30):
+        """Wait until no request is being answered."""
+        deadline = time.monotonic() + within_s
+        while self.metric("align_requests_in_flight"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def family(self):
         process = psutil.Process(self.pid)
         return [process, *process.children(recursive=True)]
