@@ -52,7 +52,7 @@ def make_app(service: Service, key: str) -> ASGIApp:
 
     @app.post("/v1/chat/completions")
     async def chat(http: Request) -> Response:
-        await service.check_ready()
+        service.check_loaded()
         request, answer = await asyncio.to_thread(service.read_chat, await http.body())
         if request.stream:
             return await stream_chat(service, request, answer)
@@ -61,7 +61,7 @@ def make_app(service: Service, key: str) -> ASGIApp:
 
     @app.post("/v1/audio/transcriptions")
     async def transcribe(http: Request) -> Response:
-        await service.check_ready()
+        service.check_loaded()
         content_type = http.headers.get("content-type", "")
         request, answer = await asyncio.to_thread(service.read_transcription, await http.body(), content_type)
         if request.stream:

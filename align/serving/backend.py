@@ -43,6 +43,11 @@ class Backend(Protocol):
     longest: int
     """Tokens of a prompt and its answer together."""
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether it cannot draw yet."""
+        ...
+
     async def health(self) -> Health:
         """How it is now."""
         ...

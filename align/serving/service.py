@@ -188,10 +188,7 @@ class Service:
                         raise Left
         return "".join(texts), last
 
-    async def check_ready(self) -> None:
-        """Refuse where nothing can be drawn now."""
-        health = await self.backend.health()
-        if health.state == "loading":
+    def check_loaded(self) -> None:
+        """Refuse before the policy is loaded, without reading the request."""
+        if self.backend.is_loading:
             raise unavailable("The policy is still being loaded: try again soon")
-        if health.state == "died":
-            raise unavailable("The engine has died: see /health, and start the server again")

@@ -60,11 +60,16 @@ class TransformersBackend:
         self._thread = threading.Thread(target=self._run, args=(policy,), name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def is_loading(self) -> bool:
+        """See `Backend`."""
+        return not self._loaded.done()
+
     async def health(self) -> Health:
         """How the thread is."""
         if self._death:
             return Health("died", str(self._death))
-        return Health("ready" if self._loaded.done() else "loading")
+        return Health("loading" if self.is_loading else "ready")
 
     async def tokens(self, prompt: Prompt, decoding: Decoding, seed: int) -> AsyncGenerator[Step, None]:
         """See `Backend`."""

@@ -20,7 +20,7 @@ from align.serving.backend import EngineDied, Health, NotDrawn, Step
 from align.serving.prompts import Prompt, Sound
 from preference_data.audio.decode import SAMPLE_RATE
 
-_HEALTH_WITHIN_S = 5.0
+_HEALTH_WITHIN_S = 30.0
 
 
 class VllmBackend:
@@ -38,9 +38,14 @@ class VllmBackend:
         self._thread = threading.Thread(target=self._run, args=(policy,), name="vllm", daemon=True)
         self._thread.start()
 
+    @property
+    def is_loading(self) -> bool:
+        """See `Backend`."""
+        return not self._started.done()
+
     async def health(self) -> Health:
         """Whether the server's process is there and says that its engine is."""
-        if not self._started.done():
+        if self.is_loading:
             return Health("loading")
         try:
             server = self._server()
