@@ -237,7 +237,6 @@ def test_two_processes_learn_to_choose(chosen):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="run up to the gate, not yet to the promotion: then remove this", strict=False)
 def test_two_processes_learn_from_transcripts_and_the_gate_decides(place, chosen):
     transcribed = place.run("2_grpo_wer")
     rows = [row for row in read_metrics(transcribed / "metrics.jsonl") if "reward" in row]

@@ -143,7 +143,6 @@ tiny_training.run_here(config, world, folder)
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(reason="run in parts, not yet as a whole: then remove this", strict=False)
 def test_failed_then_killed_then_resumed_is_the_unbroken_run_and_leaves_no_server(
     world, tmp_path, monkeypatch
 ):
