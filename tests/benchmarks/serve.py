@@ -27,17 +27,19 @@ from tests.align.serving.server_process import clip, serving, text, user
 QUESTION = "Is the tone high or low?"
 
 
-def ask(url: str, key: str, clips: list[Path], seconds: float, n_tokens: int, result: Any) -> None:
+def ask(url: str, key: str, clips: list[Path], arguments: argparse.Namespace, result: Any) -> None:
     """A client: how many answers it got, and how many failed."""
     client = OpenAI(base_url=url, api_key=key, max_retries=0)
-    deadline, done, failed = time.monotonic() + seconds, 0, 0
+    deadline, done, failed = time.monotonic() + arguments.seconds, 0, 0
     for path in itertools.cycle(clips):
         if time.monotonic() > deadline:
             break
         try:
-            options: Any = {"model": "policy", "temperature": 1.0, "seed": done, "max_tokens": n_tokens}
+            options: Any = {"temperature": arguments.temperature, "max_tokens": arguments.tokens}
             messages: Any = [user(clip(path), text(QUESTION))]
-            for _ in client.chat.completions.create(messages=messages, stream=True, **options):
+            for _ in client.chat.completions.create(
+                model="policy", messages=messages, seed=done, stream=True, **options
+            ):
                 pass
             done += 1
         except Exception:
@@ -49,7 +51,7 @@ def served(arguments: argparse.Namespace, clips: list[Path]) -> None:
     """Print what the server did."""
     with serving(arguments.policy, "--engine", arguments.engine) as server:
         result: Any = multiprocessing.Queue()
-        words = (server.url, server.key, clips, arguments.seconds, arguments.tokens, result)
+        words = (server.url, server.key, clips, arguments, result)
         clients = [multiprocessing.Process(target=ask, args=words) for _ in range(arguments.clients)]
         used = _processor_seconds(server.family())
         started = time.monotonic()
@@ -76,7 +78,7 @@ def offline(arguments: argparse.Namespace, clips: list[Path]) -> None:
         arguments.policy, ClipFeatures(load_processor(arguments.policy), arguments.clips)
     )
     names = itertools.cycle(path.name for path in clips)
-    decoding = Decoding(arguments.tokens, temperature=1.0)
+    decoding = Decoding(arguments.tokens, arguments.temperature)
     tokens, started, used = 0, time.monotonic(), time.process_time()
     for number in itertools.count(step=arguments.clients):
         batch = {number + i: Request(QUESTION, (next(names),)) for i in range(arguments.clients)}
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--tokens", type=int, default=64, help="limit of an answer")
+    parser.add_argument("--temperature", type=float, default=2.0, help="high, so that answers are long")
     arguments = parser.parse_args()
     clips = sorted(arguments.clips.glob("*.wav"))
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
