@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from align.cli.options import Out, Overrides, RecipeFolder, folder_to_write, path, run_command
+from align.cli.options import (
+    Out,
+    Overrides,
+    RecipeFolder,
+    folder_to_write,
+    path,
+    port_number,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from align.recipe.config.preference import AnnotateConfig
@@ -34,12 +42,6 @@ Home = Annotated[
 HOME = Path("runs/argilla")
 
 
-def _port(text: str | int) -> int:
-    if not str(text).isdecimal() or int(text) > 65535:
-        raise typer.BadParameter(f"{text} is not a port: a whole number from 0 to 65535")
-    return int(text)
-
-
 @app.command()
 def install() -> None:
     """Make the server's own Python environment (it cannot share ours); once, about a minute.
@@ -55,7 +57,7 @@ def install() -> None:
 @app.command()
 def up(
     home: Home = HOME,
-    port: Annotated[int, typer.Option("--port", parser=_port, help="0 takes a free one.")] = 6900,
+    port: Annotated[int, typer.Option("--port", parser=port_number, help="0 takes a free one.")] = 6900,
 ) -> None:
     """Run the annotation server until Ctrl-C or `align annotate down`.
 

@@ -44,6 +44,13 @@ def stage_name(text: str) -> str:
     return text
 
 
+def port_number(text: str | int) -> int:
+    """A port, or 0."""
+    if not str(text).isdecimal() or int(text) > 65535:
+        raise typer.BadParameter(f"{text} is not a port: a whole number from 0 to 65535")
+    return int(text)
+
+
 def file_to_read(text: str) -> Path:
     """A file that is there; a pipe will do."""
     file = path(text)

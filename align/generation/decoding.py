@@ -8,8 +8,8 @@ Shapes: R rows (completions), T keys in the cache, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,16 @@ Step = Callable[[Tensor, Tensor, Tensor, DynamicCache], Tensor]
 """Tokens (R, 1), which keys count (R, T + 1), positions (R, 1) and the cache -> next logits (R, V)."""
 _ROWS = 64
 """Rows whose cumulative probabilities exist at a time, in float64."""
+_RESERVED = 256
+"""Tokens that a cache gets room for at a time."""
+
+
+class Drawn(NamedTuple):
+    """The next token of each row that goes on, and its log p before temperature and top-p; all (R,)."""
+
+    rows: Tensor
+    tokens: Tensor
+    logps: Tensor
 
 
 def decode(
@@ -47,19 +57,45 @@ def decode(
         stops: tokens that end a completion.
     """
     n, device = len(logits), logits.device
-    _reserve(cache, decoding.max_new_tokens)
     tokens = torch.full((n, decoding.max_new_tokens), -1, device=device)
     logps = torch.zeros(n, decoding.max_new_tokens, device=device)
-    rows, positions = torch.arange(n, device=device), mask.sum(-1, keepdim=True)
+    for t, drawn in enumerate(draw_tokens(logits, cache, mask, step, decoding, draws, stops)):
+        tokens[drawn.rows, t] = drawn.tokens
+        logps[drawn.rows, t] = drawn.logps
+    lengths = (tokens >= 0).sum(-1).tolist()
+    return [
+        (ids[:length], scores[:length])
+        for ids, scores, length in zip(tokens.tolist(), logps.tolist(), lengths, strict=True)
+    ]
+
+
+def draw_tokens(
+    logits: Tensor,
+    cache: DynamicCache,
+    mask: Tensor,
+    step: Step,
+    decoding: Decoding,
+    draws: np.ndarray | None,
+    stops: Sequence[int],
+) -> Generator[Drawn, Collection[int] | None, None]:
+    """One token of each row at a time; a row leaves with its stop token, or when its number is sent back.
+
+    Args are those of `decode`.
+    """
+    device = logits.device
+    _reserve(cache, min(decoding.max_new_tokens, _RESERVED))
+    rows, positions = torch.arange(len(logits), device=device), mask.sum(-1, keepdim=True)
     ends = torch.tensor(list(stops), device=device)
     left = torch.from_numpy(draws).to(device) if draws is not None else None
     suppressed = torch.tensor(decoding.suppress, dtype=torch.long, device=device)
     for t in range(decoding.max_new_tokens):
         allowed = logits.index_fill(-1, suppressed, -torch.inf) if decoding.suppress else logits
         chosen = greedy(allowed) if left is None else draw(allowed, decoding, left[rows, t])
-        tokens[rows, t] = chosen
-        logps[rows, t] = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+        logps = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+        leaving = yield Drawn(rows, chosen, logps)
         goes_on = ~torch.isin(chosen, ends)
+        if leaving:
+            goes_on &= ~torch.isin(rows, torch.tensor(list(leaving), device=device))
         if t + 1 == decoding.max_new_tokens or not goes_on.any():
             break
         if not goes_on.all():
@@ -69,20 +105,18 @@ def decode(
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         logits = step(chosen[:, None], mask, positions, cache)
         positions = positions + 1
-    lengths = (tokens >= 0).sum(-1).tolist()
-    return [
-        (ids[:length], scores[:length])
-        for ids, scores, length in zip(tokens.tolist(), logps.tolist(), lengths, strict=True)
-    ]
 
 
 class _ReservedLayer(DynamicLayer):
-    """A layer of a cache with room for the tokens to come, so that adding one copies nothing else."""
+    """A layer of a cache with room for the tokens to come, so that adding one rarely copies the others.
+
+    Room for `more` tokens is made whenever there is none.
+    """
 
     def __init__(self, layer: DynamicLayer, more: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
-        length = layer.get_seq_length()
+        length, self._more = layer.get_seq_length(), more
         self._buffers = [F.pad(states, (0, 0, 0, more)) for states in (layer.keys, layer.values)]
         self._show(length)
 
@@ -90,6 +124,8 @@ class _ReservedLayer(DynamicLayer):
         """Write keys and values (R, H, n, D) behind the others; returns all of them."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
+        if end > self._buffers[0].shape[-2]:
+            self._buffers = [F.pad(buffer, (0, 0, 0, self._more)) for buffer in self._buffers]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         self._show(end)

@@ -95,10 +95,15 @@ def request_seed(seed: int, number: int, completion: int = 0) -> int:
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], request: Request) -> str:
-    """The text of a completion. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""
-    if request.plain:
+    """The text of a completion."""
+    return decoded(tokenizer, tokens, is_plain=request.plain).strip()
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, is_plain: bool) -> str:
+    """Tokens as text. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""
+    if is_plain:
         tokens = [i for i in tokens if i not in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
-    return str(tokenizer.decode(tokens, skip_special_tokens=not request.plain)).strip()
+    return str(tokenizer.decode(tokens, skip_special_tokens=not is_plain))
 
 
 def open_engine(name: EngineName, policy: Path | str, clips: ClipFeatures) -> Engine:

@@ -7,7 +7,7 @@ out as rows, one for each completion, and decoded together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from align.generation.decoding import decode, stop_tokens, uniforms
+from align.generation.decoding import Drawn, decode, draw_tokens, stop_tokens, uniforms
 from align.generation.engine import Completion, Decoding, Request, completion_text
 from align.models.chat import Encoded, encode_prompt, encode_text
 from align.models.features import Clip, ClipFeatures
-from align.models.packing import PackedBatch
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.models.qwen2_audio.model import load_model, load_processor
 from align.models.qwen2_audio.packed import pack_for_inference
@@ -64,15 +63,41 @@ class LiveEngine:
         self, requests: Sequence[Request], decoding: Decoding, draws: np.ndarray | None
     ) -> list[tuple[list[int], list[float]]]:
         """Tokens and their log-probabilities, R = requests x completions rows of them."""
-        packed, features, lengths = self._pack(requests)
-        states, cache = self.model.model.prefill(packed, features)
-        last = packed.index[torch.arange(len(requests)), torch.tensor(lengths) - 1]
+        rows, clips = self._rows(requests)
+        start = self._prefill(rows, clips, decoding.completions)
+        return decode(*start, self._step, decoding, draws, self.stops)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        clips: Sequence[Sequence[Clip]],
+        decoding: Decoding,
+        draws: np.ndarray | None,
+    ) -> Generator[Drawn, Collection[int] | None, None]:
+        """The next token of each prompt's completion, step by step: the tokens that `complete` would return.
+
+        Args:
+            prompts: token ids, <|AUDIO|> repeated as often as each clip has vectors; a row each.
+            clips: of each prompt.
+            decoding: with a single completion.
+            draws: `uniforms`, a row for each prompt.
+        """
+        start = self._prefill(prompts, clips, completions=1)
+        yield from draw_tokens(*start, self._step, decoding, draws, self.stops)
+
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], clips: Sequence[Sequence[Clip]], completions: int
+    ) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Logits (R, V) after the prompts, their cache and mask (R, T); R = prompts x completions."""
+        batch = pack_audio(self.processor, prompts, clips)
+        packed, lengths = batch["packed"].to(self.model.device), [len(row) for row in prompts]
+        states, cache = self.model.model.prefill(packed, batch.get("input_features"))
+        last = packed.index[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
         logits = self.model.lm_head(states[last])
         places, mask = _left_padded(packed.index, lengths)
-        k = decoding.completions
-        _lay_out(cache, places.repeat_interleave(k, 0))
-        repeated = logits.repeat_interleave(k, 0), cache, mask.repeat_interleave(k, 0)
-        return decode(*repeated, self._step, decoding, draws, self.stops)
+        _lay_out(cache, places.repeat_interleave(completions, 0))
+        return logits.repeat_interleave(completions, 0), cache, mask.repeat_interleave(completions, 0)
 
     def _step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Logits (R, V) after one more token (R, 1) each."""
@@ -87,12 +112,10 @@ class LiveEngine:
         logits: Tensor = self.model.lm_head(states[:, -1])
         return logits
 
-    def _pack(self, requests: Sequence[Request]) -> tuple[PackedBatch, Tensor | None, list[int]]:
-        """The prompts as one packed row, the features of their distinct clips, and the prompts' lengths."""
+    def _rows(self, requests: Sequence[Request]) -> tuple[list[list[int]], list[list[Clip]]]:
+        """The prompts' token ids, and the features of their clips."""
         clips = self.clips.per_row([request.audios for request in requests])
-        rows = [self.encode(request, own).ids for request, own in zip(requests, clips, strict=True)]
-        batch = pack_audio(self.processor, rows, clips)
-        return batch["packed"].to(self.model.device), batch.get("input_features"), [len(row) for row in rows]
+        return [self.encode(request, own).ids for request, own in zip(requests, clips, strict=True)], clips
 
     def encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
         """Tokens of a prompt, <|AUDIO|> repeated as often as each clip has vectors."""

@@ -7,7 +7,7 @@ each clip several times and the mel transform costs as much as a small model's f
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,35 +78,10 @@ class ClipFeatures:
 
     def wave(self, path: str) -> np.ndarray:
         """Samples (S,) of a clip at 16 kHz, as far as the model hears them."""
-        wave = load(self._files.find(path), max_duration_s=self.longest_s)[: self.extractor.n_samples]
-        return np.pad(wave, (0, max(0, _SHORTEST - len(wave))))
+        return audible(self.extractor, load(self._files.find(path), max_duration_s=self.longest_s))
 
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
-        if not paths:
-            return {}
-        waves = [self.wave(path) for path in paths]
-        most = self.extractor.nb_max_frames
-        n_frames = [min(-(-len(wave) // self.extractor.hop_length), most) for wave in waves]
-        lengths = [min(n + self._n_silent, most) for n in n_frames]
-        mels = self.extractor(
-            waves,
-            sampling_rate=SAMPLE_RATE,
-            padding="max_length",
-            max_length=max(lengths) * self.extractor.hop_length,
-        )["input_features"]
-        return {
-            path: Clip(torch.tensor(mel[:, :length]), n, most)
-            for path, mel, n, length in zip(paths, mels, n_frames, lengths, strict=True)
-        }
-
-    @property
-    def _n_silent(self) -> int:
-        """Frames after a clip up to the first that hears nothing of it; a window is centred on its frame.
-
-        With that much silence the transform mirrors nothing of the clip at its end: frames are those of a
-        clip padded to the model's length, which costs as much for 1 s as for 30 s.
-        """
-        return -(-(self.extractor.n_fft // 2) // self.extractor.hop_length) + 1
+        return dict(zip(paths, mel_features(self.extractor, map(self.wave, paths)), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy for another process begins with an empty cache."""
@@ -121,6 +96,40 @@ class ClipFeatures:
         while self._bytes > self.cache_bytes:
             _, dropped = self._clips.popitem(last=False)
             self._bytes -= dropped.mel.nbytes
+
+
+def audible(extractor: Any, wave: np.ndarray) -> np.ndarray:
+    """A clip's samples (S,) as far as the model hears them, with silence behind the shortest ones."""
+    wave = wave[: extractor.n_samples]
+    return np.pad(wave, (0, max(0, _SHORTEST - len(wave))))
+
+
+def n_frames(extractor: Any, wave: np.ndarray) -> int:
+    """Mel frames of a clip's samples (S,)."""
+    return min(-(-len(wave) // extractor.hop_length), extractor.nb_max_frames)
+
+
+def mel_features(extractor: Any, waves: Iterable[np.ndarray]) -> list[Clip]:
+    """Features of `audible` clips, all computed together."""
+    waves = list(waves)
+    if not waves:
+        return []
+    most, own_frames = extractor.nb_max_frames, [n_frames(extractor, wave) for wave in waves]
+    # Frames after a clip up to the first that hears nothing of it; a window is centred on its frame. With
+    # that much silence the transform mirrors nothing of the clip at its end: frames are those of a clip
+    # padded to the model's length, which costs as much for 1 s as for 30 s.
+    n_silent = -(-(extractor.n_fft // 2) // extractor.hop_length) + 1
+    lengths = [min(n + n_silent, most) for n in own_frames]
+    mels = extractor(
+        waves,
+        sampling_rate=SAMPLE_RATE,
+        padding="max_length",
+        max_length=max(lengths) * extractor.hop_length,
+    )["input_features"]
+    return [
+        Clip(torch.tensor(mel[:, :length]), n, most)
+        for mel, n, length in zip(mels, own_frames, lengths, strict=True)
+    ]
 
 
 def stack(clips: Sequence[Clip]) -> dict[str, Tensor]:

@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio import portable
 from align.release.ancestry import VERDICT, newest_first, resolve, stage_order
-from align.release.registry import Registry
+from align.release.registry import Registry, models_with, without_password
 from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
+CHAMPION = "champion"
+"""The alias of the version in use, and the name of its policy where a single model has one."""
 _REGISTERED = re.compile(r"models:/(?P<name>.+)@(?P<alias>[^@/]+)")
 
 
@@ -35,14 +39,18 @@ def find(named: str, tracking_uri: str, scratch: Path) -> PolicyFiles:
 
     Args:
         named: a stage folder, a run folder (what it promoted, else its gate's candidate, else its last
-            policy), the folder of a saved model, or `models:/NAME@ALIAS`.
+            policy), the folder of a saved model, `models:/NAME@ALIAS`, or `champion`, if a single model has
+            one.
         tracking_uri: the registry, for the last.
         scratch: where a registered model's files go.
 
     Raises:
         NoPolicy: there is none.
+        LookupError: nobody holds the alias.
         RegistryDown: MLflow does not answer.
     """
+    if named == CHAMPION and not Path(named).exists():
+        named = _the_champion(tracking_uri)
     registered = _REGISTERED.fullmatch(named)
     if registered:
         files, tags = Registry(tracking_uri, registered["name"]).fetch(registered["alias"], scratch)
@@ -55,6 +63,26 @@ def find(named: str, tracking_uri: str, scratch: Path) -> PolicyFiles:
     stage = folder if (folder / MANIFEST).exists() else _stage_of_run(folder)
     model, adapters = _weights(stage)
     return PolicyFiles(f"{stage.resolve().parent.name}/{stage.name}", model, adapters, stage, {})
+
+
+def saved_model(policy: PolicyFiles, scratch: Path) -> Path | str:
+    """A saved model that engines load: the policy's own, or, adapters merged, one below `scratch`."""
+    if not policy.adapters:
+        return policy.model
+    folder = scratch / "merged"
+    folder.mkdir()
+    model = portable.merged(policy.model, policy.adapters)
+    portable.write(model, qwen2_audio.load_processor(policy.model), folder)
+    return folder
+
+
+def _the_champion(tracking_uri: str) -> str:
+    """The only model of the registry that has a champion."""
+    names = models_with(CHAMPION, tracking_uri)
+    if len(names) != 1:
+        known = ", ".join(f"models:/{name}@{CHAMPION}" for name in names) or "align promote RUN makes one"
+        raise NoPolicy(f"{len(names)} models at {without_password(tracking_uri)} have a {CHAMPION}; {known}")
+    return f"models:/{names[0]}@{CHAMPION}"
 
 
 def _stage_of_run(run: Path) -> Path:

@@ -60,7 +60,7 @@ class Registry:
 
     def __str__(self) -> str:
         """The model and where it is; a password in the address stays out."""
-        return f"{self.name!r} at {_without_password(self.uri)}"
+        return f"{self.name!r} at {without_password(self.uri)}"
 
     # ---------------------------------------------------------------- reading
 
@@ -242,7 +242,7 @@ class Registry:
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             yield self._client
         except (MlflowException, RequestException, SQLAlchemyError) as error:
-            reason = _without_password(str(error).strip().partition("\n")[0])[:300]
+            reason = without_password(str(error).strip().partition("\n")[0])[:300]
             raise RegistryDown(
                 f"MLflow's registry did not do its part for {self}: {reason}. Nothing was lost; start MLflow "
                 "or mend its address (MLFLOW_TRACKING_URI), then give the same command again"
@@ -264,6 +264,16 @@ class Registry:
         wanted = f"name = {_quoted(self.name)} and tags.`{WEIGHTS}` = {_quoted(weights)}"
         versions = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
         return str(versions[0].version) if versions else None
+
+
+def models_with(alias: str, tracking_uri: str) -> list[str]:
+    """Names of the registered models of which a version holds the alias, sorted.
+
+    Raises:
+        RegistryDown: MLflow does not answer.
+    """
+    with Registry(tracking_uri, f"any model with a {alias}")._answering() as client:
+        return sorted(m.name for m in client.search_registered_models(max_results=1000) if alias in m.aliases)
 
 
 def _changed(alias: str, expected: Holder, now: Holder) -> str:
@@ -319,7 +329,7 @@ def _run_for(client: MlflowClient, weights: str) -> str:
     return str(run.info.run_id)
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     """A text with addresses, without what stands before their @."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 

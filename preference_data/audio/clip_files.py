@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Collection
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from preference_data.audio import tar_shards
 from preference_data.audio.tar_shards import BadShard, Member
@@ -31,8 +31,23 @@ ENDINGS = frozenset(
 _MAX_PATH, _MAX_NAME = 1024, 255  # characters
 _HUB_STORE = re.compile(r"(datasets|models|spaces)--.+")
 
-ClipFile = Path | Member
-"""A file of its own, or a member of a tar shard."""
+
+class Received(NamedTuple):
+    """A clip that came over a network and never was a file. `name` serves messages only."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        return self.content
+
+
+ClipFile = Path | Member | Received
+"""A file of its own, a member of a tar shard, or bytes."""
 
 
 class BadAudio(ValueError):

@@ -29,7 +29,7 @@ import soxr
 
 from preference_data.audio import containers, media, mp3
 from preference_data.audio.clip_files import BadAudio, BadContent, ClipFile, Reason, missing
-from preference_data.audio.isolation import Died, in_order
+from preference_data.audio.isolation import Died, WorkerPool, in_order
 from preference_data.audio.tar_shards import BadShard
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,47 @@ def load(clip: ClipFile, *, max_duration_s: float) -> np.ndarray:
     """
     with _opened(clip, max_duration_s) as (_, sound):
         return soxr.resample(_decode(clip, sound).mean(axis=1), sound.samplerate, SAMPLE_RATE, quality="HQ")
+
+
+class DecoderPool:
+    """`load` in processes that stay, for clips of strangers that come one at a time, from several threads.
+
+    Args:
+        workers: processes; they end with `close`, or with this process.
+        max_duration_s: longest clip, in seconds.
+        file_timeout_s: longest time a clip may take, in seconds.
+    """
+
+    def __init__(self, workers: int, *, max_duration_s: float, file_timeout_s: float = 20.0) -> None:
+        work = partial(_load, max_duration_s=max_duration_s)
+        self._pool = WorkerPool(work, file_timeout_s, workers)
+
+    def load(self, clip: ClipFile) -> np.ndarray:
+        """As `load`.
+
+        Raises:
+            BadAudio: as `load`; `decoder_hung` or `decoder_crashed`.
+        """
+        result = self._pool.run(clip)
+        if isinstance(result, Died) and not result.of_timeout:  # perhaps for another's sake: memory ran out
+            result = self._pool.run(clip)
+        if isinstance(result, Died):
+            raise _blame(str(clip), result)
+        if isinstance(result, BadAudio):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """End the processes; no clip may be with them."""
+        self._pool.close()
+
+
+def _load(clip: ClipFile, max_duration_s: float) -> np.ndarray | BadAudio:
+    """Decode a clip, in a worker."""
+    try:
+        return load(clip, max_duration_s=max_duration_s)
+    except BadAudio as error:
+        return error
 
 
 def audit(

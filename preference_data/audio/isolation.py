@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import resource
 import signal
 import sys
@@ -78,6 +79,45 @@ def _serve(pipe: Connection, work: Callable[[Item], T], timeout_s: float) -> Non
             result = work(item)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send(result)
+
+
+class WorkerPool(Generic[Item, T]):
+    """Workers that stay, for items that come one at a time, from several threads.
+
+    They end with `close`, or with this process, however it ends. One that has died is replaced.
+    """
+
+    def __init__(self, work: Callable[[Item], T], timeout_s: float, workers: int) -> None:
+        self._work, self._timeout_s = work, timeout_s
+        self._idle: queue.SimpleQueue[_Worker[Item, T]] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._idle.put(_Worker(work, timeout_s))
+
+    def run(self, item: Item) -> T | Died:
+        """The item's result, or how its worker died; waits for a worker that is free."""
+        worker = self._idle.get()
+        try:
+            is_new = worker.held is None
+            if is_new and isinstance(up := worker.take(), Died):
+                raise RuntimeError(f"a decoder process does not start: {up}; {_GUARD}")
+            worker.give(0, item)
+            result = worker.take()
+            died = isinstance(result, Died)
+        except BaseException:
+            died = True
+            raise
+        finally:
+            if died:
+                worker.stop()
+                worker = _Worker(self._work, self._timeout_s)
+            self._idle.put(worker)
+        return result
+
+    def close(self) -> None:
+        """End the workers that are free."""
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().stop()
 
 
 def in_workers(

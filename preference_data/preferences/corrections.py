@@ -31,12 +31,14 @@ class Correction(NamedTuple):
 
 def find(counted: Counted) -> list[Correction]:
     """What counted annotators typed, sorted by prompt and text."""
-    by_comparison: dict[str, set[str]] = defaultdict(set)
     typed: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
     for item in counted.votes:
-        by_comparison[subject(item)].add(item.annotator)
         if text := (item.corrected or "").strip():
             typed[item.prompt_id, text].append(item)
+    by_comparison: dict[str, set[str]] = {subject(item): set() for given in typed.values() for item in given}
+    for item in counted.votes:
+        if subject(item) in by_comparison:
+            by_comparison[subject(item)].add(item.annotator)
     judged: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
     for review in counted.corrections:
         for text in {text.strip() for text in review.texts}:
@@ -45,11 +47,6 @@ def find(counted: Counted) -> list[Correction]:
         _correction(given, text, by_comparison, judged[prompt, text])
         for (prompt, text), given in sorted(typed.items())
     ]
-
-
-def waiting(counted: Counted) -> list[Correction]:
-    """Those that nobody else has judged: what a second person is asked about."""
-    return [item for item in find(counted) if not item.reviews]
 
 
 def place_of(review: Judgement, text: str) -> int | None:

@@ -19,7 +19,7 @@ Scores -> labels: a reward of at least `good_from` is good, one of at most `bad_
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from preference_data.preferences.pairs import evidence
@@ -49,6 +49,14 @@ class Tally(NamedTuple):
     """Something was said about them, but not clearly."""
 
 
+class _Statement(NamedTuple):
+    """That somebody says of a text that it is good, or bad, and how directly."""
+
+    directness: int
+    annotator: str
+    is_good: bool
+
+
 class _Verdict(NamedTuple):
     """Whether a text is good, None where that is undecided, and who says so."""
 
@@ -63,20 +71,18 @@ def of_judgements(
     counted: Counted, prompts: Mapping[str, Prompt], *, axis: Axis, min_agreement: float
 ) -> tuple[list[Label], Tally]:
     """Labels on an axis by the rules above."""
-    said: dict[tuple[str, str], dict[int, dict[str, list[bool]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
+    said: dict[tuple[str, str], list[_Statement]] = defaultdict(list)
     for item in counted.votes:
         for text, directness, is_good in _statements(item, axis):
-            said[item.prompt_id, text][directness][item.annotator].append(is_good)
+            said[item.prompt_id, text].append(_Statement(directness, item.annotator, is_good))
     for item in counted.adjudications:
         for text, _, is_good in _statements(item, axis):
-            said[item.prompt_id, text][_BY_ADJUDICATOR][item.annotator].append(is_good)
+            said[item.prompt_id, text].append(_Statement(_BY_ADJUDICATOR, item.annotator, is_good))
     weights = counted.weights[axis]
     verdicts = {
         key: verdict
-        for key, levels in sorted(said.items())
-        if (verdict := _verdict(levels[max(levels)], weights, min_agreement))
+        for key, statements in sorted(said.items())
+        if (verdict := _verdict(statements, weights, min_agreement))
     }
     clear = {key: verdict for key, verdict in verdicts.items() if verdict.is_good is not None and key[1]}
     sure = evidence(
@@ -126,14 +132,19 @@ def _by_ranking(ranking: Ranking, place: int) -> bool | None:
 
 
 def _verdict(
-    said: Mapping[str, list[bool]], weights: Mapping[str, float], min_agreement: float
+    said: Sequence[_Statement], weights: Mapping[str, float], min_agreement: float
 ) -> _Verdict | None:
     """What annotators say of a text together; None if nothing that they say is worth anything."""
-    weight = {name: weights.get(name, 1.0) for name in said}
+    most = max(statement.directness for statement in said)
+    by_annotator: dict[str, list[bool]] = {}
+    for statement in said:
+        if statement.directness == most:
+            by_annotator.setdefault(statement.annotator, []).append(statement.is_good)
+    weight = {name: weights.get(name, 1.0) for name in sorted(by_annotator)}
     total = sum(weight.values())
     if not total:
         return None
-    good = sum(weight[name] * sum(each) / len(each) for name, each in said.items())
+    good = sum(worth * sum(by_annotator[name]) / len(by_annotator[name]) for name, worth in weight.items())
     is_good = 2 * good >= total
     agree = good if is_good else total - good
     if agree < (min_agreement - _ROUNDING) * total:

@@ -243,25 +243,6 @@ def removals(tallies: Mapping[Axis, Tally]) -> list[Removal]:
     return rows
 
 
-def disputed(counted: Counted, *, min_agreement: float) -> list[str]:
-    """Comparisons in which annotators disagree about two completions on an axis, and nobody has decided.
-
-    They are what an adjudicator is asked about.
-    """
-    queue: set[str] = set()
-    settled = {subject(item) for item in counted.adjudications}
-    for axis in AXES:
-        poll = _poll(counted, axis)
-        outcomes = _outcomes(poll, min_agreement)
-        disagreements = {poll.texts[i] for i in np.flatnonzero(outcomes == "disagreements").tolist()}
-        for item in counted.votes:
-            if subject(item) not in settled and getattr(item, axis) is not None:
-                pairs = (_texts(item, i, j)[0] for i, j in PLACES if j < len(item.texts))
-                if not disagreements.isdisjoint(pairs):
-                    queue.add(subject(item))
-    return sorted(queue)
-
-
 def _check_agreement(given: Sequence[Judgement], min_alpha: float) -> None:
     alphas = {axis: agreement.alpha(tabulate(given, axis)) for axis in AXES}
     low = {axis: alpha for axis, alpha in alphas.items() if alpha.low is None or alpha.low < min_alpha}

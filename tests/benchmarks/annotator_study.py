@@ -126,6 +126,7 @@ def run(name: str, arm: Arm, demo: Path, out: Path, seed: int) -> dict[str, Any]
         "4_annotate.annotators=6",
         "4_annotate.gold=0.15",
         "4_annotate.comparisons_per_prompt=1",
+        "5_pairs.min_alpha=null",  # the demo's would refuse the arms without rules
         f"4_annotate.completions_per_comparison={arm.size}",
         f"*.seed={seed}" if seed else "4_annotate.seed=0",
         *arm.pairs,

@@ -13,7 +13,6 @@ from preference_data.preferences.pairs import (
     ScoreTally,
     Tally,
     build,
-    disputed,
     evidence,
     of_scores,
     weigh,
@@ -269,11 +268,12 @@ def test_a_correction_that_somebody_rejects_has_no_weight():
     assert told(pairs_of(typed, review(("best", A0, A1), "312"), correction_weight=0.2)[0]) == []
 
 
-def test_what_nobody_else_has_judged_waits_for_a_second_person():
+def test_a_typed_completion_knows_who_typed_it_and_who_has_judged_it():
     typed = vote("c0", "c1", "tie", annotator="r2", corrected=" best")
-    (waits,) = corrections.waiting(counted([typed]))
-    assert (waits.text, waits.typists, waits.worse) == ("best", {"r2"}, (A0, A1))
-    assert corrections.waiting(counted([typed, review(("best", A0, A1), "312")])) == []
+    (alone,) = corrections.find(counted([typed]))
+    assert (alone.text, alone.typists, alone.worse, alone.reviews) == ("best", {"r2"}, (A0, A1), ())
+    (judged,) = corrections.find(counted([typed, review(("best", A0, A1), "312")]))
+    assert len(judged.reviews) == 1
 
 
 def test_the_declared_weight_of_what_nobody_else_has_judged():
@@ -345,14 +345,6 @@ def test_a_tie_by_an_adjudicator_makes_no_pair_and_the_last_word_counts():
     last = review((A0, A1), "a", "boss", "adjudication", submitted_at="2026-01-02T00:00:00Z")
     assert told(pairs_of(*split, tie, last)[0]) == [(A0, A1, 2.5 / 4)]
     assert told(pairs_of(*split, tie, last, exclude=("boss",))[0]) == []
-
-
-def test_the_queue_of_adjudicators_holds_what_is_disputed_and_not_decided():
-    split = [vote("c0", "c1", "a"), vote("c0", "c1", "b", annotator="r2")]
-    agreed = [vote("c2", "c3", "a"), vote("c2", "c3", "a", annotator="r2")]
-    assert disputed(counted([*split, *agreed]), min_agreement=0.75) == ["c0-c1"]
-    decided = review((A0, A1), "a", "lead", "adjudication")
-    assert disputed(counted([*split, *agreed, decided]), min_agreement=0.75) == []
 
 
 # ---------------------------------------------------------------- properties

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preference_data import store
-from preference_data.schema import Judgement, Prompt
+from preference_data.schema import Judgement, PreferencePair, Prompt
 from tests.align.evaluation import comparing_judges as judges
 from tests.align.evaluation.openai_server import serving
 
@@ -49,6 +49,7 @@ def test_from_recordings_and_questions_to_pairs_by_a_model(recordings, tiny, tmp
         done = align(tmp_path, "run", RECIPE, "--out", "run", *words)
         assert done.returncode == 0, done.stdout + done.stderr
         asked = len(server.requests)
+        pairs = store.read(tmp_path / "run/5_pairs/pairs.jsonl", PreferencePair)
         refused = align(
             tmp_path,
             "run",
@@ -67,6 +68,11 @@ def test_from_recordings_and_questions_to_pairs_by_a_model(recordings, tiny, tmp
     browser = align(tmp_path, "annotate", "push", RECIPE, "--out", "run")
     assert browser.returncode == 2
     assert "4_annotate.yaml:5: by: model judges, and no person does" in browser.stdout + browser.stderr
+    assert pairs
+    for pair in pairs:
+        more = pair.chosen.count("e") > pair.rejected.count("e")
+        assert more == judges.is_high(judges.tone(int(Path(pair.audios[0]).stem)))
+        assert pair.annotators == ("judge",)
     run = tmp_path / "run"
     prompts = {item.id: item for item in store.stream(run / "0_corpus/prompts.jsonl", Prompt)}
     assert len(prompts) == 40

@@ -153,7 +153,7 @@ class Server:
         self._home = Path(tempfile.mkdtemp(prefix="vllm-"))  # a socket's path must be short (107 bytes)
         self.socket, self._log = self._home / "vllm.sock", self._home / "vllm.log"
         (self._home / "template.jinja").write_text(_PLAIN + CHAT_TEMPLATE + "{% endif %}")
-        command = self._command(environment().python, policy, longest or _context(policy))
+        command = self._command(environment().python, policy, longest or longest_context(policy))
         self._process = self._start([*command, *_memory_flags(training_gb)])
         try:
             self._wait()
@@ -294,8 +294,8 @@ def _text_config(policy: Path | str) -> dict[str, Any]:
     return config
 
 
-def _context(policy: Path | str) -> int:
-    """Tokens that the model takes."""
+def longest_context(policy: Path | str) -> int:
+    """Tokens of a prompt and its completion that a server takes by itself: the model's, at most 8,192."""
     return min(_LONGEST_CONTEXT, _text_config(policy).get("max_position_embeddings", _LONGEST_CONTEXT))
 
 

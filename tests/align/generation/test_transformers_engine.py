@@ -2,6 +2,7 @@
 
 import pytest
 
+from align.generation.decoding import uniforms
 from align.generation.engine import Completion, Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
@@ -220,10 +221,33 @@ def test_loaded_weights_count_and_a_failed_load_changes_nothing(toy, tiny):
 
 def test_a_plain_text_is_continued_without_a_chat_around_it(engine):
     plain = Request(PLAIN + "Generate the caption in English:", ("0.wav",), True)
-    packed, _, _ = engine._pack([plain])
-    text = engine.processor.tokenizer.decode(packed.tokens)
+    rows, _ = engine._rows([plain])
+    text = engine.processor.tokenizer.decode(rows[0])
     assert text.startswith("<|audio_bos|>")
     assert "<|im_start|>" not in text
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, DRAWN._replace(completions=1)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_stream_gives_the_tokens_of_whole_completions_and_lets_rows_go(engine, decoding, is_long):
+    """Also past the room that a cache has at first; a row that is sent back draws nothing more."""
+    if is_long:
+        decoding = decoding._replace(max_new_tokens=300, suppress=tuple(engine.stops))
+    numbered = dict(enumerate(requests(6)))
+    whole = [group[0].token_ids for group in completed(engine, numbered, decoding, seed=2).values()]
+    rows, clips = engine._rows(list(numbered.values()))
+    steps = engine.stream(rows, clips, decoding, uniforms(decoding, 2, list(numbered)))
+    streamed, drawn = [[] for _ in numbered], next(steps)
+    while drawn is not None:
+        for row, token in zip(drawn.rows.tolist(), drawn.tokens.tolist(), strict=True):
+            streamed[row].append(token)
+        try:
+            drawn = steps.send([0] if len(streamed[0]) == 2 else None)
+        except StopIteration:
+            drawn = None
+    assert len(whole[0]) > 2
+    assert streamed == [whole[0][:2], *whole[1:]]
+    assert max(map(len, whole)) == 300 or not is_long
 
 
 def test_no_request_gives_nothing(engine):

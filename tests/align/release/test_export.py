@@ -16,12 +16,13 @@ from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio import portable
 from align.models.qwen2_audio.model import hub_name
 from align.models.shards import weights_sha256
-from align.release.policy_files import NoPolicy, find
-from align.release.registry import Registry
+from align.release.policy_files import NoPolicy, find, saved_model
+from align.release.registry import Holder, Registry
 
 app = typer.Typer()
 app.command()(export.export)
 RANK, ALPHA = 2, 6
+NOBODY = Holder(None, None, None)
 TARGET = r"model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj|model\.multi_modal_projector\.linear"
 
 
@@ -113,6 +114,11 @@ def test_adapters_are_merged_and_names_are_those_of_the_hub(runs, tiny, tmp_path
     for name, tensor in expected.items():
         torch.testing.assert_close(exported[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
+    (tmp_path / "scratch").mkdir()
+    served = saved_model(find(str(run), "unused", tmp_path), tmp_path / "scratch")
+    for name, tensor in load_file(served / "model.safetensors").items():
+        assert torch.equal(tensor, exported[name]), name
+
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"preprocessor_config.json", "chat_template.jinja", "generation_config.json"} <= files
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -146,6 +152,18 @@ def test_a_registered_champion_is_exported_and_changed_files_are_refused(
     card = Path("out/README.md").read_text()
     assert "Gate: pass. Judge: facts." in card
     assert "| 0_corpus | abc |" in card
+
+    uri = registry.uri
+    only = find("champion", uri, tmp_path)
+    assert only.name == "models:/toy@champion"
+    assert weights_sha256(only.model) == tags["weights.sha256"]
+    assert saved_model(only, tmp_path) == only.model
+    other = Registry(uri, "other")
+    with pytest.raises(NoPolicy, match="0 models"):
+        find("champion", f"sqlite:///{tmp_path}/runs/empty.db", tmp_path)
+    other.move("champion", other.register(tiny.policy, tags, None), expected=NOBODY, why="test")
+    with pytest.raises(NoPolicy, match="2 models .* models:/other@champion, models:/toy@champion"):
+        find("champion", uri, tmp_path)
 
     nobody = CliRunner().invoke(app, ["models:/toy@nobody", "--to", "other"])
     assert (nobody.exit_code, Path("other").exists()) == (1, False)

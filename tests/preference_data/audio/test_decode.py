@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import soundfile
 import soxr
 
 from preference_data.audio import decode, isolation
-from preference_data.audio.clip_files import BadAudio, resolve_inside
+from preference_data.audio.clip_files import BadAudio, Received, resolve_inside
 from preference_data.dataset.dataset import Dataset
 
 SILENCE = np.zeros(16_000, "float32")
@@ -602,6 +603,33 @@ def test_worker_is_blamed_by_how_it_died() -> None:
     assert found[2].exit_code == -signal.SIGALRM
     assert found[2].of_timeout
     assert time.monotonic() - started < 30
+
+
+def test_pool_replaces_workers_that_died_and_serves_several_threads() -> None:
+    pool: isolation.WorkerPool[str, int] = isolation.WorkerPool(eval, timeout_s=0.5, workers=2)
+    items = ["1 + 1", "__import__('os').abort()", "__import__('time').sleep(60)", "2 + 2"] * 2
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(pool.run, items))
+        assert [found[i] for i in (0, 3, 4, 7)] == [2, 4, 2, 4]
+        assert [found[i] for i in (1, 5)] == [isolation.Died(-signal.SIGABRT)] * 2
+        assert [found[i] for i in (2, 6)] == [isolation.Died(-signal.SIGALRM)] * 2
+        assert len(decoders()) == 2
+    finally:
+        pool.close()
+    assert decoders() == []
+
+
+def test_decoder_pool_loads_bytes_as_files_are_loaded(tmp_path: Path) -> None:
+    pool = decode.DecoderPool(1, max_duration_s=10)
+    try:
+        received = Received("messages[0]", encoded(tmp_path, ".flac"))
+        whole = decode.load(tmp_path / "whole.flac", max_duration_s=10)
+        np.testing.assert_array_equal(pool.load(received), whole)
+        with pytest.raises(BadAudio, match=r"messages\[0\].*empty_file"):
+            pool.load(Received("messages[0]", b""))
+    finally:
+        pool.close()
 
 
 def test_workers_have_little_memory_and_no_torch() -> None:

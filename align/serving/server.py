@@ -1,0 +1,134 @@
+"""Runs the server in the foreground, from before the policy is loaded until it is told to stop."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from align.generation.engine import EngineName
+from align.models.qwen2_audio.model import load_processor
+from align.serving.app import make_app
+from align.serving.backend import Backend, EngineDied
+from align.serving.requests import Limits
+from align.serving.service import Service
+from preference_data.prompts.prompts import PromptFormat
+
+_KEEP_ALIVE_S = 75
+_STOPS_WITHIN_S = 5
+
+
+class CannotServe(RuntimeError):
+    """The address is taken, or the policy cannot be loaded; the message says which and what to do."""
+
+
+class Settings(NamedTuple):
+    """Where and what to serve. Port 0 takes a free one."""
+
+    policy: Path | str
+    name: str
+    engine: EngineName
+    key: str
+    host: str
+    port: int
+    prompt_format: PromptFormat
+    limits: Limits
+
+
+def new_key() -> str:
+    """A key that nobody guesses."""
+    return f"align-{secrets.token_urlsafe(32)}"
+
+
+def serve(settings: Settings, on_listening: Callable[[str], object], on_ready: Callable[[], object]) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: see there.
+        on_listening: called with the URL; requests are refused until the policy is loaded.
+        on_ready: called when it is loaded, in another thread.
+
+    Raises:
+        CannotServe: before or while the policy is loaded. An engine that dies later is /health's to tell.
+    """
+    listening = _bind(settings.host, settings.port)
+    backend = _open(settings.engine, settings.policy)
+    service = None
+    try:
+        processor = load_processor(settings.policy)
+        service = Service(
+            processor,
+            backend,
+            name=settings.name,
+            prompt_format=settings.prompt_format,
+            limits=settings.limits,
+        )
+        host, port = listening.getsockname()[:2]
+        on_listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        _run(make_app(service, settings.key), listening, backend, on_ready)
+    finally:
+        backend.close()
+        if service:
+            service.close()
+        listening.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything is loaded."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, proto)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        raise CannotServe(f"{host}:{port}: {error.strerror}; choose another --port or --host") from error
+    return listening
+
+
+def _open(engine: EngineName, policy: Path | str) -> Backend:
+    if engine == "vllm":
+        from align.serving.vllm_backend import VllmBackend
+
+        return VllmBackend(policy)
+    from align.serving.transformers_backend import TransformersBackend
+
+    return TransformersBackend(policy)
+
+
+def _run(app: ASGIApp, listening: socket.socket, backend: Backend, on_ready: Callable[[], object]) -> None:
+    """Answer until a signal comes, or until it shows that the policy cannot be loaded."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_STOPS_WITHIN_S,
+    )
+    server = uvicorn.Server(config)
+    failures: list[EngineDied] = []
+
+    def wait_for_engine() -> None:
+        try:
+            backend.wait()
+        except EngineDied as error:
+            failures.append(error)
+            server.should_exit = True
+        else:
+            on_ready()
+
+    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has stopped
+        signal.signal(stop, lambda *_: None)  # not SIG_IGN, which vLLM's process would inherit
+    threading.Thread(target=wait_for_engine, daemon=True).start()
+    server.run(sockets=[listening])
+    if failures:
+        raise CannotServe(f"the policy cannot be loaded: {failures[0]}") from failures[0]
