@@ -220,7 +220,7 @@ def _as_ranking(row: dict[str, Any], texts: Mapping[str, str]) -> dict[str, Any]
 
 def snapshots(folder: Path) -> list[Path]:
     """All versions in `folder`, oldest first."""
-    return sorted(path for path in folder.iterdir() if path.name[:4].isdigit()) if folder.is_dir() else []
+    return sorted(path.parent for path in folder.glob("[0-9]*/judgements.jsonl"))  # reports lie beside them
 
 
 def snapshot(folder: Path, judgements: Sequence[Judgement], *, url: str, datasets: Sequence[str]) -> Path:
