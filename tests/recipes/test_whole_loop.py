@@ -317,7 +317,7 @@ def test_people_are_waited_for_and_those_who_do_not_listen_are_named_and_refused
     assert metrics["alpha_factuality"] < 0.3
     remarks = " ".join(json.loads((out / "4_annotate/quality.json").read_text())["remarks"])
     assert "annotator-1" in remarks
-    assert "side A" in remarks
+    assert "shown first" in remarks
     refused = only(out, "5_pairs", **PEOPLE)
     assert refused.returncode == 1
     assert "alpha" in refused.stderr
