@@ -35,7 +35,7 @@ from preference_data import store
 from preference_data.preferences import quality, selection, working_time
 from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
-from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
+from ui_annotation import AnnotationError, accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
 from ui_annotation.project import Project
 
@@ -52,6 +52,10 @@ class Server(NamedTuple):
     argilla: rg.Argilla
     url: str
     home: Path | None
+
+
+class OtherSnapshot(AnnotationError):
+    """The recipe names a snapshot that has nothing to say about this run's completions."""
 
 
 class Judgements(NamedTuple):
@@ -99,6 +103,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "retests": float(purposes["retest"]),
         "gold": float(purposes["gold"]),
         "judgements": float(len(result.judgements)),
+        "earlier_unused": float(_unused(project)),
         **by_model,
         **({"error_rate_declared": config.error_rate} if config.by == "simulated" else {}),
         **quality.metrics(result.quality),
@@ -111,12 +116,17 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     Simulated judgements depend on more of the recipe than the comparisons do, so each fingerprint has its
     own datasets. People's datasets belong to the run and its clips: whatever else of the recipe changes, a
     comparison that is drawn again is judged already. Other runs may use the same server.
+
+    Raises:
+        BadRecord: a snapshot is damaged; naming file, line and field.
+        OtherSnapshot: the one that the recipe names is of other completions.
     """
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
     corpus, workspace = inputs[config.corpus], config.workspace
     completions = store.read(source / "completions.jsonl", Completion)
-    earlier = _earlier(config, out.final.parent, completions)
+    named = _of_snapshot(config, completions)
+    earlier = [*named, *_of_run(config, out.final.parent, completions)]
     comparisons = assignment.draw(
         completions,
         prompts,
@@ -129,6 +139,12 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
         earlier=earlier,
         select=_selection(config, completions, inputs),
     )
+    if config.snapshot and {item.comparison for item in named}.isdisjoint(item.id for item in comparisons):
+        raise OtherSnapshot(
+            f"snapshot: {config.snapshot}: none of its {len(named)} judgements is of a comparison of "
+            f"{source.name}: other prompts, other completions, or another completions_per_comparison. Next: "
+            "name a snapshot of these completions, or remove the key"
+        )
     if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
         name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
     else:
@@ -138,16 +154,25 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier, by_model)
 
 
-def _earlier(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
-    """Judgements of the snapshot that the recipe names, and people's of this run."""
-    texts = {item.id: item.text for item in completions}
+def _of_snapshot(config: AnnotateConfig, completions: list[Completion]) -> list[Judgement]:
+    """Judgements of the snapshot that the recipe names, without models': a judge's replies are in its run."""
     named = [Path(config.snapshot)] if config.snapshot else []
-    of_snapshot = pull.read_snapshots(named, texts)
-    kept = [item for item in of_snapshot if item.annotator_kind != "model"]  # its replies are in the run
-    if config.by != "people":
-        return kept
-    of_run = pull.read_snapshots(pull.snapshots(run_folder / "snapshots"), texts)
-    return [*kept, *(item for item in of_run if item.annotator_kind == "person")]
+    judgements = pull.read_snapshots(named, {item.id: item.text for item in completions})
+    return [item for item in judgements if item.annotator_kind != "model"]
+
+
+def _of_run(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
+    """People's judgements of this run, where people judge."""
+    folders = pull.snapshots(run_folder / "snapshots") if config.by == "people" else []
+    judgements = pull.read_snapshots(folders, {item.id: item.text for item in completions})
+    return [item for item in judgements if item.annotator_kind == "person"]
+
+
+def _unused(project: Project) -> int:
+    """How many earlier judgements are of nothing that is drawn now; decisions have a draw of their own."""
+    ids = {item.id for item in project.comparisons}
+    given = {item.id: item for item in project.earlier if item.purpose in ("comparison", "retest", "gold")}
+    return sum(item.comparison not in ids for item in given.values())
 
 
 def _selection(

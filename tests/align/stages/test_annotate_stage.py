@@ -90,6 +90,7 @@ def test_with_a_snapshot_of_everything_no_server_is_needed(inputs, tmp_path):
     metrics = annotate.run(config, inputs, out)
     assert not (tmp_path / "runs" / "demo" / "argilla").exists()
     assert (metrics["comparisons"], metrics["retests"], metrics["judgements"]) == (11, 1, 14)
+    assert metrics["earlier_unused"] == len(before) - 14  # of retests that are not drawn now
     comparisons = store.read(out.path / "comparisons.jsonl", Comparison)
     of = {item.id: item for item in before}
     for item in store.read(out.path / "judgements.jsonl", Judgement):
@@ -115,3 +116,20 @@ def test_peoples_judgements_of_this_run_count_without_a_name_and_simulated_never
     ]
     snapshot(tmp_path / "runs" / "third" / "snapshots", simulated)
     assert len(project(inputs, run="runs/third").open()) == len(first.comparisons)
+
+
+@pytest.mark.parametrize("changed", [{"prompt_id": "elsewhere"}, {"texts": ("a", "c")}], ids=str)
+def test_a_snapshot_of_other_completions_is_refused(inputs, tmp_path, changed):
+    """All of it: of one that has anything of these the rest is counted as unused."""
+    before = judged(project(inputs, overlap=0.0, retests=0.0).comparisons)
+    others = []
+    for item in before:
+        other = item.model_copy(update=changed)
+        record_id = assignment.record_id(other.prompt_id, other.texts)
+        others.append(other.model_copy(update={"comparison": record_id, "id": f"{item.id}-other"}))
+    named = snapshot(tmp_path / "other", others)
+    with pytest.raises(annotate.OtherSnapshot, match=f"{named}: none of its 10 judgements.*remove the key"):
+        project(inputs, snapshot=named)
+    with pytest.raises(annotate.OtherSnapshot, match="none of its 0 judgements"):
+        project(inputs, snapshot=snapshot(tmp_path / "empty", []))
+    assert len(project(inputs, snapshot=snapshot(tmp_path / "both", [*others, before[0]])).earlier) == 11
