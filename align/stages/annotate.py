@@ -32,7 +32,7 @@ from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_
 from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
-from preference_data.preferences import quality, selection, working_time
+from preference_data.preferences import quality, selection, votes, working_time
 from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import AnnotationError, accounts, assignment, client, launch, pull, push, simulated
@@ -86,7 +86,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
             if config.by == "people":
                 _require_enough(host, config, project, judgements)
             if config.adjudicator:
-                decisions = review_project(project, judgements)
+                decisions = review_project(config, project, judgements)
                 send_for_review(host, config, decisions)
                 judgements += fetch(host, config, decisions)
                 _require_decisions(host, config, decisions, judgements)
@@ -267,12 +267,12 @@ def fetch(host: Server, config: AnnotateConfig, project: Project) -> list[Judgem
     return pull.pull(host.argilla, project, "simulated" if config.by == "simulated" else "person")
 
 
-def review_project(project: Project, judgements: list[Judgement]) -> Project:
-    """What the adjudicator decides, in a workspace that annotators do not see."""
+def review_project(config: AnnotateConfig, project: Project, judgements: list[Judgement]) -> Project:
+    """What the adjudicator decides of judgements that count, in a workspace that annotators do not see."""
     return project._replace(
         name=f"{project.name}-review",
         workspace=f"{project.workspace}-review",
-        comparisons=assignment.review(judgements),
+        comparisons=assignment.review(votes.counted(judgements, config.min_heard), config.adjudicator),
         annotators=1,
     )
 

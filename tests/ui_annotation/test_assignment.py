@@ -337,6 +337,27 @@ def test_who_typed_what_is_there_already_typed_nothing():
     assert review([judge(item, corrected=f" {item.texts[1]}\n"), judge(item, "bob", corrected=" ")]) == []
 
 
+def test_what_is_decided_is_what_votes_say_whether_of_a_comparison_or_of_somebody_elses_retest():
+    comparisons = drawn(n=1, per_prompt=1, overlap=0.0, rates=Rates(1.0, 0))
+    item, retest = sorted(comparisons, key=lambda item: item.purpose)
+    best, other = item.texts
+    (torn,) = review([judge(item, "ann", best), judge(retest, "bob", other)])
+    assert (torn.purpose, torn.about) == ("adjudication", item.id)
+    assert [torn] == review([judge(item, "ann", best), judge(item, "bob", other)])
+    assert review([judge(item, "ann", best), judge(retest, "bob", best)]) == []
+    assert review([judge(item, "ann", best), judge(retest, "ann", other)]) == []  # measures ann alone
+    (typed,) = review([judge(retest, "bob", best, corrected="new")])
+    assert (typed.purpose, typed.about) == ("correction", item.id)
+    assert review([judge(item, "ann", best), judge(retest, "bob", best, corrected="new")]) == [typed]
+
+
+def test_nobody_is_asked_to_approve_what_they_typed():
+    item, other = drawn(n=1, per_prompt=2, overlap=1.0, rates=Rates(0, 0))
+    given = [judge(item, "ann", corrected="new"), judge(other, "bob", corrected=" new")]
+    assert len(review(given)) == len(review(given, "eve")) == 2
+    assert review(given, "ann") == review(given, "bob") == []
+
+
 def test_a_decision_is_never_taken_for_an_annotators_judgement():
     """Whoever decides may be an annotator, and may see the completions in the same order again."""
     comparisons = drawn(n=60, per_prompt=1, rates=Rates(0.5, 0))

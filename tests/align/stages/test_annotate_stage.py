@@ -133,3 +133,17 @@ def test_a_snapshot_of_other_completions_is_refused(inputs, tmp_path, changed):
     with pytest.raises(annotate.OtherSnapshot, match="none of its 0 judgements"):
         project(inputs, snapshot=snapshot(tmp_path / "empty", []))
     assert len(project(inputs, snapshot=snapshot(tmp_path / "both", [*others, before[0]])).earlier) == 11
+
+
+def test_only_what_counts_is_brought_to_the_adjudicator(inputs):
+    """Who did not listen, or called the clip unusable, has no vote that another could contradict."""
+    drawn = project(inputs, overlap=1.0, retests=0.0)
+    config = AnnotateConfig(**PEOPLE, adjudicator="eve")
+    ann, bob = (
+        [assignment.unblind(item, name, dict.fromkeys(AXES, side), heard=1.0) for item in drawn.comparisons]
+        for name, side in (("ann", "a"), ("bob", "b"))
+    )
+    assert len(annotate.review_project(config, drawn, [*ann, *bob]).comparisons) == 10
+    for unlike in ({"heard": 0.5}, {"heard": None}, {"audio_unusable": True}):
+        uncounted = [item.model_copy(update=unlike) for item in bob]
+        assert annotate.review_project(config, drawn, [*ann, *uncounted]).comparisons == []
