@@ -179,6 +179,6 @@ def _snapshot_problems(step: Step) -> Iterator[Problem]:
     from ui_annotation import pull  # seconds, with argilla
 
     try:
-        pull.read_snapshots([Path(config.snapshot)], {})
+        pull.read_snapshots([Path(config.snapshot).expanduser()], {})
     except (ValueError, OSError) as error:
         yield step.source.problem(("snapshot",), str(error))

@@ -156,7 +156,7 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
 
 def _of_snapshot(config: AnnotateConfig, completions: list[Completion]) -> list[Judgement]:
     """Judgements of the snapshot that the recipe names, without models': a judge's replies are in its run."""
-    named = [Path(config.snapshot)] if config.snapshot else []
+    named = [Path(config.snapshot).expanduser()] if config.snapshot else []
     judgements = pull.read_snapshots(named, {item.id: item.text for item in completions})
     return [item for item in judgements if item.annotator_kind != "model"]
 

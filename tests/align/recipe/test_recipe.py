@@ -723,3 +723,18 @@ def test_a_mixture_is_made_again_when_records_change_but_not_for_an_index_beside
     after = reads(corpus, {}).data
     assert after != before
     assert after[f"{tmp_path}/b"] == before[f"{tmp_path}/b"]
+
+
+def test_another_snapshot_in_the_same_place_is_another_input(write, tmp_path, monkeypatch):
+    """And its place may begin with ~, as that of other data."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    snapshot = tmp_path / "0001-abc"
+    snapshot.mkdir()
+    (snapshot / "judgements.jsonl").write_text("")
+    steps = load(write(s1_corpus=MADE), ["5_annotate.snapshot=~/0001-abc"]).steps
+    annotate = next(step for step in steps if step.name == "5_annotate")
+    digests = dict.fromkeys(annotate.needs, "0")
+    before = reads(annotate, digests)
+    assert reads(annotate, digests) == before
+    (snapshot / "judgements.jsonl").write_text("\n")
+    assert reads(annotate, digests) != before
