@@ -33,7 +33,7 @@ from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
 from preference_data.preferences import quality, selection, votes, working_time
-from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
+from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import AnnotationError, accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
@@ -148,10 +148,16 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
         name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
     else:
-        run = re.sub(r"[^A-Za-z0-9_-]+", "-", out.final.parent.resolve().name)[:60]
+        run = _in_a_name(out.final.parent.resolve().name)
         name = f"{out.name}-{run}-{sha256_file(corpus / 'clips.jsonl')[:8]}"
     by_model = model_judgements.left_to_model(config, comparisons)
     return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier, by_model)
+
+
+def _in_a_name(run: str) -> str:
+    """A run folder's name as Argilla allows it; one that has to change gets a digest and is no other's."""
+    allowed = re.sub(r"[^A-Za-z0-9_-]+", "-", run)[:60]
+    return allowed if allowed == run else f"{allowed}-{stable_id(run)[:8]}"
 
 
 def _of_snapshot(config: AnnotateConfig, completions: list[Completion]) -> list[Judgement]:

@@ -1,5 +1,7 @@
 """Which datasets a run's annotators work on, and what of earlier judgements they are not asked again."""
 
+import re
+
 import pytest
 
 from align.recipe.config.preference import AnnotateConfig
@@ -57,6 +59,14 @@ def test_runs_that_share_a_server_share_no_dataset(inputs):
     (inputs["0_corpus"] / "clips.jsonl").write_text("\n")
     names.add(project(inputs).name)
     assert len(names) == 3
+
+
+def test_run_folders_whose_names_argilla_would_cut_or_change_share_no_dataset(inputs):
+    runs = ["a b", "a-b", "a.b", "ä", "ö", "x" * 60, "x" * 61, "x" * 60 + "y"]
+    names = {project(inputs, run=f"runs/{run}").name for run in runs}
+    assert len(names) == len(runs)
+    for name in names:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name)
 
 
 def test_simulated_annotators_start_anew_with_each_recipe(inputs):
