@@ -8,6 +8,7 @@ with more prompts, retests or gold, what was drawn before stays drawn.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, islice, product
@@ -76,7 +77,8 @@ def draw(
     """Up to `per_prompt` comparisons of different completions per prompt, and what measures their annotators.
 
     Args:
-        completions: Of policies; their order does not matter to the annotators.
+        completions: Of policies; their order does not matter to the annotators. Of two that look the same
+            one is compared.
         prompts: By id, at least those of the completions.
         size: Completions in a comparison; fewer where a prompt has no more different ones.
         per_prompt: Most comparisons of a prompt.
@@ -176,10 +178,17 @@ def _key(prompt_id: str, texts: Iterable[str]) -> _Key:
 
 
 def _by_text(completions: Iterable[Completion]) -> dict[str, dict[str, Completion]]:
-    by_text: dict[str, dict[str, Completion]] = defaultdict(dict)
+    """By prompt and text; of texts that nobody can tell apart the shortest."""
+    by_look: dict[str, dict[str, Completion]] = defaultdict(dict)
     for completion in completions:
-        by_text[completion.prompt_id].setdefault(completion.text, completion)
-    return by_text
+        own, look = by_look[completion.prompt_id], _look(completion.text)
+        own[look] = min(own.get(look, completion), completion, key=lambda item: (len(item.text), item.text))
+    return {prompt_id: {item.text: item for item in own.values()} for prompt_id, own in by_look.items()}
+
+
+def _look(text: str) -> str:
+    """What annotators see of a text: no space around it, nor of how many code points a letter is made."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _sets(

@@ -277,6 +277,21 @@ def test_what_is_compared_is_known_by_its_texts():
     assert [item.id for item in draw(again, prompts, **options)] == [item.id for item in drawn()]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    "twins",
+    [("dog", "dog "), ("dog", "\n dog"), ("", " \t"), ("\u00e9t\u00e9", "e\u0301te\u0301")],
+    ids=ascii,
+)
+def test_nobody_compares_what_looks_the_same(twins, size):
+    """The same of the two in whatever order they were sampled."""
+    assert drawn(n=1, texts=twins, size=size) == []
+    (item,) = drawn(n=1, texts=[*twins, "cat"], size=size, rates=Rates(0, 0))
+    (again,) = drawn(n=1, texts=["cat", *twins[::-1]], size=size, rates=Rates(0, 0))
+    assert item.texts == again.texts
+    assert len({"cat", *twins} & {*item.texts}) == len(item.texts) == 2
+
+
 def test_the_seed_decides_all():
     assert drawn() == drawn()
     assert {item.id for item in drawn()} != {item.id for item in drawn(seed=1)}
