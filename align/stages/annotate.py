@@ -249,8 +249,24 @@ def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
                 running = until_done.enter_context(launch.serving(home, users=names, workspace=workspace))
             else:
                 running = launch.start(home, users=names, workspace=config.workspace)
+        elif config.by == "people":
+            _let_in(home, config)
         owner = launch.credentials(home)["users"]["owner"]
         yield Server(client.connect(running.url, owner["api_key"]), running.url, home)
+
+
+def _let_in(home: Path, config: AnnotateConfig) -> None:
+    """Let as many into the workspace of a server that runs already as the recipe has annotators.
+
+    They are the accounts that a start makes; where there are enough others, none is brought back.
+    """
+    users = accounts.list_users(home)
+    members = {
+        user.name for user in users if user.role == "annotator" and config.workspace in user.workspaces
+    }
+    others = [name for name in _account_names(config) if name not in members]
+    for name in others[: max(config.annotators - len(members), 0)]:
+        accounts.admit(home, name, workspace=config.workspace)
 
 
 def work_left(project: Project) -> working_time.WorkingTime:

@@ -10,7 +10,7 @@ from align.stages import annotate
 from preference_data import store
 from preference_data.schema import AudioClip, Comparison, Completion, Judgement, Prompt
 from tests.ui_annotation.conftest import ANNOTATORS
-from ui_annotation import accounts, client
+from ui_annotation import accounts, client, launch
 
 TEXTS = ["right", "wrong"]
 
@@ -127,3 +127,23 @@ def test_admit_lets_in_once_whoever_has_an_account_or_not(argilla_server):
         accounts.admit(argilla_server.home, name, workspace=f"{workspace}-review")
     (user,) = [item for item in accounts.list_users(argilla_server.home) if item.name == name]
     assert (user.role, set(user.workspaces)) == ("annotator", {workspace, f"{workspace}-review"})
+
+
+@pytest.mark.usefixtures("argilla_environment")
+def test_a_recipe_that_changes_gets_its_accounts_and_workspace_from_a_server_that_runs(tmp_path):
+    keys = {"stage": "annotate", "completions": "3_sample", "corpus": "0_corpus", "by": "people"}
+
+    def members(**changed):
+        with annotate.server(AnnotateConfig(**keys | changed), tmp_path):
+            users = accounts.list_users(tmp_path / "argilla")
+        return {user.name: set(user.workspaces) for user in users if user.role == "annotator"}
+
+    with launch.serving(tmp_path / "argilla", users=["annotator-1"]):
+        both = {"annotator-1": {"audio"}, "annotator-2": {"audio"}}
+        assert members(annotators=2) == members(annotators=1) == both
+        both["annotator-1"].add("team")
+        assert members(annotators=1, workspace="team") == both
+        accounts.add_user(tmp_path / "argilla", "ann", workspace="team")
+        assert members(annotators=2, workspace="team") == both | {"ann": {"team"}}
+        both["annotator-2"].add("team")
+        assert members(annotators=3, workspace="team") == both | {"ann": {"team"}}
