@@ -84,6 +84,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
                 _simulate(host, config, project, pushed, phrasebook)
             judgements = fetch(host, config, project)
             if config.by == "people":
+                _keep_so_far(judgements, url, project, run_folder / "snapshots")
                 _require_enough(host, config, project, judgements)
             if config.adjudicator:
                 decisions = review_project(config, project, judgements)
@@ -306,6 +307,13 @@ def send_for_review(host: Server, config: AnnotateConfig, decisions: Project) ->
         accounts.admit(host.home, config.adjudicator, workspace=decisions.workspace)
     if decisions.open():
         send(host, decisions)
+
+
+def _keep_so_far(judgements: list[Judgement], url: str, project: Project, snapshots: Path) -> None:
+    """Keep what people have judged, so that it is drawn again whatever of the recipe changes meanwhile."""
+    if judgements:
+        datasets = [dataset.name for dataset in project.datasets()]
+        pull.snapshot(snapshots, judgements, url=url, datasets=datasets)
 
 
 def keep(

@@ -86,6 +86,12 @@ def test_a_run_waits_for_annotators_then_for_decisions_and_then_ends(
     right, wrong = prefers("right"), prefers("wrong")
     typed = {"corrected": lambda fields: "typed" if ">1" in fields["prompt"] else None}
     submit_all(argilla_server, workspace, ann, factuality=right, behaviour=right, **typed)
+    assert not (tmp_path / "run" / "snapshots").exists()
+    with pytest.raises(Waiting, match="3 of 6 judgements"):
+        annotate.run(config, inputs, out)
+    changed = annotate.make_project(config.model_copy(update={"seed": 7}), inputs, out)
+    assert {item.annotator for item in changed.earlier} == {ann}
+    assert {item.comparison for item in changed.earlier} == {item.id for item in changed.comparisons}
     submit_all(
         argilla_server,
         workspace,
