@@ -8,6 +8,7 @@ with more prompts, retests or gold, what was drawn before stays drawn.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, islice, product
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from preference_data.preferences import votes
 from preference_data.schema import (
     AXES,
     MOST_COMPARED,
@@ -75,7 +77,8 @@ def draw(
     """Up to `per_prompt` comparisons of different completions per prompt, and what measures their annotators.
 
     Args:
-        completions: Of policies; their order does not matter to the annotators.
+        completions: Of policies; their order does not matter to the annotators. Of two that look the same
+            one is compared.
         prompts: By id, at least those of the completions.
         size: Completions in a comparison; fewer where a prompt has no more different ones.
         per_prompt: Most comparisons of a prompt.
@@ -175,10 +178,17 @@ def _key(prompt_id: str, texts: Iterable[str]) -> _Key:
 
 
 def _by_text(completions: Iterable[Completion]) -> dict[str, dict[str, Completion]]:
-    by_text: dict[str, dict[str, Completion]] = defaultdict(dict)
+    """By prompt and text; of texts that nobody can tell apart the shortest."""
+    by_look: dict[str, dict[str, Completion]] = defaultdict(dict)
     for completion in completions:
-        by_text[completion.prompt_id].setdefault(completion.text, completion)
-    return by_text
+        own, look = by_look[completion.prompt_id], _look(completion.text)
+        own[look] = min(own.get(look, completion), completion, key=lambda item: (len(item.text), item.text))
+    return {prompt_id: {item.text: item for item in own.values()} for prompt_id, own in by_look.items()}
+
+
+def _look(text: str) -> str:
+    """What annotators see of a text: no space around it, nor of how many code points a letter is made."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _sets(
@@ -376,27 +386,32 @@ def _gold_of(
 # -------------------------------------------------------------------- what a named person decides
 
 
-def review(judgements: Sequence[Judgement]) -> list[Comparison]:
+def review(judgements: Sequence[Judgement], adjudicator: str | None = None) -> list[Comparison]:
     """What a named person decides: comparisons whose annotators disagree, and completions that they typed.
 
-    Annotators disagree where one prefers a completion to another, and somebody else the other way round, on
-    either axis. A typed completion is shown among those it was typed for, without a mark; with
-    `MOST_COMPARED` of these, the last one gives way to it. No seed of a recipe changes what is drawn here, so
-    that a person decides once.
+    It goes by the judgements that `5_pairs` takes for votes: comparisons, and retests by somebody who did not
+    judge the comparison. Annotators disagree where one prefers a completion to another, and somebody else the
+    other way round, on either axis. A typed completion is shown among those it was typed for, without a mark;
+    with `MOST_COMPARED` of these, the last one gives way to it. It is not shown to an adjudicator who typed
+    it, for nobody approves their own. No seed of a recipe changes what is drawn here, so that a person
+    decides once.
     """
     of_comparison: dict[str, list[Judgement]] = defaultdict(list)
-    for item in judgements:
-        if item.purpose == "comparison":
-            of_comparison[item.comparison].append(item)
+    typists: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for item in votes.opinions(judgements):
+        of_comparison[votes.subject(item)].append(item)
+        typists[item.prompt_id, (item.corrected or "").strip()].add(item.annotator)
     reviews: dict[str, Comparison] = {}
     for given in of_comparison.values():
-        first = given[0]
-        if _disagree(given):
-            record = _review(first, first.texts, "adjudication")
+        first = next((item for item in given if item.purpose == "comparison"), given[0])
+        texts = first.texts if first.purpose == "comparison" else first.texts[::-1]  # as of the comparison
+        if _disagree(given, texts):
+            record = _review(first, texts, "adjudication")
             reviews.setdefault(record.id, record)
         for typed in sorted({(item.corrected or "").strip() for item in given} - {""}):
-            if typed not in {text.strip() for text in first.texts}:
-                record = _review(first, [*first.texts[: MOST_COMPARED - 1], typed], "correction")
+            is_own = adjudicator in typists[first.prompt_id, typed]
+            if not is_own and typed not in {text.strip() for text in texts}:
+                record = _review(first, [*texts[: MOST_COMPARED - 1], typed], "correction")
                 reviews.setdefault(record.id, record)
     return sorted(reviews.values(), key=lambda item: item.id)
 
@@ -409,16 +424,22 @@ def _review(about: Judgement, texts: Sequence[str], purpose: Purpose) -> Compari
     }
     order = _shuffled(0, f"{purpose} of {about.prompt_id}", texts)
     item = _comparison(
-        _Set(about.prompt_id, order), {about.prompt_id: own}, purpose=purpose, about=about.comparison
+        _Set(about.prompt_id, order), {about.prompt_id: own}, purpose=purpose, about=votes.subject(about)
     )
     return item.model_copy(update={"id": stable_id("review", item.id)})
 
 
-def _disagree(given: Sequence[Judgement]) -> bool:
+def _disagree(given: Sequence[Judgement], texts: Sequence[str]) -> bool:
+    places = [votes.places_in(item, texts) for item in given]
     for axis in AXES:
-        rankings = [ranking for item in given if (ranking := getattr(item, axis)) is not None]
-        for i, j in combinations(range(len(given[0].texts)), 2):
-            if any(item.prefers(i, j) for item in rankings) and any(item.prefers(j, i) for item in rankings):
+        both = zip(given, places, strict=True)
+        rankings = [(ranking, own) for item, own in both if (ranking := getattr(item, axis)) is not None]
+        for i, j in combinations(range(len(texts)), 2):
+            sides = {
+                (ranking.prefers(own[i], own[j]), ranking.prefers(own[j], own[i]))
+                for ranking, own in rankings
+            }
+            if {(True, False), (False, True)} <= sides:
                 return True
     return False
 

@@ -108,7 +108,10 @@ def datasets(client: rg.Argilla, workspace: str) -> dict[str, dict[str, Any]]:
     items = call(client, "GET", "/api/v1/me/workspaces")["items"]
     ids = {item["name"]: item["id"] for item in items}
     if workspace not in ids:
-        raise Refused(f"{client.api_url}: no workspace {workspace!r} here; there are: {', '.join(ids)}")
+        raise Refused(
+            f"{client.api_url}: no workspace {workspace!r} here; there are: {', '.join(ids)}. Next: its "
+            "owner makes it there and lets in who is to judge, or the recipe's `workspace` names another"
+        )
     datasets = call(client, "GET", "/api/v1/me/datasets")["items"]
     return {item["name"]: item for item in datasets if item["workspace_id"] == ids[workspace]}
 

@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import argilla as rg
+from pydantic import BaseModel, ConfigDict
 
 from preference_data import store
 from preference_data.schema import AnnotatorKind, Judgement, stable_id
-from preference_data.text_files import numbered_lines
+from preference_data.text_files import BadText, numbered_lines, parse_json
 from ui_annotation import assignment, client, render
 from ui_annotation.project import Project
 
@@ -185,36 +186,63 @@ def read_snapshots(folders: Iterable[Path], texts: Mapping[str, str]) -> list[Ju
     judgements: dict[str, Judgement] = {}
     for folder in folders:
         file = folder / "judgements.jsonl"
-        for number, line in numbered_lines(file):
-            row = json.loads(line)
-            if "completion_a" in row:
-                if not {row["completion_a"], row["completion_b"]} <= texts.keys():
-                    continue
-                line = json.dumps(_as_ranking(row, texts)).encode()
-            judgement = store.parse(line, Judgement, f"{file}:{number}")
-            judgements[judgement.id] = judgement
+        try:
+            for number, line in numbered_lines(file):
+                if judgement := _kept(line, f"{file}:{number}", texts):
+                    judgements[judgement.id] = judgement
+        except BadText as error:
+            raise store.BadRecord(str(error)) from error
     return list(judgements.values())
 
 
-def _as_ranking(row: dict[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """A judgement of two completions as it was kept until November 2026, in today's form."""
-    completions = row.pop("completion_a"), row.pop("completion_b")
+def _kept(line: bytes, place: str, texts: Mapping[str, str]) -> Judgement | None:
+    """The judgement on a line of a snapshot; None where its completions are gone."""
+    row = parse_json(line, place)
+    if not isinstance(row, dict) or "completion_a" not in row:
+        return store.parse(line, Judgement, place)
+    choice = store.parse(line, _Choice, place)
+    if not {choice.completion_a, choice.completion_b} <= texts.keys():
+        return None
+    return store.parse(json.dumps(_as_ranking(choice, texts)), Judgement, place)
+
+
+class _Choice(BaseModel):
+    """A judgement of two completions as it was kept until November 2026; what is not named is as today."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    prompt_id: str
+    completion_a: str
+    completion_b: str
+    annotator: str
+    factuality: Literal["a", "b", "tie", "both_bad"]
+    behaviour: Literal["a", "b", "tie", "both_bad"]
+    expected: Literal["a", "b", "tie", "both_bad"] | None = None
+    errors_a: tuple[str, ...] = ()
+    errors_b: tuple[str, ...] = ()
+    retest_of: str | None = None
+
+
+def _as_ranking(choice: _Choice, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The same judgement in today's form."""
+    completions = choice.completion_a, choice.completion_b
     both = [texts[name] for name in completions]
-    record_id = assignment.record_id(row["prompt_id"], both)
-    errors = [row.pop("errors_a", ()), row.pop("errors_b", ())]
-    rankings = ("factuality", "behaviour", "expected")
-    about = row.pop("retest_of", None)
+    record_id = assignment.record_id(choice.prompt_id, both)
+    errors = choice.errors_a, choice.errors_b
+    rankings = {key: getattr(choice, key) for key in ("factuality", "behaviour", "expected")}
     return {
-        **row,
-        **{key: assignment.CHOICES[row[key]].model_dump() for key in rankings if row.get(key)},
-        "id": stable_id(record_id, row["annotator"]),
+        **(choice.model_extra or {}),
+        **{key: assignment.CHOICES[said].model_dump() for key, said in rankings.items() if said},
+        "id": stable_id(record_id, choice.annotator),
         "comparison": record_id,
+        "prompt_id": choice.prompt_id,
         "completions": completions,
         "texts": both,
         "kind": "choice",
-        "annotator_kind": "simulated" if row["annotator"].startswith("simulated-") else "person",
+        "annotator": choice.annotator,
+        "annotator_kind": "simulated" if choice.annotator.startswith("simulated-") else "person",
         "errors": errors if any(errors) else (),
-        "about": about,
+        "about": choice.retest_of,
     }
 
 

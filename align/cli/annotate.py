@@ -149,7 +149,7 @@ def adjudicate(recipe: RecipeFolder, overrides: Overrides = None, out: Out = Non
         raise RecipeError([Problem(str(recipe), "adjudicator", "not given; who decides? Name an account")])
     with annotate.server(config, stage.run) as host:
         judgements = annotate.fetch(host, config, project)
-        decisions = annotate.review_project(project, judgements)
+        decisions = annotate.review_project(config, project, judgements)
         annotate.send_for_review(host, config, decisions)
         so_far = pull.progress(decisions, annotate.fetch(host, config, decisions))
     typed = sum(item.purpose == "correction" for item in decisions.comparisons)

@@ -307,11 +307,15 @@ def _explained(error: Exception) -> tuple[str, int | None]:
     """A message that says all that a user needs, and its exit code; None for an error of ours."""
     from align.run_folder.artifacts import DamagedFile, FullDisk, NotThisRun, RunIsBusy, full_disk
     from align.run_folder.server_environment import InstallFailed
+    from preference_data.audio.clip_files import BadAudio
+    from preference_data.preferences.selection import NothingToRank
+    from preference_data.store import BadRecord
     from ui_annotation import AnnotationError
 
     if isinstance(error, NotThisRun):
         return str(error), 2
-    if isinstance(error, RunIsBusy | DamagedFile | AnnotationError | FullDisk | InstallFailed):
+    of_data = BadRecord | BadAudio | NothingToRank
+    if isinstance(error, RunIsBusy | DamagedFile | AnnotationError | FullDisk | InstallFailed | of_data):
         return str(error), 1
     if isinstance(error, OSError) and error.filename is not None:
         return full_disk(error, Path(error.filename)) or f"{error.filename}: {error.strerror}", 1

@@ -16,6 +16,7 @@ from align.planning.estimate import UnknownShape
 from align.planning.foreign_models import hub_problem, model_problems
 from align.recipe.config.alignment import DPOConfig, GRPOConfig
 from align.recipe.config.evaluation import ChatModel
+from align.recipe.config.preference import AnnotateConfig
 from align.recipe.config.training import Filters, Hardware, SFTConfig, TrainingConfig
 from align.recipe.recipe import Recipe, RecipeError, Step, read
 from align.recipe.stage_file import Problem
@@ -39,6 +40,7 @@ def load_checked(
     for step in recipe.steps if problems else _unfinished(recipe, run):
         problems += [*model_problems(step), *_refused_by_trl(step)]
         problems += [*_judge_problems(step), *_engine_problems(step, recipe), *_data_problems(step, run)]
+        problems += _snapshot_problems(step)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return recipe, run
@@ -167,3 +169,16 @@ def _data_problems(step: Step, run: Path) -> Iterator[Problem]:
         import_module(f"align.stages.{config.kind()}").check(config, inputs)
     except (ValueError, OSError) as error:
         yield Problem(str(step.file), "", str(error))
+
+
+def _snapshot_problems(step: Step) -> Iterator[Problem]:
+    """Earlier judgements that cannot be read; of which completions they are is known when these are there."""
+    config = step.config
+    if not isinstance(config, AnnotateConfig) or not config.snapshot:
+        return
+    from ui_annotation import pull  # seconds, with argilla
+
+    try:
+        pull.read_snapshots([Path(config.snapshot).expanduser()], {})
+    except (ValueError, OSError) as error:
+        yield step.source.problem(("snapshot",), str(error))

@@ -41,7 +41,6 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
     per_prompt, size = config.comparisons_per_prompt, config.completions_per_comparison
     for sampled in (other.config for other in recipe.steps if other.name == config.completions):
         if isinstance(sampled, SampleConfig):
-            size = min(size, sampled.completions_per_prompt)
             per_prompt = min(per_prompt, comb(sampled.completions_per_prompt, size))
     comparisons = per_prompt * basis.prompts
     time = working_time.expected(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from align.recipe.config.corpus import CLIP_S, CorpusConfig
 from align.recipe.config.evaluation import PromoteConfig
+from align.recipe.config.preference import AnnotateConfig, FromJudgementsOrScores, SampleConfig
 from align.recipe.config.training import (
     FurtherTrainingConfig,
     ModelPart,
@@ -37,7 +38,15 @@ def problems(steps: list[Step]) -> list[Problem]:
         if isinstance(step.config, TrainingConfig)
         for problem in (*_clips_too_long(step, step.config, by_name), *_empty_lessons(step, by_name))
     ]
-    of_data = [problem for step in steps for problem in _of_different_data(step, by_name)]
+    of_data = [
+        problem
+        for step in steps
+        for problem in (
+            *_of_different_data(step, by_name),
+            *_too_few_to_compare(step, by_name),
+            *_rules_about_nobody(step, by_name),
+        )
+    ]
     return of_training + of_data + [problem for step in steps for problem in _not_judged(step, by_name)]
 
 
@@ -65,6 +74,66 @@ def _of_different_data(step: Step, steps: Mapping[str, Step]) -> Iterator[Proble
             if other in steps and other != named:
                 message = f"{ref!r} is made of {other!r}, and {shared} is {named!r}: both must be the same"
                 yield step.source.problem(loc, message)
+
+
+def _too_few_to_compare(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
+    """Comparisons of more completions than a prompt has."""
+    config = step.config
+    sample = steps.get(config.completions) if isinstance(config, AnnotateConfig) else None
+    if not sample or not isinstance(config, AnnotateConfig) or not isinstance(sample.config, SampleConfig):
+        return
+    size, drawn = config.completions_per_comparison, sample.config.completions_per_prompt
+    if size > drawn:
+        message = (
+            f"{sample.name} draws {drawn} completions of a prompt, fewer than {size}: lower this key, or "
+            f"raise {sample.name}.completions_per_prompt"
+        )
+        yield step.source.problem(("completions_per_comparison",), message)
+
+
+def _rules_about_nobody(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
+    """Rules on annotators that have no effect, or let nothing pass, whoever annotates."""
+    config = step.config
+    before = steps.get(str(getattr(config, "annotations", None)))
+    if not isinstance(config, FromJudgementsOrScores) or not before:
+        return
+    source = before.config
+    if not isinstance(source, AnnotateConfig):
+        return
+    has_gold, has_others = source.gold > 0, source.by == "people" or source.snapshot is not None
+    if config.min_gold is not None and not has_gold:
+        message = f"has no effect: {before.name} asks no gold (gold: 0); raise that, or remove this key"
+        yield step.source.problem(("min_gold",), message)
+    if "min_model_agreement" in config.model_fields_set and source.judge is None:
+        message = f"has no effect: no model judges in {before.name}; give it a judge, or remove this key"
+        yield step.source.problem(("min_model_agreement",), message)
+    judge = source.judge.model if source.judge else None
+    if has_others:
+        return  # who they are is known when they have judged
+    is_measured = has_gold or source.by == "simulated" or judge in config.exclude
+    if judge and config.min_model_agreement and not is_measured:
+        message = (
+            f"{config.min_model_agreement:g} cannot be reached: {judge!r} judges alone in {before.name}, and "
+            "there is nobody and no gold to agree with. Give it gold, or a snapshot of people's judgements, "
+            "or say 0 here to take its word"
+        )
+        yield step.source.problem(("min_model_agreement",), message)
+    people = [f"simulated-{i + 1}" for i in range(source.annotators)] if source.by == "simulated" else []
+    names = [*people, *([judge] if judge else [])]
+    if missing := [name for name in config.exclude if name not in names]:
+        message = f"nobody called {missing[0]!r} judges in {before.name}; those who do: {', '.join(names)}"
+        yield step.source.problem(("exclude",), message)
+    if config.annotator_weights == "dawid_skene" and not has_gold:
+        from preference_data.preferences.annotator_weights import (
+            ENOUGH_ANNOTATORS,
+        )
+
+        if len(names) < ENOUGH_ANNOTATORS:
+            message = (
+                f"dawid_skene needs gold or {ENOUGH_ANNOTATORS} annotators, and {before.name} has no gold "
+                f"and {len(names)} annotators: raise gold or annotators there, or say equal"
+            )
+            yield step.source.problem(("annotator_weights",), message)
 
 
 def _behind(ref: str, shared: str, steps: Mapping[str, Step]) -> str | None:

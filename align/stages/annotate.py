@@ -32,10 +32,10 @@ from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_
 from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
-from preference_data.preferences import quality, selection, working_time
-from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
+from preference_data.preferences import quality, selection, votes, working_time
+from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Phrasebook
-from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
+from ui_annotation import AnnotationError, accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
 from ui_annotation.project import Project
 
@@ -52,6 +52,10 @@ class Server(NamedTuple):
     argilla: rg.Argilla
     url: str
     home: Path | None
+
+
+class OtherSnapshot(AnnotationError):
+    """The recipe names a snapshot that has nothing to say about this run's completions."""
 
 
 class Judgements(NamedTuple):
@@ -80,9 +84,10 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
                 _simulate(host, config, project, pushed, phrasebook)
             judgements = fetch(host, config, project)
             if config.by == "people":
+                _keep_so_far(judgements, url, project, run_folder / "snapshots")
                 _require_enough(host, config, project, judgements)
             if config.adjudicator:
-                decisions = review_project(project, judgements)
+                decisions = review_project(config, project, judgements)
                 send_for_review(host, config, decisions)
                 judgements += fetch(host, config, decisions)
                 _require_decisions(host, config, decisions, judgements)
@@ -99,6 +104,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         "retests": float(purposes["retest"]),
         "gold": float(purposes["gold"]),
         "judgements": float(len(result.judgements)),
+        "earlier_unused": float(_unused(project)),
         **by_model,
         **({"error_rate_declared": config.error_rate} if config.by == "simulated" else {}),
         **quality.metrics(result.quality),
@@ -111,12 +117,17 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
     Simulated judgements depend on more of the recipe than the comparisons do, so each fingerprint has its
     own datasets. People's datasets belong to the run and its clips: whatever else of the recipe changes, a
     comparison that is drawn again is judged already. Other runs may use the same server.
+
+    Raises:
+        BadRecord: a snapshot is damaged; naming file, line and field.
+        OtherSnapshot: the one that the recipe names is of other completions.
     """
     source = inputs[config.completions]
     prompts = {prompt.id: prompt for prompt in store.stream(source / "prompts.jsonl", Prompt)}
     corpus, workspace = inputs[config.corpus], config.workspace
     completions = store.read(source / "completions.jsonl", Completion)
-    earlier = _earlier(config, out.final.parent, completions)
+    named = _of_snapshot(config, completions)
+    earlier = [*named, *_of_run(config, out.final.parent, completions)]
     comparisons = assignment.draw(
         completions,
         prompts,
@@ -129,25 +140,46 @@ def make_project(config: AnnotateConfig, inputs: dict[str, Path], out: StageFold
         earlier=earlier,
         select=_selection(config, completions, inputs),
     )
+    if config.snapshot and {item.comparison for item in named}.isdisjoint(item.id for item in comparisons):
+        raise OtherSnapshot(
+            f"snapshot: {config.snapshot}: none of its {len(named)} judgements is of a comparison of "
+            f"{source.name}: other prompts, other completions, or another completions_per_comparison. Next: "
+            "name a snapshot of these completions, or remove the key"
+        )
     if config.by == "simulated":  # in a workspace of their own: people do not see their datasets
         name, workspace = f"{out.name}-{out.fingerprint[:8]}-simulated", f"{workspace}-simulated"
     else:
-        run = re.sub(r"[^A-Za-z0-9_-]+", "-", out.final.parent.resolve().name)[:60]
+        run = _in_a_name(out.final.parent.resolve().name)
         name = f"{out.name}-{run}-{sha256_file(corpus / 'clips.jsonl')[:8]}"
     by_model = model_judgements.left_to_model(config, comparisons)
     return Project(name, workspace, comparisons, prompts, corpus, config.annotators, earlier, by_model)
 
 
-def _earlier(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
-    """Judgements of the snapshot that the recipe names, and people's of this run."""
-    texts = {item.id: item.text for item in completions}
-    named = [Path(config.snapshot)] if config.snapshot else []
-    of_snapshot = pull.read_snapshots(named, texts)
-    kept = [item for item in of_snapshot if item.annotator_kind != "model"]  # its replies are in the run
-    if config.by != "people":
-        return kept
-    of_run = pull.read_snapshots(pull.snapshots(run_folder / "snapshots"), texts)
-    return [*kept, *(item for item in of_run if item.annotator_kind == "person")]
+def _in_a_name(run: str) -> str:
+    """A run folder's name as Argilla allows it; one that has to change gets a digest and is no other's."""
+    allowed = re.sub(r"[^A-Za-z0-9_-]+", "-", run)[:60]
+    return allowed if allowed == run else f"{allowed}-{stable_id(run)[:8]}"
+
+
+def _of_snapshot(config: AnnotateConfig, completions: list[Completion]) -> list[Judgement]:
+    """Judgements of the snapshot that the recipe names, without models': a judge's replies are in its run."""
+    named = [Path(config.snapshot).expanduser()] if config.snapshot else []
+    judgements = pull.read_snapshots(named, {item.id: item.text for item in completions})
+    return [item for item in judgements if item.annotator_kind != "model"]
+
+
+def _of_run(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
+    """People's judgements of this run, where people judge."""
+    folders = pull.snapshots(run_folder / "snapshots") if config.by == "people" else []
+    judgements = pull.read_snapshots(folders, {item.id: item.text for item in completions})
+    return [item for item in judgements if item.annotator_kind == "person"]
+
+
+def _unused(project: Project) -> int:
+    """How many earlier judgements are of nothing that is drawn now; decisions have a draw of their own."""
+    ids = {item.id for item in project.comparisons}
+    given = {item.id: item for item in project.earlier if item.purpose in ("comparison", "retest", "gold")}
+    return sum(item.comparison not in ids for item in given.values())
 
 
 def _selection(
@@ -218,8 +250,24 @@ def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
                 running = until_done.enter_context(launch.serving(home, users=names, workspace=workspace))
             else:
                 running = launch.start(home, users=names, workspace=config.workspace)
+        elif config.by == "people":
+            _let_in(home, config)
         owner = launch.credentials(home)["users"]["owner"]
         yield Server(client.connect(running.url, owner["api_key"]), running.url, home)
+
+
+def _let_in(home: Path, config: AnnotateConfig) -> None:
+    """Let as many into the workspace of a server that runs already as the recipe has annotators.
+
+    They are the accounts that a start makes; where there are enough others, none is brought back.
+    """
+    users = accounts.list_users(home)
+    members = {
+        user.name for user in users if user.role == "annotator" and config.workspace in user.workspaces
+    }
+    others = [name for name in _account_names(config) if name not in members]
+    for name in others[: max(config.annotators - len(members), 0)]:
+        accounts.admit(home, name, workspace=config.workspace)
 
 
 def work_left(project: Project) -> working_time.WorkingTime:
@@ -242,12 +290,12 @@ def fetch(host: Server, config: AnnotateConfig, project: Project) -> list[Judgem
     return pull.pull(host.argilla, project, "simulated" if config.by == "simulated" else "person")
 
 
-def review_project(project: Project, judgements: list[Judgement]) -> Project:
-    """What the adjudicator decides, in a workspace that annotators do not see."""
+def review_project(config: AnnotateConfig, project: Project, judgements: list[Judgement]) -> Project:
+    """What the adjudicator decides of judgements that count, in a workspace that annotators do not see."""
     return project._replace(
         name=f"{project.name}-review",
         workspace=f"{project.workspace}-review",
-        comparisons=assignment.review(judgements),
+        comparisons=assignment.review(votes.counted(judgements, config.min_heard), config.adjudicator),
         annotators=1,
     )
 
@@ -259,6 +307,13 @@ def send_for_review(host: Server, config: AnnotateConfig, decisions: Project) ->
         accounts.admit(host.home, config.adjudicator, workspace=decisions.workspace)
     if decisions.open():
         send(host, decisions)
+
+
+def _keep_so_far(judgements: list[Judgement], url: str, project: Project, snapshots: Path) -> None:
+    """Keep what people have judged, so that it is drawn again whatever of the recipe changes meanwhile."""
+    if judgements:
+        datasets = [dataset.name for dataset in project.datasets()]
+        pull.snapshot(snapshots, judgements, url=url, datasets=datasets)
 
 
 def keep(

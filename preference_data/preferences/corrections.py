@@ -22,7 +22,7 @@ class Correction(NamedTuple):
     text: str
     typists: frozenset[str]
     annotators: frozenset[str]
-    """Who judged the comparisons that it was typed for; the typists are among them."""
+    """Who judged the comparisons that it was typed for, and the typists."""
     worse: tuple[str, ...]
     """The texts of these comparisons, sorted, without its own."""
     reviews: tuple[Judgement, ...]
@@ -30,12 +30,12 @@ class Correction(NamedTuple):
 
 
 def find(counted: Counted) -> list[Correction]:
-    """What counted annotators typed, sorted by prompt and text."""
+    """What counted annotators typed, also while they decided, sorted by prompt and text."""
     typed: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
-    for item in counted.votes:
+    for item in (*counted.votes, *counted.adjudications, *counted.corrections):
         if text := (item.corrected or "").strip():
             typed[item.prompt_id, text].append(item)
-    by_comparison: dict[str, set[str]] = {subject(item): set() for given in typed.values() for item in given}
+    by_comparison: dict[str, set[str]] = {subject(item): set() for own in typed.values() for item in own}
     for item in counted.votes:
         if subject(item) in by_comparison:
             by_comparison[subject(item)].add(item.annotator)
@@ -44,8 +44,8 @@ def find(counted: Counted) -> list[Correction]:
         for text in {text.strip() for text in review.texts}:
             judged[review.prompt_id, text].append(review)
     return [
-        _correction(given, text, by_comparison, judged[prompt, text])
-        for (prompt, text), given in sorted(typed.items())
+        _correction(own, text, by_comparison, judged[prompt, text])
+        for (prompt, text), own in sorted(typed.items())
     ]
 
 
@@ -97,7 +97,7 @@ def _correction(
         given[0].prompt_id,
         text,
         typists,
-        frozenset().union(*(by_comparison[subject(item)] for item in given)),
+        typists.union(*(by_comparison[subject(item)] for item in given)),
         tuple(sorted({worse for item in given for worse in item.texts if worse.strip() != text})),
         tuple(reviews[name] for name in sorted(reviews)),
     )

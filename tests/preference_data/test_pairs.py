@@ -268,6 +268,20 @@ def test_a_correction_that_somebody_rejects_has_no_weight():
     assert told(pairs_of(typed, review(("best", A0, A1), "312"), correction_weight=0.2)[0]) == []
 
 
+@pytest.mark.parametrize("purpose", ["adjudication", "correction"])
+def test_what_who_decides_types_needs_a_second_person_too(purpose):
+    given = [
+        vote("c0", "c1", "a", annotator="r1"),
+        vote("c0", "c1", "b", annotator="r2"),
+        review((A0, A1), "a", purpose=purpose, corrected="best"),
+    ]
+    pairs, tallies = pairs_of(*given)
+    assert "best" not in {pair.chosen for pair in pairs}
+    assert tallies["factuality"].unapproved == 2
+    weighed = [pair for pair in pairs_of(*given, correction_weight=0.2)[0] if pair.chosen == "best"]
+    assert {(pair.annotators, pair.judges, pair.evidence) for pair in weighed} == {(("r9",), 3, 0.2)}
+
+
 def test_a_typed_completion_knows_who_typed_it_and_who_has_judged_it():
     typed = vote("c0", "c1", "tie", annotator="r2", corrected=" best")
     (alone,) = corrections.find(counted([typed]))

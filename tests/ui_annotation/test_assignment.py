@@ -277,6 +277,21 @@ def test_what_is_compared_is_known_by_its_texts():
     assert [item.id for item in draw(again, prompts, **options)] == [item.id for item in drawn()]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    "twins",
+    [("dog", "dog "), ("dog", "\n dog"), ("", " \t"), ("\u00e9t\u00e9", "e\u0301te\u0301")],
+    ids=ascii,
+)
+def test_nobody_compares_what_looks_the_same(twins, size):
+    """The same of the two in whatever order they were sampled."""
+    assert drawn(n=1, texts=twins, size=size) == []
+    (item,) = drawn(n=1, texts=[*twins, "cat"], size=size, rates=Rates(0, 0))
+    (again,) = drawn(n=1, texts=["cat", *twins[::-1]], size=size, rates=Rates(0, 0))
+    assert item.texts == again.texts
+    assert len({"cat", *twins} & {*item.texts}) == len(item.texts) == 2
+
+
 def test_the_seed_decides_all():
     assert drawn() == drawn()
     assert {item.id for item in drawn()} != {item.id for item in drawn(seed=1)}
@@ -335,6 +350,27 @@ def test_a_typed_answer_among_four_takes_the_place_of_the_last():
 def test_who_typed_what_is_there_already_typed_nothing():
     (item,) = drawn(n=1, per_prompt=1, rates=Rates(0, 0))
     assert review([judge(item, corrected=f" {item.texts[1]}\n"), judge(item, "bob", corrected=" ")]) == []
+
+
+def test_what_is_decided_is_what_votes_say_whether_of_a_comparison_or_of_somebody_elses_retest():
+    comparisons = drawn(n=1, per_prompt=1, overlap=0.0, rates=Rates(1.0, 0))
+    item, retest = sorted(comparisons, key=lambda item: item.purpose)
+    best, other = item.texts
+    (torn,) = review([judge(item, "ann", best), judge(retest, "bob", other)])
+    assert (torn.purpose, torn.about) == ("adjudication", item.id)
+    assert [torn] == review([judge(item, "ann", best), judge(item, "bob", other)])
+    assert review([judge(item, "ann", best), judge(retest, "bob", best)]) == []
+    assert review([judge(item, "ann", best), judge(retest, "ann", other)]) == []  # measures ann alone
+    (typed,) = review([judge(retest, "bob", best, corrected="new")])
+    assert (typed.purpose, typed.about) == ("correction", item.id)
+    assert review([judge(item, "ann", best), judge(retest, "bob", best, corrected="new")]) == [typed]
+
+
+def test_nobody_is_asked_to_approve_what_they_typed():
+    item, other = drawn(n=1, per_prompt=2, overlap=1.0, rates=Rates(0, 0))
+    given = [judge(item, "ann", corrected="new"), judge(other, "bob", corrected=" new")]
+    assert len(review(given)) == len(review(given, "eve")) == 2
+    assert review(given, "ann") == review(given, "bob") == []
 
 
 def test_a_decision_is_never_taken_for_an_annotators_judgement():

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from preference_data.schema import Completion, Prompt
+from preference_data.store import BadRecord
 from ui_annotation.assignment import Rates, draw
 from ui_annotation.pull import read_snapshots
 
@@ -58,3 +61,34 @@ def test_a_choice_becomes_a_ranking_of_the_same_texts_and_its_comparison_is_draw
             earlier=[judgement],
         )
         assert (comparison.id, comparison.texts) == (judgement.comparison, judgement.texts)
+
+
+def line(**changed):
+    return json.dumps({key: value for key, value in {**OLD, **changed}.items() if value != "none"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (line()[:60], "is not JSON"),
+        (line(corrected="\xe9").replace(b"\\u00e9", b"\xe9"), "is not UTF-8"),
+        (b"null", "Judgement: the line"),
+        (b"3", "Judgement: the line"),
+        (line(prompt_id="none"), "prompt_id: Field required"),
+        (line(completion_b="none"), "completion_b: Field required"),
+        (line(completion_a=["c2"]), r"completion_a: .* \(got "),
+        (line(factuality="c"), r"factuality: .* \(got 'c'\)"),
+        (line(factuality="none"), "factuality: Field required"),
+        (line(annotator=3), r"annotator: .* \(got '3'\)"),
+        (line(heard=7), r"heard: .* \(got '7'\)"),
+    ],
+    ids=str,
+)
+def test_a_damaged_line_is_named_by_file_and_number(tmp_path, damaged, message):
+    """Whatever form the line has; the one before it ends as Windows ends lines, after a byte-order mark."""
+    file = tmp_path / "judgements.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n\r\n" + damaged + b"\n")
+    with pytest.raises(BadRecord, match=rf"judgements\.jsonl:3: .*{message}"):
+        read_snapshots([tmp_path], {item.id: item.text for item in COMPLETIONS})
+    file.write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n\r\n")
+    assert len(read_snapshots([tmp_path], {item.id: item.text for item in COMPLETIONS})) == 1

@@ -10,7 +10,7 @@ from align.stages import annotate
 from preference_data import store
 from preference_data.schema import AudioClip, Comparison, Completion, Judgement, Prompt
 from tests.ui_annotation.conftest import ANNOTATORS
-from ui_annotation import accounts, client
+from ui_annotation import accounts, client, launch
 
 TEXTS = ["right", "wrong"]
 
@@ -86,6 +86,12 @@ def test_a_run_waits_for_annotators_then_for_decisions_and_then_ends(
     right, wrong = prefers("right"), prefers("wrong")
     typed = {"corrected": lambda fields: "typed" if ">1" in fields["prompt"] else None}
     submit_all(argilla_server, workspace, ann, factuality=right, behaviour=right, **typed)
+    assert not (tmp_path / "run" / "snapshots").exists()
+    with pytest.raises(Waiting, match="3 of 6 judgements"):
+        annotate.run(config, inputs, out)
+    changed = annotate.make_project(config.model_copy(update={"seed": 7}), inputs, out)
+    assert {item.annotator for item in changed.earlier} == {ann}
+    assert {item.comparison for item in changed.earlier} == {item.id for item in changed.comparisons}
     submit_all(
         argilla_server,
         workspace,
@@ -127,3 +133,23 @@ def test_admit_lets_in_once_whoever_has_an_account_or_not(argilla_server):
         accounts.admit(argilla_server.home, name, workspace=f"{workspace}-review")
     (user,) = [item for item in accounts.list_users(argilla_server.home) if item.name == name]
     assert (user.role, set(user.workspaces)) == ("annotator", {workspace, f"{workspace}-review"})
+
+
+@pytest.mark.usefixtures("argilla_environment")
+def test_a_recipe_that_changes_gets_its_accounts_and_workspace_from_a_server_that_runs(tmp_path):
+    keys = {"stage": "annotate", "completions": "3_sample", "corpus": "0_corpus", "by": "people"}
+
+    def members(**changed):
+        with annotate.server(AnnotateConfig(**keys | changed), tmp_path):
+            users = accounts.list_users(tmp_path / "argilla")
+        return {user.name: set(user.workspaces) for user in users if user.role == "annotator"}
+
+    with launch.serving(tmp_path / "argilla", users=["annotator-1"]):
+        both = {"annotator-1": {"audio"}, "annotator-2": {"audio"}}
+        assert members(annotators=2) == members(annotators=1) == both
+        both["annotator-1"].add("team")
+        assert members(annotators=1, workspace="team") == both
+        accounts.add_user(tmp_path / "argilla", "ann", workspace="team")
+        assert members(annotators=2, workspace="team") == both | {"ann": {"team"}}
+        both["annotator-2"].add("team")
+        assert members(annotators=3, workspace="team") == both | {"ann": {"team"}}

@@ -1,5 +1,6 @@
 """`align annotate`: the server's life as its keeper sees it, with a real process for the server."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from align.cli.main import main
+from preference_data import store
+from preference_data.schema import AudioClip, Completion, Prompt
 from ui_annotation import launch
 
 ALIGN = str(Path(sys.executable).with_name("align"))
@@ -73,3 +76,48 @@ def test_up_status_users_and_down(align, tmp_path):
     refused = align("users", "list", "--home", str(home))
     assert refused.returncode == 1
     assert f"align annotate up --home {home}" in refused.stderr
+
+
+STAGES = {
+    "0_corpus": "{stage: corpus, corpus: manifest, manifest: q.csv}",
+    "3_sample": "{stage: sample, policy: owner/name, corpus: 0_corpus}",
+    "4_annotate": "{stage: annotate, completions: 3_sample, corpus: 0_corpus, by: people}",
+}
+
+
+@pytest.fixture
+def sampled(tmp_path):
+    """A recipe for people and its run, up to what they compare; of the clip there is the row alone."""
+    recipe, run = tmp_path / "recipe", tmp_path / "run"
+    recipe.mkdir()
+    for name, text in STAGES.items():
+        (recipe / f"{name}.yaml").write_text(text)
+    prompt = Prompt(id="p", audios=("a.wav",), question="?", answer_gt="", meta_info="{}", task_name="t")
+    texts = enumerate("ab")
+    completions = [Completion(id=text, prompt_id="p", index=i, text=text, policy="x") for i, text in texts]
+    store.write(run / "3_sample" / "prompts.jsonl", [prompt])
+    store.write(run / "3_sample" / "completions.jsonl", completions)
+    clip = AudioClip(id="a", path="a.wav", split="train", duration_s=1, sha256="0" * 64)
+    store.write(run / "0_corpus" / "clips.jsonl", [clip])
+    for name in ("0_corpus", "3_sample"):
+        (run / name / "manifest.json").write_text(json.dumps({"output_digest": name}))
+    return [str(recipe), "--out", str(run)]
+
+
+@pytest.mark.parametrize("verb", ["status", "push", "pull", "adjudicate"])
+def test_bad_data_is_named_and_no_traceback_shown(align, sampled, tmp_path, verb):
+    (tmp_path / "judgements.jsonl").write_text("3\n")
+    ended = align(
+        verb, *sampled, "--set", f"4_annotate.snapshot={tmp_path}", "--set", "4_annotate.adjudicator=x"
+    )
+    assert ended.returncode == 1
+    assert f"{tmp_path}/judgements.jsonl:1: Judgement" in ended.stderr
+    assert not (tmp_path / "run" / "argilla").exists()
+
+
+@pytest.mark.usefixtures("argilla_server")
+def test_a_clip_that_is_gone_is_named(align, sampled, argilla_server, monkeypatch):
+    monkeypatch.setenv("ALIGN_ARGILLA_API_KEY", argilla_server.api_key("owner"))
+    ended = align("push", *sampled, "--set", f"4_annotate.server={argilla_server.url}")
+    assert ended.returncode == 1
+    assert "a.wav': missing" in ended.stderr

@@ -16,6 +16,7 @@ from align.recipe.config.base import (
     EngineName,
     NoEffect,
     OutputKind,
+    OutsideFolder,
     PolicyRef,
     ScoresRef,
     StageConfig,
@@ -117,7 +118,7 @@ class AnnotateConfig(StageConfig):
     """The score stage with the rewards that `select` goes by."""
     completions_per_comparison: int = Field(2, ge=2, le=MOST_COMPARED)
     """2: which is better? More: after one listen, all are ranked."""
-    snapshot: str | None = None
+    snapshot: OutsideFolder | None = None
     """Folder of earlier judgements, e.g. `runs/a/snapshots/0003-5f2c...`: of completions that are here again,
     they count, and nobody is asked again. This run's own people always count."""
     adjudicator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
@@ -152,7 +153,7 @@ class AnnotateConfig(StageConfig):
             yield Conflict("server", message)
         if self.adjudicator and self.by != "people":
             yield Conflict("adjudicator", f"has no effect with by: {self.by}; remove it, or say by: people")
-        if self.snapshot and not (Path(self.snapshot) / "judgements.jsonl").is_file():
+        if self.snapshot and not (Path(self.snapshot).expanduser() / "judgements.jsonl").is_file():
             message = (
                 "has no judgements.jsonl: name a folder in RUN/snapshots (align annotate pull makes one)"
             )

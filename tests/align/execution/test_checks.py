@@ -348,3 +348,13 @@ def test_no_recipe_whatever_ends_a_check_with_a_traceback(tmp_path, monkeypatch)
         shutil.rmtree(folder)
     assert 50 < n_refused < 140, "mutations that are all refused, or none, try little"
     assert not (tmp_path / "run").exists()
+
+
+# -------------------------------------------------------------------------- earlier judgements
+
+
+@pytest.mark.parametrize("damaged", [b'{"id": "1', b"3\n", b"{}\n"], ids=str)
+def test_a_snapshot_that_cannot_be_read_is_a_mistake_of_the_recipe(tmp_path, damaged):
+    (tmp_path / "judgements.jsonl").write_bytes(damaged)
+    (told,) = problems(RECIPES / "demo", [f"4_annotate.snapshot={tmp_path}"])
+    assert f"snapshot: {tmp_path}/judgements.jsonl:1: " in told

@@ -340,6 +340,55 @@ def test_what_stages_say_together(write, corpus, overrides, problem):
     load(write(s1_corpus=corpus), ["2_pretrain.model.clip_s=3"])
 
 
+JUDGE = "5_annotate.judge={model: ear, url: 'http://127.0.0.1:8000/v1', hears: true}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem", "mended"),
+    [
+        (
+            ["4_sample.completions_per_prompt=2", "5_annotate.completions_per_comparison=3"],
+            "completions_per_comparison: 4_sample draws 2 completions of a prompt, fewer than 3: lower this ",
+            "4_sample.completions_per_prompt=3",
+        ),
+        (
+            ["5_annotate.gold=0", "6_pairs.min_gold=0.7"],
+            "min_gold: has no effect: 5_annotate asks no gold (gold: 0); raise that, or remove this key",
+            "5_annotate.gold=0.1",
+        ),
+        (
+            ["6_pairs.min_model_agreement=0.7"],
+            "min_model_agreement: has no effect: no model judges in 5_annotate; give it a judge, or remove",
+            JUDGE,
+        ),
+        (
+            ["5_annotate.by=model", JUDGE, "5_annotate.gold=0"],
+            "min_model_agreement: 0.6 cannot be reached: 'ear' judges alone in 5_annotate, and there is",
+            "6_pairs.min_model_agreement=0",
+        ),
+        (
+            ["6_pairs.exclude=[simulated-3]"],
+            "exclude: nobody called 'simulated-3' judges in 5_annotate; those who do: simulated-1",
+            "5_annotate.annotators=3",
+        ),
+        (
+            ["6_pairs.exclude=[ann]"],
+            "exclude: nobody called 'ann' judges in 5_annotate; those who do: simulated-1, simulated-2",
+            "5_annotate.by=people",
+        ),
+        (
+            ["6_pairs.annotator_weights=dawid_skene", "5_annotate.gold=0"],
+            "annotator_weights: dawid_skene needs gold or 3 annotators, and 5_annotate has no gold",
+            "5_annotate.annotators=3",
+        ),
+    ],
+)
+def test_rules_that_can_say_nothing_about_who_annotates(write, overrides, problem, mended):
+    [message] = problems(write(s1_corpus=MADE), *overrides)
+    assert problem in message
+    load(write(), [*overrides, mended])
+
+
 def test_what_a_later_stage_trains_and_an_earlier_one_froze_is_named(write):
     def thawed(*overrides):
         return between_stages.thawed_parts(load(write(), list(overrides)).steps)
@@ -674,3 +723,18 @@ def test_a_mixture_is_made_again_when_records_change_but_not_for_an_index_beside
     after = reads(corpus, {}).data
     assert after != before
     assert after[f"{tmp_path}/b"] == before[f"{tmp_path}/b"]
+
+
+def test_another_snapshot_in_the_same_place_is_another_input(write, tmp_path, monkeypatch):
+    """And its place may begin with ~, as that of other data."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    snapshot = tmp_path / "0001-abc"
+    snapshot.mkdir()
+    (snapshot / "judgements.jsonl").write_text("")
+    steps = load(write(s1_corpus=MADE), ["5_annotate.snapshot=~/0001-abc"]).steps
+    annotate = next(step for step in steps if step.name == "5_annotate")
+    digests = dict.fromkeys(annotate.needs, "0")
+    before = reads(annotate, digests)
+    assert reads(annotate, digests) == before
+    (snapshot / "judgements.jsonl").write_text("\n")
+    assert reads(annotate, digests) != before

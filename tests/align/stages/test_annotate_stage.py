@@ -1,5 +1,7 @@
 """Which datasets a run's annotators work on, and what of earlier judgements they are not asked again."""
 
+import re
+
 import pytest
 
 from align.recipe.config.preference import AnnotateConfig
@@ -59,6 +61,14 @@ def test_runs_that_share_a_server_share_no_dataset(inputs):
     assert len(names) == 3
 
 
+def test_run_folders_whose_names_argilla_would_cut_or_change_share_no_dataset(inputs):
+    runs = ["a b", "a-b", "a.b", "ä", "ö", "x" * 60, "x" * 61, "x" * 60 + "y"]
+    names = {project(inputs, run=f"runs/{run}").name for run in runs}
+    assert len(names) == len(runs)
+    for name in names:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name)
+
+
 def test_simulated_annotators_start_anew_with_each_recipe(inputs):
     first, other = (project(inputs, fingerprint=mark, by="simulated") for mark in ("a" * 64, "b" * 64))
     assert first.name != other.name
@@ -90,6 +100,7 @@ def test_with_a_snapshot_of_everything_no_server_is_needed(inputs, tmp_path):
     metrics = annotate.run(config, inputs, out)
     assert not (tmp_path / "runs" / "demo" / "argilla").exists()
     assert (metrics["comparisons"], metrics["retests"], metrics["judgements"]) == (11, 1, 14)
+    assert metrics["earlier_unused"] == len(before) - 14  # of retests that are not drawn now
     comparisons = store.read(out.path / "comparisons.jsonl", Comparison)
     of = {item.id: item for item in before}
     for item in store.read(out.path / "judgements.jsonl", Judgement):
@@ -115,3 +126,34 @@ def test_peoples_judgements_of_this_run_count_without_a_name_and_simulated_never
     ]
     snapshot(tmp_path / "runs" / "third" / "snapshots", simulated)
     assert len(project(inputs, run="runs/third").open()) == len(first.comparisons)
+
+
+@pytest.mark.parametrize("changed", [{"prompt_id": "elsewhere"}, {"texts": ("a", "c")}], ids=str)
+def test_a_snapshot_of_other_completions_is_refused(inputs, tmp_path, changed):
+    """All of it: of one that has anything of these the rest is counted as unused."""
+    before = judged(project(inputs, overlap=0.0, retests=0.0).comparisons)
+    others = []
+    for item in before:
+        other = item.model_copy(update=changed)
+        record_id = assignment.record_id(other.prompt_id, other.texts)
+        others.append(other.model_copy(update={"comparison": record_id, "id": f"{item.id}-other"}))
+    named = snapshot(tmp_path / "other", others)
+    with pytest.raises(annotate.OtherSnapshot, match=f"{named}: none of its 10 judgements.*remove the key"):
+        project(inputs, snapshot=named)
+    with pytest.raises(annotate.OtherSnapshot, match="none of its 0 judgements"):
+        project(inputs, snapshot=snapshot(tmp_path / "empty", []))
+    assert len(project(inputs, snapshot=snapshot(tmp_path / "both", [*others, before[0]])).earlier) == 11
+
+
+def test_only_what_counts_is_brought_to_the_adjudicator(inputs):
+    """Who did not listen, or called the clip unusable, has no vote that another could contradict."""
+    drawn = project(inputs, overlap=1.0, retests=0.0)
+    config = AnnotateConfig(**PEOPLE, adjudicator="eve")
+    ann, bob = (
+        [assignment.unblind(item, name, dict.fromkeys(AXES, side), heard=1.0) for item in drawn.comparisons]
+        for name, side in (("ann", "a"), ("bob", "b"))
+    )
+    assert len(annotate.review_project(config, drawn, [*ann, *bob]).comparisons) == 10
+    for unlike in ({"heard": 0.5}, {"heard": None}, {"audio_unusable": True}):
+        uncounted = [item.model_copy(update=unlike) for item in bob]
+        assert annotate.review_project(config, drawn, [*ann, *uncounted]).comparisons == []
