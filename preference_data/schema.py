@@ -24,6 +24,8 @@ PairAxis = Literal["factuality", "behaviour", "reward"]
 """On what a chosen completion is better: one of `AXES`, or a reward."""
 MOST_COMPARED = 4
 """Completions in a comparison, at most: as many as a person keeps in mind after one listen."""
+LETTERS = "ABCD"
+"""What annotators call the completions of a comparison, in the order in which they see them."""
 AnnotatorKind = Literal["person", "model", "simulated"]
 JudgementKind = Literal["choice", "ranking", "rating"]
 """How a judgement was given: which of two is better, an order of several, or each completion on its own."""

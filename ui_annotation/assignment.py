@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from preference_data.schema import (
     AXES,
+    LETTERS,
     MOST_COMPARED,
     AnnotatorKind,
     Comparison,
@@ -29,8 +30,8 @@ from preference_data.schema import (
 )
 from ui_annotation import AnnotationError
 
-PLACES = "abcd"
-"""What annotators call the completions of a comparison, in order."""
+PLACES = LETTERS.lower()
+"""Completions of a comparison in order, in the names of fields and in answers."""
 CHOICES: dict[str, Ranking] = {
     "a": Ranking(ranks=(1, 2)),
     "b": Ranking(ranks=(2, 1)),

@@ -187,7 +187,7 @@ def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency
         again: Ranking = getattr(retest, axis)
         twice += [
             (votes.vote(once, i, j), votes.vote(again, places[i], places[j]))
-            for i, j in votes.PLACES
+            for i, j in votes.PLACE_PAIRS
             if j < len(places)
         ]
     same = share(sum(earlier == later for earlier, later in twice), len(twice), independent=retests)
@@ -261,7 +261,7 @@ def seconds(judgements: Iterable[Judgement]) -> Seconds | None:
 
 def _counts(table: votes.VoteTable, kept: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
     """How often each value was given to each pair, shape (comparisons, pairs of places, values)."""
-    comparisons, pairs, values = len(table.subjects), len(votes.PLACES), len(votes.VALUES)
+    comparisons, pairs, values = len(table.subjects), len(votes.PLACE_PAIRS), len(votes.VALUES)
     places = (table.comparison * pairs + table.pair) * values + table.value
     flat = np.bincount(places if kept is None else places[kept], minlength=comparisons * pairs * values)
     return flat.reshape(comparisons, pairs, values).astype(np.float64)

@@ -42,7 +42,7 @@ from preference_data.preferences import agreement, corrections
 from preference_data.preferences.agreement import Alpha, wilson
 from preference_data.preferences.corrections import Correction
 from preference_data.preferences.rules import Counted, Removal
-from preference_data.preferences.votes import FIRST, PLACES, SECOND, VoteTable, subject, tabulate, vote
+from preference_data.preferences.votes import FIRST, PLACE_PAIRS, SECOND, VoteTable, subject, tabulate, vote
 from preference_data.prompts.prompts import control_token, texts_of
 from preference_data.schema import (
     AXES,
@@ -329,10 +329,10 @@ def _numbered(
     The sign is -1 where the first text stands in the second place, and 0 for twice the same text.
     """
     texts: dict[Texts, int] = {}
-    number = np.zeros((len(table.subjects), len(PLACES)), np.intp)
+    number = np.zeros((len(table.subjects), len(PLACE_PAIRS)), np.intp)
     sign = np.zeros(number.shape, np.int8)
     for row, item in enumerate(table.subjects):
-        for pair, (i, j) in enumerate(PLACES):
+        for pair, (i, j) in enumerate(PLACE_PAIRS):
             if j < len(item.texts):
                 key, turned = _texts(item, i, j)
                 number[row, pair] = texts.setdefault(key, len(texts))
@@ -358,7 +358,7 @@ def _adjudicated(counted: Counted, axis: Axis) -> dict[Texts, int]:
         ranking: Ranking | None = getattr(item, axis)
         if ranking is None:
             continue
-        for i, j in PLACES:
+        for i, j in PLACE_PAIRS:
             if j < len(item.texts):
                 key, turned = _texts(item, i, j)
                 lead = {FIRST: 1, SECOND: -1}.get(vote(ranking, i, j), 0)
