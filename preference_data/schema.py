@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
@@ -224,6 +224,12 @@ class Ranking(BaseModel):
     ranks: tuple[int, ...] = Field(min_length=1, max_length=MOST_COMPARED)
     all_bad: bool = False
 
+    @classmethod
+    def dense(cls, ranks: Sequence[int], *, all_bad: bool = False) -> Ranking:
+        """Ranks in the same order without gaps: of 1, 1, 3 as sports count them, 1, 1, 2."""
+        values = sorted(set(ranks))
+        return cls(ranks=tuple(1 + values.index(rank) for rank in ranks), all_bad=all_bad)
+
     @model_validator(mode="after")
     def _ranks_have_no_gaps(self) -> Ranking:
         if set(self.ranks) != set(range(1, max(self.ranks) + 1)):
@@ -292,6 +298,33 @@ class Judgement(Record):
     """From the annotator's previous submission to this one; None for the first and after a break."""
     heard: float | None = Field(None, ge=0, le=1)
     """Share of the clip this annotator had played by then; the least over several clips. None: unknown."""
+
+    @classmethod
+    def of(
+        cls, comparison: Comparison, annotator: str, annotator_kind: AnnotatorKind, **answers: Any
+    ) -> Judgement:
+        """A judgement of a comparison in the order in which it was shown.
+
+        Args:
+            comparison: what is judged.
+            annotator: who judges it; a second judgement of theirs has the same id.
+            annotator_kind: of annotator.
+            answers: the other fields.
+        """
+        copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
+        return cls(
+            id=stable_id(comparison.id, annotator),
+            comparison=comparison.id,
+            kind="choice" if len(comparison.texts) == 2 else "ranking",
+            annotator=annotator,
+            annotator_kind=annotator_kind,
+            **{name: getattr(comparison, name) for name in copied},
+            **answers,
+        )
+
+    def ranking(self, axis: Axis) -> Ranking | None:
+        """The order on an axis."""
+        return self.factuality if axis == "factuality" else self.behaviour
 
     @model_validator(mode="after")
     def _is_about_its_completions(self) -> Judgement:

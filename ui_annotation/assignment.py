@@ -417,7 +417,7 @@ def _review(about: Judgement, texts: Sequence[str], purpose: Purpose) -> Compari
 
 def _disagree(given: Sequence[Judgement]) -> bool:
     for axis in AXES:
-        rankings = [ranking for item in given if (ranking := getattr(item, axis)) is not None]
+        rankings = [ranking for item in given if (ranking := item.ranking(axis))]
         for i, j in combinations(range(len(given[0].texts)), 2):
             if any(item.prefers(i, j) for item in rankings) and any(item.prefers(j, i) for item in rankings):
                 return True
@@ -453,19 +453,15 @@ def unblind(
     """
     where = f"record {comparison.id!r}, annotator {annotator!r}"
     n = len(comparison.texts)
-    copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
     all_bad = _labels(answers, "all_bad", AXES, where)
     offered = [f"{place}_{value}" for place in PLACES[:n] for value in ("good", "bad")]
     thumbs = _thumbs(_labels(answers, "thumbs", offered, where), n)
     errors = tuple(tuple(answers.get(f"errors_{place}") or ()) for place in PLACES[:n])
     try:
-        return Judgement(
-            id=stable_id(comparison.id, annotator),
-            comparison=comparison.id,
-            kind="choice" if n == 2 else "ranking",
-            annotator=annotator,
-            annotator_kind=kind,
-            **{name: getattr(comparison, name) for name in copied},
+        return Judgement.of(
+            comparison,
+            annotator,
+            kind,
             **{axis: _ranking(answers.get(axis), n, axis in all_bad, f"{where}: {axis}") for axis in AXES},
             thumbs=thumbs if any(thumb is not None for thumb in thumbs) else (),
             errors=errors if any(errors) else (),
@@ -497,8 +493,7 @@ def _ranking(answer: Any, n: int, all_bad: bool, where: str) -> Ranking:
     except (TypeError, KeyError, ValueError):
         places = ", ".join(PLACES[:n])
         raise BadAnswer(f"{where}: {str(answer)[:80]!r} does not rank each of {places}") from None
-    dense = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
-    return Ranking(ranks=tuple(dense[rank] for rank in ranks), all_bad=all_bad)
+    return Ranking.dense(ranks, all_bad=all_bad)
 
 
 def _labels(answers: Mapping[str, Any], question: str, offered: Sequence[str], where: str) -> set[str]:

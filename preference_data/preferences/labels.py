@@ -113,7 +113,7 @@ def of_scores(
 
 def _statements(item: Judgement, axis: Axis) -> Iterator[tuple[str, int, bool]]:
     """(text, how directly, whether it is good) for all that a judgement says."""
-    ranking: Ranking | None = getattr(item, axis)
+    ranking = item.ranking(axis)
     for place, text in enumerate(item.texts):
         thumb = item.thumbs[place] if item.thumbs else None
         if thumb is not None:

@@ -53,7 +53,6 @@ from preference_data.schema import (
     PairAxis,
     PreferencePair,
     Prompt,
-    Ranking,
     stable_id,
 )
 
@@ -355,7 +354,7 @@ def _adjudicated(counted: Counted, axis: Axis) -> dict[Texts, int]:
     """What adjudicators decided: 1 for the first text, -1 for the second, 0 for neither."""
     decided: dict[Texts, int] = {}
     for item in sorted(counted.adjudications, key=lambda item: (item.submitted_at or "", item.id)):
-        ranking: Ranking | None = getattr(item, axis)
+        ranking = item.ranking(axis)
         if ranking is None:
             continue
         for i, j in PLACE_PAIRS:

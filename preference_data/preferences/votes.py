@@ -100,7 +100,7 @@ def tabulate(judgements: Iterable[Judgement], axis: Axis) -> VoteTable:
     """All votes of judgements on an axis; ratings, which have no order, hold none."""
     ranked: list[tuple[Judgement, Ranking]] = []
     for item in judgements:
-        ranking: Ranking | None = getattr(item, axis)
+        ranking = item.ranking(axis)
         if ranking is not None and len(ranking.ranks) > 1:
             ranked.append((item, ranking))
     subjects = _subjects(item for item, _ in ranked)

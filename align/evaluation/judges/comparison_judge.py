@@ -42,7 +42,7 @@ from align.evaluation.judges.prompt import (
 from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
 from preference_data.prompts.prompts import transcript
-from preference_data.schema import AXES, Axis, Comparison, Judgement, Prompt, Ranking, stable_id
+from preference_data.schema import AXES, Axis, Comparison, Judgement, Prompt, Ranking
 
 PROMPT = Path(__file__).with_name("comparison_prompt.txt")
 Order = Literal["as_shown", "reversed"]
@@ -253,17 +253,8 @@ class ComparisonJudge:
         if not all(rankings for _, rankings in replies):
             return None
         merged = {axis: merge(*(rankings[axis] for _, rankings in replies)) for axis in AXES}
-        copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
-        return Judgement(
-            id=stable_id(comparison.id, self.model.name),
-            comparison=comparison.id,
-            kind="choice" if len(comparison.texts) == 2 else "ranking",
-            annotator=self.model.name,
-            annotator_kind="model",
-            heard=1.0 if self.hears else None,
-            **{name: getattr(comparison, name) for name in copied},
-            **merged,
-        )
+        heard = 1.0 if self.hears else None
+        return Judgement.of(comparison, self.model.name, "model", heard=heard, **merged)
 
 
 class _Lazily(Sequence[Sequence[Message]]):
@@ -316,15 +307,7 @@ def _rankings(reply: Reply, mark: str, n: int) -> tuple[Outcome, dict[Axis, Rank
     axes: dict[Axis, _Axis] = {"factuality": answer.factuality, "behaviour": answer.behaviour}
     if any(len(item.ranks) != n or not set(item.ranks) <= set(range(1, n + 1)) for item in axes.values()):
         return "ranks", {}
-    return "used", {
-        axis: Ranking(ranks=_dense(item.ranks), all_bad=item.all_bad) for axis, item in axes.items()
-    }
-
-
-def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
-    """Ranks without gaps: of 1, 1, 3 as sports count them, 1, 1, 2."""
-    values = sorted(set(ranks))
-    return tuple(1 + values.index(rank) for rank in ranks)
+    return "used", {axis: Ranking.dense(item.ranks, all_bad=item.all_bad) for axis, item in axes.items()}
 
 
 def _quotable(texts: Mapping[str, str]) -> dict[str, str]:
