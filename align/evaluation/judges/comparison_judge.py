@@ -217,8 +217,7 @@ class ComparisonJudge:
             outcome = self._read(calls[key], reply)[0].outcome
             return "scored" if outcome == "used" else "refused" if outcome == "refused" else "invalid"
 
-        messages = _Lazily(list(calls.values()), self._messages)
-        return self.cache.complete(self.model, messages, list(calls), state_of, label)
+        return self.cache.complete(self.model, lambda key: self._messages(calls[key]), calls, state_of, label)
 
     def _answers_nothing(self, turned_away: int, last: Reply) -> JudgeMisconfigured:
         step = "say hears: false if it cannot hear; else mend it" if self.hears else "mend it"
@@ -255,19 +254,6 @@ class ComparisonJudge:
         merged = {axis: merge(*(rankings[axis] for _, rankings in replies)) for axis in AXES}
         heard = 1.0 if self.hears else None
         return Judgement.of(comparison, self.model.name, "model", heard=heard, **merged)
-
-
-class _Lazily(Sequence[Sequence[Message]]):
-    """Prompts that are written when they are sent: clips are large."""
-
-    def __init__(self, calls: Sequence[_Call], messages_of: Callable[[_Call], Sequence[Message]]) -> None:
-        self._calls, self._messages_of = calls, messages_of
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._messages_of(self._calls[index])
-
-    def __len__(self) -> int:
-        return len(self._calls)
 
 
 def merge(first: Ranking, second: Ranking) -> Ranking:
