@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from preference_data.preferences.rules import Counted
+from preference_data.preferences.rules import CountedJudgements
 from preference_data.preferences.votes import FIRST, SECOND, subject, vote
 from preference_data.schema import Axis, Judgement
 
@@ -29,7 +29,7 @@ class Correction(NamedTuple):
     """Judgements of it by others than the typists, the last of each."""
 
 
-def find(counted: Counted) -> list[Correction]:
+def find(counted: CountedJudgements) -> list[Correction]:
     """What counted annotators typed, sorted by prompt and text."""
     typed: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
     for item in counted.votes:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from preference_data.preferences.pairs import evidence
-from preference_data.preferences.rules import Counted
+from preference_data.preferences.rules import CountedJudgements
 from preference_data.schema import (
     Axis,
     Completion,
@@ -68,7 +68,7 @@ class _Verdict(NamedTuple):
 
 
 def of_judgements(
-    counted: Counted, prompts: Mapping[str, Prompt], *, axis: Axis, min_agreement: float
+    counted: CountedJudgements, prompts: Mapping[str, Prompt], *, axis: Axis, min_agreement: float
 ) -> tuple[list[Label], Tally]:
     """Labels on an axis by the rules above."""
     said: dict[tuple[str, str], list[_Statement]] = defaultdict(list)

@@ -41,7 +41,7 @@ from scipy import special
 from preference_data.preferences import agreement, corrections
 from preference_data.preferences.agreement import Alpha, wilson
 from preference_data.preferences.corrections import Correction
-from preference_data.preferences.rules import Counted, Removal
+from preference_data.preferences.rules import CountedJudgements, Removal
 from preference_data.preferences.votes import FIRST, PLACE_PAIRS, SECOND, VoteTable, subject, tabulate, vote
 from preference_data.prompts.prompts import control_token, texts_of
 from preference_data.schema import (
@@ -183,7 +183,7 @@ def without_control_tokens(
 
 
 def build(
-    counted: Counted,
+    counted: CountedJudgements,
     prompts: Mapping[str, Prompt],
     *,
     min_agreement: float,
@@ -284,7 +284,7 @@ def _texts(item: Judgement, i: int, j: int) -> tuple[Texts, int]:
     return (Texts(item.prompt_id, a, b), 1) if a <= b else (Texts(item.prompt_id, b, a), -1)
 
 
-def _poll(counted: Counted, axis: Axis) -> _Poll:
+def _poll(counted: CountedJudgements, axis: Axis) -> _Poll:
     """Count the votes on every two texts; an adjudicator's judgement is one of them, see rule 4."""
     adjudicators = {(subject(item), item.annotator) for item in counted.adjudications}
     given = [item for item in counted.votes if (subject(item), item.annotator) not in adjudicators]
@@ -350,7 +350,7 @@ def _outcomes(poll: _Poll, min_agreement: float) -> npt.NDArray[np.str_]:
     )
 
 
-def _adjudicated(counted: Counted, axis: Axis) -> dict[Texts, int]:
+def _adjudicated(counted: CountedJudgements, axis: Axis) -> dict[Texts, int]:
     """What adjudicators decided: 1 for the first text, -1 for the second, 0 for neither."""
     decided: dict[Texts, int] = {}
     for item in sorted(counted.adjudications, key=lambda item: (item.submitted_at or "", item.id)):
