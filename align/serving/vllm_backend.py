@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
-import soundfile
 
 from align.generation.engine import Decoding, request_seed
 from align.generation.vllm.server import Server, ServerFailed, longest_context
 from align.serving.backend import EngineDied, Health, NotDrawn, Step
 from align.serving.prompts import Prompt, Sound
-from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.audio.encode import encode, input_audio
 
 _HEALTH_WITHIN_S = 30.0
 
@@ -145,9 +142,4 @@ def _part(part: dict[str, Any], sounds: Any) -> dict[str, Any]:
 
 
 def _input_audio(sound: Sound) -> dict[str, Any]:
-    wav = BytesIO()
-    soundfile.write(wav, sound.wave, SAMPLE_RATE, format="WAV", subtype="FLOAT")
-    return {
-        "type": "input_audio",
-        "input_audio": {"data": base64.b64encode(wav.getvalue()).decode(), "format": "wav"},
-    }
+    return input_audio(encode(sound.wave, "WAV", "FLOAT"))

@@ -10,14 +10,13 @@ Retests, adjudications and corrections are not put to it: they measure people, o
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,6 +40,7 @@ from align.evaluation.judges.prompt import (
 )
 from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
+from preference_data.audio.encode import input_audio
 from preference_data.prompts.prompts import transcript
 from preference_data.schema import AXES, Axis, Comparison, Judgement, Prompt, Ranking
 
@@ -201,7 +201,7 @@ class ComparisonJudge:
         system: Message = {"role": "system", "content": call.system}
         if not self._wav_of:
             return system, {"role": "user", "content": call.user}
-        clips = [_audio_part(self._wav_of(path)) for path in call.audios]
+        clips = [input_audio(self._wav_of(path)) for path in call.audios]
         return system, {"role": "user", "content": [*clips, {"type": "text", "text": call.user}]}
 
     def _replies(self, calls: Mapping[str, _Call], label: str | None) -> dict[str, Reply]:
@@ -302,8 +302,3 @@ def _quotable(texts: Mapping[str, str]) -> dict[str, str]:
 
 def _quote(texts: Mapping[str, str], mark: str) -> str:
     return "".join(f"[{name}]\n<<{mark}\n{text}\n{mark}>>\n" for name, text in texts.items())
-
-
-def _audio_part(wav: bytes) -> dict[str, Any]:
-    data = base64.b64encode(wav).decode()
-    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
