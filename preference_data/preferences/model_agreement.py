@@ -84,7 +84,7 @@ class Biases(BaseModel):
     """Of a model: clear preferences for its own completion over another policy's."""
 
 
-class Usable(NamedTuple):
+class UsableJudgements(NamedTuple):
     """Judgements to learn from, how many rankings of models were left out by axis, and why."""
 
     judgements: list[Judgement]
@@ -130,7 +130,7 @@ def require(agreement: ModelAgreement, bound: float) -> tuple[Axis, ...]:
 
 def usable(
     judgements: Sequence[Judgement], *, bound: float, min_heard: float, exclude: Collection[str] = ()
-) -> Usable:
+) -> UsableJudgements:
     """People's judgements, and models' without their rankings on the axes where they agree too little.
 
     Args:
@@ -154,10 +154,10 @@ def usable(
             left_out.update(failed)
             item = item.model_copy(update=dict.fromkeys(failed))
         kept.append(item)
-    return Usable(kept, {axis: left_out[axis] for axis in AXES}, measured)
+    return UsableJudgements(kept, {axis: left_out[axis] for axis in AXES}, measured)
 
 
-def removals(used: Usable) -> list[Removal]:
+def removals(used: UsableJudgements) -> list[Removal]:
     """What the bound left out of models' rankings; empty where no model has judged."""
     names = {item.judge for item in used.measured}
     total = sum(item.annotator in names for item in used.judgements)
