@@ -7,6 +7,7 @@ by a path relative to their corpus folder; they never contain it. Times are seco
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -239,6 +240,15 @@ class Ranking(BaseModel):
     def prefers(self, first: int, second: int) -> bool:
         """Whether the completion in place `first` is better than the one in place `second`."""
         return self.ranks[first] < self.ranks[second]
+
+
+CHOICES: dict[str, Ranking] = {
+    "a": Ranking(ranks=(1, 2)),
+    "b": Ranking(ranks=(2, 1)),
+    "tie": Ranking(ranks=(1, 1)),
+    "both_bad": Ranking(ranks=(1, 1), all_bad=True),
+}
+"""Answers to a question about two completions, as rankings."""
 
 
 class Comparison(Record):
@@ -474,3 +484,8 @@ class Label(Record):
 def stable_id(*parts: object) -> str:
     """A short id that is the same on every machine: 16 hex digits of sha256 over the parts."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def comparison_id(prompt_id: str, texts: Sequence[str]) -> str:
+    """The id of a comparison: whoever knows the texts can make it, so it does not tell its purpose."""
+    return stable_id(json.dumps([prompt_id, *texts]))

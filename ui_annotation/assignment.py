@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from preference_data.schema import (
     AXES,
+    CHOICES,
     LETTERS,
     MOST_COMPARED,
     AnnotatorKind,
@@ -26,19 +27,13 @@ from preference_data.schema import (
     Prompt,
     Purpose,
     Ranking,
+    comparison_id,
     stable_id,
 )
 from ui_annotation import AnnotationError
 
 PLACES = LETTERS.lower()
 """Completions of a comparison in order, in the names of fields and in answers."""
-CHOICES: dict[str, Ranking] = {
-    "a": Ranking(ranks=(1, 2)),
-    "b": Ranking(ranks=(2, 1)),
-    "tie": Ranking(ranks=(1, 1)),
-    "both_bad": Ranking(ranks=(1, 1), all_bad=True),
-}
-"""Answers to a question about two completions."""
 Truth = Callable[[Prompt, str], bool | None]
 """Whether a text is true of the prompt's clips; None where that is not known."""
 
@@ -97,7 +92,7 @@ def draw(
     sets = _selected(_sets(texts, size, per_prompt, seed, before), texts, before, select)
     sets.sort(
         key=lambda item: (
-            before.judges[record_id(item.prompt_id, item.texts)] < 2,
+            before.judges[comparison_id(item.prompt_id, item.texts)] < 2,
             _lot(seed, "overlap", item.prompt_id, *sorted(item.texts)),
         )
     )
@@ -247,7 +242,7 @@ def _comparison(
     """A record of these texts; one that no policy gave is named by its words."""
     own = texts.get(item.prompt_id, {})
     return Comparison(
-        id=record_id(item.prompt_id, item.texts),
+        id=comparison_id(item.prompt_id, item.texts),
         prompt_id=item.prompt_id,
         completions=tuple(
             own[text].id if text in own else stable_id("person", item.prompt_id, text) for text in item.texts
@@ -261,17 +256,12 @@ def _comparison(
     )
 
 
-def record_id(prompt_id: str, texts: Sequence[str]) -> str:
-    """The id of a record: whoever knows the texts can make it, so it does not tell what the record is for."""
-    return stable_id(json.dumps([prompt_id, *texts]))
-
-
 def _reversed(item: Comparison, purpose: Purpose, expected: Ranking | None = None) -> Comparison:
     """The same completions in reverse order, so that each pair of them changes sides."""
     texts = item.texts[::-1]
     return item.model_copy(
         update={
-            "id": record_id(item.prompt_id, texts),
+            "id": comparison_id(item.prompt_id, texts),
             "completions": item.completions[::-1],
             "texts": texts,
             "purpose": purpose,
@@ -315,7 +305,7 @@ def _gold_again(
     What several judged is for everyone.
     """
     for key in sorted(before.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
-        if (before.judges[record_id(key[0], before.orders[key])] > 1) != everyone:
+        if (before.judges[comparison_id(key[0], before.orders[key])] > 1) != everyone:
             continue
         prompt_id, some = key
         if len(some) == size and prompt_id in texts and key not in taken:

@@ -32,7 +32,7 @@ from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_
 from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
-from preference_data.preferences import quality, selection, working_time
+from preference_data.preferences import quality, selection, snapshots, working_time
 from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
@@ -142,11 +142,11 @@ def _earlier(config: AnnotateConfig, run_folder: Path, completions: list[Complet
     """Judgements of the snapshot that the recipe names, and people's of this run."""
     texts = {item.id: item.text for item in completions}
     named = [Path(config.snapshot)] if config.snapshot else []
-    of_snapshot = pull.read_snapshots(named, texts)
+    of_snapshot = snapshots.read(named, texts)
     kept = [item for item in of_snapshot if item.annotator_kind != "model"]  # its replies are in the run
     if config.by != "people":
         return kept
-    of_run = pull.read_snapshots(pull.snapshots(run_folder / "snapshots"), texts)
+    of_run = snapshots.read(snapshots.versions(run_folder / "snapshots"), texts)
     return [*kept, *(item for item in of_run if item.annotator_kind == "person")]
 
 
@@ -262,20 +262,20 @@ def send_for_review(host: Server, config: AnnotateConfig, decisions: Project) ->
 
 
 def keep(
-    judgements: list[Judgement], url: str, config: AnnotateConfig, project: Project, snapshots: Path
+    judgements: list[Judgement], url: str, config: AnnotateConfig, project: Project, folder: Path
 ) -> Judgements:
-    """Keep judgements as a version in `snapshots`, and assess them; the same ones make no new version."""
+    """Keep judgements as a snapshot in `folder`, and assess them; the same ones make no new one."""
     datasets = [dataset.name for dataset in project.datasets()]
-    folder = pull.snapshot(snapshots, judgements, url=url, datasets=datasets)
+    snapshot = snapshots.keep(folder, judgements, url=url, datasets=datasets)
     # The snapshot's order does not depend on time, so that the same answers make the same report.
-    judgements = store.read(folder / "judgements.jsonl", Judgement)
+    judgements = store.read(snapshot / "judgements.jsonl", Judgement)
     seconds = None  # simulated annotators take no time, so none is too fast
     if config.by == "people":
         clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
         lasts = {clip.path: clip.duration_s for clip in clips}
         seconds = {item.id: sum(lasts[path] for path in item.audios) for item in project.prompts.values()}
     assessed = quality.assess(judgements, min_heard=config.min_heard, seed=config.seed, clip_seconds=seconds)
-    return Judgements(folder, judgements, assessed)
+    return Judgements(snapshot, judgements, assessed)
 
 
 def _judge_by_model(

@@ -14,6 +14,7 @@ from statistics import median
 from typing import NamedTuple
 
 from preference_data import store
+from preference_data.preferences import snapshots
 from preference_data.schema import AudioClip, Comparison, Judgement, Prompt
 
 log = logging.getLogger(__name__)
@@ -127,17 +128,17 @@ def pace_of(
     return Pace(median(times), len(times)) if len(times) >= ENOUGH else ASSUMED
 
 
-def earlier_judgements(snapshots: Path) -> list[Judgement]:
+def earlier_judgements(folder: Path) -> list[Judgement]:
     """All judgements in a run's snapshots, each as the newest has it; none where there are no snapshots.
 
     A snapshot of another version of this program, whose records cannot be read, is left out with a warning.
     """
     by_id: dict[str, Judgement] = {}
-    for path in sorted(snapshots.glob("*/judgements.jsonl")):
+    for snapshot in snapshots.versions(folder):
         try:
-            by_id |= {item.id: item for item in store.stream(path, Judgement)}
+            by_id |= {item.id: item for item in store.stream(snapshot / "judgements.jsonl", Judgement)}
         except store.BadRecord as error:
-            log.warning("the working time is estimated without %s: %s", path.parent, error)
+            log.warning("the working time is estimated without %s: %s", snapshot, error)
     return list(by_id.values())
 
 

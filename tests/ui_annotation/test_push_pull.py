@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from preference_data import store
+from preference_data.preferences import snapshots
 from preference_data.schema import Comparison, Completion, ErrorType, Prompt, Ranking
 from tests.ui_annotation.conftest import ANNOTATORS
 from tests.ui_annotation.test_render import HOSTILE
@@ -466,11 +467,11 @@ def judged(n):
 
 def test_snapshots_are_versions_that_never_change(tmp_path):
     keep = {"url": "http://h", "datasets": ["d"]}
-    first = pull.snapshot(tmp_path / "snaps", judged(2), **keep)
-    assert pull.snapshot(tmp_path / "snaps", judged(2)[::-1], **keep) == first
-    second = pull.snapshot(tmp_path / "snaps", judged(3), **keep)
+    first = snapshots.keep(tmp_path / "snaps", judged(2), **keep)
+    assert snapshots.keep(tmp_path / "snaps", judged(2)[::-1], **keep) == first
+    second = snapshots.keep(tmp_path / "snaps", judged(3), **keep)
     assert [first.name[:5], second.name[:5]] == ["0001-", "0002-"]
-    assert pull.snapshot(tmp_path / "snaps", judged(2), **keep) == first
+    assert snapshots.keep(tmp_path / "snaps", judged(2), **keep) == first
     assert sorted(path.name for path in (tmp_path / "snaps").iterdir()) == [first.name, second.name]
     lines = (second / "judgements.jsonl").read_bytes()
     about = json.loads((second / "snapshot.json").read_text())
