@@ -63,9 +63,9 @@ def _measured(config: AnnotateConfig, run: Path) -> _Basis | None:
     if not ((sampled / MANIFEST).exists() and (corpus / MANIFEST).exists()):
         return None
     prompts = {item.id: item for item in store.stream(sampled / "prompts.jsonl", Prompt)}
-    lasts = working_time.clip_seconds(corpus, prompts.values())
-    pace = working_time.pace_of(working_time.earlier_judgements(run / "snapshots"), prompts, lasts)
-    audio_s = sum(lasts[path] for item in prompts.values() for path in item.audios)
+    durations_s = working_time.clip_durations(corpus, prompts.values())
+    pace = working_time.pace_of(working_time.earlier_judgements(run / "snapshots"), prompts, durations_s)
+    audio_s = sum(durations_s[path] for item in prompts.values() for path in item.audios)
     return _Basis(len(prompts), audio_s / max(1, len(prompts)), pace)
 
 

@@ -33,7 +33,7 @@ from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
 from preference_data.preferences import quality, selection, snapshots, working_time
-from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt
+from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
@@ -224,10 +224,10 @@ def server(config: AnnotateConfig, run: Path) -> Iterator[Server]:
 
 def work_left(project: Project) -> working_time.WorkingTime:
     """What the comparisons that are open take of people, at the pace of their earlier judgements."""
-    lasts = working_time.clip_seconds(project.corpus, project.prompts.values())
-    pace = working_time.pace_of(project.earlier, project.prompts, lasts)
+    durations_s = working_time.clip_durations(project.corpus, project.prompts.values())
+    pace = working_time.pace_of(project.earlier, project.prompts, durations_s)
     return working_time.working_time(
-        project.open(), project.prompts, lasts, annotators=project.annotators, pace=pace
+        project.open(), project.prompts, durations_s, annotators=project.annotators, pace=pace
     )
 
 
@@ -271,9 +271,10 @@ def keep(
     judgements = store.read(snapshot / "judgements.jsonl", Judgement)
     seconds = None  # simulated annotators take no time, so none is too fast
     if config.by == "people":
-        clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
-        lasts = {clip.path: clip.duration_s for clip in clips}
-        seconds = {item.id: sum(lasts[path] for path in item.audios) for item in project.prompts.values()}
+        durations_s = working_time.clip_durations(project.corpus, project.prompts.values())
+        seconds = {
+            item.id: sum(durations_s[path] for path in item.audios) for item in project.prompts.values()
+        }
     assessed = quality.assess(judgements, min_heard=config.min_heard, seed=config.seed, clip_seconds=seconds)
     return Judgements(snapshot, judgements, assessed)
 

@@ -60,8 +60,8 @@ Opponents = Literal["worst", "random", "all"]
 """Which worse completion the best one of a prompt is paired with; `all`: every one with every worse one."""
 ADJUDICATED = 0.9
 """Evidence of a pair that an adjudicator decided."""
-_ROUNDING = 1e-9
-"""Three votes of four are 0.75 whatever they weigh."""
+ROUNDING = 1e-9
+"""By how much of the votes a share may miss `min_agreement`: three of four are 0.75 whatever they weigh."""
 
 
 class LowAgreement(ValueError):
@@ -343,8 +343,8 @@ def _outcomes(poll: _Poll, min_agreement: float) -> npt.NDArray[np.str_]:
     """What the annotators decided about every two texts, as `Tally` names it."""
     most = np.maximum(poll.first, poll.second)
     neither = poll.total - poll.first - poll.second
-    is_pair = most >= (min_agreement - _ROUNDING) * poll.total
-    is_tie = (2 * neither > poll.total * (1 + _ROUNDING)) | (most <= 0)
+    is_pair = most >= (min_agreement - ROUNDING) * poll.total
+    is_tie = (2 * neither > poll.total * (1 + ROUNDING)) | (most <= 0)
     return np.select(
         [poll.total <= 0, is_pair & (most > 0), is_tie], ["weightless", "pairs", "ties"], "disagreements"
     )
@@ -382,7 +382,7 @@ def _decided(
     neither = poll.total - poll.first - poll.second
     preferring = np.where(sides > 0, poll.first, poll.second) + neither / 2
     share = np.divide(preferring, poll.total, out=np.zeros(len(neither)), where=poll.total > 0)
-    low, high = wilson(share, np.maximum(poll.effective, _ROUNDING))
+    low, high = wilson(share, np.maximum(poll.effective, ROUNDING))
     sure = evidence(preferring, poll.total - preferring)
     pairs: list[PreferencePair] = []
     for i, outcome in enumerate(outcomes):
@@ -451,7 +451,7 @@ def _approval(
     weight = np.array([weights.get(name, 1.0) for name in leads])
     side = np.array(list(leads.values()))
     preferring, against, total = weight[side > 0].sum(), weight[side < 0].sum(), weight.sum()
-    if not leads or not preferring or preferring < (min_agreement - _ROUNDING) * total:
+    if not leads or not preferring or preferring < (min_agreement - ROUNDING) * total:
         return None
     half = (total - preferring - against) / 2
     low, high = wilson((preferring + half) / total, total**2 / (weight**2).sum())
@@ -508,19 +508,19 @@ def _matches(
 
 
 def _pair(
-    prompt: Prompt, axis: PairAxis, sides: tuple[str, ...], texts: tuple[str, str], **grounds: Any
+    prompt: Prompt, axis: PairAxis, key: tuple[str, ...], texts: tuple[str, str], **grounds: Any
 ) -> PreferencePair:
-    """A pair of `texts`, the chosen one first; `sides` tells it from the prompt's other pairs.
+    """A pair of `texts`, the chosen one first.
 
     Args:
         prompt: what they complete.
         axis: on what the chosen one is better.
-        sides: of its id.
+        key: what tells it from the prompt's other pairs on the axis; its id is made of it.
         texts: chosen and rejected.
         grounds: the pair's evidence, as its record names it.
     """
     return PreferencePair(
-        id=stable_id(prompt.id, *sides, axis),
+        id=stable_id(prompt.id, *key, axis),
         prompt_id=prompt.id,
         system=prompt.system,
         audios=prompt.audios,

@@ -61,7 +61,7 @@ class WorkingTime(NamedTuple):
 def working_time(
     comparisons: Iterable[Comparison],
     prompts: Mapping[str, Prompt],
-    lasts: Mapping[str, float],
+    durations_s: Mapping[str, float],
     *,
     annotators: int,
     pace: Pace,
@@ -71,7 +71,7 @@ def working_time(
     Args:
         comparisons: all that are shown, retests and gold too.
         prompts: by id.
-        lasts: how long the clip at a path lasts.
+        durations_s: of clips, by path.
         annotators: how many judge what everyone judges.
         pace: see `pace_of`.
     """
@@ -79,7 +79,7 @@ def working_time(
     for item in comparisons:
         times = annotators if item.everyone else 1
         judgements += times
-        listening += times * _audio_s(prompts[item.prompt_id], lasts)
+        listening += times * _audio_s(prompts[item.prompt_id], durations_s)
         deciding += times * pace.per_completion_s * len(item.completions)
     return WorkingTime(judgements, listening, deciding, pace)
 
@@ -117,11 +117,11 @@ def expected(
 
 
 def pace_of(
-    judgements: Iterable[Judgement], prompts: Mapping[str, Prompt], lasts: Mapping[str, float]
+    judgements: Iterable[Judgement], prompts: Mapping[str, Prompt], durations_s: Mapping[str, float]
 ) -> Pace:
     """The median of people's judgements whose time and prompt are known, if there are enough."""
     times = [
-        max(0.0, item.seconds - _audio_s(prompts[item.prompt_id], lasts)) / len(item.completions)
+        max(0.0, item.seconds - _audio_s(prompts[item.prompt_id], durations_s)) / len(item.completions)
         for item in judgements
         if item.annotator_kind == "person" and item.seconds is not None and item.prompt_id in prompts
     ]
@@ -142,15 +142,15 @@ def earlier_judgements(folder: Path) -> list[Judgement]:
     return list(by_id.values())
 
 
-def clip_seconds(corpus: Path, prompts: Iterable[Prompt]) -> dict[str, float]:
+def clip_durations(corpus: Path, prompts: Iterable[Prompt]) -> dict[str, float]:
     """How long the clips of prompts last, by their paths in a corpus."""
     paths = {path for prompt in prompts for path in prompt.audios}
     clips = store.stream(corpus / "clips.jsonl", AudioClip)
     return {clip.path: clip.duration_s for clip in clips if clip.path in paths}
 
 
-def _audio_s(prompt: Prompt, lasts: Mapping[str, float]) -> float:
-    return sum(lasts[path] for path in prompt.audios)
+def _audio_s(prompt: Prompt, durations_s: Mapping[str, float]) -> float:
+    return sum(durations_s[path] for path in prompt.audios)
 
 
 def _duration(hours: float) -> str:
