@@ -38,6 +38,8 @@ Purpose = Literal["comparison", "retest", "gold", "adjudication", "correction"]
 """Why annotators get a comparison: to learn a preference, or to measure the annotator (`retest`: the same
 comparison again in another order; `gold`: its right order is known); or because annotators disagree
 (`adjudication`), or one of its completions was typed by an annotator (`correction`)."""
+SelectedBy = Literal["random", "active"]
+"""Why a comparison is among those to ask about: drawn by lot, or by a rule of `preferences.selection`."""
 
 
 class Record(BaseModel):
@@ -269,8 +271,8 @@ class Comparison(Record):
     """Of a retest, an adjudication and a correction: the comparison that they repeat."""
     expected: Ranking | None = None
     """Of gold: what is right on factuality. Whoever prefers a completion ranked worse there errs."""
-    selected: Literal["random", "active"] | None = None
-    """By lot, or by a rule (`preferences.selection`): only what is measured on the former holds for all."""
+    selected: SelectedBy | None = None
+    """Only what is measured on those selected by lot holds for all."""
 
 
 class Judgement(Record):

@@ -55,7 +55,7 @@ def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
 
 
 def _human_judgements(run: Path) -> Iterator[Judgement]:
-    """People's judgements in a run; retests and gold measure the annotator and are left out."""
+    """People's judgements in a run, without retests and gold, which measure the annotator."""
     for file in sorted(run.glob("[!.]*/judgements.jsonl")):
         for judgement in store.stream(file, Judgement):
             is_of_people = judgement.annotator_kind != "model" and not judgement.audio_unusable

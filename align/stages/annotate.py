@@ -33,7 +33,7 @@ from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
 from preference_data.preferences import quality, selection, snapshots, working_time
-from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
+from preference_data.schema import Completion, CompletionScore, Judgement, Prompt, SelectedBy
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
@@ -158,7 +158,7 @@ def _selection(
     scores = {score.id: score for score in rows}
     by_id = {item.id: item for item in completions}
 
-    def select(candidates: Collection[selection.Candidate]) -> Mapping[selection.Candidate, selection.Reason]:
+    def select(candidates: Collection[selection.Candidate]) -> Mapping[selection.Candidate, SelectedBy]:
         return selection.select(
             candidates,
             by_id,
