@@ -16,7 +16,7 @@ import soundfile
 
 from preference_data import store
 from preference_data.preferences import snapshots
-from preference_data.schema import Comparison, Completion, ErrorType, Prompt, Ranking
+from preference_data.schema import CHOICES, Comparison, Completion, ErrorType, Prompt, Ranking
 from tests.ui_annotation.conftest import ANNOTATORS
 from tests.ui_annotation.test_render import HOSTILE
 from ui_annotation import assignment, client, pull, push, render, settings
@@ -138,7 +138,7 @@ def test_every_answer_of_the_schema_can_be_given(owner, workspace, tmp_path, siz
         for name, question in questions.items()
     }
     places = PLACES[:size]
-    asked_of_all = list(assignment.CHOICES) if size == 2 else list(places)
+    asked_of_all = list(CHOICES) if size == 2 else list(places)
     assert options["factuality"] == options["behaviour"] == asked_of_all
     assert options["thumbs"] == [f"{place}_{value}" for place in places for value in ("good", "bad")]
     assert options.get("all_bad") == (None if size == 2 else ["factuality", "behaviour"])
@@ -293,7 +293,7 @@ def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
     made = pull.pull(owner, project)
     mine = [item for item in made if item.annotator == workspace[1][0]]
     assert {item.comparison: (item.factuality, item.corrected) for item in mine} == {
-        name: (assignment.CHOICES[choice], text) for name, (choice, text) in told.items()
+        name: (CHOICES[choice], text) for name, (choice, text) in told.items()
     }
     assert len(made) == len(after) > len(mine)
     assert push.push(owner, project).added == 0
