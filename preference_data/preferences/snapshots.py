@@ -37,12 +37,16 @@ def read(folders: Iterable[Path], texts: Mapping[str, str]) -> list[Judgement]:
     for folder in folders:
         file = folder / "judgements.jsonl"
         for number, line in numbered_lines(file):
-            row = json.loads(line)
+            place = f"{file}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise store.BadRecord(f"{place}: is not JSON: {error}") from None
             if "completion_a" in row:
                 if not {row["completion_a"], row["completion_b"]} <= texts.keys():
                     continue
                 line = json.dumps(_as_ranking(row, texts)).encode()
-            judgement = store.parse(line, Judgement, f"{file}:{number}")
+            judgement = store.parse(line, Judgement, place)
             judgements[judgement.id] = judgement
     return list(judgements.values())
 

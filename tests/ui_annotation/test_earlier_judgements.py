@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from preference_data import store
 from preference_data.preferences import snapshots
 from preference_data.schema import Completion, Prompt
 from ui_annotation.assignment import Rates, draw
@@ -58,3 +61,9 @@ def test_a_choice_becomes_a_ranking_of_the_same_texts_and_its_comparison_is_draw
             earlier=[judgement],
         )
         assert (comparison.id, comparison.texts) == (judgement.comparison, judgement.texts)
+
+
+def test_a_line_that_is_not_json_is_named_with_its_file(tmp_path):
+    (tmp_path / "judgements.jsonl").write_text(json.dumps(OLD) + '\n{"id": "torn')
+    with pytest.raises(store.BadRecord, match=r"judgements\.jsonl:2: is not JSON"):
+        snapshots.read([tmp_path], {item.id: item.text for item in COMPLETIONS})
