@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from align.serving import metrics as prometheus
-from align.serving.answers import chat_completion, stream_chat, stream_transcript, transcript
 from align.serving.errors import ApiError
 from align.serving.guard import Guard
 from align.serving.requests import MODEL
+from align.serving.responses import chat_completion, stream_chat, stream_transcript, transcript
 from align.serving.service import ClientLeft, Service
 
 

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form: whole, and as server-sent events."""
+"""Responses in OpenAI's form: whole, and as server-sent events."""
 
 from __future__ import annotations
 
