@@ -36,9 +36,14 @@ def write(removals: Sequence[Removal], counted: CountedJudgements, path: Path, *
         page.render(
             "rules.html",
             title=title,
-            tables=[(of, list(group)) for of, group in groupby(removals, key=lambda removal: removal.of)],
+            tables=[(of, rows) for of, rows in _tables(removals) if rows[0].total],
             counted=counted,
             weights=weights,
             axes=AXES,
         ),
     )
+
+
+def _tables(removals: Sequence[Removal]) -> list[tuple[str, list[Removal]]]:
+    """Rules on the same things, and what these are."""
+    return [(of, list(rows)) for of, rows in groupby(removals, key=lambda removal: removal.of)]
