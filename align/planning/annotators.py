@@ -44,7 +44,7 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
             size = min(size, sampled.completions_per_prompt)
             per_prompt = min(per_prompt, comb(sampled.completions_per_prompt, size))
     comparisons = per_prompt * basis.prompts
-    time = working_time.expected(
+    time = working_time.estimate(
         round(config.people_share * min(comparisons, config.max_comparisons or comparisons)),
         overlap=config.overlap,
         retests=config.retests,

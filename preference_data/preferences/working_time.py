@@ -84,7 +84,7 @@ def working_time(
     return WorkingTime(judgements, listening, deciding, pace)
 
 
-def expected(
+def estimate(
     comparisons: int,
     *,
     overlap: float,
