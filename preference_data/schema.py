@@ -7,8 +7,9 @@ by a path relative to their corpus folder; they never contain it. Times are seco
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
@@ -24,6 +25,8 @@ PairAxis = Literal["factuality", "behaviour", "reward"]
 """On what a chosen completion is better: one of `AXES`, or a reward."""
 MOST_COMPARED = 4
 """Completions in a comparison, at most: as many as a person keeps in mind after one listen."""
+LETTERS = "ABCD"
+"""What annotators call the completions of a comparison, in the order in which they see them."""
 AnnotatorKind = Literal["person", "model", "simulated"]
 JudgementKind = Literal["choice", "ranking", "rating"]
 """How a judgement was given: which of two is better, an order of several, or each completion on its own."""
@@ -35,6 +38,8 @@ Purpose = Literal["comparison", "retest", "gold", "adjudication", "correction"]
 """Why annotators get a comparison: to learn a preference, or to measure the annotator (`retest`: the same
 comparison again in another order; `gold`: its right order is known); or because annotators disagree
 (`adjudication`), or one of its completions was typed by an annotator (`correction`)."""
+SelectedBy = Literal["random", "active"]
+"""Why a comparison is among those to ask about: drawn by lot, or by a rule of `preferences.selection`."""
 
 
 class Record(BaseModel):
@@ -222,6 +227,12 @@ class Ranking(BaseModel):
     ranks: tuple[int, ...] = Field(min_length=1, max_length=MOST_COMPARED)
     all_bad: bool = False
 
+    @classmethod
+    def dense(cls, ranks: Sequence[int], *, all_bad: bool = False) -> Ranking:
+        """Ranks in the same order without gaps: of 1, 1, 3 as sports count them, 1, 1, 2."""
+        values = sorted(set(ranks))
+        return cls(ranks=tuple(1 + values.index(rank) for rank in ranks), all_bad=all_bad)
+
     @model_validator(mode="after")
     def _ranks_have_no_gaps(self) -> Ranking:
         if set(self.ranks) != set(range(1, max(self.ranks) + 1)):
@@ -231,6 +242,15 @@ class Ranking(BaseModel):
     def prefers(self, first: int, second: int) -> bool:
         """Whether the completion in place `first` is better than the one in place `second`."""
         return self.ranks[first] < self.ranks[second]
+
+
+CHOICES: dict[str, Ranking] = {
+    "a": Ranking(ranks=(1, 2)),
+    "b": Ranking(ranks=(2, 1)),
+    "tie": Ranking(ranks=(1, 1)),
+    "both_bad": Ranking(ranks=(1, 1), all_bad=True),
+}
+"""Answers to a question about two completions, as rankings."""
 
 
 class Comparison(Record):
@@ -251,8 +271,8 @@ class Comparison(Record):
     """Of a retest, an adjudication and a correction: the comparison that they repeat."""
     expected: Ranking | None = None
     """Of gold: what is right on factuality. Whoever prefers a completion ranked worse there errs."""
-    selected: Literal["random", "active"] | None = None
-    """By lot, or by a rule (`preferences.selection`): only what is measured on the former holds for all."""
+    selected: SelectedBy | None = None
+    """Only what is measured on those selected by lot holds for all."""
 
 
 class Judgement(Record):
@@ -290,6 +310,33 @@ class Judgement(Record):
     """From the annotator's previous submission to this one; None for the first and after a break."""
     heard: float | None = Field(None, ge=0, le=1)
     """Share of the clip this annotator had played by then; the least over several clips. None: unknown."""
+
+    @classmethod
+    def of(
+        cls, comparison: Comparison, annotator: str, annotator_kind: AnnotatorKind, **answers: Any
+    ) -> Judgement:
+        """A judgement of a comparison in the order in which it was shown.
+
+        Args:
+            comparison: what is judged.
+            annotator: who judges it; a second judgement of theirs has the same id.
+            annotator_kind: of annotator.
+            answers: the other fields.
+        """
+        copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
+        return cls(
+            id=stable_id(comparison.id, annotator),
+            comparison=comparison.id,
+            kind="choice" if len(comparison.texts) == 2 else "ranking",
+            annotator=annotator,
+            annotator_kind=annotator_kind,
+            **{name: getattr(comparison, name) for name in copied},
+            **answers,
+        )
+
+    def ranking(self, axis: Axis) -> Ranking | None:
+        """The order on an axis."""
+        return self.factuality if axis == "factuality" else self.behaviour
 
     @model_validator(mode="after")
     def _is_about_its_completions(self) -> Judgement:
@@ -439,3 +486,8 @@ class Label(Record):
 def stable_id(*parts: object) -> str:
     """A short id that is the same on every machine: 16 hex digits of sha256 over the parts."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def comparison_id(prompt_id: str, texts: Sequence[str]) -> str:
+    """The id of a comparison: whoever knows the texts can make it, so it does not tell its purpose."""
+    return stable_id(json.dumps([prompt_id, *texts]))

@@ -12,13 +12,15 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations, islice, product
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from preference_data.preferences import votes
 from preference_data.schema import (
     AXES,
+    CHOICES,
+    LETTERS,
     MOST_COMPARED,
     AnnotatorKind,
     Comparison,
@@ -27,23 +29,18 @@ from preference_data.schema import (
     Prompt,
     Purpose,
     Ranking,
+    SelectedBy,
+    comparison_id,
     stable_id,
 )
 from ui_annotation import AnnotationError
 
-PLACES = "abcd"
-"""What annotators call the completions of a comparison, in order."""
-CHOICES: dict[str, Ranking] = {
-    "a": Ranking(ranks=(1, 2)),
-    "b": Ranking(ranks=(2, 1)),
-    "tie": Ranking(ranks=(1, 1)),
-    "both_bad": Ranking(ranks=(1, 1), all_bad=True),
-}
-"""Answers to a question about two completions."""
+PLACES = LETTERS.lower()
+"""Completions of a comparison in order, in the names of fields and in answers."""
 Truth = Callable[[Prompt, str], bool | None]
 """Whether a text is true of the prompt's clips; None where that is not known."""
 
-Select = Callable[[Collection[tuple[str, ...]]], Mapping[tuple[str, ...], Literal["random", "active"]]]
+Select = Callable[[Collection[tuple[str, ...]]], Mapping[tuple[str, ...], SelectedBy]]
 """Of comparisons, each the ids of its completions, those to ask about and why."""
 
 
@@ -94,12 +91,12 @@ def draw(
     Returns:
         All of them in the order in which they are shown, so that a place in it tells nothing.
     """
-    before = _before(earlier)
+    history = _history(earlier)
     texts = _by_text(completions)
-    sets = _selected(_sets(texts, size, per_prompt, seed, before), texts, before, select)
+    sets = _select(_sets(texts, size, per_prompt, seed, history), texts, history, select)
     sets.sort(
         key=lambda item: (
-            before.judges[record_id(item.prompt_id, item.texts)] < 2,
+            history.judges[comparison_id(item.prompt_id, item.texts)] < 2,
             _lot(seed, "overlap", item.prompt_id, *sorted(item.texts)),
         )
     )
@@ -111,11 +108,11 @@ def draw(
     drawn = {comparison.id: comparison for group in groups.values() for comparison in group}
     taken = {_key(item.prompt_id, item.texts) for item in drawn.values()}
     for (n, everyone), group in groups.items():
-        controls = _retests(group, round(rates.retests * len(group)), seed, before)
+        controls = _retests(group, round(rates.retests * len(group)), seed, history)
         retested = {control.about for control in controls}
         gold = chain(
-            _gold_again(everyone, texts, prompts, n, seed, is_true, taken, before),
-            _confirmed((item for item in group if item.id not in retested), before),
+            _earlier_gold(everyone, texts, prompts, n, seed, is_true, taken, history),
+            _gold_of_adjudications((item for item in group if item.id not in retested), history),
             _gold(_gold_order(texts, everyone, overlap, seed), texts, prompts, n, seed, is_true, taken),
         )
         for right in islice(gold, round(rates.gold * len(group))):
@@ -129,7 +126,7 @@ _Key = tuple[str, frozenset[str]]
 """A prompt and the texts that are compared, in whatever order."""
 
 
-class _Before(NamedTuple):
+class _History(NamedTuple):
     """What is judged already, and so is drawn again before anything else."""
 
     compared: Collection[_Key]
@@ -142,12 +139,12 @@ class _Before(NamedTuple):
     """Ranks of texts in factuality by a named person, where not all are equal."""
 
 
-def _before(earlier: Iterable[Judgement]) -> _Before:
+def _history(earlier: Iterable[Judgement]) -> _History:
     judgements = {item.id: item for item in earlier}.values()
     of: dict[Purpose, dict[_Key, Judgement]] = defaultdict(dict)
     for item in judgements:
         of[item.purpose].setdefault(_key(item.prompt_id, item.texts), item)
-    return _Before(
+    return _History(
         compared=of["comparison"].keys(),
         gold=of["gold"].keys(),
         orders={key: item.texts for key, item in (of["gold"] | of["comparison"]).items()},
@@ -165,7 +162,7 @@ class _Set(NamedTuple):
 
     prompt_id: str
     texts: tuple[str, ...]
-    selected: Literal["random", "active"] | None = None
+    selected: SelectedBy | None = None
 
 
 def _lot(seed: int, purpose: str, *parts: str) -> int:
@@ -196,12 +193,12 @@ def _sets(
     size: int,
     per_prompt: int,
     seed: int,
-    before: _Before,
+    history: _History,
 ) -> list[_Set]:
     """Different completions of the same prompt; those first that were compared before, gold last."""
 
     def priority(key: _Key) -> int:
-        return 0 if key in before.compared else 2 if key in before.gold else 1
+        return 0 if key in history.compared else 2 if key in history.gold else 1
 
     drawn: list[_Set] = []
     for prompt_id, own in texts.items():
@@ -213,16 +210,16 @@ def _sets(
             key=lambda some: (priority(_key(prompt_id, some)), _lot(seed, "pair", prompt_id, *some)),
         )
         drawn += [
-            _Set(prompt_id, before.orders.get(_key(prompt_id, some)) or _shuffled(seed, prompt_id, some))
+            _Set(prompt_id, history.orders.get(_key(prompt_id, some)) or _shuffled(seed, prompt_id, some))
             for some in options[:per_prompt]
         ]
     return drawn
 
 
-def _selected(
+def _select(
     sets: Sequence[_Set],
     texts: Mapping[str, Mapping[str, Completion]],
-    before: _Before,
+    history: _History,
     select: Select,
 ) -> list[_Set]:
     """What `select` takes, and what was compared before.
@@ -234,7 +231,7 @@ def _selected(
     return [
         item._replace(selected=chosen.get(ids))
         for ids, item in by_ids.items()
-        if ids in chosen or _key(item.prompt_id, item.texts) in before.compared
+        if ids in chosen or _key(item.prompt_id, item.texts) in history.compared
     ]
 
 
@@ -256,7 +253,7 @@ def _comparison(
     """A record of these texts; one that no policy gave is named by its words."""
     own = texts.get(item.prompt_id, {})
     return Comparison(
-        id=record_id(item.prompt_id, item.texts),
+        id=comparison_id(item.prompt_id, item.texts),
         prompt_id=item.prompt_id,
         completions=tuple(
             own[text].id if text in own else stable_id("person", item.prompt_id, text) for text in item.texts
@@ -270,17 +267,12 @@ def _comparison(
     )
 
 
-def record_id(prompt_id: str, texts: Sequence[str]) -> str:
-    """The id of a record: whoever knows the texts can make it, so it does not tell what the record is for."""
-    return stable_id(json.dumps([prompt_id, *texts]))
-
-
 def _reversed(item: Comparison, purpose: Purpose, expected: Ranking | None = None) -> Comparison:
     """The same completions in reverse order, so that each pair of them changes sides."""
     texts = item.texts[::-1]
     return item.model_copy(
         update={
-            "id": record_id(item.prompt_id, texts),
+            "id": comparison_id(item.prompt_id, texts),
             "completions": item.completions[::-1],
             "texts": texts,
             "purpose": purpose,
@@ -293,23 +285,23 @@ def _reversed(item: Comparison, purpose: Purpose, expected: Ranking | None = Non
 # -------------------------------------------------------------------- what measures annotators
 
 
-def _retests(group: Iterable[Comparison], n: int, seed: int, before: _Before) -> list[Comparison]:
+def _retests(group: Iterable[Comparison], n: int, seed: int, history: _History) -> list[Comparison]:
     """`n` comparisons of a group in reverse order."""
     reverse = [_reversed(item, "retest") for item in group]
-    reverse.sort(key=lambda item: (item.id not in before.judges, _lot(seed, "retest", str(item.about))))
+    reverse.sort(key=lambda item: (item.id not in history.judges, _lot(seed, "retest", str(item.about))))
     return reverse[:n]
 
 
-def _confirmed(group: Iterable[Comparison], before: _Before) -> Iterator[Comparison]:
+def _gold_of_adjudications(group: Iterable[Comparison], history: _History) -> Iterator[Comparison]:
     """Comparisons that a named person has decided, in reverse order: those first that were gold before."""
-    decided = [(key, item) for item in group if (key := _key(item.prompt_id, item.texts)) in before.decided]
-    for key, item in sorted(decided, key=lambda pair: pair[0] not in before.gold):
-        ranks = before.decided[key]
+    decided = [(key, item) for item in group if (key := _key(item.prompt_id, item.texts)) in history.decided]
+    for key, item in sorted(decided, key=lambda pair: pair[0] not in history.gold):
+        ranks = history.decided[key]
         expected = Ranking(ranks=tuple(ranks[text] for text in item.texts[::-1]))
         yield _reversed(item, "gold", expected)
 
 
-def _gold_again(
+def _earlier_gold(
     everyone: bool,
     texts: Mapping[str, Mapping[str, Completion]],
     prompts: Mapping[str, Prompt],
@@ -317,21 +309,21 @@ def _gold_again(
     seed: int,
     is_true: Truth,
     taken: Container[_Key],
-    before: _Before,
+    history: _History,
 ) -> Iterator[Comparison]:
     """What was gold before, as it was shown, where its completions are still there.
 
     What several judged is for everyone.
     """
-    for key in sorted(before.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
-        if (before.judges[record_id(key[0], before.orders[key])] > 1) != everyone:
+    for key in sorted(history.gold, key=lambda key: _lot(seed, "gold", key[0], *sorted(key[1]))):
+        if (history.judges[comparison_id(key[0], history.orders[key])] > 1) != everyone:
             continue
         prompt_id, some = key
         if len(some) == size and prompt_id in texts and key not in taken:
             prompt = prompts[prompt_id]
             truth = {text: is_true(prompt, text) for text in some}
             if some <= {*texts[prompt_id], prompt.answer_gt} and set(truth.values()) == {True, False}:
-                yield _gold_of(_Set(prompt_id, before.orders[key]), truth, texts)
+                yield _gold_of(_Set(prompt_id, history.orders[key]), truth, texts)
 
 
 def _gold_order(prompt_ids: Iterable[str], everyone: bool, overlap: float, seed: int) -> list[str]:
@@ -433,7 +425,7 @@ def _disagree(given: Sequence[Judgement], texts: Sequence[str]) -> bool:
     places = [votes.places_in(item, texts) for item in given]
     for axis in AXES:
         both = zip(given, places, strict=True)
-        rankings = [(ranking, own) for item, own in both if (ranking := getattr(item, axis)) is not None]
+        rankings = [(ranking, own) for item, own in both if (ranking := item.ranking(axis))]
         for i, j in combinations(range(len(texts)), 2):
             sides = {
                 (ranking.prefers(own[i], own[j]), ranking.prefers(own[j], own[i]))
@@ -473,19 +465,15 @@ def unblind(
     """
     where = f"record {comparison.id!r}, annotator {annotator!r}"
     n = len(comparison.texts)
-    copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
     all_bad = _labels(answers, "all_bad", AXES, where)
     offered = [f"{place}_{value}" for place in PLACES[:n] for value in ("good", "bad")]
     thumbs = _thumbs(_labels(answers, "thumbs", offered, where), n)
     errors = tuple(tuple(answers.get(f"errors_{place}") or ()) for place in PLACES[:n])
     try:
-        return Judgement(
-            id=stable_id(comparison.id, annotator),
-            comparison=comparison.id,
-            kind="choice" if n == 2 else "ranking",
-            annotator=annotator,
-            annotator_kind=kind,
-            **{name: getattr(comparison, name) for name in copied},
+        return Judgement.of(
+            comparison,
+            annotator,
+            kind,
             **{axis: _ranking(answers.get(axis), n, axis in all_bad, f"{where}: {axis}") for axis in AXES},
             thumbs=thumbs if any(thumb is not None for thumb in thumbs) else (),
             errors=errors if any(errors) else (),
@@ -517,8 +505,7 @@ def _ranking(answer: Any, n: int, all_bad: bool, where: str) -> Ranking:
     except (TypeError, KeyError, ValueError):
         places = ", ".join(PLACES[:n])
         raise BadAnswer(f"{where}: {str(answer)[:80]!r} does not rank each of {places}") from None
-    dense = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
-    return Ranking(ranks=tuple(dense[rank] for rank in ranks), all_bad=all_bad)
+    return Ranking.dense(ranks, all_bad=all_bad)
 
 
 def _labels(answers: Mapping[str, Any], question: str, offered: Sequence[str], where: str) -> set[str]:

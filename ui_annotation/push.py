@@ -8,7 +8,6 @@ judged are taken out of the queues.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any, NamedTuple
 
 import argilla as rg
 import httpx
-import soundfile
 from argilla._exceptions import ArgillaError
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import ClipFile
+from preference_data.audio.encode import encode
 from preference_data.dataset.dataset import Dataset as Corpus
 from preference_data.schema import Comparison, Prompt
 from ui_annotation import client, render
@@ -205,7 +204,4 @@ def _bytes(clip: ClipFile) -> bytes:
 
 def _flac(clip: ClipFile) -> bytes:
     """A clip as models hear it, 16 kHz mono, in a format that every browser plays."""
-    file = io.BytesIO()
-    samples = decode.load(clip, max_duration_s=_LONGEST_S)
-    soundfile.write(file, samples, decode.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
+    return encode(decode.load(clip, max_duration_s=_LONGEST_S), "FLAC", "PCM_16")

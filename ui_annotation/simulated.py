@@ -18,10 +18,10 @@ import argilla as rg
 import numpy as np
 from numpy.random import Generator
 
-from preference_data.schema import ErrorType, Facts, Prompt, stable_id
+from preference_data.schema import CHOICES, ErrorType, Facts, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Claim, Phrasebook, Question
 from ui_annotation import client, render
-from ui_annotation.assignment import CHOICES, PLACES
+from ui_annotation.assignment import PLACES
 
 _SUBMITTED_AT_ONCE = 100  # the most that Argilla takes
 _PENDING = {

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from align.cli.options import folder_to_write, path
+from align.cli.options import folder_to_write, path, registry_uri
 
 
 def export(
@@ -33,10 +33,9 @@ def export(
     from align.release.export import export as write
     from align.release.policy_files import NoPolicy
     from align.release.registry import RegistryDown
-    from align.run_folder.tracking import tracking_uri
 
     try:
-        done = write(run, to, tracking_uri(Path(run) if Path(run).is_dir() else Path("runs") / "x"))
+        done = write(run, to, registry_uri(run))
     except (NoPolicy, FileExistsError, FileNotFoundError) as error:
         _fail(str(error), 2)
     except (DoesNotLoad, RegistryDown, LookupError) as error:

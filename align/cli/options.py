@@ -51,6 +51,13 @@ def port_number(text: str | int) -> int:
     return int(text)
 
 
+def registry_uri(named: str) -> str:
+    """The MLflow registry of a policy that a command names: beside its run, else that of `runs/`."""
+    from align.run_folder.tracking import tracking_uri
+
+    return tracking_uri(Path(named) if Path(named).is_dir() else Path("runs") / "any")
+
+
 def file_to_read(text: str) -> Path:
     """A file that is there; a pipe will do."""
     file = path(text)

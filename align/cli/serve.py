@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from align.cli.options import path, port_number
+from align.cli.options import path, port_number, registry_uri
 
 KEY = "ALIGN_SERVE_API_KEY"
 
@@ -49,16 +49,16 @@ def serve(
 
     Example: align serve runs/demo --port 8000
     """
+    from align.generation.vllm.server import missing
     from align.release.policy_files import NoPolicy, find, saved_model
     from align.release.registry import RegistryDown
-    from align.run_folder.tracking import tracking_uri
     from align.serving.requests import Limits
     from align.serving.server import CannotServe, Settings, new_key
     from align.serving.server import serve as run_server
 
-    chosen = engine or _best_engine()
-    if chosen == "vllm" and (problem := _vllm_problem()):
+    if engine == "vllm" and (problem := missing()):
         _fail(f"{problem}. Or serve with --engine transformers", 2)
+    chosen = engine or _best_engine()
     given = os.environ.get(KEY, "")
     if given != given.strip() or not given.isascii():
         _fail(f"{KEY}: must be ASCII, without white space around it", 2)
@@ -67,7 +67,7 @@ def serve(
     with scratch:
         holder = Path(scratch.name)
         try:
-            files = find(run, tracking_uri(Path(run) if Path(run).is_dir() else Path("runs") / "x"), holder)
+            files = find(run, registry_uri(run), holder)
             settings = Settings(
                 policy=saved_model(files, holder),
                 name=files.name,
@@ -103,12 +103,6 @@ def _best_engine() -> Literal["transformers", "vllm"]:
     from align.generation.vllm.server import missing
 
     return "vllm" if torch.cuda.is_available() and missing() is None else "transformers"
-
-
-def _vllm_problem() -> str | None:
-    from align.generation.vllm.server import missing
-
-    return missing()
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special, stats
 
+from preference_data.preferences import agreement
+
 _BATCH_ELEMENTS = 4_000_000
 """Resampled values held at once; bounds memory (32 MB) whatever the number of questions."""
 
@@ -210,10 +212,8 @@ def wilson(successes: int, n: int) -> Share:
     """A share of `n` independent trials with Wilson's score interval (95 %)."""
     if not n:
         return Share(None, None, None, 0)
-    share, z2 = successes / n, _Z * _Z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    low, high = agreement.wilson(successes / n, n)
+    return Share(successes / n, float(low), float(high), n)
 
 
 def length_controlled(wins: npt.ArrayLike, extra_length: npt.ArrayLike, clusters: Sequence[str]) -> Share:

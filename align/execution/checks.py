@@ -22,6 +22,7 @@ from align.recipe.recipe import Recipe, RecipeError, Step, read
 from align.recipe.stage_file import Problem
 from align.recipe.trl_names import problem_with
 from align.run_folder.artifacts import MANIFEST
+from preference_data.preferences import snapshots
 
 _STEPS = 1000
 """Of a stage whose length is not known before it runs."""
@@ -176,9 +177,7 @@ def _snapshot_problems(step: Step) -> Iterator[Problem]:
     config = step.config
     if not isinstance(config, AnnotateConfig) or not config.snapshot:
         return
-    from ui_annotation import pull  # seconds, with argilla
-
     try:
-        pull.read_snapshots([Path(config.snapshot).expanduser()], {})
+        snapshots.read([Path(config.snapshot).expanduser()], {})
     except (ValueError, OSError) as error:
         yield step.source.problem(("snapshot",), str(error))

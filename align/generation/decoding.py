@@ -28,7 +28,7 @@ _RESERVED = 256
 """Tokens that a cache gets room for at a time."""
 
 
-class Drawn(NamedTuple):
+class NextTokens(NamedTuple):
     """The next token of each row that goes on, and its log p before temperature and top-p; all (R,)."""
 
     rows: Tensor
@@ -77,7 +77,7 @@ def draw_tokens(
     decoding: Decoding,
     draws: np.ndarray | None,
     stops: Sequence[int],
-) -> Generator[Drawn, Collection[int] | None, None]:
+) -> Generator[NextTokens, Collection[int] | None, None]:
     """One token of each row at a time; a row leaves with its stop token, or when its number is sent back.
 
     Args are those of `decode`.
@@ -92,7 +92,7 @@ def draw_tokens(
         allowed = logits.index_fill(-1, suppressed, -torch.inf) if decoding.suppress else logits
         chosen = greedy(allowed) if left is None else draw(allowed, decoding, left[rows, t])
         logps = logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-        leaving = yield Drawn(rows, chosen, logps)
+        leaving = yield NextTokens(rows, chosen, logps)
         goes_on = ~torch.isin(chosen, ends)
         if leaving:
             goes_on &= ~torch.isin(rows, torch.tensor(list(leaving), device=device))

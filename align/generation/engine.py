@@ -96,10 +96,10 @@ def request_seed(seed: int, number: int, completion: int = 0) -> int:
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], request: Request) -> str:
     """The text of a completion."""
-    return decoded(tokenizer, tokens, is_plain=request.plain).strip()
+    return decode_tokens(tokenizer, tokens, is_plain=request.plain).strip()
 
 
-def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, is_plain: bool) -> str:
+def decode_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, is_plain: bool) -> str:
     """Tokens as text. Tags are part of a plain text's, such as Qwen-Audio's time stamps."""
     if is_plain:
         tokens = [i for i in tokens if i not in (tokenizer.eos_token_id, tokenizer.pad_token_id)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-from align.generation.decoding import Drawn, decode, draw_tokens, stop_tokens, uniforms
+from align.generation.decoding import NextTokens, decode, draw_tokens, stop_tokens, uniforms
 from align.generation.engine import Completion, Decoding, Request, completion_text
 from align.models.chat import Encoded, encode_prompt, encode_text
 from align.models.features import Clip, ClipFeatures
@@ -74,7 +74,7 @@ class LiveEngine:
         clips: Sequence[Sequence[Clip]],
         decoding: Decoding,
         draws: np.ndarray | None,
-    ) -> Generator[Drawn, Collection[int] | None, None]:
+    ) -> Generator[NextTokens, Collection[int] | None, None]:
         """The next token of each prompt's completion, step by step: the tokens that `complete` would return.
 
         Args:

@@ -43,7 +43,7 @@ def lines(step: Step, recipe: Recipe, run: Path) -> Iterator[str]:
         if isinstance(sampled, SampleConfig):
             per_prompt = min(per_prompt, comb(sampled.completions_per_prompt, size))
     comparisons = per_prompt * basis.prompts
-    time = working_time.expected(
+    time = working_time.estimate(
         round(config.people_share * min(comparisons, config.max_comparisons or comparisons)),
         overlap=config.overlap,
         retests=config.retests,
@@ -62,9 +62,9 @@ def _measured(config: AnnotateConfig, run: Path) -> _Basis | None:
     if not ((sampled / MANIFEST).exists() and (corpus / MANIFEST).exists()):
         return None
     prompts = {item.id: item for item in store.stream(sampled / "prompts.jsonl", Prompt)}
-    lasts = working_time.clip_seconds(corpus, prompts.values())
-    pace = working_time.pace_of(working_time.earlier_judgements(run / "snapshots"), prompts, lasts)
-    audio_s = sum(lasts[path] for item in prompts.values() for path in item.audios)
+    durations_s = working_time.clip_durations(corpus, prompts.values())
+    pace = working_time.pace_of(working_time.earlier_judgements(run / "snapshots"), prompts, durations_s)
+    audio_s = sum(durations_s[path] for item in prompts.values() for path in item.audios)
     return _Basis(len(prompts), audio_s / max(1, len(prompts)), pace)
 
 

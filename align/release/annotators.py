@@ -12,12 +12,10 @@ from preference_data.preferences import quality as limits
 from preference_data.preferences.agreement import SECONDS_EDGES
 from preference_data.preferences.quality import Quality
 from preference_data.prompts.prompts import transcript
-from preference_data.schema import AXES, Judgement, Prompt, Ranking
+from preference_data.schema import AXES, LETTERS, Judgement, Prompt
 from preference_data.store import write_text
 
 _EXAMPLES = 12
-PLACES = "ABCD"
-"""What annotators call the completions, in the order in which they see them."""
 
 
 def examples(
@@ -66,23 +64,9 @@ def write(
             limits=limits,
             percent=_percent,
             two_digits=_two_digits,
-            in_words=_in_words,
-            places=PLACES,
+            letters=LETTERS,
         ),
     )
-
-
-def _in_words(ranking: Ranking | None) -> str:
-    """A ranking as annotators read it: "A > C = B > D"."""
-    if ranking is None:
-        return "not ranked"
-    if max(ranking.ranks) == 1:
-        return "all bad" if ranking.all_bad else "tie"
-    tied = [
-        " = ".join(PLACES[place] for place, own in enumerate(ranking.ranks) if own == rank)
-        for rank in range(1, max(ranking.ranks) + 1)
-    ]
-    return " > ".join(tied) + (", all bad" if ranking.all_bad else "")
 
 
 def _percent(share: float) -> str:

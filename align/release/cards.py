@@ -14,10 +14,8 @@ from markupsafe import Markup, escape
 from align.release.clips import Clip
 from align.release.comparison import ComparedQuestion, PolicyComparison
 from preference_data import store
-from preference_data.schema import Judgement, Ranking
+from preference_data.schema import Judgement
 
-LETTERS = "ABCD"
-"""What annotators call the answers of a comparison, in order."""
 _MOST_PAIRS = 250_000
 """Pairs of words up to which differences are marked: a policy that repeats itself takes minutes."""
 
@@ -57,24 +55,12 @@ def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
 
 
 def _human_judgements(run: Path) -> Iterator[Judgement]:
-    """People's judgements in a run; retests and gold measure the annotator and are left out."""
+    """People's judgements in a run, without retests and gold, which measure the annotator."""
     for file in sorted(run.glob("[!.]*/judgements.jsonl")):
         for judgement in store.stream(file, Judgement):
             is_of_people = judgement.annotator_kind != "model" and not judgement.audio_unusable
             if is_of_people and judgement.purpose not in ("retest", "gold"):
                 yield judgement
-
-
-def in_words(ranking: Ranking | None) -> str:
-    """A ranking as people read it: "B > A = C", "A = B (all bad)"."""
-    if ranking is None:
-        return "not ranked"
-    places = sorted(zip(ranking.ranks, LETTERS, strict=False))
-    order = " > ".join(
-        " = ".join(letter for _, letter in group)
-        for _, group in itertools.groupby(places, key=lambda place: place[0])
-    )
-    return f"{order} (all bad)" if ranking.all_bad else order
 
 
 def diff_words(text: str, others: Sequence[str]) -> Markup:

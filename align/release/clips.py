@@ -7,7 +7,6 @@ Clips are untrusted files and decoded with the bounds of `preference_data.audio`
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-import soundfile
 
 from preference_data.audio import decode
 from preference_data.audio.clip_files import BadAudio
+from preference_data.audio.encode import encode
 from preference_data.dataset.dataset import Dataset
 
 Placing = Literal["packed", "linked"]
@@ -84,9 +83,7 @@ def audio_url(corpus: Path, name: str) -> str | None:
         samples = decode.load(Dataset(corpus).find(name), max_duration_s=_MAX_DURATION_S)
     except BadAudio:
         return None
-    encoded = io.BytesIO()
-    soundfile.write(encoded, samples, decode.SAMPLE_RATE, format="MP3")
-    return f"data:audio/mpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    return f"data:audio/mpeg;base64,{base64.b64encode(encode(samples, 'MP3')).decode()}"
 
 
 def waveform(samples: np.ndarray) -> str:

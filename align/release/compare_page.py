@@ -12,6 +12,7 @@ from align.release.ancestry import ancestry, manifest_of
 from align.release.clips import Placing
 from align.release.comparison import OUTCOMES, EvaluatedPolicy, PolicyComparison
 from align.run_folder.artifacts import METRICS, plain_values, read_metrics
+from preference_data.schema import LETTERS
 from preference_data.store import write_text
 
 PAGE_BYTES = 14_000_000
@@ -141,8 +142,7 @@ def _values(c: PolicyComparison) -> dict[str, Any]:
         "outcomes": OUTCOMES,
         "counts": Counter(question.outcome for question in c.questions),
         "categories": ordered(answer.category for answer in c.policies[0].answers),
-        "in_words": cards.in_words,
-        "letters": cards.LETTERS,
+        "letters": LETTERS,
         "bars": clips.BARS,
         "numbers": page.as_data(to_json(c)),
         "states": sorted(states, key=lambda state: (state != "scored", state)),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from align.evaluation.statistics import Difference, Interval
+from preference_data.schema import LETTERS, Ranking
 
 _GIGABYTE_MB = 1024.0
 
@@ -70,6 +72,7 @@ def render(template: str, **values: Any) -> str:
         "memory": memory,
         "pretty": _pretty,
         "plain": plain,
+        "ranking": ranking,
     }
     environment.globals |= {
         "labels": LABELS,
@@ -162,6 +165,17 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def ranking(given: Ranking | None) -> str:
+    """A ranking as people read it: "B > A = C", "A = B (all bad)"."""
+    if given is None:
+        return "not ranked"
+    places = sorted(zip(given.ranks, LETTERS, strict=False))
+    order = " > ".join(
+        " = ".join(letter for _, letter in group) for _, group in groupby(places, key=lambda place: place[0])
+    )
+    return f"{order} (all bad)" if given.all_bad else order
 
 
 def interval(row: Interval | Difference | None, metric: str) -> str:

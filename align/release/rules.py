@@ -8,12 +8,12 @@ from pathlib import Path
 
 from align.release import page
 from align.run_folder.artifacts import write_json
-from preference_data.preferences.rules import Counted, Removal
+from preference_data.preferences.rules import CountedJudgements, Removal
 from preference_data.schema import AXES
 from preference_data.store import write_text
 
 
-def write(removals: Sequence[Removal], counted: Counted, path: Path, *, title: str) -> None:
+def write(removals: Sequence[Removal], counted: CountedJudgements, path: Path, *, title: str) -> None:
     """Write `<path>.json` and the page `<path>.html`, which works offline.
 
     Args:

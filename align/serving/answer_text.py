@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from align.generation.engine import decoded
+from align.generation.engine import decode_tokens
 
 
 class AnswerText:
@@ -16,7 +16,7 @@ class AnswerText:
 
     Args:
         tokenizer: of the policy.
-        is_plain: whether a plain text is continued, see `decoded`.
+        is_plain: whether a plain text is continued, see `decode_tokens`.
         stops: texts that end the answer and are not part of it.
     """
 
@@ -49,7 +49,7 @@ class AnswerText:
         return certain if self.is_stopped else certain + self._held.rstrip()
 
     def _decode(self) -> str:
-        return decoded(self._tokenizer, self._undecoded, is_plain=self._is_plain)
+        return decode_tokens(self._tokenizer, self._undecoded, is_plain=self._is_plain)
 
     def _certain(self) -> str:
         if self.is_stopped:

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from align.serving import metrics as prometheus
-from align.serving.answers import chat_completion, stream_chat, stream_transcript, transcript
 from align.serving.errors import ApiError
 from align.serving.guard import Guard
 from align.serving.requests import MODEL
-from align.serving.service import Left, Service
+from align.serving.responses import chat_completion, stream_chat, stream_transcript, transcript
+from align.serving.service import ClientLeft, Service
 
 
 def make_app(service: Service, key: str) -> ASGIApp:
@@ -77,7 +77,7 @@ def make_app(service: Service, key: str) -> ASGIApp:
         headers = {"retry-after": "5"} if error.status == 503 else None
         return JSONResponse(error.body, error.status, headers)
 
-    @app.exception_handler(Left)
+    @app.exception_handler(ClientLeft)
     async def left(_: Request, __: Exception) -> Response:
         return Response(status_code=499)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Literal, NamedTuple, Protocol
 
 from align.generation.engine import Decoding
-from align.serving.prompts import Prompt
+from align.serving.prompts import EncodedPrompt
 
 State = Literal["loading", "ready", "died"]
 
@@ -15,7 +15,7 @@ class EngineDied(RuntimeError):
     """The engine draws no more tokens; the message says why."""
 
 
-class NotDrawn(RuntimeError):
+class CompletionFailed(RuntimeError):
     """The engine did not complete this prompt, for lack of memory or another reason; it goes on."""
 
 
@@ -52,14 +52,14 @@ class Backend(Protocol):
         """How it is now."""
         ...
 
-    def tokens(self, prompt: Prompt, decoding: Decoding, seed: int) -> AsyncGenerator[Step, None]:
+    def tokens(self, prompt: EncodedPrompt, decoding: Decoding, seed: int) -> AsyncGenerator[Step, None]:
         """The tokens of a single completion as they are drawn.
 
         A caller that stops early closes the iterator; the engine then draws no more for it.
 
         Raises:
             EngineDied: now or before.
-            NotDrawn: it did not complete this prompt.
+            CompletionFailed: it did not complete this prompt.
         """
         ...
 

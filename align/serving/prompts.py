@@ -13,7 +13,7 @@ from align.models.chat import Encoded, Message, encode_prompt, encode_text, expa
 from align.models.features import audible, n_frames
 from align.models.qwen2_audio.clips import n_audio_tokens
 from align.serving.errors import ApiError
-from preference_data.audio.clip_files import BadAudio, Received
+from preference_data.audio.clip_files import BadAudio, ClipBytes
 from preference_data.audio.decode import SAMPLE_RATE, DecoderPool
 
 _DECODERS = 2
@@ -31,7 +31,7 @@ class Sound(NamedTuple):
         return len(self.wave) / SAMPLE_RATE
 
 
-class Prompt(NamedTuple):
+class EncodedPrompt(NamedTuple):
     """A prompt as token ids, clips expanded, and as what it was made of: messages, or a plain text."""
 
     ids: list[int]
@@ -45,16 +45,18 @@ class Prompt(NamedTuple):
         return self.text is not None
 
 
-def chat_prompt(processor: Qwen2AudioProcessor, messages: list[Message], sounds: Sequence[Sound]) -> Prompt:
+def chat_prompt(
+    processor: Qwen2AudioProcessor, messages: list[Message], sounds: Sequence[Sound]
+) -> EncodedPrompt:
     """A conversation up to where the assistant should speak."""
     encoded = encode_prompt(processor, messages)
-    return Prompt(_expanded(processor, encoded.ids, sounds), tuple(sounds), messages)
+    return EncodedPrompt(_expanded(processor, encoded.ids, sounds), tuple(sounds), messages)
 
 
-def plain_prompt(processor: Qwen2AudioProcessor, text: str, sounds: Sequence[Sound]) -> Prompt:
+def plain_prompt(processor: Qwen2AudioProcessor, text: str, sounds: Sequence[Sound]) -> EncodedPrompt:
     """A text to be continued, as in pre-training."""
     encoded = encode_text(processor, text)
-    return Prompt(_expanded(processor, encoded.ids, sounds), tuple(sounds), [], text)
+    return EncodedPrompt(_expanded(processor, encoded.ids, sounds), tuple(sounds), [], text)
 
 
 def _expanded(processor: Qwen2AudioProcessor, ids: list[int], sounds: Sequence[Sound]) -> list[int]:
@@ -76,7 +78,7 @@ class ClipDecoder:
         longest_s = min(longest_s, self._extractor.n_samples / SAMPLE_RATE)
         self._pool = DecoderPool(_DECODERS, max_duration_s=longest_s)
 
-    def decode(self, clip: Received) -> Sound:
+    def decode(self, clip: ClipBytes) -> Sound:
         """The clip's samples; may be called from several threads.
 
         Raises:

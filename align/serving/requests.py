@@ -22,7 +22,7 @@ from werkzeug.http import parse_options_header
 
 from align.models.chat import Message
 from align.serving.errors import ApiError
-from preference_data.audio.clip_files import Received
+from preference_data.audio.clip_files import ClipBytes
 from preference_data.prompts.prompts import control_token
 
 MODEL = "policy"
@@ -165,7 +165,7 @@ class Conversation(NamedTuple):
     """Messages as training has them, and their clips in the order of their places; `name` says where."""
 
     messages: list[Message]
-    clips: list[Received]
+    clips: list[ClipBytes]
 
 
 def read_chat(body: bytes) -> ChatRequest:
@@ -196,7 +196,7 @@ def read_conversation(request: ChatRequest, limits: Limits) -> Conversation:
         ApiError: naming the message and the part.
     """
     messages: list[Message] = []
-    clips: list[Received] = []
+    clips: list[ClipBytes] = []
     n_chars = 0
     for i, message in enumerate(request.messages):
         content: list[Message] = []
@@ -219,7 +219,7 @@ def read_conversation(request: ChatRequest, limits: Limits) -> Conversation:
     return Conversation(messages, clips)
 
 
-def read_form(body: bytes, content_type: str) -> tuple[TranscriptionRequest, Received]:
+def read_form(body: bytes, content_type: str) -> tuple[TranscriptionRequest, ClipBytes]:
     """The request of a transcription and its clip, from a multipart form.
 
     Raises:
@@ -236,7 +236,7 @@ def read_form(body: bytes, content_type: str) -> tuple[TranscriptionRequest, Rec
             data[name] = _number(name, data[name])
     if "stream" in data:
         data["stream"] = data["stream"].lower() == "true"
-    return _checked(TranscriptionRequest, data), Received("file", file)
+    return _checked(TranscriptionRequest, data), ClipBytes("file", file)
 
 
 def check_text(text: str, where: str) -> str:
@@ -298,14 +298,14 @@ def _check_place(message: ChatMessage, n_before: int, limits: Limits, where: str
         raise ApiError(f"{where}: is clip {n_before + 1}, the limit is {limits.clips}", param=where)
 
 
-def _clip(part: Part, where: str) -> Received:
+def _clip(part: Part, where: str) -> ClipBytes:
     if part.input_audio is None or part.text is not None:
         raise ApiError(f"{where}: an input_audio part has input_audio and nothing else", param=where)
     try:
         content = base64.b64decode(part.input_audio.data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(f"{where}: input_audio.data is not base64: {error}", param=where) from None
-    return Received(where, content)
+    return ClipBytes(where, content)
 
 
 def _number(name: str, text: str) -> int | float:

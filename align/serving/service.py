@@ -13,10 +13,10 @@ from transformers import Qwen2AudioProcessor
 
 from align.generation.engine import Decoding
 from align.serving.answer_text import AnswerText
-from align.serving.backend import Backend, EngineDied, Finish, NotDrawn
+from align.serving.backend import Backend, CompletionFailed, EngineDied, Finish
 from align.serving.errors import ApiError, unavailable
 from align.serving.metrics import Metrics
-from align.serving.prompts import ClipDecoder, Prompt, chat_prompt, plain_prompt
+from align.serving.prompts import ClipDecoder, EncodedPrompt, chat_prompt, plain_prompt
 from align.serving.requests import (
     ChatRequest,
     Limits,
@@ -34,14 +34,14 @@ _BEAT_S = 1.0
 """How often it is looked whether a client still waits."""
 
 
-class Left(Exception):
+class ClientLeft(Exception):
     """The client has closed the connection."""
 
 
-class Answer(NamedTuple):
-    """A prompt and how its answer is drawn."""
+class PendingAnswer(NamedTuple):
+    """A prompt, and how the answer to it is to be drawn."""
 
-    prompt: Prompt
+    prompt: EncodedPrompt
     decoding: Decoding
     seed: int
     stops: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Service:
 
     # -------------------------------------------------------------------------- blocking: off the event loop
 
-    def read_chat(self, body: bytes) -> tuple[ChatRequest, Answer]:
+    def read_chat(self, body: bytes) -> tuple[ChatRequest, PendingAnswer]:
         """A chat as a prompt, its clips decoded; raises ApiError."""
         request = read_chat(body)
         conversation = read_conversation(request, self.limits)
@@ -98,15 +98,17 @@ class Service:
         top_p = 1.0 if request.top_p is None else request.top_p
         decoding = self._decoding(prompt, wanted, temperature, top_p)
         seed = secrets.randbits(48) if request.seed is None else request.seed
-        return request, Answer(prompt, decoding, seed, request.stops)
+        return request, PendingAnswer(prompt, decoding, seed, request.stops)
 
-    def read_transcription(self, body: bytes, content_type: str) -> tuple[TranscriptionRequest, Answer]:
+    def read_transcription(
+        self, body: bytes, content_type: str
+    ) -> tuple[TranscriptionRequest, PendingAnswer]:
         """A transcription's form as a prompt, its clip decoded; raises ApiError."""
         request, clip = read_form(body, content_type)
         sound = self._decoder.decode(clip)
         prompt = plain_prompt(self._processor, self._question(request), [sound])
         decoding = self._decoding(prompt, None, request.temperature, 1.0)
-        return request, Answer(prompt, decoding, request.seed or 0)
+        return request, PendingAnswer(prompt, decoding, request.seed or 0)
 
     def _question(self, request: TranscriptionRequest) -> str:
         """As in pre-training; a prompt of the client's own stands for it."""
@@ -118,7 +120,9 @@ class Service:
         except ValueError as error:
             raise ApiError(f"language: {error}", param="language") from None
 
-    def _decoding(self, prompt: Prompt, wanted: int | None, temperature: float, top_p: float) -> Decoding:
+    def _decoding(
+        self, prompt: EncodedPrompt, wanted: int | None, temperature: float, top_p: float
+    ) -> Decoding:
         """How it is drawn, as many tokens as were wanted and as fit."""
         n, longest = len(prompt.ids), self.backend.longest
         if n >= longest:
@@ -136,7 +140,7 @@ class Service:
 
     # -------------------------------------------------------------------------- answers
 
-    async def pieces(self, answer: Answer) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, answer: PendingAnswer) -> AsyncGenerator[Piece, None]:
         """The answer's text as it comes; the last piece has a finish reason.
 
         Raises:
@@ -165,18 +169,20 @@ class Service:
             self.metrics.failures.add()
             log.error("%s", error)
             raise unavailable("The engine has died: see /health, and start the server again") from error
-        except NotDrawn as error:
+        except CompletionFailed as error:
             self.metrics.failures.add()
             raise unavailable(f"Not completed: {error}") from error
         rest = text.finish()
         self.metrics.answer.observe(time.monotonic() - started)
         yield Piece(rest, "stop" if text.is_stopped else finish, n)
 
-    async def whole(self, answer: Answer, has_left: Callable[[], Awaitable[bool]]) -> tuple[str, Piece]:
+    async def whole(
+        self, answer: PendingAnswer, has_left: Callable[[], Awaitable[bool]]
+    ) -> tuple[str, Piece]:
         """The answer's whole text and its last piece; ends early where the client has left.
 
         Raises:
-            Left: it has left.
+            ClientLeft: it has left.
         """
         texts, last, looked = [], Piece(""), time.monotonic()
         async with aclosing(self.pieces(answer)) as pieces:
@@ -185,7 +191,7 @@ class Service:
                 if time.monotonic() - looked > _BEAT_S:
                     looked = time.monotonic()
                     if await has_left():
-                        raise Left
+                        raise ClientLeft
         return "".join(texts), last
 
     def check_loaded(self) -> None:

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from align.generation.decoding import Drawn, uniforms
+from align.generation.decoding import NextTokens, uniforms
 from align.generation.engine import Decoding
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import Clip, ClipFeatures, mel_features
 from align.models.qwen2_audio.model import context_of, load_processor
-from align.serving.backend import EngineDied, Finish, Health, NotDrawn, Step
-from align.serving.prompts import Prompt
+from align.serving.backend import CompletionFailed, EngineDied, Finish, Health, Step
+from align.serving.prompts import EncodedPrompt
 
 _ROWS = 16
 """Requests in a batch."""
@@ -35,11 +35,11 @@ _BATCHES = 2
 class _Job(NamedTuple):
     """A request on its way; `send` gets what is drawn, or an error, and may be called in any thread."""
 
-    prompt: Prompt
+    prompt: EncodedPrompt
     decoding: Decoding
     seed: int
-    send: Callable[[Step | EngineDied | NotDrawn], object]
-    left: threading.Event
+    send: Callable[[Step | EngineDied | CompletionFailed], object]
+    cancellation: threading.Event
     """Set when nobody waits for it any more."""
 
 
@@ -71,12 +71,14 @@ class TransformersBackend:
             return Health("died", str(self._death))
         return Health("loading" if self.is_loading else "ready")
 
-    async def tokens(self, prompt: Prompt, decoding: Decoding, seed: int) -> AsyncGenerator[Step, None]:
+    async def tokens(
+        self, prompt: EncodedPrompt, decoding: Decoding, seed: int
+    ) -> AsyncGenerator[Step, None]:
         """See `Backend`."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Step | EngineDied | NotDrawn] = asyncio.Queue()
+        inbox: asyncio.Queue[Step | EngineDied | CompletionFailed] = asyncio.Queue()
 
-        def send(item: Step | EngineDied | NotDrawn) -> None:
+        def send(item: Step | EngineDied | CompletionFailed) -> None:
             loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         job = _Job(prompt, decoding, seed, send, threading.Event())
@@ -92,7 +94,7 @@ class TransformersBackend:
                     return
             raise item
         finally:
-            job.left.set()
+            job.cancellation.set()
 
     def wait(self) -> None:
         """See `Backend`."""
@@ -137,9 +139,9 @@ class TransformersBackend:
                 others: deque[_Job] = deque()
                 while self._waiting and len(jobs) < _ROWS:
                     job = self._waiting.popleft()
-                    if job.left.is_set():
+                    if job.cancellation.is_set():
                         continue
-                    alike = not jobs or _way(job) == _way(jobs[0])
+                    alike = not jobs or _sampling(job) == _sampling(jobs[0])
                     (jobs if alike else others).append(job)
                 self._waiting.extendleft(reversed(others))
             return jobs
@@ -147,7 +149,7 @@ class TransformersBackend:
     def _end(self, death: EngineDied, active: list[_Batch]) -> None:
         with self._changed:
             self._death = death
-            jobs = [*self._waiting, *(job for batch in active for job in batch.left)]
+            jobs = [*self._waiting, *(job for batch in active for job in batch.jobs)]
             self._waiting.clear()
         for job in jobs:
             job.send(death)
@@ -155,7 +157,7 @@ class TransformersBackend:
             self._loaded.set_exception(death)
 
 
-def _way(job: _Job) -> Decoding:
+def _sampling(job: _Job) -> Decoding:
     """How a request's tokens are drawn, but for how many."""
     return job.decoding._replace(max_new_tokens=0)
 
@@ -165,11 +167,11 @@ class _Batch:
 
     def __init__(self, engine: TransformersEngine, jobs: list[_Job]) -> None:
         self._engine, self._jobs, self._counts = engine, dict(enumerate(jobs)), [0] * len(jobs)
-        self._steps: Generator[Drawn, Collection[int] | None, None] | None = None
+        self._steps: Generator[NextTokens, Collection[int] | None, None] | None = None
         self._leaving: list[int] = []
 
     @property
-    def left(self) -> list[_Job]:
+    def jobs(self) -> list[_Job]:
         """Requests that are not complete."""
         return list(self._jobs.values())
 
@@ -185,15 +187,17 @@ class _Batch:
             self._send(drawn)
         return bool(self._jobs)
 
-    def _begin(self) -> Drawn:
+    def _begin(self) -> NextTokens:
         """Run the prompts, and draw the first tokens."""
-        jobs = self.left
-        decoding = _way(jobs[0])._replace(max_new_tokens=max(job.decoding.max_new_tokens for job in jobs))
+        jobs = self.jobs
+        decoding = _sampling(jobs[0])._replace(
+            max_new_tokens=max(job.decoding.max_new_tokens for job in jobs)
+        )
         ids = [job.prompt.ids for job in jobs]
         self._steps = self._engine.stream(ids, _clips(self._engine, jobs), decoding, _draws(jobs, decoding))
         return next(self._steps)
 
-    def _send(self, drawn: Drawn) -> None:
+    def _send(self, drawn: NextTokens) -> None:
         self._leaving = []
         for row, token in zip(drawn.rows.tolist(), drawn.tokens.tolist(), strict=True):
             job = self._jobs[row]
@@ -201,14 +205,16 @@ class _Batch:
             is_cut = self._counts[row] == job.decoding.max_new_tokens
             finish: Finish | None = "stop" if token in self._engine.stops else "length" if is_cut else None
             job.send(Step([token], finish))
-            if finish or job.left.is_set():
+            if finish or job.cancellation.is_set():
                 del self._jobs[row]
                 self._leaving.append(row)
 
     def _give_up(self) -> bool:
         for job in self._jobs.values():
             job.send(
-                NotDrawn("the GPU has no memory for so much at a time; send fewer requests, or shorter ones")
+                CompletionFailed(
+                    "the GPU has no memory for so much at a time; send fewer requests, or shorter ones"
+                )
             )
         self._jobs.clear()
         torch.cuda.empty_cache()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
-import soundfile
 
 from align.generation.engine import Decoding, request_seed
 from align.generation.vllm.server import Server, ServerFailed, longest_context
-from align.serving.backend import EngineDied, Health, NotDrawn, Step
-from align.serving.prompts import Prompt, Sound
-from preference_data.audio.decode import SAMPLE_RATE
+from align.serving.backend import CompletionFailed, EngineDied, Health, Step
+from align.serving.prompts import EncodedPrompt, Sound
+from preference_data.audio.encode import encode, input_audio
 
 _HEALTH_WITHIN_S = 30.0
 
@@ -56,7 +53,9 @@ class VllmBackend:
             return Health("died", f"vLLM does not answer: {error!r}")
         return Health("ready") if answer.status_code == 200 else Health("died", "vLLM's engine has died")
 
-    async def tokens(self, prompt: Prompt, decoding: Decoding, seed: int) -> AsyncGenerator[Step, None]:
+    async def tokens(
+        self, prompt: EncodedPrompt, decoding: Decoding, seed: int
+    ) -> AsyncGenerator[Step, None]:
         """See `Backend`."""
         server = self._server()
         body = _body(prompt, decoding, seed)
@@ -105,10 +104,10 @@ class VllmBackend:
             raise EngineDied(str(error)) from error
         return server
 
-    def _failure(self, words: str) -> NotDrawn:
+    def _failure(self, words: str) -> CompletionFailed:
         """What vLLM said instead of tokens; raises where it has died of it."""
         self._server()
-        return NotDrawn(f"vLLM: {words[:300]}")
+        return CompletionFailed(f"vLLM: {words[:300]}")
 
     def _connection(self, server: Server) -> httpx.AsyncClient:
         if self._client is None:  # made in the event loop that uses it
@@ -119,7 +118,7 @@ class VllmBackend:
         return self._client
 
 
-def _body(prompt: Prompt, decoding: Decoding, seed: int) -> dict[str, Any]:
+def _body(prompt: EncodedPrompt, decoding: Decoding, seed: int) -> dict[str, Any]:
     sounds = iter(prompt.sounds)
     messages = [
         {**message, "content": [_part(part, sounds) for part in message["content"]]}
@@ -145,9 +144,4 @@ def _part(part: dict[str, Any], sounds: Any) -> dict[str, Any]:
 
 
 def _input_audio(sound: Sound) -> dict[str, Any]:
-    wav = BytesIO()
-    soundfile.write(wav, sound.wave, SAMPLE_RATE, format="WAV", subtype="FLOAT")
-    return {
-        "type": "input_audio",
-        "input_audio": {"data": base64.b64encode(wav.getvalue()).decode(), "format": "wav"},
-    }
+    return input_audio(encode(sound.wave, "WAV", "FLOAT"))

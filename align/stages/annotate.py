@@ -32,8 +32,8 @@ from align.run_folder.artifacts import StageFolder, Waiting, sha256_file, write_
 from align.run_folder.progress import Progress
 from align.stages import model_judgements
 from preference_data import store
-from preference_data.preferences import quality, selection, votes, working_time
-from preference_data.schema import AudioClip, Completion, CompletionScore, Judgement, Prompt, stable_id
+from preference_data.preferences import quality, selection, snapshots, votes, working_time
+from preference_data.schema import Completion, CompletionScore, Judgement, Prompt, SelectedBy, stable_id
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import AnnotationError, accounts, assignment, client, launch, pull, push, simulated
 from ui_annotation.environment import ARGILLA
@@ -164,14 +164,14 @@ def _in_a_name(run: str) -> str:
 def _of_snapshot(config: AnnotateConfig, completions: list[Completion]) -> list[Judgement]:
     """Judgements of the snapshot that the recipe names, without models': a judge's replies are in its run."""
     named = [Path(config.snapshot).expanduser()] if config.snapshot else []
-    judgements = pull.read_snapshots(named, {item.id: item.text for item in completions})
+    judgements = snapshots.read(named, {item.id: item.text for item in completions})
     return [item for item in judgements if item.annotator_kind != "model"]
 
 
 def _of_run(config: AnnotateConfig, run_folder: Path, completions: list[Completion]) -> list[Judgement]:
     """People's judgements of this run, where people judge."""
-    folders = pull.snapshots(run_folder / "snapshots") if config.by == "people" else []
-    judgements = pull.read_snapshots(folders, {item.id: item.text for item in completions})
+    folders = snapshots.versions(run_folder / "snapshots") if config.by == "people" else []
+    judgements = snapshots.read(folders, {item.id: item.text for item in completions})
     return [item for item in judgements if item.annotator_kind == "person"]
 
 
@@ -190,7 +190,7 @@ def _selection(
     scores = {score.id: score for score in rows}
     by_id = {item.id: item for item in completions}
 
-    def select(candidates: Collection[selection.Candidate]) -> Mapping[selection.Candidate, selection.Reason]:
+    def select(candidates: Collection[selection.Candidate]) -> Mapping[selection.Candidate, SelectedBy]:
         return selection.select(
             candidates,
             by_id,
@@ -272,10 +272,10 @@ def _let_in(home: Path, config: AnnotateConfig) -> None:
 
 def work_left(project: Project) -> working_time.WorkingTime:
     """What the comparisons that are open take of people, at the pace of their earlier judgements."""
-    lasts = working_time.clip_seconds(project.corpus, project.prompts.values())
-    pace = working_time.pace_of(project.earlier, project.prompts, lasts)
+    durations_s = working_time.clip_durations(project.corpus, project.prompts.values())
+    pace = working_time.pace_of(project.earlier, project.prompts, durations_s)
     return working_time.working_time(
-        project.open(), project.prompts, lasts, annotators=project.annotators, pace=pace
+        project.open(), project.prompts, durations_s, annotators=project.annotators, pace=pace
     )
 
 
@@ -309,28 +309,29 @@ def send_for_review(host: Server, config: AnnotateConfig, decisions: Project) ->
         send(host, decisions)
 
 
-def _keep_so_far(judgements: list[Judgement], url: str, project: Project, snapshots: Path) -> None:
+def _keep_so_far(judgements: list[Judgement], url: str, project: Project, folder: Path) -> None:
     """Keep what people have judged, so that it is drawn again whatever of the recipe changes meanwhile."""
     if judgements:
         datasets = [dataset.name for dataset in project.datasets()]
-        pull.snapshot(snapshots, judgements, url=url, datasets=datasets)
+        snapshots.keep(folder, judgements, url=url, datasets=datasets)
 
 
 def keep(
-    judgements: list[Judgement], url: str, config: AnnotateConfig, project: Project, snapshots: Path
+    judgements: list[Judgement], url: str, config: AnnotateConfig, project: Project, folder: Path
 ) -> Judgements:
-    """Keep judgements as a version in `snapshots`, and assess them; the same ones make no new version."""
+    """Keep judgements as a snapshot in `folder`, and assess them; the same ones make no new one."""
     datasets = [dataset.name for dataset in project.datasets()]
-    folder = pull.snapshot(snapshots, judgements, url=url, datasets=datasets)
+    snapshot = snapshots.keep(folder, judgements, url=url, datasets=datasets)
     # The snapshot's order does not depend on time, so that the same answers make the same report.
-    judgements = store.read(folder / "judgements.jsonl", Judgement)
+    judgements = store.read(snapshot / "judgements.jsonl", Judgement)
     seconds = None  # simulated annotators take no time, so none is too fast
     if config.by == "people":
-        clips = store.stream(project.corpus / "clips.jsonl", AudioClip)
-        lasts = {clip.path: clip.duration_s for clip in clips}
-        seconds = {item.id: sum(lasts[path] for path in item.audios) for item in project.prompts.values()}
+        durations_s = working_time.clip_durations(project.corpus, project.prompts.values())
+        seconds = {
+            item.id: sum(durations_s[path] for path in item.audios) for item in project.prompts.values()
+        }
     assessed = quality.assess(judgements, min_heard=config.min_heard, seed=config.seed, clip_seconds=seconds)
-    return Judgements(folder, judgements, assessed)
+    return Judgements(snapshot, judgements, assessed)
 
 
 def _judge_by_model(

@@ -124,7 +124,7 @@ def _rewards(history: Ancestry, with_annotators: bool) -> dict[str, dict[str, An
         if "reward" in ancestor.manifest
     }
     rewards |= {
-        name: {"kind": "annotating model", "judge": judge_name(config["judge"])}
+        name: {"kind": "annotating model", "judge": _judge_name(config["judge"])}
         for name, config in annotations.items()
         if config.get("judge")
     }
@@ -137,7 +137,7 @@ def _rewards(history: Ancestry, with_annotators: bool) -> dict[str, dict[str, An
     return rewards
 
 
-def judge_name(judge: Mapping[str, Any]) -> str:
+def _judge_name(judge: Mapping[str, Any]) -> str:
     """What a configured judge model calls itself: as its server names it, or its folder's name."""
     return str(judge["model"] if judge.get("url") else Path(judge["model"]).name)
 

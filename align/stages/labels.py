@@ -12,12 +12,11 @@ from pathlib import Path
 
 from align.recipe.config.preference import LabelsConfig
 from align.release import rules as page
-from align.run_folder.artifacts import StageFolder, read_json
+from align.run_folder.artifacts import StageFolder
+from align.stages import counted_judgements
 from preference_data import store
-from preference_data.dataset.dataset import QUARANTINE
-from preference_data.preferences import labels, model_agreement, rules
-from preference_data.preferences.pairs import without_control_tokens
-from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
+from preference_data.preferences import labels
+from preference_data.schema import Completion, CompletionScore, Prompt
 
 
 def run(config: LabelsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -44,29 +43,10 @@ def run(config: LabelsConfig, inputs: dict[str, Path], out: StageFolder) -> dict
 def _of_judgements(
     config: LabelsConfig, annotated: Path, prompts: dict[str, Prompt], out: StageFolder
 ) -> dict[str, float]:
-    given = store.read(annotated / "judgements.jsonl", Judgement)
-    judgements, refused = without_control_tokens(given, prompts)
-    store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
-    min_heard = read_json(annotated / "quality.json")["min_heard"]
-    used = model_agreement.usable(
-        judgements, bound=config.min_model_agreement, min_heard=min_heard, exclude=config.exclude
-    )
-    values = rules.Rules(
-        min_heard=min_heard,
-        exclude=tuple(config.exclude),
-        min_gold=config.min_gold,
-        annotator_weights=config.annotator_weights,
-    )
-    counted = rules.count(used.judgements, values)
+    counted, removals, metrics = counted_judgements.count(config, annotated, prompts, out)
     built, tally = labels.of_judgements(
         counted, prompts, axis=config.axis, min_agreement=config.min_agreement
     )
     store.write(out.path / "labels.jsonl", built)
-    dropped = len(given) - len(judgements)
-    removed = [*rules.removals(counted, values, control_tokens=dropped), *model_agreement.removals(used)]
-    page.write(removed, counted, out.path / "rules", title="Labels")
-    return {
-        **{name: float(n) for name, n in tally._asdict().items()},
-        **{name: float(n) for name, n in counted.tally._asdict().items()},
-        **{f"model_unused_{axis}": float(n) for axis, n in used.left_out.items()},
-    }
+    page.write(removals, counted, out.path / "rules", title="Labels")
+    return {**metrics, **{name: float(n) for name, n in tally._asdict().items()}}

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-
-import soundfile
 
 from align.evaluation.judges.chat_model import open_chat_model
 from align.evaluation.judges.comparison_judge import ComparisonJudge, ModelJudgements, RankingReply
@@ -19,7 +16,8 @@ from align.recipe.config.preference import AnnotateConfig
 from align.run_folder.artifacts import StageFolder, read_json, write_json
 from preference_data import store
 from preference_data.audio.clip_files import ClipFile
-from preference_data.audio.decode import SAMPLE_RATE, load
+from preference_data.audio.decode import load
+from preference_data.audio.encode import encode
 from preference_data.dataset.dataset import Dataset
 from preference_data.preferences import model_agreement
 from preference_data.preferences.model_agreement import ModelAgreement
@@ -135,7 +133,4 @@ def _by_axis(reply: RankingReply) -> dict[Axis, Ranking]:
 
 def _wav(clip: ClipFile) -> bytes:
     """A clip as every API takes it: WAV, 16 kHz, 16 bits."""
-    wav = BytesIO()
-    samples = load(clip, max_duration_s=_LONGEST_S)
-    soundfile.write(wav, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return wav.getvalue()
+    return encode(load(clip, max_duration_s=_LONGEST_S), "WAV", "PCM_16")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from align.recipe.config.preference import PairsConfig
 from align.release import rules as page
-from align.run_folder.artifacts import StageFolder, read_json
+from align.run_folder.artifacts import StageFolder
+from align.stages import counted_judgements
 from preference_data import store
-from preference_data.dataset.dataset import QUARANTINE
-from preference_data.preferences import model_agreement, pairs, rules
-from preference_data.schema import Completion, CompletionScore, Judgement, Prompt
+from preference_data.preferences import pairs
+from preference_data.schema import Completion, CompletionScore, Prompt
 
 
 def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[str, float]:
@@ -48,20 +48,7 @@ def run(config: PairsConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
 def _of_judgements(
     config: PairsConfig, annotated: Path, prompts: dict[str, Prompt], out: StageFolder
 ) -> dict[str, float]:
-    given = store.read(annotated / "judgements.jsonl", Judgement)
-    judgements, refused = pairs.without_control_tokens(given, prompts)
-    store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
-    min_heard = read_json(annotated / "quality.json")["min_heard"]  # as in the report on these annotators
-    used = model_agreement.usable(
-        judgements, bound=config.min_model_agreement, min_heard=min_heard, exclude=config.exclude
-    )
-    values = rules.Rules(
-        min_heard=min_heard,
-        exclude=tuple(config.exclude),
-        min_gold=config.min_gold,
-        annotator_weights=config.annotator_weights,
-    )
-    counted = rules.count(used.judgements, values)
+    counted, removals, metrics = counted_judgements.count(config, annotated, prompts, out)
     built, tallies = pairs.build(
         counted,
         prompts,
@@ -70,20 +57,9 @@ def _of_judgements(
         correction_weight=config.correction_weight,
     )
     store.write(out.path / "pairs.jsonl", built)
-    dropped = len(given) - len(judgements)
-    removed = [
-        *rules.removals(counted, values, control_tokens=dropped),
-        *model_agreement.removals(used),
-        *pairs.removals(tallies),
-    ]
-    page.write(removed, counted, out.path / "rules", title="Preference pairs")
-    return {
-        **{name: float(n) for name, n in counted.tally._asdict().items()},
-        **{f"model_unused_{axis}": float(n) for axis, n in used.left_out.items()},
-        **{
-            f"{name}_{axis}": float(n)
-            for axis, tally in tallies.items()
-            for name, n in tally._asdict().items()
-        },
-        "control_tokens": float(len(refused)),
+    removals += pairs.removals(tallies)
+    page.write(removals, counted, out.path / "rules", title="Preference pairs")
+    by_axis = {
+        f"{name}_{axis}": float(n) for axis, tally in tallies.items() for name, n in tally._asdict().items()
     }
+    return {**metrics, **by_axis}

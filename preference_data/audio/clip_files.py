@@ -32,7 +32,7 @@ _MAX_PATH, _MAX_NAME = 1024, 255  # characters
 _HUB_STORE = re.compile(r"(datasets|models|spaces)--.+")
 
 
-class Received(NamedTuple):
+class ClipBytes(NamedTuple):
     """A clip that came over a network and never was a file. `name` serves messages only."""
 
     name: str
@@ -46,7 +46,7 @@ class Received(NamedTuple):
         return self.content
 
 
-ClipFile = Path | Member | Received
+ClipFile = Path | Member | ClipBytes
 """A file of its own, a member of a tar shard, or bytes."""
 
 

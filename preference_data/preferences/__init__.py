@@ -1,1 +1,1 @@
-"""What is asked next, and from judgements to pairs and labels: votes, agreement, rules, evidence."""
+"""What is asked next, snapshots of what came back, and pairs and labels of it: votes, agreement, rules."""

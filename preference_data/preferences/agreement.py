@@ -173,21 +173,20 @@ def self_consistency(judgements: Iterable[Judgement], axis: Axis) -> Consistency
     Completions are brought into the same order first. None without a retest that was judged both times by
     the same annotator, with usable audio.
     """
-    usable = [item for item in judgements if not item.audio_unusable and getattr(item, axis) is not None]
+    usable = [item for item in judgements if not item.audio_unusable]
     first = {(item.comparison, item.annotator): item for item in usable if item.purpose == "comparison"}
     twice: list[tuple[int, int]] = []
     retests = 0
     for retest in usable:
         before = first.get((votes.subject(retest), retest.annotator))
-        if retest.purpose != "retest" or before is None:
+        once, again = before and before.ranking(axis), retest.ranking(axis)
+        if retest.purpose != "retest" or not (before and once and again):
             continue
         retests += 1
         places = votes.places_in(retest, before.texts)
-        once: Ranking = getattr(before, axis)
-        again: Ranking = getattr(retest, axis)
         twice += [
             (votes.vote(once, i, j), votes.vote(again, places[i], places[j]))
-            for i, j in votes.PLACES
+            for i, j in votes.PLACE_PAIRS
             if j < len(places)
         ]
     same = share(sum(earlier == later for earlier, later in twice), len(twice), independent=retests)
@@ -228,7 +227,7 @@ def first_place(judgements: Iterable[Judgement], axis: Axis) -> FirstPlace | Non
     sizes: Counter[int] = Counter()
     hits = 0
     for item in judgements:
-        ranking: Ranking | None = getattr(item, axis)
+        ranking = item.ranking(axis)
         if item.purpose != "comparison" or item.audio_unusable or ranking is None or ranking.all_bad:
             continue
         if len(ranking.ranks) > 1 and ranking.ranks.count(1) == 1:
@@ -261,7 +260,7 @@ def seconds(judgements: Iterable[Judgement]) -> Seconds | None:
 
 def _counts(table: votes.VoteTable, kept: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
     """How often each value was given to each pair, shape (comparisons, pairs of places, values)."""
-    comparisons, pairs, values = len(table.subjects), len(votes.PLACES), len(votes.VALUES)
+    comparisons, pairs, values = len(table.subjects), len(votes.PLACE_PAIRS), len(votes.VALUES)
     places = (table.comparison * pairs + table.pair) * values + table.value
     flat = np.bincount(places if kept is None else places[kept], minlength=comparisons * pairs * values)
     return flat.reshape(comparisons, pairs, values).astype(np.float64)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from preference_data.preferences.votes import FIRST, PLACES, SECOND, VALUES, VoteTable, tabulate, vote
+from preference_data.preferences.votes import FIRST, PLACE_PAIRS, SECOND, VALUES, VoteTable, tabulate, vote
 from preference_data.schema import Axis, Judgement
 
 PRIOR_VOTES = 4.0
@@ -85,7 +85,7 @@ def _weights(votes: Sequence[Judgement], gold: Sequence[Judgement], axis: Axis) 
 def _in_common(table: VoteTable, names: Sequence[str], gold: Sequence[Judgement]) -> _Votes:
     """Votes on pairs that several annotators judged, or whose truth is known: the others tell of nobody."""
     number = {name: i for i, name in enumerate(names)}
-    tasks = table.comparison * len(PLACES) + table.pair
+    tasks = table.comparison * len(PLACE_PAIRS) + table.pair
     judged = np.bincount(tasks)
     known = list(_known(gold))
     if not known and judged.max(initial=0) < ENOUGH_ANNOTATORS:
@@ -110,7 +110,7 @@ def _known(gold: Sequence[Judgement]) -> Iterator[tuple[tuple[str, int, int], st
     for item in gold:
         if item.expected is None or item.factuality is None:
             continue
-        for i, j in PLACES:
+        for i, j in PLACE_PAIRS:
             if j < len(item.texts) and (truth := vote(item.expected, i, j)) in (FIRST, SECOND):
                 yield (item.comparison, i, j), item.annotator, vote(item.factuality, i, j), truth
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from preference_data.preferences.rules import Counted
+from preference_data.preferences.rules import CountedJudgements
 from preference_data.preferences.votes import FIRST, SECOND, subject, vote
-from preference_data.schema import Axis, Judgement, Ranking
+from preference_data.schema import Axis, Judgement
 
 
 class Correction(NamedTuple):
@@ -29,7 +29,7 @@ class Correction(NamedTuple):
     """Judgements of it by others than the typists, the last of each."""
 
 
-def find(counted: Counted) -> list[Correction]:
+def find(counted: CountedJudgements) -> list[Correction]:
     """What counted annotators typed, also while they decided, sorted by prompt and text."""
     typed: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
     for item in (*counted.votes, *counted.adjudications, *counted.corrections):
@@ -56,7 +56,7 @@ def place_of(review: Judgement, text: str) -> int | None:
 
 def is_approval(review: Judgement, text: str, axis: Axis) -> bool:
     """Whether a review ranks a typed text strictly above all others, and something is good."""
-    ranking: Ranking | None = getattr(review, axis)
+    ranking = review.ranking(axis)
     own = place_of(review, text)
     if ranking is None or own is None or ranking.all_bad:
         return False
@@ -65,7 +65,7 @@ def is_approval(review: Judgement, text: str, axis: Axis) -> bool:
 
 def is_reviewed(item: Correction, axis: Axis) -> bool:
     """Whether anybody else has judged it on an axis, whatever they say."""
-    return any(getattr(review, axis) is not None for review in item.reviews)
+    return any(review.ranking(axis) is not None for review in item.reviews)
 
 
 def leads(item: Correction, worse: str, axis: Axis) -> dict[str, int]:
@@ -76,7 +76,7 @@ def leads(item: Correction, worse: str, axis: Axis) -> dict[str, int]:
     side = dict.fromkeys(sorted(item.typists), 1)
     is_approved = False
     for review in item.reviews:
-        ranking: Ranking | None = getattr(review, axis)
+        ranking = review.ranking(axis)
         own, other = place_of(review, item.text), place_of(review, worse)
         if ranking is not None and own is not None and other is not None:
             side[review.annotator] = {FIRST: 1, SECOND: -1}.get(vote(ranking, own, other), 0)

@@ -22,8 +22,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from preference_data.preferences.pairs import evidence
-from preference_data.preferences.rules import Counted
+from preference_data.preferences.pairs import ROUNDING, evidence
+from preference_data.preferences.rules import CountedJudgements
 from preference_data.schema import (
     Axis,
     Completion,
@@ -37,7 +37,6 @@ from preference_data.schema import (
 
 _BY_RANKING, _BY_THUMB, _BY_ADJUDICATOR = range(3)
 """How directly something is said; more outweighs less."""
-_ROUNDING = 1e-9
 
 
 class Tally(NamedTuple):
@@ -68,7 +67,7 @@ class _Verdict(NamedTuple):
 
 
 def of_judgements(
-    counted: Counted, prompts: Mapping[str, Prompt], *, axis: Axis, min_agreement: float
+    counted: CountedJudgements, prompts: Mapping[str, Prompt], *, axis: Axis, min_agreement: float
 ) -> tuple[list[Label], Tally]:
     """Labels on an axis by the rules above."""
     said: dict[tuple[str, str], list[_Statement]] = defaultdict(list)
@@ -113,7 +112,7 @@ def of_scores(
 
 def _statements(item: Judgement, axis: Axis) -> Iterator[tuple[str, int, bool]]:
     """(text, how directly, whether it is good) for all that a judgement says."""
-    ranking: Ranking | None = getattr(item, axis)
+    ranking = item.ranking(axis)
     for place, text in enumerate(item.texts):
         thumb = item.thumbs[place] if item.thumbs else None
         if thumb is not None:
@@ -147,7 +146,7 @@ def _verdict(
     good = sum(worth * sum(by_annotator[name]) / len(by_annotator[name]) for name, worth in weight.items())
     is_good = 2 * good >= total
     agree = good if is_good else total - good
-    if agree < (min_agreement - _ROUNDING) * total:
+    if agree < (min_agreement - ROUNDING) * total:
         return _Verdict(None)
     return _Verdict(is_good, sum(worth > 0 for worth in weight.values()), agree, total)
 

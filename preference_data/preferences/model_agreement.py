@@ -84,7 +84,7 @@ class Biases(BaseModel):
     """Of a model: clear preferences for its own completion over another policy's."""
 
 
-class Usable(NamedTuple):
+class UsableJudgements(NamedTuple):
     """Judgements to learn from, how many rankings of models were left out by axis, and why."""
 
     judgements: list[Judgement]
@@ -130,7 +130,7 @@ def require(agreement: ModelAgreement, bound: float) -> tuple[Axis, ...]:
 
 def usable(
     judgements: Sequence[Judgement], *, bound: float, min_heard: float, exclude: Collection[str] = ()
-) -> Usable:
+) -> UsableJudgements:
     """People's judgements, and models' without their rankings on the axes where they agree too little.
 
     Args:
@@ -154,10 +154,10 @@ def usable(
             left_out.update(failed)
             item = item.model_copy(update=dict.fromkeys(failed))
         kept.append(item)
-    return Usable(kept, {axis: left_out[axis] for axis in AXES}, measured)
+    return UsableJudgements(kept, {axis: left_out[axis] for axis in AXES}, measured)
 
 
-def removals(used: Usable) -> list[Removal]:
+def removals(used: UsableJudgements) -> list[Removal]:
     """What the bound left out of models' rankings; empty where no model has judged."""
     names = {item.judge for item in used.measured}
     total = sum(item.annotator in names for item in used.judgements)
@@ -218,10 +218,6 @@ def _of_people(judgements: Iterable[Judgement], min_heard: float) -> list[Judgem
     return votes.counted((item for item in judgements if item.annotator_kind != "model"), min_heard)
 
 
-def _ranking(judgement: Judgement, axis: Axis) -> Ranking | None:
-    return judgement.factuality if axis == "factuality" else judgement.behaviour
-
-
 def _sides(judgement: Judgement, ranking: Ranking | None) -> Iterator[tuple[_Pair, Side]]:
     """Every pair of different texts, and which of the two is better."""
     for i, j in combinations(range(len(judgement.texts)) if ranking else (), 2):
@@ -241,7 +237,7 @@ def _majorities(people: Iterable[Judgement], axis: Axis) -> dict[_Pair, Side]:
     """What more than half of those prefer who compared a pair; pairs without such a side are left out."""
     counts: dict[_Pair, Counter[Side]] = defaultdict(Counter)
     for item in people:
-        for pair, side in _sides(item, _ranking(item, axis)):
+        for pair, side in _sides(item, item.ranking(axis)):
             counts[pair][side] += 1
     sides: tuple[Side, Side] = ("first", "second")
     return {pair: side for pair, own in counts.items() for side in sides if 2 * own[side] > own.total()}
@@ -260,7 +256,7 @@ def _marks(own: Judgement, axes: Iterable[Axis], majorities: Mapping[Axis, Mappi
         right = majorities[axis] if own.purpose == "comparison" else {}
         if own.purpose == "gold" and axis == "factuality":
             right = {pair: side for pair, side in _sides(own, own.expected) if side != "neither"}
-        pairs += [(side, right[pair]) for pair, side in _sides(own, _ranking(own, axis)) if pair in right]
+        pairs += [(side, right[pair]) for pair, side in _sides(own, own.ranking(axis)) if pair in right]
     return _Marks(pairs, own.purpose == "gold")
 
 
@@ -275,7 +271,7 @@ def _agreement(marks: Sequence[_Marks]) -> Agreement:
 
 def _clear(judgement: Judgement) -> list[tuple[int, int]]:
     """Places of the better and the worse of every pair that is not tied, on either axis."""
-    rankings = [ranking for axis in AXES if (ranking := _ranking(judgement, axis))]
+    rankings = [ranking for axis in AXES if (ranking := judgement.ranking(axis))]
     places = range(len(judgement.texts))
     return [
         (better, worse)

@@ -41,8 +41,8 @@ from scipy import special
 from preference_data.preferences import agreement, corrections
 from preference_data.preferences.agreement import Alpha, wilson
 from preference_data.preferences.corrections import Correction
-from preference_data.preferences.rules import Counted, Removal
-from preference_data.preferences.votes import FIRST, PLACES, SECOND, VoteTable, subject, tabulate, vote
+from preference_data.preferences.rules import CountedJudgements, Removal
+from preference_data.preferences.votes import FIRST, PLACE_PAIRS, SECOND, VoteTable, subject, tabulate, vote
 from preference_data.prompts.prompts import control_token, texts_of
 from preference_data.schema import (
     AXES,
@@ -53,7 +53,6 @@ from preference_data.schema import (
     PairAxis,
     PreferencePair,
     Prompt,
-    Ranking,
     stable_id,
 )
 
@@ -61,8 +60,8 @@ Opponents = Literal["worst", "random", "all"]
 """Which worse completion the best one of a prompt is paired with; `all`: every one with every worse one."""
 ADJUDICATED = 0.9
 """Evidence of a pair that an adjudicator decided."""
-_ROUNDING = 1e-9
-"""Three votes of four are 0.75 whatever they weigh."""
+ROUNDING = 1e-9
+"""By how much of the votes a share may miss `min_agreement`: three of four are 0.75 whatever they weigh."""
 
 
 class LowAgreement(ValueError):
@@ -184,7 +183,7 @@ def without_control_tokens(
 
 
 def build(
-    counted: Counted,
+    counted: CountedJudgements,
     prompts: Mapping[str, Prompt],
     *,
     min_agreement: float,
@@ -285,7 +284,7 @@ def _texts(item: Judgement, i: int, j: int) -> tuple[Texts, int]:
     return (Texts(item.prompt_id, a, b), 1) if a <= b else (Texts(item.prompt_id, b, a), -1)
 
 
-def _poll(counted: Counted, axis: Axis) -> _Poll:
+def _poll(counted: CountedJudgements, axis: Axis) -> _Poll:
     """Count the votes on every two texts; an adjudicator's judgement is one of them, see rule 4."""
     adjudicators = {(subject(item), item.annotator) for item in counted.adjudications}
     given = [item for item in counted.votes if (subject(item), item.annotator) not in adjudicators]
@@ -329,10 +328,10 @@ def _numbered(
     The sign is -1 where the first text stands in the second place, and 0 for twice the same text.
     """
     texts: dict[Texts, int] = {}
-    number = np.zeros((len(table.subjects), len(PLACES)), np.intp)
+    number = np.zeros((len(table.subjects), len(PLACE_PAIRS)), np.intp)
     sign = np.zeros(number.shape, np.int8)
     for row, item in enumerate(table.subjects):
-        for pair, (i, j) in enumerate(PLACES):
+        for pair, (i, j) in enumerate(PLACE_PAIRS):
             if j < len(item.texts):
                 key, turned = _texts(item, i, j)
                 number[row, pair] = texts.setdefault(key, len(texts))
@@ -344,21 +343,21 @@ def _outcomes(poll: _Poll, min_agreement: float) -> npt.NDArray[np.str_]:
     """What the annotators decided about every two texts, as `Tally` names it."""
     most = np.maximum(poll.first, poll.second)
     neither = poll.total - poll.first - poll.second
-    is_pair = most >= (min_agreement - _ROUNDING) * poll.total
-    is_tie = (2 * neither > poll.total * (1 + _ROUNDING)) | (most <= 0)
+    is_pair = most >= (min_agreement - ROUNDING) * poll.total
+    is_tie = (2 * neither > poll.total * (1 + ROUNDING)) | (most <= 0)
     return np.select(
         [poll.total <= 0, is_pair & (most > 0), is_tie], ["weightless", "pairs", "ties"], "disagreements"
     )
 
 
-def _adjudicated(counted: Counted, axis: Axis) -> dict[Texts, int]:
+def _adjudicated(counted: CountedJudgements, axis: Axis) -> dict[Texts, int]:
     """What adjudicators decided: 1 for the first text, -1 for the second, 0 for neither."""
     decided: dict[Texts, int] = {}
     for item in sorted(counted.adjudications, key=lambda item: (item.submitted_at or "", item.id)):
-        ranking: Ranking | None = getattr(item, axis)
+        ranking = item.ranking(axis)
         if ranking is None:
             continue
-        for i, j in PLACES:
+        for i, j in PLACE_PAIRS:
             if j < len(item.texts):
                 key, turned = _texts(item, i, j)
                 lead = {FIRST: 1, SECOND: -1}.get(vote(ranking, i, j), 0)
@@ -383,7 +382,7 @@ def _decided(
     neither = poll.total - poll.first - poll.second
     preferring = np.where(sides > 0, poll.first, poll.second) + neither / 2
     share = np.divide(preferring, poll.total, out=np.zeros(len(neither)), where=poll.total > 0)
-    low, high = wilson(share, np.maximum(poll.effective, _ROUNDING))
+    low, high = wilson(share, np.maximum(poll.effective, ROUNDING))
     sure = evidence(preferring, poll.total - preferring)
     pairs: list[PreferencePair] = []
     for i, outcome in enumerate(outcomes):
@@ -452,7 +451,7 @@ def _approval(
     weight = np.array([weights.get(name, 1.0) for name in leads])
     side = np.array(list(leads.values()))
     preferring, against, total = weight[side > 0].sum(), weight[side < 0].sum(), weight.sum()
-    if not leads or not preferring or preferring < (min_agreement - _ROUNDING) * total:
+    if not leads or not preferring or preferring < (min_agreement - ROUNDING) * total:
         return None
     half = (total - preferring - against) / 2
     low, high = wilson((preferring + half) / total, total**2 / (weight**2).sum())
@@ -509,19 +508,19 @@ def _matches(
 
 
 def _pair(
-    prompt: Prompt, axis: PairAxis, sides: tuple[str, ...], texts: tuple[str, str], **grounds: Any
+    prompt: Prompt, axis: PairAxis, key: tuple[str, ...], texts: tuple[str, str], **grounds: Any
 ) -> PreferencePair:
-    """A pair of `texts`, the chosen one first; `sides` tells it from the prompt's other pairs.
+    """A pair of `texts`, the chosen one first.
 
     Args:
         prompt: what they complete.
         axis: on what the chosen one is better.
-        sides: of its id.
+        key: what tells it from the prompt's other pairs on the axis; its id is made of it.
         texts: chosen and rejected.
         grounds: the pair's evidence, as its record names it.
     """
     return PreferencePair(
-        id=stable_id(prompt.id, *sides, axis),
+        id=stable_id(prompt.id, *key, axis),
         prompt_id=prompt.id,
         system=prompt.system,
         audios=prompt.audios,

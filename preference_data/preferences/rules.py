@@ -61,7 +61,7 @@ class Tally(NamedTuple):
     counted: int
 
 
-class Counted(NamedTuple):
+class CountedJudgements(NamedTuple):
     """The judgements that count, and how much."""
 
     votes: Sequence[Judgement]
@@ -75,7 +75,7 @@ class Counted(NamedTuple):
     tally: Tally
 
 
-def count(judgements: Iterable[Judgement], rules: Rules) -> Counted:
+def count(judgements: Iterable[Judgement], rules: Rules) -> CountedJudgements:
     """Apply the rules.
 
     Raises:
@@ -111,7 +111,7 @@ def count(judgements: Iterable[Judgement], rules: Rules) -> Counted:
     weights: dict[Axis, dict[str, float]] = {axis: {} for axis in AXES}
     if rules.annotator_weights == "dawid_skene":
         weights = annotator_weights.dawid_skene(voting, gold)
-    return Counted(
+    return CountedJudgements(
         voting,
         [item for item in kept if item.purpose == "adjudication"],
         [item for item in kept if item.purpose == "correction"],
@@ -121,7 +121,7 @@ def count(judgements: Iterable[Judgement], rules: Rules) -> Counted:
     )
 
 
-def removals(counted: Counted, rules: Rules, *, control_tokens: int) -> list[Removal]:
+def removals(counted: CountedJudgements, rules: Rules, *, control_tokens: int) -> list[Removal]:
     """What each rule left out of the judgements, in the order in which the rules apply.
 
     Args:

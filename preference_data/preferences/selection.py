@@ -31,13 +31,11 @@ from collections.abc import Collection, Mapping
 from itertools import combinations
 from typing import Literal
 
-from preference_data.schema import Completion, CompletionScore, stable_id
+from preference_data.schema import Completion, CompletionScore, SelectedBy, stable_id
 
 Candidate = tuple[str, ...]
 """Ids of two or more completions of the same prompt."""
 Rule = Literal["random", "disagreement", "uncertainty"]
-Reason = Literal["active", "random"]
-"""Whether the rule or the lot has selected a candidate."""
 
 
 class NothingToRank(ValueError):
@@ -54,7 +52,7 @@ def select(
     random_share: float,
     near_tie: float,
     seed: int,
-) -> dict[Candidate, Reason]:
+) -> dict[Candidate, SelectedBy]:
     """Select up to `n` candidates; their order, and that of their completions, makes no difference.
 
     Args:
@@ -82,7 +80,7 @@ def select(
     drawn, others = by_lot[:n_random], by_lot[n_random:]
     # Of equal values the lot decides: sorting keeps the order.
     ranked = sorted((item for item in others if item in values), key=lambda item: -values[item])
-    selected: dict[Candidate, Reason] = dict.fromkeys(drawn, "random")
+    selected: dict[Candidate, SelectedBy] = dict.fromkeys(drawn, "random")
     return selected | dict.fromkeys(ranked[: n - n_random], "active")
 
 

@@ -17,9 +17,9 @@ from preference_data.schema import MOST_COMPARED, Axis, Judgement, Ranking
 FIRST, SECOND, TIE, BOTH_BAD = range(4)
 """What a vote says of two completions, in the order of places: the first is better, the second is, ..."""
 VALUES = (FIRST, SECOND, TIE, BOTH_BAD)
-PLACES = tuple((i, j) for j in range(MOST_COMPARED) for i in range(j))
+PLACE_PAIRS = tuple((i, j) for j in range(MOST_COMPARED) for i in range(j))
 """Pairs of places. Of K completions the first K (K - 1) / 2 of them."""
-_I, _J = (np.array(side) for side in zip(*PLACES, strict=True))
+_I, _J = (np.array(side) for side in zip(*PLACE_PAIRS, strict=True))
 
 
 class VoteTable(NamedTuple):
@@ -32,7 +32,7 @@ class VoteTable(NamedTuple):
     comparison: npt.NDArray[np.intp]
     annotator: npt.NDArray[np.intp]
     pair: npt.NDArray[np.intp]
-    """Number within `PLACES`, of the places in the subject's order."""
+    """Number within `PLACE_PAIRS`, of the places in the subject's order."""
     value: npt.NDArray[np.intp]
 
 
@@ -100,7 +100,7 @@ def tabulate(judgements: Iterable[Judgement], axis: Axis) -> VoteTable:
     """All votes of judgements on an axis; ratings, which have no order, hold none."""
     ranked: list[tuple[Judgement, Ranking]] = []
     for item in judgements:
-        ranking: Ranking | None = getattr(item, axis)
+        ranking = item.ranking(axis)
         if ranking is not None and len(ranking.ranks) > 1:
             ranked.append((item, ranking))
     subjects = _subjects(item for item, _ in ranked)

@@ -14,6 +14,7 @@ from statistics import median
 from typing import NamedTuple
 
 from preference_data import store
+from preference_data.preferences import snapshots
 from preference_data.schema import AudioClip, Comparison, Judgement, Prompt
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class WorkingTime(NamedTuple):
 def working_time(
     comparisons: Iterable[Comparison],
     prompts: Mapping[str, Prompt],
-    lasts: Mapping[str, float],
+    durations_s: Mapping[str, float],
     *,
     annotators: int,
     pace: Pace,
@@ -70,7 +71,7 @@ def working_time(
     Args:
         comparisons: all that are shown, retests and gold too.
         prompts: by id.
-        lasts: how long the clip at a path lasts.
+        durations_s: of clips, by path.
         annotators: how many judge what everyone judges.
         pace: see `pace_of`.
     """
@@ -78,12 +79,12 @@ def working_time(
     for item in comparisons:
         times = annotators if item.everyone else 1
         judgements += times
-        listening += times * _audio_s(prompts[item.prompt_id], lasts)
+        listening += times * _audio_s(prompts[item.prompt_id], durations_s)
         deciding += times * pace.per_completion_s * len(item.completions)
     return WorkingTime(judgements, listening, deciding, pace)
 
 
-def expected(
+def estimate(
     comparisons: int,
     *,
     overlap: float,
@@ -116,40 +117,40 @@ def expected(
 
 
 def pace_of(
-    judgements: Iterable[Judgement], prompts: Mapping[str, Prompt], lasts: Mapping[str, float]
+    judgements: Iterable[Judgement], prompts: Mapping[str, Prompt], durations_s: Mapping[str, float]
 ) -> Pace:
     """The median of people's judgements whose time and prompt are known, if there are enough."""
     times = [
-        max(0.0, item.seconds - _audio_s(prompts[item.prompt_id], lasts)) / len(item.completions)
+        max(0.0, item.seconds - _audio_s(prompts[item.prompt_id], durations_s)) / len(item.completions)
         for item in judgements
         if item.annotator_kind == "person" and item.seconds is not None and item.prompt_id in prompts
     ]
     return Pace(median(times), len(times)) if len(times) >= ENOUGH else ASSUMED
 
 
-def earlier_judgements(snapshots: Path) -> list[Judgement]:
+def earlier_judgements(folder: Path) -> list[Judgement]:
     """All judgements in a run's snapshots, each as the newest has it; none where there are no snapshots.
 
     A snapshot of another version of this program, whose records cannot be read, is left out with a warning.
     """
     by_id: dict[str, Judgement] = {}
-    for path in sorted(snapshots.glob("*/judgements.jsonl")):
+    for snapshot in snapshots.versions(folder):
         try:
-            by_id |= {item.id: item for item in store.stream(path, Judgement)}
+            by_id |= {item.id: item for item in store.stream(snapshot / "judgements.jsonl", Judgement)}
         except store.BadRecord as error:
-            log.warning("the working time is estimated without %s: %s", path.parent, error)
+            log.warning("the working time is estimated without %s: %s", snapshot, error)
     return list(by_id.values())
 
 
-def clip_seconds(corpus: Path, prompts: Iterable[Prompt]) -> dict[str, float]:
+def clip_durations(corpus: Path, prompts: Iterable[Prompt]) -> dict[str, float]:
     """How long the clips of prompts last, by their paths in a corpus."""
     paths = {path for prompt in prompts for path in prompt.audios}
     clips = store.stream(corpus / "clips.jsonl", AudioClip)
     return {clip.path: clip.duration_s for clip in clips if clip.path in paths}
 
 
-def _audio_s(prompt: Prompt, lasts: Mapping[str, float]) -> float:
-    return sum(lasts[path] for path in prompt.audios)
+def _audio_s(prompt: Prompt, durations_s: Mapping[str, float]) -> float:
+    return sum(durations_s[path] for path in prompt.audios)
 
 
 def _duration(hours: float) -> str:

@@ -29,7 +29,15 @@ from scipy import stats
 from align.cli.annotate import _annotate_stage
 from preference_data import store
 from preference_data.dataset.dataset import Dataset
-from preference_data.schema import AudioClip, Comparison, Judgement, PreferencePair, Prompt, stable_id
+from preference_data.schema import (
+    CHOICES,
+    AudioClip,
+    Comparison,
+    Judgement,
+    PreferencePair,
+    Prompt,
+    stable_id,
+)
 from preference_data.toy_world.phrasebook import Phrasebook
 from ui_annotation import assignment, simulated
 from ui_annotation.assignment import PLACES
@@ -63,7 +71,7 @@ def guess(comparison: Comparison, rng: Generator) -> Answers:
     """Answers by chance."""
     n = len(comparison.texts)
     if n == 2:
-        return {axis: list(assignment.CHOICES)[int(rng.integers(4))] for axis in ("factuality", "behaviour")}
+        return {axis: list(CHOICES)[int(rng.integers(4))] for axis in ("factuality", "behaviour")}
     return {axis: _ranked(rng.permutation(n) + 1) for axis in ("factuality", "behaviour")}
 
 

@@ -212,7 +212,7 @@ def test_unknown_is_not_heard(heard, min_heard, counts):
 
 def test_a_ranking_is_a_vote_on_every_two_completions():
     table = votes.tabulate([answer("u", "r", "1322", texts="wxyz")], "factuality")
-    said = dict(zip([votes.PLACES[pair] for pair in table.pair], table.value.tolist(), strict=True))
+    said = dict(zip([votes.PLACE_PAIRS[pair] for pair in table.pair], table.value.tolist(), strict=True))
     assert said == {
         (0, 1): votes.FIRST, (0, 2): votes.FIRST, (0, 3): votes.FIRST,
         (1, 2): votes.SECOND, (1, 3): votes.SECOND, (2, 3): votes.TIE,
@@ -249,7 +249,7 @@ def test_ten_rankings_of_four_are_ten_answers_and_not_sixty():
     as_if = [
         answer(f"u{i} {pair}", who, "ab"[bool(item.factuality.prefers(pair[1], pair[0]))])
         for item in given
-        for pair in votes.PLACES
+        for pair in votes.PLACE_PAIRS
         for who, i in [(item.annotator, item.comparison)]
     ]
     alone = alpha(as_if, "factuality")

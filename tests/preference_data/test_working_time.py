@@ -8,7 +8,7 @@ from preference_data.preferences.working_time import (
     ENOUGH,
     Pace,
     earlier_judgements,
-    expected,
+    estimate,
     pace_of,
     working_time,
 )
@@ -58,11 +58,11 @@ def test_everything_is_added_up_by_hand():
 def test_what_is_expected_before_the_draw():
     """70 comparisons, 7 retests and 4 gold for one; 30, 3 and 2 for two: 81 + 70 judgements."""
     shares = {"overlap": 0.3, "retests": 0.1, "gold": 0.06, "annotators": 2}
-    time = expected(100, **shares, audio_s=3.0, completions=2, pace=ASSUMED)
+    time = estimate(100, **shares, audio_s=3.0, completions=2, pace=ASSUMED)
     assert time[:3] == (151, 453.0, 151 * 2 * ASSUMED.per_completion_s)
-    alone = expected(100, **shares | {"overlap": 0.0}, audio_s=3.0, completions=4, pace=Pace(1.0))
+    alone = estimate(100, **shares | {"overlap": 0.0}, audio_s=3.0, completions=4, pace=Pace(1.0))
     assert alone[:3] == (116, 348.0, 464.0)
-    assert expected(0, **shares, audio_s=3.0, completions=2, pace=ASSUMED).hours == 0
+    assert estimate(0, **shares, audio_s=3.0, completions=2, pace=ASSUMED).hours == 0
 
 
 def test_the_pace_is_a_median_beside_the_clips_and_of_people_alone():

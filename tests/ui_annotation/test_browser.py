@@ -11,11 +11,10 @@ import pytest
 import soundfile
 from playwright.sync_api import Page
 
-from preference_data.schema import Completion, Prompt, Ranking
+from preference_data.schema import CHOICES, Completion, Prompt, Ranking
 from tests.chromium import chromium
 from tests.ui_annotation.conftest import ANNOTATORS, Server
 from ui_annotation import accounts, assignment, client, pull, push
-from ui_annotation.assignment import CHOICES
 from ui_annotation.project import Project
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"

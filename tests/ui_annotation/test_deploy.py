@@ -24,7 +24,7 @@ import psutil
 import pytest
 import soundfile
 
-from preference_data.schema import Comparison, Prompt
+from preference_data.schema import CHOICES, Comparison, Prompt
 from tests.ui_annotation.fake_elasticsearch import FakeElasticsearch
 from tests.ui_annotation.production import (
     COMPOSE,
@@ -37,7 +37,7 @@ from tests.ui_annotation.production import (
     redis,
     wait_until,
 )
-from ui_annotation import assignment, client, pull, push
+from ui_annotation import client, pull, push
 from ui_annotation.environment import ARGILLA
 from ui_annotation.project import Project
 
@@ -265,7 +265,7 @@ def test_a_worker_recomputes_what_is_done_when_less_is_wanted(production, pushed
     assert index[record["id"]]["status"] == "completed"
     (judged,) = pull.pull(argilla, _project(comparisons, corpus))
     assert (judged.comparison, judged.annotator) == (record["external_id"], "ann")
-    assert judged.factuality == assignment.CHOICES["a"]
+    assert judged.factuality == CHOICES["a"]
     assert judged.heard == 1.0
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from preference_data.preferences import snapshots
 from preference_data.schema import Completion, Prompt
 from preference_data.store import BadRecord
 from ui_annotation.assignment import Rates, draw
-from ui_annotation.pull import read_snapshots
 
 PROMPT = Prompt(
     id="p", audios=("a.wav",), question="What?", answer_gt="A.", meta_info="{}", task_name="speech_QA"
@@ -42,7 +42,7 @@ OLD = {
 def test_a_choice_becomes_a_ranking_of_the_same_texts_and_its_comparison_is_drawn_as_it_was(tmp_path):
     gone = {**OLD, "id": "1", "completion_a": "gone"}
     (tmp_path / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (OLD, gone)))
-    (judgement,) = read_snapshots([tmp_path], {item.id: item.text for item in COMPLETIONS})
+    (judgement,) = snapshots.read([tmp_path], {item.id: item.text for item in COMPLETIONS})
     assert (judgement.completions, judgement.texts) == (("c2", "c0"), ("a hen", "a dog"))
     assert (judgement.factuality.ranks, judgement.factuality.all_bad) == ((2, 1), False)
     assert (judgement.behaviour.ranks, judgement.behaviour.all_bad) == ((1, 1), True)
@@ -89,6 +89,6 @@ def test_a_damaged_line_is_named_by_file_and_number(tmp_path, damaged, message):
     file = tmp_path / "judgements.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n\r\n" + damaged + b"\n")
     with pytest.raises(BadRecord, match=rf"judgements\.jsonl:3: .*{message}"):
-        read_snapshots([tmp_path], {item.id: item.text for item in COMPLETIONS})
+        snapshots.read([tmp_path], {item.id: item.text for item in COMPLETIONS})
     file.write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n\r\n")
-    assert len(read_snapshots([tmp_path], {item.id: item.text for item in COMPLETIONS})) == 1
+    assert len(snapshots.read([tmp_path], {item.id: item.text for item in COMPLETIONS})) == 1

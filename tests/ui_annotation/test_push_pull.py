@@ -15,7 +15,8 @@ import pytest
 import soundfile
 
 from preference_data import store
-from preference_data.schema import Comparison, Completion, ErrorType, Prompt, Ranking
+from preference_data.preferences import snapshots
+from preference_data.schema import CHOICES, Comparison, Completion, ErrorType, Prompt, Ranking
 from tests.ui_annotation.conftest import ANNOTATORS
 from tests.ui_annotation.test_render import HOSTILE
 from ui_annotation import assignment, client, pull, push, render, settings
@@ -137,7 +138,7 @@ def test_every_answer_of_the_schema_can_be_given(owner, workspace, tmp_path, siz
         for name, question in questions.items()
     }
     places = PLACES[:size]
-    asked_of_all = list(assignment.CHOICES) if size == 2 else list(places)
+    asked_of_all = list(CHOICES) if size == 2 else list(places)
     assert options["factuality"] == options["behaviour"] == asked_of_all
     assert options["thumbs"] == [f"{place}_{value}" for place in places for value in ("good", "bad")]
     assert options.get("all_bad") == (None if size == 2 else ["factuality", "behaviour"])
@@ -292,7 +293,7 @@ def test_killed_pushes_lose_and_double_nothing_while_annotators_submit(
     made = pull.pull(owner, project)
     mine = [item for item in made if item.annotator == workspace[1][0]]
     assert {item.comparison: (item.factuality, item.corrected) for item in mine} == {
-        name: (assignment.CHOICES[choice], text) for name, (choice, text) in told.items()
+        name: (CHOICES[choice], text) for name, (choice, text) in told.items()
     }
     assert len(made) == len(after) > len(mine)
     assert push.push(owner, project).added == 0
@@ -466,11 +467,11 @@ def judged(n):
 
 def test_snapshots_are_versions_that_never_change(tmp_path):
     keep = {"url": "http://h", "datasets": ["d"]}
-    first = pull.snapshot(tmp_path / "snaps", judged(2), **keep)
-    assert pull.snapshot(tmp_path / "snaps", judged(2)[::-1], **keep) == first
-    second = pull.snapshot(tmp_path / "snaps", judged(3), **keep)
+    first = snapshots.keep(tmp_path / "snaps", judged(2), **keep)
+    assert snapshots.keep(tmp_path / "snaps", judged(2)[::-1], **keep) == first
+    second = snapshots.keep(tmp_path / "snaps", judged(3), **keep)
     assert [first.name[:5], second.name[:5]] == ["0001-", "0002-"]
-    assert pull.snapshot(tmp_path / "snaps", judged(2), **keep) == first
+    assert snapshots.keep(tmp_path / "snaps", judged(2), **keep) == first
     assert sorted(path.name for path in (tmp_path / "snaps").iterdir()) == [first.name, second.name]
     lines = (second / "judgements.jsonl").read_bytes()
     about = json.loads((second / "snapshot.json").read_text())

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 
 import preference_data
-from preference_data.schema import Completion, Prompt, stable_id
+from preference_data.schema import CHOICES, Completion, Prompt, stable_id
 from preference_data.toy_world.phrasebook import Phrasebook
 from tests.ui_annotation.conftest import ANNOTATORS
 from ui_annotation import assignment, client, pull, push, simulated
-from ui_annotation.assignment import CHOICES, Rates
+from ui_annotation.assignment import Rates
 from ui_annotation.project import Project
 
 PHRASEBOOK = Phrasebook.load(

@@ -59,7 +59,7 @@ async def person(request: Request) -> Person | None:
     """Who sent `request`, or None. A credential that is wrong is not made good by another one beside it."""
     key = request.headers.get("x-argilla-api-key")
     username = _content(_token(request)).get("username") if key is None else None
-    known = _known.people()
+    known = _cache.people()
     if who := known.get((key, username)):
         return who
     async with AsyncSessionLocal() as db:
@@ -76,7 +76,7 @@ async def person(request: Request) -> Person | None:
     return who
 
 
-class _Known:
+class _PeopleCache:
     """Who has which key or name, until anything changes in Argilla's database.
 
     A listener asks for many clips, and browsers for many parts of one; most of the time of such a request
@@ -100,7 +100,7 @@ class _Known:
         return self._people
 
 
-_known = _Known()
+_cache = _PeopleCache()
 
 
 def came_by_cookie(request: Request) -> bool:

@@ -17,7 +17,7 @@ from align.evaluation.benchmarks.air_bench import item_of
 from align.evaluation.judged_answers import Judge, preference_points
 from align.evaluation.statistics import Share, wilson
 from align.run_folder.artifacts import plain_values
-from preference_data.schema import Axis, Comparison, Judgement, Prompt, Ranking
+from preference_data.schema import Axis, Comparison, Judgement, Prompt
 
 Answer = tuple[str, str]
 """Id of a prompt, and what a completion says: equal completions have equal scores."""
@@ -118,7 +118,7 @@ def _votes(judgements: Iterable[Judgement], axis: Axis) -> dict[frozenset[Answer
     """Per pair of completions, in whatever order, what each annotator preferred; None: neither."""
     votes: dict[frozenset[Answer], list[Answer | None]] = defaultdict(list)
     for row in judgements:
-        ranking: Ranking | None = getattr(row, axis)
+        ranking = row.ranking(axis)
         if row.purpose != "comparison" or row.audio_unusable or row.annotator_kind == "model" or not ranking:
             continue
         answers = [(row.prompt_id, text) for text in row.texts]

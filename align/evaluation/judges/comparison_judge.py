@@ -10,14 +10,13 @@ Retests, adjudications and corrections are not put to it: they measure people, o
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,8 +40,9 @@ from align.evaluation.judges.prompt import (
 )
 from align.evaluation.judges.reply_cache import ReplyCache
 from align.run_folder.artifacts import sha256_json
+from preference_data.audio.encode import input_audio
 from preference_data.prompts.prompts import transcript
-from preference_data.schema import AXES, Axis, Comparison, Judgement, Prompt, Ranking, stable_id
+from preference_data.schema import AXES, Axis, Comparison, Judgement, Prompt, Ranking
 
 PROMPT = Path(__file__).with_name("comparison_prompt.txt")
 Order = Literal["as_shown", "reversed"]
@@ -201,7 +201,7 @@ class ComparisonJudge:
         system: Message = {"role": "system", "content": call.system}
         if not self._wav_of:
             return system, {"role": "user", "content": call.user}
-        clips = [_audio_part(self._wav_of(path)) for path in call.audios]
+        clips = [input_audio(self._wav_of(path)) for path in call.audios]
         return system, {"role": "user", "content": [*clips, {"type": "text", "text": call.user}]}
 
     def _replies(self, calls: Mapping[str, _Call], label: str | None) -> dict[str, Reply]:
@@ -217,8 +217,7 @@ class ComparisonJudge:
             outcome = self._read(calls[key], reply)[0].outcome
             return "scored" if outcome == "used" else "refused" if outcome == "refused" else "invalid"
 
-        messages = _Lazily(list(calls.values()), self._messages)
-        return self.cache.complete(self.model, messages, list(calls), state_of, label)
+        return self.cache.complete(self.model, lambda key: self._messages(calls[key]), calls, state_of, label)
 
     def _answers_nothing(self, turned_away: int, last: Reply) -> JudgeMisconfigured:
         step = "say hears: false if it cannot hear; else mend it" if self.hears else "mend it"
@@ -253,30 +252,8 @@ class ComparisonJudge:
         if not all(rankings for _, rankings in replies):
             return None
         merged = {axis: merge(*(rankings[axis] for _, rankings in replies)) for axis in AXES}
-        copied = ("prompt_id", "completions", "texts", "purpose", "about", "expected")
-        return Judgement(
-            id=stable_id(comparison.id, self.model.name),
-            comparison=comparison.id,
-            kind="choice" if len(comparison.texts) == 2 else "ranking",
-            annotator=self.model.name,
-            annotator_kind="model",
-            heard=1.0 if self.hears else None,
-            **{name: getattr(comparison, name) for name in copied},
-            **merged,
-        )
-
-
-class _Lazily(Sequence[Sequence[Message]]):
-    """Prompts that are written when they are sent: clips are large."""
-
-    def __init__(self, calls: Sequence[_Call], messages_of: Callable[[_Call], Sequence[Message]]) -> None:
-        self._calls, self._messages_of = calls, messages_of
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._messages_of(self._calls[index])
-
-    def __len__(self) -> int:
-        return len(self._calls)
+        heard = 1.0 if self.hears else None
+        return Judgement.of(comparison, self.model.name, "model", heard=heard, **merged)
 
 
 def merge(first: Ranking, second: Ranking) -> Ranking:
@@ -316,15 +293,7 @@ def _rankings(reply: Reply, mark: str, n: int) -> tuple[Outcome, dict[Axis, Rank
     axes: dict[Axis, _Axis] = {"factuality": answer.factuality, "behaviour": answer.behaviour}
     if any(len(item.ranks) != n or not set(item.ranks) <= set(range(1, n + 1)) for item in axes.values()):
         return "ranks", {}
-    return "used", {
-        axis: Ranking(ranks=_dense(item.ranks), all_bad=item.all_bad) for axis, item in axes.items()
-    }
-
-
-def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
-    """Ranks without gaps: of 1, 1, 3 as sports count them, 1, 1, 2."""
-    values = sorted(set(ranks))
-    return tuple(1 + values.index(rank) for rank in ranks)
+    return "used", {axis: Ranking.dense(item.ranks, all_bad=item.all_bad) for axis, item in axes.items()}
 
 
 def _quotable(texts: Mapping[str, str]) -> dict[str, str]:
@@ -333,8 +302,3 @@ def _quotable(texts: Mapping[str, str]) -> dict[str, str]:
 
 def _quote(texts: Mapping[str, str], mark: str) -> str:
     return "".join(f"[{name}]\n<<{mark}\n{text}\n{mark}>>\n" for name, text in texts.items())
-
-
-def _audio_part(wav: bytes) -> dict[str, Any]:
-    data = base64.b64encode(wav).decode()
-    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}

@@ -149,8 +149,7 @@ class LLMJudge:
         def state_of(key: str, reply: Reply) -> State:
             return self.protocol.read(prompts[key], reply.text, reply.finish_reason).state
 
-        messages = [prompt.messages for prompt in prompts.values()]
-        return self.cache.complete(self.model, messages, list(prompts), state_of, label)
+        return self.cache.complete(self.model, lambda key: prompts[key].messages, prompts, state_of, label)
 
     def _judged(self, item: Item, response: str, replies: Sequence[OrderReply]) -> JudgedAnswer:
         states = {reply.state for reply in replies}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ class ReplyCache:
     def complete(
         self,
         model: ChatModel,
-        prompts: Sequence[Sequence[Message]],
-        keys: Sequence[str],
+        prompt_of: Callable[[str], Sequence[Message]],
+        keys: Collection[str],
         state_of: Callable[[str, Reply], State],
         label: str | None,
     ) -> dict[str, Reply]:
@@ -59,7 +59,8 @@ class ReplyCache:
 
         Args:
             model: is sent what is missing.
-            prompts: read one by one when they are sent, so that clips need not be in memory all at once.
+            prompt_of: the prompt of a key; called when it is sent, so that clips need not be in memory all at
+                once.
             keys: of the prompts, each once.
             state_of: what a reply is worth; it may raise `JudgeFailed` to stop.
             label: names the work in progress reports; None shows none.
@@ -68,12 +69,12 @@ class ReplyCache:
             JudgeFailed: the model cannot be used, or most of its replies end before any answer.
         """
         replies = self.get(keys)
-        missing = [number for number, key in enumerate(keys) if key not in replies]
+        missing = [key for key in keys if key not in replies]
         came = unscored = empty = 0
 
         def keep(index: int, reply: Reply) -> None:
             nonlocal came, unscored, empty
-            key = keys[missing[index]]
+            key = missing[index]
             if reply.finish_reason not in UNANSWERED:
                 self.put(key, reply)
             replies[key] = reply
@@ -91,21 +92,21 @@ class ReplyCache:
             if progress:
                 progress.update(len(replies))
             if missing:
-                model.reply(_Some(prompts, missing), keep)
+                model.reply(_Prompts(prompt_of, missing), keep)
         return replies
 
 
-class _Some(Sequence[Sequence[Message]]):
-    """Some of the prompts, by number."""
+class _Prompts(Sequence[Sequence[Message]]):
+    """Prompts of keys, each made when it is read."""
 
-    def __init__(self, prompts: Sequence[Sequence[Message]], numbers: Sequence[int]) -> None:
-        self._prompts, self._numbers = prompts, numbers
+    def __init__(self, prompt_of: Callable[[str], Sequence[Message]], keys: Sequence[str]) -> None:
+        self._prompt_of, self._keys = prompt_of, keys
 
     def __getitem__(self, index: Any) -> Any:
-        return self._prompts[self._numbers[index]]
+        return self._prompt_of(self._keys[index])
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._keys)
 
 
 def _never_answers(model: ChatModel, empty: int, came: int) -> JudgeMisconfigured:

@@ -7,23 +7,20 @@ but of vLLM's own random numbers: the two engines draw different completions fro
 from __future__ import annotations
 
 import asyncio
-import base64
 import queue
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
-import soundfile
 
 from align.generation.engine import Completion, Decoding, Request, completion_text, request_seed
 from align.generation.vllm.server import Server, ServerFailed
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor
-from preference_data.audio.decode import SAMPLE_RATE
+from preference_data.audio.encode import encode, input_audio
 
 _AT_ONCE = 64
 """Requests in flight: more than vLLM computes at a time, so that it never waits for us."""
@@ -140,10 +137,7 @@ class VllmEngine:
         ]
 
     def _clip(self, path: str) -> dict[str, Any]:
-        wav = BytesIO()
-        soundfile.write(wav, self.clips.wave(path), SAMPLE_RATE, format="WAV", subtype="FLOAT")
-        data = base64.b64encode(wav.getvalue()).decode()
-        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        return input_audio(encode(self.clips.wave(path), "WAV", "FLOAT"))
 
     def _completion(self, choice: dict[str, Any], request: Request) -> Completion:
         ids = choice["token_ids"]

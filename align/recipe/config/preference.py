@@ -232,7 +232,10 @@ class FromJudgementsOrScores(StageConfig):
     most, for a tie is no agreement; 0 asks for nothing."""
 
     of_annotations: ClassVar[tuple[str, ...]] = (
-        *("exclude", "min_gold", "annotator_weights", "min_model_agreement"),
+        "exclude",
+        "min_gold",
+        "annotator_weights",
+        "min_model_agreement",
     )
     of_scores: ClassVar[tuple[str, ...]] = ()
     """Keys that make sense with one of the two only."""

@@ -23,7 +23,7 @@ from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio.model import load_processor
-from align.serving.answers import timed_words
+from align.serving.responses import timed_words
 from preference_data.prompts.prompts import pretraining_prompt
 from tests.align.serving.server_process import ALIGN, KEY, Served, clip, refusal, serving, text, user
 

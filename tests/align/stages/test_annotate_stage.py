@@ -9,8 +9,9 @@ from align.run_folder.artifacts import StageFolder
 from align.stages import annotate
 from align.stages.annotate import make_project
 from preference_data import store
+from preference_data.preferences import snapshots
 from preference_data.schema import AXES, AudioClip, Comparison, Completion, Judgement, Prompt
-from ui_annotation import assignment, pull
+from ui_annotation import assignment
 
 PEOPLE = {"by": "people", "completions": "3_sample", "corpus": "0_corpus", "stage": "annotate", "seed": 0}
 
@@ -85,7 +86,7 @@ def judged(comparisons, annotators=("ann", "bob")):
 
 
 def snapshot(folder, judgements):
-    return str(pull.snapshot(folder, judgements, url="http://another", datasets=["d"]))
+    return str(snapshots.keep(folder, judgements, url="http://another", datasets=["d"]))
 
 
 def test_with_a_snapshot_of_everything_no_server_is_needed(inputs, tmp_path):

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from preference_data.audio import decode, isolation
-from preference_data.audio.clip_files import BadAudio, Received, resolve_inside
+from preference_data.audio.clip_files import BadAudio, ClipBytes, resolve_inside
 from preference_data.dataset.dataset import Dataset
 
 SILENCE = np.zeros(16_000, "float32")
@@ -623,11 +623,11 @@ def test_pool_replaces_workers_that_died_and_serves_several_threads() -> None:
 def test_decoder_pool_loads_bytes_as_files_are_loaded(tmp_path: Path) -> None:
     pool = decode.DecoderPool(1, max_duration_s=10)
     try:
-        received = Received("messages[0]", encoded(tmp_path, ".flac"))
+        received = ClipBytes("messages[0]", encoded(tmp_path, ".flac"))
         whole = decode.load(tmp_path / "whole.flac", max_duration_s=10)
         np.testing.assert_array_equal(pool.load(received), whole)
         with pytest.raises(BadAudio, match=r"messages\[0\].*empty_file"):
-            pool.load(Received("messages[0]", b""))
+            pool.load(ClipBytes("messages[0]", b""))
     finally:
         pool.close()
 

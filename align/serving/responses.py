@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form: whole, and as server-sent events."""
+"""Responses in OpenAI's form: whole, and as server-sent events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from align.evaluation.benchmarks import srwt
 from align.evaluation.benchmarks.wer import without_tags
 from align.serving.errors import ApiError
 from align.serving.requests import MODEL, ChatRequest, TranscriptionRequest
-from align.serving.service import Answer, Piece, Service
+from align.serving.service import PendingAnswer, Piece, Service
 from preference_data.prompts.time_stamps import SILENCE, stamp
 
 _Events = Callable[[AsyncGenerator[Piece, None]], AsyncGenerator[str, None]]
 
 
-def about_chat(answer: Answer) -> dict[str, Any]:
+def about_chat(answer: PendingAnswer) -> dict[str, Any]:
     """What a chat's answer and all its events have in common; the seed draws the same answer again."""
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -31,7 +31,7 @@ def about_chat(answer: Answer) -> dict[str, Any]:
     }
 
 
-def chat_completion(answer: Answer, text: str, last: Piece) -> dict[str, Any]:
+def chat_completion(answer: PendingAnswer, text: str, last: Piece) -> dict[str, Any]:
     """A chat's whole answer."""
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": last.finish, "logprobs": None}
@@ -39,7 +39,9 @@ def chat_completion(answer: Answer, text: str, last: Piece) -> dict[str, Any]:
     return {**about_chat(answer), "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
-def transcript(request: TranscriptionRequest, answer: Answer, text: str, last: Piece) -> dict[str, Any]:
+def transcript(
+    request: TranscriptionRequest, answer: PendingAnswer, text: str, last: Piece
+) -> dict[str, Any]:
     """A whole transcript; with the times of its words where they were asked for and came."""
     usage = _transcript_usage(answer, last.n_tokens)
     if request.response_format != "verbose_json":
@@ -69,12 +71,12 @@ def timed_words(text: str) -> list[dict[str, Any]] | None:
     ]
 
 
-def _usage(answer: Answer, n_tokens: int) -> dict[str, int]:
+def _usage(answer: PendingAnswer, n_tokens: int) -> dict[str, int]:
     n = len(answer.prompt.ids)
     return {"prompt_tokens": n, "completion_tokens": n_tokens, "total_tokens": n + n_tokens}
 
 
-def _transcript_usage(answer: Answer, n_tokens: int) -> dict[str, Any]:
+def _transcript_usage(answer: PendingAnswer, n_tokens: int) -> dict[str, Any]:
     n = len(answer.prompt.ids)
     return {
         "type": "tokens",
@@ -88,7 +90,7 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-async def stream_chat(service: Service, request: ChatRequest, answer: Answer) -> StreamingResponse:
+async def stream_chat(service: Service, request: ChatRequest, answer: PendingAnswer) -> StreamingResponse:
     """A chat's answer as server-sent events."""
     with_usage = request.stream_options is not None and request.stream_options.include_usage
     common = {
@@ -115,7 +117,7 @@ async def stream_chat(service: Service, request: ChatRequest, answer: Answer) ->
     return await _event_stream(service, answer, events)
 
 
-async def stream_transcript(service: Service, answer: Answer) -> StreamingResponse:
+async def stream_transcript(service: Service, answer: PendingAnswer) -> StreamingResponse:
     """A transcript as server-sent events."""
 
     async def events(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[str, None]:
@@ -131,7 +133,7 @@ async def stream_transcript(service: Service, answer: Answer) -> StreamingRespon
     return await _event_stream(service, answer, events)
 
 
-async def _event_stream(service: Service, answer: Answer, events: _Events) -> StreamingResponse:
+async def _event_stream(service: Service, answer: PendingAnswer, events: _Events) -> StreamingResponse:
     """Begins with the first piece, so that an engine that fails before it is an error and not a stream."""
     pieces = service.pieces(answer)
     first = await anext(pieces)
