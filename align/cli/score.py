@@ -77,6 +77,8 @@ def score(
         print(f"left out: {n} rows ({reason}), first {first}")
     if kind == "foundation":
         lines = [published.as_line(row) for row in published.air_bench_foundation()]
+    elif is_choice(kind):
+        lines = [published.as_line(row) for row in published.multiple_choice(kind)]
     else:
         lines = [
             f"published: {row.benchmark}  {row.policy}  {row.metric} {row.value:g}  ({row.source})"

@@ -82,11 +82,10 @@ def report(
         seed: of the intervals.
 
     Returns:
-        accuracy (0..1), ci_low and ci_high (None with one clip alone), n, n_clips, chance (what guessing
-        gets); `publishers_rule`: accuracy by the publisher's own rule and the share of answers that it
-        covers, where it has one; `above_silence` and `above_other_clip`, where there are answers:
-        `Difference` as plain values, before is the accuracy with the control; `categories`: {column: {value:
-        the same numbers}}.
+        kind; accuracy (0..1), ci_low and ci_high (None with one clip alone), n, n_clips, chance (what
+        guessing gets); `publishers_rule`, where there is one: accuracy by it, and the share of answers that
+        it covers; `above_silence` and `above_other_clip`, where there are answers: `Difference` as plain
+        values, before is the accuracy with the control; `categories`: {column: {value: the same}}.
     """
     rule = rule_of(kind)
     marks = _Marks(
@@ -96,6 +95,7 @@ def report(
         rule and [rule(row, text) for row, text in zip(rows, texts, strict=True)],
     )
     return {
+        "kind": kind,
         **_numbers(marks, seed),
         "categories": {
             column: {value: _numbers(marks.only(places), seed) for value, places in values.items()}

@@ -80,6 +80,10 @@ def test_multiple_choice_is_scored_above_the_same_with_silence(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["answers"] == {"accuracy": 1.0, "unparsed": 0.0, "n": 4}
+    assert (
+        "published: Qwen2-Audio-7B-Instruct  sound 0.549  music 0.51  speech 0.42  accuracy 0.492"
+        in done.stdout
+    )
     above = found["multiple_choice"]["above_silence"]
     assert (above["before"], above["after"], above["delta"]) == (0.5, 1.0, 0.5)
     assert found["multiple_choice"]["categories"]["task"]["sound"]["publishers_rule"]["accuracy"] == 1.0
