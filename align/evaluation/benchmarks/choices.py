@@ -154,7 +154,9 @@ def _from_json(text: str) -> str:
 def _named(text: str, choices: Sequence[str]) -> set[str]:
     """Every letter that a text names: by the text of a choice, or by letters marked as the answer."""
     if texts := _by_text(text, choices):
-        return texts | _letter(text, choices, must_be_marked=True)
+        is_verbatim = len(text.strip()) > 1 and text.strip() in map(str.strip, choices)
+        # "A:7/1" is a chord, where a choice says so, and not the first choice
+        return texts if is_verbatim else texts | _letter(text, choices, must_be_marked=True)
     text = _STYLE.sub("", text).strip()
     patterns = _patterns_of(choices)
     letters = set(_letter(text, choices, must_be_marked=True))

@@ -19,6 +19,7 @@ Where our reading differs on purpose:
     - An answer that names no choice, or two, is wrong and counted as `unparsed`. MMSU's rule leaves answers
       without a letter in front or last but one out of the mean, and takes "Dogs bark" for D. Its script gives
       an empty answer the letter of the answer before: here it is left out.
+    - "D" names two choices where the text of another one is "D" (notes): so in 3 questions of MMAU.
     - Blank choices are not offered; of two equal choices either is right, as in all publishers' rules.
 Questions about several clips (456 of MMAU-Pro) or without choices (its open ones) are counted, not asked.
 """
