@@ -39,9 +39,12 @@ def in_order(
     """Answers from another file in the order of `rows`, by the ids of the questions.
 
     Raises:
-        BadBenchmark: a question has none.
+        BadBenchmark: a question has none, or several.
     """
     of_id = {other.id: text for other, text in zip(others, texts, strict=True)}
+    if len(of_id) < len(others):
+        n = len(others) - len(of_id)
+        raise BadBenchmark(f"{where}: {n} answers are to questions whose id came before; keep one of each")
     if missing := [row.id for row in rows if row.id not in of_id]:
         detail = f"no answer to {len(missing)} of {len(rows)} questions, the first {missing[0]!r}"
         raise BadBenchmark(f"{where}: {detail}; put the same questions")

@@ -38,6 +38,7 @@ from preference_data.interchange import columns
 from preference_data.interchange.conversation import path_of, without_tag
 from preference_data.interchange.questions import QUESTION_FORM
 from preference_data.prompts.prompts import BadExample, refuse_control
+from preference_data.schema import stable_id
 
 ChoiceKind = Literal["choice", "mmau", "mmar", "mmsu", "mmau_pro"]
 Rule = Callable[[Utterance, str], bool | None]
@@ -160,7 +161,7 @@ def read_question(kind: ChoiceKind, row: Any, where: str, source: str) -> Uttera
         right,
         source,
         choices=choices,
-        id=str(row.get("id") or audio),
+        id=str(row["id"]) if row.get("id") is not None else stable_id(audio, question, *choices),
         categories=tuple((name, str(row[name])) for name in layout.categories if row.get(name)),
     )
 

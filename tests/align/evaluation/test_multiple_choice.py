@@ -398,3 +398,12 @@ def test_answers_from_another_file_are_put_in_order_by_id(tmp_path):
     assert hearing.in_order(rows, rows[::-1], ["x", "y", "z"], tmp_path) == ["z", "y", "x"]
     with pytest.raises(BadBenchmark, match="no answer to 1 of 3 questions, the first 'q0'"):
         hearing.in_order(rows, rows[1:], ["y", "z"], tmp_path)
+    with pytest.raises(BadBenchmark, match="1 answers are to questions whose id came before"):
+        hearing.in_order(rows, [*rows, rows[0]], ["x", "y", "z", "x"], tmp_path)
+
+
+def test_a_question_without_an_id_is_known_by_what_it_says():
+    row = {**ROWS["mmsu"], "id": None}
+    first, again = (read_question("mmsu", row, where, "made") for where in ("a:1", "b:7"))
+    other = read_question("mmsu", {**row, "question": "What else?"}, "a:2", "made")
+    assert first.id == again.id != other.id
