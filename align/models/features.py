@@ -98,6 +98,14 @@ class ClipFeatures:
             self._bytes -= dropped.mel.nbytes
 
 
+class SilentClips(ClipFeatures):
+    """Digital silence in the place of each clip, and as long: what a policy says without hearing it."""
+
+    def wave(self, path: str) -> np.ndarray:
+        """Zeros (S,), as many as the clip has samples."""
+        return np.zeros_like(super().wave(path))
+
+
 def audible(extractor: Any, wave: np.ndarray) -> np.ndarray:
     """A clip's samples (S,) as far as the model hears them, with silence behind the shortest ones."""
     wave = wave[: extractor.n_samples]

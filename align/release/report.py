@@ -148,6 +148,10 @@ def _evaluation_view(evaluation: Evaluation, stages: Sequence[Stage]) -> dict[st
         "seconds": {stage.name: stage.seconds for stage in stages},
         "captions": {name: _captions(policy) for name, policy in scores["policies"].items()},
         "recognition": _recognition(scores),
+        "published_choices": {
+            source: published.multiple_choice(numbers["kind"])
+            for source, numbers in scores["policies"][scores["after"]].get("multiple_choice", {}).items()
+        },
         "samples": _samples(evaluation),
     }
 

@@ -149,6 +149,7 @@ def checks(
         *_fragments(scores, unfinished, thresholds["max_unfinished_rise"]),
         *_recognition(scores, thresholds["recognition_gains"], 1),
         *_recognition(scores, thresholds["recognition_margins"], -1),
+        *_above_silence(scores, thresholds["above_silence"]),
         *_judge(scores, thresholds["judge"]),
         *_contamination(contamination, thresholds["max_contaminated"], thresholds["max_alike"]),
         *_independence(scores.get("judge") or {}, rewards, thresholds["independent_judge"]),
@@ -272,6 +273,14 @@ def _recognition(
                 worst, best = sorted((sign * low, sign * high))
                 check = gain("improvement", worst, best, least)
             yield check._replace(name=name, reason=f"{name}: {before:.3f} -> {after:.3f}; {check.reason}")
+
+
+def _above_silence(scores: Scores, limits: Mapping[str, float]) -> Iterator[Check]:
+    """Multiple choice that the candidate answers by what it hears."""
+    for source, least in limits.items():
+        name = f"{source} accuracy above silence"
+        path = ("policies", scores.get("after", ""), "multiple_choice", source, "above_silence")
+        yield gain(name, *_interval(scores, *path), least)
 
 
 def _judge(scores: Scores, limits: Thresholds | None) -> Iterator[Check]:

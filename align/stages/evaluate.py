@@ -1,8 +1,8 @@
 """AIR-Bench chat questions and recognition for several policies, with controls.
 
 Controls: the same questions with the clips shuffled (does the policy listen?), and, where judging is free,
-the best constant answer (how far does no listening get?). Reads: policies, corpus. Writes: answers/
-(AIR-Bench's own jsonl), items/ (marks per question), scores.json.
+the best constant answer (how far does no listening get?); multiple choice also with silence. Reads: policies,
+corpus. Writes: answers/ (AIR-Bench's own jsonl), items/ (marks per question), scores.json.
     align run recipes/demo --only 7_evaluate
 """
 
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.evaluation import aggregation, comparison, judged_answers
-from align.evaluation.benchmarks import air_bench
+from align.evaluation.benchmarks import air_bench, hearing
 from align.evaluation.benchmarks import tasks as benchmarks
 from align.evaluation.benchmarks.air_bench import Item
+from align.evaluation.benchmarks.multiple_choice import is_choice
 from align.evaluation.benchmarks.rows import Utterance, held_out_utterances
 from align.evaluation.judged_answers import Judge, JudgedAnswer
 from align.evaluation.judges import agreement as judge_agreement
@@ -28,7 +29,7 @@ from align.evaluation.judges.facts import FactJudge
 from align.evaluation.judges.llm_judge import open_judge
 from align.generation.complete import Completions, RequestSet, complete_all, first_texts
 from align.generation.engine import Completion, Decoding, Request, open_engine
-from align.models.features import ClipFeatures
+from align.models.features import ClipFeatures, SilentClips
 from align.models.qwen2_audio.model import Qwen2AudioProcessor, load_processor, located
 from align.recipe.config.evaluation import EvaluateConfig
 from align.run_folder.artifacts import StageFolder, plain_values, write_json
@@ -92,6 +93,8 @@ def run(config: EvaluateConfig, inputs: dict[str, Path], out: StageFolder) -> di
         report["judge_agreement"] = _agreement(config, judge, inputs[config.annotations], corpus, out.name)
     if judge.is_free:
         report["constant_answer"] = _best_constant(judge, usable)
+    if without_clip := _answered_without_clip(questions, texts):
+        report["answered_without_clip"] = without_clip
     write_json(out.path / "scores.json", report)
     unusable = len(questions.audit.missing) + sum(len(part.rows.missing) for part in questions.recognition)
     return {
@@ -190,18 +193,39 @@ def _request_sets(
         RequestSet(_CONTROL, clips_of, _about(items, _shuffled(clips, config.seed))),
     ]
     for part in questions.recognition:
-        is_own = part.name == _RECOGNISED
-        prompts = [
-            _own_prompt(row, config.prompt_format) if is_own else benchmarks.prompt_of(row)
-            for row in part.rows.usable
-        ]
-        clips_of = ClipFeatures(processor, part.rows.root, longest_s=None if is_own else air_bench.LONGEST_S)
-        requests = [
-            Request(prompt, (row.audio,), plain=not row.choices)
-            for prompt, row in zip(prompts, part.rows.usable, strict=True)
-        ]
-        sets.append(RequestSet(part.name, clips_of, requests))
+        sets += _row_sets(config, part, processor)
     return sets
+
+
+def _row_sets(config: EvaluateConfig, part: _Recognition, processor: Qwen2AudioProcessor) -> list[RequestSet]:
+    """Rows that are scored without a judge; multiple choice also with silence, and with another clip."""
+    is_own = part.name == _RECOGNISED
+    rows, longest_s = part.rows.usable, None if is_own else air_bench.LONGEST_S
+    clips_of = ClipFeatures(processor, part.rows.root, longest_s=longest_s)
+    requests = [
+        Request(
+            _own_prompt(row, config.prompt_format) if is_own else benchmarks.prompt_of(row),
+            (row.audio,),
+            plain=not row.choices,
+        )
+        for row in rows
+    ]
+    sets = [RequestSet(part.name, clips_of, requests)]
+    if is_choice(part.kind):
+        silent = SilentClips(processor, part.rows.root, longest_s=longest_s, cache_bytes=0)
+        others = hearing.other_clips([row.audio for row in rows], config.seed)
+        # A benchmark of one clip has no other: then nothing is asked
+        swapped = [
+            request._replace(audios=(other,)) for request, other in zip(requests, others, strict=False)
+        ]
+        sets.append(RequestSet(_control_name(part, "silence"), silent, requests))
+        sets.append(RequestSet(_control_name(part, "other_clip"), clips_of, swapped))
+    return sets
+
+
+def _control_name(part: _Recognition, control: hearing.Control) -> str:
+    """Of a multiple-choice benchmark's requests with something else in the clip's place."""
+    return f"{part.name}_{control}"
 
 
 def _about(items: list[Item], clips: list[str]) -> list[Request]:
@@ -297,12 +321,43 @@ def _scores(
             for source, numbers in benchmarks.score(part.kind, part.rows.usable, texts[part.name]).items()
         },
     }
+    if choices := _multiple_choice(questions, texts):
+        scores["multiple_choice"] = choices
     if _CONTROL in texts:
         label = f"{label} {policy} judged, clips shuffled"
         scores["shuffled_audio"] = comparison.levels(
             judge.judge(questions.audit.usable, texts[_CONTROL], label)
         )
     return scores
+
+
+def _multiple_choice(questions: _Questions, texts: dict[str, list[str]]) -> dict[str, Any]:
+    """{source: numbers}: how a policy answers, and what it owes to the clips, see `hearing.report`."""
+    reports: dict[str, Any] = {}
+    for part in questions.recognition:
+        if is_choice(part.kind):
+            controls = {
+                control: own for control in hearing.CONTROLS if (own := texts[_control_name(part, control)])
+            }
+            source = part.rows.usable[0].source
+            reports[source] = hearing.report(part.kind, part.rows.usable, texts[part.name], controls)
+    return reports
+
+
+def _answered_without_clip(
+    questions: _Questions, texts: dict[str, dict[str, list[str]]]
+) -> dict[str, list[str]]:
+    """{source: ids} of multiple-choice questions that most policies answer without their clip."""
+    return {
+        part.rows.usable[0].source: list(
+            hearing.answered_without_clip(
+                part.rows.usable,
+                {policy: own[_control_name(part, "silence")] for policy, own in texts.items()},
+            )
+        )
+        for part in questions.recognition
+        if is_choice(part.kind)
+    }
 
 
 def _best_constant(judge: Judge, items: list[Item]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Published numbers of Qwen-Audio, Qwen2-Audio and AIR-Bench, as reference rows beside ours."""
+"""Published numbers of Qwen-Audio, Qwen2-Audio, AIR-Bench and others, as reference rows beside ours."""
 
 from __future__ import annotations
 
@@ -40,8 +40,17 @@ def air_bench_foundation() -> list[dict[str, Any]]:
     return _rows("air_bench_foundation")
 
 
+def multiple_choice(kind: str) -> list[dict[str, Any]]:
+    """A benchmark of `multiple_choice` as published: policy, source (with the harness), accuracy (0..1)."""
+    return [
+        {name: value for name, value in row.items() if name != "benchmark"}
+        for row in _rows("multiple_choice")
+        if row["benchmark"] == kind
+    ]
+
+
 def as_line(row: Mapping[str, Any]) -> str:
-    """A row of either table for the terminal."""
+    """A row of such a table for the terminal."""
     numbers = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float))
     return f"published: {row['policy']}  {numbers}  ({row['source']})"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,15 +59,16 @@ def readable(path: Path, read: Callable[[Any, str], T]) -> tuple[list[T], dict[s
     return rows, odd
 
 
-def response_of(row: dict[str, Any], where: str) -> str:
-    """The policy's response; null is the empty answer.
+def response_of(row: dict[str, Any], where: str, keys: Sequence[str] = ("response",)) -> str:
+    """The policy's response under the first of the keys that is there; null is the empty answer.
 
     Raises:
-        BadRow: the key is absent or not text.
+        BadRow: no key is there, or its value is not text.
     """
-    if "response" not in row:
-        raise BadRow(where, "missing_key", "no response")
-    response = row["response"]
+    key = next((key for key in keys if key in row), None)
+    if key is None:
+        raise BadRow(where, "missing_key", f"no {' or '.join(keys)}")
+    response = row[key]
     if response is not None and not isinstance(response, str):
         detail = f"response is a {type(response).__name__}, not text: {str(response)[:80]!r}"
         raise BadRow(where, "response_not_text", detail)
@@ -160,6 +161,10 @@ class Utterance(NamedTuple):
     question: str | None = None
     choices: tuple[str, ...] = ()
     """Of a multiple-choice question, which is the `prompt`."""
+    id: str = ""
+    """Of a multiple-choice question."""
+    categories: tuple[tuple[str, str], ...] = ()
+    """What a multiple-choice question counts towards: columns of its file, and their values."""
 
 
 _SAID_IN_PROMPTS = ("audio_language", "text_language", "question")
@@ -198,4 +203,12 @@ def read_question(row: Any, where: str, source: str) -> Utterance:
         raise BadRow(where, "no_question", str(error)) from error
     if not isinstance(prompt, Prompt) or len(prompt.audios) != 1:
         raise BadRow(where, "several_clips", f"is about {len(prompt.audios)} clips, not one")
-    return Utterance(prompt.audios[0], prompt.question, prompt.answer_gt, source, choices=prompt.choices)
+    return Utterance(
+        prompt.audios[0],
+        prompt.question,
+        prompt.answer_gt,
+        source,
+        choices=prompt.choices,
+        id=prompt.id,
+        categories=(("task", prompt.task_name),),
+    )

@@ -14,14 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import sacrebleu
 
-from align.evaluation.benchmarks import srwt, wer
+from align.evaluation.benchmarks import multiple_choice, srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
 from align.evaluation.benchmarks.choices import chosen
 from align.evaluation.benchmarks.rows import (
     BadBenchmark,
     OddRows,
     Utterance,
-    read_question,
     read_utterances,
     readable,
     require_text,
@@ -45,11 +44,15 @@ Kind = Literal[
     "scene",
     "aqa",
     "choice",
+    "mmau",
+    "mmar",
+    "mmsu",
+    "mmau_pro",
     "srwt",
 ]
 """The task. `recognition` is that of a corpus' own rows: exact matches and error rate in any language; of the
-reports' recognition, the language decides how texts are normalised. `choice`: multiple-choice questions,
-asked in a chat."""
+reports' recognition, the language decides how texts are normalised. `choice` and the benchmarks after it:
+multiple-choice questions, asked in a chat."""
 
 
 class CannotScore(ValueError):
@@ -67,7 +70,7 @@ class Rows(NamedTuple):
 def open_rows(path: Path, kind: Kind) -> Rows:
     """Rows {audio, prompt, gt, source} as the Qwen2-Audio evaluation reads them, their clips decoded once.
 
-    Multiple-choice questions are rows as their publishers have them, see `rows.read_question`, and those of a
+    Multiple-choice questions are rows as their publishers have them, see `multiple_choice`, and those of a
     file are one source, called as it is; questions that cannot be read are among the missing.
 
     Raises:
@@ -87,9 +90,10 @@ def read_rows(path: Path, kind: Kind) -> tuple[list[Utterance], list[Quarantined
     Raises:
         BadBenchmark: see `open_rows`.
     """
-    if kind != "choice":
+    if not multiple_choice.is_choice(kind):
         return read_utterances(path), []
-    questions, odd = readable(path, lambda row, where: read_question(row, where, path.stem))
+    read = partial(multiple_choice.read_question, kind)
+    questions, odd = readable(path, lambda row, where: read(row, where, path.stem))
     return questions, [
         Quarantined(f"{n} rows", path.name, reason, first) for reason, (n, first) in odd.items()
     ]
@@ -120,16 +124,17 @@ class Answers(NamedTuple):
 def read_answers(path: Path, kind: Kind) -> Answers:
     """Rows and responses: a JSON list, as the Qwen2-Audio evaluation writes, or JSON lines.
 
-    Of multiple choice the rows are questions, see `rows.read_question`, with a response each. A response that
-    is null is read as the empty answer.
+    Of multiple choice the rows are questions, see `multiple_choice`, with a response each. A response that is
+    null is read as the empty answer.
 
     Raises:
         BadBenchmark: naming file and row: not JSON, or no row that can be scored.
     """
 
     def read(row: Any, where: str) -> tuple[Utterance, str]:
-        if kind == "choice":
-            return read_question(row, where, path.stem), response_of(row, where)
+        if multiple_choice.is_choice(kind):
+            question = multiple_choice.read_question(kind, row, where, path.stem)
+            return question, multiple_choice.response_of(kind, row, where)
         text = require_text(row, ("gt", "source"), where)
         return Utterance("", "", text["gt"], text["source"]), response_of(row, where)
 
@@ -144,8 +149,8 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
         {source: {...}}: recognition has `wer` (per character for zh and yue; None without any reference
         word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`, both a `warning`
         where normalisation hides differences; translation `bleu` and its `signature`; srwt `aas_ms` and its
-        parts; the others `accuracy`, choice also the share that names no choice, `unparsed`. Error rates and
-        shares are 0..1, BLEU is 0..100.
+        parts; the others `accuracy`, multiple choice also the share that names no choice, `unparsed`. Error
+        rates and shares are 0..1, BLEU is 0..100.
 
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
@@ -215,7 +220,7 @@ def _metrics_by_row(
     kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]
 ) -> dict[str, list[float] | None]:
     references = [row.gt for row in rows]
-    if kind == "choice":
+    if multiple_choice.is_choice(kind):
         named = [chosen(row.choices, text) for row, text in zip(rows, texts, strict=True)]
         right = [float(choice == gt) for choice, gt in zip(named, references, strict=True)]
         return {"accuracy": right, "unparsed": [float(choice is None) for choice in named]}

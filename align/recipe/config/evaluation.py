@@ -88,6 +88,10 @@ class EvaluateConfig(StageConfig):
             "scene",
             "aqa",
             "choice",
+            "mmau",
+            "mmar",
+            "mmsu",
+            "mmau_pro",
             "srwt",
         ],
     ] = {}
@@ -95,7 +99,9 @@ class EvaluateConfig(StageConfig):
     reads them, audio relative to the file, and how each is scored. Results stand per source beside the
     corpus' own recognition, and the gate's `recognition_margins` and `recognition_gains` may name them.
     `choice`: multiple-choice questions as `align data import` reads (with `--format choice`), each file a
-    source."""
+    source; `mmau` (test-mini, v05.15.25), `mmar`, `mmsu` and `mmau_pro` in their publishers' layouts.
+    Multiple choice is put to every policy twice more, with silence and with another clip: accuracy above
+    silence is what was heard."""
     annotations: AnnotationsRef | None = None
     """Comparisons that annotators made: the judge scores the same answers, and the evaluation reports how
     often it prefers what most of them prefer."""
@@ -182,6 +188,9 @@ class Thresholds(Config):
     recognition_gains: dict[str, dict[str, float]] = {}
     """Source -> metric -> what the whole 95 % interval of the improvement must lie above, as in
     {mmau-test-mini: {accuracy: 0.0}}."""
+    above_silence: dict[str, float] = {}
+    """Source of multiple choice -> what the 95 % interval of its accuracy above that with silence must lie
+    above, as in {mmau-test-mini: 0.0}: proof that the clips are heard."""
     max_over_abstention: float | None = Field(0.05, ge=0, le=1)
     """Share of answerable questions answered with "there is no ..."."""
     max_under_abstention_rise: Margin | None = None

@@ -66,3 +66,29 @@ def test_rows_that_cannot_be_scored_are_named_and_counted_apart(tmp_path):
     none = run(str(path), "--kind", "emotion")
     assert none.returncode == 2
     assert "answers.jsonl:1: no response" in " ".join(none.stderr.split())
+
+
+def test_multiple_choice_is_scored_above_the_same_with_silence(tmp_path):
+    question = {"question": "Heard?", "choices": ["dog", "cat"], "answer": "dog", "task": "sound"}
+    rows = [{**question, "id": f"m{i}", "audio_id": f"{i}.wav"} for i in range(4)]
+    answers, silence = tmp_path / "answers.json", tmp_path / "silence.jsonl"
+    answers.write_text(json.dumps([{**row, "model_output": "dog"} for row in rows]))
+    said = ["dog", "cat", "B", "dog"]
+    lines = [json.dumps({**row, "model_output": text}) for row, text in zip(rows, said, strict=True)]
+    silence.write_text("\n".join(reversed(lines)))
+    done = run(str(answers), "--kind", "mmau", "--silence", str(silence), "--out", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["answers"] == {"accuracy": 1.0, "unparsed": 0.0, "n": 4}
+    assert (
+        "published: Qwen2-Audio-7B-Instruct  sound 0.549  music 0.51  speech 0.42  accuracy 0.492"
+        in done.stdout
+    )
+    above = found["multiple_choice"]["above_silence"]
+    assert (above["before"], above["after"], above["delta"]) == (0.5, 1.0, 0.5)
+    assert found["multiple_choice"]["categories"]["task"]["sound"]["publishers_rule"]["accuracy"] == 1.0
+    silence.write_text(lines[0])
+    none = run(str(answers), "--kind", "mmau", "--silence", str(silence))
+    assert none.returncode == 2
+    assert "no answer to 3 of 4 questions" in " ".join(none.stderr.split()).replace("│ ", "")
+    assert run(str(answers), "--kind", "asr_en", "--silence", str(silence)).returncode == 2

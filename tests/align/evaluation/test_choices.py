@@ -247,3 +247,17 @@ def test_what_names_no_choice_or_two_is_not_read(response):
 )
 def test_the_text_of_a_choice_is_its_letter(response, choices, letter):
     assert read_choice(response, choices) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("A:7/1", "B"),
+        ("B:maj7/1", "A"),
+        ("<answer>A:7/1</answer>", "B"),
+        ("D", None),
+        ("A", "A"),
+    ],
+)
+def test_a_choice_said_letter_by_letter_is_not_another_ones_letter(response, letter):
+    assert read_choice(response, ("B:maj7/1", "A:7/1", "D", "E")) == letter

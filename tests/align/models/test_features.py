@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from align.models.features import ClipFeatures, stack
+from align.models.features import ClipFeatures, SilentClips, stack
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.clips import n_audio_tokens, pack_rows, stack_unpadded
 
@@ -77,3 +77,14 @@ def test_a_clip_of_the_full_length_has_nothing_after_it(folder):
     packed = pack_rows([torch.tensor([9] * n_audio_tokens(full.n_frames))], [[0]], [full.n_frames], 9)
     assert packed.clips is not None
     assert len(packed.clips.position) == 100
+
+
+def test_silence_is_as_long_as_the_clip_and_says_nothing_of_it(folder):
+    processor, names = extractor(160), ["0.wav", "2.wav", "4.wav"]
+    clips, silent = ClipFeatures(processor, folder), SilentClips(processor, folder, cache_bytes=0)
+    assert [len(silent.wave(name)) for name in names] == [len(clips.wave(name)) for name in names]
+    assert not any(silent.wave(name).any() for name in names)
+    for clip, own in zip(silent(names), clips(names), strict=True):
+        assert (clip.n_frames, clip.n_padded) == (own.n_frames, own.n_padded)
+        assert clip.mel.std() == 0
+        assert own.mel.std() > 0.1

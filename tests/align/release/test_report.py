@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from align.evaluation.benchmarks import hearing
+from align.evaluation.benchmarks.rows import Utterance
 from align.evaluation.statistics import paired_bootstrap
 from align.release import report
 from align.release.page import value
@@ -429,6 +431,27 @@ def test_published_numbers_stand_beside_a_mixtures_recognition(run):
     scores["split"] = "dev"
     write_json(run / "7_evaluate/scores.json", scores)
     assert "published" not in report.write(run).read_text(encoding="utf-8")
+
+
+def test_multiple_choice_stands_beside_the_same_with_silence(run):
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
+    rows = [
+        Utterance(
+            f"{i}.wav", "?", "dog", "x", choices=("dog", "cat"), id=f"q{i}", categories=(("task", "<b>"),)
+        )
+        for i in range(8)
+    ]
+    said, silent = ["dog"] * 6 + ["cat"] * 2, ["dog", "cat"] * 4
+    for policy in scores["policies"].values():
+        policy["multiple_choice"] = {"mini": hearing.report("mmsu", rows, said, {"silence": silent})}
+    scores["answered_without_clip"] = {"mini": ["q0", "q2", "q4"]}
+    write_json(run / "7_evaluate/scores.json", scores)
+    html = report.write(run).read_text(encoding="utf-8")
+    assert "Multiple choice: mini" in html
+    assert "Most policies answer 3 of 8 questions without the clip." in html
+    assert html.count("<td>75.0 % ") == html.count("<td>+25.0 pts ") == 2  # of all, and of the one category
+    assert "task: &lt;b&gt;" in html
+    assert "Published: Qwen2-Audio-Instruct 53.3 %" in html
 
 
 def test_no_run_folder_is_an_error_that_names_it(tmp_path):

@@ -379,6 +379,20 @@ def test_an_improvement_on_a_benchmark_can_be_asked_for(low, high, outcome):
     assert found.reasons == ["mmau accuracy: not measured"]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(0.01, 0.2, "pass"), (0.0, 0.0, "inconclusive"), (-0.2, -0.1, "fail"), (None, None, "fail")],
+)
+def test_that_multiple_choice_is_heard_can_be_asked_for(low, high, outcome):
+    scores = copy.deepcopy(GOOD)
+    above = {"above_silence": {"delta": 0.1, "ci_low": low, "ci_high": high}}
+    scores["policies"]["6_dpo"]["multiple_choice"] = {"mmau": above}
+    assert decided(scores, THRESHOLDS | {"above_silence": {"mmau": 0.0}}).verdict == outcome
+    assert decided(scores, THRESHOLDS).verdict == "pass"
+    found = decided(GOOD, THRESHOLDS | {"above_silence": {"mmau": 0.0}})
+    assert found.reasons == ["mmau accuracy above silence: not measured"]
+
+
 # -------------------------------------------------------------------------- the judge
 
 

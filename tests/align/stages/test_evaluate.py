@@ -130,6 +130,38 @@ def test_a_corpus_that_holds_out_nothing_to_recognise_is_asked_all_the_same(inpu
     assert (report["n"], report["policies"]["2"]["recognition"]) == (6, {})
 
 
+def test_multiple_choice_is_put_with_silence_and_with_another_clip_too(inputs, tmp_path):
+    questions = [
+        {
+            "id": f"m{i}",
+            "audio_id": f"./{i % 4}.wav",
+            "question": "Is it high or low?",
+            "choices": ["high", "low"],
+            "answer": ["high", "low"][i % 2],
+            "task": ["sound", "music"][i % 2],
+        }
+        for i in range(6)
+    ]
+    clips = tmp_path / "mmau"
+    shutil.copytree(inputs["0"] / "test/Chat/speech_QA_toy", clips)
+    (clips / "mmau-test-mini.json").write_text(json.dumps(questions))
+    _, out = run(inputs, tmp_path / "run", benchmarks={str(clips / "mmau-test-mini.json"): "mmau"})
+    assert {name.split("/")[1] for name in files(out)} == {
+        *("answers", "shuffled", "recognised"),
+        *("benchmark_0", "benchmark_0_silence", "benchmark_0_other_clip"),
+    }
+    report = json.loads((out / "scores.json").read_text())
+    for scores in report["policies"].values():
+        numbers = scores["multiple_choice"]["mmau-test-mini"]
+        assert numbers["accuracy"] == scores["recognition"]["mmau-test-mini"]["accuracy"]
+        assert (numbers["n"], numbers["n_clips"], numbers["chance"]) == (6, 4, 0.5)
+        assert set(numbers["categories"]["task"]) == {"sound", "music"}
+        for control in ("silence", "other_clip"):
+            above = numbers[f"above_{control}"]
+            assert above["delta"] == pytest.approx(numbers["accuracy"] - above["before"])
+    assert set(report["answered_without_clip"]["mmau-test-mini"]) <= {f"m{i}" for i in range(6)}
+
+
 def test_no_clip_keeps_its_place_in_the_control():
     clips = [f"{i}.wav" for i in range(50)]
     shuffled = evaluate._shuffled(clips, 0)
