@@ -196,7 +196,6 @@ class WatchPage:
             name=summary.get("recipe", self.run.resolve().name),
             title=title,
             tone=tone,
-            seconds=summary.get("seconds"),
             errors=[stage.error for stage in stages if stage.error],
             waits=[wait for stage in stages if (wait := _wait(_entry(summary, stage.name)))],
             report=(self.run / "report.html").exists(),

@@ -201,6 +201,21 @@ def test_what_cannot_be_watched_is_said(tmp_path):
     assert "choose another --port" in message
 
 
+def test_killed_it_leaves_nothing_and_starts_again_on_its_port(tmp_path):
+    run = running(tmp_path / "demo")
+    before = files(run)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [ALIGN, "watch", str(run), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert f"127.0.0.1:{port}/" in process.stdout.readline()
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        process.kill()
+    with watching(run, "--port", str(port)) as url:
+        assert httpx.get(url).status_code == 200
+    assert files(run) == before
+
+
 def text_of(run):
     return " ".join("".join(Page(WatchPage(run).render()).text).split())
 
