@@ -6,27 +6,21 @@ the next look. What costs time is kept for as long as its file stays what it is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from align.evaluation import judged_answers
-from align.release import charts, clips, page, report
+from align.release import charts, page, report
+from align.release.last_samples import LastSamples
 from align.release.report import Stage
-from align.run_folder.artifacts import METRICS, SECONDS, SETTINGS, holder, read_json, read_metrics
+from align.run_folder.artifacts import METRICS, SECONDS, holder, read_metrics
 from align.run_folder.progress import PROGRESS
-from preference_data import store
-from preference_data.dataset.dataset import Dataset
-from preference_data.schema import Completion, Prompt
 
-_SAMPLES = 6
 _MOST_POINTS = 2000
 """Rows of metrics that are drawn; of more, evenly spaced ones are."""
 _REST = 9
@@ -91,24 +85,6 @@ class Alarm(NamedTuple):
     value: float
 
 
-class Sample(NamedTuple):
-    """A prompt with its completions. `clips` are digests; None stands for a clip that cannot be played."""
-
-    question: str
-    reference: str
-    clips: tuple[str | None, ...]
-    answers: tuple[tuple[str, str], ...]
-    """Who says it, and what."""
-
-
-class Samples(NamedTuple):
-    """The last samples of a stage, or why there are none to be seen."""
-
-    stage: str
-    cards: tuple[Sample, ...]
-    problem: str = ""
-
-
 class Gpu(NamedTuple):
     """A GPU of this machine. Memory in MB, `busy` in percent."""
 
@@ -116,10 +92,6 @@ class Gpu(NamedTuple):
     used_mb: float
     total_mb: float
     busy: str
-
-
-_Version = tuple[int, int]
-"""Time and size of a file: another pair, another content."""
 
 
 class NotARun(ValueError):
@@ -140,11 +112,9 @@ class WatchPage:
         self.run = run
         self._lock = threading.Lock()
         self._curves = _Curves()
-        self._rows: dict[Path, tuple[_Version, list[dict[str, float]]]] = {}
-        self._samples: tuple[tuple[Path, _Version], Samples] | None = None
-        self._shown: dict[str, bytes] = {}
-        self._shown_before: dict[str, bytes] = {}
-        """Clips by digest, of the samples before: a browser may still play them."""
+        self._rows: dict[Path, tuple[tuple[int, int], list[dict[str, float]]]] = {}
+        """Metrics files -> their time and size, and their numbers."""
+        self._samples = LastSamples(run)
 
     @property
     def is_over(self) -> bool:
@@ -162,7 +132,7 @@ class WatchPage:
 
     def clip(self, digest: str) -> bytes | None:
         """The MP3 of a clip that the page shows."""
-        return self._shown.get(digest) or self._shown_before.get(digest)
+        return self._samples.clip(digest)
 
     def own_page(self, stage: str, name: str) -> Path | None:
         """A page that a stage has written beside its records and the report links to."""
@@ -175,7 +145,7 @@ class WatchPage:
 
     def _render(self) -> str:
         summary = self._summary()
-        stages = report.stages_of(self.run, summary)
+        stages = [_under_way(self.run, stage) for stage in report.stages_of(self.run, summary)]
         is_held = summary.get("status") == "running" and holder(self.run) is not None
         state = "stopped" if summary.get("status") == "running" and not is_held else summary.get("status")
         rows = [_row(stage, _entry(summary, stage.name), is_held) for stage in stages]
@@ -206,7 +176,7 @@ class WatchPage:
             training=trained and self._curves.of(trained, metrics),
             peak_gb=next((row["peak_gb"] for row in reversed(metrics) if "peak_gb" in row), None),
             gpus=gpus(),
-            samples=self._last_samples(stages),
+            samples=self._samples.of(stages),
         )
 
     def _summary(self) -> dict[str, Any]:
@@ -217,7 +187,8 @@ class WatchPage:
         path = stage.folder / METRICS
         if not path.exists():
             return []
-        version = _version(path)
+        stat = path.stat()
+        version = stat.st_mtime_ns, stat.st_size
         if path not in self._rows or self._rows[path][0] != version:
             rows = [
                 {key: value for key, value in row.items() if isinstance(value, int | float)}
@@ -226,42 +197,8 @@ class WatchPage:
             self._rows[path] = version, rows
         return self._rows[path][1]
 
-    def _last_samples(self, stages: Sequence[Stage]) -> Samples | None:
-        """Those that were written last in the run."""
-        sources = [source for stage in stages for source in _sources(stage)]
-        if not sources:
-            return None
-        source = max(sources, key=lambda source: source.path.stat().st_mtime_ns)
-        version = source.path, _version(source.path)
-        if self._samples is None or self._samples[0] != version:
-            self._samples = version, self._read_samples(source)
-        return self._samples[1]
-
-    def _read_samples(self, source: _Source) -> Samples:
-        shown: dict[str, bytes] = {}
-        try:
-            root, records = _READERS[source.kind](self.run, source)
-            cards = []
-            for record in records:
-                digests: list[str | None] = []
-                for name in record.clips:
-                    sound = clips.mp3(root, name)
-                    digests.append(None if sound is None else hashlib.sha256(sound).hexdigest())
-                    if sound is not None:
-                        shown[str(digests[-1])] = sound
-                cards.append(Sample(record.question, record.reference, tuple(digests), record.answers))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            return Samples(source.stage.name, (), f"{source.path}: {error}")
-        self._shown, self._shown_before = shown, self._shown
-        return Samples(source.stage.name, tuple(cards))
-
 
 # -------------------------------------------------------------------------- stages and their progress
-
-
-def _version(path: Path) -> _Version:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -276,6 +213,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _entry(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
     entry = (summary.get("stages") or {}).get(name)
     return entry if isinstance(entry, dict) else {}
+
+
+def _under_way(run: Path, stage: Stage) -> Stage:
+    """The stage as it is made again, where a finished one of other settings is still in place."""
+    partial = run / f".partial-{stage.name}"
+    if not stage.manifest or stage.status == "done" or not partial.is_dir():
+        return stage
+    return stage._replace(folder=partial, manifest={}, seconds=None, peak_memory_mb=None, metrics={})
 
 
 def _row(stage: Stage, entry: Mapping[str, Any], is_held: bool) -> Row:
@@ -366,96 +311,6 @@ def _thinned(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     every = -(-len(rows) // _MOST_POINTS)
     last = len(rows) - 1
     return [row for i, row in enumerate(rows) if "loss" not in row or (last - i) % every == 0]
-
-
-# -------------------------------------------------------------------------- samples
-
-
-_Kind = Literal["batch", "completions", "answers"]
-"""A batch that was drawn, all completions, or judged answers."""
-
-
-class _Source(NamedTuple):
-    """A file with samples."""
-
-    kind: _Kind
-    stage: Stage
-    path: Path
-
-
-class _Record(NamedTuple):
-    question: str
-    reference: str
-    clips: tuple[str, ...]
-    answers: tuple[tuple[str, str], ...]
-
-
-def _sources(stage: Stage) -> list[_Source]:
-    """The newest file of samples of each kind that a stage has written."""
-    patterns: dict[_Kind, str] = {"answers": "items/*.jsonl", "completions": "completions.jsonl"}
-    if not stage.manifest:
-        patterns["batch"] = "batches/prompts/*.json"
-    newest = []
-    for kind, pattern in patterns.items():
-        if paths := [path for path in stage.folder.glob(pattern) if path.is_file()]:
-            newest.append(_Source(kind, stage, max(paths, key=lambda path: path.stat().st_mtime_ns)))
-    return newest
-
-
-def _config(stage: Stage) -> dict[str, Any]:
-    settings: dict[str, Any] = stage.manifest or read_json(stage.folder / SETTINGS)
-    return settings["config"] or {}
-
-
-def _corpus(run: Path, config: Mapping[str, Any]) -> Path:
-    """The folder of a stage's corpus: an earlier stage, or a place elsewhere."""
-    name = str(config["corpus"])
-    return run / name if (run / name).is_dir() else Path(name).expanduser()
-
-
-def _read_batch(run: Path, source: _Source) -> tuple[Path, list[_Record]]:
-    """The last prompts of a batch: a request's number is its prompt's in the corpus."""
-    corpus = _corpus(run, _config(source.stage))
-    prompts, batch = Dataset(corpus).table(Prompt), read_json(source.path)
-    numbers = sorted(map(int, batch))[-_SAMPLES:]
-    return corpus, [
-        _of_prompt(prompts[number], [drawn["text"] for drawn in batch[str(number)]]) for number in numbers
-    ]
-
-
-def _read_completions(run: Path, source: _Source) -> tuple[Path, list[_Record]]:
-    """The last prompts with their completions."""
-    prompts = deque(store.stream(source.stage.folder / "prompts.jsonl", Prompt), _SAMPLES)
-    texts: dict[str, list[str]] = {prompt.id: [] for prompt in prompts}
-    for completion in store.stream(source.path, Completion):
-        if completion.prompt_id in texts:
-            texts[completion.prompt_id].append(completion.text)
-    corpus = _corpus(run, _config(source.stage))
-    return corpus, [_of_prompt(prompt, texts[prompt.id]) for prompt in prompts]
-
-
-def _of_prompt(prompt: Prompt, texts: Sequence[str]) -> _Record:
-    answers = tuple((f"Completion {i}", text) for i, text in enumerate(texts, 1))
-    return _Record(prompt.question, prompt.answer_gt, prompt.audios, answers)
-
-
-def _read_answers(run: Path, source: _Source) -> tuple[Path, list[_Record]]:
-    """The last judged answers of a policy."""
-    config = _config(source.stage)
-    root = Path(config["air_bench"]).expanduser() if config.get("air_bench") else _corpus(run, config)
-    answers = list(judged_answers.read(source.path).values())[-_SAMPLES:]
-    return root, [
-        _Record(
-            answer.question,
-            answer.answer_gt,
-            (answer.audio,),
-            ((f"{source.path.stem} · score {page.value(answer.score, 'score')}", answer.response),),
-        )
-        for answer in answers
-    ]
-
-
-_READERS = {"batch": _read_batch, "completions": _read_completions, "answers": _read_answers}
 
 
 # -------------------------------------------------------------------------- GPUs

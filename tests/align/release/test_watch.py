@@ -230,6 +230,17 @@ def test_a_run_whose_process_is_gone_is_not_said_to_run(tmp_path):
         assert "left of this stage" in text_of(run)
 
 
+def test_of_a_stage_that_is_made_again_the_new_work_is_shown(tmp_path):
+    run = running(tmp_path / "demo")
+    manifest(run, "6_dpo", "dpo", {"train_loss": 0.4}, 77.0)
+    train(run, 290, "6_dpo")
+    with exclusive(run):
+        text = text_of(run)
+    assert "step 30" in text
+    assert "1 min 02 s" in text
+    assert "1 min 17 s" not in text
+
+
 def test_waiting_and_failure_say_for_what_and_why(tmp_path):
     write_json(
         tmp_path / "summary.json",
