@@ -25,6 +25,7 @@ from align.execution.workers import run_stage
 from align.recipe.recipe import Problem, Recipe, RecipeError, Step
 from align.run_folder.artifacts import (
     SECONDS,
+    SETTINGS,
     DamagedFile,
     FullDisk,
     StageFolder,
@@ -203,6 +204,8 @@ class _Execution:
         for path in out.stale:
             _say(f"{step.name}  unfinished work of other settings or inputs is kept in {path}")
         _say(f"{step.name}  {'resumes' if resumed else 'starts'}")
+        made_from = {"kind": record.kind, "config": record.config, **read._asdict()}
+        write_json(out.path / SETTINGS, made_from)
         self.unfinished = {step.name: {"status": "running"}}
         self._write_summary(None)
         if self.tracker:

@@ -92,7 +92,7 @@ TRAINING_PANELS = (
     Panel("Completion length", {"tokens": "completions/mean_length"}),
     Panel("Truncated completions", {"share": "completions/clipped_ratio"}),
     Panel("KL to the reference", {"nats per token": "kl"}),
-    Panel("KL to the reference, dev (nats per answer)", {"KL": "dev/kl"}),
+    Panel("KL on dev (nats per answer)", {"KL": "dev/kl"}),
     Panel("Words per answer, dev", {"words": "dev/words"}),
 )
 _QUALITY = {

@@ -78,12 +78,18 @@ def pack(corpus: Path, clips: Mapping[str, Clip], characters: int) -> dict[str, 
 
 
 def audio_url(corpus: Path, name: str) -> str | None:
-    """One clip of a corpus folder as the data URL of an MP3 that every browser plays; None without sound."""
+    """One clip of a corpus folder as a data URL, see `mp3`; None without sound."""
+    sound = mp3(corpus, name)
+    return None if sound is None else f"data:audio/mpeg;base64,{base64.b64encode(sound).decode()}"
+
+
+def mp3(corpus: Path, name: str) -> bytes | None:
+    """One clip of a corpus folder as an MP3 that every browser plays; None without sound."""
     try:
         samples = decode.load(Dataset(corpus).find(name), max_duration_s=_MAX_DURATION_S)
     except BadAudio:
         return None
-    return f"data:audio/mpeg;base64,{base64.b64encode(encode(samples, 'MP3')).decode()}"
+    return encode(samples, "MP3")
 
 
 def waveform(samples: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -58,6 +59,12 @@ def render(template: str, **values: Any) -> str:
     Everything in `values` is escaped unless it is `Markup`. The page's policy allows no network at all, and
     no script but those that carry the page's own nonce.
     """
+    return _environment().get_template(template).render(**values, nonce=secrets.token_urlsafe(16))
+
+
+@cache
+def _environment() -> Environment:
+    """The templates of this package, each parsed once, with the filters that they use."""
     environment = Environment(
         loader=PackageLoader("align.release", "templates"),
         autoescape=True,
@@ -80,9 +87,8 @@ def render(template: str, **values: Any) -> str:
         "bounds": bounds,
         "verdicts": VERDICTS,
         "reaches": reaches,
-        "nonce": secrets.token_urlsafe(16),
     }
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def as_data(value: Any) -> Markup:

@@ -31,6 +31,8 @@ _COLUMNS = (
     *("words", "entropy"),
 )
 """Of the policies side by side; captions and time stand beside them."""
+OWN_PAGES = {"Per annotator": "quality.html", "What each rule left out": "rules.html"}
+"""Pages that stages write beside their records, which the report links to."""
 _ANNOTATION = ("completions", "annotations", "pairs")
 """Outputs of the stages whose numbers stand under annotation."""
 
@@ -64,7 +66,7 @@ def write(run: Path) -> Path:
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is not a run folder; `align run RECIPE --out {run}` makes one")
     summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
-    stages = _stages(run, summary)
+    stages = stages_of(run, summary)
     path = run / "report.html"
     write_text(
         path,
@@ -90,11 +92,13 @@ def write(run: Path) -> Path:
 
 def _own_pages(stage: Stage) -> dict[str, str]:
     """Pages that a stage has written beside its records: what they show -> their place in the run."""
-    pages = {"Per annotator": "quality.html", "What each rule left out": "rules.html"}
-    return {what: f"{stage.name}/{name}" for what, name in pages.items() if (stage.folder / name).exists()}
+    return {
+        what: f"{stage.name}/{name}" for what, name in OWN_PAGES.items() if (stage.folder / name).exists()
+    }
 
 
-def _stages(run: Path, summary: Mapping[str, Any]) -> list[Stage]:
+def stages_of(run: Path, summary: Mapping[str, Any]) -> list[Stage]:
+    """The stages that a run folder holds, or its summary names, in their order."""
     summaries = summary.get("stages") or {}
     on_disk = {path.parent.name for path in run.glob(f"[!.]*/{MANIFEST}")}
     partial = {path.name.removeprefix(".partial-") for path in run.glob(".partial-*") if path.is_dir()}

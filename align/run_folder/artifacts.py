@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from align.run_folder.progress import PROGRESS
 from preference_data.dataset.dataset import is_described
 from preference_data.store import write_text
 
@@ -38,7 +39,9 @@ SECONDS = ".seconds"
 """Time spent on unfinished work so far, over all attempts."""
 WORKERS = ".workers"
 """The files by which a stage's driver and workers communicate."""
-SCRATCH = (_MARK, SECONDS, WORKERS, "checkpoints")
+SETTINGS = ".settings.json"
+"""What unfinished work is made from: `kind`, `config`, `inputs` and `data`, as its manifest will say."""
+SCRATCH = (_MARK, SECONDS, SETTINGS, PROGRESS, WORKERS, "checkpoints")
 """In a stage's folder until it is finished: what lets killed work be taken up again."""
 _VERSIONS_OF = ("audio-align", "torch", "transformers", "trl", "peft", "datasets", "ray", "mlflow", "argilla")
 
@@ -218,7 +221,7 @@ class StageFolder:
             _drop_torn_line(self.path / METRICS)
             return True
         if self.path.exists():
-            if {path.name for path in self.path.iterdir()} <= {_MARK, SECONDS}:
+            if {path.name for path in self.path.iterdir()} <= {_MARK, SECONDS, SETTINGS, PROGRESS}:
                 shutil.rmtree(self.path)  # it had not begun
             else:
                 self.stale.append(set_aside(self.path, self.name))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
 import time
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+PROGRESS = "progress.json"
+"""In a stage's folder until it is finished: how far its loop is (`label`, `done`, `total`), the seconds that
+are left by its speed (`eta_s`, null where that is unknown), and the `line` that was printed of it. When that
+was is the file's time."""
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_WRITES = 1.0
 
 
 class Progress:
@@ -22,12 +30,18 @@ class Progress:
 
     On a terminal one line redraws itself; in a log a line is printed at the start, at the end, and at
     most every 10 s between. The first `update` of a loop that resumes says where it starts.
+
+    With `folder`, a stage's, the latest state is in its progress.json, too, at most a second old.
     """
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, folder: Path | None = None) -> None:
         self.label = label
         self.total = total
+        self._file = folder / PROGRESS if folder else None
+        self._state: dict[str, str | int | None] = {}
+        """What goes into the file."""
         self._started = self._printed_at = time.monotonic()
+        self._written_at = float("-inf")
         self._first = 0
         """`done` at the first update: an earlier attempt says nothing about this one's speed."""
         self._values: dict[str, float] = {}
@@ -54,7 +68,11 @@ class Progress:
         if not self._last:
             self._first, self._started = done, now
         self._values |= values
-        line = self._line(done, now)
+        eta_s = self._eta_s(done, now)
+        line = self._line(done, eta_s)
+        self._state = {"label": self.label, "done": done, "total": self.total, "eta_s": eta_s, "line": line}
+        if now - self._written_at >= _SECONDS_BETWEEN_WRITES:
+            self._write(now)
         if self._bar:
             self._bar.update(self._task, completed=done, line=line)
         elif not self._last or now - self._printed_at >= _SECONDS_BETWEEN_LINES:
@@ -68,19 +86,32 @@ class Progress:
             self._bar.stop()
         if self._last not in ("", self._printed_line):
             self._print(self._last, time.monotonic())
+        self._write(time.monotonic())
+
+    def _write(self, now: float) -> None:
+        """Write the state in place: a second file could stay behind. Those who read it expect half of it."""
+        if self._file and self._state:
+            with suppress(OSError):  # a full disk ends the stage where it writes its work, not here
+                self._file.write_text(json.dumps(self._state) + "\n", encoding="utf-8")
+        self._written_at = now
 
     def _print(self, line: str, now: float) -> None:
         print(line, flush=True)
         self._printed_line, self._printed_at = line, now
 
-    def _line(self, done: int, now: float) -> str:
+    def _eta_s(self, done: int, now: float) -> int | None:
+        """Seconds to the end at the speed since the first update; None at the ends of the loop."""
+        ready = done - self._first
+        if ready <= 0 or done >= self.total:
+            return None
+        return round((now - self._started) / ready * (self.total - done))
+
+    def _line(self, done: int, eta_s: int | None) -> str:
         share = f"{100 * done // self.total}%" if self.total else ""
         parts = [self.label, f"{done}/{self.total}" if self.total else f"{done}", share]
         parts += [f"{name.replace('_', ' ')} {_short(value)}" for name, value in self._values.items()]
-        ready = done - self._first
-        if 0 < ready and done < self.total:
-            seconds = round((now - self._started) / ready * (self.total - done))
-            parts.append(f"ETA {seconds // 60:02d}:{seconds % 60:02d}")
+        if eta_s is not None:
+            parts.append(f"ETA {eta_s // 60:02d}:{eta_s % 60:02d}")
         return "  ".join(part for part in parts if part)
 
 

@@ -49,14 +49,14 @@ def _read_manifest(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
         **{key: getattr(config, key) for key in manifest.Rules._fields if key not in ("name", "questions")},
     )
     root = Path(config.audio_root).expanduser() if config.audio_root else None
-    with Progress(f"{out.name} clips", 0) as progress:
+    with Progress(f"{out.name} clips", 0, out.path) as progress:
         return manifest.prepare(
             out.path, path, rules, audio_root=root, by=config.check, on_progress=progress.update
         )
 
 
 def _mix(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
-    with Progress(f"{out.name} records", 0) as progress:
+    with Progress(f"{out.name} records", 0, out.path) as progress:
         return mixture.mix(
             out.path,
             [mixture.MixturePart(Path(item.folder).expanduser(), item.share) for item in config.sources],
@@ -72,7 +72,8 @@ def _prepare(config: CorpusConfig, out: StageFolder) -> dict[str, float]:
     recordings = Path(config.dir or "").expanduser()
     shutil.copyfile(phrasebook_of(config.corpus, recordings), out.path / "phrasebook.yaml")
     phrasebook = Phrasebook.load(out.path / "phrasebook.yaml")
-    with Progress(out.name, sum(config.clips.model_dump().values()) if config.clips else 0) as progress:
+    n_clips = sum(config.clips.model_dump().values()) if config.clips else 0
+    with Progress(out.name, n_clips, out.path) as progress:
         clips, bad, odd = _prepared(config, out.path, phrasebook, recordings, progress.update)
     if odd:
         store.write_rows(out.path / WARNINGS, [item._asdict() for item in odd])

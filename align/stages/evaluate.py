@@ -256,7 +256,7 @@ def _complete(
     config: EvaluateConfig, policy: str, model: Path | str, sets: list[RequestSet], out: StageFolder
 ) -> dict[str, Completions]:
     """A policy's completions by set, greedy; each batch is saved when done."""
-    with Progress(f"{out.name} {policy}", sum(len(part.requests) for part in sets)) as progress:
+    with Progress(f"{out.name} {policy}", sum(len(part.requests) for part in sets), out.path) as progress:
         return complete_all(
             partial(open_engine, config.engine, model, sets[0].clips),
             sets,

@@ -76,7 +76,7 @@ def _completions(
     """Batch by batch, each saved when done, so that a killed run makes only what is missing."""
     clips = ClipFeatures(load_processor(policy), corpus)
     requests = [request_of(prompt) for prompt in prompts]
-    with Progress(out.name, len(requests)) as progress:
+    with Progress(out.name, len(requests), out.path) as progress:
         return complete_all(
             partial(open_engine, config.engine, policy, clips),
             [RequestSet("prompts", clips, requests)],

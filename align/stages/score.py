@@ -33,7 +33,7 @@ def run(config: ScoreConfig, inputs: dict[str, Path], out: StageFolder) -> dict[
     reward = reward_of(config.reward, inputs[config.corpus], out.final.parent, inputs)
     reward.check(list(prompts.values()))
     scores: list[CompletionScore] = []
-    with Progress(out.name, len(completions)) as progress:
+    with Progress(out.name, len(completions), out.path) as progress:
         for start in range(0, len(completions), _AT_A_TIME):
             scores += _scores(reward, prompts, completions[start : start + _AT_A_TIME])
             progress.update(len(scores))

@@ -100,7 +100,7 @@ def _effects(
 ) -> list[float]:
     """The audio effect of each chat, by the policy that training starts from."""
     rows = [chat_row(chat) for chat in chats]
-    with Progress(f"{out.name} without the clips", len(rows)) as progress:
+    with Progress(f"{out.name} without the clips", len(rows), out.path) as progress:
         on_progress = progress.update if processes.is_first() else None
         return saved_effects(model, collator, rows, out.path / "audio_effect", config.batch_size, on_progress)
 

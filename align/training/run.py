@@ -285,7 +285,7 @@ def fit(
     if checkpoint is not None and step_of(checkpoint) >= trainer.args.max_steps:
         trainer.load_finished(checkpoint)
     else:
-        with Progress(out.name, trainer.args.max_steps) as progress, heeding_stop():
+        with Progress(out.name, trainer.args.max_steps, out.path) as progress, heeding_stop():
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(Preflight(trainer, trained, out.name, collator))
             trainer.add_callback(Alarms())  # before Report, which writes what they add

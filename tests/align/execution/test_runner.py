@@ -392,11 +392,15 @@ def test_a_killed_run_resumes_where_it_was(toys, tmp_path, number, code, status)
     assert json.loads((run / "summary.json").read_text())["stages"]["2_sft"]["status"] == status
     assert not (run / "2_sft").exists()
     assert (run / "1_corpus" / "manifest.json").exists()
+    made_from = json.loads((run / ".partial-2_sft/.settings.json").read_text())
     again = start(folder, run, log)
     assert again.wait(60) == 0, log.read_text()
     assert int((run / "2_sft" / "resumed_from.txt").read_text()) >= 8
     rows = read_metrics(run / "2_sft" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 41))
+    manifest = read_manifest(run / "2_sft")
+    assert made_from == {key: manifest[key] for key in ("kind", "config", "inputs", "data")}
+    assert not (run / "2_sft/.settings.json").exists()
     # 40 steps of 0.05 s over both attempts; kill -9 may come before the first has written how long it took
     assert read_manifest(run / "2_sft")["seconds"] >= (1.7 if code == 75 else 1.5)
     assert (run / "1_corpus" / "attempts.txt").read_text() == "x"

@@ -75,6 +75,8 @@ def test_what_is_sampled_depends_on_the_seed_alone(inputs, tmp_path, monkeypatch
     monkeypatch.setattr(complete, "_save", lambda folder, done: made.append(list(done)) or save(folder, done))
     assert run(inputs, tmp_path / "killed")[1] == whole
     assert made == [[3, 4, 5], [6]]
+    state = json.loads((tmp_path / "killed/.partial-3_sample/progress.json").read_text())
+    assert (state["done"], state["total"]) == (7, 7)
 
 
 def test_completions_keep_the_log_probabilities_that_the_engine_gave(inputs, tmp_path):

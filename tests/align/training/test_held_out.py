@@ -15,6 +15,7 @@ from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.scoring import completion_logps
 from align.run_folder.artifacts import read_json, read_metrics, write_json
+from align.run_folder.progress import PROGRESS
 from align.stages import dpo
 from align.training import data_loading, methods
 from align.training.checkpoints import step_of
@@ -94,6 +95,9 @@ def test_loss_accuracy_and_margin_are_logged_at_every_checkpoint_and_the_best_is
     n_steps = -(-metrics["pairs"] * config.epochs // config.batch_size)
     assert [row["step"] for row in rows] == [*range(3, int(n_steps), 3), n_steps][: len(rows)]
     assert len(rows) >= 3
+    state = read_json(out / PROGRESS)  # for those who watch
+    assert (state["done"], state["total"]) == (n_steps, n_steps)
+    assert "loss" in state["line"]
     assert all(0 <= row["held_out/accuracy"] <= 1 for row in rows)
     assert metrics["held_out_pairs"] + metrics["pairs"] == 24
     best = min(rows, key=lambda row: row["held_out/loss"])
