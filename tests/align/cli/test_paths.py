@@ -32,6 +32,9 @@ judge file --judge-model m --judge-url http://127.0.0.1:9/v1 --out <new folder>
 judge file --judge-model <folder> --out o
 score <file> --kind asr_en
 score file --kind asr_en --out <new file>
+score file --kind choice --silence <file>
+score file --kind choice --other-clip <file>
+watch <folder>
 promote <folder>
 export <folder> --to o
 export folder --to <new folder>
@@ -44,6 +47,8 @@ annotate push <folder>
 annotate push toy --out <new folder>
 annotate pull <folder>
 annotate pull toy --out <new folder>
+annotate adjudicate <folder>
+annotate adjudicate toy --out <new folder>
 annotate users add ann --home <new folder>
 annotate users list --home <new folder>
 cluster render <folder> --to slurm
