@@ -240,8 +240,8 @@ class Ranking(BaseModel):
         return self
 
     def prefers(self, first: int, second: int) -> bool:
-        """Whether the completion in place `first` is better than the one in place `second`."""
-        return self.ranks[first] < self.ranks[second]
+        """Whether the completion in place `first` is better than the one in place `second`; no bad one is."""
+        return not self.all_bad and self.ranks[first] < self.ranks[second]
 
 
 CHOICES: dict[str, Ranking] = {

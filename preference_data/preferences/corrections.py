@@ -58,7 +58,7 @@ def is_approval(review: Judgement, text: str, axis: Axis) -> bool:
     """Whether a review ranks a typed text strictly above all others, and something is good."""
     ranking = review.ranking(axis)
     own = place_of(review, text)
-    if ranking is None or own is None or ranking.all_bad:
+    if ranking is None or own is None:
         return False
     return all(ranking.prefers(own, place) for place in range(len(review.texts)) if place != own)
 

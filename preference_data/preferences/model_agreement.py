@@ -278,9 +278,7 @@ def _clear(judgement: Judgement) -> list[tuple[int, int]]:
         for ranking in rankings
         for better in places
         for worse in places
-        if not ranking.all_bad
-        and ranking.prefers(better, worse)
-        and judgement.texts[better] != judgement.texts[worse]
+        if ranking.prefers(better, worse) and judgement.texts[better] != judgement.texts[worse]
     ]
 
 

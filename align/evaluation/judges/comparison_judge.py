@@ -264,7 +264,7 @@ def merge(first: Ranking, second: Ranking) -> Ranking:
     ranks, rank = [1] * n, 1
     for place in range(1, n):
         is_contradicted = any(
-            first.prefers(worse, better) or second.prefers(worse, better)
+            any(reply.ranks[worse] < reply.ranks[better] for reply in (first, second))
             for better in in_order[:place]
             for worse in in_order[place:]
         )

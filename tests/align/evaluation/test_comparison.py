@@ -236,6 +236,8 @@ def test_a_ranking_of_four_is_a_majority_on_each_of_its_pairs():
     # the judge agrees on w > x, w > z, x > z, y > z; not on w > y; x = y is no majority
     found = judge_agreement([ranking], scored(w=7, x=6, y=8, z=1), "factuality")
     assert (found.agreement.share, found.agreement.n, found.undecided) == (4 / 5, 5, 1)
+    bad = ranking.model_copy(update={"factuality": Ranking(ranks=(1, 2, 2, 3), all_bad=True)})
+    assert judge_agreement([bad], scored(w=7, x=6, y=8, z=1), "factuality").undecided == 6
     model = ranking.model_copy(update={"annotator_kind": "model"})
     assert judge_agreement([model], scored(w=7, x=6, y=8, z=1), "factuality").agreement.n == 0
 
