@@ -8,11 +8,13 @@ import queue
 import resource
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -53,13 +55,25 @@ class _Worker(Generic[Item, T]):
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            self._process.join()
-            return Died(self._process.exitcode)
+            return Died(_exit_code(self._process))
 
     def stop(self) -> None:
         self.pipe.close()
         self._process.kill()
         self._process.join()
+
+
+def _exit_code(process: SpawnProcess) -> int | None:
+    """How a process ended.
+
+    Whatever thread starts a worker reaps all that have ended (`multiprocessing` polls its children then), so
+    that `join` here may return a moment before that thread has noted the code.
+    """
+    process.join()
+    deadline = time.monotonic() + 1.0
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return process.exitcode
 
 
 def _serve(pipe: Connection, work: Callable[[Item], T], timeout_s: float) -> None:

@@ -10,7 +10,7 @@ from align.stages import annotate
 from align.stages.annotate import make_project
 from preference_data import store
 from preference_data.preferences import snapshots
-from preference_data.schema import AXES, AudioClip, Comparison, Completion, Judgement, Prompt
+from preference_data.schema import AXES, AudioClip, Comparison, Completion, Judgement, Prompt, comparison_id
 from ui_annotation import assignment
 
 PEOPLE = {"by": "people", "completions": "3_sample", "corpus": "0_corpus", "stage": "annotate", "seed": 0}
@@ -136,8 +136,8 @@ def test_a_snapshot_of_other_completions_is_refused(inputs, tmp_path, changed):
     others = []
     for item in before:
         other = item.model_copy(update=changed)
-        record_id = assignment.record_id(other.prompt_id, other.texts)
-        others.append(other.model_copy(update={"comparison": record_id, "id": f"{item.id}-other"}))
+        name = comparison_id(other.prompt_id, other.texts)
+        others.append(other.model_copy(update={"comparison": name, "id": f"{item.id}-other"}))
     named = snapshot(tmp_path / "other", others)
     with pytest.raises(annotate.OtherSnapshot, match=f"{named}: none of its 10 judgements.*remove the key"):
         project(inputs, snapshot=named)
