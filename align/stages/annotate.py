@@ -75,6 +75,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
     run_folder = out.final.parent
     project = make_project(config, inputs, out)
     judgements, comparisons, url = pull.earlier(project), list(project.comparisons), ""
+    store.write(out.path / "comparisons.jsonl", comparisons)
     if project.open() or config.adjudicator:
         with server(config, run_folder) as host:
             url = host.url
@@ -92,7 +93,7 @@ def run(config: AnnotateConfig, inputs: dict[str, Path], out: StageFolder) -> di
                 judgements += fetch(host, config, decisions)
                 _require_decisions(host, config, decisions, judgements)
                 comparisons += decisions.comparisons
-    store.write(out.path / "comparisons.jsonl", comparisons)
+                store.write(out.path / "comparisons.jsonl", comparisons)
     result = keep(judgements, url, config, project, run_folder / "snapshots")
     for name in ("judgements.jsonl", "snapshot.json"):
         store.write_text(out.path / name, (result.snapshot / name).read_text(encoding="utf-8"))
