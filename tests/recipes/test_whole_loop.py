@@ -183,7 +183,10 @@ def wait_and_kill(programs, out: Path, sign: str) -> bool:
         return False
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # so young that it leads no group yet
+                os.kill(process.pid, signal.SIGKILL)
         process.wait()
 
 
