@@ -97,6 +97,12 @@ class Ragged(Movable):
             for segment in self.segments
         ]
 
+    @cached_property
+    def visible_segments(self) -> list[list[int]]:
+        """Per segment the numbers of the segments that its tokens see, itself last."""
+        numbers = {segment.start: number for number, segment in enumerate(self.segments)}
+        return [[numbers[start] for start, _ in segment.keys] for segment in self.segments]
+
 
 def _bounds(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
@@ -115,13 +121,18 @@ def dense(query: Tensor, key: Tensor, value: Tensor, sees: Ragged, scale: float 
 
 
 def split(query: Tensor, key: Tensor, value: Tensor, sees: Ragged, scale: float | None) -> Tensor:
-    """One product per segment, on views of queries and keys where the ranges touch. (1, H, L, D)."""
+    """One product per segment. (1, H, L, D) in and out.
+
+    The row is cut into its segments once: the gradient of the cut is one concatenation, where that of a
+    view per segment would be a row of zeros per segment.
+    """
+    lengths = [segment.n_queries for segment in sees.segments]
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = []
-    for segment, mask in zip(sees.segments, sees.segment_masks, strict=True):
-        keys, values = (_take(states, segment) for states in (key, value))
-        whole = sees.causal and segment.n_queries == segment.n_keys
-        queries = query[:, :, segment.start : segment.end]
-        outputs.append(_product(queries, keys, values, scale, attn_mask=mask, is_causal=whole))
+    for own, visible, mask in zip(queries, sees.visible_segments, sees.segment_masks, strict=True):
+        seen = [_join([states[number] for number in visible]) for states in (keys, values)]
+        whole = sees.causal and own.shape[2] == seen[0].shape[2]
+        outputs.append(_product(own, *seen, scale, attn_mask=mask, is_causal=whole))
     return torch.cat(outputs, dim=2)
 
 
@@ -167,9 +178,8 @@ def compute_dtype(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-def _take(states: Tensor, segment: Segment) -> Tensor:
-    ranges = [states[:, :, start:end] for start, end in segment.keys]
-    return ranges[0] if len(ranges) == 1 else torch.cat(ranges, dim=2)
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=2)
 
 
 def _product(query: Tensor, key: Tensor, value: Tensor, scale: float | None, **how: Any) -> Tensor:

@@ -20,7 +20,7 @@ Range = tuple[int, int]
 class Segment(NamedTuple):
     """Packed tokens [start, end), one edge of the tree: each sees all keys before it and itself.
 
-    `keys` are the ranges they may see, in order of position; the last one ends at `end`.
+    `keys` are the segments they may see, in order of position: those before it, and itself.
     """
 
     start: int
@@ -104,14 +104,7 @@ class _Growing:
         self.positions.append(np.arange(depth, end))
         for row in range(a, b):
             self.places[row][depth:end] = np.arange(start, self.length)
-        touching = (
-            bool(ancestors) and ancestors[-1][1] == start
-        )  # one range is a view of keys, two are a copy
-        keys = (
-            (*ancestors[:-1], (ancestors[-1][0], self.length))
-            if touching
-            else (*ancestors, (start, self.length))
-        )
+        keys = (*ancestors, (start, self.length))
         self.segments.append(Segment(start, self.length, keys))
         return keys
 

@@ -37,7 +37,7 @@ def test_a_pair_is_prompt_chosen_rejected():
     # The chosen answer follows its prompt, so both are one range of keys; the rejected one sees two.
     assert tree.segments == (
         Segment(0, 3, ((0, 3),)),
-        Segment(3, 5, ((0, 5),)),
+        Segment(3, 5, ((0, 3), (3, 5))),
         Segment(5, 6, ((0, 3), (5, 6))),
     )
 
