@@ -18,6 +18,8 @@ from align.recipe.config.training import (
     FurtherTrainingConfig,
     Hardware,
     ModelShape,
+    RandomAudio,
+    RandomText,
     TrainingConfig,
 )
 from align.recipe.recipe import Recipe, Step
@@ -42,6 +44,8 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen1.5-7B": dict(zip(estimate.TEXT_FIELDS, (151_936, 4096, 32, 11_008, 32), strict=True)),
 }
 """config.json of models that are named by their Hub id and not downloaded yet."""
+_POSITIONS_PER_S = 50
+"""Of a Whisper's encoder."""
 _NEW_TOKENS = 3 + sum(map(len, all_tags("tags_released")))
 """At most, around audio and for every task, where a model is assembled."""
 
@@ -131,12 +135,42 @@ def shape_of(name: str, recipe: Recipe) -> Shape:
     match configs[name].starts_from:
         case ModelShape() as small:
             return _small(small)
-        case Assemble(audio=audio, text=text):
-            language = estimate.fields_of(_config_json(text), estimate.TEXT_FIELDS, text)
-            language["vocab"] += _NEW_TOKENS  # at most
-            return Shape(**estimate.fields_of(_config_json(audio), estimate.AUDIO_FIELDS, audio), **language)
+        case Assemble() as parts:
+            fields = {**_audio_fields(parts.audio), **_text_fields(parts.text)}
+            if parts.clip_s is not None:
+                fields["positions"] = parts.clip_s * _POSITIONS_PER_S
+            return Shape(**fields)
         case str(policy):
             return shape_of(policy, recipe)
+
+
+def _audio_fields(audio: RandomAudio | str) -> dict[str, int]:
+    """Fields of a shape that the audio tower decides."""
+    if isinstance(audio, str):
+        return estimate.fields_of(_config_json(audio), estimate.AUDIO_FIELDS, audio)
+    return {
+        "mel_bins": audio.mel_bins,
+        "audio_width": audio.d_model,
+        "audio_layers": audio.layers,
+        "audio_ffn": 4 * audio.d_model,
+        "positions": 30 * _POSITIONS_PER_S,
+    }
+
+
+def _text_fields(text: RandomText | str) -> dict[str, int]:
+    """Fields of a shape that the language model decides."""
+    if isinstance(text, str):
+        fields = estimate.fields_of(_config_json(text), estimate.TEXT_FIELDS, text)
+        return {**fields, "vocab": fields["vocab"] + _NEW_TOKENS}  # at most
+    d = text.d_model
+    return {
+        "vocab": text.vocab_size,
+        "width": d,
+        "layers": text.layers,
+        "ffn": 8 * d // 3,
+        "heads": text.heads,
+        "kv_heads": text.heads,
+    }
 
 
 def _small(model: ModelShape) -> Shape:

@@ -18,7 +18,7 @@ from align.recipe.config.base import (
 )
 
 CLIP_S = 3.0
-"""How long every clip of a corpus that is made lasts."""
+"""How long a clip of a corpus that is made lasts, at most."""
 
 
 _OF_MANIFEST = (
@@ -88,6 +88,9 @@ class CorpusConfig(StageConfig):
     """Clips of a manifest with another licence, or with none, are left out."""
     ignore: list[str] = []
     """Columns of a manifest that are not read."""
+    pad_to_s: float = Field(CLIP_S, ge=0, le=CLIP_S)
+    """Of spoken_digits: clips end in silence up to so many seconds. 0 ends each 0.1 s after its last digit:
+    the model then reads a token for 40 ms of speech, and none for silence."""
     chats_per_clip: int = Field(2, ge=1)
     turns_per_chat: int = Field(3, ge=1)
     defect_rate: float = Field(0.5, ge=0, le=1)
