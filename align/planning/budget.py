@@ -12,6 +12,7 @@ from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
+from align.recipe.between_stages import train_comes_from
 from align.recipe.config.alignment import GRPOConfig
 from align.recipe.config.training import (
     Assemble,
@@ -44,8 +45,6 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen1.5-7B": dict(zip(estimate.TEXT_FIELDS, (151_936, 4096, 32, 11_008, 32), strict=True)),
 }
 """config.json of models that are named by their Hub id and not downloaded yet."""
-_POSITIONS_PER_S = 50
-"""Of a Whisper's encoder."""
 _NEW_TOKENS = 3 + sum(map(len, all_tags("tags_released")))
 """At most, around audio and for every task, where a model is assembled."""
 
@@ -77,13 +76,28 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         disk += f" and weights of {weights} every {config.save_steps} steps"
     count, learned = estimate.parameters(shape), estimate.trained(shape, load)
     yield (
-        f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn; up to "
-        f"{config.batch_size * load.clips * load.audio_tokens:,} audio tokens a step; a checkpoint takes "
+        f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn "
+        f"({_what_learns(step, recipe)}); up to {config.batch_size * load.clips * load.audio_tokens:,} audio "
+        f"tokens a step; a checkpoint takes "
         f"{disk}, none when it is done"
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
     yield from _hours(step.name, config, run, shape, load)
+
+
+def _what_learns(step: Step, recipe: Recipe) -> str:
+    """Parts of the model that a training stage trains, and which stage says so where it does not itself."""
+    config = step.config
+    if isinstance(config, FurtherTrainingConfig) and config.lora is not None:
+        return f"LoRA r {config.lora.r}"
+    if not isinstance(config, TrainingConfig) or config.train is None:
+        return "all parts"
+    parts = ", ".join(config.train)
+    if "train" in step.source.data or not isinstance(config, FurtherTrainingConfig):
+        return parts
+    before = train_comes_from(config, {other.name: other for other in recipe.steps})
+    return f"{parts}, as in {before.name}" if before else parts
 
 
 def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Workload) -> Iterator[str]:
@@ -138,7 +152,7 @@ def shape_of(name: str, recipe: Recipe) -> Shape:
         case Assemble() as parts:
             fields = {**_audio_fields(parts.audio), **_text_fields(parts.text)}
             if parts.clip_s is not None:
-                fields["positions"] = parts.clip_s * _POSITIONS_PER_S
+                fields["positions"] = parts.clip_s * estimate.POSITIONS_PER_S
             return Shape(**fields)
         case str(policy):
             return shape_of(policy, recipe)
@@ -153,7 +167,7 @@ def _audio_fields(audio: RandomAudio | str) -> dict[str, int]:
         "audio_width": audio.d_model,
         "audio_layers": audio.layers,
         "audio_ffn": 4 * audio.d_model,
-        "positions": 30 * _POSITIONS_PER_S,
+        "positions": 30 * estimate.POSITIONS_PER_S,
     }
 
 

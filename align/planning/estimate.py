@@ -25,6 +25,8 @@ PEAK_BYTES = 3.35e12
 MFU = 0.35
 """Share of the peak that training reaches: an assumption until it is measured."""
 SAMPLE_RATE = 16_000
+POSITIONS_PER_S = 50
+"""Of a Whisper's encoder."""
 
 
 class Shape(NamedTuple):

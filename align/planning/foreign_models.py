@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from align.planning import estimate
-from align.planning.estimate import UnknownShape
+from align.planning.estimate import Shape, UnknownShape
+from align.recipe.config.training import Assemble, RandomAudio, RandomText
 from align.recipe.recipe import Step
 from align.recipe.stage_file import Problem
+from align.run_folder.artifacts import read_json
 
 _TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _TIMEOUT_S = 5
@@ -25,7 +28,35 @@ def model_problems(step: Step) -> list[Problem]:
         if folder.is_dir():
             kind = _policy if needs.kind == "policy" else {"audio": _whisper, "text": _qwen2}[str(loc[-1])]
             problems += [step.source.problem(loc, what) for what in kind(folder)]
+    model = getattr(step.config, "model", None)
+    if isinstance(model, Assemble) and not problems:
+        problems += [step.source.problem(("model", key), what) for key, what in _positions(model)]
     return problems
+
+
+def _positions(model: Assemble) -> Iterator[tuple[str, str]]:
+    """Where the parts know fewer positions than `clip_s` asks for, or the longest clip takes."""
+    audio, text = (
+        read_json(path) if (path := _config_of(part)) else {} for part in (model.audio, model.text)
+    )
+    positions = audio.get("max_source_positions", Shape().positions)
+    heard_s = positions // estimate.POSITIONS_PER_S
+    if model.clip_s and model.clip_s > heard_s:
+        yield "clip_s", f"{model.clip_s} is more than the {heard_s} s that {model.audio} has positions for"
+    tokens = (model.clip_s or heard_s) * estimate.POSITIONS_PER_S // 2
+    context = text.get("max_position_embeddings", math.inf)
+    if context <= tokens:
+        yield (
+            "text",
+            f"{model.text} knows {context} positions (max_position_embeddings), and the longest clip alone "
+            f"takes {tokens}: take a language model that knows more, or set clip_s",
+        )
+
+
+def _config_of(part: RandomAudio | RandomText | str) -> Path | None:
+    """The config.json of a part that is a folder on this machine."""
+    path = Path(part).expanduser() / "config.json" if isinstance(part, str) else None
+    return path if path and path.is_file() else None
 
 
 def hub_problem(ref: str) -> str | None:

@@ -254,9 +254,10 @@ class TrainingConfig(StageConfig):
     hardware: Annotated[Hardware | None, NoEffect()] = None
     """Without it, training runs in this process, on its GPU if it has one."""
     train: list[ModelPart] | None = Field(None, min_length=1)
-    """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
-    sinusoidal positions never learn. `new_tokens`, in pretrain with the language model frozen: of its
-    embeddings and head the rows of the prompt format's tags and of the marks around audio."""
+    """Parts of the model that learn, the rest is frozen. By default those of the stage that `policy` names,
+    or of the one that it goes on from in turn; all of them where none says it. The audio tower's sinusoidal
+    positions never learn. `new_tokens`, in pretrain with the language model frozen: of its embeddings and
+    head the rows of the prompt format's tags and of the marks around audio."""
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
