@@ -31,6 +31,8 @@ TEXT_TOKENS = 256
 """Of a sequence, prompt and completion: an assumption."""
 SMALL = 1e8
 """Parameters up to which a model trains anywhere: no table for it."""
+SMALL_TEXT_TOKENS = 64
+"""Of a sequence that a small model learns: an assumption."""
 _WORKERS = 8
 """GPUs over which the table spreads what the recipe has in one process."""
 _RANK = 16
@@ -110,7 +112,9 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
         speed = None
     if speed:
         yield f"  {_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
-    elif estimate.parameters(shape).total > SMALL:
+    elif estimate.parameters(shape).total <= SMALL:
+        yield _on_cpus(config, shape, load, examples, noun)
+    else:
         workers = config.hardware.workers if config.hardware else 1
         per_gpu = examples / workers * estimate.flops(shape, load)
         hours = per_gpu / (estimate.MFU * estimate.PEAK_FLOPS) / 3600
@@ -120,6 +124,19 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
         )
         if isinstance(config, GRPOConfig):
             yield from _drawing(config, workers, shape)
+
+
+def _on_cpus(config: TrainingConfig, shape: Shape, load: Workload, examples: int, noun: str) -> str:
+    """Memory and time of a small model in this process, a whole batch at once and in float32."""
+    short = load._replace(text_tokens=SMALL_TEXT_TOKENS, element_bytes=4, frozen_bytes=4)
+    at_once = config.batch_size / config.trl.get("gradient_accumulation_steps", 1)
+    needed = sum(estimate.states_of(shape, short, "ddp", 1)) + at_once * estimate.activations(shape, short)
+    hours = examples * estimate.flops(shape, short) / estimate.CPU_FLOPS / 3600
+    return (
+        f"  on a CPU about {_size(needed + estimate.CPU_OVERHEAD)} of memory and {_duration(hours)}{noun} at "
+        f"{estimate.CPU_FLOPS / 1e9:g} GFLOP/s, with the longest clips and {SMALL_TEXT_TOKENS} text tokens a "
+        "sequence: assumed, not measured"
+    )
 
 
 def _drawing(config: GRPOConfig, workers: int, shape: Shape) -> Iterator[str]:

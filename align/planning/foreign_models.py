@@ -10,6 +10,7 @@ from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import Shape, UnknownShape
+from align.recipe.config.corpus import CorpusConfig
 from align.recipe.config.training import Assemble, RandomAudio, RandomText
 from align.recipe.recipe import Step
 from align.recipe.stage_file import Problem
@@ -20,8 +21,8 @@ _TIMEOUT_S = 5
 _EXTRACTOR = ("preprocessor_config.json", "processor_config.json")
 
 
-def model_problems(step: Step) -> list[Problem]:
-    """What the folders of models that a step names lack."""
+def model_problems(step: Step, corpus: CorpusConfig | None) -> list[Problem]:
+    """What the folders of models that a step names lack, and where they hear less than clips may last."""
     problems: list[Problem] = []
     for ref, (loc, needs) in step.foreign_models.items():
         folder = Path(ref).expanduser()
@@ -30,11 +31,11 @@ def model_problems(step: Step) -> list[Problem]:
             problems += [step.source.problem(loc, what) for what in kind(folder)]
     model = getattr(step.config, "model", None)
     if isinstance(model, Assemble) and not problems:
-        problems += [step.source.problem(("model", key), what) for key, what in _positions(model)]
+        problems += [step.source.problem(("model", key), what) for key, what in _positions(model, corpus)]
     return problems
 
 
-def _positions(model: Assemble) -> Iterator[tuple[str, str]]:
+def _positions(model: Assemble, corpus: CorpusConfig | None) -> Iterator[tuple[str, str]]:
     """Where the parts know fewer positions than `clip_s` asks for, or the longest clip takes."""
     audio, text = (
         read_json(path) if (path := _config_of(part)) else {} for part in (model.audio, model.text)
@@ -43,6 +44,13 @@ def _positions(model: Assemble) -> Iterator[tuple[str, str]]:
     heard_s = positions // estimate.POSITIONS_PER_S
     if model.clip_s and model.clip_s > heard_s:
         yield "clip_s", f"{model.clip_s} is more than the {heard_s} s that {model.audio} has positions for"
+    longest_s = corpus.longest_s if corpus else None
+    if longest_s and longest_s > heard_s:
+        yield (
+            "audio",
+            f"{model.audio} has positions for {heard_s} s, and clips may last {longest_s:g} s: take an "
+            "encoder that hears more, or shorter clips",
+        )
     tokens = (model.clip_s or heard_s) * estimate.POSITIONS_PER_S // 2
     context = text.get("max_position_embeddings", math.inf)
     if context <= tokens:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.recipe.config.base import StageConfig
-from align.recipe.config.corpus import CLIP_S, CorpusConfig
+from align.recipe.config.corpus import MADE, CorpusConfig
 from align.recipe.config.evaluation import PromoteConfig
 from align.recipe.config.preference import AnnotateConfig, FromJudgementsOrScores, SampleConfig
 from align.recipe.config.training import (
@@ -24,8 +24,6 @@ from align.recipe.stage_file import Problem, StageFile
 if TYPE_CHECKING:
     from align.recipe.recipe import Step
 
-_MADE = ("synthetic", "spoken_digits")
-"""Corpora whose clips are made, with facts and a length that are known before."""
 _ABOUT_THE_SAME = ("completions", "annotations", "scores", "pairs")
 """Keys of stages that must be about the same clips and completions as the stage that reads them."""
 _PARTS: tuple[ModelPart, ...] = ("audio_tower", "projector", "language_model")
@@ -170,13 +168,13 @@ def _clips_too_long(step: Step, config: TrainingConfig, steps: Mapping[str, Step
     model = getattr(origin.config, "model", None) if origin else None
     if origin is None or corpus is None or not isinstance(model, ModelShape | Assemble) or not model.clip_s:
         return
-    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus == "mixture":
+    if not isinstance(corpus.config, CorpusConfig) or corpus.config.longest_s is None:
         return
-    is_made, limit_s = corpus.config.corpus in _MADE, corpus.config.max_duration_s
-    longest_s, is_cut = CLIP_S if is_made else limit_s, isinstance(model, Assemble)
+    longest_s, is_made = corpus.config.longest_s, corpus.config.corpus in MADE
+    is_cut = isinstance(model, Assemble)
     fits = model.clip_s > longest_s if is_cut else model.clip_s >= longest_s
     if not fits:
-        lengths = f"last {CLIP_S:g} s" if is_made else f"may last {limit_s:g} s"
+        lengths = f"{'' if is_made else 'may '}last {longest_s:g} s"
         least = floor(longest_s) + 1 if is_cut else ceil(longest_s)
         why = " and needs silence behind a clip" if is_cut and model.clip_s == longest_s else ""
         shorter = model.clip_s - 1 if is_cut else model.clip_s
@@ -193,7 +191,7 @@ def _empty_lessons(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
     corpus = steps.get(str(getattr(step.config, "corpus", None)))
     if not isinstance(step.config, PretrainConfig) or corpus is None or not step.config.curriculum:
         return
-    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus not in _MADE:
+    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus not in MADE:
         return
     from preference_data.corpora.catalog import phrasebook_of  # these take half a second
     from preference_data.toy_world.phrasebook import Phrasebook
@@ -234,7 +232,7 @@ def train_comes_from(config: FurtherTrainingConfig, steps: Mapping[str, Step]) -
     """The nearest stage among those that a policy comes from which says what learns, if one does."""
     before = steps.get(config.policy)
     while before is not None and isinstance(before.config, TrainingConfig):
-        if before.config.train is not None:
+        if before.config.train is not None and "train" in before.source.data:
             return before
         before = steps.get(str(getattr(before.config, "policy", None)))
     return None

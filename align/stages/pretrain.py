@@ -50,8 +50,8 @@ from preference_data.toy_world.phrasebook import Phrasebook
 _WHISPER_S = 30
 """Seconds that a Whisper hears."""
 _SILENCE_S = 0.04
-"""Behind a clip, in a window that is cut: an encoder trained on longer ones computes the clip's last frames from
-it (half a transform's window and two convolutions), and would get them wrong at the edge."""
+"""Behind a clip, in a window that is cut: an encoder trained on longer ones computes the clip's last frames
+from it (half a transform's window and two convolutions), and would get them wrong at the edge."""
 _TOKENIZER_TEXTS = 2000
 """Texts of a corpus without a phrasebook that a small model's tokenizer is trained on."""
 
