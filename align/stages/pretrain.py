@@ -114,27 +114,23 @@ def _start(
 
 def _assemble(parts: Assemble, config: PretrainConfig, inputs: dict[str, Path], to: Path) -> None:
     """Write a Qwen2-Audio of the parts to the folder `to`, with the tags that the corpus' tasks need."""
-    corpus, clip_s = inputs[config.corpus], parts.clip_s
+    corpus, heard_s = inputs[config.corpus], parts.clip_s or _WHISPER_S
     kinds = one_of_each_kind(store.stream(corpus / "pretrain.jsonl", TaskExample))
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix="random-") as random:
-        match parts.audio:
-            case RandomAudio() as shape:
-                audio = Path(random) / "audio"
-                random_parts.write_whisper(
-                    audio, **shape.model_dump(), clip_s=clip_s or _WHISPER_S, seed=config.seed
-                )
-            case ref:
-                audio = assemble.fetched(inputs[ref])
-        match parts.text:
-            case RandomText() as shape:
-                text = Path(random) / "text"
-                tokenizer = qwen2_audio.build_tokenizer(_tokenizer_texts(corpus, kinds), shape.vocab_size)
-                sizes = shape.model_dump(exclude={"vocab_size"})
-                random_parts.write_qwen2(text, tokenizer, **sizes, seed=config.seed)
-            case ref:
-                text = assemble.fetched(inputs[ref])
-        tags = tags_needed(kinds, config.prompt_format, clip_s or _WHISPER_S)
-        assemble.assemble(audio, text, to, clip_s=clip_s, seed=config.seed, tags=tags)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix="random-") as name:
+        audio, text = Path(name) / "audio", Path(name) / "text"
+        if isinstance(parts.audio, RandomAudio):
+            sizes = parts.audio.model_dump()
+            random_parts.write_whisper(audio, **sizes, clip_s=heard_s, seed=config.seed)
+        else:
+            audio = assemble.fetched(inputs[parts.audio])
+        if isinstance(parts.text, RandomText):
+            tokenizer = qwen2_audio.build_tokenizer(_tokenizer_texts(corpus, kinds), parts.text.vocab_size)
+            sizes = parts.text.model_dump(exclude={"vocab_size"})
+            random_parts.write_qwen2(text, tokenizer, **sizes, seed=config.seed)
+        else:
+            text = assemble.fetched(inputs[parts.text])
+        tags = tags_needed(kinds, config.prompt_format, heard_s)
+        assemble.assemble(audio, text, to, clip_s=parts.clip_s, seed=config.seed, tags=tags)
 
 
 def _new_rows(processor: qwen2_audio.Qwen2AudioProcessor, prompt_format: PromptFormat) -> tuple[int, ...]:
