@@ -62,11 +62,11 @@ def train_policy(
         tuning=tuning,
         trl=config.trl,
         base=policy,
-        choice=choice_of(config.choose, policy, corpus),
+        choice=choice_of(config.choose, policy, corpus, out.path.parent),
     )
 
 
-def choice_of(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
+def choice_of(choose: Choose | None, policy: Path | str, corpus: Path, run: Path) -> CheckpointChoice | None:
     """How the published checkpoint is chosen, by what a stage's config says."""
     match choose:
         case None:
@@ -77,5 +77,5 @@ def choice_of(choose: Choose | None, policy: Path | str, corpus: Path) -> Checkp
             return CheckpointChoice("held_out/accuracy")
         case _:
             return CheckpointChoice(
-                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
+                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens, run)
             )

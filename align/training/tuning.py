@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,14 @@ class Tuning:
                 "multiply the batch: give the stage hardware: {workers: ...}, or set CUDA_VISIBLE_DEVICES=0"
             )
         return strategies.trainer_arguments(self.strategy, self.offload)
+
+    def learns_in(self, model: nn.Module, part: Part) -> bool:
+        """Whether anything learns in a part of a prepared model, which PEFT has not wrapped yet."""
+        names = PARTS[part]
+        if self.lora is None:
+            return any(p.requires_grad for name in names for p in model.get_submodule(name).parameters())
+        inside = [n for n, _ in model.named_modules() if n.startswith(tuple(f"{name}." for name in names))]
+        return any(re.fullmatch(self.lora.target, name) for name in inside)
 
     @property
     def peft_config(self) -> Any:
