@@ -31,8 +31,8 @@ class Clip(NamedTuple):
 
     The last frame hears nothing of the clip any more, so that all further ones would equal it.
 
-    Where `TowerOutputs` were looked at, `name` is the clip's name there, and `outputs` (V, d) what they had for
-    it: then nothing else was computed, and `mel` is empty.
+    Where `TowerOutputs` were looked at, `name` is the clip's name there, and `outputs` (V, d) what they had
+    for it: then nothing else was computed, and `mel` is empty.
     """
 
     mel: Tensor
@@ -118,10 +118,14 @@ class ClipFeatures:
         return dict(zip(paths, mel_features(self.extractor, map(self.wave, paths)), strict=True))
 
     def _look_up(self, paths: list[str], kept: TowerOutputs) -> dict[str, Clip]:
-        """What is kept of the clips, and features of the others."""
+        """What is kept of the clips, and features of the others.
+
+        Those are computed one by one, because beside other clips their last bits could be others.
+        """
         names = {path: self.name(path) for path in paths}
         found = {path: outputs for path in paths if (outputs := kept.get(names[path]))}
-        computed = self._compute([path for path in paths if path not in found])
+        new = [path for path in paths if path not in found]
+        computed = {path: clip for path in new for clip in self._compute([path]).values()}
         most, nothing = self.extractor.nb_max_frames, torch.empty(self.extractor.feature_size, 0)
         return {
             **{path: clip._replace(name=names[path]) for path, clip in computed.items()},

@@ -63,11 +63,14 @@ class TowerOutputs:
         self._is_writing = True
 
     @classmethod
-    def of_run(cls, run: Path | None, tower: nn.Module, device: torch.device) -> TowerOutputs | None:
+    def of_run(
+        cls, run: Path | None, tower: nn.Module, device: torch.device, limit_gb: float | None = None
+    ) -> TowerOutputs | None:
         """Those of a run's `tower`, computed on such a `device`; None without a run, or of a small tower."""
         if run is None or sum(weight.numel() for weight in tower.parameters()) < SMALLEST:
             return None
-        outputs = cls(run / FOLDER / digest(tower, device), limit_of(run))
+        limit = _limit_of(run) if limit_gb is None else int(limit_gb * 1e9)
+        outputs = cls(run / FOLDER / digest(tower, device), limit)
         outputs.clean()
         return outputs
 
@@ -167,7 +170,7 @@ def digest(tower: nn.Module, device: torch.device) -> str:
     return sha.hexdigest()[:32]
 
 
-def limit_of(run: Path) -> int:
+def _limit_of(run: Path) -> int:
     """Bytes that a run's tower outputs may take: a tenth of what is free or theirs, at most `LIMIT_BYTES`."""
     there = next(path for path in (run, *run.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free + _bytes_below(run / FOLDER)

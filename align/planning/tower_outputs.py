@@ -10,9 +10,17 @@ SMALLEST = 1_000_000
 
 
 def why_not_kept(
-    *, packed: bool, tower_learns: bool, augmented: bool, strategy: str, tower_parameters: int
+    *,
+    packed: bool,
+    tower_learns: bool,
+    augmented: bool,
+    strategy: str,
+    tower_parameters: int,
+    limit_gb: float | None,
 ) -> str | None:
     """Why a training stage keeps no outputs of the audio tower; None where it does."""
+    if limit_gb == 0:
+        return "hardware.tower_outputs_gb is 0"
     if tower_learns:
         return "the audio tower learns"
     if augmented:

@@ -26,6 +26,7 @@ def tuning_of(config: TrainingConfig) -> Tuning:
         strategy=hardware.strategy,
         offload=hardware.offload,
         memory_gb=hardware.memory_gb,
+        tower_outputs_gb=hardware.tower_outputs_gb,
         packed=bool(config.packed),
         attention=config.packed if isinstance(config.packed, str) else None,
     )

@@ -61,7 +61,8 @@ class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
     `packed` chooses the packed backbone and `attention` its back end, see `qwen2_audio.packed`;
-    `memory_gb` is what one process may use, in 10^9 bytes, by default its GPU's.
+    `memory_gb` is what one process may use, in 10^9 bytes, by default its GPU's, and `tower_outputs_gb` what
+    the outputs of a frozen tower may take on disk.
     """
 
     train: tuple[Part, ...] | None = None
@@ -69,6 +70,7 @@ class Tuning:
     strategy: Strategy = "ddp"
     offload: Offload = "none"
     memory_gb: float | None = None
+    tower_outputs_gb: float | None = None
     packed: bool = False
     attention: str | None = None
     new_rows: tuple[int, ...] = ()

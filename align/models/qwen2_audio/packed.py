@@ -210,13 +210,16 @@ def pack_for_inference(
     return model
 
 
-def keep_tower_outputs(model: Qwen2AudioForConditionalGeneration, run: Path | None) -> TowerOutputs | None:
+def keep_tower_outputs(
+    model: Qwen2AudioForConditionalGeneration, run: Path | None, limit_gb: float | None = None
+) -> TowerOutputs | None:
     """Keep the outputs of a packed model's tower, which is frozen, in the folder of a run.
 
-    Returns where its batches may find them; None where nothing is kept: without a run, or of a small tower.
+    They may take `limit_gb`, 10^9 bytes. Returns where collators find them; None where nothing is kept:
+    without a run, or of a small tower.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where it will compute
-    model.model.kept = TowerOutputs.of_run(run, model.model.audio_tower, device)
+    model.model.kept = TowerOutputs.of_run(run, model.model.audio_tower, device, limit_gb)
     return model.model.kept
 
 
