@@ -21,6 +21,9 @@ from transformers import (
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import keep_tower_outputs
+from align.models.tower_outputs import TowerOutputs
+from align.planning.tower_outputs import why_not_kept
 from align.run_folder.artifacts import (
     Interrupted,
     StageFolder,
@@ -31,6 +34,7 @@ from align.run_folder.artifacts import (
 )
 from align.run_folder.progress import Progress
 from align.training import processes, strategies
+from align.training.augmentation import Augmentation
 from align.training.checkpoints import (
     as_policy,
     candidates,
@@ -45,7 +49,7 @@ from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
-from align.training.preflight import Collator, NotReady, Preflight, describe_beyond
+from align.training.preflight import Collator, NotReady, Preflight, changed, describe_beyond
 from align.training.preparation import prepare_model
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning
@@ -141,11 +145,12 @@ def train(
             trl={**loader, **settings},
         )
     )
+    kept = _kept_outputs(method, model, tuning, out)
     trainer = method.trainer(
         model=model,
         args=args,
         train_dataset=_in_order(method, lengths, schedule, args),
-        data_collator=collator,
+        data_collator=collator if kept is None else changed(collator, kept=kept),
         processing_class=processor,
         peft_config=tuning.peft_config,
         strategy=tuning.strategy,
@@ -161,6 +166,25 @@ def train(
         publish(checkpoint, base, processor, out.path, method.load)
         metrics |= scores
     return metrics
+
+
+def _kept_outputs(
+    method: Method, model: PreTrainedModel, tuning: Tuning, out: StageFolder
+) -> TowerOutputs | None:
+    """Where the outputs of the audio tower are kept, if they are; rank 0 says which, and why not."""
+    reason = why_not_kept(
+        packed=tuning.packed,
+        tower_learns=tuning.learns_in(model, "audio_tower"),
+        augmented=method.augmentation != Augmentation(),
+        strategy=tuning.strategy,
+        tower_parameters=qwen2_audio.n_parameters(model.model.audio_tower),
+        limit_gb=tuning.tower_outputs_gb,
+    )
+    kept = None if reason else keep_tower_outputs(model, out.path.parent, tuning.tower_outputs_gb)
+    if processes.is_first():
+        is_kept = "" if kept is None else f" kept in {kept.folder}, up to {kept.limit / 1e9:.3g} GB"
+        print(f"{out.name}: outputs of the audio tower are{is_kept or f' not kept: {reason}'}", flush=True)
+    return kept
 
 
 def _refuse_long(method: Method, lengths: Lengths, context: int) -> None:

@@ -165,6 +165,10 @@ class Hardware(Config):
     """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its
     micro-batches by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned
     without it."""
+    tower_outputs_gb: float | None = Field(None, ge=0)
+    """What an audio tower that does not learn gives for each clip is kept in the run folder and computed once
+    for all steps and stages (docs/performance.md): how much that may take, in 10^9 bytes. By default a tenth
+    of what is free, at most 100; 0 keeps nothing."""
     address: str | None = None
     """Address of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
     cluster of this machine alone is started, and ended with the stage."""

@@ -1,0 +1,34 @@
+"""When the outputs of a frozen audio tower are kept on disk, and what that takes and saves. Imports no torch.
+
+`align.models.tower_outputs` keeps them; `align check` says beforehand what a stage will do.
+"""
+
+from __future__ import annotations
+
+SMALLEST = 1_000_000
+"""Parameters of a tower below which it encodes a clip about as fast as a file is read."""
+
+
+def why_not_kept(
+    *,
+    packed: bool,
+    tower_learns: bool,
+    augmented: bool,
+    strategy: str,
+    tower_parameters: int,
+    limit_gb: float | None,
+) -> str | None:
+    """Why a training stage keeps no outputs of the audio tower; None where it does."""
+    if limit_gb == 0:
+        return "hardware.tower_outputs_gb is 0"
+    if tower_learns:
+        return "the audio tower learns"
+    if augmented:
+        return "features are augmented (augment: all zero switches that off)"
+    if not packed:
+        return "packed: false encodes clips in transformers' own way"
+    if strategy in ("zero3", "fsdp2"):
+        return f"{strategy} divides the tower, so that all processes must encode at once"
+    if tower_parameters < SMALLEST:
+        return f"a tower of {tower_parameters:,} parameters encodes a clip about as fast as a file is read"
+    return None
