@@ -12,12 +12,15 @@ from typing import Any
 
 from align.planning import estimate
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
+from align.recipe.between_stages import train_comes_from
 from align.recipe.config.alignment import GRPOConfig
 from align.recipe.config.training import (
     Assemble,
     FurtherTrainingConfig,
     Hardware,
     ModelShape,
+    RandomAudio,
+    RandomText,
     TrainingConfig,
 )
 from align.recipe.recipe import Recipe, Step
@@ -28,6 +31,8 @@ TEXT_TOKENS = 256
 """Of a sequence, prompt and completion: an assumption."""
 SMALL = 1e8
 """Parameters up to which a model trains anywhere: no table for it."""
+SMALL_TEXT_TOKENS = 64
+"""Of a sequence that a small model learns: an assumption."""
 _WORKERS = 8
 """GPUs over which the table spreads what the recipe has in one process."""
 _RANK = 16
@@ -73,13 +78,28 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
         disk += f" and weights of {weights} every {config.save_steps} steps"
     count, learned = estimate.parameters(shape), estimate.trained(shape, load)
     yield (
-        f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn; up to "
-        f"{config.batch_size * load.clips * load.audio_tokens:,} audio tokens a step; a checkpoint takes "
+        f"{step.name}: {_count(count.total)} parameters, {_count(learned)} learn "
+        f"({_what_learns(step, recipe)}); up to {config.batch_size * load.clips * load.audio_tokens:,} audio "
+        f"tokens a step; a checkpoint takes "
         f"{disk}, none when it is done"
     )
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
     yield from _hours(step.name, config, run, shape, load)
+
+
+def _what_learns(step: Step, recipe: Recipe) -> str:
+    """Parts of the model that a training stage trains, and which stage says so where it does not itself."""
+    config = step.config
+    if isinstance(config, FurtherTrainingConfig) and config.lora is not None:
+        return f"LoRA r {config.lora.r}"
+    if not isinstance(config, TrainingConfig) or config.train is None:
+        return "all parts"
+    parts = ", ".join(config.train)
+    if "train" in step.source.data or not isinstance(config, FurtherTrainingConfig):
+        return parts
+    before = train_comes_from(config, {other.name: other for other in recipe.steps})
+    return f"{parts}, as in {before.name}" if before else parts
 
 
 def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Workload) -> Iterator[str]:
@@ -92,7 +112,9 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
         speed = None
     if speed:
         yield f"  {_duration(examples / speed / 3600)}{noun} at the speed measured in {path}"
-    elif estimate.parameters(shape).total > SMALL:
+    elif estimate.parameters(shape).total <= SMALL:
+        yield _on_cpus(config, shape, load, examples, noun)
+    else:
         workers = config.hardware.workers if config.hardware else 1
         per_gpu = examples / workers * estimate.flops(shape, load)
         hours = per_gpu / (estimate.MFU * estimate.PEAK_FLOPS) / 3600
@@ -102,6 +124,19 @@ def _hours(name: str, config: TrainingConfig, run: Path, shape: Shape, load: Wor
         )
         if isinstance(config, GRPOConfig):
             yield from _drawing(config, workers, shape)
+
+
+def _on_cpus(config: TrainingConfig, shape: Shape, load: Workload, examples: int, noun: str) -> str:
+    """Memory and time of a small model in this process, a whole batch at once and in float32."""
+    short = load._replace(text_tokens=SMALL_TEXT_TOKENS, element_bytes=4, frozen_bytes=4)
+    at_once = config.batch_size / config.trl.get("gradient_accumulation_steps", 1)
+    needed = sum(estimate.states_of(shape, short, "ddp", 1)) + at_once * estimate.activations(shape, short)
+    hours = examples * estimate.flops(shape, short) / estimate.CPU_FLOPS / 3600
+    return (
+        f"  on a CPU about {_size(needed + estimate.CPU_OVERHEAD)} of memory and {_duration(hours)}{noun} at "
+        f"{estimate.CPU_FLOPS / 1e9:g} GFLOP/s, with the longest clips and {SMALL_TEXT_TOKENS} text tokens a "
+        "sequence: assumed, not measured"
+    )
 
 
 def _drawing(config: GRPOConfig, workers: int, shape: Shape) -> Iterator[str]:
@@ -131,12 +166,42 @@ def shape_of(name: str, recipe: Recipe) -> Shape:
     match configs[name].starts_from:
         case ModelShape() as small:
             return _small(small)
-        case Assemble(audio=audio, text=text):
-            language = estimate.fields_of(_config_json(text), estimate.TEXT_FIELDS, text)
-            language["vocab"] += _NEW_TOKENS  # at most
-            return Shape(**estimate.fields_of(_config_json(audio), estimate.AUDIO_FIELDS, audio), **language)
+        case Assemble() as parts:
+            fields = {**_audio_fields(parts.audio), **_text_fields(parts.text)}
+            if parts.clip_s is not None:
+                fields["positions"] = parts.clip_s * estimate.POSITIONS_PER_S
+            return Shape(**fields)
         case str(policy):
             return shape_of(policy, recipe)
+
+
+def _audio_fields(audio: RandomAudio | str) -> dict[str, int]:
+    """Fields of a shape that the audio tower decides."""
+    if isinstance(audio, str):
+        return estimate.fields_of(_config_json(audio), estimate.AUDIO_FIELDS, audio)
+    return {
+        "mel_bins": audio.mel_bins,
+        "audio_width": audio.d_model,
+        "audio_layers": audio.layers,
+        "audio_ffn": 4 * audio.d_model,
+        "positions": 30 * estimate.POSITIONS_PER_S,
+    }
+
+
+def _text_fields(text: RandomText | str) -> dict[str, int]:
+    """Fields of a shape that the language model decides."""
+    if isinstance(text, str):
+        fields = estimate.fields_of(_config_json(text), estimate.TEXT_FIELDS, text)
+        return {**fields, "vocab": fields["vocab"] + _NEW_TOKENS}  # at most
+    d = text.d_model
+    return {
+        "vocab": text.vocab_size,
+        "width": d,
+        "layers": text.layers,
+        "ffn": 8 * d // 3,
+        "heads": text.heads,
+        "kv_heads": text.heads,
+    }
 
 
 def _small(model: ModelShape) -> Shape:

@@ -77,6 +77,9 @@ def choice_of(choose: Choose | None, policy: Path | str, corpus: Path, run: Path
         case Choose(by="held_out_accuracy"):
             return CheckpointChoice("held_out/accuracy")
         case _:
+            limit = choose.max_over_abstention
             return CheckpointChoice(
-                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens, run)
+                "dev/score",
+                score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens, run),
+                limits={} if limit is None else {"dev/over_abstention": limit},
             )

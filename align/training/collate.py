@@ -211,8 +211,7 @@ class SFTCollator:
         draw = row["draw"]
         if isinstance(self.augmentation, SpecAugment):
             return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
-        padded = clip.padded()  # masks fall anywhere in it, also beyond the clip
-        return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
+        return clip._replace(mel=augment(clip.mel, clip.n_frames, self.augmentation, draw))
 
 
 @dataclass

@@ -234,14 +234,19 @@ def _some(names: set[str]) -> str:
 
 
 def check_clip_lengths(
-    clips: Iterable[AudioClip], processor: Qwen2AudioProcessor, max_bad_fraction: float
+    clips: Iterable[AudioClip],
+    processor: Qwen2AudioProcessor,
+    max_bad_fraction: float,
+    silence_s: float = 0.0,
 ) -> None:
     """Check that at most this share of the clips is longer than the model can hear: they are not cut.
+
+    `silence_s` of what the model hears must be free behind every clip.
 
     Raises:
         NotReady: with their number and the longest.
     """
-    longest_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    longest_s = processor.feature_extractor.n_samples / SAMPLE_RATE - silence_s
     n = n_longer = 0
     longest = (0.0, "")
     for clip in clips:

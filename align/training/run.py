@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +54,8 @@ from align.training.preparation import prepare_model
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning
 
+log = logging.getLogger(__name__)
+
 _PROGRESS = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}
 
 
@@ -66,11 +69,16 @@ class PolicyScore(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """The checkpoint with the best `metric` is published: one that training logs, or one of `score`."""
+    """The checkpoint with the best `metric` is published: one that training logs, or one of `score`.
+
+    `limits` are the most that other metrics may be; where every checkpoint exceeds one, those that exceed it
+    least are left.
+    """
 
     metric: str
     is_better_larger: bool = True
     score: PolicyScore | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -354,8 +362,26 @@ def choose(
         if choice.metric in metrics:  # a checkpoint between evaluations, of a stopped run, is not a candidate
             scores[checkpoint] = metrics
     sign = 1 if choice.is_better_larger else -1
-    best = max(scores, key=lambda checkpoint: sign * scores[checkpoint][choice.metric])
+    kept = _within(choice.limits, scores)
+    best = max(kept, key=lambda checkpoint: sign * scores[checkpoint][choice.metric])
     return best, {"chosen_step": float(step_of(best)), **scores[best]}
+
+
+def _within(limits: Mapping[str, float], scores: Mapping[Path, Mapping[str, float]]) -> list[Path]:
+    """The checkpoints that keep all limits, or exceed them least."""
+    kept = list(scores)
+    for metric, limit in limits.items():
+        excess = {path: max(0.0, scores[path][metric] - limit) for path in kept}
+        least = min(excess.values())
+        if least > 0:
+            log.warning(
+                "every checkpoint has %s above %g; the least is %.3g. Train fewer steps, or at a lower rate",
+                metric,
+                limit,
+                least + limit,
+            )
+        kept = [path for path in kept if excess[path] == least]
+    return kept
 
 
 def _held_out(row: Mapping[str, Any]) -> dict[str, float]:

@@ -51,6 +51,14 @@ class Choose(Config):
     """Dev questions, for `facts`."""
     max_new_tokens: int = Field(32, ge=1)
     """Longest answer to them, in tokens."""
+    max_over_abstention: float | None = Field(None, ge=0, le=1)
+    """For `facts`: of the answerable dev questions, the most that a checkpoint may refuse to answer. Where
+    all exceed it, the one that does so least is published, with a warning."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Abstentions are counted in answers."""
+        if self.max_over_abstention is not None and self.by != "facts":
+            yield Conflict("max_over_abstention", f"needs by: facts, not {self.by}")
 
 
 class DPOConfig(FurtherTrainingConfig):

@@ -47,13 +47,56 @@ class ModelShape(Config):
             yield Conflict("hop_length", f"{message} needs an even number from 4 on")
 
 
-class Assemble(Config):
-    """A Qwen2-Audio of two models in transformers' format: folders, or ids on the Hub."""
+class RandomAudio(Config):
+    """A Whisper encoder of random weights: the control for what a released one has learned."""
 
-    audio: CheckpointRef
+    d_model: int = Field(ge=16)
+    heads: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    mel_bins: int = Field(80, ge=16)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads share the width evenly."""
+        if self.d_model % (2 * self.heads):
+            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+
+
+class RandomText(Config):
+    """A Qwen2 of random weights; its tokenizer is trained on the corpus' texts."""
+
+    d_model: int = Field(ge=16)
+    heads: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    vocab_size: int = Field(640, ge=300)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads share the width evenly."""
+        if self.d_model % (2 * self.heads):
+            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+
+
+def _kind_of_part(value: Any) -> str:
+    """Whether a checkpoint is named, or a shape given."""
+    return "[CheckpointRef]" if isinstance(value, str) else "[shape]"
+
+
+_Kind = Discriminator(_kind_of_part)
+
+
+class Assemble(Config):
+    """A Qwen2-Audio of two models in transformers' format: folders, ids on the Hub, or random weights."""
+
+    audio: Annotated[
+        Annotated[RandomAudio, Tag("[shape]")] | Annotated[CheckpointRef, Tag("[CheckpointRef]")], _Kind
+    ]
     """A Whisper model; its encoder becomes the audio tower."""
-    text: CheckpointRef
+    text: Annotated[
+        Annotated[RandomText, Tag("[shape]")] | Annotated[CheckpointRef, Tag("[CheckpointRef]")], _Kind
+    ]
     """A Qwen2-family language model; a new projector joins the two."""
+    clip_s: int | None = Field(None, ge=1, le=30)
+    """Whole seconds that the model hears, longer than the longest clip: Whisper's positions beyond them are
+    cut off. By default all, 30 s, to which transformers pads every clip."""
 
 
 def _kind_of_model(value: Any) -> str:
@@ -215,9 +258,10 @@ class TrainingConfig(StageConfig):
     hardware: Annotated[Hardware | None, NoEffect()] = None
     """Without it, training runs in this process, on its GPU if it has one."""
     train: list[ModelPart] | None = Field(None, min_length=1)
-    """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
-    sinusoidal positions never learn. `new_tokens`, in pretrain with the language model frozen: of its
-    embeddings and head the rows of the prompt format's tags and of the marks around audio."""
+    """Parts of the model that learn, the rest is frozen. By default those of the stage that `policy` names,
+    or of the one that it goes on from in turn; all of them where none says it. The audio tower's sinusoidal
+    positions never learn. `new_tokens`, in pretrain with the language model frozen: of its embeddings and
+    head the rows of the prompt format's tags and of the marks around audio."""
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
