@@ -197,5 +197,5 @@ def _checksum(clip: str, outputs: Outputs) -> Tensor:
     return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)
 
 
-def _as_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+def _as_bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

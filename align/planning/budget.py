@@ -6,14 +6,15 @@ Nothing is loaded: shapes come from the recipe, from config.json files on disk, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from align.planning import estimate
+from align.planning import estimate, tower_outputs
 from align.planning.estimate import STRATEGIES, Shape, Strategy, UnknownShape, Workload
 from align.recipe.between_stages import train_comes_from
 from align.recipe.config.alignment import GRPOConfig
+from align.recipe.config.corpus import CLIP_S, CorpusConfig
 from align.recipe.config.training import (
     Assemble,
     FurtherTrainingConfig,
@@ -21,11 +22,14 @@ from align.recipe.config.training import (
     ModelShape,
     RandomAudio,
     RandomText,
+    StepsConfig,
     TrainingConfig,
 )
 from align.recipe.recipe import Recipe, Step
 from align.run_folder.artifacts import MANIFEST, DamagedFile, read_json, read_manifest
+from preference_data.dataset.dataset import Dataset
 from preference_data.prompts.prompts import all_tags
+from preference_data.schema import AudioClip
 
 TEXT_TOKENS = 256
 """Of a sequence, prompt and completion: an assumption."""
@@ -35,6 +39,8 @@ SMALL_TEXT_TOKENS = 64
 """Of a sequence that a small model learns: an assumption."""
 _WORKERS = 8
 """GPUs over which the table spreads what the recipe has in one process."""
+_ROWS = 2000
+"""Of a table of clips, that are looked at."""
 _RANK = 16
 """Of the table's LoRA, where the recipe has none."""
 _QWEN2_AUDIO = {"audio_config": {}, "text_config": {"vocab_size": 156_032, "intermediate_size": 11_008}}
@@ -86,6 +92,7 @@ def lines(step: Step, recipe: Recipe, run: Path, gpu_gb: float) -> Iterator[str]
     if count.total > SMALL:
         yield from _table(config, shape, load, hardware.memory_gb or gpu_gb)
     yield from _hours(step.name, config, run, shape, load)
+    yield _tower_outputs(config, shape, _clips(config, shape, corpus, run))
 
 
 def _what_learns(step: Step, recipe: Recipe) -> str:
@@ -149,6 +156,76 @@ def _drawing(config: GRPOConfig, workers: int, shape: Shape) -> Iterator[str]:
         f"  drawing completions comes on top: if all are as long as they may be, {tokens:,} times "
         f"{_size(weights)} of weights are read, {hours} at {estimate.PEAK_BYTES / 1e12:g} TB/s (H100)"
     )
+
+
+# -------------------------------------------------------------------------- outputs of a frozen tower
+
+
+class _Clips(NamedTuple):
+    """That a stage trains on: how many, how long on average, and in words how far that is known."""
+
+    n: int
+    mean_s: float
+    caveat: str = ""
+
+
+def _tower_outputs(config: TrainingConfig, shape: Shape, clips: _Clips) -> str:
+    """What keeping the audio tower's outputs takes on disk and saves, or why they are not kept."""
+    hardware = config.hardware or Hardware()
+    reason = tower_outputs.why_not_kept(
+        packed=bool(config.packed),
+        tower_learns=config.tower_learns,
+        augmented=config.augments,
+        strategy=hardware.strategy,
+        tower_parameters=estimate.parameters(shape).audio_tower,
+        limit_gb=hardware.tower_outputs_gb,
+    )
+    if reason:
+        return f"  outputs of the audio tower are not kept on disk: {reason}"
+    on_gpus = estimate.parameters(shape).total > SMALL
+    speed = estimate.MFU * estimate.PEAK_FLOPS * hardware.workers if on_gpus else estimate.CPU_FLOPS
+    size = clips.n * tower_outputs.clip_bytes(shape, clips.mean_s, 2 if on_gpus else 4)
+    hours = clips.n * tower_outputs.clip_flops(shape, clips.mean_s) / speed / 3600
+    passes = config.passes if config.n_examples is None else config.n_examples / clips.n
+    given = hardware.tower_outputs_gb
+    limit = "a tenth of what is free" if given is None else f"{given:g} GB"
+    return (
+        f"  outputs of the audio tower are kept on disk: {_size(size)} for {clips.n:,} clips of "
+        f"{clips.mean_s:.3g} s{clips.caveat}, at most {limit}. A run takes {_duration(hours)} to encode them "
+        f"once, in place of {_duration(passes * hours)} for the {passes:.3g} passes of this stage alone; a disk "
+        f"that gives more than {size / hours / 3600 / 1e6:.2g} MB/s is faster"
+    )
+
+
+def _clips(config: TrainingConfig, shape: Shape, corpus: CorpusConfig | None, run: Path) -> _Clips:
+    """By the corpus of an earlier run, by the recipe, or by prepared data sets; else 1,000 of the longest."""
+    split: Literal["train", "preference"] = "train" if isinstance(config, StepsConfig) else "preference"
+    if measured := _measured_clips([run / config.corpus], split):
+        return measured
+    if corpus and corpus.clips:
+        return _Clips(getattr(corpus.clips, split), CLIP_S)
+    if corpus and (measured := _measured_clips([Path(part.folder) for part in corpus.sources], split)):
+        return measured
+    longest_s = shape.positions * 2 * shape.hop_length / estimate.SAMPLE_RATE
+    return _Clips(
+        1000,
+        min(longest_s, corpus.max_duration_s) if corpus else longest_s,
+        " (how many there are is not known yet)",
+    )
+
+
+def _measured_clips(folders: Sequence[Path], split: str) -> _Clips | None:
+    """By the tables of prepared data sets, of which some rows are read; None if they are not there."""
+    seconds = n = 0.0
+    for folder in folders:
+        if not folder.is_dir():
+            return None
+        table = Dataset(folder).records(AudioClip)
+        rows = [table[i] for i in range(0, len(table), max(1, len(table) // _ROWS))]
+        own = [row.duration_s for row in rows if row.split == split]
+        scale = len(table) / max(1, len(rows))
+        n, seconds = n + scale * len(own), seconds + scale * sum(own)
+    return _Clips(round(n), seconds / n) if n else None
 
 
 # -------------------------------------------------------------------------- what the recipe says
@@ -228,9 +305,10 @@ def _config_json(ref: str) -> dict[str, Any]:
         if path.exists():
             config: dict[str, Any] = read_json(path)
             return config
-    if ref not in _PUBLISHED:
-        raise UnknownShape(f"the shape of {ref} is unknown until it is on disk")
-    return _PUBLISHED[ref]
+    for published, config in _PUBLISHED.items():
+        if published == ref or published.endswith(f"/{folder.name}"):  # a folder that it is to be fetched to
+            return config
+    raise UnknownShape(f"the shape of {ref} is unknown until it is on disk")
 
 
 def _workload(config: TrainingConfig, shape: Shape, seconds: float) -> Workload:

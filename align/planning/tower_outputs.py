@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from align.planning import estimate
+from align.planning.estimate import Shape
+
 SMALLEST = 1_000_000
 """Parameters of a tower below which it encodes a clip about as fast as a file is read."""
 
@@ -32,3 +35,13 @@ def why_not_kept(
     if tower_parameters < SMALLEST:
         return f"a tower of {tower_parameters:,} parameters encodes a clip about as fast as a file is read"
     return None
+
+
+def clip_bytes(shape: Shape, seconds: float, element_bytes: int) -> float:
+    """That the outputs for a clip take on disk: a vector for each audio token."""
+    return float(shape.audio_tokens(seconds) * shape.audio_width * element_bytes)
+
+
+def clip_flops(shape: Shape, seconds: float) -> float:
+    """Of the audio tower on a clip: 2 per weight and frame, of which two become a token."""
+    return 2.0 * estimate.parameters(shape).audio_tower * 2 * shape.audio_tokens(seconds)

@@ -122,6 +122,11 @@ class DPOConfig(FurtherTrainingConfig):
         by_facts = self.choose is not None and self.choose.by == "facts"
         return ("choose", "choose: {by: held_out_loss}") if by_facts else None
 
+    @property
+    def passes(self) -> float:
+        """Epochs, and one of the reference."""
+        return self.epochs + 1
+
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""
         return f"{self.epochs:g} epochs, {self.batch_size} pairs a step"
@@ -187,6 +192,11 @@ class KTOConfig(FurtherTrainingConfig):
         by_facts = self.choose is not None and self.choose.by == "facts"
         return ("choose", "choose: {by: held_out_accuracy}") if by_facts else None
 
+    @property
+    def passes(self) -> float:
+        """Epochs, and one of the reference."""
+        return self.epochs + 1
+
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the labels."""
         return f"{self.epochs:g} epochs, {self.batch_size} labels a step"
@@ -220,6 +230,11 @@ class RewardModelConfig(FurtherTrainingConfig):
         yield from super().conflicts()
         if self.lora is not None and self.lora.bits is not None:
             yield Conflict("lora", "bits: 4 is not for reward models: remove bits")
+
+    @property
+    def passes(self) -> float:
+        """Epochs."""
+        return float(self.epochs)
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""

@@ -292,6 +292,21 @@ class TrainingConfig(StageConfig):
         return None
 
     @property
+    def passes(self) -> float:
+        """How often each clip is heard where the examples are not counted: a reference hears them once."""
+        return 1.0
+
+    @property
+    def tower_learns(self) -> bool:
+        """Whether anything in the audio tower does."""
+        return self.train is None or "audio_tower" in self.train
+
+    @property
+    def augments(self) -> bool:
+        """Whether a clip's features change from example to example."""
+        return False
+
+    @property
     def has_live_reference(self) -> bool:
         """Whether, without adapters, a frozen copy of the policy stands beside the one that learns."""
         return False
@@ -321,6 +336,11 @@ class StepsConfig(TrainingConfig):
         """Steps by examples a step."""
         return self.steps * self.batch_size
 
+    @property
+    def augments(self) -> bool:
+        """By any part of `augment`."""
+        return any(self.augment.model_dump().values())
+
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Steps, examples, and how often each clip comes up."""
         n = self.n_examples
@@ -339,6 +359,13 @@ class FurtherTrainingConfig(TrainingConfig):
     def starts_from(self) -> str:
         """The policy."""
         return self.policy
+
+    @property
+    def tower_learns(self) -> bool:
+        """With LoRA, whether its target matches a layer there."""
+        if self.lora is None:
+            return super().tower_learns
+        return any(re.fullmatch(self.lora.target, name) for name in _LINEAR_LAYERS if "audio_tower" in name)
 
     def conflicts(self) -> Iterator[Conflict]:
         """LoRA freezes the whole model."""

@@ -103,8 +103,9 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
     plans; `frozen`: the audio tower; `kept`: that, and SFT does not augment; `once`: all rows are one batch,
-    else DPO holds three out; `filtered`: without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags; `twice`: two steps
-    of GRPO for each batch of completions; `vllm`: those come from vLLM.
+    else DPO holds three out; `filtered`: without chats that need no audio; `stock`: not packed; `tags`:
+    pre-training on tags; `twice`: two steps of GRPO for each batch of completions; `vllm`: those come from
+    vLLM.
     """
     from align.recipe.config.alignment import DPOConfig, GRPOConfig, KTOConfig
     from align.recipe.config.training import PretrainConfig, SFTConfig
