@@ -411,9 +411,9 @@ def test_how_many_examples_fit_at_a_time(tmp_path):
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
     loaded = recipe(tmp_path / "small", "{d_model: 64, heads: 2}", longest_s=3)
     text = budget_of(loaded, tmp_path / "run")
-    assert len(text.splitlines()) == 2
+    assert len(text.splitlines()) == 3
     assert "0." in text.partition(" M parameters")[0]
-    assert re.search(r"\n  on a CPU about 1\.\d GB of memory and \d+\.\d min at 50 GFLOP/s", text)
+    assert re.search(r"\n  on a CPU about 1\.\d GB of memory and \d+\.\d min, at 50 GFLOP/s", text)
     (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
     path = tmp_path / "run" / "1_pretrain" / "manifest.json"
     path.write_text("[]")
