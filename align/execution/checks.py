@@ -39,7 +39,7 @@ def load_checked(
     recipe, problems = read(folder, overrides)
     run = run_folder(recipe)
     for step in recipe.steps if problems else _unfinished(recipe, run):
-        problems += [*model_problems(step), *_refused_by_trl(step)]
+        problems += [*model_problems(step, recipe.corpus_of(step)), *_refused_by_trl(step)]
         problems += [*_judge_problems(step), *_engine_problems(step, recipe), *_data_problems(step, run)]
         problems += _snapshot_problems(step)
     if problems:

@@ -106,12 +106,15 @@ def decode_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, 
     return str(tokenizer.decode(tokens, skip_special_tokens=not is_plain))
 
 
-def open_engine(name: EngineName, policy: Path | str, clips: ClipFeatures) -> Engine:
-    """The engine of this name with `policy` loaded, in this process or one that it starts."""
+def open_engine(name: EngineName, policy: Path | str, clips: ClipFeatures, run: Path | None = None) -> Engine:
+    """The engine of this name with `policy` loaded, in this process or one that it starts.
+
+    Outputs of its audio tower are kept in the folder of a `run`; vLLM encodes clips itself and keeps none.
+    """
     if name == "vllm":
         from align.generation.vllm.engine import VllmEngine
 
         return VllmEngine(policy, clips)
     from align.generation.transformers_engine import TransformersEngine
 
-    return TransformersEngine(policy, clips)
+    return TransformersEngine(policy, clips, run)

@@ -21,7 +21,8 @@ from align.models.chat import Encoded, encode_prompt, encode_text
 from align.models.features import Clip, ClipFeatures
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.models.qwen2_audio.model import load_model, load_processor
-from align.models.qwen2_audio.packed import pack_for_inference
+from align.models.qwen2_audio.packed import keep_tower_outputs, pack_for_inference
+from align.models.tower_outputs import TowerOutputs
 
 
 class LiveEngine:
@@ -31,12 +32,17 @@ class LiveEngine:
         model: with the packed backbone; in eval mode where it completes.
         processor: of the model.
         clips: where requests' clips are looked up; may be set later.
+        kept: outputs of the model's tower, as long as that is frozen.
     """
 
     def __init__(
-        self, model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor, clips: ClipFeatures
+        self,
+        model: Qwen2AudioForConditionalGeneration,
+        processor: Qwen2AudioProcessor,
+        clips: ClipFeatures,
+        kept: TowerOutputs | None = None,
     ) -> None:
-        self.model, self.processor, self.clips = model, processor, clips
+        self.model, self.processor, self.clips, self.kept = model, processor, clips, kept
         self.stops = stop_tokens(model, processor.tokenizer)
 
     def complete(
@@ -114,7 +120,7 @@ class LiveEngine:
 
     def _rows(self, requests: Sequence[Request]) -> tuple[list[list[int]], list[list[Clip]]]:
         """The prompts' token ids, and the features of their clips."""
-        clips = self.clips.per_row([request.audios for request in requests])
+        clips = self.clips.per_row([request.audios for request in requests], self.kept)
         return [self.encode(request, own).ids for request, own in zip(requests, clips, strict=True)], clips
 
     def encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
@@ -133,19 +139,22 @@ class TransformersEngine(LiveEngine):
     Args:
         policy: folder of a saved model, or a Hub id.
         clips: where requests' clips are looked up; may be set later.
+        run: folder of a run, where the outputs of policies' towers are kept; None keeps none.
 
     Raises:
         ValueError: the language model has sliding-window layers.
     """
 
-    def __init__(self, policy: Path | str, clips: ClipFeatures) -> None:
+    def __init__(self, policy: Path | str, clips: ClipFeatures, run: Path | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.run = run
         model = pack_for_inference(load_model(policy)).to(self.device).eval()
-        super().__init__(model, load_processor(policy), clips)
+        super().__init__(model, load_processor(policy), clips, keep_tower_outputs(model, run))
 
     def load(self, policy: Path | str) -> None:
         """Complete as `policy` from now on: the same shape, other weights. The old ones stay if it fails."""
         self.model.load_state_dict(load_model(policy).state_dict())
+        self.kept = keep_tower_outputs(self.model, self.run)
 
     def close(self) -> None:
         """Free the model's memory."""

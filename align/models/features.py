@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from preference_data.audio.decode import SAMPLE_RATE, load
+from align.models.tower_outputs import TowerOutputs
+from align.run_folder.artifacts import sha256_json
+from preference_data.audio.decode import SAMPLE_RATE, inspect, load
 from preference_data.dataset.dataset import Dataset
 
 _SHORTEST = SAMPLE_RATE // 10
@@ -27,11 +30,21 @@ class Clip(NamedTuple):
     """`mel` (M, F): `n_frames` frames of the clip, then silent ones; the stock model wants `n_padded` in all.
 
     The last frame hears nothing of the clip any more, so that all further ones would equal it.
+
+    Where `TowerOutputs` were looked at, `name` is the clip's name there, and `outputs` (V, d) what they had
+    for it: then nothing else was computed, and `mel` is empty.
     """
 
     mel: Tensor
     n_frames: int
     n_padded: int
+    name: str | None = None
+    outputs: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return self.mel.nbytes + (0 if self.outputs is None else self.outputs.nbytes)
 
     def padded(self) -> Clip:
         """The clip with the silence up to the stock model's fixed length."""
@@ -59,22 +72,43 @@ class ClipFeatures:
         self._files = Dataset(root)
         self.longest_s = longest_s or self.extractor.n_samples / SAMPLE_RATE
         self.cache_bytes = cache_bytes
-        self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._clips: OrderedDict[tuple[Path | None, str], Clip] = OrderedDict()
         self._bytes = 0
 
-    def __call__(self, paths: Sequence[str]) -> list[Clip]:
-        """Features of clips given by their path relative to `root`, in that order."""
+    def __call__(self, paths: Sequence[str], kept: TowerOutputs | None = None) -> list[Clip]:
+        """Features of clips given by their path relative to `root`, in that order.
+
+        Of a clip for which `kept` has the tower's outputs those alone.
+        """
+        tower = None if kept is None else kept.folder
         distinct = dict.fromkeys(paths)
-        clips = {path: self._clips[path] for path in distinct if path in self._clips}
-        clips |= self._compute([path for path in distinct if path not in clips])
+        clips = {path: self._clips[tower, path] for path in distinct if (tower, path) in self._clips}
+        new = [path for path in distinct if path not in clips]
+        clips |= self._compute(new) if kept is None else self._look_up(new, kept)
         for path, clip in clips.items():
-            self._keep(path, clip)
+            if clip.name is None or clip.outputs is not None:  # else its outputs will be kept soon
+                self._keep((tower, path), clip)
         return [clips[path] for path in paths]
 
-    def per_row(self, rows: Sequence[Sequence[str]]) -> list[list[Clip]]:
+    def per_row(self, rows: Sequence[Sequence[str]], kept: TowerOutputs | None = None) -> list[list[Clip]]:
         """Features of each row's clips; new ones of all rows are computed together, in half the time."""
-        clips = iter(self([path for row in rows for path in row]))
+        clips = iter(self([path for row in rows for path in row], kept))
         return [[next(clips) for _ in row] for row in rows]
+
+    def name(self, path: str) -> str:
+        """Digest of all that a clip's features depend on: its bytes, and how they are heard.
+
+        Raises:
+            BadAudio: the file is refused by its header.
+        """
+        sound = inspect(self._files.find(path), max_duration_s=self.longest_s)
+        return sha256_json([sound.sha256, type(self).__name__, self._hearing])
+
+    @cached_property
+    def _hearing(self) -> dict[str, Any]:
+        """Of the feature extractor, all that its features depend on."""
+        about: dict[str, Any] = self.extractor.to_dict()
+        return about
 
     def wave(self, path: str) -> np.ndarray:
         """Samples (S,) of a clip at 16 kHz, as far as the model hears them."""
@@ -83,19 +117,37 @@ class ClipFeatures:
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
         return dict(zip(paths, mel_features(self.extractor, map(self.wave, paths)), strict=True))
 
+    def _look_up(self, paths: list[str], kept: TowerOutputs) -> dict[str, Clip]:
+        """What is kept of the clips, and features of the others.
+
+        Those are computed one by one, because beside other clips their last bits could be others.
+        """
+        names = {path: self.name(path) for path in paths}
+        found = {path: outputs for path in paths if (outputs := kept.get(names[path]))}
+        new = [path for path in paths if path not in found]
+        computed = {path: clip for path in new for clip in self._compute([path]).values()}
+        most, nothing = self.extractor.nb_max_frames, torch.empty(self.extractor.feature_size, 0)
+        return {
+            **{path: clip._replace(name=names[path]) for path, clip in computed.items()},
+            **{
+                path: Clip(nothing, outputs.n_frames, most, names[path], outputs.vectors)
+                for path, outputs in found.items()
+            },
+        }
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy for another process begins with an empty cache."""
         return {**self.__dict__, "_clips": OrderedDict(), "_bytes": 0}
 
-    def _keep(self, path: str, clip: Clip) -> None:
+    def _keep(self, key: tuple[Path | None, str], clip: Clip) -> None:
         """As the most recently used; the least recently used go."""
-        if path not in self._clips:
-            self._clips[path] = clip
-            self._bytes += clip.mel.nbytes
-        self._clips.move_to_end(path)
+        if key not in self._clips:
+            self._clips[key] = clip
+            self._bytes += clip.nbytes
+        self._clips.move_to_end(key)
         while self._bytes > self.cache_bytes:
             _, dropped = self._clips.popitem(last=False)
-            self._bytes -= dropped.mel.nbytes
+            self._bytes -= dropped.nbytes
 
 
 class SilentClips(ClipFeatures):

@@ -24,7 +24,13 @@ PEAK_BYTES = 3.35e12
 """Per second, of an H100's memory (NVIDIA's data sheet); an H200's is faster."""
 MFU = 0.35
 """Share of the peak that training reaches: an assumption until it is measured."""
+CPU_FLOPS = 50e9
+"""Per second in float32, as one thread of a server reached with recipes/whisper_digits; elsewhere assumed."""
+CPU_OVERHEAD = 1e9
+"""Bytes of the interpreter, its libraries, and clips that wait in memory. An assumption."""
 SAMPLE_RATE = 16_000
+POSITIONS_PER_S = 50
+"""Of a Whisper's encoder."""
 
 
 class Shape(NamedTuple):

@@ -3,29 +3,68 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from align.planning import estimate
-from align.planning.estimate import UnknownShape
+from align.planning.estimate import Shape, UnknownShape
+from align.recipe.config.corpus import CorpusConfig
+from align.recipe.config.training import Assemble, RandomAudio, RandomText
 from align.recipe.recipe import Step
 from align.recipe.stage_file import Problem
+from align.run_folder.artifacts import read_json
 
 _TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _TIMEOUT_S = 5
 _EXTRACTOR = ("preprocessor_config.json", "processor_config.json")
 
 
-def model_problems(step: Step) -> list[Problem]:
-    """What the folders of models that a step names lack."""
+def model_problems(step: Step, corpus: CorpusConfig | None) -> list[Problem]:
+    """What the folders of models that a step names lack, and where they hear less than clips may last."""
     problems: list[Problem] = []
     for ref, (loc, needs) in step.foreign_models.items():
         folder = Path(ref).expanduser()
         if folder.is_dir():
             kind = _policy if needs.kind == "policy" else {"audio": _whisper, "text": _qwen2}[str(loc[-1])]
             problems += [step.source.problem(loc, what) for what in kind(folder)]
+    model = getattr(step.config, "model", None)
+    if isinstance(model, Assemble) and not problems:
+        problems += [step.source.problem(("model", key), what) for key, what in _positions(model, corpus)]
     return problems
+
+
+def _positions(model: Assemble, corpus: CorpusConfig | None) -> Iterator[tuple[str, str]]:
+    """Where the parts know fewer positions than `clip_s` asks for, or the longest clip takes."""
+    audio, text = (
+        read_json(path) if (path := _config_of(part)) else {} for part in (model.audio, model.text)
+    )
+    positions = audio.get("max_source_positions", Shape().positions)
+    heard_s = positions // estimate.POSITIONS_PER_S
+    if model.clip_s and model.clip_s > heard_s:
+        yield "clip_s", f"{model.clip_s} is more than the {heard_s} s that {model.audio} has positions for"
+    longest_s = corpus.longest_s if corpus else None
+    if longest_s and longest_s > heard_s:
+        yield (
+            "audio",
+            f"{model.audio} has positions for {heard_s} s, and clips may last {longest_s:g} s: take an "
+            "encoder that hears more, or shorter clips",
+        )
+    tokens = (model.clip_s or heard_s) * estimate.POSITIONS_PER_S // 2
+    context = text.get("max_position_embeddings", math.inf)
+    if context <= tokens:
+        yield (
+            "text",
+            f"{model.text} knows {context} positions (max_position_embeddings), and the longest clip alone "
+            f"takes {tokens}: take a language model that knows more, or set clip_s",
+        )
+
+
+def _config_of(part: RandomAudio | RandomText | str) -> Path | None:
+    """The config.json of a part that is a folder on this machine."""
+    path = Path(part).expanduser() / "config.json" if isinstance(part, str) else None
+    return path if path and path.is_file() else None
 
 
 def hub_problem(ref: str) -> str | None:

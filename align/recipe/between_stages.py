@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.recipe.config.corpus import CLIP_S, CorpusConfig
+from align.recipe.config.base import StageConfig
+from align.recipe.config.corpus import MADE, CorpusConfig
 from align.recipe.config.evaluation import PromoteConfig
 from align.recipe.config.preference import AnnotateConfig, FromJudgementsOrScores, SampleConfig
 from align.recipe.config.training import (
+    Assemble,
     FurtherTrainingConfig,
     ModelPart,
     ModelShape,
     PretrainConfig,
     TrainingConfig,
 )
-from align.recipe.stage_file import Problem
+from align.recipe.stage_file import Problem, StageFile
 
 if TYPE_CHECKING:
     from align.recipe.recipe import Step
 
-_MADE = ("synthetic", "spoken_digits")
-"""Corpora whose clips are made, with facts and a length that are known before."""
 _ABOUT_THE_SAME = ("completions", "annotations", "scores", "pairs")
 """Keys of stages that must be about the same clips and completions as the stage that reads them."""
 _PARTS: tuple[ModelPart, ...] = ("audio_tower", "projector", "language_model")
@@ -159,25 +159,30 @@ def origin_of(step: Step, steps: Mapping[str, Step]) -> Step | None:
 
 
 def _clips_too_long(step: Step, config: TrainingConfig, steps: Mapping[str, Step]) -> Iterator[Problem]:
-    """Clips that may be longer than a small model hears: it would silently not hear their end.
+    """Clips that may be longer than a model with a `clip_s` hears: it would silently not hear their end.
 
-    A mixture's clips are measured before training: its limit is often far above what they last.
+    One that was trained on longer clips, a Whisper, hears the last frames of a clip right only with silence
+    behind them. A mixture's clips are measured before training: its limit is often far above what they last.
     """
     corpus, origin = steps.get(config.corpus), origin_of(step, steps)
-    shape = getattr(origin.config, "model", None) if origin else None
-    if origin is None or corpus is None or not isinstance(shape, ModelShape):
+    model = getattr(origin.config, "model", None) if origin else None
+    if origin is None or corpus is None or not isinstance(model, ModelShape | Assemble) or not model.clip_s:
         return
-    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus == "mixture":
+    if not isinstance(corpus.config, CorpusConfig) or corpus.config.longest_s is None:
         return
-    is_made, limit_s = corpus.config.corpus in _MADE, corpus.config.max_duration_s
-    longest_s = CLIP_S if is_made else limit_s
-    if shape.clip_s < longest_s:
-        lengths = f"last {CLIP_S:g} s" if is_made else f"may last {limit_s:g} s"
-        instead = "" if is_made else f", or {corpus.name}.max_duration_s to {shape.clip_s}"
+    longest_s, is_made = corpus.config.longest_s, corpus.config.corpus in MADE
+    is_cut = isinstance(model, Assemble)
+    fits = model.clip_s > longest_s if is_cut else model.clip_s >= longest_s
+    if not fits:
+        lengths = f"{'' if is_made else 'may '}last {longest_s:g} s"
+        least = floor(longest_s) + 1 if is_cut else ceil(longest_s)
+        why = " and needs silence behind a clip" if is_cut and model.clip_s == longest_s else ""
+        shorter = model.clip_s - 1 if is_cut else model.clip_s
+        instead = "" if is_made or not shorter else f", or {corpus.name}.max_duration_s to {shorter}"
         yield step.source.problem(
             ("corpus",),
-            f"clips of {corpus.name} {lengths}, but the model hears {shape.clip_s} s: set "
-            f"{origin.name}.model.clip_s to {ceil(longest_s)} or more{instead}",
+            f"clips of {corpus.name} {lengths}, but the model hears {model.clip_s} s{why}: set "
+            f"{origin.name}.model.clip_s to {least} or more{instead}",
         )
 
 
@@ -186,7 +191,7 @@ def _empty_lessons(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
     corpus = steps.get(str(getattr(step.config, "corpus", None)))
     if not isinstance(step.config, PretrainConfig) or corpus is None or not step.config.curriculum:
         return
-    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus not in _MADE:
+    if not isinstance(corpus.config, CorpusConfig) or corpus.config.corpus not in MADE:
         return
     from preference_data.corpora.catalog import phrasebook_of  # these take half a second
     from preference_data.toy_world.phrasebook import Phrasebook
@@ -204,11 +209,39 @@ def _empty_lessons(step: Step, steps: Mapping[str, Step]) -> Iterator[Problem]:
                     yield step.source.problem(("curriculum", number, "values", place), message)
 
 
+def with_inherited_train(
+    file: StageFile, config: StageConfig, earlier: list[Step]
+) -> tuple[StageConfig, list[Problem]]:
+    """A stage's config with the `train` of the stage that it goes on from, unless it says its own.
+
+    What pre-training keeps frozen, a tower as Whisper's, stays frozen. Stages with LoRA train nothing of the
+    model itself: their own `train` is empty, and one after them goes on from the stage before them.
+    """
+    if not isinstance(config, FurtherTrainingConfig) or config.train is not None or config.lora is not None:
+        return config, []
+    before = train_comes_from(config, {step.name: step for step in earlier})
+    if before is None or not isinstance(before.config, TrainingConfig):
+        return config, []
+    if "new_tokens" in (before.config.train or ()):
+        message = f"must be given: {before.name} trains new_tokens, which are learned in pretrain only"
+        return config, [file.problem(("stage",), f"train {message}")]
+    return config.model_copy(update={"train": before.config.train}), []
+
+
+def train_comes_from(config: FurtherTrainingConfig, steps: Mapping[str, Step]) -> Step | None:
+    """The nearest stage among those that a policy comes from which says what learns, if one does."""
+    before = steps.get(config.policy)
+    while before is not None and isinstance(before.config, TrainingConfig):
+        if before.config.train is not None and "train" in before.source.data:
+            return before
+        before = steps.get(str(getattr(before.config, "policy", None)))
+    return None
+
+
 def thawed_parts(steps: list[Step]) -> list[str]:
     """Parts of a model that a later stage trains although an earlier one kept them frozen, in words.
 
-    No mistake: a stage may well train more than the one before it, and nothing is lost by it. But where
-    `train` is left out everything learns, a tower too that pre-training has kept as Whisper's.
+    No mistake: a stage may well train more than the one before it, and nothing is lost by it.
     """
     by_name = {step.name: step for step in steps}
     lines = []
@@ -219,8 +252,7 @@ def thawed_parts(steps: list[Step]) -> list[str]:
             continue
         frozen = _frozen(before)
         if thawed := [part for part in _PARTS if part in frozen and part not in _frozen(step)]:
-            why = "" if config.train else ", because it has no `train`: then all parts learn"
-            lines.append(f"{step.name} trains {', '.join(thawed)}, which {before.name} kept frozen{why}")
+            lines.append(f"{step.name} trains {', '.join(thawed)}, which {before.name} kept frozen")
     return lines
 
 

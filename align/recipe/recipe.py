@@ -144,6 +144,8 @@ def read(folder: Path, overrides: list[str] | None = None) -> tuple[Recipe, list
         mistakes += _check_references(file, earlier, files)
         mistakes += _check_trl(file)
         if config is not None:
+            config, wrong = between_stages.with_inherited_train(file, config, steps)
+            mistakes += wrong
             mistakes += _check_folders(file, config)
             mistakes += _check_facts(file, config, {step.name: step.config for step in steps})
             refs = [ref for _, _, ref in _references(type(config), file.data)]

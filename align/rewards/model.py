@@ -14,7 +14,7 @@ from align.models.features import Clip, ClipFeatures
 from align.models.qwen2_audio import reward_model
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
 from align.models.qwen2_audio.model import load_processor
-from align.models.qwen2_audio.packed import pack_for_inference
+from align.models.qwen2_audio.packed import keep_tower_outputs, pack_for_inference
 from align.models.scoring import batches_within
 from align.models.shards import weights_sha256
 from align.rewards.reward import BadReward, Parts
@@ -28,8 +28,10 @@ _MAX_TOKENS = 16_384
 class RewardModelReward:
     """What a saved reward model says of a completion of a prompt about its clips, any real number."""
 
-    def __init__(self, model: Path, corpus: Path, weight: float = 1.0) -> None:
+    def __init__(self, model: Path, corpus: Path, weight: float = 1.0, run: Path | None = None) -> None:
         """A reward model's folder, and below which folder the clips are.
+
+        What its audio tower gives is kept in the folder of a `run`.
 
         Raises:
             ValueError: the folder holds no reward model.
@@ -40,6 +42,7 @@ class RewardModelReward:
         self._clips = ClipFeatures(self._processor, corpus)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = pack_for_inference(reward_model.load_model(model)).to(self._device).eval()
+        self._kept = keep_tower_outputs(self._model, run)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse a prompt that holds a token that steers the model."""
@@ -65,7 +68,7 @@ class RewardModelReward:
         return {"model": [of_key[key] for key in keys]}
 
     def _collate(self, rows: Sequence[tuple[Prompt, str]]) -> dict[str, Any]:
-        clips = self._clips.per_row([prompt.audios for prompt, _ in rows])
+        clips = self._clips.per_row([prompt.audios for prompt, _ in rows], self._kept)
         ids = [
             torch.tensor(self._encode(prompt, text, own))
             for (prompt, text), own in zip(rows, clips, strict=True)

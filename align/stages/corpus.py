@@ -106,7 +106,7 @@ def _prepared(
     if config.corpus == "synthetic":
         return synthetic.prepare(out, phrasebook, counts=counts, seed=config.seed, on_progress=on_progress)
     prepare = (
-        partial(spoken_digits.prepare, counts=counts)
+        partial(spoken_digits.prepare, counts=counts, pad_to_s=config.pad_to_s)
         if config.corpus == "spoken_digits"
         else partial(folder.prepare, max_duration_s=config.max_duration_s)
     )

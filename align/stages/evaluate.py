@@ -258,7 +258,7 @@ def _complete(
     """A policy's completions by set, greedy; each batch is saved when done."""
     with Progress(f"{out.name} {policy}", sum(len(part.requests) for part in sets), out.path) as progress:
         return complete_all(
-            partial(open_engine, config.engine, model, sets[0].clips),
+            partial(open_engine, config.engine, model, sets[0].clips, out.path.parent),
             sets,
             Decoding(config.max_new_tokens),
             seed=config.seed,

@@ -9,6 +9,7 @@ metrics.jsonl.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from align.models.qwen2_audio import assemble
+from align.models.qwen2_audio import assemble, random_parts
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.vocabulary import add_tags, fit_embeddings
-from align.recipe.config.training import Assemble, ModelShape, PretrainConfig
+from align.recipe.config.training import Assemble, ModelShape, PretrainConfig, RandomAudio, RandomText
 from align.recipe.config.training import Lesson as LessonConfig
 from align.run_folder.artifacts import StageFolder
 from align.stages.tuning import schedule_of, tuning_of
@@ -46,6 +47,11 @@ from preference_data.prompts.prompts import (
 from preference_data.schema import AudioClip, TaskExample
 from preference_data.toy_world.phrasebook import Phrasebook
 
+_WHISPER_S = 30
+"""Seconds that a Whisper hears."""
+_SILENCE_S = 0.04
+"""Behind a clip, in a window that is cut: an encoder trained on longer ones computes the clip's last frames
+from it (half a transform's window and two convolutions), and would get them wrong at the edge."""
 _TOKENIZER_TEXTS = 2000
 """Texts of a corpus without a phrasebook that a small model's tokenizer is trained on."""
 
@@ -54,7 +60,10 @@ def run(config: PretrainConfig, inputs: dict[str, Path], out: StageFolder) -> di
     """Train; returns the last logged metrics."""
     corpus = inputs[config.corpus]
     processor, model = _start(config, inputs, out.path / "assembled")
-    check_clip_lengths(Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction)
+    is_cut = isinstance(config.model, Assemble) and config.model.clip_s is not None
+    check_clip_lengths(
+        Dataset(corpus).table(AudioClip), processor, config.max_bad_fraction, _SILENCE_S if is_cut else 0.0
+    )
     n_parameters = qwen2_audio.n_parameters(model)
     method = supervised_fine_tuning(
         _examples(config, corpus), augmentation_of(**config.augment.model_dump()), config.max_bad_fraction
@@ -87,13 +96,10 @@ def _start(
             trained = _processor(shape, corpus, config.prompt_format) if processes.is_first() else None
             processor = processes.broadcast(trained)
             return processor, _from_random(shape, processor, config.seed)
-        case Assemble(audio=audio, text=text):
+        case Assemble() as parts:
             if processes.is_first():
                 if not assembled.is_dir():
-                    parts = assemble.fetched(inputs[audio]), assemble.fetched(inputs[text])
-                    assemble.assemble(
-                        *parts, assembled, seed=config.seed, tags=all_tags(config.prompt_format)
-                    )
+                    _assemble(parts, config, inputs, assembled)
                 shutil.copy(assembled / assemble.REPORT, assembled.parent)
             processes.barrier()
             path: Path | str = assembled
@@ -104,6 +110,27 @@ def _start(
     tags = tags_needed(store.stream(corpus / "pretrain.jsonl", TaskExample), config.prompt_format, longest_s)
     fit_embeddings(model, processor.tokenizer, add_tags(processor.tokenizer, tags))
     return processor, model
+
+
+def _assemble(parts: Assemble, config: PretrainConfig, inputs: dict[str, Path], to: Path) -> None:
+    """Write a Qwen2-Audio of the parts to the folder `to`, with the tags that the corpus' tasks need."""
+    corpus, heard_s = inputs[config.corpus], parts.clip_s or _WHISPER_S
+    kinds = one_of_each_kind(store.stream(corpus / "pretrain.jsonl", TaskExample))
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix="random-") as name:
+        audio, text = Path(name) / "audio", Path(name) / "text"
+        if isinstance(parts.audio, RandomAudio):
+            sizes = parts.audio.model_dump()
+            random_parts.write_whisper(audio, **sizes, clip_s=heard_s, seed=config.seed)
+        else:
+            audio = assemble.fetched(inputs[parts.audio])
+        if isinstance(parts.text, RandomText):
+            tokenizer = qwen2_audio.build_tokenizer(_tokenizer_texts(corpus, kinds), parts.text.vocab_size)
+            sizes = parts.text.model_dump(exclude={"vocab_size"})
+            random_parts.write_qwen2(text, tokenizer, **sizes, seed=config.seed)
+        else:
+            text = assemble.fetched(inputs[parts.text])
+        tags = tags_needed(kinds, config.prompt_format, heard_s)
+        assemble.assemble(audio, text, to, clip_s=parts.clip_s, seed=config.seed, tags=tags)
 
 
 def _new_rows(processor: qwen2_audio.Qwen2AudioProcessor, prompt_format: PromptFormat) -> tuple[int, ...]:
@@ -129,14 +156,10 @@ def _from_random(
 def _processor(
     shape: ModelShape, corpus: Path, prompt_format: PromptFormat
 ) -> qwen2_audio.Qwen2AudioProcessor:
-    """A tokenizer trained on the corpus' phrasebook, chats and tasks, with the tags they need."""
-    chat = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
-    always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
+    """A tokenizer trained on the corpus' texts, with the tags that its tasks need."""
     kinds = one_of_each_kind(store.stream(corpus / "pretrain.jsonl", TaskExample))
-    prompts = {prompt_of(example, "sentences").replace(AUDIO, "") for example in kinds}
-    texts = _tokenizer_texts(corpus)
     return qwen2_audio.build_processor(
-        [*texts, *chat, *always, *sorted(prompts - {*always})] * 20,  # so that BPE makes every word one token
+        _tokenizer_texts(corpus, kinds),
         vocab_size=shape.vocab_size,
         mel_bins=shape.mel_bins,
         hop_length=shape.hop_length,
@@ -145,8 +168,16 @@ def _processor(
     )
 
 
-def _tokenizer_texts(corpus: Path) -> list[str]:
-    """Texts that a tokenizer is trained on: all texts about synthetic clips, else some of the targets."""
+def _tokenizer_texts(corpus: Path, kinds: list[TaskExample]) -> list[str]:
+    """Texts that a tokenizer is trained on, each so often that BPE makes every word a token."""
+    chat = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
+    always = [pretraining_prompt(task, 0, "sentences") for task in ("transcribe", "caption")]
+    prompts = {prompt_of(example, "sentences").replace(AUDIO, "") for example in kinds}
+    return [*_corpus_texts(corpus), *chat, *always, *sorted(prompts - {*always})] * 20
+
+
+def _corpus_texts(corpus: Path) -> list[str]:
+    """All texts about synthetic clips, else some of the targets."""
     if (corpus / "phrasebook.yaml").exists():
         return list(Phrasebook.load(corpus / "phrasebook.yaml").texts())
     records = [part.records for part in Dataset(corpus).parts(TaskExample)]

@@ -62,7 +62,8 @@ def run(config: RewardModelConfig, inputs: dict[str, Path], out: StageFolder) ->
         base=policy,
     )
     if processes.is_first():
-        result = pair_accuracy(RewardModelReward(out.path / "model", corpus), held_out, config.seed)
+        reward = RewardModelReward(out.path / "model", corpus, run=out.path.parent)
+        result = pair_accuracy(reward, held_out, config.seed)
         write_json(out.path / _REPORT, plain_values(result._asdict()))
         metrics |= result.metrics
         minima = config.min_accuracy, config.min_accuracy_over_shuffled

@@ -44,4 +44,4 @@ def _rewards(config: RewardConfig, corpus: Path, run: Path, inputs: Mapping[str,
         yield JudgeReward(judge, config.judge.weight)
     if config.model:
         model = ModelReward(stage=config.model) if isinstance(config.model, str) else config.model
-        yield RewardModelReward(inputs[model.stage] / "model", corpus, model.weight)
+        yield RewardModelReward(inputs[model.stage] / "model", corpus, model.weight, run)

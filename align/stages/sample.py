@@ -78,7 +78,7 @@ def _completions(
     requests = [request_of(prompt) for prompt in prompts]
     with Progress(out.name, len(requests), out.path) as progress:
         return complete_all(
-            partial(open_engine, config.engine, policy, clips),
+            partial(open_engine, config.engine, policy, clips, out.path.parent),
             [RequestSet("prompts", clips, requests)],
             Decoding(
                 config.max_new_tokens,

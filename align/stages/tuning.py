@@ -26,6 +26,7 @@ def tuning_of(config: TrainingConfig) -> Tuning:
         strategy=hardware.strategy,
         offload=hardware.offload,
         memory_gb=hardware.memory_gb,
+        tower_outputs_gb=hardware.tower_outputs_gb,
         packed=bool(config.packed),
         attention=config.packed if isinstance(config.packed, str) else None,
     )
@@ -62,11 +63,11 @@ def train_policy(
         tuning=tuning,
         trl=config.trl,
         base=policy,
-        choice=choice_of(config.choose, policy, corpus),
+        choice=choice_of(config.choose, policy, corpus, out.path.parent),
     )
 
 
-def choice_of(choose: Choose | None, policy: Path | str, corpus: Path) -> CheckpointChoice | None:
+def choice_of(choose: Choose | None, policy: Path | str, corpus: Path, run: Path) -> CheckpointChoice | None:
     """How the published checkpoint is chosen, by what a stage's config says."""
     match choose:
         case None:
@@ -76,6 +77,9 @@ def choice_of(choose: Choose | None, policy: Path | str, corpus: Path) -> Checkp
         case Choose(by="held_out_accuracy"):
             return CheckpointChoice("held_out/accuracy")
         case _:
+            limit = choose.max_over_abstention
             return CheckpointChoice(
-                "dev/score", score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens)
+                "dev/score",
+                score=DevScore(policy, corpus, choose.questions, choose.max_new_tokens, run),
+                limits={} if limit is None else {"dev/over_abstention": limit},
             )

@@ -76,14 +76,17 @@ def mask(mel: Tensor, n_frames: int, policy: SpecAugment, seed: int) -> Tensor:
     return torch.cat([clip, mel[:, n_frames:]], dim=1)
 
 
-def augment(mel: Tensor, how: Augmentation, seed: int) -> Tensor:
-    """A changed copy of `mel` (M, F)."""
+def augment(mel: Tensor, n_frames: int, how: Augmentation, seed: int) -> Tensor:
+    """A changed copy of `mel` (M, F), of which `n_frames` are the clip: the time mask lies within them.
+
+    The silence behind them is changed like the clip, as if it had been recorded with it.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=draw)
 
-    bins, frames = mel.shape
+    bins = len(mel)
     if how.vocal_tract:
         mel = warp_frequency(mel, math.exp(float(uniform(-how.vocal_tract, how.vocal_tract))))
     if how.channel:
@@ -92,14 +95,15 @@ def augment(mel: Tensor, how: Augmentation, seed: int) -> Tensor:
     if how.floor:
         mel = torch.maximum(mel, mel.min() + uniform(0, how.floor))
     mel = mel + uniform(-how.gain, how.gain)
-    mean = mel.mean()
+    mean = mel[:, :n_frames].mean()
     if how.frequency_mask:
         width = int(uniform(0, how.frequency_mask))
         start = int(uniform(0, bins - width))
         mel[start : start + width] = mean
     if how.time_mask:
         width = int(uniform(0, how.time_mask))
-        start = int(uniform(0, frames - width))
+        width = min(width, n_frames)
+        start = int(uniform(0, n_frames - width))
         mel[:, start : start + width] = mean
     return mel
 

@@ -35,6 +35,7 @@ from align.models.chat import (
 )
 from align.models.features import Clip, ClipFeatures, stack
 from align.models.qwen2_audio.clips import expand_clips, pack_audio
+from align.models.tower_outputs import TowerOutputs
 from align.training.augmentation import Augmentation, SpecAugment, augment, mask
 from preference_data import store
 from preference_data.preferences.pairs import weigh
@@ -178,18 +179,21 @@ class SFTCollator:
     """Rows of chats (`messages`) or plain texts (`prompt`, `completion`), each with `audios`.
 
     Gives input_ids, attention_mask, labels (B, T; -100 but on completions) and the clips (`audio_inputs`).
-    A row's features are augmented by its `draw` number alone.
+    A row's features are augmented by its `draw` number alone. `kept` outputs of a frozen tower are for packed
+    batches of clips as they are.
     """
 
     processor: Qwen2AudioProcessor
     features: ClipFeatures
     augmentation: Augmentation | SpecAugment = field(default_factory=Augmentation)
     packed: bool = False
+    kept: TowerOutputs | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []
-        for row, own in zip(rows, self.features.per_row([row["audios"] for row in rows]), strict=True):
+        heard = self.features.per_row([row["audios"] for row in rows], self.kept)
+        for row, own in zip(rows, heard, strict=True):
             encoded = expand_clips(self.processor, encode_row(self.processor, row), own)
             ids.append(torch.tensor(encoded.ids))
             mask = torch.tensor(encoded.mask)
@@ -207,8 +211,7 @@ class SFTCollator:
         draw = row["draw"]
         if isinstance(self.augmentation, SpecAugment):
             return clip._replace(mel=mask(clip.mel, clip.n_frames, self.augmentation, draw))
-        padded = clip.padded()  # masks fall anywhere in it, also beyond the clip
-        return padded._replace(mel=augment(padded.mel, self.augmentation, draw))
+        return clip._replace(mel=augment(clip.mel, clip.n_frames, self.augmentation, draw))
 
 
 @dataclass
@@ -222,10 +225,11 @@ class PreferenceCollator:
     processor: Qwen2AudioProcessor
     features: ClipFeatures
     packed: bool = False
+    kept: TowerOutputs | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
-        clips = self.features.per_row([row["audios"] for row in rows])
+        clips = self.features.per_row([row["audios"] for row in rows], self.kept)
         prompts = _prompts(self.processor, [_prompt(row) for row in rows], clips)
         completions = [row[side] for side in ("chosen", "rejected") for row in rows]
         return {
@@ -248,10 +252,11 @@ class LabelCollator:
     features: ClipFeatures
     packed: bool = False
     with_kl: bool = True
+    kept: TowerOutputs | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
-        clips = self.features.per_row([row["audios"] for row in rows])
+        clips = self.features.per_row([row["audios"] for row in rows], self.kept)
         prompts = _prompts(self.processor, [row["messages"] for row in rows], clips)
         completions = [row["completion"] for row in rows]
         if self.with_kl:

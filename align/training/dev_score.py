@@ -28,9 +28,19 @@ _BATCH = 128
 class DevScore:
     """Scores a policy by its answers to dev questions about known facts, and by its KL to the reference."""
 
-    def __init__(self, reference: Path | str, corpus: Path, questions: int, max_new_tokens: int) -> None:
-        """`questions` of the corpus' dev split, answered in up to `max_new_tokens` tokens."""
-        self.decoding, self.corpus = Decoding(max_new_tokens), corpus
+    def __init__(
+        self,
+        reference: Path | str,
+        corpus: Path,
+        questions: int,
+        max_new_tokens: int,
+        run: Path | None = None,
+    ) -> None:
+        """`questions` of the corpus' dev split, answered in up to `max_new_tokens` tokens.
+
+        What the policies' audio towers give is kept in the folder of a `run`.
+        """
+        self.decoding, self.corpus, self.run = Decoding(max_new_tokens), corpus, run
         self._questions, self._reference = questions, reference
 
     @cached_property
@@ -47,11 +57,11 @@ class DevScore:
     def reference(self) -> TransformersEngine:
         """Loaded when training is over."""
         processor = qwen2_audio.load_processor(self._reference)
-        return TransformersEngine(self._reference, ClipFeatures(processor, self.corpus))
+        return TransformersEngine(self._reference, ClipFeatures(processor, self.corpus), self.run)
 
     def __call__(self, policy: Path) -> dict[str, float]:
         """Means over the questions; KL in nats per answer."""
-        engine = TransformersEngine(policy, self.reference.clips)
+        engine = TransformersEngine(policy, self.reference.clips, self.run)
         answers = self._answers(engine)
         judged = FactJudge(self.corpus / "phrasebook.yaml").judge(self.items, answers)
         overall = levels(judged) | {"score": fmean(answer.score or 0.0 for answer in judged)}
@@ -71,7 +81,10 @@ class DevScore:
             {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios}
             for item, request, answer in zip(self.items, self.requests, answers, strict=True)
         ]
-        collate = SFTCollator(engine.processor, engine.clips, packed=True)
+        both = engine.kept, self.reference.kept
+        is_shared = both[0] is not None and both[1] is not None and both[0].folder == both[1].folder
+        kept = engine.kept if is_shared else None  # both models read the same batches
+        collate = SFTCollator(engine.processor, engine.clips, packed=True, kept=kept)
         return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
 
 

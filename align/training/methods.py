@@ -65,6 +65,8 @@ class Method:
     """Whether, with these arguments and no adapters, a frozen model stands beside the one that learns."""
     load: Load = qwen2_audio.load_model
     """What reads what was trained."""
+    augmentation: Augmentation | SpecAugment = field(default_factory=Augmentation)
+    """Of the clips' features."""
     least_micro_batch: int = 1
     """Fewest examples that the loss is computed of at a time. Above 1 it depends on which examples share a
     micro-batch, so they are not sorted into them by length."""
@@ -87,6 +89,7 @@ def supervised_fine_tuning(
         partial(AudioSFTTrainer, max_bad_fraction=max_bad_fraction),
         SFTConfig,
         {"max_length": None},
+        augmentation=augmentation,
     )
 
 

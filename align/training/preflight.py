@@ -234,14 +234,19 @@ def _some(names: set[str]) -> str:
 
 
 def check_clip_lengths(
-    clips: Iterable[AudioClip], processor: Qwen2AudioProcessor, max_bad_fraction: float
+    clips: Iterable[AudioClip],
+    processor: Qwen2AudioProcessor,
+    max_bad_fraction: float,
+    silence_s: float = 0.0,
 ) -> None:
     """Check that at most this share of the clips is longer than the model can hear: they are not cut.
+
+    `silence_s` of what the model hears must be free behind every clip.
 
     Raises:
         NotReady: with their number and the longest.
     """
-    longest_s = processor.feature_extractor.n_samples / SAMPLE_RATE
+    longest_s = processor.feature_extractor.n_samples / SAMPLE_RATE - silence_s
     n = n_longer = 0
     longest = (0.0, "")
     for clip in clips:
@@ -377,7 +382,7 @@ def compare_packing(
     """
     device = next(model.parameters()).device
     packed, packed_s = _timed(model, send_to_device(collate(rows), device))
-    padded, padded_s = _timed(model, send_to_device(_padded(collate)(rows), device))
+    padded, padded_s = _timed(model, send_to_device(changed(collate, packed=False)(rows), device))
     difference = (packed - padded).abs().mean().item()
     if not difference <= _TOLERANCE[precision]:
         raise PackingIsWrong(
@@ -387,12 +392,12 @@ def compare_packing(
     return PackingComparison(packed_s, padded_s, difference)
 
 
-def _padded(collate: Any) -> Callable[..., dict[str, Any]]:
-    """The collator that makes the stock model's batches of the same rows."""
+def changed(collate: Any, **fields: Any) -> Collator:
+    """A collator with other fields, also within `ReplacingCollator`."""
     if isinstance(collate, ReplacingCollator):
-        return replace(collate, collate=replace(collate.collate, packed=False))
-    stock: Callable[..., dict[str, Any]] = replace(collate, packed=False)
-    return stock
+        return replace(collate, collate=replace(collate.collate, **fields))
+    other: Collator = replace(collate, **fields)
+    return other
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from transformers import (
 
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio.packed import keep_tower_outputs
+from align.models.tower_outputs import TowerOutputs
+from align.planning.tower_outputs import why_not_kept
 from align.run_folder.artifacts import (
     Interrupted,
     StageFolder,
@@ -30,6 +34,7 @@ from align.run_folder.artifacts import (
 )
 from align.run_folder.progress import Progress
 from align.training import processes, strategies
+from align.training.augmentation import Augmentation
 from align.training.checkpoints import (
     as_policy,
     candidates,
@@ -44,10 +49,12 @@ from align.training.lengths import Lengths
 from align.training.memory import keep_freed_memory, plan_micro_batches
 from align.training.methods import Method, Schedule
 from align.training.monitoring import Alarms
-from align.training.preflight import Collator, NotReady, Preflight, describe_beyond
+from align.training.preflight import Collator, NotReady, Preflight, changed, describe_beyond
 from align.training.preparation import prepare_model
 from align.training.trainers import AudioTrainer
 from align.training.tuning import Tuning
+
+log = logging.getLogger(__name__)
 
 _PROGRESS = {"loss": "loss", "tokens_per_s": "tokens/s", "audio_s_per_s": "audio s/s"}
 
@@ -62,11 +69,16 @@ class PolicyScore(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """The checkpoint with the best `metric` is published: one that training logs, or one of `score`."""
+    """The checkpoint with the best `metric` is published: one that training logs, or one of `score`.
+
+    `limits` are the most that other metrics may be; where every checkpoint exceeds one, those that exceed it
+    least are left.
+    """
 
     metric: str
     is_better_larger: bool = True
     score: PolicyScore | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -133,11 +145,12 @@ def train(
             trl={**loader, **settings},
         )
     )
+    kept = _kept_outputs(method, model, tuning, out)
     trainer = method.trainer(
         model=model,
         args=args,
         train_dataset=_in_order(method, lengths, schedule, args),
-        data_collator=collator,
+        data_collator=collator if kept is None else changed(collator, kept=kept),
         processing_class=processor,
         peft_config=tuning.peft_config,
         strategy=tuning.strategy,
@@ -153,6 +166,25 @@ def train(
         publish(checkpoint, base, processor, out.path, method.load)
         metrics |= scores
     return metrics
+
+
+def _kept_outputs(
+    method: Method, model: PreTrainedModel, tuning: Tuning, out: StageFolder
+) -> TowerOutputs | None:
+    """Where the outputs of the audio tower are kept, if they are; rank 0 says which, and why not."""
+    reason = why_not_kept(
+        packed=tuning.packed,
+        tower_learns=tuning.learns_in(model, "audio_tower"),
+        augmented=method.augmentation != Augmentation(),
+        strategy=tuning.strategy,
+        tower_parameters=qwen2_audio.n_parameters(model.model.audio_tower),
+        limit_gb=tuning.tower_outputs_gb,
+    )
+    kept = None if reason else keep_tower_outputs(model, out.path.parent, tuning.tower_outputs_gb)
+    if processes.is_first():
+        is_kept = "" if kept is None else f" kept in {kept.folder}, up to {kept.limit / 1e9:.3g} GB"
+        print(f"{out.name}: outputs of the audio tower are{is_kept or f' not kept: {reason}'}", flush=True)
+    return kept
 
 
 def _refuse_long(method: Method, lengths: Lengths, context: int) -> None:
@@ -330,8 +362,26 @@ def choose(
         if choice.metric in metrics:  # a checkpoint between evaluations, of a stopped run, is not a candidate
             scores[checkpoint] = metrics
     sign = 1 if choice.is_better_larger else -1
-    best = max(scores, key=lambda checkpoint: sign * scores[checkpoint][choice.metric])
+    kept = _within(choice.limits, scores)
+    best = max(kept, key=lambda checkpoint: sign * scores[checkpoint][choice.metric])
     return best, {"chosen_step": float(step_of(best)), **scores[best]}
+
+
+def _within(limits: Mapping[str, float], scores: Mapping[Path, Mapping[str, float]]) -> list[Path]:
+    """The checkpoints that keep all limits, or exceed them least."""
+    kept = list(scores)
+    for metric, limit in limits.items():
+        excess = {path: max(0.0, scores[path][metric] - limit) for path in kept}
+        least = min(excess.values())
+        if least > 0:
+            log.warning(
+                "every checkpoint has %s above %g; the least is %.3g. Train fewer steps, or at a lower rate",
+                metric,
+                limit,
+                least + limit,
+            )
+        kept = [path for path in kept if excess[path] == least]
+    return kept
 
 
 def _held_out(row: Mapping[str, Any]) -> dict[str, float]:

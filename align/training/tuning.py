@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ class Tuning:
     """`train`: the parts that learn, all if None. With `lora` only its low-rank updates do.
 
     `packed` chooses the packed backbone and `attention` its back end, see `qwen2_audio.packed`;
-    `memory_gb` is what one process may use, in 10^9 bytes, by default its GPU's.
+    `memory_gb` is what one process may use, in 10^9 bytes, by default its GPU's, and `tower_outputs_gb` what
+    the outputs of a frozen tower may take on disk.
     """
 
     train: tuple[Part, ...] | None = None
@@ -68,6 +70,7 @@ class Tuning:
     strategy: Strategy = "ddp"
     offload: Offload = "none"
     memory_gb: float | None = None
+    tower_outputs_gb: float | None = None
     packed: bool = False
     attention: str | None = None
     new_rows: tuple[int, ...] = ()
@@ -109,6 +112,14 @@ class Tuning:
                 "multiply the batch: give the stage hardware: {workers: ...}, or set CUDA_VISIBLE_DEVICES=0"
             )
         return strategies.trainer_arguments(self.strategy, self.offload)
+
+    def learns_in(self, model: nn.Module, part: Part) -> bool:
+        """Whether anything learns in a part of a prepared model, which PEFT has not wrapped yet."""
+        names = PARTS[part]
+        if self.lora is None:
+            return any(p.requires_grad for name in names for p in model.get_submodule(name).parameters())
+        inside = [n for n, _ in model.named_modules() if n.startswith(tuple(f"{name}." for name in names))]
+        return any(re.fullmatch(self.lora.target, name) for name in inside)
 
     @property
     def peft_config(self) -> Any:

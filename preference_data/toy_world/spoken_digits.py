@@ -29,6 +29,9 @@ from preference_data.toy_world.sounds import Samples, add
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
 CLIP_S = 3.0
+"""The longest clip."""
+_TAIL_S = 0.1
+"""Silence after the last digit of a clip that is not padded."""
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PLACES = ("first", "second", "third")
 _LENGTHS = {1: 0.25, 2: 0.35, 3: 0.40}
@@ -60,6 +63,7 @@ def prepare(
     *,
     counts: Mapping[str, int],
     held_out: HeldOut | None = None,
+    pad_to_s: float = CLIP_S,
     seed: int = 0,
     on_progress: Callable[[int], object] | None = None,
 ) -> PreparedClips:
@@ -71,6 +75,8 @@ def prepare(
         recordings: their folder, or the folder above it.
         counts: composed clips per split; the benchmark's single recordings come on top.
         held_out: speakers of dev and of test.
+        pad_to_s: seconds that a clip lasts at least; 0 ends each 0.1 s after its last digit. The samples
+            before that are the same.
         seed: draws everything. A clip depends on it, its speakers and its own number only.
         on_progress: called with the number of clips composed so far.
 
@@ -82,15 +88,16 @@ def prepare(
         raise ValueError(f"none of the {len(bad)} recordings in {recordings} can be used, e.g. {bad[0]}")
     by_split = _divide(good, counts, held_out or {}, recordings)
     writer = ClipWriter(out, phrasebook, "spoken_digits")
+    n_padded = int(pad_to_s * SAMPLE_RATE)
     clips: list[AudioClip] = []
     composed = 0
     for number, split in enumerate(SPLITS):
         if split in ("dev", "test"):
-            clips += [_single(writer, split, recording, seed) for recording in by_split[split]]
+            clips += [_single(writer, split, recording, n_padded, seed) for recording in by_split[split]]
         voices = _voices(by_split[split])
         for i in range(counts.get(split, 0)):
             rng = np.random.default_rng([seed, number, i])
-            clips.append(_sequence(writer, split, i, voices, rng))
+            clips.append(_sequence(writer, split, i, voices, n_padded, rng))
             composed += 1
             if on_progress:
                 on_progress(composed)
@@ -198,27 +205,29 @@ def facts_of(digits: Sequence[int]) -> Facts:
     }
 
 
-def _single(writer: ClipWriter, split: Split, recording: Recording, seed: int) -> AudioClip:
+def _single(writer: ClipWriter, split: Split, recording: Recording, n_padded: int, seed: int) -> AudioClip:
     """A recording as it is."""
     rng = np.random.default_rng([seed, len(SPLITS), recording.digit, recording.take])
     return writer.write(
         f"spoken_digits-{split}-{recording.name}",
         split,
-        _clean([recording.samples], rng),
+        _clean([recording.samples], n_padded, rng),
         facts_of([recording.digit]),
         speaker=recording.speaker,
         source="recording",
     )
 
 
-def _sequence(writer: ClipWriter, split: Split, number: int, voices: Voices, rng: Generator) -> AudioClip:
+def _sequence(
+    writer: ClipWriter, split: Split, number: int, voices: Voices, n_padded: int, rng: Generator
+) -> AudioClip:
     """A string of a speaker's digits."""
     drawn = _draw(voices, rng)
     render = _clean if split in ("dev", "test") else _varied
     return writer.write(
         f"spoken_digits-{split}-{number:05d}",
         split,
-        render([recording.samples for recording in drawn], rng),
+        render([recording.samples for recording in drawn], n_padded, rng),
         facts_of([recording.digit for recording in drawn]),
         speaker=drawn[0].speaker,
         source="sequence",
@@ -233,23 +242,24 @@ def _draw(voices: Voices, rng: Generator) -> list[Recording]:
     return [of_digit[int(rng.integers(len(of_digit)))] for of_digit in takes]
 
 
-def _clean(spoken: Sequence[Samples], rng: Generator) -> Samples:
+def _clean(spoken: Sequence[Samples], n_padded: int, rng: Generator) -> Samples:
     """The recordings as they are, one after the other."""
-    return 0.5 * laid_out(spoken, rng) + _hiss(rng)
+    buffer, end = laid_out(spoken, rng)
+    return (0.5 * buffer + _hiss(rng))[: max(end, n_padded)]
 
 
-def _varied(spoken: Sequence[Samples], rng: Generator) -> Samples:
+def _varied(spoken: Sequence[Samples], n_padded: int, rng: Generator) -> Samples:
     """The same person on another day: other speed and pitch, level, and in 60 % of cases noise."""
     pace = 1 + rng.uniform(-0.12, 0.12)
     changed = [
         _faster(samples, pace * (1 + rng.uniform(-0.05, 0.05))) * 10 ** (rng.uniform(-4, 4) / 20)
         for samples in spoken
     ]
-    buffer = laid_out(changed, rng)
+    buffer, end = laid_out(changed, rng)
     if rng.random() < 0.6:
         speech_rms = np.sqrt(np.mean(np.concatenate(changed) ** 2))
         buffer += speech_rms * 10 ** (-rng.uniform(8, 40) / 20) * _noise(len(buffer), rng)
-    return rng.uniform(0.1, 0.9) * buffer + _hiss(rng)
+    return (rng.uniform(0.1, 0.9) * buffer + _hiss(rng))[: max(end, n_padded)]
 
 
 def _faster(samples: Samples, factor: float) -> Samples:
@@ -257,8 +267,11 @@ def _faster(samples: Samples, factor: float) -> Samples:
     return np.interp(np.arange(0, len(samples) - 1, factor), np.arange(len(samples)), samples)
 
 
-def laid_out(spoken: Sequence[Samples], rng: Generator) -> Samples:
-    """One after the other with gaps of 0.1 to 0.3 s in a clip of 3 s; faster, if they would not fit."""
+def laid_out(spoken: Sequence[Samples], rng: Generator) -> tuple[Samples, int]:
+    """One after the other with gaps of 0.1 to 0.3 s in a clip of 3 s; faster, if they would not fit.
+
+    Returns the clip's samples and how many of them there are up to 0.1 s after the last digit.
+    """
     buffer = np.zeros(int(CLIP_S * SAMPLE_RATE))
     gaps_s = rng.uniform(0.10, 0.30, len(spoken) - 1)
     speech_s = sum(map(len, spoken)) / SAMPLE_RATE
@@ -271,7 +284,7 @@ def laid_out(spoken: Sequence[Samples], rng: Generator) -> Samples:
     for samples, gap_s in zip(spoken, [*gaps_s, 0.0], strict=True):
         add(buffer, samples, at_s)
         at_s += len(samples) / SAMPLE_RATE + gap_s
-    return buffer
+    return buffer, min(len(buffer), round((at_s + _TAIL_S) * SAMPLE_RATE))
 
 
 def _noise(n: int, rng: Generator) -> Samples:

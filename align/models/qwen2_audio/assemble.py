@@ -1,6 +1,7 @@
 """A Qwen2-Audio made of a Whisper encoder and a Qwen2-family language model, as both reports start.
 
-    Whisper  model.encoder.*    -> audio_tower.*            the decoder and its head are left behind
+    Whisper  model.encoder.*    -> audio_tower.*            the decoder and its head are left behind;
+                                                            positions beyond the window as well
     Qwen2    model.*, lm_head   -> language_model.*         embeddings grown by the new special tokens
              (random)           -> multi_modal_projector.*  the one new part
 
@@ -47,10 +48,13 @@ REPORT = "assembly.json"
 """In the assembled folder: where each tensor came from."""
 _AUDIO_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 """First of the new ones, so that they get the released checkpoint's ids where Qwen's tokenizer is grown."""
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""A tokenizer is in one of them."""
 _NO_TAGS = Tagset((), ())
 _ROWS_MULTIPLE = 64
 """Embeddings grow to a multiple of it: matrix units want whole tiles, and tensor parallelism equal parts."""
 _NOT_NEEDED = re.compile(r"(model\.)?decoder\..*|proj_out\.weight|.*\.rotary_emb\.inv_freq")
+_POSITIONS = "audio_tower.embed_positions.weight"
 _EMBEDDINGS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
@@ -73,13 +77,22 @@ class Assembly(NamedTuple):
     """Rows of the embeddings, before and after."""
 
 
-def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset = _NO_TAGS) -> Assembly:
+def assemble(
+    audio: Path,
+    text: Path,
+    to: Path,
+    *,
+    clip_s: int | None = None,
+    seed: int = 0,
+    tags: Tagset = _NO_TAGS,
+) -> Assembly:
     """Write a Qwen2-Audio to the folder `to`, which appears whole or not at all.
 
     Args:
         audio: a Whisper checkpoint: config, feature extractor, safetensors.
         text: a Qwen2ForCausalLM checkpoint: config, tokenizer, safetensors.
         to: the new folder.
+        clip_s: seconds that the model hears: the positions beyond are cut off. None is all, Whisper's 30.
         seed: of the projector's weights.
         tags: added to the tokenizer, those that it lacks, after the tokens around audio and turns.
 
@@ -90,14 +103,18 @@ def assemble(audio: Path, text: Path, to: Path, *, seed: int = 0, tags: Tagset =
     whisper = _config(audio, WhisperConfig, "a Whisper model, such as openai/whisper-large-v3")
     qwen = _config(text, Qwen2Config, "a Qwen2-family language model, such as Qwen/Qwen1.5-7B")
     sources = {"audio": SavedTensors(audio), "text": SavedTensors(text)}
+    positions = whisper.max_source_positions
     extractor = _extractor(audio, whisper)
-    tokenizer = AutoTokenizer.from_pretrained(text)
+    if clip_s is not None:
+        extractor = _cut(audio, extractor, whisper, clip_s)
+    tokenizer = _tokenizer(text)
     new_tokens = _add_tokens(tokenizer, tags)
     old_rows = qwen.vocab_size
     config = _joined(whisper, qwen, tokenizer)
     expected = expected_tensors(config)
     used, unused, new = _matched(sources, expected)
-    _check_shapes(sources, used, expected, old_rows)
+    _check_context(config, text)
+    _check_shapes(sources, used, expected, {**dict.fromkeys(_EMBEDDINGS, old_rows), _POSITIONS: positions})
 
     partial = to.with_name(f".partial-{to.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -165,6 +182,44 @@ def _extractor(audio: Path, whisper: WhisperConfig) -> WhisperFeatureExtractor:
             "same model"
         )
     return extractor
+
+
+def _cut(
+    audio: Path, extractor: WhisperFeatureExtractor, whisper: WhisperConfig, clip_s: int
+) -> WhisperFeatureExtractor:
+    """The extractor for a window of `clip_s` seconds; the config gets as many positions."""
+    if clip_s > extractor.chunk_length:
+        raise CannotAssemble(
+            f"clip_s is {clip_s}, but {audio} has positions for {extractor.chunk_length} s alone: take an "
+            f"encoder that hears more, or set clip_s to {extractor.chunk_length} at most, or leave it out"
+        )
+    settings = {**extractor.to_dict(), "chunk_length": clip_s}
+    for derived in ("n_samples", "nb_max_frames", "feature_extractor_type", "mel_filters"):
+        settings.pop(derived, None)
+    shorter = WhisperFeatureExtractor(**settings)
+    whisper.max_source_positions = shorter.nb_max_frames // 2
+    return shorter
+
+
+def _tokenizer(text: Path) -> PreTrainedTokenizerBase:
+    """Of the language model; without its files transformers would make one up that knows no word."""
+    if not any((text / name).exists() for name in _TOKENIZER_FILES):
+        raise CannotAssemble(
+            f"{text} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): save the language model's beside it "
+            "(tokenizer.save_pretrained), or copy its files there"
+        )
+    return AutoTokenizer.from_pretrained(text)
+
+
+def _check_context(config: Qwen2AudioConfig, text: Path) -> None:
+    """The language model must know positions for the longest clip's tokens and some words beside them."""
+    context = config.text_config.max_position_embeddings
+    n_audio = config.audio_config.max_source_positions // 2
+    if context <= n_audio:
+        raise CannotAssemble(
+            f"{text} knows {context} positions (max_position_embeddings), and the longest clip alone takes "
+            f"{n_audio}: take a language model that knows more, or set clip_s"
+        )
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tags: Tagset) -> dict[str, int]:
@@ -236,15 +291,15 @@ def _check_shapes(
     sources: dict[str, SavedTensors],
     used: dict[str, str],
     expected: dict[str, tuple[int, ...]],
-    old_rows: int,
+    rows: dict[str, int],
 ) -> None:
-    """Every tensor must have its place's shape; embeddings, that with their old number of rows."""
+    """Every tensor must have its place's shape; those that grow or are cut have had so many `rows`."""
     wrong = []
     for target, source in used.items():
         kind, _, name = source.partition(":")
         wanted = expected[target]
-        if target in _EMBEDDINGS:
-            wanted = (old_rows, *wanted[1:])
+        if target in rows:
+            wanted = (rows[target], *wanted[1:])
         if sources[kind].shape(name) != wanted:
             wrong.append(f"{source} is {sources[kind].shape(name)}, its config says {wanted}")
     if wrong:
@@ -275,7 +330,9 @@ def _tensors(
             continue
         kind, _, name = assembly.used[target].partition(":")
         tensor = sources[kind][name]
-        yield target, _grown(tensor, shape[0], tokenizer, assembly) if target in _EMBEDDINGS else tensor
+        if target in _EMBEDDINGS:
+            tensor = _grown(tensor, shape[0], tokenizer, assembly)
+        yield target, tensor[: shape[0]].clone() if target == _POSITIONS else tensor
 
 
 def _grown(tensor: Tensor, rows: int, tokenizer: PreTrainedTokenizerBase, assembly: Assembly) -> Tensor:

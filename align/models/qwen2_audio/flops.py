@@ -21,7 +21,10 @@ from align.models.qwen2_audio.reward_model import is_reward_model
 
 
 class Cost(NamedTuple):
-    """FLOPs forward and backward per unit of a packed batch."""
+    """FLOPs forward and backward per unit of a packed batch.
+
+    A clip of which the tower's outputs are on disk (`KeptClips`) costs nothing in the tower.
+    """
 
     token: float
     """A packed token through the language model."""
@@ -40,8 +43,8 @@ class Cost(NamedTuple):
         """FLOPs of a batch but for its head."""
         total = self.token * len(batch.tokens) + self.pair * batch.sees.n_pairs()
         if batch.clips is not None:
-            total += self.frame * len(batch.clips.position) + self.frame_pair * batch.clips.sees.n_pairs()
-            total += self.vector * len(batch.clips.pooled) / 2
+            total += self.frame * batch.clips.n_encoded + self.frame_pair * batch.clips.n_pairs
+            total += self.vector * batch.clips.n_vectors
         return total
 
 

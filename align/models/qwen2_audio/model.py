@@ -21,7 +21,8 @@ from transformers import (
     Qwen2Config,
     WhisperFeatureExtractor,
 )
-from transformers.models.whisper.modeling_whisper import sinusoids
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 from align.models.qwen2_audio.vocabulary import add_tags
 from preference_data.audio.decode import SAMPLE_RATE
@@ -107,6 +108,21 @@ def build_processor(
     `clip_s` whole seconds is the longest clip: the feature extractor pads to it and cuts beyond it. `tags`
     beyond `SMALL_TAGS` are added to the `vocab_size` tokens.
     """
+    tokenizer = build_tokenizer(texts, vocab_size)
+    add_tags(tokenizer, tags)
+    features = WhisperFeatureExtractor(
+        feature_size=mel_bins,
+        hop_length=hop_length,
+        chunk_length=clip_s,
+        n_fft=400,
+        sampling_rate=SAMPLE_RATE,
+        return_attention_mask=True,
+    )
+    return Qwen2AudioProcessor(features, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on `texts`, with the tokens of chats and `SMALL_TAGS` among `vocab_size`."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -118,23 +134,13 @@ def build_processor(
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END_OF_TURN,
         pad_token="<|endoftext|>",
         additional_special_tokens=[t for t in special if t not in (END_OF_TURN, "<|endoftext|>")],
         padding_side="left",
     )
-    add_tags(tokenizer, tags)
-    features = WhisperFeatureExtractor(
-        feature_size=mel_bins,
-        hop_length=hop_length,
-        chunk_length=clip_s,
-        n_fft=400,
-        sampling_rate=SAMPLE_RATE,
-        return_attention_mask=True,
-    )
-    return Qwen2AudioProcessor(features, tokenizer, chat_template=CHAT_TEMPLATE)
 
 
 def build_model(
@@ -159,11 +165,26 @@ def build_model(
         max_source_positions=features.nb_max_frames // 2,
         initializer_range=spread,
     )
-    text = Qwen2Config(
+    text = small_qwen2(tokenizer, d_model=d_model, heads=heads, layers=text_layers, spread=spread)
+    audio_token = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    model = Qwen2AudioForConditionalGeneration(
+        Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=audio_token)
+    )
+    wake_audio_tower(model.model.audio_tower)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def small_qwen2(
+    tokenizer: PreTrainedTokenizerFast, *, d_model: int, heads: int, layers: int, spread: float
+) -> Qwen2Config:
+    """The config of a small Qwen2 for the tokenizer; random weights have the standard deviation `spread`."""
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=d_model,
         intermediate_size=8 * d_model // 3,
-        num_hidden_layers=text_layers,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=1024,
@@ -173,27 +194,18 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    audio_token = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    model = Qwen2AudioForConditionalGeneration(
-        Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=audio_token)
-    )
-    _wake_audio_tower(model)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
-def _wake_audio_tower(model: Qwen2AudioForConditionalGeneration) -> None:
+@torch.no_grad()
+def wake_audio_tower(tower: Qwen2AudioEncoder | WhisperEncoder, amplitude: float = 0.3) -> None:
     """Positions as Whisper has them and convolutions that let the signal through.
 
-    A random Qwen2AudioEncoder has frozen noise for positions and convolutions so small that the audio
+    A random encoder of transformers has frozen noise for positions and convolutions so small that the audio
     drowns in it; released checkpoints bring Whisper's own.
     """
-    tower = model.model.audio_tower
-    with torch.no_grad():
-        tower.embed_positions.weight.copy_(0.3 * sinusoids(*tower.embed_positions.weight.shape))
-        for convolution in (tower.conv1, tower.conv2):
-            torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    tower.embed_positions.weight.copy_(amplitude * sinusoids(*tower.embed_positions.weight.shape))
+    for convolution in (tower.conv1, tower.conv2):
+        torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 
 
 def located(policy: Path) -> Path | str:

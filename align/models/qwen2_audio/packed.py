@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioModel
 from align.kernels.attention import BACKENDS, Ragged, compute_dtype
 from align.kernels.choice import choose
 from align.models.packing import PackedBatch
-from align.models.qwen2_audio.clips import HALO, PackedClips
+from align.models.qwen2_audio.clips import HALO, KeptClip, KeptClips, PackedClips
+from align.models.tower_outputs import Outputs, TowerOutputs
 
 ATTENTION = "packed"
 """The name under which transformers knows our attention."""
@@ -52,6 +54,8 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
 
     attention: str | None = None
     """A name of `align.kernels.attention.BACKENDS`; None: chosen by the device."""
+    kept: TowerOutputs | None = None
+    """Where the outputs of the tower are kept, while it is frozen."""
 
     def forward(
         self,
@@ -65,8 +69,8 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
     ) -> Qwen2AudioModelOutputWithPast:
         """Hidden states (N, T, D) of the rows `input_ids` (N, T); anything at padding.
 
-        With `packed`, `input_features` (C, M, F) are its distinct clips. `scored` (S,) are places in the
-        flattened rows: with it only their hidden states (1, S, D) come back.
+        With `packed`, `input_features` (C, M, F) are its distinct clips to encode. `scored` (S,) are places
+        in the flattened rows: with it only their hidden states (1, S, D) come back.
 
         Raises:
             ValueError: a packed batch meets an argument that only the stock path knows.
@@ -97,7 +101,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
     def _hidden(self, packed: PackedBatch, features: Tensor | None, **kwargs: Any) -> Tensor:
         """Hidden states (L, D) of the packed row."""
         embedded = self.get_input_embeddings()(packed.tokens)
-        if packed.clips is not None and features is not None:
+        if packed.clips is not None and (features is not None or not packed.clips.n_encoded):
             vectors = self.encode(features, packed.clips).to(embedded.dtype)
             embedded = embedded.index_copy(0, packed.audio_at, vectors[packed.audio_from])
         elif "past_key_values" not in kwargs:
@@ -113,8 +117,31 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         ).last_hidden_state
         return states[0]
 
-    def encode(self, features: Tensor, clips: PackedClips) -> Tensor:
-        """Audio vectors (V, D) of distinct clips `features` (C, M, F): what the stock tower gives, unpadded.
+    def encode(self, features: Tensor | None, clips: PackedClips | KeptClips) -> Tensor:
+        """Audio vectors (V, D) of distinct clips, of which `features` (C, M, F) are those to encode."""
+        if isinstance(clips, KeptClips):
+            outputs = clips.outputs(self._encode_kept, features)
+        else:
+            assert features is not None
+            outputs = self._encode(features, clips)
+        vectors: Tensor = self.multi_modal_projector(outputs[None])[0]
+        return vectors
+
+    @torch.no_grad()
+    def _encode_kept(self, mel: Tensor, clip: KeptClip) -> Tensor:
+        """Outputs (v, d) of a clip, which are kept from now on.
+
+        In the precision of the tower's weights, whatever the rest computes in: all stages share them.
+        """
+        device = self.audio_tower.conv1.weight.device
+        with torch.autocast(device.type, enabled=False):
+            outputs = self._encode(mel, PackedClips.of([clip.n_frames]).to(device))
+        if self.kept is not None:
+            self.kept.put(clip.name, Outputs(outputs.cpu(), clip.n_frames))
+        return outputs
+
+    def _encode(self, features: Tensor, clips: PackedClips) -> Tensor:
+        """Outputs (V, d) of the tower for `features` (C, M, F): what the stock tower gives, unpadded.
 
         The stock tower encodes 30 s of every clip, masks the padding and throws its output away.
         """
@@ -127,8 +154,8 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         for layer in tower.layers:
             frames = layer(frames, None, attend=attend)
         pooled = tower.avg_pooler(frames[:, clips.pooled].transpose(1, 2)).transpose(1, 2)
-        vectors: Tensor = self.multi_modal_projector(tower.layer_norm(pooled))[0]
-        return vectors
+        outputs: Tensor = tower.layer_norm(pooled)[0]
+        return outputs
 
     def _encode_silence(self, like: Tensor) -> Tensor:
         n_frames = 4
@@ -181,6 +208,19 @@ def pack_for_inference(
     model.model.attention = attention
     model.set_attn_implementation(ATTENTION)  # lasting, not per call: checkpointing recomputes later
     return model
+
+
+def keep_tower_outputs(
+    model: Qwen2AudioForConditionalGeneration, run: Path | None, limit_gb: float | None = None
+) -> TowerOutputs | None:
+    """Keep the outputs of a packed model's tower, which is frozen, in the folder of a run.
+
+    They may take `limit_gb`, 10^9 bytes. Returns where collators find them; None where nothing is kept:
+    without a run, or of a small tower.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where it will compute
+    model.model.kept = TowerOutputs.of_run(run, model.model.audio_tower, device, limit_gb)
+    return model.model.kept
 
 
 def is_packed(model: nn.Module) -> bool:

@@ -51,6 +51,14 @@ class Choose(Config):
     """Dev questions, for `facts`."""
     max_new_tokens: int = Field(32, ge=1)
     """Longest answer to them, in tokens."""
+    max_over_abstention: float | None = Field(None, ge=0, le=1)
+    """For `facts`: of the answerable dev questions, the most that a checkpoint may refuse to answer. Where
+    all exceed it, the one that does so least is published, with a warning."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Abstentions are counted in answers."""
+        if self.max_over_abstention is not None and self.by != "facts":
+            yield Conflict("max_over_abstention", f"needs by: facts, not {self.by}")
 
 
 class DPOConfig(FurtherTrainingConfig):
@@ -113,6 +121,11 @@ class DPOConfig(FurtherTrainingConfig):
         """Answers to dev questions are judged by the facts."""
         by_facts = self.choose is not None and self.choose.by == "facts"
         return ("choose", "choose: {by: held_out_loss}") if by_facts else None
+
+    @property
+    def passes(self) -> float:
+        """Epochs, and one of the reference."""
+        return self.epochs + 1
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""
@@ -179,6 +192,11 @@ class KTOConfig(FurtherTrainingConfig):
         by_facts = self.choose is not None and self.choose.by == "facts"
         return ("choose", "choose: {by: held_out_accuracy}") if by_facts else None
 
+    @property
+    def passes(self) -> float:
+        """Epochs, and one of the reference."""
+        return self.epochs + 1
+
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the labels."""
         return f"{self.epochs:g} epochs, {self.batch_size} labels a step"
@@ -212,6 +230,11 @@ class RewardModelConfig(FurtherTrainingConfig):
         yield from super().conflicts()
         if self.lora is not None and self.lora.bits is not None:
             yield Conflict("lora", "bits: 4 is not for reward models: remove bits")
+
+    @property
+    def passes(self) -> float:
+        """Epochs."""
+        return float(self.epochs)
 
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Epochs over the pairs."""

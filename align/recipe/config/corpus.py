@@ -18,7 +18,9 @@ from align.recipe.config.base import (
 )
 
 CLIP_S = 3.0
-"""How long every clip of a corpus that is made lasts."""
+"""How long a clip of a corpus that is made lasts, at most."""
+MADE = ("synthetic", "spoken_digits")
+"""Corpora whose clips are made, with facts and a length that are known before."""
 
 
 _OF_MANIFEST = (
@@ -88,6 +90,9 @@ class CorpusConfig(StageConfig):
     """Clips of a manifest with another licence, or with none, are left out."""
     ignore: list[str] = []
     """Columns of a manifest that are not read."""
+    pad_to_s: float = Field(CLIP_S, ge=0, le=CLIP_S)
+    """Of spoken_digits: clips end in silence up to so many seconds. 0 ends each 0.1 s after its last digit:
+    the model then reads a token for 40 ms of speech, and none for silence."""
     chats_per_clip: int = Field(2, ge=1)
     turns_per_chat: int = Field(3, ge=1)
     defect_rate: float = Field(0.5, ge=0, le=1)
@@ -102,6 +107,13 @@ class CorpusConfig(StageConfig):
         """Whether it knows what is true of every clip: a manifest and a mixture do not."""
         return self.corpus not in ("manifest", "mixture")
 
+    @property
+    def longest_s(self) -> float | None:
+        """The longest that a clip may last; None for a mixture, whose limit is often far above its clips."""
+        if self.corpus == "mixture":
+            return None
+        return CLIP_S if self.corpus in MADE else self.max_duration_s
+
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Clips per split."""
         counts = self.clips.model_dump() if self.clips else {}
@@ -111,6 +123,8 @@ class CorpusConfig(StageConfig):
     def conflicts(self) -> Iterator[Conflict]:
         """Each corpus has keys that it needs and keys that it has no use for."""
         yield from self._conflicts_of_manifest()
+        if self.corpus != "spoken_digits" and "pad_to_s" in self.model_fields_set:
+            yield Conflict("pad_to_s", f"corpus {self.corpus!r} has no pad_to_s: it pads no clip")
         if self.corpus == "mixture":
             yield from self._conflicts_of_mixture()
         if self.corpus in ("manifest", "mixture"):
@@ -125,7 +139,7 @@ class CorpusConfig(StageConfig):
             for key in ("dir", "held_out"):
                 if getattr(self, key):
                     yield Conflict(key, f"corpus 'synthetic' makes its own clips and voices: it has no {key}")
-        if self.corpus in ("synthetic", "spoken_digits") and self.max_duration_s < CLIP_S:
+        if self.corpus in MADE and self.max_duration_s < CLIP_S:
             message = (
                 f"clips of {self.corpus!r} last {CLIP_S:g} s: must allow that, is {self.max_duration_s:g}"
             )

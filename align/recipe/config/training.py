@@ -47,13 +47,56 @@ class ModelShape(Config):
             yield Conflict("hop_length", f"{message} needs an even number from 4 on")
 
 
-class Assemble(Config):
-    """A Qwen2-Audio of two models in transformers' format: folders, or ids on the Hub."""
+class RandomAudio(Config):
+    """A Whisper encoder of random weights: the control for what a released one has learned."""
 
-    audio: CheckpointRef
+    d_model: int = Field(ge=16)
+    heads: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    mel_bins: int = Field(80, ge=16)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads share the width evenly."""
+        if self.d_model % (2 * self.heads):
+            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+
+
+class RandomText(Config):
+    """A Qwen2 of random weights; its tokenizer is trained on the corpus' texts."""
+
+    d_model: int = Field(ge=16)
+    heads: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    vocab_size: int = Field(640, ge=300)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads share the width evenly."""
+        if self.d_model % (2 * self.heads):
+            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+
+
+def _kind_of_part(value: Any) -> str:
+    """Whether a checkpoint is named, or a shape given."""
+    return "[CheckpointRef]" if isinstance(value, str) else "[shape]"
+
+
+_Kind = Discriminator(_kind_of_part)
+
+
+class Assemble(Config):
+    """A Qwen2-Audio of two models in transformers' format: folders, ids on the Hub, or random weights."""
+
+    audio: Annotated[
+        Annotated[RandomAudio, Tag("[shape]")] | Annotated[CheckpointRef, Tag("[CheckpointRef]")], _Kind
+    ]
     """A Whisper model; its encoder becomes the audio tower."""
-    text: CheckpointRef
+    text: Annotated[
+        Annotated[RandomText, Tag("[shape]")] | Annotated[CheckpointRef, Tag("[CheckpointRef]")], _Kind
+    ]
     """A Qwen2-family language model; a new projector joins the two."""
+    clip_s: int | None = Field(None, ge=1, le=30)
+    """Whole seconds that the model hears, longer than the longest clip: Whisper's positions beyond them are
+    cut off. By default all, 30 s, to which transformers pads every clip."""
 
 
 def _kind_of_model(value: Any) -> str:
@@ -122,6 +165,10 @@ class Hardware(Config):
     """What one process may use, in 10^9 bytes; by default all of its GPU's memory. A stage plans its
     micro-batches by it, unless its `trl:` says how (align/training/README.md). On a CPU nothing is planned
     without it."""
+    tower_outputs_gb: float | None = Field(None, ge=0)
+    """What an audio tower that does not learn gives for each clip is kept in the run folder and computed once
+    for all steps and stages (docs/performance.md): how much that may take, in 10^9 bytes. By default a tenth
+    of what is free, at most 100; 0 keeps nothing."""
     address: str | None = None
     """Address of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a
     cluster of this machine alone is started, and ended with the stage."""
@@ -211,9 +258,10 @@ class TrainingConfig(StageConfig):
     hardware: Annotated[Hardware | None, NoEffect()] = None
     """Without it, training runs in this process, on its GPU if it has one."""
     train: list[ModelPart] | None = Field(None, min_length=1)
-    """Parts of the model that learn, the rest is frozen; all of them by default. The audio tower's
-    sinusoidal positions never learn. `new_tokens`, in pretrain with the language model frozen: of its
-    embeddings and head the rows of the prompt format's tags and of the marks around audio."""
+    """Parts of the model that learn, the rest is frozen. By default those of the stage that `policy` names,
+    or of the one that it goes on from in turn; all of them where none says it. The audio tower's sinusoidal
+    positions never learn. `new_tokens`, in pretrain with the language model frozen: of its embeddings and
+    head the rows of the prompt format's tags and of the marks around audio."""
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1)
     """Examples (pairs for DPO) per optimizer step, over all devices."""
@@ -242,6 +290,21 @@ class TrainingConfig(StageConfig):
     def n_examples(self) -> int | None:
         """Examples over the whole stage, where the config alone says how many."""
         return None
+
+    @property
+    def passes(self) -> float:
+        """How often each clip is heard where the examples are not counted: a reference hears them once."""
+        return 1.0
+
+    @property
+    def tower_learns(self) -> bool:
+        """Whether anything in the audio tower does."""
+        return self.train is None or "audio_tower" in self.train
+
+    @property
+    def augments(self) -> bool:
+        """Whether a clip's features change from example to example."""
+        return False
 
     @property
     def has_live_reference(self) -> bool:
@@ -273,6 +336,11 @@ class StepsConfig(TrainingConfig):
         """Steps by examples a step."""
         return self.steps * self.batch_size
 
+    @property
+    def augments(self) -> bool:
+        """By any part of `augment`."""
+        return any(self.augment.model_dump().values())
+
     def describe_work(self, clips: Mapping[str, int]) -> str:
         """Steps, examples, and how often each clip comes up."""
         n = self.n_examples
@@ -291,6 +359,13 @@ class FurtherTrainingConfig(TrainingConfig):
     def starts_from(self) -> str:
         """The policy."""
         return self.policy
+
+    @property
+    def tower_learns(self) -> bool:
+        """With LoRA, whether its target matches a layer there."""
+        if self.lora is None:
+            return super().tower_learns
+        return any(re.fullmatch(self.lora.target, name) for name in _LINEAR_LAYERS if "audio_tower" in name)
 
     def conflicts(self) -> Iterator[Conflict]:
         """LoRA freezes the whole model."""

@@ -107,7 +107,7 @@ def parts(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / more).write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(b"x")
-    corpus = "stage: corpus\ncorpus: folder\ndir: .\n"
+    corpus = "stage: corpus\ncorpus: folder\ndir: .\nmax_duration_s: 0.9\n"
     pretrain = (
         f"stage: pretrain\ncorpus: 0_corpus\nmodel: {{audio: {tmp_path}/whisper, text: {tmp_path}/qwen2}}\n"
     )
@@ -162,6 +162,20 @@ def test_folders_that_hold_no_whole_model(parts, harm, words):
     [told] = problems(parts)
     assert told.startswith("1_pretrain.yaml:3: model.")
     assert words.format(parts.parent) in told
+
+
+def test_parts_that_know_too_few_positions(parts):
+    change_config(parts.parent / "qwen2", max_position_embeddings=25)
+    change_config(parts.parent / "whisper", max_source_positions=50)
+    [told] = problems(parts)
+    assert "/qwen2 knows 25 positions (max_position_embeddings), and the longest clip alone takes 25" in told
+    change_config(parts.parent / "qwen2", max_position_embeddings=26)
+    load_checked(parts, None, lambda recipe: parts.parent / "run")
+    [told] = problems(parts, ["corpus.max_duration_s=1.5"])
+    assert told.startswith("1_pretrain.yaml:3: model.audio: ")
+    assert "/whisper has positions for 1 s, and clips may last 1.5 s: take an encoder that hears more" in told
+    told = problems(parts, ["pretrain.model.clip_s=2"])
+    assert "model.clip_s: 2 is more than the 1 s that " in told[0]
 
 
 def test_a_policy_from_a_folder_must_be_a_whole_qwen2_audio(tmp_path, parts):

@@ -17,6 +17,7 @@ from align.models.features import ClipFeatures, stack
 from align.models.qwen2_audio.assemble import assemble
 from align.models.qwen2_audio.clips import PackedClips, stack_unpadded
 from align.models.qwen2_audio.model import load_processor
+from align.models.tower_outputs import FOLDER
 from tests.align.generation.toy_policy import Stock
 
 ENCODER = Path(__file__).parents[4] / "shared" / "data" / "whisper-base-encoder"
@@ -98,3 +99,23 @@ def test_three_seconds_cost_a_tenth_of_thirty(engine):
         lambda: backbone.multi_modal_projector(backbone.audio_tower(features).last_hidden_state)
     )
     assert theirs / ours > 10
+
+
+def test_kept_outputs_of_the_tower_give_the_same_completions(engine, whisper, tmp_path):
+    """Bit for bit whether they are made or found; without a store, of clips in a batch, but for rounding."""
+    policy, root = whisper
+    asked = [("0.wav",), ("1.wav", "2.wav"), ("0.wav",)]
+    numbered = {i: Request("What do you hear?", clips) for i, clips in enumerate(asked)}
+    drawn = Decoding(max_new_tokens=12, temperature=1.0, completions=3)
+    plain = dict(engine.complete(numbered, drawn, 0))
+    answers = []
+    for _ in range(2):
+        with_store = TransformersEngine(policy, ClipFeatures(load_processor(policy), root), tmp_path)
+        answers.append(dict(with_store.complete(numbered, drawn, 0)))
+    assert len(list((tmp_path / FOLDER).glob("*/??/*.safetensors"))) == 3
+    assert answers[0] == answers[1]
+    for number, group in plain.items():
+        for ours, theirs in zip(group, answers[0][number], strict=True):
+            assert ours.text == theirs.text
+            assert ours.token_ids == theirs.token_ids
+            assert ours.logps == pytest.approx(theirs.logps, abs=1e-4)

@@ -18,13 +18,19 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
+from transformers.models.whisper.modeling_whisper import sinusoids
 
 from align.models import shards
+from align.models.features import mel_features, stack
 from align.models.qwen2_audio import model as qwen2_audio
+from align.models.qwen2_audio import random_parts
 from align.models.qwen2_audio.assemble import CannotAssemble, assemble, expected_tensors
+from align.models.qwen2_audio.clips import n_audio_tokens
+from preference_data.audio.decode import SAMPLE_RATE
 from preference_data.prompts.prompts import Tagset
 
 MELS, POSITIONS, VOCAB = 16, 50, 300
+POSITIONS_NAME = "model.encoder.embed_positions.weight"
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +248,75 @@ def test_a_feature_extractor_of_another_whisper_is_refused(whisper, qwen, tmp_pa
     WhisperFeatureExtractor(feature_size=MELS, chunk_length=2).save_pretrained(longer)
     with pytest.raises(CannotAssemble, match="16 mel bins x 200 frames, its encoder takes 16 x 100"):
         assemble(longer, qwen, tmp_path / "to")
+
+
+def test_a_window_is_cut_to_the_clips_and_hears_the_same(whisper, qwen, tmp_path):
+    """Silence behind a clip changes nothing once it is masked: positions beyond the window are not missed."""
+    longer = copy(whisper, tmp_path / "longer")
+    weights = load_file(whisper / "model.safetensors")
+    extended = torch.cat([weights[POSITIONS_NAME], torch.randn(POSITIONS, 32)])
+    save_file({**weights, POSITIONS_NAME: extended}, longer / "model.safetensors", {"format": "pt"})
+    edit(longer, max_source_positions=2 * POSITIONS)
+    WhisperFeatureExtractor(feature_size=MELS, chunk_length=2).save_pretrained(longer)
+    assembly = assemble(longer, qwen, tmp_path / "whole")
+    cut = assemble(longer, qwen, tmp_path / "cut", clip_s=1)
+    assert cut == assembly
+    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut")]
+    differing = [name for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])]
+    assert differing == ["audio_tower.embed_positions.weight"]
+    assert torch.equal(tensors[1][differing[0]], weights[POSITIONS_NAME])
+    wave = 0.1 * torch.randn(int(0.7 * SAMPLE_RATE), generator=torch.Generator().manual_seed(0)).numpy()
+    logits = []
+    for name in ("whole", "cut"):
+        processor = qwen2_audio.load_processor(tmp_path / name)
+        assert processor.feature_extractor.chunk_length == (2 if name == "whole" else 1)
+        clips = mel_features(processor.feature_extractor, [wave])
+        audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+        ids = torch.tensor([[audio_id] * n_audio_tokens(clips[0].n_frames) + [5, 40]])
+        model = qwen2_audio.load_model(tmp_path / name).eval()
+        with torch.no_grad():
+            mask = torch.ones_like(ids)
+            logits.append(model(input_ids=ids, attention_mask=mask, **stack(clips)).logits)
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
+
+
+def test_a_window_beyond_the_positions_is_refused(whisper, qwen, tmp_path):
+    with pytest.raises(CannotAssemble, match="clip_s is 2, but .* has positions for 1 s alone"):
+        assemble(whisper, qwen, tmp_path / "to", clip_s=2)
+
+
+def test_a_language_model_that_cannot_take_a_clip_or_has_no_tokenizer_is_refused(whisper, qwen, tmp_path):
+    short = copy(qwen, tmp_path / "short")
+    edit(short, max_position_embeddings=25)
+    with pytest.raises(CannotAssemble, match="knows 25 positions .* the longest clip alone takes 25"):
+        assemble(whisper, short, tmp_path / "to")
+    mute = copy(qwen, tmp_path / "mute")
+    (mute / "tokenizer.json").unlink()
+    with pytest.raises(CannotAssemble, match="mute holds no tokenizer"):
+        assemble(whisper, mute, tmp_path / "to")
+
+
+def test_parts_of_random_weights_are_put_together_as_released_ones_are(tmp_path):
+    tokenizer = qwen2_audio.build_tokenizer(["the tone is high or low"] * 5, 300)
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        random_parts.write_whisper(
+            folder / "audio", d_model=32, heads=2, layers=2, mel_bins=MELS, clip_s=1, seed=seed
+        )
+        random_parts.write_qwen2(folder / "text", tokenizer, d_model=24, heads=2, layers=1, seed=seed)
+        assembly = assemble(folder / "audio", folder / "text", folder / "made", seed=0)
+        assert assembly.unused == []
+        assert assembly.new_tokens == {}
+    models = [qwen2_audio.load_model(tmp_path / seed / "made") for seed in "01"]
+    tower = models[0].model.audio_tower
+    whispers = sinusoids(*tower.embed_positions.weight.shape)
+    ratio = tower.embed_positions.weight[1:] / whispers[1:]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 0.3))
+    mel = torch.randn(1, MELS, 2 * POSITIONS, generator=torch.Generator().manual_seed(0))
+    heard = [model.eval().model.audio_tower(mel).last_hidden_state for model in models]
+    assert not torch.allclose(*heard, atol=0.1)
+    louder = tower(3 * mel).last_hidden_state
+    assert (louder - heard[0]).abs().mean() > 0.1  # the audio does not drown in biases and positions
 
 
 def test_a_tensor_too_few_too_many_or_of_another_shape_is_refused(whisper, qwen, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -283,7 +284,7 @@ def budget_of(loaded, run, gpu_gb=80.0):
 def test_a_full_size_recipe_gets_a_table_and_hours_at_an_assumed_speed(tmp_path):
     loaded = recipe(tmp_path / "big", "{audio: openai/whisper-large-v3, text: Qwen/Qwen1.5-7B}")
     text = budget_of(loaded, tmp_path / "runs")
-    assert "1_pretrain: 8.39 B parameters, 8.39 B learn; up to 48,000 audio tokens a step" in text
+    assert "1_pretrain: 8.39 B parameters, 8.39 B learn (all parts); up to 48,000 audio tokens a step" in text
     assert "GB per GPU on 8 GPUs; activations of one example" in text
     assert "layers checkpointed:" in text
     assert "(H100) on each of 1 GPU: assumed" in text
@@ -410,14 +411,28 @@ def test_how_many_examples_fit_at_a_time(tmp_path):
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
     loaded = recipe(tmp_path / "small", "{d_model: 64, heads: 2}", longest_s=3)
     text = budget_of(loaded, tmp_path / "run")
-    assert len(text.splitlines()) == 1
+    assert len(text.splitlines()) == 3
     assert "0." in text.partition(" M parameters")[0]
+    assert re.search(r"\n  on a CPU about 1\.\d GB of memory and \d+\.\d min, at 50 GFLOP/s", text)
     (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
     path = tmp_path / "run" / "1_pretrain" / "manifest.json"
     path.write_text("[]")
     assert budget_of(loaded, tmp_path / "run") == text
     path.write_text(json.dumps({"output_digest": "d", "metrics": {"examples_per_s": 8.0}}))
     assert "  2.2 h at the speed measured in" in budget_of(loaded, tmp_path / "run")  # 64,000 examples
+
+
+def test_of_a_frozen_tower_it_is_said_what_learns_and_who_says_so(tmp_path):
+    sft = "stage: sft\npolicy: 1_pretrain\ncorpus: 0_corpus\nsteps: 5\nbatch_size: 2\nlearning_rate: 1e-5\n"
+    model = "{audio: {d_model: 64, heads: 2, layers: 1}, text: {d_model: 32, heads: 2, layers: 1}, clip_s: 4}"
+    loaded = recipe(
+        tmp_path / "a", f"{model}\ntrain: [projector, language_model]", longest_s=3, **{"2_sft": sft}
+    )
+    shape = budget.shape_of("2_sft", loaded)
+    assert (shape.positions, shape.audio_width, shape.width, shape.vocab) == (200, 64, 32, 640)
+    text = budget_of(loaded, tmp_path / "run")
+    assert "learn (projector, language_model); up to 4,800 audio tokens a step" in text
+    assert "learn (projector, language_model, as in 1_pretrain); up to 150 audio tokens a step" in text
 
 
 def test_the_shape_of_a_small_model_is_that_of_the_one_which_is_built(tmp_path, tiny):

@@ -321,6 +321,11 @@ DIGITS = MADE.replace("synthetic", "spoken_digits\ndir: recordings")
     [
         (MADE, ["2_pretrain.model.clip_s=1"], "clips of 1_corpus last 3 s, but the model hears 1 s: set "),
         (DIGITS, ["2_pretrain.model.clip_s=2"], "clips of 1_corpus last 3 s, but the model hears 2 s: set "),
+        (
+            DIGITS,
+            ["2_pretrain.model={audio: o/whisper, text: o/qwen, clip_s: 3}"],
+            "the model hears 3 s and needs silence behind a clip: set 2_pretrain.model.clip_s to 4 or more",
+        ),
         (MADE, ["1_corpus.max_duration_s=1"], "clips of 'synthetic' last 3 s: must allow that, is 1"),
         (
             MADE,
@@ -394,16 +399,35 @@ def test_what_a_later_stage_trains_and_an_earlier_one_froze_is_named(write):
         return between_stages.thawed_parts(load(write(), list(overrides)).steps)
 
     assert thawed() == []
-    all_learn = ", because it has no `train`: then all parts learn"
-    assert thawed("2_pretrain.train=[projector]") == [
-        f"3_sft trains audio_tower, language_model, which 2_pretrain kept frozen{all_learn}"
-    ]
+    assert thawed("2_pretrain.train=[projector]") == []
     assert thawed("2_pretrain.train=[projector]", "3_sft.train=[projector, language_model]") == [
-        "3_sft trains language_model, which 2_pretrain kept frozen",
-        f"7_chosen_only trains audio_tower, which 3_sft kept frozen{all_learn}",
-        f"7_dpo trains audio_tower, which 3_sft kept frozen{all_learn}",
+        "3_sft trains language_model, which 2_pretrain kept frozen"
     ]
     assert thawed("3_sft.train=[projector]", "7_dpo.lora={}", "7_chosen_only.train=[projector]") == []
+
+
+def test_what_learns_is_inherited_from_the_stage_that_a_policy_comes_from(write):
+    def train(*overrides):
+        steps = load(write(), list(overrides)).steps
+        return {step.name: step.config.train for step in steps if hasattr(step.config, "train")}
+
+    assert set(train().values()) == {None}
+    every = train("2_pretrain.train=[projector]")
+    assert every == dict.fromkeys(every, ["projector"])
+    own = train("2_pretrain.train=[projector]", "7_dpo.train=[language_model]")
+    assert own == {**every, "7_dpo": ["language_model"]}
+    adapted = train("2_pretrain.train=[projector]", "3_sft.lora={}")  # which trains nothing of the model
+    assert adapted == {**every, "3_sft": None}
+    assert problems(write(), "2_pretrain.train=[projector, new_tokens]")[0] == (
+        "3_sft.yaml:1: stage: train must be given: 2_pretrain trains new_tokens, which are learned in "
+        "pretrain only"
+    )
+
+
+def test_inherited_parts_count_as_if_they_were_written(write):
+    inherited = load(write(), ["2_pretrain.train=[projector]"]).step("3_sft").config
+    written = load(write(), ["3_sft.train=[projector]"]).step("3_sft").config
+    assert result_keys(inherited) == result_keys(written)
 
 
 def test_no_mistake_hides_another(write):

@@ -22,23 +22,35 @@ def mel():
 
 def test_same_seed_same_features_and_the_original_is_untouched():
     x = mel()
-    first, second, other = augment(x, FULL, 7), augment(x, FULL, 7), augment(x, FULL, 8)
+    first, second, other = augment(x, 150, FULL, 7), augment(x, 150, FULL, 7), augment(x, 150, FULL, 8)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(x, mel())
 
 
 def test_gain_is_one_number_within_its_bound():
-    change = augment(mel(), Augmentation(gain=0.2), 3) - mel()
+    change = augment(mel(), 150, Augmentation(gain=0.2), 3) - mel()
     assert change.std() < 1e-6
     assert 0 < change.abs().max() <= 0.2
 
 
 def test_a_time_mask_blanks_whole_frames_and_no_more_than_asked():
-    masked = augment(mel(), Augmentation(time_mask=10), 1)
+    masked = augment(mel(), 150, Augmentation(time_mask=10), 1)
     frames = (masked != mel()).all(dim=0)
     assert 0 < frames.sum() < 10
     assert torch.equal(masked[:, ~frames], mel()[:, ~frames])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_clip_behind_which_silence_follows_is_masked_within_itself(seed):
+    """A window of 30 s must not take the masks from a clip of one."""
+    silence = torch.full((64, 3), -1.0)
+    x = torch.cat([mel()[:, :20], silence], dim=1)
+    changed = augment(x, 20, Augmentation(gain=0.2, time_mask=10), seed)
+    gain = changed[0, -1] - x[0, -1]
+    assert torch.allclose(changed[:, 20:], silence + gain)
+    masked = ~torch.isclose(changed, x + gain).all(dim=0)
+    assert masked[:20].sum() == masked.sum() <= 10
 
 
 def test_a_ratio_of_one_warps_nothing():

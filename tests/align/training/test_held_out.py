@@ -225,6 +225,26 @@ def test_any_function_of_a_policy_chooses_and_is_called_once(tmp_path, world):
     assert again == best
 
 
+def test_a_choice_keeps_its_limits_or_exceeds_them_least(tmp_path, world, caplog):
+    saved = [tmp_path / f"checkpoint-{step}" for step in (2, 4, 6)]
+    for path in saved:
+        path.symlink_to(world / "policy" / "model")
+    processor = qwen2_audio.load_processor(world / "policy" / "model")
+
+    def chosen(limit, *abstentions):
+        out = StageOut(tmp_path / str(limit))
+        metrics = iter(zip((1.0, 2.0, 3.0), abstentions, strict=True))
+        score = lambda policy: dict(zip(("score", "abstention"), next(metrics), strict=True))  # noqa: E731
+        choice = CheckpointChoice("score", score=score, limits={"abstention": limit})
+        return step_of(choose(choice, saved, [], None, processor, out)[0])
+
+    assert chosen(0.05, 0.0, 0.05, 0.2) == 4
+    assert chosen(0.3, 0.0, 0.05, 0.2) == 6
+    assert not caplog.records
+    assert chosen(0.01, 0.3, 0.1, 0.2) == 4
+    assert "every checkpoint has abstention above 0.01; the least is 0.1" in caplog.text
+
+
 def test_workers_of_the_loader_are_no_copies_of_this_process(world, tmp_path):
     """A fork of a process with CUDA's or Ray's threads can hang, or crash."""
     forks = []

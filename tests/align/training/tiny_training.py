@@ -102,9 +102,10 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
     """The config of a case `KIND[-STRATEGY][-OPTION]`, such as `sft-zero2-lora`.
 
     Without a strategy in one process. `tight`: in memory for nothing at all, so with the thriftiest of all
-    plans; `frozen`: the audio tower; `once`: all rows are one batch, else DPO holds three out; `filtered`:
-    without chats that need no audio; `stock`: not packed; `tags`: pre-training on tags; `twice`: two steps
-    of GRPO for each batch of completions; `vllm`: those come from vLLM.
+    plans; `frozen`: the audio tower; `kept`: that, and SFT does not augment; `once`: all rows are one batch,
+    else DPO holds three out; `filtered`: without chats that need no audio; `stock`: not packed; `tags`:
+    pre-training on tags; `twice`: two steps of GRPO for each batch of completions; `vllm`: those come from
+    vLLM.
     """
     from align.recipe.config.alignment import DPOConfig, GRPOConfig, KTOConfig
     from align.recipe.config.training import PretrainConfig, SFTConfig
@@ -122,11 +123,13 @@ def make_config(case, *, steps=STEPS, save_steps=SAVE_STEPS, **changes):
         "hardware": {"workers": 2, "strategy": options[0], **tight} if {*options} & STRATEGIES else None,
         "lora": {"r": 4, "alpha": 8} if "lora" in options else None,
         "packed": "stock" not in options,
-        "train": ["projector", "language_model"] if "frozen" in options else None,
+        "train": ["projector", "language_model"] if {"frozen", "kept"} & {*options} else None,
         "trl": {"logging_steps": 1, "max_grad_norm": 1.0},
     }
     if kind == "sft":
         augment = {"gain": 0.2, "time_mask": 4}
+        if "kept" in options:
+            augment = dict.fromkeys(("gain", "time_mask", "frequency_mask"), 0)
         own = {"steps": steps, "replay": 0.25, "augment": augment}
         if "filtered" in options:
             own["filters"] = {"min_audio_effect": 0.0}

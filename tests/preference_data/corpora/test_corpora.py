@@ -152,6 +152,26 @@ def test_a_single_recording_is_heard_as_it_is(recordings, tmp_path):
     assert np.argmax(spectrum) * RATE / len(samples) == pytest.approx(300 + 700 + 15 + 6, abs=3)
 
 
+def test_clips_that_are_not_padded_are_the_beginning_of_those_that_are(recordings, tmp_path):
+    made = {}
+    for pad_to_s in (0, 1.5, 3):
+        out = tmp_path / str(pad_to_s)
+        clips, _, _ = prepare_digits(
+            out,
+            recordings=recordings,
+            counts={"train": 6},
+            held_out=HELD_OUT,
+            pad_to_s=pad_to_s,
+        )
+        made[pad_to_s] = [decode.load(out / clip.path, max_duration_s=3) for clip in clips]
+    assert {len(samples) for samples in made[3]} == {3 * RATE}
+    for short, longer, whole in zip(*made.values(), strict=True):
+        assert len(longer) == max(len(short), 1.5 * RATE)
+        assert np.array_equal(short, whole[: len(short)])
+        assert np.array_equal(longer, whole[: len(longer)])
+    assert min(map(len, made[0])) < RATE
+
+
 def test_facts_of_digits():
     assert facts_of([7, 2, 7]) == {
         "first": "seven",
@@ -174,12 +194,13 @@ def test_facts_of_digits():
 def test_digits_that_would_not_fit_are_said_faster():
     rng = np.random.default_rng(0)
     for length_s in (0.3, 0.9, 1.2):
-        buffer = laid_out([np.ones(int(length_s * RATE))] * 3, rng)
+        buffer, n = laid_out([np.ones(int(length_s * RATE))] * 3, rng)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], buffer > 0.5, [0]])))
         starts, ends = edges[::2], edges[1::2]
         assert len(buffer) == 3 * RATE
         assert len(starts) == 3
         assert ends[-1] < 3 * RATE
+        assert n == pytest.approx(min(3 * RATE, ends[-1] + 0.1 * RATE), abs=2)
         gaps_s = (starts[1:] - ends[:-1]) / RATE
         assert np.all(gaps_s > 0.045)
         said_s = (ends - starts) / RATE
