@@ -192,8 +192,8 @@ def _tower_outputs(config: TrainingConfig, shape: Shape, clips: _Clips) -> str:
     return (
         f"  outputs of the audio tower are kept on disk: {_size(size)} for {clips.n:,} clips of "
         f"{clips.mean_s:.3g} s{clips.caveat}, at most {limit}. A run takes {_duration(hours)} to encode them "
-        f"once, in place of {_duration(passes * hours)} for the {passes:.3g} passes of this stage alone; a disk "
-        f"that gives more than {size / hours / 3600 / 1e6:.2g} MB/s is faster"
+        f"once, in place of {_duration(passes * hours)} for the {passes:.3g} passes of this stage alone; a "
+        f"disk that gives more than {size / hours / 3600 / 1e6:.2g} MB/s is faster"
     )
 
 
