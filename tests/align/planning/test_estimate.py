@@ -324,16 +324,22 @@ def test_outputs_of_a_frozen_tower_are_counted_in_bytes_and_time(tmp_path):
     text = budget_of(whole, tmp_path / "runs")
     assert "are kept on disk: 1.9 GB for 1,000 clips of 30 s (how many there are is not known yet)" in text
     assert "A run takes 5.5 s to encode them once" in text
-    run = tmp_path / "runs" / "0_corpus"
     own = [
         AudioClip(
             id=f"{i}", path=f"{i}.wav", split="train" if i < 40 else "dev", sha256="0" * 64, duration_s=2.0
         )
         for i in range(50)
     ]
-    run.mkdir(parents=True)
-    store.write(run / "clips.jsonl", own)
-    assert "5.1 MB for 40 clips of 2 s, at most a tenth of what is free" in budget_of(whole, run.parent)
+    counted = "5.1 MB for 40 clips of 2 s, at most a tenth of what is free"
+    for folder in (tmp_path / "runs" / "0_corpus", tmp_path / "ready"):
+        folder.mkdir(parents=True)
+        store.write(folder / "clips.jsonl", own)
+    assert counted in budget_of(whole, tmp_path / "runs")
+    sources = f"stage: corpus\ncorpus: mixture\nsources: [{{folder: '{tmp_path / 'ready'}'}}]\n"
+    mixed = recipe(
+        tmp_path / "b", "Qwen/Qwen2-Audio-7B" + FROZEN, **{"0_corpus": sources + "max_duration_s: 30\n"}
+    )
+    assert counted in budget_of(mixed, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +455,7 @@ def test_how_many_examples_fit_at_a_time(tmp_path):
 def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
     loaded = recipe(tmp_path / "small", "{d_model: 64, heads: 2}", longest_s=3)
     text = budget_of(loaded, tmp_path / "run")
-    assert len(text.splitlines()) == 2
+    assert len(text.splitlines()) == 3
     assert "0." in text.partition(" M parameters")[0]
     assert re.search(r"\n  on a CPU about 1\.\d GB of memory and \d+\.\d min at 50 GFLOP/s", text)
     (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
