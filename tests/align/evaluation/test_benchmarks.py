@@ -131,11 +131,10 @@ def test_chinese_and_cantonese_are_compared_by_character(kind, unit):
         assert (found["errors"], found["length"]) == (1, 6)
 
 
-def test_sources_stand_apart_and_what_is_not_reproduced_is_said():
+def test_sources_stand_apart():
     given = rows(("a", "a"), source="x"), rows(("b", "c"), source="y")
     found = score("asr_en", given[0][0] + given[1][0], given[0][1] + given[1][1])
     assert (found["x"]["wer"], found["y"]["wer"]) == (0, 1)
-    assert "SpeechIO" in wer.not_reproduced("zh")[0]
     assert wer.not_reproduced("other") == []
 
 
