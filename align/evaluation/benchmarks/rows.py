@@ -137,8 +137,10 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 for name, value in row.items()
             }
             yield f"{path}: row {number}", values
-    except (BadText, OSError) as error:
-        raise BadBenchmark(f"{path}: {error}") from error
+    except BadText as error:
+        raise BadBenchmark(str(error)) from error
+    except OSError as error:
+        raise BadBenchmark(f"{path}: {error}; {folder} must be writable for its clips") from error
 
 
 def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:

@@ -74,6 +74,13 @@ def test_voicebench_is_read_from_parquet_with_its_clips(tmp_path):
     assert open_rows(path, "voicebench") == found  # the clips are there already
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "bbh.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(BadBenchmark, match="bbh.parquet is not a Parquet file, or it is damaged"):
+        open_rows(path, "voicebench")
+
+
 def test_big_bench_audio_is_read_as_published(tmp_path):
     (tmp_path / "data").mkdir()
     for row in BIG_BENCH:
