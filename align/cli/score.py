@@ -35,11 +35,11 @@ def score(
     """Count right answers: AIR-Bench foundation, or the benchmarks of the Qwen-Audio reports.
 
     Foundation reads the official jsonl (question, choices, response); mmau, mmar, mmsu, mmau_pro, voicebench
-    and big_bench_audio their publishers' rows, choice those of AVQA, AudioMCQ and their like, with a response:
-    accuracy with intervals, by category, and above silence, if answers with silence are given; advbench
-    VoiceBench's rows: the share refused. The others read rows with gt, response
-    and source, as the Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers
-    stand beside ours; harnesses differ, so they are a reference, not a ranking.
+    and big_bench_audio their publishers' rows, choice those of AVQA, AudioMCQ and their like, with a
+    response: accuracy with intervals, by category, and above silence, if answers with silence are given;
+    advbench VoiceBench's rows: the share refused. The others read rows with gt, response and source, as the
+    Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers stand beside ours;
+    harnesses differ, so they are a reference, not a ranking.
 
     Example: align score mmau.json --kind mmau --silence mmau_silence.json
     """
