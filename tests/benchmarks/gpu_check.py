@@ -1,4 +1,4 @@
-"""Evidence from one H100 or H200 in at most ten minutes, as a file of figures. For a person to run.
+r"""Evidence from one H100 or H200 in at most ten minutes, as a file of figures. For a person to run.
 
     make gpu-check                                        # writes results/gpu-<date>.json
     python -m tests.benchmarks.gpu_check --part dpo_ours  # or several: --part attention --part sft
@@ -10,11 +10,11 @@ anew after each, so what was measured is there whatever happens later. No model 
 random and made on the GPU, clips are noise.
 
 Without a network, where Python 3.12 has torch 2.11, transformers, peft and accelerate already, take the rest
-along as wheels. They are made where there is a network:
+along as wheels, about 100 MB; leave out what is there already. They are made where there is a network:
 
-    pip download --no-deps --only-binary :all: --python-version 3.12 -d wheels -c constraints.txt \\
-        trl datasets pyarrow pandas python-dateutil six dill multiprocess xxhash \\
-        soundfile cffi pycparser soxr scipy more-itertools pydantic pydantic-core
+    pip download --no-deps --only-binary :all: --python-version 3.12 -d wheels -c constraints.txt \
+        trl datasets pyarrow pandas python-dateutil six dill multiprocess xxhash \
+        soundfile cffi pycparser soxr scipy pydantic pydantic-core
 
 and used there, in the Python that has torch:
 

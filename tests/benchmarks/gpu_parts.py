@@ -22,40 +22,29 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would spread a
 
 import numpy as np
 import peft
-import soundfile
 import torch
 import transformers
 import trl
 from torch import Tensor
-from transformers import TrainerCallback
 
 from align.generation.engine import Decoding, Request
 from align.generation.transformers_engine import TransformersEngine
 from align.kernels.attention import BACKENDS, Ragged
 from align.kernels.choice import choose
 from align.kernels.prefix_tree import prefix_tree
-from align.models.chat import assistant, user
 from align.models.features import ClipFeatures
 from align.models.qwen2_audio import model as qwen2_audio
 from align.models.qwen2_audio.flops import gemm_peak
 from align.planning import estimate
-from align.run_folder.artifacts import Interrupted, StageFolder, read_metrics, stop_requested
-from align.training.augmentation import Augmentation
-from align.training.collate import SFTCollator
-from align.training.data_loading import Rows
 from align.training.lengths import Longest
 from align.training.memory import MicroBatchPlan, plan_micro_batches
-from align.training.methods import Schedule
 from align.training.preparation import prepare_model
-from align.training.run import arguments, fit
-from align.training.trainers import AudioSFTTrainer
 from align.training.tuning import LoRA, Tuning
 from tests.benchmarks import dpo as steps
 from tests.benchmarks import rl
 from tests.benchmarks.trl_steps import (
     CONTENDERS,
     LORA_TARGETS,
-    RATE,
     SHAPES,
     WORKLOADS,
     Clock,
@@ -273,122 +262,21 @@ def _arithmetic_gb(size: str, pairs: int, rank: int) -> float:
 # -------------------------------------------------------------------------- resume
 
 
-class _Stop(TrainerCallback):
-    """Asks for a stop at a step, as a signal would."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the step's batch goes through the model."""
-        if state.global_step == self.at:
-            stop_requested.set()
-
-
 def resume(size: str) -> Figures:
     """SFT with a frozen tower: an unbroken run, the same again, and one that stops and resumes.
 
     Where the second differs from the first, the GPU's own kernels do not repeat themselves.
     """
+    from tests.benchmarks.gpu_world import World  # here, because it needs more libraries than other parts
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        world = _World(folder, d_model=1024 if size == "7b" else 32)
+        world = World(folder, d_model=1024 if size == "7b" else 32)
         unbroken = world.trained("unbroken")
         again = world.trained("again")
         yield {"losses": unbroken.losses, "again": again.compared_with(unbroken)}
         resumed = world.trained("resumed", stop_at=world.STEPS // 2)
         yield {"resumed": resumed.compared_with(unbroken), "frozen_tower": resumed.tower == world.tower}
-
-
-class _Trained(NamedTuple):
-    weights: dict[str, Tensor]
-    losses: list[float]
-    tower: float
-    """Sum of the tower's absolute weights."""
-
-    def compared_with(self, other: _Trained) -> dict[str, Any]:
-        differences = [
-            float((value - other.weights[name]).abs().max()) for name, value in self.weights.items()
-        ]
-        return {
-            "bit_equal": self.losses == other.losses and not any(differences),
-            "largest_weight_difference": max(differences),
-        }
-
-
-class _World:
-    """Tones, a processor, and the same small random policy for each run."""
-
-    STEPS = 4
-
-    def __init__(self, folder: Path, d_model: int) -> None:
-        self.folder, self.d_model = folder, d_model
-        texts = ["Is the tone high or low?", "The tone is high.", "The tone is low."]
-        self.processor = qwen2_audio.build_processor(
-            texts * 20, vocab_size=400, mel_bins=32, hop_length=320, clip_s=1
-        )
-        for i in range(2):
-            tone = np.sin(2 * np.pi * 300 * (1 + i) * np.arange(RATE) / RATE)
-            soundfile.write(folder / f"{i}.wav", tone.astype(np.float32), RATE)
-        self.tower = self._tower(self.policy())
-
-    def policy(self) -> Any:
-        """Of the same random weights every time; bfloat16 on a GPU, as a checkpoint is."""
-        heads = max(2, self.d_model // 128)
-        model = qwen2_audio.build_model(
-            self.processor, d_model=self.d_model, heads=heads, audio_layers=2, text_layers=2, seed=0
-        )
-        return model.to(DEVICE, torch.bfloat16) if ON_GPU else model
-
-    def trained(self, name: str, stop_at: int | None = None) -> _Trained:
-        """A run of `STEPS` steps; with `stop_at` it stops in that step, and another trainer goes on."""
-        out = StageFolder(self.folder / name, "2_sft", "gpu-check")
-        out.open()
-        if stop_at is not None:
-            try:
-                self._fit(out, _Stop(stop_at))
-            except Interrupted:
-                stop_requested.clear()
-            else:
-                raise AssertionError("the run that was to stop went on to its end")
-        model = self._fit(out).model
-        learned = {
-            name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
-        }
-        losses = [row["loss"] for row in read_metrics(out.path / "metrics.jsonl") if "loss" in row]
-        return _Trained(learned, losses, self._tower(model))
-
-    def _fit(self, out: StageFolder, *callbacks: TrainerCallback) -> AudioSFTTrainer:
-        tuning = Tuning(train=("projector", "language_model"), packed=True)
-        answers = ("The tone is high.", "The tone is low.")
-        rows = [
-            {
-                "messages": [user("Is the tone high or low?", 1), assistant(answers[i % 2])],
-                "audios": [f"{i % 2}.wav"],
-                "draw": i,
-            }
-            for i in range(2 * self.STEPS)
-        ]
-        model = self.policy()
-        prepare_model(model, tuning)
-        options = arguments(
-            out.path, Schedule(self.STEPS, 2, 1e-3, 1, 0), tuning=tuning, trl={"logging_steps": 1}
-        )
-        features = ClipFeatures(self.processor, self.folder)
-        trainer = AudioSFTTrainer(
-            model=model,
-            args=trl.SFTConfig(**options),
-            train_dataset=Rows(rows),
-            data_collator=SFTCollator(self.processor, features, Augmentation(gain=0.2, time_mask=4), True),
-            processing_class=self.processor,
-            callbacks=list(callbacks),
-        )
-        fit(trainer, out, tuning.modules)
-        return trainer
-
-    @staticmethod
-    def _tower(model: Any) -> float:
-        return sum(weight.double().abs().sum().item() for weight in model.model.audio_tower.parameters())
 
 
 # -------------------------------------------------------------------------- rollouts
@@ -405,9 +293,10 @@ def rollouts(size: str) -> Figures:
 
 def vllm(size: str) -> Figures:
     """Greedy completions of the vLLM engine beside the transformers engine's, of a small policy."""
-    try:  # here, because the other parts need no HTTP client
+    try:  # here, because it needs more libraries than other parts
         from align.generation.vllm.engine import VllmEngine
         from align.generation.vllm.server import missing
+        from tests.benchmarks.gpu_world import World
     except ImportError as error:
         reason: str | None = str(error)
     else:
@@ -417,7 +306,7 @@ def vllm(size: str) -> Figures:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        world = _World(folder, d_model=1024 if size == "7b" else 64)
+        world = World(folder, d_model=1024 if size == "7b" else 64)
         qwen2_audio.save(world.policy(), world.processor, folder / "policy")
         clips = ClipFeatures(world.processor, folder)
         requests = {i: Request("Is the tone high or low?", (f"{i % 2}.wav",)) for i in range(16)}
