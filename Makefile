@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 unexport PYTHONDONTWRITEBYTECODE # or each of the many processes would compile our modules again
 
-.PHONY: demo demo-rl demo-seeds digits bench-dpo bench-rl test test-slow check clean
+.PHONY: demo demo-rl demo-seeds digits bench-dpo bench-rl gpu-check test test-slow check clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
@@ -51,6 +51,9 @@ bench-dpo: $(READY)  ## FLOPs, time and memory of DPO and SFT steps: TRL, TRL tu
 
 bench-rl: $(READY)  ## FLOPs and time of GRPO's passes and rollouts: stock and ours; runs/bench/rl.json
 	$(BIN)/python -m tests.benchmarks.rl
+
+gpu-check: $(if $(GPU_PYTHON),,$(READY))  ## evidence from an H100 or H200 in ten minutes; GPU_PYTHON= where torch is there
+	$(or $(GPU_PYTHON),$(BIN)/python) -m tests.benchmarks.gpu_check
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -34,11 +34,12 @@ def score(
 ) -> None:
     """Count right answers: AIR-Bench foundation, or the benchmarks of the Qwen-Audio reports.
 
-    Foundation reads the official jsonl (question, choices, response); mmau, mmar, mmsu and mmau_pro their
-    publishers' rows, choice those of AVQA, AudioMCQ and their like, with a response: accuracy with intervals,
-    by category, and above silence, if answers with silence are given. The others read rows with gt, response
-    and source, as the Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers
-    stand beside ours; harnesses differ, so they are a reference, not a ranking.
+    Foundation reads the official jsonl (question, choices, response); mmau, mmar, mmsu, mmau_pro, voicebench
+    and big_bench_audio their publishers' rows, choice those of AVQA, AudioMCQ and their like, with a
+    response: accuracy with intervals, by category, and above silence, if answers with silence are given;
+    advbench VoiceBench's rows: the share refused. The others read rows with gt, response and source, as the
+    Qwen2-Audio evaluation writes them; each source gets its own numbers. Published numbers stand beside ours;
+    harnesses differ, so they are a reference, not a ranking.
 
     Example: align score mmau.json --kind mmau --silence mmau_silence.json
     """
@@ -77,7 +78,7 @@ def score(
         print(f"left out: {n} rows ({reason}), first {first}")
     if kind == "foundation":
         lines = [published.as_line(row) for row in published.air_bench_foundation()]
-    elif is_choice(kind):
+    elif benchmarks.is_chat(cast(benchmarks.Kind, kind)):
         lines = [published.as_line(row) for row in published.multiple_choice(kind)]
     else:
         lines = [

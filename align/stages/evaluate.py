@@ -204,9 +204,9 @@ def _row_sets(config: EvaluateConfig, part: _Recognition, processor: Qwen2AudioP
     clips_of = ClipFeatures(processor, part.rows.root, longest_s=longest_s)
     requests = [
         Request(
-            _own_prompt(row, config.prompt_format) if is_own else benchmarks.prompt_of(row),
+            _own_prompt(row, config.prompt_format) if is_own else benchmarks.prompt_of(part.kind, row),
             (row.audio,),
-            plain=not row.choices,
+            plain=not benchmarks.is_chat(part.kind),
         )
         for row in rows
     ]
@@ -351,6 +351,7 @@ def _answered_without_clip(
     return {
         part.rows.usable[0].source: list(
             hearing.answered_without_clip(
+                part.kind,
                 part.rows.usable,
                 {policy: own[_control_name(part, "silence")] for policy, own in texts.items()},
             )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
-import trl
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer
@@ -25,6 +25,7 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
     TrainerCallback,
 )
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from align.models.answer_head import answers_only
 from align.models.features import ClipFeatures, stack
@@ -260,7 +261,7 @@ class Clock(TrainerCallback):
         return time.process_time(), time.perf_counter()
 
 
-class DPO(trl.DPOTrainer):
+class DPO(DPOTrainer):
     """TRL's, over rows that are tokenised; for packed batches with what AudioDPOTrainer adds."""
 
     precompute_s = (0.0, 0.0)
@@ -284,7 +285,7 @@ class DPO(trl.DPOTrainer):
         return super()._compute_loss(answers_only(model), inputs, return_outputs)
 
 
-class SFT(trl.SFTTrainer):
+class SFT(SFTTrainer):
     """As above."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -295,10 +296,23 @@ class SFT(trl.SFTTrainer):
         return super().compute_loss(answers_only(model), *args, **kwargs)
 
 
+LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+
+
 def trainer_arguments(
-    workload: Workload, how: Contender, *, size: str, steps: int, lora: bool, folder: Path
+    workload: Workload,
+    how: Contender,
+    *,
+    size: str,
+    steps: int,
+    lora: bool,
+    folder: Path,
+    trl: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """All that a trainer of `steps` steps is made of: models, rows as files and tokens, settings."""
+    """All that a trainer of `steps` steps is made of: models, rows as files and tokens, settings.
+
+    `trl` are further arguments of its config class; they win.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape, batch_size = SHAPES[size], how.batch_size or workload.batch_size
     needs_reference = workload.kind == "dpo" and not lora
@@ -321,20 +335,20 @@ def trainer_arguments(
         "logging_steps": 1,
         "disable_tqdm": True,
         "report_to": [],
+        **trl,
     }
-    targets = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     arguments = {
         "model": models[0],
         "train_dataset": Dataset.from_list(make_rows(workload, batch_size * steps, shape.vocabulary, folder)),
         "processing_class": _tokenizer(shape.vocabulary),
         "data_collator": Collator(folder, workload.kind, how.packed),
-        "peft_config": LoraConfig(r=16, lora_alpha=32, target_modules=targets) if lora else None,
+        "peft_config": LoraConfig(r=16, lora_alpha=32, target_modules=LORA_TARGETS) if lora else None,
     }
     if workload.kind == "sft":
-        return arguments | {"args": trl.SFTConfig(**settings)}
+        return arguments | {"args": SFTConfig(**settings)}
     settings["precompute_ref_log_probs"] = how.precomputed
     reference = models[1].requires_grad_(False) if needs_reference else None
-    return arguments | {"args": trl.DPOConfig(**settings), "ref_model": reference}
+    return arguments | {"args": DPOConfig(**settings), "ref_model": reference}
 
 
 def make_trainer(workload: Workload, arguments: dict[str, Any], clock: Clock) -> Any:

@@ -113,7 +113,7 @@ def mmau(root: Path, numbers: range) -> None:
         rows.append(
             {"id": str(number), "audio_id": f"./test-mini-audios/{number}.wav", **asked, **about, **kind}
         )
-    rows.append({**rows[0], "id": "five", "choices": list("abcde"), "answer": "a"})
+    rows.append({**rows[0], "id": "other", "answer": "none of these"})
     (root / "mmau-test-mini.json").write_text(json.dumps(rows, indent=2))
 
 
@@ -250,7 +250,7 @@ def test_two_processes_learn_from_transcripts_and_the_gate_decides(place, chosen
         place.run("6_promote", **url)
     scores = read_json(evaluated / "scores.json")
     assert [row["code"] for row in scores["unusable_rows"]["data/MMAU/mmau-test-mini.json"]] == [
-        "no_question"
+        "no_right_choice"
     ]
     mmau, val = (scores["recognition_comparison"][name]["accuracy"] for name in ("mmau-test-mini", "val_qa"))
     assert mmau["n"] == 40

@@ -124,7 +124,7 @@ def _texts(letters: Iterable[str], choices: Sequence[str]) -> set[str]:
 
 def _letters_named(response: str, choices: Sequence[str]) -> set[str]:
     """Every letter that an answer names, also of what was not offered."""
-    text = _after_thought(unicodedata.normalize("NFKC", html.unescape(response)))
+    text = after_thought(unicodedata.normalize("NFKC", html.unescape(response)))
     if text is None:
         return set()
     if len(text) > 2 * _LONGEST:
@@ -133,7 +133,7 @@ def _letters_named(response: str, choices: Sequence[str]) -> set[str]:
     return {letter for part in tagged or [text] for letter in _named(_from_json(part), choices)}
 
 
-def _after_thought(text: str) -> str | None:
+def after_thought(text: str) -> str | None:
     """What an answer says after its thought, whose beginning its prompt may hold; None if it never ends."""
     ends = [match.end() for match in _ENDS.finditer(text)]
     answer = text[ends[-1] :] if ends else text

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, get_args
 
-from align.evaluation.benchmarks.choices import chosen
-from align.evaluation.benchmarks.multiple_choice import ChoiceKind, rule_of
+from align.evaluation.benchmarks.multiple_choice import ChoiceKind, answer_of, rule_of
 from align.evaluation.benchmarks.rows import BadBenchmark, Utterance
 from align.evaluation.statistics import Difference, macro_bootstrap
 from preference_data.schema import stable_id
@@ -86,15 +85,15 @@ def report(
 
     Returns:
         kind; accuracy (0..1), ci_low and ci_high (None with one clip alone), n, n_clips, chance (what
-        guessing gets); `publishers_rule`, where there is one: accuracy by it, and the share of answers that
-        it covers; `above_silence` and `above_other_clip`, where there are answers: `Difference` as plain
-        values, before is the accuracy with the control; `categories`: {column: {value: the same}}.
+        guessing among choices gets); `publishers_rule`, where there is one: accuracy by it, and the share of
+        answers that it covers; `above_silence` and `above_other_clip`, where there are answers: `Difference`
+        as plain values, before is the accuracy with the control; `categories`: {column: {value: the same}}.
     """
     rule = rule_of(kind)
     marks = _Marks(
         rows,
-        _right(rows, texts),
-        {name: _right(rows, own) for name, own in controls.items()},
+        _right(kind, rows, texts),
+        {name: _right(kind, rows, own) for name, own in controls.items()},
         rule and [rule(row, text) for row, text in zip(rows, texts, strict=True)],
     )
     return {
@@ -108,20 +107,20 @@ def report(
 
 
 def answered_without_clip(
-    rows: Sequence[Utterance], with_silence: Mapping[str, Sequence[str]]
+    kind: ChoiceKind, rows: Sequence[Utterance], with_silence: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
     """Ids of the questions that more than half of the policies answer right with silence.
 
     Some of them by luck: the fewer the policies and the choices, the more.
     """
-    right = [_right(rows, texts) for texts in with_silence.values()]
+    right = [_right(kind, rows, texts) for texts in with_silence.values()]
     for row, marks in zip(rows, zip(*right, strict=True), strict=True):
         if fmean(marks) > 0.5:
             yield row.id
 
 
-def _right(rows: Sequence[Utterance], texts: Sequence[str]) -> list[float]:
-    return [float(chosen(row.choices, text) == row.gt) for row, text in zip(rows, texts, strict=True)]
+def _right(kind: ChoiceKind, rows: Sequence[Utterance], texts: Sequence[str]) -> list[float]:
+    return [float(answer_of(kind, row, text) == row.gt) for row, text in zip(rows, texts, strict=True)]
 
 
 def _categories(rows: Sequence[Utterance]) -> dict[str, dict[str, list[int]]]:
@@ -142,7 +141,7 @@ def _numbers(marks: _Marks, seed: int) -> dict[str, Any]:
         "ci_high": level["ci_high"],
         "n": len(clips),
         "n_clips": len(set(clips)),
-        "chance": fmean(1 / len({*row.choices} - {""}) for row in marks.rows),
+        "chance": fmean(1 / n if (n := len({*row.choices} - {""})) else 0.0 for row in marks.rows),
     }
     if marks.by_rule is not None:
         counted = [is_right for is_right in marks.by_rule if is_right is not None]

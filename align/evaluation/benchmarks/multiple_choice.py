@@ -4,8 +4,9 @@
     mmau       MMAU test-mini, v05.15.25 (arXiv:2410.19168): mmau-test-mini.json
     mmar       MMAR (arXiv:2505.13032): MMAR-meta.jsonl
     mmsu       MMSU (arXiv:2506.04779): the rows that its mmsu_inference.py reads and writes
-    mmau_pro   MMAU-Pro (arXiv:2508.13992): the rows of its test.parquet as JSON lines
+    mmau_pro   MMAU-Pro (arXiv:2508.13992): its test.parquet, or the rows as JSON lines
 
+Questions that are in the clips, of VoiceBench and Big Bench Audio, are those of `spoken_questions`.
 All are scored by one reading of answers (`choices.chosen`), so that their accuracies compare. Beside it
 stands the publisher's rule, where it is a rule, restated: of MMAU and MMAR evaluation.py of Sakshi113/MMAU
 and ddlBoJack/MMAR, of MMSU mmsu_evaluation.py of dingdongwang/MMSU. MMAU-Pro's own compares embeddings of a
@@ -30,17 +31,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
-from align.evaluation.benchmarks import rows
-from align.evaluation.benchmarks.choices import ALL_LETTERS, LETTERS
+from align.evaluation.benchmarks import rows, spoken_questions
+from align.evaluation.benchmarks.choices import ALL_LETTERS, LETTERS, chosen
 from align.evaluation.benchmarks.foundation import official_letter
 from align.evaluation.benchmarks.rows import BadRow, Utterance, require_text
+from align.evaluation.benchmarks.spoken_questions import SpokenKind
 from preference_data.interchange import columns
 from preference_data.interchange.conversation import path_of, without_tag
 from preference_data.interchange.questions import QUESTION_FORM
 from preference_data.prompts.prompts import BadExample, refuse_control
 from preference_data.schema import stable_id
 
-ChoiceKind = Literal["choice", "mmau", "mmar", "mmsu", "mmau_pro"]
+ChoiceKind = Literal["choice", "mmau", "mmar", "mmsu", "mmau_pro", SpokenKind]
 Rule = Callable[[Utterance, str], bool | None]
 """Whether a publisher counts a response as right; None: it leaves it out of the mean."""
 
@@ -142,6 +144,8 @@ def read_question(kind: ChoiceKind, row: Any, where: str, source: str) -> Uttera
     """
     if kind == "choice":
         return rows.read_question(row, where, source)
+    if kind == "voicebench" or kind == "big_bench_audio":
+        return spoken_questions.read_question(kind, row, where, source)
     layout = _LAYOUTS[kind]
     question = require_text(row, ("question",), where)["question"].strip()
     choices = _choices(row, layout, where)
@@ -166,9 +170,17 @@ def read_question(kind: ChoiceKind, row: Any, where: str, source: str) -> Uttera
     )
 
 
-def response_of(kind: ChoiceKind, row: dict[str, Any], where: str) -> str:
+def response_of(kind: str, row: dict[str, Any], where: str) -> str:
     """The policy's response, under `response` or its publisher's name for it; null is the empty answer."""
-    return rows.response_of(row, where, _LAYOUTS[kind].responses if kind in _LAYOUTS else ("response",))
+    columns_of = (layout.responses for name, layout in _LAYOUTS.items() if name == kind)
+    return rows.response_of(row, where, next(columns_of, ("response",)))
+
+
+def answer_of(kind: ChoiceKind, row: Utterance, response: str) -> str | None:
+    """What a response answers, called as `row.gt` calls it; None where it names nothing, or two."""
+    if spoken_questions.is_spoken(kind):
+        return spoken_questions.answer_of(row, response)
+    return chosen(row.choices, response)
 
 
 def _choices(row: dict[str, Any], layout: _Layout, where: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Files of benchmark rows as people bring them: JSON lines, or one JSON list."""
+"""Files of benchmark rows as people bring them: JSON lines, one JSON list, or Parquet."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from preference_data import text_files
-from preference_data.interchange import columns
+from preference_data.interchange import columns, row_files
 from preference_data.interchange.convert import read_row
+from preference_data.interchange.row_files import EMBEDDED
 from preference_data.schema import Prompt
 from preference_data.text_files import BadText
 
@@ -39,7 +40,7 @@ def readable(path: Path, read: Callable[[Any, str], T]) -> tuple[list[T], dict[s
     """The rows of a file that can be read, and the others by reason: a bad row costs no other.
 
     Args:
-        path: JSON lines, or one JSON list.
+        path: JSON lines, one JSON list, or Parquet.
         read: what to make of a row and its place; raises `BadRow`.
 
     Raises:
@@ -47,7 +48,7 @@ def readable(path: Path, read: Callable[[Any, str], T]) -> tuple[list[T], dict[s
     """
     rows: list[T] = []
     odd: dict[str, OddRows] = {}
-    for where, row in json_rows(path):
+    for where, row in _table_rows(path) if path.suffix == ".parquet" else json_rows(path):
         try:
             rows.append(read(row, where))
         except BadRow as error:
@@ -118,6 +119,28 @@ def json_rows(path: Path) -> list[tuple[str, Any]]:
     if first[1].lstrip().startswith(b"["):
         return [(f"{path}: row {number}", row) for number, row in enumerate(json_list(path), 1)]
     return list(json_lines(path))
+
+
+def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a Parquet file. Clips that lie in it are written into a folder beside it, once.
+
+    Raises:
+        BadBenchmark: it cannot be read, or the folder not be written.
+    """
+    folder = path.with_name(f"{path.stem}_clips")
+    try:
+        for number, row in row_files.read_rows(path, folder):
+            values = {
+                name: f"{folder.name}/{value.removeprefix(EMBEDDED)}"
+                if isinstance(value, str) and value.startswith(EMBEDDED)
+                else value
+                for name, value in row.items()
+            }
+            yield f"{path}: row {number}", values
+    except BadText as error:
+        raise BadBenchmark(str(error)) from error
+    except OSError as error:
+        raise BadBenchmark(f"{path}: {error}; {folder} must be writable for its clips") from error
 
 
 def text_fields(row: Any, keys: Iterable[str], where: str) -> dict[str, str]:

@@ -14,9 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import sacrebleu
 
-from align.evaluation.benchmarks import multiple_choice, srwt, wer
+from align.evaluation.benchmarks import multiple_choice, spoken_questions, srwt, wer
 from align.evaluation.benchmarks.air_bench import LONGEST_S
-from align.evaluation.benchmarks.choices import chosen
 from align.evaluation.benchmarks.rows import (
     BadBenchmark,
     OddRows,
@@ -48,6 +47,9 @@ Kind = Literal[
     "mmar",
     "mmsu",
     "mmau_pro",
+    "voicebench",
+    "advbench",
+    "big_bench_audio",
     "srwt",
 ]
 """The task. `recognition` is that of a corpus' own rows: exact matches and error rate in any language; of the
@@ -90,13 +92,20 @@ def read_rows(path: Path, kind: Kind) -> tuple[list[Utterance], list[Quarantined
     Raises:
         BadBenchmark: see `open_rows`.
     """
-    if not multiple_choice.is_choice(kind):
+    read = _reader(kind)
+    if read is None:
         return read_utterances(path), []
-    read = partial(multiple_choice.read_question, kind)
     questions, odd = readable(path, lambda row, where: read(row, where, path.stem))
     return questions, [
         Quarantined(f"{n} rows", path.name, reason, first) for reason, (n, first) in odd.items()
     ]
+
+
+def _reader(kind: Kind) -> Callable[[Any, str, str], Utterance] | None:
+    """What reads a row, of its place and source; None for rows {audio, prompt, gt, source}."""
+    if kind == "advbench":
+        return spoken_questions.read_request
+    return partial(multiple_choice.read_question, kind) if multiple_choice.is_choice(kind) else None
 
 
 def usable_rows(
@@ -108,9 +117,17 @@ def usable_rows(
     return Rows(root, [row for row in rows if row.audio in good], missing)
 
 
-def prompt_of(row: Utterance) -> str:
-    """The prompt that a pre-trained policy continues: the clip, then the row's prompt. Or a question."""
-    return row.prompt if row.choices or AUDIO in row.prompt else AUDIO + row.prompt
+def is_chat(kind: Kind) -> bool:
+    """Whether rows are put in a chat, with their clips, and not as texts that a policy continues."""
+    return kind == "advbench" or multiple_choice.is_choice(kind)
+
+
+def prompt_of(kind: Kind, row: Utterance) -> str:
+    """The prompt that a pre-trained policy continues: the clip, then the row's prompt. Or a chat's question.
+
+    It is empty where the question is in the clip.
+    """
+    return row.prompt if is_chat(kind) or AUDIO in row.prompt else AUDIO + row.prompt
 
 
 class Answers(NamedTuple):
@@ -130,11 +147,11 @@ def read_answers(path: Path, kind: Kind) -> Answers:
     Raises:
         BadBenchmark: naming file and row: not JSON, or no row that can be scored.
     """
+    read_question = _reader(kind)
 
     def read(row: Any, where: str) -> tuple[Utterance, str]:
-        if multiple_choice.is_choice(kind):
-            question = multiple_choice.read_question(kind, row, where, path.stem)
-            return question, multiple_choice.response_of(kind, row, where)
+        if read_question is not None:
+            return read_question(row, where, path.stem), multiple_choice.response_of(kind, row, where)
         text = require_text(row, ("gt", "source"), where)
         return Utterance("", "", text["gt"], text["source"]), response_of(row, where)
 
@@ -149,8 +166,8 @@ def score(kind: Kind, rows: Sequence[Utterance], texts: Sequence[str]) -> dict[s
         {source: {...}}: recognition has `wer` (per character for zh and yue; None without any reference
         word), `errors`, `length` and `not_reproduced`, a corpus' own `exact` and `wer`, both a `warning`
         where normalisation hides differences; translation `bleu` and its `signature`; srwt `aas_ms` and its
-        parts; the others `accuracy`, multiple choice also the share that names no choice, `unparsed`. Error
-        rates and shares are 0..1, BLEU is 0..100.
+        parts; advbench the share `refused`; the others `accuracy`, multiple choice also the share that names
+        no choice, `unparsed`. Error rates and shares are 0..1, BLEU is 0..100.
 
     Raises:
         CannotScore: a source does not name its target language, or a tokenizer is not installed.
@@ -221,9 +238,11 @@ def _metrics_by_row(
 ) -> dict[str, list[float] | None]:
     references = [row.gt for row in rows]
     if multiple_choice.is_choice(kind):
-        named = [chosen(row.choices, text) for row, text in zip(rows, texts, strict=True)]
+        named = [multiple_choice.answer_of(kind, row, text) for row, text in zip(rows, texts, strict=True)]
         right = [float(choice == gt) for choice, gt in zip(named, references, strict=True)]
         return {"accuracy": right, "unparsed": [float(choice is None) for choice in named]}
+    if kind == "advbench":
+        return {"refused": [float(spoken_questions.is_refusal(text)) for text in texts]}
     if kind == "recognition":
         exact = wer.exact_matches(references, texts, "other")
         return {"exact": exact, "wer": wer.row_shares(references, texts, "other")}

@@ -1,10 +1,10 @@
 """Word and character error rates with the normalisation of the Qwen2-Audio evaluation.
 
 Tags such as `<|en|>` are stripped; English passes Whisper's English normaliser and then its basic one,
-other languages the basic one; words of nothing but punctuation go; Chinese and Cantonese are compared by
-character, so that what the reports call WER is there a character error rate. Errors are summed over the
-corpus. Cantonese needs a package of its own and uses it where it is installed; steps that are left out are
-named in the result, never passed over.
+other languages the basic one; Chinese has its figures written out (`chinese_numbers`); words of nothing but
+punctuation go; Chinese and Cantonese are compared by character, so that what the reports call WER is there a
+character error rate. Errors are summed over the corpus. Cantonese needs a package of its own and uses it
+where it is installed; steps that are left out are named in the result, never passed over.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, Literal
 import jiwer
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
+
+from align.evaluation.benchmarks.chinese_numbers import written_out
 
 Language = Literal["en", "zh", "yue", "other"]
 
@@ -89,6 +91,8 @@ def warning(references: Sequence[str], texts: Sequence[str], language: Language)
 def _removed(text: str, language: Language) -> list[str]:
     """What the normalisers drop although it says something; other punctuation does not count."""
     text = unicodedata.normalize("NFKC", without_tags(text))
+    if language == "zh":  # "5%" and "百分之五" are the same there
+        text = written_out("".join(text.split()))
     # English has amounts written out: "$5" and "5 dollars" are the same there
     signs = "" if language == "en" else "#%&@"
     kinds = ("Mn", "Mc", "Me", "So", "Sm", *(() if language == "en" else ("Sc",)))
@@ -100,8 +104,6 @@ def not_reproduced(language: Language) -> list[str]:
     """The steps of the official normalisation that this installation leaves out."""
     if language == "yue" and not find_spec("zhconv"):
         return ["traditional characters are not made simplified (pip install zhconv)"]
-    if language == "zh":
-        return ["numbers, dates and units are not written out (SpeechIO's Chinese text normaliser)"]
     return []
 
 
@@ -142,7 +144,7 @@ def _normaliser(language: Language) -> Callable[[str], str]:
         english = EnglishTextNormalizer()
         return lambda text: _basic(english(text))
     if language == "zh":
-        return _without_punctuation
+        return lambda text: _without_punctuation(written_out("".join(text.split())))
     if language == "yue" and find_spec("zhconv"):
         convert = importlib.import_module("zhconv").convert
         return lambda text: _basic(convert(text, "zh-cn"))
@@ -151,7 +153,8 @@ def _normaliser(language: Language) -> Callable[[str], str]:
 
 
 def _without_punctuation(text: str) -> str:
-    return "".join(" " if unicodedata.category(char)[0] == "P" else char for char in text)
+    signs = "$+<=>^`|~＄＋＜＝＞＾｀｜～"  # to the reports' script they are punctuation
+    return "".join(" " if unicodedata.category(char)[0] == "P" or char in signs else char for char in text)
 
 
 def _is_punctuation(word: str) -> bool:

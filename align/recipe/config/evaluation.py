@@ -92,6 +92,9 @@ class EvaluateConfig(StageConfig):
             "mmar",
             "mmsu",
             "mmau_pro",
+            "voicebench",
+            "advbench",
+            "big_bench_audio",
             "srwt",
         ],
     ] = {}
@@ -99,9 +102,10 @@ class EvaluateConfig(StageConfig):
     reads them, audio relative to the file, and how each is scored. Results stand per source beside the
     corpus' own recognition, and the gate's `recognition_margins` and `recognition_gains` may name them.
     `choice`: multiple-choice questions as `align data import` reads (with `--format choice`), each file a
-    source; `mmau` (test-mini, v05.15.25), `mmar`, `mmsu` and `mmau_pro` in their publishers' layouts.
-    Multiple choice is put to every policy twice more, with silence and with another clip: accuracy above
-    silence is what was heard."""
+    source; `mmau` (test-mini, v05.15.25), `mmar`, `mmsu` and `mmau_pro` in their publishers' layouts;
+    `voicebench` (its openbookqa, mmsu, bbh), `advbench` (VoiceBench's, to be refused) and `big_bench_audio`
+    have their questions in the clips. Multiple choice is put to every policy twice more, with silence and
+    with another clip: accuracy above silence is what was heard."""
     annotations: AnnotationsRef | None = None
     """Comparisons that annotators made: the judge scores the same answers, and the evaluation reports how
     often it prefers what most of them prefer."""

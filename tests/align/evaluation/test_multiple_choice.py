@@ -388,9 +388,9 @@ def test_another_clip_is_another_and_does_not_depend_on_order(numbers, seed):
 def test_questions_that_most_answer_without_the_clip_are_named():
     rows = [question(number=n) for n in range(3)]
     silent = {"a": ["dog", "cat", "dog"], "b": ["dog", "cat", "dog"], "c": ["dog", "dog", "cat"]}
-    assert list(hearing.answered_without_clip(rows, silent)) == ["q0", "q2"]
+    assert list(hearing.answered_without_clip("choice", rows, silent)) == ["q0", "q2"]
     half = {name: silent[name] for name in ("b", "c")}
-    assert list(hearing.answered_without_clip(rows, half)) == ["q0"]
+    assert list(hearing.answered_without_clip("choice", rows, half)) == ["q0"]
 
 
 def test_answers_from_another_file_are_put_in_order_by_id(tmp_path):

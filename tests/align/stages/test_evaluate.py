@@ -162,6 +162,27 @@ def test_multiple_choice_is_put_with_silence_and_with_another_clip_too(inputs, t
     assert set(report["answered_without_clip"]["mmau-test-mini"]) <= {f"m{i}" for i in range(6)}
 
 
+def test_a_question_in_the_clip_is_put_as_the_clip_alone(inputs, tmp_path):
+    clips = tmp_path / "voicebench"
+    shutil.copytree(inputs["0"] / "test/Chat/speech_QA_toy", clips)
+    rows = [{"prompt": f"Tone {i}?", "audio": f"{i}.wav", "reference": "AB"[i % 2]} for i in range(4)]
+    for name in ("mmsu", "advbench"):
+        (clips / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {"mmsu": "voicebench", "advbench": "advbench"}
+    _, out = run(
+        inputs,
+        tmp_path / "run",
+        benchmarks={str(clips / f"{name}.jsonl"): kind for name, kind in kinds.items()},
+    )
+    report = json.loads((out / "scores.json").read_text())
+    for scores in report["policies"].values():
+        assert scores["multiple_choice"]["mmsu"]["chance"] == 0.25
+        assert "above_silence" in scores["multiple_choice"]["mmsu"]
+        assert 0 <= scores["recognition"]["advbench"]["refused"] <= 1
+        assert "advbench" not in scores["multiple_choice"]
+    assert "refused" in report["recognition_comparison"]["advbench"]
+
+
 def test_no_clip_keeps_its_place_in_the_control():
     clips = [f"{i}.wav" for i in range(50)]
     shuffled = evaluate._shuffled(clips, 0)
