@@ -102,7 +102,7 @@ def _serve_chat(
             "keeps_in": str(kept.folder) if kept else None,
             "annotator": annotator,
             "most_tokens": limits.max_tokens,
-            "most_clips": limits.clips,
+            "longest_s": min(policy.service.longest_clip_s for policy in turns.policies),
         }
 
     @app.post("/api/turns")

@@ -1,6 +1,6 @@
 // The conversation: what is asked, the answers as they come, and what is said of them.
 
-import { Recording, LONGEST_S, filesToClips } from "./clips.js";
+import { Recording, filesToClips } from "./clips.js";
 import { button, byId, element, press } from "./elements.js";
 import { deleteKept, showKept } from "./kept.js";
 import { events, json } from "./server.js";
@@ -45,7 +45,7 @@ async function record() {
     if (recording) {
       const done = recording;
       recording = null;
-      addClip(await done.stop());
+      addClip(await done.stop(about.longest_s));
     } else {
       recording = await Recording.start();
       showTime();
@@ -62,7 +62,7 @@ async function record() {
 function showTime() {
   if (!recording) return;
   byId("record").textContent = `Stop recording  ${recording.seconds.toFixed(1)} s`;
-  if (recording.seconds >= LONGEST_S) record();
+  if (recording.seconds >= about.longest_s) record();
   else setTimeout(showTime, 100);
 }
 
@@ -72,7 +72,15 @@ function ready() {
   byId("ask").disabled = !isSomething || isComing || recording !== null || about?.state !== "ready";
   byId("stop").hidden = !isComing;
   byId("restart").hidden = turns.length === 0 || isComing;
-  byId("hint").textContent = waiting.length && !byId("question").value.trim() ? "The clips ask by themselves." : "";
+  byId("hint").textContent = hint();
+  byId("record").disabled = about === null;
+}
+
+function hint() {
+  if (!about) return "";
+  const tooLong = waiting.find((view) => view.clip.duration > about.longest_s);
+  if (tooLong) return `${tooLong.clip.name} is longer than the ${about.longest_s} s that are heard: cut a range out.`;
+  return waiting.length && !byId("question").value.trim() ? "Without a question, the clips ask." : "";
 }
 
 function send(event) {
@@ -118,6 +126,7 @@ class Turn {
   constructor(text, views) {
     this.text = text;
     this.views = views;
+    for (const { clip } of views) clip.audio.addEventListener("pause", showHeard);
     this.answersPlace = element("div");
     this.votePlace = element("div", { className: "vote", hidden: true });
     this.element = element(
@@ -237,7 +246,7 @@ class Turn {
       );
     } else if (this.vote) {
       after.append(element("span", { text: "Not kept." }));
-      if (about.keeps_in) after.append(button("Keep it", () => this.judge({ ...this.vote, keep: true }), "plain"));
+      if (about.keeps_in) after.append(button("Keep it", () => this.judge(this.vote, true), "plain"));
     }
     if (this.heard < COUNTS_FROM) {
       const share = Math.round(100 * this.heard);
@@ -247,12 +256,13 @@ class Turn {
     return after;
   }
 
-  async judge(said) {
+  async judge(said, isKeptNow = false) {
     const thumbs = this.answers.map((answer) => answer.thumb);
-    this.vote = { better: null, about: "both", ...said };
-    const vote = { ...this.vote, thumbs, heard: this.heard, keep: said.keep ?? byId("keep").checked };
+    const heard = Math.min(1, this.heard); // by the time of the vote, whenever it is kept
+    this.vote = { better: null, about: "both", heard, ...said, thumbs };
+    const keep = byId("keep").checked || isKeptNow;
     try {
-      const { names, kept } = await json("PUT", `api/turns/${this.id}/vote`, vote);
+      const { names, kept } = await json("PUT", `api/turns/${this.id}/vote`, { ...this.vote, keep });
       Object.assign(this, { names, kept: kept ?? this.kept });
       if (this.isLast && this.vote.better === "b") this.goesOnWith = 1;
       if (this.isLast && this.vote.better === "a") this.goesOnWith = 0;
@@ -332,13 +342,12 @@ class Answer {
   }
 
   buttons(turn, isTwo) {
-    const thumbs = [["👍", "Good", true], ["👎", "Bad", false]].map(([text, title, good]) => {
+    const thumbs = [["Good", true], ["Bad", false]].map(([text, good]) => {
       const set = () => {
         this.thumb = this.thumb === good ? null : good;
         turn.thumbChanged();
       };
-      const made = button(text, set, "small", { title, disabled: isTwo && turn.vote !== null && !turn.isSame });
-      made.setAttribute("aria-label", `${title} answer`);
+      const made = button(text, set, "small", { disabled: isTwo && turn.vote !== null && !turn.isSame });
       press(made, this.thumb === good);
       return made;
     });
@@ -351,6 +360,10 @@ class Answer {
     press(goOn, turn.goesOnWith === this.place);
     return [...thumbs, element("span", { className: "grow" }), goOn, copy];
   }
+}
+
+function showHeard() {
+  for (const turn of turns) if (!turn.isComing && !turn.vote) turn.showVote();
 }
 
 // -------------------------------------------------------------------------- the page

@@ -1,6 +1,5 @@
 // Clips: recorded, dropped or cut out of others; and their bytes as WAV.
 
-export const LONGEST_S = 30;
 const DECODING_HZ = 48000;
 let recordings = 0;
 
@@ -109,11 +108,11 @@ export class Recording {
     return this.n / this.context.sampleRate;
   }
 
-  async stop() {
+  async stop(longestS) {
     this.stream.getTracks().forEach((track) => track.stop());
     const rate = this.context.sampleRate;
     await this.context.close();
-    const samples = new Float32Array(Math.min(this.n, LONGEST_S * rate));
+    const samples = new Float32Array(Math.min(this.n, Math.floor(longestS * rate)));
     let place = 0;
     for (const piece of this.pieces) {
       samples.set(piece.subarray(0, samples.length - place), place);

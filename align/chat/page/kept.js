@@ -61,7 +61,7 @@ function verdict(row) {
   const said = Object.entries(AXES)
     .filter(([axis]) => row[axis])
     .map(([axis, words]) => [order(row[axis], row.names), words]);
-  const thumbs = row.thumbs.map((good, i) => (good === null ? "" : `${good ? "👍" : "👎"} ${row.names[i]}`));
+  const thumbs = row.thumbs.map((good, i) => (good === null ? "" : `${row.names[i]} is ${good ? "good" : "bad"}`));
   const orders = new Set(said.map(([text]) => text));
   const first = orders.size === 1 && said.length === 2 ? [said[0][0]] : said.map(([text, words]) => `${text} on ${words}`);
   return [...first, ...thumbs].filter(Boolean).join(", ");
