@@ -185,11 +185,14 @@ export class ClipView {
       context.fillRect(x(this.range[0]), 0, x(this.range[1]) - x(this.range[0]), canvas.height);
     }
     this.peaks ??= peaks(clip.mono());
-    context.fillStyle = colour("--after");
+    const [chosen, others] = [colour("--after"), colour(this.range ? "--before" : "--after")];
     const bars = Math.min(this.peaks.length, Math.floor(width / (3 * devicePixelRatio)));
     for (let i = 0; i < bars; i++) {
       const from = Math.floor((i * this.peaks.length) / bars), to = Math.ceil(((i + 1) * this.peaks.length) / bars);
       const height = Math.max(1, Math.max(...this.peaks.subarray(from, to)) * canvas.height * 0.95);
+      const time = ((i + 0.5) * clip.duration) / bars;
+      const isChosen = this.range && time >= this.range[0] && time <= this.range[1];
+      context.fillStyle = isChosen ? chosen : others;
       context.fillRect((i * width) / bars, (canvas.height - height) / 2, (0.66 * width) / bars, height);
     }
     context.fillStyle = colour("--bad");

@@ -47,13 +47,13 @@ class Parrot:
 
 
 @contextmanager
-def chatting(model, keep, *names, limits=None, pause_s=0.0):
+def chatting(model, keep, *names, limits=None, pause_s=0.0, differ=True):
     """The address of a page for stand-ins of these names, without its key; `model` gives the tokenizer."""
     limits, processor = limits or Limits(), load_processor(model)
     services = [
         Service(
             processor,
-            Parrot(processor.tokenizer, "" if i == 0 else f"{i} ", pause_s),
+            Parrot(processor.tokenizer, f"{i} " if i and differ else "", pause_s),
             name=name,
             prompt_format="sentences",
             limits=limits,

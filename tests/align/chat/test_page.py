@@ -42,7 +42,9 @@ def page(browser):
     """A page that notes on itself the hosts that it asks, and what goes wrong."""
     new = browser.new_page(viewport={"width": 1200, "height": 1000}, accept_downloads=True)
     new.hosts, new.problems = set(), []
-    new.on("request", lambda request: new.hosts.add(re.sub(r"^(blob:)?http://([^/]*)/.*", r"\2", request.url)))
+    new.on(
+        "request", lambda request: new.hosts.add(re.sub(r"^(blob:)?http://([^/]*)/.*", r"\2", request.url))
+    )
     new.on("console", lambda message: message.type == "error" and new.problems.append(message.text))
     new.on("pageerror", lambda error: new.problems.append(str(error)))
     new.on("dialog", lambda dialog: new.problems.append(dialog.message))
@@ -173,8 +175,8 @@ def _become_a_pair(run: Path, judgement: Judgement, good: int, folder: Path) -> 
     recipe.mkdir()
     (recipe / "5_pairs.yaml").write_text(f"stage: pairs\ncompletions: {chat}\nannotations: {chat}\n")
     (recipe / "6_dpo.yaml").write_text(
-        f"stage: dpo\npolicy: {run / '2_sft'}/\npairs: 5_pairs\ncorpus: {chat}\nsteps: 1\nbatch_size: 1\n"
-        "learning_rate: 1e-4\n"
+        f"stage: dpo\npolicy: {run / '2_sft'}/\npairs: 5_pairs\ncorpus: {chat}\n"
+        "epochs: 1\nbatch_size: 1\nlearning_rate: 1e-4\n"
     )
     first, second = load(recipe).steps
     out = StageFolder(folder, "5_pairs", "-")
