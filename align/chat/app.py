@@ -2,7 +2,7 @@
 
 The page has no secrets: the key comes in its address, behind #, and stays in the browser. Every other route
 needs the key. Names other than this machine's (DNS rebinding) and requests of other pages are refused. No
-text is ever put into HTML: the page reads JSON and writes text nodes, and its content policy forbids the rest.
+text is ever put into HTML: the page reads JSON and writes text nodes; its content policy forbids the rest.
 """
 
 from __future__ import annotations

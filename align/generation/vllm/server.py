@@ -126,7 +126,7 @@ def share_left(total: int, training_gb: float) -> float:
 
 
 def memory_of_others_gb(n_servers: int) -> float | None:
-    """What the others of `n_servers` use of a GPU that they share equally; None where there is none to share."""
+    """What the others of `n_servers` use of the GPU that they share equally; None without one, or others."""
     if n_servers == 1 or not torch.cuda.is_available():
         return None
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
