@@ -72,7 +72,7 @@ def test_check_prints_the_plan_and_writes_nothing(recipe):
     assert sorted(recipe.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("verb", ["check", "run", "status", "compare", "export", "serve", "doctor"])
+@pytest.mark.parametrize("verb", ["check", "run", "status", "compare", "export", "serve", "chat", "doctor"])
 def test_help_shows_an_example(verb, tmp_path):
     done = align(verb, "--help", cwd=tmp_path)
     assert done.returncode == 0
