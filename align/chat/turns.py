@@ -27,7 +27,7 @@ from preference_data.schema import (
 )
 
 Choice = Literal["a", "b", "tie", "both_bad"]
-_REMEMBERED = 100
+_REMEMBERED = 30
 """Turns that can still be answered and judged. Their clips are held in memory."""
 
 
@@ -123,8 +123,10 @@ class TurnOfPolicies:
             raise ApiError("better: both answers are the same; give a thumb", param="better")
         if self.better and vote.better != self.better:
             raise ApiError("The names are known since the first vote, so it holds; or ask again", 409)
+        if not vote.better and not self.is_open:
+            raise ApiError("better: say which answer is, or that both are bad or the same", param="better")
         if not vote.better and not any(thumb is not None for thumb in vote.thumbs):
-            raise ApiError("There is neither a vote nor a thumb", param="better")
+            raise ApiError("thumbs: there is none", param="thumbs")
         self.better = vote.better
 
     def completions(self) -> list[Completion]:

@@ -242,7 +242,7 @@ class Turn {
     if (this.kept) {
       after.append(
         element("span", { text: "Kept." }),
-        button("Delete", () => this.forget(), "plain"),
+        button("Delete", () => deleteKept(this.kept, fail), "plain"),
       );
     } else if (this.vote) {
       after.append(element("span", { text: "Not kept." }));
@@ -277,14 +277,8 @@ class Turn {
   thumbChanged() {
     const isSaid = this.answers.some((answer) => answer.thumb !== null);
     if (isSaid && !this.isBlind && this.isWhole) this.judge({ better: this.vote?.better ?? null, about: this.vote?.about ?? "both" });
-    else if (!isSaid && this.kept && !this.vote?.better) this.forget();
+    else if (!isSaid && this.kept && !this.vote?.better) deleteKept(this.kept, fail);
     else this.answers.forEach((answer) => answer.showWho(this));
-  }
-
-  async forget() {
-    await deleteKept(this.kept, fail);
-    this.kept = null;
-    this.showVote();
   }
 }
 
@@ -406,6 +400,12 @@ function listen() {
   });
   byId("stop").addEventListener("click", () => turns.at(-1).controller?.abort());
   byId("restart").addEventListener("click", restart);
+  document.addEventListener("judgement-deleted", ({ detail }) => {
+    for (const turn of turns.filter((each) => each.kept === detail)) {
+      turn.kept = null;
+      turn.showVote();
+    }
+  });
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     byId("composer").classList.add("over");

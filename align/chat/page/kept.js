@@ -18,6 +18,7 @@ export async function showKept(fail) {
 export async function deleteKept(id, fail) {
   try {
     await json("DELETE", `api/kept/${id}`);
+    document.dispatchEvent(new CustomEvent("judgement-deleted", { detail: id }));
   } catch (error) {
     fail(error);
   }

@@ -141,7 +141,7 @@ def test_votes_on_what_cannot_be_judged_are_refused(client, alone):
     answer(client, turn, 1)
     for said, param in (
         ({}, "better"),
-        ({"thumbs": [None, None]}, "better"),
+        ({"thumbs": [True, None]}, "better"),
         ({"thumbs": [True]}, "thumbs"),
         ({"better": "c"}, "better"),
         ({"better": "a", "heard": 2}, "heard"),
@@ -151,6 +151,7 @@ def test_votes_on_what_cannot_be_judged_are_refused(client, alone):
     assert refusal(vote(client, "x", better="a"), 404)
     turn, _ = answered(alone, user(text("low")), places=(0,))
     assert "single answer" in refusal(vote(alone, turn, better="a"))["message"]
+    assert refusal(vote(alone, turn, thumbs=[None]))["param"] == "thumbs"
     assert refusal(vote(alone, turn, thumbs=[True], keep=True))["param"] == "keep"
     assert vote(alone, turn, thumbs=[True]).json() == {"names": ["only"], "kept": None}
     assert alone.get("/api/kept").status_code == 404

@@ -57,10 +57,12 @@ def chatted(*words):
     """The address that the command prints, and its process, until the block ends; then it has ended well."""
     command = [ALIGN, "chat", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        killer = threading.Timer(240, process.kill)
+        killer = threading.Timer(500, process.kill)
         killer.start()
         try:
-            shown = "".join(iter(process.stdout.readline, "loading ...\n"))
+            shown = ""
+            while not shown.endswith(("loading ...\n", "\n\n")):
+                shown += process.stdout.readline() or "\n\n"
             yield re.search(r"http://\S+", shown)[0], shown
         finally:
             process.send_signal(signal.SIGINT)
@@ -81,7 +83,7 @@ def run(toy, tiny, tmp_path_factory):
 
 def opened(page: Page, url: str) -> None:
     page.goto(url)
-    expect(page.locator("#state")).to_have_text("ready", timeout=120_000)
+    expect(page.locator("#state")).to_have_text("ready", timeout=300_000)
 
 
 def asked(page: Page, question: str, n_turns: int) -> None:

@@ -95,6 +95,8 @@ def test_help_shows_an_example(verb, tmp_path):
         (["compare", "a", "--seeds"], "a is not a run folder"),
         (["check", "toy", "--gpu-gb", "nan"], "must be a number above 0"),
         (["verify", "toy"], "toy has no finished stages"),
+        (["chat", "nowhere"], "nowhere: there is no such folder; name a run, a stage"),
+        (["chat", "toy", "nowhere", "--annotator", " "], "--annotator is empty"),
         (["nonsense"], "No such command"),
     ],
 )
