@@ -23,6 +23,11 @@ function fail(error) {
 
 function addClip(clip) {
   const view = new ClipView(clip, { remove: () => removeClip(view), use: addClip, fail });
+  wait(view);
+}
+
+function wait(view) {
+  view.settle(false);
   waiting.push(view);
   byId("clips").append(view.element);
   ready();
@@ -32,6 +37,7 @@ function removeClip(view) {
   view.clip.audio.pause();
   waiting = waiting.filter((other) => other !== view);
   view.element.remove();
+  URL.revokeObjectURL(view.clip.audio.src);
   ready();
 }
 
@@ -89,7 +95,7 @@ function send(event) {
   const views = waiting;
   waiting = [];
   for (const view of views) {
-    view.settle();
+    view.settle(true);
     view.element.remove();
   }
   const turn = new Turn(byId("question").value.trim(), views);
@@ -180,7 +186,18 @@ class Turn {
       fail(error);
     }
     this.controller = null;
+    if (!this.id) return this.withdraw();
     this.showVote();
+    ready();
+  }
+
+  // The server has refused it: what was asked goes back to where it can be changed.
+  withdraw() {
+    turns = turns.filter((turn) => turn !== this);
+    this.element.remove();
+    byId("question").value ||= this.text;
+    this.views.forEach(wait);
+    turns.at(-1)?.showVote();
     ready();
   }
 

@@ -13,12 +13,16 @@ export class ClipView {
     this.use = use;
     this.fail = fail;
     this.range = null;
-    this.canvas = element("canvas", { height: HEIGHT, tabIndex: 0 });
-    this.canvas.setAttribute("aria-label", `Waveform of ${clip.name}: drag to choose a range`);
+    this.canvas = element("canvas", { height: HEIGHT, title: "Drag to choose a range" });
+    this.canvas.setAttribute("aria-label", `Waveform of ${clip.name}`);
+    this.canvas.setAttribute("role", "img");
     this.words = element("div", { className: "words", hidden: true });
     this.chosen = element("div", { className: "range", hidden: true });
     this.playing = button("Play", () => this.toggle(), "small");
-    this.asking = button("Words", () => this.askForWords(), "plain", { title: "When is which word said?" });
+    this.asking = button("Words", () => this.askForWords(), "plain", {
+      title: "When is which word said?",
+      hidden: !clip.buffer,
+    });
     this.removing = button("Remove", remove, "plain");
     const seconds = clip.duration ? `${clip.duration.toFixed(2)} s` : "";
     this.element = element(
@@ -86,8 +90,9 @@ export class ClipView {
     step();
   }
 
-  settle() {
-    this.removing.remove();
+  // A clip that is sent cannot be removed; one that comes back can.
+  settle(isSent) {
+    this.removing.hidden = isSent;
   }
 
   choose(start, end) {

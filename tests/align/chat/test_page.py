@@ -272,5 +272,13 @@ def test_words_stand_on_the_waveform_and_a_range_of_them_is_cut_out(tiny, page, 
         page.get_by_text("Use as a clip").click()
         expect(page.locator("#composer .clip")).to_have_count(2)
         expect(page.locator("#composer .clip").last).to_contain_text("0.52 s")
-        asked(page, "", 1)
+        page.set_input_files("#files", {"name": "x.wav", "mimeType": "audio/wav", "buffer": b"no audio"})
+        page.fill("#question", "low")
+        page.click("#ask")
+        expect(page.locator("#problem")).to_contain_text("messages[0].content[2]: the clip is refused")
+        expect(page.locator("#composer .clip")).to_have_count(3)  # it is all here again
+        expect(page.locator("#question")).to_have_value("low")
+        page.locator("#composer .clip").last.get_by_text("Remove").click()
+        asked(page, "low", 1)
+        assert "400" in page.problems.pop()  # the browser's note on the refusal
         assert page.problems == []
