@@ -23,7 +23,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from align.cli import annotate, cluster, data, doctor, engine, export, judge, promote, score, serve, watch
+from align.cli import (
+    annotate,
+    chat,
+    cluster,
+    data,
+    doctor,
+    engine,
+    export,
+    judge,
+    promote,
+    score,
+    serve,
+    watch,
+)
 from align.cli.options import (
     Out,
     Overrides,
@@ -277,6 +290,7 @@ app.command()(score.score)
 app.command()(promote.promote)
 app.command()(export.export)
 app.command()(serve.serve)
+app.command()(chat.chat)
 app.command()(watch.watch)
 app.command()(doctor.doctor)
 

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,6 +49,30 @@ def port_number(text: str | int) -> int:
     if not str(text).isdecimal() or int(text) > 65535:
         raise typer.BadParameter(f"{text} is not a port: a whole number from 0 to 65535")
     return int(text)
+
+
+def policy_name(text: str) -> str:
+    """What names a policy: a folder, `models:/NAME@ALIAS`, or `champion`."""
+    return text if text.startswith("models:/") else str(path(text))
+
+
+PolicyEngine = Annotated[
+    Literal["transformers", "vllm"] | None,
+    typer.Option("--engine", help="vllm by default where it is installed and a GPU is there."),
+]
+A_POLICY = "Run folder, stage folder, model folder, models:/NAME@ALIAS, or champion."
+
+
+def usable_engine(wanted: Literal["transformers", "vllm"] | None) -> Literal["transformers", "vllm"]:
+    """The engine that serves a policy: the one that is wanted, if it is there, else the best one."""
+    import torch
+
+    from align.generation.vllm.server import missing
+
+    problem = missing()
+    if wanted == "vllm" and problem:
+        raise typer.BadParameter(f"{problem}. Or say --engine transformers")
+    return wanted or ("vllm" if torch.cuda.is_available() and problem is None else "transformers")
 
 
 def registry_uri(named: str) -> str:

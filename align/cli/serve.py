@@ -10,7 +10,14 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from align.cli.options import path, port_number, registry_uri
+from align.cli.options import (
+    A_POLICY,
+    PolicyEngine,
+    policy_name,
+    port_number,
+    registry_uri,
+    usable_engine,
+)
 
 KEY = "ALIGN_SERVE_API_KEY"
 
@@ -18,20 +25,13 @@ KEY = "ALIGN_SERVE_API_KEY"
 def serve(
     run: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN",
-            parser=lambda text: text if text.startswith("models:/") else str(path(text)),
-            help="Run folder, stage folder, model folder, models:/NAME@ALIAS, or champion.",
-        ),
+        typer.Argument(metavar="RUN", parser=policy_name, help=A_POLICY),
     ],
     port: Annotated[int, typer.Option("--port", parser=port_number, help="0 takes a free one.")] = 8000,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; there is no TLS.")
     ] = "127.0.0.1",
-    engine: Annotated[
-        Literal["transformers", "vllm"] | None,
-        typer.Option("--engine", help="vllm by default where it is installed and a GPU is there."),
-    ] = None,
+    engine: PolicyEngine = None,
     prompt_format: Annotated[
         Literal["sentences", "tags_paper", "tags_released"],
         typer.Option(
@@ -49,16 +49,13 @@ def serve(
 
     Example: align serve runs/demo --port 8000
     """
-    from align.generation.vllm.server import missing
     from align.release.policy_files import NoPolicy, find, saved_model
     from align.release.registry import RegistryDown
     from align.serving.requests import Limits
     from align.serving.server import CannotServe, Settings, new_key
     from align.serving.server import serve as run_server
 
-    if engine == "vllm" and (problem := missing()):
-        _fail(f"{problem}. Or serve with --engine transformers", 2)
-    chosen = engine or _best_engine()
+    chosen = usable_engine(engine)
     given = os.environ.get(KEY, "")
     if given != given.strip() or not given.isascii():
         _fail(f"{KEY}: must be ASCII, without white space around it", 2)
@@ -95,14 +92,6 @@ def serve(
             run_server(settings, listening, ready)
         except CannotServe as error:
             _fail(str(error), 1)
-
-
-def _best_engine() -> Literal["transformers", "vllm"]:
-    import torch
-
-    from align.generation.vllm.server import missing
-
-    return "vllm" if torch.cuda.is_available() and missing() is None else "transformers"
 
 
 def _fail(message: str, code: int) -> NoReturn:

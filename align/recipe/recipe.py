@@ -25,8 +25,15 @@ from align.recipe.stage_file import Loc, Problem, StageFile, dotted, parse, read
 from align.recipe.trl_names import REFUSED, as_written, known_names, problem_with, set_by_stage
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_IMPORTED = {"pairs": "pairs.jsonl", "labels": "labels.jsonl", "corpus": "clips.jsonl"}
-"""What a folder from outside the recipe must hold, by what it stands for."""
+_IMPORTED, _KEPT = "as `align data import` writes", "as `align chat` keeps"
+_FROM_OUTSIDE = {
+    "pairs": ("pairs.jsonl", _IMPORTED),
+    "labels": ("labels.jsonl", _IMPORTED),
+    "corpus": ("clips.jsonl", _IMPORTED),
+    "completions": ("completions.jsonl", _KEPT),
+    "annotations": ("judgements.jsonl", _KEPT),
+}
+"""What a folder from outside the recipe must hold, by what it stands for, and what writes such folders."""
 
 
 class RecipeError(ValueError):
@@ -58,7 +65,7 @@ class Step:
 
     @property
     def foreign(self) -> list[str]:
-        """Policies, pairs, labels and corpora from outside the recipe: paths and Hub ids."""
+        """Policies and records from outside the recipe: paths and Hub ids."""
         return sorted({ref for _, _, ref in self.references if ref not in self.needs})
 
     @property
@@ -397,14 +404,14 @@ def _foreign_problem(ref: str, needs: Needs) -> str | None:
     if problem := _path_problem(ref):
         return problem
     folder = Path(ref).expanduser()
-    if wanted := _IMPORTED.get(needs.kind):
+    if needs.kind in _FROM_OUTSIDE:
+        wanted, written_by = _FROM_OUTSIDE[needs.kind]
         if (folder / wanted).is_file():
             return None
-        return f"there is no folder {ref!r} with {wanted} in it, as `align data import` writes"
+        return f"there is no folder {ref!r} with {wanted} in it, {written_by}"
     if needs.kind not in ("policy", "checkpoint"):
-        return (
-            f"{ref!r} is a path, but only a model, pairs, labels or a corpus can come from outside the recipe"
-        )
+        kinds = ", ".join(_FROM_OUTSIDE)
+        return f"{ref!r} is a path, but only a model, {kinds} can come from outside the recipe"
     if folder.is_dir() or _HUB_ID.fullmatch(ref) and ref[0] not in ".~":
         return None
     return f"there is no folder {ref!r}, and it is not a Hub id (owner/name)"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from align.release.ancestry import manifest_of, resolve
 from align.run_folder.artifacts import MANIFEST, read_json, read_manifest
 
 _OF_ANNOTATIONS = (
@@ -33,10 +34,12 @@ def _paragraphs(stage: Path, config: Mapping[str, Any]) -> Iterator[str]:
     yield f"Rules: {values or 'none'}."
     if (stage / "rules.json").exists():
         yield _left_out(read_json(stage / "rules.json"))
-    if (name := config.get("annotations")) and (run / name / "quality.json").exists():
-        yield from _of_annotators(run / name)
-        if (run / name / "model.json").exists():
-            yield _of_model(read_json(run / name / "model.json"))
+    if name := config.get("annotations"):
+        annotated = resolve(run, name)
+        if (annotated / "quality.json").exists():
+            yield from _of_annotators(annotated)
+        if (annotated / "model.json").exists():
+            yield _of_model(read_json(annotated / "model.json"))
     if (name := config.get("scores")) and (run / name / "reward.json").exists():
         kinds = read_json(run / name / "reward.json").get("rewards", [])
         named = ", ".join(f"{kind['kind']} {kind.get('judge') or ''}".strip() for kind in kinds)
@@ -50,7 +53,8 @@ def _left_out(rules: Mapping[str, Any]) -> str:
 
 
 def _of_annotators(stage: Path) -> Iterator[str]:
-    config, quality = read_manifest(stage)["config"], read_json(stage / "quality.json")
+    config = manifest_of(stage).get("config", {})  # of judgements from outside the run there is none
+    quality = read_json(stage / "quality.json")
     who = "simulated annotators, who know the facts" if config.get("by") == "simulated" else "annotators"
     n = sum(quality["overall"]["answers"].values())
     if not n:

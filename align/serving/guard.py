@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -20,7 +21,7 @@ from align.serving.requests import Limits
 ROUTES: Final = frozenset(
     ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/audio/transcriptions")
 )
-_OPEN: Final = ("/health", "/metrics")
+OPEN: Final = frozenset(("/health", "/metrics"))
 """Routes that need no key: they hold states and counts."""
 _LEFT = 499
 """The status that is counted where a client has left before it was answered (nginx's)."""
@@ -36,10 +37,18 @@ class Guard:
         key: what clients must send as `Authorization: Bearer KEY`.
         limits: the size of a body, and requests at a time.
         metrics: where every answer is counted.
+        open_routes: paths that need no key.
     """
 
-    def __init__(self, app: ASGIApp, key: str, limits: Limits, metrics: Metrics) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str,
+        limits: Limits,
+        metrics: Metrics,
+        open_routes: Collection[str] = OPEN,
+    ) -> None:
+        self._app, self._limits, self._metrics, self._open = app, limits, metrics, open_routes
         self._key = b"Bearer " + key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +70,7 @@ class Guard:
             await send(message)
 
         try:
-            await (self._app if path in _OPEN else self._guarded)(scope, receive, counted)
+            await (self._app if path in self._open else self._guarded)(scope, receive, counted)
         finally:
             if not is_answered:
                 count(_LEFT)

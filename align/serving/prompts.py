@@ -75,8 +75,9 @@ class ClipDecoder:
 
     def __init__(self, processor: Qwen2AudioProcessor, longest_s: float) -> None:
         self._extractor = processor.feature_extractor
-        longest_s = min(longest_s, self._extractor.n_samples / SAMPLE_RATE)
-        self._pool = DecoderPool(_DECODERS, max_duration_s=longest_s)
+        self.longest_s = min(longest_s, self._extractor.n_samples / SAMPLE_RATE)
+        """Seconds; longer clips are refused."""
+        self._pool = DecoderPool(_DECODERS, max_duration_s=self.longest_s)
 
     def decode(self, clip: ClipBytes) -> Sound:
         """The clip's samples; may be called from several threads.

@@ -18,7 +18,8 @@ from align.serving.requests import MODEL, ChatRequest, TranscriptionRequest
 from align.serving.service import PendingAnswer, Piece, Service
 from preference_data.prompts.time_stamps import SILENCE, stamp
 
-_Events = Callable[[AsyncGenerator[Piece, None]], AsyncGenerator[str, None]]
+Events = Callable[[AsyncGenerator[Piece, None]], AsyncGenerator[str, None]]
+"""Writes the events of pieces as they come."""
 
 
 def about_chat(answer: PendingAnswer) -> dict[str, Any]:
@@ -86,7 +87,8 @@ def _transcript_usage(answer: PendingAnswer, n_tokens: int) -> dict[str, Any]:
     }
 
 
-def _event(data: dict[str, Any]) -> str:
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event that holds JSON."""
     return f"data: {json.dumps(data)}\n\n"
 
 
@@ -101,7 +103,7 @@ async def stream_chat(service: Service, request: ChatRequest, answer: PendingAns
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _event({**common, "choices": [choice]})
+        return event({**common, "choices": [choice]})
 
     async def events(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[str, None]:
         yield chunk({"role": "assistant", "content": "", "refusal": None})
@@ -111,10 +113,10 @@ async def stream_chat(service: Service, request: ChatRequest, answer: PendingAns
             if piece.finish:
                 yield chunk({}, piece.finish)
                 if with_usage:
-                    yield _event({**common, "choices": [], "usage": _usage(answer, piece.n_tokens)})
+                    yield event({**common, "choices": [], "usage": _usage(answer, piece.n_tokens)})
         yield "data: [DONE]\n\n"
 
-    return await _event_stream(service, answer, events)
+    return await event_stream(service.pieces(answer), events)
 
 
 async def stream_transcript(service: Service, answer: PendingAnswer) -> StreamingResponse:
@@ -125,17 +127,19 @@ async def stream_transcript(service: Service, answer: PendingAnswer) -> Streamin
         async for piece in pieces:
             texts.append(piece.text)
             if piece.text:
-                yield _event({"type": "transcript.text.delta", "delta": piece.text})
+                yield event({"type": "transcript.text.delta", "delta": piece.text})
             if piece.finish:
                 usage = _transcript_usage(answer, piece.n_tokens)
-                yield _event({"type": "transcript.text.done", "text": "".join(texts), "usage": usage})
+                yield event({"type": "transcript.text.done", "text": "".join(texts), "usage": usage})
 
-    return await _event_stream(service, answer, events)
+    return await event_stream(service.pieces(answer), events)
 
 
-async def _event_stream(service: Service, answer: PendingAnswer, events: _Events) -> StreamingResponse:
-    """Begins with the first piece, so that an engine that fails before it is an error and not a stream."""
-    pieces = service.pieces(answer)
+async def event_stream(pieces: AsyncGenerator[Piece, None], events: Events) -> StreamingResponse:
+    """Pieces of an answer as server-sent events.
+
+    Begins with the first piece, so that an engine that fails before it is an error and not a stream.
+    """
     first = await anext(pieces)
 
     async def all_pieces() -> AsyncGenerator[Piece, None]:
@@ -150,7 +154,7 @@ async def _event_stream(service: Service, answer: PendingAnswer, events: _Events
                 async for text in texts:
                     yield text
             except ApiError as error:
-                yield _event(error.body)
+                yield event(error.body)
 
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(guarded(), media_type="text/event-stream", headers=headers)

@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +58,8 @@ def serve(settings: Settings, on_listening: Callable[[str], object], on_ready: C
     Raises:
         CannotServe: before or while the policy is loaded. An engine that dies later is /health's to tell.
     """
-    listening = _bind(settings.host, settings.port)
-    backend = _open(settings.engine, settings.policy)
+    listening = bind(settings.host, settings.port)
+    backend = open_backend(settings.engine, settings.policy)
     service = None
     try:
         processor = load_processor(settings.policy)
@@ -70,9 +70,8 @@ def serve(settings: Settings, on_listening: Callable[[str], object], on_ready: C
             prompt_format=settings.prompt_format,
             limits=settings.limits,
         )
-        host, port = listening.getsockname()[:2]
-        on_listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        _run(make_app(service, settings.key), listening, backend, on_ready)
+        on_listening(url_of(listening))
+        run(make_app(service, settings.key), listening, [backend], on_ready)
     finally:
         backend.close()
         if service:
@@ -80,8 +79,12 @@ def serve(settings: Settings, on_listening: Callable[[str], object], on_ready: C
         listening.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket that listens, before anything is loaded."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything is loaded.
+
+    Raises:
+        CannotServe: the address is taken, or is none.
+    """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, proto)
@@ -93,18 +96,31 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _open(engine: EngineName, policy: Path | str) -> Backend:
+def url_of(listening: socket.socket) -> str:
+    """The address under which clients reach a socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def open_backend(engine: EngineName, policy: Path | str, *, n_policies: int = 1) -> Backend:
+    """An engine that begins to load a policy, one of `n_policies` that are served together."""
     if engine == "vllm":
         from align.serving.vllm_backend import VllmBackend
 
-        return VllmBackend(policy)
+        return VllmBackend(policy, n_policies=n_policies)
     from align.serving.transformers_backend import TransformersBackend
 
     return TransformersBackend(policy)
 
 
-def _run(app: ASGIApp, listening: socket.socket, backend: Backend, on_ready: Callable[[], object]) -> None:
-    """Answer until a signal comes, or until it shows that the policy cannot be loaded."""
+def run(
+    app: ASGIApp, listening: socket.socket, backends: Sequence[Backend], on_ready: Callable[[], object]
+) -> None:
+    """Answer until a signal comes, or until it shows that a policy cannot be loaded.
+
+    Raises:
+        CannotServe: it cannot be.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -117,9 +133,10 @@ def _run(app: ASGIApp, listening: socket.socket, backend: Backend, on_ready: Cal
     server = uvicorn.Server(config)
     failures: list[EngineDied] = []
 
-    def wait_for_engine() -> None:
+    def wait_for_engines() -> None:
         try:
-            backend.wait()
+            for backend in backends:
+                backend.wait()
         except EngineDied as error:
             failures.append(error)
             server.should_exit = True
@@ -128,7 +145,7 @@ def _run(app: ASGIApp, listening: socket.socket, backend: Backend, on_ready: Cal
 
     for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has stopped
         signal.signal(stop, lambda *_: None)  # not SIG_IGN, which vLLM's process would inherit
-    threading.Thread(target=wait_for_engine, daemon=True).start()
+    threading.Thread(target=wait_for_engines, daemon=True).start()
     server.run(sockets=[listening])
     if failures:
         raise CannotServe(f"the policy cannot be loaded: {failures[0]}") from failures[0]

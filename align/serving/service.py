@@ -81,6 +81,11 @@ class Service:
         self._processor, self._prompt_format = processor, prompt_format
         self._decoder = ClipDecoder(processor, limits.clip_s)
 
+    @property
+    def longest_clip_s(self) -> float:
+        """Seconds; longer clips are refused."""
+        return self._decoder.longest_s
+
     def close(self) -> None:
         """End the processes that decode clips."""
         self._decoder.close()

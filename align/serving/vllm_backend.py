@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from align.generation.engine import Decoding, request_seed
-from align.generation.vllm.server import Server, ServerFailed, longest_context
+from align.generation.vllm.server import Server, ServerFailed, longest_context, memory_of_others_gb
 from align.serving.backend import CompletionFailed, EngineDied, Health, Step
 from align.serving.prompts import EncodedPrompt, Sound
 from preference_data.audio.encode import encode, input_audio
@@ -25,10 +25,12 @@ class VllmBackend:
 
     Args:
         policy: folder of a saved model, or a Hub id.
+        n_policies: how many servers share the GPU's memory, this one among them.
     """
 
-    def __init__(self, policy: Path | str) -> None:
+    def __init__(self, policy: Path | str, *, n_policies: int = 1) -> None:
         self.longest = longest_context(policy)
+        self._n_policies = n_policies
         self._is_closed = threading.Event()
         self._started: Future[Server] = Future()
         self._client: httpx.AsyncClient | None = None
@@ -86,7 +88,7 @@ class VllmBackend:
 
     def _run(self, policy: Path | str) -> None:
         try:
-            server = Server(policy)
+            server = Server(policy, training_gb=memory_of_others_gb(self._n_policies))
         except Exception as error:
             reason = str(error) if isinstance(error, ServerFailed) else f"{type(error).__name__}: {error}"
             self._started.set_exception(EngineDied(reason))

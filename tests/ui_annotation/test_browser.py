@@ -12,34 +12,12 @@ import soundfile
 from playwright.sync_api import Page
 
 from preference_data.schema import CHOICES, Completion, Prompt, Ranking
-from tests.chromium import chromium
+from tests.chromium import HOSTILE, chromium
 from tests.ui_annotation.conftest import ANNOTATORS, Server
 from ui_annotation import accounts, assignment, client, pull, push
 from ui_annotation.project import Project
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
-HOSTILE = [
-    "<img src=x onerror=\"window.top.__ran='img'\">",
-    "</script><script>window.top.__ran='script'</script>",
-    "<svg onload=\"window.top.__ran='svg'\"></svg>",
-    '<object data="http://198.51.100.7/x"></object>',
-    '<iframe srcdoc="<script>parent.__ran=1</script>"></iframe>',
-    "[click](javascript:window.top.__ran='link')",
-    "![i](http://198.51.100.7/x.png)",
-    '<a href="javascript:window.top.__ran=1" autofocus onfocus="window.top.__ran=2">a</a>',
-    "<style>@import url(http://198.51.100.7/x.css); *{display:none}</style>",
-    "<audio src=x onerror=\"window.top.__ran='audio'\"></audio>",
-    "$' $` $& ${window.top.__ran=1} #TEMPLATE#",
-    "{{constructor.constructor('window.top.__ran=1')()}} {{ record.fields.prompt }}",
-    "$$\\href{javascript:window.top.__ran=1}{x}$$ \\(a\\)",
-    "```html\n<script>window.top.__ran=1</script>\n```",
-    "<!-- --><base href=http://198.51.100.7/> --><meta http-equiv=refresh content='0;url=http://198.51.100.7/'>",
-    "</p></div><form action=http://198.51.100.7/><button autofocus>go</button></form>",
-    "&lt;img src=x onerror=alert(1)&gt; &amp; &#60;b&#62;",
-    "# heading\n\n    indented code\n\n* list\n\n\n<b>bold</b> **stars** _under_ ~~gone~~ | a | b |",
-    "\u202egnp.exe\u202c \u200b \ufeff \u2028 '\"`; DROP TABLE records; --",
-    "<math><mtext><table><mglyph><style><img src=x onerror=\"window.top.__ran='mxss'\">",
-]
 
 
 @pytest.fixture

@@ -125,6 +125,14 @@ def share_left(total: int, training_gb: float) -> float:
     return 1 - training_gb * 1e9 / total - _CUDA_SHARE
 
 
+def memory_of_others_gb(n_servers: int) -> float | None:
+    """What the others of `n_servers` use of the GPU that they share equally; None without one, or others."""
+    if n_servers == 1 or not torch.cuda.is_available():
+        return None
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return (1 - 1 / n_servers) * total / 1e9
+
+
 def width_problem(head_width: int) -> str | None:
     """Why the language model's attention heads are too narrow or too wide for vLLM here; None if not."""
     if torch.cuda.is_available() or head_width in _CPU_HEAD_WIDTHS:
@@ -139,7 +147,8 @@ class Server:
     Args:
         policy: folder of a saved model, or a Hub id.
         longest: tokens of a prompt and its completion; by default what the model takes, at most 8,192.
-        training_gb: of this process' GPU, what a training in this process uses; None: there is none.
+        training_gb: of this process' GPU, what a training in this process, or other servers, use; None:
+            there are none.
 
     Raises:
         ServerFailed: vLLM is not installed or did not start; the message has the end of its log.

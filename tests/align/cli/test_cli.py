@@ -72,7 +72,7 @@ def test_check_prints_the_plan_and_writes_nothing(recipe):
     assert sorted(recipe.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("verb", ["check", "run", "status", "compare", "export", "serve", "doctor"])
+@pytest.mark.parametrize("verb", ["check", "run", "status", "compare", "export", "serve", "chat", "doctor"])
 def test_help_shows_an_example(verb, tmp_path):
     done = align(verb, "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -95,6 +95,8 @@ def test_help_shows_an_example(verb, tmp_path):
         (["compare", "a", "--seeds"], "a is not a run folder"),
         (["check", "toy", "--gpu-gb", "nan"], "must be a number above 0"),
         (["verify", "toy"], "toy has no finished stages"),
+        (["chat", "nowhere"], "nowhere: there is no such folder; name a run, a stage"),
+        (["chat", "toy", "nowhere", "--annotator", " "], "--annotator is empty"),
         (["nonsense"], "No such command"),
     ],
 )

@@ -35,6 +35,7 @@ score file --kind asr_en --out <new file>
 score file --kind choice --silence <file>
 score file --kind choice --other-clip <file>
 watch <folder>
+chat folder --keep <new folder>
 promote <folder>
 export <folder> --to o
 export folder --to <new folder>
