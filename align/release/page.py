@@ -49,7 +49,7 @@ VERDICTS = {
 """A gate's verdict -> what to say, and a class of the style sheet."""
 _SHARES = (
     *("factuality", "behaviour", "fact_accuracy", "absent_accuracy", "over_abstention", "foreign"),
-    *("exact", "wer", "accuracy", "rate"),
+    *("exact", "wer", "accuracy", "refused", "rate"),
 )
 
 

@@ -454,6 +454,18 @@ def test_multiple_choice_stands_beside_the_same_with_silence(run):
     assert "Published: Qwen2-Audio-Instruct 53.3 %" in html
 
 
+def test_questions_in_clips_and_refusals_stand_in_the_report(run):
+    scores = json.loads((run / "7_evaluate/scores.json").read_text())
+    rows = [Utterance(f"{i}.wav", "", "yes", "x", choices=("yes", "no"), id=f"q{i}") for i in range(4)]
+    for policy in scores["policies"].values():
+        policy["multiple_choice"] = {"bbh": hearing.report("voicebench", rows, ["Yes"] * 4, {})}
+        policy["recognition"]["advbench"] = {"refused": 0.75, "n": 4}
+    write_json(run / "7_evaluate/scores.json", scores)
+    html = report.write(run).read_text(encoding="utf-8")
+    assert "Published: Qwen2-Audio openbookqa 49.5 % mmsu 35.7 % bbh 54.7 %" in html
+    assert "refused 75.0 %" in html
+
+
 def test_no_run_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a run folder"):
         report.write(tmp_path / "nowhere")
