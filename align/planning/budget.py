@@ -138,11 +138,16 @@ def _on_cpus(config: TrainingConfig, shape: Shape, load: Workload, examples: int
     short = load._replace(text_tokens=SMALL_TEXT_TOKENS, element_bytes=4, frozen_bytes=4)
     at_once = config.batch_size / config.trl.get("gradient_accumulation_steps", 1)
     needed = sum(estimate.states_of(shape, short, "ddp", 1)) + at_once * estimate.activations(shape, short)
-    hours = examples * estimate.flops(shape, short) / estimate.CPU_FLOPS / 3600
+    flops, without = estimate.flops(shape, short), ""
+    if _why_not_kept(config, shape) is None:
+        longest_s = short.audio_tokens * 4 * shape.hop_length / estimate.SAMPLE_RATE
+        flops -= short.clips * tower_outputs.clip_flops(shape, longest_s)
+        without = " without encoding clips,"
+    hours = examples * flops / estimate.CPU_FLOPS / 3600
     return (
-        f"  on a CPU about {_size(needed + estimate.CPU_OVERHEAD)} of memory and {_duration(hours)}{noun} at "
-        f"{estimate.CPU_FLOPS / 1e9:g} GFLOP/s, with the longest clips and {SMALL_TEXT_TOKENS} text tokens a "
-        "sequence: assumed, not measured"
+        f"  on a CPU about {_size(needed + estimate.CPU_OVERHEAD)} of memory and {_duration(hours)}{noun},"
+        f"{without} at {estimate.CPU_FLOPS / 1e9:g} GFLOP/s, with the longest clips and {SMALL_TEXT_TOKENS} "
+        "text tokens a sequence: assumed, not measured"
     )
 
 
@@ -172,15 +177,7 @@ class _Clips(NamedTuple):
 def _tower_outputs(config: TrainingConfig, shape: Shape, clips: _Clips) -> str:
     """What keeping the audio tower's outputs takes on disk and saves, or why they are not kept."""
     hardware = config.hardware or Hardware()
-    reason = tower_outputs.why_not_kept(
-        packed=bool(config.packed),
-        tower_learns=config.tower_learns,
-        augmented=config.augments,
-        strategy=hardware.strategy,
-        tower_parameters=estimate.parameters(shape).audio_tower,
-        limit_gb=hardware.tower_outputs_gb,
-    )
-    if reason:
+    if reason := _why_not_kept(config, shape):
         return f"  outputs of the audio tower are not kept on disk: {reason}"
     on_gpus = estimate.parameters(shape).total > SMALL
     speed = estimate.MFU * estimate.PEAK_FLOPS * hardware.workers if on_gpus else estimate.CPU_FLOPS
@@ -194,6 +191,18 @@ def _tower_outputs(config: TrainingConfig, shape: Shape, clips: _Clips) -> str:
         f"{clips.mean_s:.3g} s{clips.caveat}, at most {limit}. A run takes {_duration(hours)} to encode them "
         f"once, in place of {_duration(passes * hours)} for the {passes:.3g} passes of this stage alone; a "
         f"disk that gives more than {size / hours / 3600 / 1e6:.2g} MB/s is faster"
+    )
+
+
+def _why_not_kept(config: TrainingConfig, shape: Shape) -> str | None:
+    hardware = config.hardware or Hardware()
+    return tower_outputs.why_not_kept(
+        packed=bool(config.packed),
+        tower_learns=config.tower_learns,
+        augmented=config.augments,
+        strategy=hardware.strategy,
+        tower_parameters=estimate.parameters(shape).audio_tower,
+        limit_gb=hardware.tower_outputs_gb,
     )
 
 

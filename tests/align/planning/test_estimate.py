@@ -457,7 +457,7 @@ def test_a_small_recipe_gets_a_line_and_the_speed_that_was_measured(tmp_path):
     text = budget_of(loaded, tmp_path / "run")
     assert len(text.splitlines()) == 3
     assert "0." in text.partition(" M parameters")[0]
-    assert re.search(r"\n  on a CPU about 1\.\d GB of memory and \d+\.\d min at 50 GFLOP/s", text)
+    assert re.search(r"\n  on a CPU about 1\.\d GB of memory and \d+\.\d min, at 50 GFLOP/s", text)
     (tmp_path / "run" / "1_pretrain").mkdir(parents=True)
     path = tmp_path / "run" / "1_pretrain" / "manifest.json"
     path.write_text("[]")
