@@ -189,6 +189,10 @@ class SFTCollator:
     packed: bool = False
     kept: TowerOutputs | None = None
 
+    def __post_init__(self) -> None:
+        if self.kept is not None and self.augmentation != Augmentation():
+            raise ValueError("outputs of the tower are kept of clips as they are, not of augmented ones")
+
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []

@@ -81,9 +81,9 @@ class DevScore:
             {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios}
             for item, request, answer in zip(self.items, self.requests, answers, strict=True)
         ]
-        both = engine.kept, self.reference.kept
-        is_shared = both[0] is not None and both[1] is not None and both[0].folder == both[1].folder
-        kept = engine.kept if is_shared else None  # both models read the same batches
+        ours, theirs = engine.kept, self.reference.kept
+        is_same_tower = ours is not None and theirs is not None and ours.folder == theirs.folder
+        kept = ours if is_same_tower else None  # both models read the same batches
         collate = SFTCollator(engine.processor, engine.clips, packed=True, kept=kept)
         return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
 

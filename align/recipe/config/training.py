@@ -167,7 +167,7 @@ class Hardware(Config):
     without it."""
     tower_outputs_gb: float | None = Field(None, ge=0)
     """What an audio tower that does not learn gives for each clip is kept in the run folder and computed once
-    for all steps and stages (docs/performance.md): how much that may take, in 10^9 bytes. By default a tenth
+    for all steps and stages (docs/fast_path.md): how much that may take, in 10^9 bytes. By default a tenth
     of what is free, at most 100; 0 keeps nothing."""
     address: str | None = None
     """Address of a running Ray cluster: `auto` on one of its machines, or `ray://host:10001`. Without it a

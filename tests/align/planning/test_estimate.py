@@ -23,6 +23,8 @@ from align.recipe.config.alignment import DPOConfig
 from align.recipe.recipe import load
 from align.training.recompute import checkpoint_layers
 from align.training.tuning import PARTS
+from preference_data import store
+from preference_data.schema import AudioClip
 
 SMALL = Shape(16, 64, 3, 256, 100, 300, 128, 4, 344, 4, 2, 160)
 FULL = Shape()
@@ -311,6 +313,48 @@ def test_what_the_recipe_chose_is_marked_and_warned_of_where_it_cannot_fit(tmp_p
     offloaded = budget_of(recipe(tmp_path / "b", "Qwen/Qwen2-Audio-7B" + spread), tmp_path)
     chosen = next(line for line in offloaded.splitlines() if line.endswith("<- the recipe's"))
     assert chosen.split()[3] == "0.0"  # the optimizer is in host memory
+
+
+FROZEN = "\ntrain: [projector, language_model]\naugment: {gain: 0, time_mask: 0, frequency_mask: 0}"
+
+
+def test_outputs_of_a_frozen_tower_are_counted_in_bytes_and_time(tmp_path):
+    """By hand: 750 vectors of 1280 bfloat16 for 30 s; 637 M weights x 2 x 1500 frames at 346 TFLOP/s."""
+    whole = recipe(tmp_path / "a", "{audio: openai/whisper-large-v3, text: Qwen/Qwen1.5-7B}" + FROZEN)
+    text = budget_of(whole, tmp_path / "runs")
+    assert "are kept on disk: 1.9 GB for 1,000 clips of 30 s (how many there are is not known yet)" in text
+    assert "A run takes 5.5 s to encode them once" in text
+    own = [
+        AudioClip(
+            id=f"{i}", path=f"{i}.wav", split="train" if i < 40 else "dev", sha256="0" * 64, duration_s=2.0
+        )
+        for i in range(50)
+    ]
+    counted = "5.1 MB for 40 clips of 2 s, at most a tenth of what is free"
+    for folder in (tmp_path / "runs" / "0_corpus", tmp_path / "ready"):
+        folder.mkdir(parents=True)
+        store.write(folder / "clips.jsonl", own)
+    assert counted in budget_of(whole, tmp_path / "runs")
+    sources = f"stage: corpus\ncorpus: mixture\nsources: [{{folder: '{tmp_path / 'ready'}'}}]\n"
+    mixed = recipe(
+        tmp_path / "b", "Qwen/Qwen2-Audio-7B" + FROZEN, **{"0_corpus": sources + "max_duration_s: 30\n"}
+    )
+    assert counted in budget_of(mixed, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ("", "the audio tower learns"),
+        ("\ntrain: [projector]", "features are augmented"),
+        (f"{FROZEN}\npacked: false", "packed: false encodes clips in transformers' own way"),
+        (f"{FROZEN}\nhardware: {{workers: 2, strategy: zero3}}", "zero3 divides the tower"),
+        (f"{FROZEN}\nhardware: {{tower_outputs_gb: 0}}", "hardware.tower_outputs_gb is 0"),
+    ],
+)
+def test_why_outputs_of_the_tower_are_not_kept_is_said(tmp_path, changed, reason):
+    text = budget_of(recipe(tmp_path / "a", "Qwen/Qwen2-Audio-7B" + changed), tmp_path)
+    assert f"outputs of the audio tower are not kept on disk: {reason}" in text
 
 
 def test_drawing_completions_is_not_left_out(tmp_path):

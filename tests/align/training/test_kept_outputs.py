@@ -33,9 +33,9 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
 def test_outputs_that_are_found_teach_the_same(world, tmp_path, kind, capfd):
-    config = make_config(f"{kind}-kept", steps=6, save_steps=6)
+    config = make_config(f"{kind}-kept", steps=3, save_steps=3)
     first, second, without = tmp_path / "first", tmp_path / "second", tmp_path / "without"
     run_here(config, world, first)
     assert f"outputs of the audio tower are kept in {first / FOLDER}" in capfd.readouterr().out
@@ -48,12 +48,12 @@ def test_outputs_that_are_found_teach_the_same(world, tmp_path, kind, capfd):
     assert_equal_weights(first, second)
     assert [path.stat().st_mtime_ns for path in files(second)] == written
 
-    off = make_config(f"{kind}-kept", steps=6, save_steps=6, hardware={"tower_outputs_gb": 0})
+    off = make_config(f"{kind}-kept", steps=3, save_steps=3, hardware={"tower_outputs_gb": 0})
     run_here(off, world, without)
     assert "are not kept: hardware.tower_outputs_gb is 0" in capfd.readouterr().out
     assert not (without / FOLDER).exists()
     # Of a batch the tower's last bits are others than of a clip alone
-    assert losses(without) == [pytest.approx(pair, rel=1e-4) for pair in losses(first)]
+    assert losses(without) == [pytest.approx(pair, rel=1e-4, abs=1e-5) for pair in losses(first)]
 
 
 def test_a_killed_run_resumes_to_the_same_bits(world, programs, tmp_path):
