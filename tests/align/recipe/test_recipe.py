@@ -146,6 +146,22 @@ def test_references_that_do_not_lead_to_an_earlier_stage_of_the_kind(write, pair
     assert problems(folder) == [f"7_dpo.yaml:4: pairs: {message}"]
 
 
+def test_judgements_kept_of_chats_stand_for_the_stages_that_make_such_files(tmp_path):
+    kept, recipe = tmp_path / "chat", tmp_path / "recipe"
+    recipe.mkdir()
+    pairs = f"stage: pairs\ncompletions: {kept}\nannotations: {kept}\n"
+    (recipe / "5_pairs.yaml").write_text(pairs)
+    missing = f"there is no folder '{kept}' with {{}} in it, as `align chat` keeps"
+    assert problems(recipe) == [
+        f"5_pairs.yaml:2: completions: {missing.format('completions.jsonl')}",
+        f"5_pairs.yaml:3: annotations: {missing.format('judgements.jsonl')}",
+    ]
+    kept.mkdir()
+    for name in ("completions.jsonl", "judgements.jsonl"):
+        (kept / name).touch()
+    assert load(recipe).steps[0].foreign == [str(kept)]
+
+
 def test_a_wrong_reference_inside_a_list_names_its_place(write):
     evaluate = (
         "stage: evaluate\ncorpus: 1_corpus\nbefore: 3_sft\nafter: 7_dpo\n"

@@ -6,7 +6,7 @@ from datasets import Audio, load_dataset
 from trl.data_utils import is_conversational
 
 from align.release.preference_history import history_of
-from align.run_folder.artifacts import write_json
+from align.run_folder.artifacts import read_json, write_json
 from preference_data import store
 from preference_data.interchange import hub_folder
 from preference_data.preferences import quality
@@ -46,6 +46,12 @@ def test_a_run_says_who_judged_and_by_which_rules(tmp_path):
     assert "1,017 judgements count; left out: min_gold 7." in text
     assert "2 annotators, 24 judgements; one counts where at least 80% of the clip was played." in text
     assert f"| factuality | {alpha.value:.2f} [{alpha.low:.2f}, {alpha.high:.2f}] | 12 |" in text
+    outside = tmp_path / "other/5_pairs"  # judgements of another folder, such as `align chat` keeps: no stage
+    write_json(
+        outside / "manifest.json", {"output_digest": "x", "config": {"annotations": f"{tmp_path}/chat"}}
+    )
+    write_json(tmp_path / "chat/quality.json", read_json(tmp_path / "4_annotate/quality.json"))
+    assert "2 annotators, 24 judgements" in "\n".join(history_of(outside / "pairs.jsonl"))
     scored = "\n".join(history_of(tmp_path / "5_scored/pairs.jsonl"))
     assert "Rules: opponents worst, margin 0.1." in scored
     assert "No person judged: a reward scored the completions (judge judge-7b)." in scored
