@@ -204,5 +204,7 @@ def _write(folder: Path, clip: bytes, suffix: str) -> str:
     name = hashlib.sha256(clip).hexdigest() + (suffix if suffix[1:].isalnum() else "")
     if not (folder / name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(clip)
+        partial = folder / f".{name}.{os.getpid()}.tmp"
+        partial.write_bytes(clip)
+        partial.replace(folder / name)
     return EMBEDDED + name
