@@ -190,13 +190,7 @@ def wait_and_kill(programs, out: Path, sign: str) -> bool:
         process.wait()
 
 
-SIGNS = [  # one of each way to go on: a checkpoint, batches, people's answers, texts
-    ".partial-2_sft/checkpoints/.partial-checkpoint-*",
-    ".partial-3_sample/batches/prompts/*.json",
-    "snapshots/*/judgements.jsonl",
-    ".partial-7_evaluate/completions/*/answers/*.json",
-]
-ALL_SIGNS = [
+SIGNS = [
     ".partial-0_corpus/audio/train/*",
     ".partial-1_pretrain/checkpoints/checkpoint-4",
     ".partial-2_sft/checkpoints/.partial-checkpoint-*",
@@ -216,14 +210,11 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not timed.fullmatch(name)}
 
 
-@pytest.mark.parametrize(
-    ("signs", "least"),
-    [pytest.param(SIGNS, 3, id="four"), pytest.param(ALL_SIGNS, 8, id="ten", marks=pytest.mark.slow)],
-)
-def test_killed_in_every_stage_it_ends_with_identical_numbers(align, programs, whole, tmp_path, signs, least):
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_identical_numbers(align, programs, whole, tmp_path):
     out = tmp_path / "runs" / "killed"
-    hit = [wait_and_kill(programs, out, sign) for sign in signs]
-    assert sum(hit) >= least, hit
+    hit = [wait_and_kill(programs, out, sign) for sign in SIGNS]
+    assert sum(hit) >= 8, hit  # a stage may end before the kill
     result = align(*command(out))
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     ours, theirs = summary(out)["stages"], summary(whole)["stages"]

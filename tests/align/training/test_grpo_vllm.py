@@ -13,7 +13,6 @@ from align.generation.engine import Decoding
 from align.generation.vllm.engine import VllmEngine
 from align.generation.vllm.server import ServerFailed
 from align.training.checkpoints import checkpoints, live_policy, step_of
-from align.training.grpo_trainer import AudioGRPOTrainer
 from tests.align.generation import vllm_world
 from tests.align.generation.test_transformers_engine import requests
 from tests.align.training import tiny_training
@@ -116,10 +115,6 @@ def make_config(**changes):
     return tiny_training.make_config("grpo-vllm", steps=6, save_steps=2, **changes)
 
 
-class Killed(BaseException):
-    pass
-
-
 KILLED = """
 import os, signal, sys
 import psutil
@@ -131,7 +126,7 @@ stock, passed = AudioGRPOTrainer._total, []
 
 def dying(*args):
     passed.append(1)
-    if len(passed) == 3:
+    if len(passed) == 5:
         print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return stock(*args)
@@ -143,28 +138,11 @@ tiny_training.run_here(config, world, folder)
 
 
 @pytest.mark.timeout(1800)
-def test_failed_then_killed_then_resumed_is_the_unbroken_run_and_leaves_no_server(
-    world, tmp_path, monkeypatch
-):
-    """Fails in step 3, goes on from checkpoint 2, dies of kill -9 in step 5, goes on from checkpoint 4."""
+def test_killed_and_resumed_is_the_unbroken_run_and_leaves_no_server(world, tmp_path):
+    """Dies of kill -9 in step 5, goes on from checkpoint 4."""
     whole, broken, before = tmp_path / "whole", tmp_path / "broken", vllm_world.servers()
     tiny_training.run_here(make_config(), world, whole)
     assert vllm_world.servers() <= before
-    stock, passed = AudioGRPOTrainer.compute_loss, []
-
-    def failing(*args, **kwargs):
-        passed.append(vllm_world.servers() - before)
-        if len(passed) == 3:
-            raise Killed
-        return stock(*args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(AudioGRPOTrainer, "compute_loss", failing)
-        with pytest.raises(Killed):
-            tiny_training.run_here(make_config(), world, broken)
-    assert all(passed)
-    assert vllm_world.servers() <= before
-    assert [step_of(path) for path in checkpoints(stage(broken) / "checkpoints")] == [2]
     command = [sys.executable, "-c", KILLED, str(world), str(broken)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         numbers = process.stdout.readlines()[-1].split()
