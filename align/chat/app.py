@@ -179,6 +179,10 @@ def _explain_errors(app: FastAPI) -> None:
         message = f"What is kept cannot be read: {error}. Mend the file, or keep in another folder (--keep)"
         return JSONResponse(ApiError(message, 500).body, 500)
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return JSONResponse(ApiError("The server failed; its terminal says why", 500).body, 500)
+
     @app.exception_handler(HTTPException)
     async def no_route(http: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

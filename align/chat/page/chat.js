@@ -218,21 +218,19 @@ class Turn {
   showVote() {
     const title = "Another draw of the answers";
     const again = button("Ask again", () => this.ask(), "plain", { title, hidden: !this.isLast });
-    const note = element("span", { className: "grow" });
     this.votePlace.hidden = false;
     this.answers.forEach((answer) => answer.showWho(this));
     if (!this.isWhole) {
-      note.textContent = "An answer is not whole, so there is nothing to judge.";
-      this.votePlace.replaceChildren(element("div", { className: "bar" }, note, again));
-      return;
+      const text = "An answer is not whole, so there is nothing to judge.";
+      this.votePlace.replaceChildren(element("div", { className: "bar" }, element("span", { className: "grow", text }), again));
+    } else if (this.answers.length === 2 && !this.isSame) {
+      this.votePlace.replaceChildren(this.choices(again), this.afterVote(), this.heardNote());
+    } else {
+      const after = this.afterVote();
+      if (this.isSame) after.prepend(element("span", { text: "Both gave the same answer." }));
+      after.append(element("span", { className: "grow" }), again);
+      this.votePlace.replaceChildren(after, this.heardNote());
     }
-    const rows = [];
-    if (this.answers.length === 2 && !this.isSame) rows.push(this.choices(again));
-    else note.textContent = this.isSame ? "Both gave the same answer." : "";
-    const after = this.afterVote();
-    if (!rows.length) after.prepend(note);
-    if (!rows.length) after.append(again);
-    this.votePlace.replaceChildren(...rows, after);
   }
 
   choices(again) {
@@ -265,12 +263,13 @@ class Turn {
       after.append(element("span", { text: "Not kept." }));
       if (about.keeps_in) after.append(button("Keep it", () => this.judge(this.vote, true), "plain"));
     }
-    if (this.heard < COUNTS_FROM) {
-      const share = Math.round(100 * this.heard);
-      const text = `You have heard ${share} % of a clip: a judgement that is kept counts from 80 % on.`;
-      after.append(element("span", { className: "grow", text }));
-    }
     return after;
+  }
+
+  heardNote() {
+    const share = Math.round(100 * this.heard);
+    const text = `You have heard ${share} % of a clip: a judgement that is kept counts from 80 % on.`;
+    return element("p", { className: "note heard", text, hidden: this.heard >= COUNTS_FROM });
   }
 
   async judge(said, isKeptNow = false) {

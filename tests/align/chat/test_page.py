@@ -139,11 +139,11 @@ def test_two_policies_are_compared_blind_by_voice_and_a_vote_becomes_a_pair(run,
         expect(page.locator("#composer .clip")).to_have_count(2)
         asked(page, QUESTION, 2)
         last = page.locator(".turn").last
-        expect(last.locator(".after-vote")).to_contain_text("0 % of a clip")
+        expect(last.locator(".heard:visible")).to_contain_text("0 % of a clip")
         for play in last.get_by_text("Play", exact=True).all():
             play.click()
             until(lambda play=play: play.text_content() == "Play", "the clip has ended")
-        expect(last.locator(".after-vote")).not_to_contain_text("of a clip")
+        expect(last.locator(".heard")).to_be_hidden()
         texts = last.locator(".answer p").all_text_contents()
         good = next(i for i, text in enumerate(texts) if text.startswith("The tone is"))
         last.locator(".answer").nth(good).get_by_text("Good", exact=True).click()
