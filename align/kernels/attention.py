@@ -130,9 +130,9 @@ def split(query: Tensor, key: Tensor, value: Tensor, sees: Ragged, scale: float 
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = []
     for own, visible, mask in zip(queries, sees.visible_segments, sees.segment_masks, strict=True):
-        seen = [_join([states[number] for number in visible]) for states in (keys, values)]
-        whole = sees.causal and own.shape[2] == seen[0].shape[2]
-        outputs.append(_product(own, *seen, scale, attn_mask=mask, is_causal=whole))
+        own_keys, own_values = (_join([states[number] for number in visible]) for states in (keys, values))
+        whole = sees.causal and own.shape[2] == own_keys.shape[2]
+        outputs.append(_product(own, own_keys, own_values, scale, attn_mask=mask, is_causal=whole))
     return torch.cat(outputs, dim=2)
 
 
