@@ -40,7 +40,7 @@ class SampleConfig(StageConfig):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(32, ge=1)
     engine: EngineName = "transformers"
-    """`vllm` draws by other random numbers."""
+    """`vllm` draws by other random numbers. It encodes clips itself and reads no kept outputs of a tower."""
     batch_size: Annotated[int, NoEffect()] = Field(128, ge=1)
     workers: Annotated[int, NoEffect()] = Field(1, ge=1)
     """Processes, each with its own copy of the policy and, where there are any, a GPU of its own."""
