@@ -175,8 +175,9 @@ def _explain_errors(app: FastAPI) -> None:
         return Response(status_code=499)
 
     @app.exception_handler(BadRecord)
+    @app.exception_handler(OSError)
     async def damaged(_: Request, error: Exception) -> Response:
-        message = f"What is kept cannot be read: {error}. Mend the file, or keep in another folder (--keep)"
+        message = f"A file cannot be read or written: {error}. Mend it, or keep in another folder (--keep)"
         return JSONResponse(ApiError(message, 500).body, 500)
 
     @app.exception_handler(Exception)

@@ -27,10 +27,14 @@ from preference_data.audio.encode import encode
 from preference_data.dataset.dataset import RecordWriter, describe
 from preference_data.preferences import quality
 from preference_data.schema import AudioClip, Comparison, Completion, Judgement, Prompt, Record
+from preference_data.store import BadRecord
 
 MIN_HEARD = 0.8
 """Share of the clips that must have been played for a judgement to count, as in an annotate stage."""
-_COMPLETIONS, _COMPARISONS, _JUDGEMENTS = "completions.jsonl", "comparisons.jsonl", "judgements.jsonl"
+_PROMPTS, _COMPLETIONS = "prompts.jsonl", "completions.jsonl"
+_COMPARISONS, _JUDGEMENTS = "comparisons.jsonl", "judgements.jsonl"
+_LOCK = ".lock"
+"""The first file of such a folder, which nothing removes: without it the folder is somebody else's."""
 R = TypeVar("R", bound=Record)
 
 
@@ -49,9 +53,17 @@ class KeptJudgements:
 
     Args:
         folder: where; several servers may use it at a time.
+
+    Raises:
+        FileExistsError: something else made the folder, such as a corpus: what nobody judged would be lost.
     """
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / _LOCK).exists():
+            raise FileExistsError(
+                f"{folder} is not empty, and was made by something else than align chat: keep in another "
+                "folder (--keep)"
+            )
         self.folder = folder
 
     def add(
@@ -64,7 +76,7 @@ class KeptJudgements:
     ) -> None:
         """Keep a judgement with all that it is about; one with the same id gives way."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._changing() as records:
+        with self._locked() as records:
             for path, sound in sounds.items():
                 if path not in records.clips:
                     records.clips[path] = self._keep_clip(path, sound)
@@ -79,7 +91,7 @@ class KeptJudgements:
         """Delete a judgement, and what no other one is about; returns whether it was there."""
         if not self.folder.is_dir():
             return False
-        with self._changing() as records:
+        with self._locked() as records:
             if records.judgements.pop(judgement, None) is None:
                 return False
             left = _referred_to(records)
@@ -93,15 +105,12 @@ class KeptJudgements:
         """What is kept now.
 
         Raises:
-            BadRecord: a file is damaged; naming it and the line.
+            BadRecord: a file is damaged; naming it and the line, or the record that it lacks.
         """
-        return Records(
-            {clip.path: clip for clip in self._read("clips.jsonl", AudioClip)},
-            {item.id: item for item in self._read("prompts.jsonl", Prompt)},
-            {item.id: item for item in self._read(_COMPLETIONS, Completion)},
-            {item.id: item for item in self._read(_COMPARISONS, Comparison)},
-            {item.id: item for item in self._read(_JUDGEMENTS, Judgement)},
-        )
+        if not self.folder.is_dir():
+            return Records({}, {}, {}, {}, {})
+        with self._locked() as records:
+            return records
 
     def clip(self, path: str) -> bytes | None:
         """The file of a clip that is kept."""
@@ -112,11 +121,32 @@ class KeptJudgements:
         return store.read(path, kind) if path.is_file() else []
 
     @contextmanager
-    def _changing(self) -> Iterator[Records]:
+    def _locked(self) -> Iterator[Records]:
         """The records, while no other thread or process changes them."""
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield self.read()
+            records = Records(
+                {clip.path: clip for clip in self._read("clips.jsonl", AudioClip)},
+                {item.id: item for item in self._read(_PROMPTS, Prompt)},
+                {item.id: item for item in self._read(_COMPLETIONS, Completion)},
+                {item.id: item for item in self._read(_COMPARISONS, Comparison)},
+                {item.id: item for item in self._read(_JUDGEMENTS, Judgement)},
+            )
+            self._check(records)
+            yield records
+
+    def _check(self, records: Records) -> None:
+        """Refuse judgements of what is not there."""
+        for judgement in records.judgements.values():
+            lost = {
+                _PROMPTS: {judgement.prompt_id} - records.prompts.keys(),
+                _COMPLETIONS: set(judgement.completions) - records.completions.keys(),
+            }
+            for name, ids in lost.items():
+                if ids:
+                    raise BadRecord(
+                        f"{self.folder / name} lacks {min(ids)}, which judgement {judgement.id} is about"
+                    )
 
     def _keep_clip(self, path: str, sound: Sound) -> AudioClip:
         """Write the samples as the policy got them: every bit of them, and nothing else of the file."""

@@ -49,9 +49,11 @@ def chat(settings: Settings, on_listening: Callable[[str], object], on_ready: Ca
 
     Raises:
         CannotServe: the port is taken, or a policy cannot be loaded.
+        FileExistsError: what is to be kept would go to a folder that something else made.
         FileNotFoundError: a model has no weights here, so that nothing could say whose its answers are.
     """
     with ExitStack() as stack:
+        kept = KeptJudgements(settings.keep_in) if settings.keep_in else None
         listening = stack.enter_context(bind(HOST, settings.port))
         shas = [weights_sha256(named.model) for named in settings.models]
         policies, backends = [], []
@@ -68,7 +70,6 @@ def chat(settings: Settings, on_listening: Callable[[str], object], on_ready: Ca
             stack.callback(service.close)
             policies.append(Policy(named.name, sha256, service))
             backends.append(backend)
-        kept = KeptJudgements(settings.keep_in) if settings.keep_in else None
         app = make_app(policies, settings.key, settings.limits, kept, settings.annotator)
         on_listening(f"{url_of(listening)}/#{settings.key}")
         run(app, listening, backends, on_ready)

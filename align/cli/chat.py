@@ -99,7 +99,7 @@ def chat(
 
         try:
             run_server(settings, listening, ready)
-        except FileNotFoundError as error:
+        except (FileExistsError, FileNotFoundError) as error:
             _fail(str(error), 2)
         except CannotServe as error:
             _fail(str(error), 1)

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ class TowerOutputs:
             outputs = Outputs(saved["outputs"], int(saved["n_frames"]))
             if torch.equal(saved["sha256"], _checksum(clip, outputs)):
                 return outputs
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             log.debug("%s: %r", path, error)
@@ -111,13 +112,12 @@ class TowerOutputs:
         """Mark the folder as used, and remove what killed writers have left."""
         if not self.folder.is_dir():
             return
-        os.utime(self.folder)
+        with suppress(OSError):  # another user's, which can be read all the same
+            os.utime(self.folder)
         for path in self._partial.glob("*"):
-            try:
+            with suppress(OSError):  # or another process was faster
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink()
-            except FileNotFoundError:  # another process was faster
-                continue
 
     @property
     def _partial(self) -> Path:
@@ -142,13 +142,14 @@ class TowerOutputs:
     def _claim(self, needed: int) -> int:
         """Bytes to write until the folder is looked at again.
 
-        Other towers give way, the longest unused first.
+        Other towers give way, the longest unused first, each once: what cannot be removed stays.
         """
+        others = [path for path in self.folder.parent.glob("*") if path != self.folder]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         while (used := _bytes_below(self.folder.parent)) + needed > self.limit:
-            others = [path for path in self.folder.parent.glob("*") if path != self.folder]
             if not others:
                 return 0
-            shutil.rmtree(min(others, key=lambda path: path.stat().st_mtime), ignore_errors=True)
+            shutil.rmtree(others.pop(), ignore_errors=True)
         return max(needed, min(self.limit - used, self.limit // _STEPS))
 
     def _stop(self, why: str) -> None:
@@ -182,10 +183,8 @@ def _bytes_below(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):
                 total += os.stat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:
-                continue
     return total
 
 

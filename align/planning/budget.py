@@ -185,6 +185,13 @@ def _tower_outputs(config: TrainingConfig, shape: Shape, clips: _Clips) -> str:
     hours = clips.n * tower_outputs.clip_flops(shape, clips.mean_s) / speed / 3600
     passes = config.passes if config.n_examples is None else config.n_examples / clips.n
     given = hardware.tower_outputs_gb
+    if given is not None and size > given * 1e9:
+        n_kept = int(clips.n * given * 1e9 / size)
+        return (
+            f"  outputs of the audio tower are kept on disk for {n_kept:,} of {clips.n:,} clips"
+            f"{clips.caveat}, the others are encoded each time: hardware.tower_outputs_gb is {given:g}, "
+            f"and all of them take {_size(size)}"
+        )
     limit = "a tenth of what is free" if given is None else f"{given:g} GB"
     return (
         f"  outputs of the audio tower are kept on disk: {_size(size)} for {clips.n:,} clips of "

@@ -60,7 +60,9 @@ def read_question(kind: SpokenKind, row: Any, where: str, source: str) -> Uttera
     fields = text_fields(row, names, where)
     answer = fields[names[0]].strip()
     choices, right = _closed(answer)
-    if not choices and not (kind == "big_bench_audio" and right.isdecimal()):
+    if kind == "big_bench_audio" and right.isdecimal():
+        right = _whole(right)
+    elif not choices:
         detail = f"answer {answer[:80]!r} is no letter of {LETTERS}, no yes or no, valid or invalid"
         raise BadRow(where, "no_right_choice", detail)
     named = row.get("id")
@@ -153,7 +155,7 @@ def _opposite(words: Sequence[str], response: str) -> str | None:
     if asserted:
         return asserted.pop() if len(asserted) == 1 else None
     first = re.match(rf"({'|'.join(words)})\b(?!\s*(?:or\b|/))", text)
-    last = re.search(rf"(?:^|[.!?:,\n]\s*)({'|'.join(words)})[.!]*$", text)
+    last = re.search(rf"(?:^|[.!?:,\n][^\S\n]*)({'|'.join(words)})[.!]*$", text)
     at_ends = {match[1] for match in (first, last) if match} or set(said.findall(text))
     return at_ends.pop() if len(at_ends) == 1 else None
 
@@ -174,8 +176,13 @@ def _first(text: str) -> str | None:
 
 def _value(match: re.Match[str]) -> str:
     if match["digits"]:
-        return str(int(match["digits"]))
+        return _whole(match["digits"])
     return str((20 if match["twenty"] else 0) + _NUMBER_WORDS[match["word"]])
+
+
+def _whole(digits: str) -> str:
+    """A whole number as it is called here, of any length: int() refuses 4,301 digits."""
+    return "".join(str(int(digit)) for digit in digits).lstrip("0") or "0"
 
 
 # -------------------------------------------------------------------------- refusals

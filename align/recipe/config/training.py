@@ -47,32 +47,29 @@ class ModelShape(Config):
             yield Conflict("hop_length", f"{message} needs an even number from 4 on")
 
 
-class RandomAudio(Config):
+class RandomPart(Config):
+    """A part of the model with random weights."""
+
+    d_model: int = Field(ge=16)
+    heads: int = Field(ge=1)
+    layers: int = Field(ge=1)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads share the width evenly."""
+        if self.d_model % (2 * self.heads):
+            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
+
+
+class RandomAudio(RandomPart):
     """A Whisper encoder of random weights: the control for what a released one has learned."""
 
-    d_model: int = Field(ge=16)
-    heads: int = Field(ge=1)
-    layers: int = Field(ge=1)
     mel_bins: int = Field(80, ge=16)
 
-    def conflicts(self) -> Iterator[Conflict]:
-        """Heads share the width evenly."""
-        if self.d_model % (2 * self.heads):
-            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
 
-
-class RandomText(Config):
+class RandomText(RandomPart):
     """A Qwen2 of random weights; its tokenizer is trained on the corpus' texts."""
 
-    d_model: int = Field(ge=16)
-    heads: int = Field(ge=1)
-    layers: int = Field(ge=1)
     vocab_size: int = Field(640, ge=300)
-
-    def conflicts(self) -> Iterator[Conflict]:
-        """Heads share the width evenly."""
-        if self.d_model % (2 * self.heads):
-            yield Conflict("d_model", f"{self.d_model} is not a multiple of 2 x heads ({self.heads})")
 
 
 def _kind_of_part(value: Any) -> str:

@@ -236,3 +236,23 @@ def test_words_come_with_their_times(alone, tiny):
         {"word": "the", "start": 0.0, "end": 0.2},
         {"word": "tone", "start": 0.2, "end": 0.45},
     ]
+
+
+def test_what_keeping_would_destroy_is_refused(tiny, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("")
+    with pytest.raises(FileExistsError, match="made by something else"), chatting(tiny.policy, tmp_path, "a"):
+        pass
+
+
+def test_a_damaged_folder_is_explained(tiny, tmp_path):
+    keep = tmp_path / "chat"
+    with chatting(tiny.policy, keep, "only") as url, _client(url) as own:
+        turn, _ = answered(own, user(text("high")), places=(0,))
+        name = vote(own, turn, thumbs=[True], keep=True).json()["kept"]
+        (keep / "prompts.jsonl").rename(tmp_path / "prompts.jsonl")
+        for answered_with in (own.get("/api/kept"), own.delete(f"/api/kept/{name}")):
+            assert "prompts.jsonl" in refusal(answered_with, 500)["message"]
+        (tmp_path / "prompts.jsonl").rename(keep / "prompts.jsonl")
+        (keep / ".lock").unlink()
+        (keep / ".lock").mkdir()
+        assert "Is a directory" in refusal(own.delete(f"/api/kept/{name}"), 500)["message"]

@@ -29,7 +29,7 @@ BIG_BENCH = [  # as in metadata.jsonl of ArtificialAnalysis/big_bench_audio
         "file_name": "data/q0.mp3",
     },
     {"id": 1, "category": "navigate", "official_answer": "Yes", "file_name": "data/q1.mp3"},
-    {"id": 2, "category": "object_counting", "official_answer": "8", "file_name": "data/q2.mp3"},
+    {"id": 2, "category": "object_counting", "official_answer": "08", "file_name": "data/q2.mp3"},
     {"id": 3, "category": "web_of_lies", "official_answer": "No", "file_name": "data/q3.mp3"},
 ]
 
@@ -164,6 +164,10 @@ def test_answers_as_voicebench_writes_them_have_no_audio(tmp_path):
         ((), "It weighs 1.5", None),
         ((), "The answer is 3. No, the answer is 4.", None),
         ((), "many", None),
+        ((), "The answer is 008", "8"),
+        ((), "9" * 5000, "9" * 5000),
+        (("yes", "no"), "one" + "\n" * 20_000 + "two", None),  # in no time
+        (("yes", "no"), "It turns,\n \n\n yes", "yes"),
     ],
 )
 def test_an_answer_is_read_by_the_rule(choices, response, expected):

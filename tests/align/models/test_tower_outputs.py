@@ -182,6 +182,28 @@ def test_beyond_the_limit_other_towers_give_way_then_nothing_is_stored(tmp_path,
     assert caplog.text.count("0.00085 GB are full") == 1
 
 
+def test_what_is_not_ours_stops_nothing(tmp_path, caplog):
+    run = tmp_path / "file"
+    run.mkdir()
+    (run / FOLDER).write_text("of somebody else")
+    kept = TowerOutputs(run / FOLDER / "tower", 10**6)
+    kept.clean()
+    assert kept.get(NAMES[0]) is None
+    assert not caplog.text
+    kept.put(NAMES[0], outputs_of(0))
+    assert "no more outputs" in caplog.text
+
+    kept = TowerOutputs(tmp_path / "run" / FOLDER / "tower", 10**6)
+    (kept.folder / "partial" / "folder").mkdir(parents=True)
+    os.utime(kept.folder / "partial" / "folder", (0, 0))
+    kept.clean()
+    large = kept.folder.parent / "large"  # cannot be removed as a folder of another tower
+    large.write_bytes(bytes(10**6))
+    kept.put(NAMES[0], outputs_of(0))
+    assert large.exists()
+    assert kept.get(NAMES[0]) is None
+
+
 # -------------------------------------------------------------------------- in the packed backbone
 
 

@@ -330,6 +330,10 @@ def test_outputs_of_a_frozen_tower_are_counted_in_bytes_and_time(tmp_path):
         )
         for i in range(50)
     ]
+    little = FROZEN + "\nhardware: {tower_outputs_gb: 0.192}"
+    text = budget_of(recipe(tmp_path / "little", "Qwen/Qwen2-Audio-7B" + little), tmp_path / "none")
+    assert "are kept on disk for 100 of 1,000 clips" in text
+    assert "hardware.tower_outputs_gb is 0.192, and all of them take 1.9 GB" in text
     counted = "5.1 MB for 40 clips of 2 s, at most a tenth of what is free"
     for folder in (tmp_path / "runs" / "0_corpus", tmp_path / "ready"):
         folder.mkdir(parents=True)
