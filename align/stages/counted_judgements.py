@@ -40,8 +40,8 @@ def count(
     for item in given:
         if item.purpose != "gold" and item.prompt_id not in prompts:
             raise BadRecord(
-                f"{annotated / 'judgements.jsonl'}: judgement {item.id} is about prompt {item.prompt_id}, which "
-                "`completions` lacks: name the completions that were judged"
+                f"{annotated / 'judgements.jsonl'}: judgement {item.id} is about prompt {item.prompt_id}, "
+                "which `completions` lacks: name the completions that were judged"
             )
     judgements, refused = without_control_tokens(given, prompts)
     store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
