@@ -27,13 +27,13 @@ from align.recipe.trl_names import REFUSED, as_written, known_names, problem_wit
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IMPORTED, _KEPT = "as `align data import` writes", "as `align chat` keeps"
 _FROM_OUTSIDE = {
-    "pairs": ("pairs.jsonl", _IMPORTED),
-    "labels": ("labels.jsonl", _IMPORTED),
-    "corpus": ("clips.jsonl", _IMPORTED),
-    "completions": ("completions.jsonl", _KEPT),
-    "annotations": ("judgements.jsonl", _KEPT),
+    "pairs": (_IMPORTED, ["pairs.jsonl"]),
+    "labels": (_IMPORTED, ["labels.jsonl"]),
+    "corpus": (_IMPORTED, ["clips.jsonl"]),
+    "completions": (_KEPT, ["completions.jsonl", "prompts.jsonl"]),
+    "annotations": (_KEPT, ["judgements.jsonl", "quality.json"]),
 }
-"""What a folder from outside the recipe must hold, by what it stands for, and what writes such folders."""
+"""What writes folders from outside the recipe, and the files they must hold, by what they stand for."""
 
 
 class RecipeError(ValueError):
@@ -405,10 +405,9 @@ def _foreign_problem(ref: str, needs: Needs) -> str | None:
         return problem
     folder = Path(ref).expanduser()
     if needs.kind in _FROM_OUTSIDE:
-        wanted, written_by = _FROM_OUTSIDE[needs.kind]
-        if (folder / wanted).is_file():
-            return None
-        return f"there is no folder {ref!r} with {wanted} in it, {written_by}"
+        written_by, wanted = _FROM_OUTSIDE[needs.kind]
+        lacks = next((name for name in wanted if not (folder / name).is_file()), None)
+        return f"there is no folder {ref!r} with {lacks} in it, {written_by}" if lacks else None
     if needs.kind not in ("policy", "checkpoint"):
         kinds = ", ".join(_FROM_OUTSIDE)
         return f"{ref!r} is a path, but only a model, {kinds} can come from outside the recipe"

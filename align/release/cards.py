@@ -55,8 +55,11 @@ def _texts(question: ComparedQuestion) -> tuple[Markup, ...]:
 
 
 def _human_judgements(run: Path) -> Iterator[Judgement]:
-    """People's judgements in a run, without retests and gold, which measure the annotator."""
-    for file in sorted(run.glob("[!.]*/judgements.jsonl")):
+    """People's judgements in a run's stages, without retests and gold, which measure the annotator.
+
+    What people kept of their own chats is about other questions.
+    """
+    for file in sorted(run.glob("[0-9]*/judgements.jsonl")):
         for judgement in store.stream(file, Judgement):
             is_of_people = judgement.annotator_kind != "model" and not judgement.audio_unusable
             if is_of_people and judgement.purpose not in ("retest", "gold"):

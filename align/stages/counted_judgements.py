@@ -14,6 +14,7 @@ from preference_data.preferences import model_agreement, rules
 from preference_data.preferences.pairs import without_control_tokens
 from preference_data.preferences.rules import CountedJudgements, Removal
 from preference_data.schema import Judgement, Prompt
+from preference_data.store import BadRecord
 
 
 class Outcome(NamedTuple):
@@ -30,11 +31,18 @@ def count(
     """Apply the recipe's rules to the judgements in the folder `annotated`; writes quarantine.jsonl.
 
     Raises:
+        BadRecord: a judgement is about a prompt that is not among those of the completions.
         ModelDisagrees: a model agrees with people less than `min_model_agreement` asks for.
         UnknownAnnotator: `exclude` names somebody who has judged nothing.
         UnknownWeights: `dawid_skene` has nothing to learn from.
     """
     given = store.read(annotated / "judgements.jsonl", Judgement)
+    for item in given:
+        if item.purpose != "gold" and item.prompt_id not in prompts:
+            raise BadRecord(
+                f"{annotated / 'judgements.jsonl'}: judgement {item.id} is about prompt {item.prompt_id}, "
+                "which `completions` lacks: name the completions that were judged"
+            )
     judgements, refused = without_control_tokens(given, prompts)
     store.write_rows(out.path / QUARANTINE, [item._asdict() for item in refused])
     values = rules.Rules(

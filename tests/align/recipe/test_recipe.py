@@ -159,6 +159,12 @@ def test_judgements_kept_of_chats_stand_for_the_stages_that_make_such_files(tmp_
     kept.mkdir()
     for name in ("completions.jsonl", "judgements.jsonl"):
         (kept / name).touch()
+    assert problems(recipe) == [
+        f"5_pairs.yaml:2: completions: {missing.format('prompts.jsonl')}",
+        f"5_pairs.yaml:3: annotations: {missing.format('quality.json')}",
+    ]
+    for name in ("prompts.jsonl", "quality.json"):
+        (kept / name).touch()
     assert load(recipe).steps[0].foreign == [str(kept)]
 
 

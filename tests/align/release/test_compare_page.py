@@ -123,6 +123,8 @@ def test_endless_answers_are_shown_unmarked_instead_of_taking_minutes():
 
 def test_what_people_said_of_a_question_stands_with_it(run):
     (run / "4_annotate").mkdir()
+    (run / "chat").mkdir()
+    (run / "chat" / "judgements.jsonl").write_text("of other questions, and damaged")
     said = {
         "comparison": "s",
         "prompt_id": "q2",

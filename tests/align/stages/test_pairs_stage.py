@@ -49,6 +49,9 @@ def test_pairs_are_built_of_what_the_report_counts_as_heard(tmp_path, min_heard,
     row = json.loads((out.path / "quarantine.jsonl").read_text().split("\n")[0])
     assert (row["id"], row["code"]) == ("p0", "control_token")
     assert "<|im_end|>" in row["detail"]
+    store.write(inputs["3_sample"] / "prompts.jsonl", prompts[:1])
+    with pytest.raises(store.BadRecord, match=r"about prompt p1, which `completions` lacks"):
+        pairs.run(PairsConfig(**CONFIG), inputs, out)
 
 
 def test_the_old_place_of_min_heard_is_answered_with_the_new_one():
