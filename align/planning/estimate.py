@@ -25,7 +25,7 @@ PEAK_BYTES = 3.35e12
 MFU = 0.35
 """Share of the peak that training reaches: an assumption until it is measured."""
 CPU_FLOPS = 50e9
-"""Per second in float32, as one thread of a server reached with recipes/whisper_digits; elsewhere assumed."""
+"""Per second in float32 on one thread of a server: an assumption."""
 CPU_OVERHEAD = 1e9
 """Bytes of the interpreter, its libraries, and clips that wait in memory. An assumption."""
 SAMPLE_RATE = 16_000

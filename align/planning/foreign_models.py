@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,20 +39,20 @@ def _positions(model: Assemble, corpus: CorpusConfig | None) -> Iterator[tuple[s
     audio, text = (
         read_json(path) if (path := _config_of(part)) else {} for part in (model.audio, model.text)
     )
-    positions = audio.get("max_source_positions", Shape().positions)
-    heard_s = positions // estimate.POSITIONS_PER_S
+    heard_s = audio.get("max_source_positions", Shape().positions) // estimate.POSITIONS_PER_S
+    encoder = model.audio if isinstance(model.audio, str) else "the encoder"
     if model.clip_s and model.clip_s > heard_s:
-        yield "clip_s", f"{model.clip_s} is more than the {heard_s} s that {model.audio} has positions for"
+        yield "clip_s", f"{model.clip_s} is more than the {heard_s} s that {encoder} has positions for"
     longest_s = corpus.longest_s if corpus else None
     if longest_s and longest_s > heard_s:
         yield (
             "audio",
-            f"{model.audio} has positions for {heard_s} s, and clips may last {longest_s:g} s: take an "
+            f"{encoder} has positions for {heard_s} s, and clips may last {longest_s:g} s: take an "
             "encoder that hears more, or shorter clips",
         )
     tokens = (model.clip_s or heard_s) * estimate.POSITIONS_PER_S // 2
-    context = text.get("max_position_embeddings", math.inf)
-    if context <= tokens:
+    context = text.get("max_position_embeddings")
+    if isinstance(context, int) and context <= tokens:
         yield (
             "text",
             f"{model.text} knows {context} positions (max_position_embeddings), and the longest clip alone "

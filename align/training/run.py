@@ -183,7 +183,7 @@ def _kept_outputs(
     kept = None if reason else keep_tower_outputs(model, out.path.parent, tuning.tower_outputs_gb)
     if processes.is_first():
         is_kept = "" if kept is None else f" kept in {kept.folder}, up to {kept.limit / 1e9:.3g} GB"
-        print(f"{out.name}: outputs of the audio tower are{is_kept or f' not kept: {reason}'}", flush=True)
+        print(f"{out.name}  outputs of the audio tower are{is_kept or f' not kept: {reason}'}", flush=True)
     return kept
 
 

@@ -44,7 +44,7 @@ SMALL = {
     "6_dpo.hardware": TWO,
     "6_dpo.trl": "{logging_steps: 1}",
 }
-pytestmark = [pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def tone(path: Path, hertz: float, seconds: float = 1.0) -> None:

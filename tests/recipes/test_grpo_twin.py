@@ -2,8 +2,7 @@
 
 Multiple-choice questions are imported from files laid out as AVQA, AudioMCQ and MMAU are, and LibriSpeech is
 prepared from its own. The policy is warmed up to the form of the answers, right about every other time, and
-two Ray workers train it under ZeRO-2. Where tests are `slow`: the arm with transcripts, evaluation, gate and
-promotion.
+two Ray workers train it under ZeRO-2; then the arm with transcripts, evaluation, gate and promotion.
 """
 
 import json
@@ -56,7 +55,7 @@ WARM = {
 }
 TEXTS = ["system\nYou are a helpful assistant.\n", "user\nAudio 1: \nAudio 2: \n", "assistant\n"]
 ANSWERS = ["high", "low"]
-pytestmark = [pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def tone(path: Path, number: int) -> None:
@@ -236,7 +235,6 @@ def test_two_processes_learn_to_choose(chosen):
     assert [reward["kind"] for reward in manifest["reward"]["rewards"]] == ["choice", "format"]
 
 
-@pytest.mark.slow
 def test_two_processes_learn_from_transcripts_and_the_gate_decides(place, chosen):
     transcribed = place.run("2_grpo_wer")
     rows = [row for row in read_metrics(transcribed / "metrics.jsonl") if "reward" in row]

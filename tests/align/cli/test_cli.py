@@ -293,4 +293,4 @@ def test_training_alone_on_a_cpu_prints_its_progress_only(tmp_path):
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["stage"] * 3
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["stage"] * 4

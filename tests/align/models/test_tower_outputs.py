@@ -1,11 +1,10 @@
 """Outputs of a frozen tower on disk: the same bits whether found or made, killed writers, full disks."""
 
+import logging
 import multiprocessing
 import os
+import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -88,29 +87,27 @@ def test_a_damaged_file_is_not_believed_and_is_made_again(tmp_path, spoil, caplo
         assert_same(kept.get(NAMES[0]), 0)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from align.models.tower_outputs import TowerOutputs
-from tests.align.models.test_tower_outputs import NAMES, outputs_of
-kept, outputs = TowerOutputs(Path(sys.argv[1]), 10**9), [outputs_of(i) for i in range(40)]
-print("begins", flush=True)
-while True:
-    for name, own in zip(NAMES, outputs):
-        kept.put(name, own)
-"""
+FORK = multiprocessing.get_context("fork")
+
+
+def _write_for_ever(folder, begins):
+    kept, outputs = TowerOutputs(folder, GB), [outputs_of(i) for i in range(40)]
+    begins.set()
+    while True:
+        for name, own in zip(NAMES, outputs, strict=True):
+            kept.put(name, own)
 
 
 def test_a_killed_writer_leaves_nothing_damaged(tmp_path, caplog):
     folder = tmp_path / "tower"
     for attempt in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout.readline() == "begins\n"
+        begins = FORK.Event()
+        writer = FORK.Process(target=_write_for_ever, args=(folder, begins))
+        writer.start()
+        assert begins.wait(60)
         time.sleep(0.1 + 0.013 * attempt)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.join()
     kept = TowerOutputs(folder, GB)
     found = [kept.get(name) for name in NAMES]
     assert any(found)
@@ -135,8 +132,7 @@ def _write_and_read(folder, first):
 
 
 def test_two_processes_write_and_read_the_same_clips_at_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_write_and_read, args=(tmp_path / "t", first)) for first in (0, 3)]
+    workers = [FORK.Process(target=_write_and_read, args=(tmp_path / "t", first)) for first in (0, 3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -148,25 +144,23 @@ def test_two_processes_write_and_read_the_same_clips_at_once(tmp_path):
     assert not list((tmp_path / "t" / "partial").iterdir())
 
 
-FILLER = """
-import resource, sys
-from pathlib import Path
-from align.models.tower_outputs import TowerOutputs
-from tests.align.models.test_tower_outputs import NAMES, outputs_of
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file would have 154 kB
-kept = TowerOutputs(Path(sys.argv[1]), 10**9)
-for i in range(3):
-    kept.put(NAMES[i], outputs_of(i))
-    assert kept.get(NAMES[i]) is None
-"""
+def _write_into_little_room(folder):
+    logging.basicConfig(filename=f"{folder}.log", force=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file would have 154 kB
+    kept = TowerOutputs(folder, GB)
+    for i in range(3):
+        kept.put(NAMES[i], outputs_of(i))
+        assert kept.get(NAMES[i]) is None
 
 
 def test_a_write_that_fails_is_said_once_and_stops_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FILLER, str(tmp_path / "t")], capture_output=True, text=True, check=True
-    )
-    assert done.stderr.count("no more outputs of the audio tower are kept") == 1
-    assert "File too large" in done.stderr
+    writer = FORK.Process(target=_write_into_little_room, args=(tmp_path / "t",))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
+    said = (tmp_path / "t.log").read_text()
+    assert said.count("no more outputs of the audio tower are kept") == 1
+    assert "File too large" in said
     assert [path for path in (tmp_path / "t").rglob("*") if path.is_file()] == []
 
 
