@@ -85,8 +85,8 @@ def _serve(pipe: Connection, work: Callable[[Item], T], timeout_s: float) -> Non
         limit, hard = own + _WORKER_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
         if hard == resource.RLIM_INFINITY or limit < hard:
             resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    pipe.send(None)
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError):  # closed: also before this worker was ready
+        pipe.send(None)
         while True:
             item = pipe.recv()
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
