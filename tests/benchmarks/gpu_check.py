@@ -175,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would spread a batch over several
     began, size, out = time.monotonic(), "toy" if given.rehearse else "7b", _file(given.out, given.rehearse)
     out.parent.mkdir(parents=True, exist_ok=True)
     context, card = _context(size)

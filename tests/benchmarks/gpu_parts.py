@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it: we fork
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would spread a batch over several
 
 import numpy as np
 import peft
