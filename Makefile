@@ -69,7 +69,8 @@ test: check $(ANNOTATION)  ## the longest files begin, each in one worker; then 
 	$(PYTEST) -m "alone and not slow"
 
 test-slow: $(ANNOTATION) $(VLLM)  ## what rarely breaks and takes long
-	$(PYTEST) -m "slow" $(PARALLEL)
+	$(PYTEST) -m "slow and not alone" $(PARALLEL)
+	$(PYTEST) -m "slow and alone"
 
 clean:  ## what can be made again; runs/ stays, people's annotations may be in it
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -76,6 +76,7 @@ def assert_equal_to(alone, stage):
         torch.testing.assert_close(weights(stage)[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_hung_and_a_killed_worker_are_named_and_replaced(programs, world, alone, tmp_path):
     driver = Driver(programs, world, tmp_path / "run")
     hung = driver.at(13, group=1)[1]
@@ -94,7 +95,7 @@ def test_a_hung_and_a_killed_worker_are_named_and_replaced(programs, world, alon
     assert_equal_to(alone, driver.stage)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_stopped_run_saves_exits_with_75_and_resumes_in_one_process(
     programs, world, alone, tmp_path, number
 ):
