@@ -32,7 +32,7 @@ class LiveEngine:
         model: with the packed backbone; in eval mode where it completes.
         processor: of the model.
         clips: where requests' clips are looked up; may be set later.
-        kept: outputs of the model's tower, as long as that is frozen.
+        tower_outputs: outputs of the model's tower, as long as that is frozen.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class LiveEngine:
         model: Qwen2AudioForConditionalGeneration,
         processor: Qwen2AudioProcessor,
         clips: ClipFeatures,
-        kept: TowerOutputs | None = None,
+        tower_outputs: TowerOutputs | None = None,
     ) -> None:
-        self.model, self.processor, self.clips, self.kept = model, processor, clips, kept
+        self.model, self.processor, self.clips, self.tower_outputs = model, processor, clips, tower_outputs
         self.stops = stop_tokens(model, processor.tokenizer)
 
     def complete(
@@ -120,7 +120,7 @@ class LiveEngine:
 
     def _rows(self, requests: Sequence[Request]) -> tuple[list[list[int]], list[list[Clip]]]:
         """The prompts' token ids, and the features of their clips."""
-        clips = self.clips.per_row([request.audios for request in requests], self.kept)
+        clips = self.clips.per_row([request.audios for request in requests], self.tower_outputs)
         return [self.encode(request, own).ids for request, own in zip(requests, clips, strict=True)], clips
 
     def encode(self, request: Request, clips: Sequence[Clip]) -> Encoded:
@@ -154,7 +154,7 @@ class TransformersEngine(LiveEngine):
     def load(self, policy: Path | str) -> None:
         """Complete as `policy` from now on: the same shape, other weights. The old ones stay if it fails."""
         self.model.load_state_dict(load_model(policy).state_dict())
-        self.kept = keep_tower_outputs(self.model, self.run)
+        self.tower_outputs = keep_tower_outputs(self.model, self.run)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -75,24 +75,26 @@ class ClipFeatures:
         self._clips: OrderedDict[tuple[Path | None, str], Clip] = OrderedDict()
         self._bytes = 0
 
-    def __call__(self, paths: Sequence[str], kept: TowerOutputs | None = None) -> list[Clip]:
+    def __call__(self, paths: Sequence[str], tower_outputs: TowerOutputs | None = None) -> list[Clip]:
         """Features of clips given by their path relative to `root`, in that order.
 
-        Of a clip for which `kept` has the tower's outputs those alone.
+        Of a clip of which `tower_outputs` holds the outputs, those alone.
         """
-        tower = None if kept is None else kept.folder
+        tower = None if tower_outputs is None else tower_outputs.folder
         distinct = dict.fromkeys(paths)
         clips = {path: self._clips[tower, path] for path in distinct if (tower, path) in self._clips}
         new = [path for path in distinct if path not in clips]
-        clips |= self._compute(new) if kept is None else self._look_up(new, kept)
+        clips |= self._compute(new) if tower_outputs is None else self._look_up(new, tower_outputs)
         for path, clip in clips.items():
             if clip.name is None or clip.outputs is not None:  # else its outputs will be kept soon
                 self._keep((tower, path), clip)
         return [clips[path] for path in paths]
 
-    def per_row(self, rows: Sequence[Sequence[str]], kept: TowerOutputs | None = None) -> list[list[Clip]]:
+    def per_row(
+        self, rows: Sequence[Sequence[str]], tower_outputs: TowerOutputs | None = None
+    ) -> list[list[Clip]]:
         """Features of each row's clips; new ones of all rows are computed together, in half the time."""
-        clips = iter(self([path for row in rows for path in row], kept))
+        clips = iter(self([path for row in rows for path in row], tower_outputs))
         return [[next(clips) for _ in row] for row in rows]
 
     def name(self, path: str) -> str:
@@ -117,13 +119,13 @@ class ClipFeatures:
     def _compute(self, paths: list[str]) -> dict[str, Clip]:
         return dict(zip(paths, mel_features(self.extractor, map(self.wave, paths)), strict=True))
 
-    def _look_up(self, paths: list[str], kept: TowerOutputs) -> dict[str, Clip]:
+    def _look_up(self, paths: list[str], tower_outputs: TowerOutputs) -> dict[str, Clip]:
         """What is kept of the clips, and features of the others.
 
         Those are computed one by one, because beside other clips their last bits could be others.
         """
         names = {path: self.name(path) for path in paths}
-        found = {path: outputs for path in paths if (outputs := kept.get(names[path]))}
+        found = {path: outputs for path in paths if (outputs := tower_outputs.get(names[path]))}
         new = [path for path in paths if path not in found]
         computed = {path: clip for path in new for clip in self._compute([path]).values()}
         most, nothing = self.extractor.nb_max_frames, torch.empty(self.extractor.feature_size, 0)

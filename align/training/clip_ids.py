@@ -50,7 +50,7 @@ class ClipIds:
         named = [ids[mask] for ids, mask in zip(input_ids.cpu(), is_token, strict=True)]
         plain = [ids.where(ids < self.vocabulary, self.audio_id) for ids in named]
         paths = [self._clips(ids) for ids in named]
-        clips = self.collator.features.per_row(paths, self.collator.kept)
+        clips = self.collator.features.per_row(paths, self.collator.tower_outputs)
         audio = audio_inputs(self.collator.processor, plain, clips, self.collator.packed)
         if (packed := audio.get("packed")) is not None:
             audio["packed"] = _placed(packed, is_token, [len(ids) for ids in plain])

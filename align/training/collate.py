@@ -179,24 +179,24 @@ class SFTCollator:
     """Rows of chats (`messages`) or plain texts (`prompt`, `completion`), each with `audios`.
 
     Gives input_ids, attention_mask, labels (B, T; -100 but on completions) and the clips (`audio_inputs`).
-    A row's features are augmented by its `draw` number alone. `kept` outputs of a frozen tower are for packed
-    batches of clips as they are.
+    A row's features are augmented by its `draw` number alone. `tower_outputs` of a frozen tower are for
+    packed batches of clips as they are.
     """
 
     processor: Qwen2AudioProcessor
     features: ClipFeatures
     augmentation: Augmentation | SpecAugment = field(default_factory=Augmentation)
     packed: bool = False
-    kept: TowerOutputs | None = None
+    tower_outputs: TowerOutputs | None = None
 
     def __post_init__(self) -> None:
-        if self.kept is not None and self.augmentation != Augmentation():
+        if self.tower_outputs is not None and self.augmentation != Augmentation():
             raise ValueError("outputs of the tower are kept of clips as they are, not of augmented ones")
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
         ids, labels, clips = [], [], []
-        heard = self.features.per_row([row["audios"] for row in rows], self.kept)
+        heard = self.features.per_row([row["audios"] for row in rows], self.tower_outputs)
         for row, own in zip(rows, heard, strict=True):
             encoded = expand_clips(self.processor, encode_row(self.processor, row), own)
             ids.append(torch.tensor(encoded.ids))
@@ -229,11 +229,11 @@ class PreferenceCollator:
     processor: Qwen2AudioProcessor
     features: ClipFeatures
     packed: bool = False
-    kept: TowerOutputs | None = None
+    tower_outputs: TowerOutputs | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
-        clips = self.features.per_row([row["audios"] for row in rows], self.kept)
+        clips = self.features.per_row([row["audios"] for row in rows], self.tower_outputs)
         prompts = _prompts(self.processor, [_prompt(row) for row in rows], clips)
         completions = [row[side] for side in ("chosen", "rejected") for row in rows]
         return {
@@ -256,11 +256,11 @@ class LabelCollator:
     features: ClipFeatures
     packed: bool = False
     with_kl: bool = True
-    kept: TowerOutputs | None = None
+    tower_outputs: TowerOutputs | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows, see the class."""
-        clips = self.features.per_row([row["audios"] for row in rows], self.kept)
+        clips = self.features.per_row([row["audios"] for row in rows], self.tower_outputs)
         prompts = _prompts(self.processor, [row["messages"] for row in rows], clips)
         completions = [row["completion"] for row in rows]
         if self.with_kl:

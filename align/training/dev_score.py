@@ -81,10 +81,10 @@ class DevScore:
             {"messages": [user(item.question, 1), assistant(answer)], "audios": request.audios}
             for item, request, answer in zip(self.items, self.requests, answers, strict=True)
         ]
-        ours, theirs = engine.kept, self.reference.kept
+        ours, theirs = engine.tower_outputs, self.reference.tower_outputs
         is_same_tower = ours is not None and theirs is not None and ours.folder == theirs.folder
-        kept = ours if is_same_tower else None  # both models read the same batches
-        collate = SFTCollator(engine.processor, engine.clips, packed=True, kept=kept)
+        tower_outputs = ours if is_same_tower else None  # both models read the same batches
+        collate = SFTCollator(engine.processor, engine.clips, packed=True, tower_outputs=tower_outputs)
         return float(kl_per_completion(engine.model, self.reference.model, collate, rows).mean())
 
 

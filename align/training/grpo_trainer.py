@@ -83,7 +83,9 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         if not is_packed(inner):  # only the batches of the loss are stock ones
             pack_for_inference(inner)
-        self._live = LiveEngine(inner, self.processing_class, data_collator.features, data_collator.kept)
+        self._live = LiveEngine(
+            inner, self.processing_class, data_collator.features, data_collator.tower_outputs
+        )
         prompts: Any = self.train_dataset
         paths = sorted({path for row in prompts.rows for path in row["audios"]})
         self.clip_ids = ClipIds(data_collator, paths, inner.get_input_embeddings().num_embeddings)
@@ -195,7 +197,7 @@ class AudioGRPOTrainer(AudioTrainer, FixedGRPOTrainer):
         return self._engine
 
     def _prompt_ids(self, request: Request) -> list[int]:
-        clips = self._live.clips(request.audios, self._live.kept)
+        clips = self._live.clips(request.audios, self._live.tower_outputs)
         return self.clip_ids.name(self._live.encode(request, clips).ids, request.audios)
 
     def _total(self, parts: Parts) -> list[float]:

@@ -145,12 +145,12 @@ def train(
             trl={**loader, **settings},
         )
     )
-    kept = _kept_outputs(method, model, tuning, out)
+    tower_outputs = _tower_outputs(method, model, tuning, out)
     trainer = method.trainer(
         model=model,
         args=args,
         train_dataset=_in_order(method, lengths, schedule, args),
-        data_collator=collator if kept is None else changed(collator, kept=kept),
+        data_collator=collator if tower_outputs is None else changed(collator, tower_outputs=tower_outputs),
         processing_class=processor,
         peft_config=tuning.peft_config,
         strategy=tuning.strategy,
@@ -168,7 +168,7 @@ def train(
     return metrics
 
 
-def _kept_outputs(
+def _tower_outputs(
     method: Method, model: PreTrainedModel, tuning: Tuning, out: StageFolder
 ) -> TowerOutputs | None:
     """Where the outputs of the audio tower are kept, if they are; rank 0 says which, and why not."""
@@ -180,11 +180,13 @@ def _kept_outputs(
         tower_parameters=qwen2_audio.n_parameters(model.model.audio_tower),
         limit_gb=tuning.tower_outputs_gb,
     )
-    kept = None if reason else keep_tower_outputs(model, out.path.parent, tuning.tower_outputs_gb)
+    tower_outputs = None if reason else keep_tower_outputs(model, out.path.parent, tuning.tower_outputs_gb)
     if processes.is_first():
-        is_kept = "" if kept is None else f" kept in {kept.folder}, up to {kept.limit / 1e9:.3g} GB"
-        print(f"{out.name}  outputs of the audio tower are{is_kept or f' not kept: {reason}'}", flush=True)
-    return kept
+        is_kept = (
+            tower_outputs and f"kept in {tower_outputs.folder}, up to {tower_outputs.limit / 1e9:.3g} GB"
+        )
+        print(f"{out.name}  outputs of the audio tower are {is_kept or f'not kept: {reason}'}", flush=True)
+    return tower_outputs
 
 
 def _refuse_long(method: Method, lengths: Lengths, context: int) -> None:

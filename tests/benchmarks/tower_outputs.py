@@ -97,15 +97,15 @@ class Bench:
 
     def times(self, work: Callable[[ClipFeatures, TowerOutputs | None], Callable[[Sequence[str]], object]]):
         """Median seconds of a batch in each case."""
-        features, kept = ClipFeatures(self.processor, self.folder), None
-        self.model.model.kept = None
+        features, tower_outputs = ClipFeatures(self.processor, self.folder), None
+        self.model.model.tower_outputs = None
         cpu_s(self.parts, work(features, None))
         cases = {"without": cpu_s(self.parts, work(features, None))}
-        kept = keep_tower_outputs(self.model, self.run)
-        cases["made"] = cpu_s(self.parts, work(ClipFeatures(self.processor, self.folder), kept))
+        tower_outputs = keep_tower_outputs(self.model, self.run)
+        cases["made"] = cpu_s(self.parts, work(ClipFeatures(self.processor, self.folder), tower_outputs))
         features = ClipFeatures(self.processor, self.folder)
-        cases["found"] = cpu_s(self.parts, work(features, kept))
-        cases["again"] = cpu_s(self.parts, work(features, kept))
+        cases["found"] = cpu_s(self.parts, work(features, tower_outputs))
+        cases["again"] = cpu_s(self.parts, work(features, tower_outputs))
         return {name: round(statistics.median(seconds), 4) for name, seconds in cases.items()}
 
     def learn(self, collate: Any, rows: Callable[[Sequence[str]], list[Any]]) -> Callable[..., object]:
@@ -122,17 +122,21 @@ class Bench:
 
         return step
 
-    def sft(self, features: ClipFeatures, kept: TowerOutputs | None) -> Callable[..., object]:
+    def sft(self, features: ClipFeatures, tower_outputs: TowerOutputs | None) -> Callable[..., object]:
         """A step of SFT."""
-        return self.learn(SFTCollator(self.processor, features, packed=True, kept=kept), chats)
+        return self.learn(
+            SFTCollator(self.processor, features, packed=True, tower_outputs=tower_outputs), chats
+        )
 
-    def dpo(self, features: ClipFeatures, kept: TowerOutputs | None) -> Callable[..., object]:
+    def dpo(self, features: ClipFeatures, tower_outputs: TowerOutputs | None) -> Callable[..., object]:
         """A step of DPO whose reference was computed before."""
-        return self.learn(PreferenceCollator(self.processor, features, packed=True, kept=kept), pairs)
+        return self.learn(
+            PreferenceCollator(self.processor, features, packed=True, tower_outputs=tower_outputs), pairs
+        )
 
-    def complete(self, features: ClipFeatures, kept: TowerOutputs | None) -> Callable[..., object]:
+    def complete(self, features: ClipFeatures, tower_outputs: TowerOutputs | None) -> Callable[..., object]:
         """Four completions of 16 tokens of each prompt."""
-        engine = LiveEngine(self.model, self.processor, features, kept)
+        engine = LiveEngine(self.model, self.processor, features, tower_outputs)
         engine.stops = [-1]
 
         def step(clips: Sequence[str]) -> None:
@@ -158,11 +162,11 @@ def main() -> None:
         for workload in given.workload or WORKLOADS:
             bench = Bench(policy, root, clips, root / workload)
             print(json.dumps({"workload": workload, **bench.times(getattr(bench, workload))}), flush=True)
-        features, kept = ClipFeatures(bench.processor, root), bench.model.model.kept
+        features, tower_outputs = ClipFeatures(bench.processor, root), bench.model.model.tower_outputs
         names = dict(zip(clips, map(features.name, clips), strict=True))
         each = {
             "name": cpu_s([clips], lambda part: [features.name(clip) for clip in part]),
-            "read": cpu_s([clips], lambda part: [kept.get(names[clip]) for clip in part]),
+            "read": cpu_s([clips], lambda part: [tower_outputs.get(names[clip]) for clip in part]),
             "features": cpu_s([clips], lambda part: [features([clip]) for clip in part]),
         }
         print(json.dumps({"ms_per_clip": {k: round(1000 * v[0] / len(clips), 3) for k, v in each.items()}}))

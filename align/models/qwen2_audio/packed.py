@@ -54,7 +54,7 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
 
     attention: str | None = None
     """A name of `align.kernels.attention.BACKENDS`; None: chosen by the device."""
-    kept: TowerOutputs | None = None
+    tower_outputs: TowerOutputs | None = None
     """Where the outputs of the tower are kept, while it is frozen."""
 
     def forward(
@@ -136,8 +136,8 @@ class PackedQwen2AudioModel(Qwen2AudioModel):
         device = self.audio_tower.conv1.weight.device
         with torch.autocast(device.type, enabled=False):
             outputs = self._encode(mel, PackedClips.of([clip.n_frames]).to(device))
-        if self.kept is not None:
-            self.kept.put(clip.name, Outputs(outputs.cpu(), clip.n_frames))
+        if self.tower_outputs is not None:
+            self.tower_outputs.put(clip.name, Outputs(outputs.cpu(), clip.n_frames))
         return outputs
 
     def _encode(self, features: Tensor, clips: PackedClips) -> Tensor:
@@ -219,8 +219,8 @@ def keep_tower_outputs(
     without a run, or of a small tower.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where it will compute
-    model.model.kept = TowerOutputs.of_run(run, model.model.audio_tower, device, limit_gb)
-    return model.model.kept
+    model.model.tower_outputs = TowerOutputs.of_run(run, model.model.audio_tower, device, limit_gb)
+    return model.model.tower_outputs
 
 
 def is_packed(model: nn.Module) -> bool:

@@ -74,28 +74,28 @@ def replace_by_folder(path):
 
 @pytest.mark.parametrize("spoil", [spoil_bit, cut, empty, replace_by_another, replace_by_folder])
 def test_a_damaged_file_is_not_believed_and_is_made_again(tmp_path, spoil, caplog):
-    kept = TowerOutputs(tmp_path / "tower", GB)
+    tower_outputs = TowerOutputs(tmp_path / "tower", GB)
     for i in range(2):
-        kept.put(NAMES[i], outputs_of(i))
+        tower_outputs.put(NAMES[i], outputs_of(i))
     path = tmp_path / "tower" / "00" / f"{NAMES[0]}.safetensors"
     spoil(path)
-    assert kept.get(NAMES[0]) is None
+    assert tower_outputs.get(NAMES[0]) is None
     assert "is damaged; it is made again" in caplog.text
-    assert_same(kept.get(NAMES[1]), 1)
+    assert_same(tower_outputs.get(NAMES[1]), 1)
     if path.is_file():
-        kept.put(NAMES[0], outputs_of(0))
-        assert_same(kept.get(NAMES[0]), 0)
+        tower_outputs.put(NAMES[0], outputs_of(0))
+        assert_same(tower_outputs.get(NAMES[0]), 0)
 
 
 FORK = multiprocessing.get_context("fork")
 
 
 def _write_for_ever(folder, begins):
-    kept, outputs = TowerOutputs(folder, GB), [outputs_of(i) for i in range(40)]
+    tower_outputs, outputs = TowerOutputs(folder, GB), [outputs_of(i) for i in range(40)]
     begins.set()
     while True:
         for name, own in zip(NAMES, outputs, strict=True):
-            kept.put(name, own)
+            tower_outputs.put(name, own)
 
 
 def test_a_killed_writer_leaves_nothing_damaged(tmp_path, caplog):
@@ -108,8 +108,8 @@ def test_a_killed_writer_leaves_nothing_damaged(tmp_path, caplog):
         time.sleep(0.1 + 0.013 * attempt)
         writer.kill()
         writer.join()
-    kept = TowerOutputs(folder, GB)
-    found = [kept.get(name) for name in NAMES]
+    tower_outputs = TowerOutputs(folder, GB)
+    found = [tower_outputs.get(name) for name in NAMES]
     assert any(found)
     for number, own in enumerate(found):
         if own is not None:
@@ -118,16 +118,16 @@ def test_a_killed_writer_leaves_nothing_damaged(tmp_path, caplog):
     left = list((folder / "partial").iterdir())
     for path in left:
         os.utime(path, (0, 0))
-    kept.clean()
+    tower_outputs.clean()
     assert not list((folder / "partial").iterdir())
 
 
 def _write_and_read(folder, first):
-    kept = TowerOutputs(folder, GB)
+    tower_outputs = TowerOutputs(folder, GB)
     for i in [*range(first, 40), *range(first)]:
-        kept.put(NAMES[i], outputs_of(i))
+        tower_outputs.put(NAMES[i], outputs_of(i))
         other = (i * 7) % 40
-        if (found := kept.get(NAMES[other])) is not None:
+        if (found := tower_outputs.get(NAMES[other])) is not None:
             assert_same(found, other)
 
 
@@ -138,19 +138,19 @@ def test_two_processes_write_and_read_the_same_clips_at_once(tmp_path):
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    kept = TowerOutputs(tmp_path / "t", GB)
+    tower_outputs = TowerOutputs(tmp_path / "t", GB)
     for i in range(40):
-        assert_same(kept.get(NAMES[i]), i)
+        assert_same(tower_outputs.get(NAMES[i]), i)
     assert not list((tmp_path / "t" / "partial").iterdir())
 
 
 def _write_into_little_room(folder):
     logging.basicConfig(filename=f"{folder}.log", force=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file would have 154 kB
-    kept = TowerOutputs(folder, GB)
+    tower_outputs = TowerOutputs(folder, GB)
     for i in range(3):
-        kept.put(NAMES[i], outputs_of(i))
-        assert kept.get(NAMES[i]) is None
+        tower_outputs.put(NAMES[i], outputs_of(i))
+        assert tower_outputs.get(NAMES[i]) is None
 
 
 def test_a_write_that_fails_is_said_once_and_stops_nothing(tmp_path):
@@ -186,22 +186,22 @@ def test_what_is_not_ours_stops_nothing(tmp_path, caplog):
     run = tmp_path / "file"
     run.mkdir()
     (run / FOLDER).write_text("of somebody else")
-    kept = TowerOutputs(run / FOLDER / "tower", 10**6)
-    kept.clean()
-    assert kept.get(NAMES[0]) is None
+    tower_outputs = TowerOutputs(run / FOLDER / "tower", 10**6)
+    tower_outputs.clean()
+    assert tower_outputs.get(NAMES[0]) is None
     assert not caplog.text
-    kept.put(NAMES[0], outputs_of(0))
+    tower_outputs.put(NAMES[0], outputs_of(0))
     assert "no more outputs" in caplog.text
 
-    kept = TowerOutputs(tmp_path / "run" / FOLDER / "tower", 10**6)
-    (kept.folder / "partial" / "folder").mkdir(parents=True)
-    os.utime(kept.folder / "partial" / "folder", (0, 0))
-    kept.clean()
-    large = kept.folder.parent / "large"  # cannot be removed as a folder of another tower
+    tower_outputs = TowerOutputs(tmp_path / "run" / FOLDER / "tower", 10**6)
+    (tower_outputs.folder / "partial" / "folder").mkdir(parents=True)
+    os.utime(tower_outputs.folder / "partial" / "folder", (0, 0))
+    tower_outputs.clean()
+    large = tower_outputs.folder.parent / "large"  # cannot be removed as a folder of another tower
     large.write_bytes(bytes(10**6))
-    kept.put(NAMES[0], outputs_of(0))
+    tower_outputs.put(NAMES[0], outputs_of(0))
     assert large.exists()
-    assert kept.get(NAMES[0]) is None
+    assert tower_outputs.get(NAMES[0]) is None
 
 
 # -------------------------------------------------------------------------- in the packed backbone
@@ -218,10 +218,10 @@ def policy(tmp_path_factory, tiny):
 CLIPS = [f"{i}.wav" for i in range(4)]
 
 
-def hidden(policy, root, rows, kept):
+def hidden(policy, root, rows, tower_outputs):
     """The batch of rows of clips, hidden states of it, and the gradient of the projector."""
     model, processor = policy
-    clips = ClipFeatures(processor, root).per_row(rows, kept)
+    clips = ClipFeatures(processor, root).per_row(rows, tower_outputs)
     audio_id = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     n_tokens = [sum(n_audio_tokens(clip.n_frames) for clip in own) for own in clips]
     ids = [[5, *[audio_id] * n, 7 + i] for i, n in enumerate(n_tokens)]
@@ -236,24 +236,24 @@ ROWS = [["0.wav"], ["1.wav", "2.wav"], ["0.wav"]]
 
 
 def test_found_outputs_give_the_same_bits_as_those_just_made(policy, tiny, tmp_path):
-    kept = keep_tower_outputs(policy[0], tmp_path)
-    first, made, made_grad = hidden(policy, tiny.audio, ROWS, kept)
-    second, found, found_grad = hidden(policy, tiny.audio, ROWS, kept)
+    tower_outputs = keep_tower_outputs(policy[0], tmp_path)
+    first, made, made_grad = hidden(policy, tiny.audio, ROWS, tower_outputs)
+    second, found, found_grad = hidden(policy, tiny.audio, ROWS, tower_outputs)
     assert first["input_features"].shape[0] == 3  # 0.wav once
     assert "input_features" not in second
     assert torch.equal(made, found)
     assert torch.equal(made_grad, found_grad)
-    partly, mixed, _ = hidden(policy, tiny.audio, [["3.wav"], ["2.wav"]], kept)
+    partly, mixed, _ = hidden(policy, tiny.audio, [["3.wav"], ["2.wav"]], tower_outputs)
     assert partly["input_features"].shape[0] == 1
-    _, others, _ = hidden(policy, tiny.audio, [["3.wav"], ["2.wav"]], kept)
+    _, others, _ = hidden(policy, tiny.audio, [["3.wav"], ["2.wav"]], tower_outputs)
     assert torch.equal(mixed, others)
 
 
 def test_the_outputs_are_those_of_each_clip_alone(policy, tiny, tmp_path):
     """In a batch the last bits are others: matrix products of other sizes add up in another order."""
     model, processor = policy
-    kept = keep_tower_outputs(model, tmp_path)
-    hidden(policy, tiny.audio, ROWS, kept)
+    tower_outputs = keep_tower_outputs(model, tmp_path)
+    hidden(policy, tiny.audio, ROWS, tower_outputs)
     features = ClipFeatures(processor, tiny.audio)
     for path in ("0.wav", "1.wav", "2.wav"):
         (clip,) = features([path])
@@ -261,8 +261,8 @@ def test_the_outputs_are_those_of_each_clip_alone(policy, tiny, tmp_path):
             alone = model.model._encode(
                 stack_unpadded([clip])["input_features"], PackedClips.of([clip.n_frames])
             )
-        assert torch.equal(kept.get(features.name(path)).vectors, alone)
-    _, with_store, grad = hidden(policy, tiny.audio, ROWS, kept)
+        assert torch.equal(tower_outputs.get(features.name(path)).vectors, alone)
+    _, with_store, grad = hidden(policy, tiny.audio, ROWS, tower_outputs)
     _, without, twin_grad = hidden(policy, tiny.audio, ROWS, None)
     torch.testing.assert_close(with_store, without, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grad, twin_grad, rtol=1e-4, atol=1e-4)
@@ -271,7 +271,7 @@ def test_the_outputs_are_those_of_each_clip_alone(policy, tiny, tmp_path):
 def test_a_full_folder_changes_no_bit(policy, tiny, tmp_path):
     _, usual, _ = hidden(policy, tiny.audio, ROWS, keep_tower_outputs(policy[0], tmp_path))
     full = TowerOutputs(tmp_path / "full", 0)
-    policy[0].model.kept = full
+    policy[0].model.tower_outputs = full
     for _ in range(2):
         batch, states, _ = hidden(policy, tiny.audio, ROWS, full)
         assert batch["input_features"].shape[0] == 3
@@ -281,9 +281,9 @@ def test_a_full_folder_changes_no_bit(policy, tiny, tmp_path):
 def test_useful_work_leaves_out_what_was_found(policy, tiny, tmp_path):
     model, processor = policy
     model.model.audio_tower.requires_grad_(False)
-    kept, cost = keep_tower_outputs(model, tmp_path), cost_of(model)
+    tower_outputs, cost = keep_tower_outputs(model, tmp_path), cost_of(model)
     plain, made, found = (
-        hidden(policy, tiny.audio, ROWS, where)[0]["packed"] for where in (None, kept, kept)
+        hidden(policy, tiny.audio, ROWS, where)[0]["packed"] for where in (None, tower_outputs, tower_outputs)
     )
     assert cost.of(made) == cost.of(plain)
     in_tower = cost.frame * plain.clips.n_encoded + cost.frame_pair * plain.clips.n_pairs
@@ -316,4 +316,4 @@ def test_a_tower_is_told_by_its_weights(policy, tiny, tmp_path):
     assert keep_tower_outputs(policy[0], None) is None
     small = pack_for_inference(qwen2_audio.load_model(tiny.policy))
     assert keep_tower_outputs(small, tmp_path) is None
-    assert small.model.kept is None
+    assert small.model.tower_outputs is None
