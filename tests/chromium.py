@@ -1,13 +1,16 @@
 """Debian's Chromium for the tests and benchmarks that look at pages, and texts that must stay text there."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+T = TypeVar("T")
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
@@ -53,3 +56,13 @@ def chromium(*flags: str) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*FLAGS, *flags])
         yield browser
         browser.close()
+
+
+def until(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
+    """Poll from outside: a page's policy may forbid what waiting inside of it would need."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {what}")

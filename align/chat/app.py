@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from align.chat.kept import KeptJudgements, Records
+from align.chat.judgements import KeptJudgements, Records
 from align.chat.turns import Policy, TurnOfPolicies, Turns, Vote
 from align.serving.errors import ApiError
 from align.serving.guard import Guard
@@ -55,7 +55,7 @@ _HEADERS: Final = {
 
 
 def make_app(
-    policies: list[Policy], key: str, limits: Limits, kept: KeptJudgements | None, annotator: str
+    policies: list[Policy], key: str, limits: Limits, judgements: KeptJudgements | None, annotator: str
 ) -> ASGIApp:
     """The application for one policy or two.
 
@@ -63,14 +63,14 @@ def make_app(
         policies: what is talked to.
         key: what the page must send.
         limits: of requests.
-        kept: where judgements go; None: nowhere.
+        judgements: where those go that are kept; None: nowhere.
         annotator: who judges.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     _serve_page(app)
-    _serve_chat(app, Turns(policies), limits, kept, annotator)
-    if kept:
-        _serve_kept(app, kept, {policy.sha256: policy.name for policy in policies})
+    _serve_chat(app, Turns(policies), limits, judgements, annotator)
+    if judgements:
+        _serve_kept(app, judgements, {policy.sha256: policy.name for policy in policies})
     _explain_errors(app)
     guarded = Guard(app, key, limits, Metrics(), open_routes=_PAGE.keys())
     return TrustedHostMiddleware(_OwnPageOnly(guarded), allowed_hosts=_NAMES)
@@ -88,7 +88,7 @@ def _serve_page(app: FastAPI) -> None:
 
 
 def _serve_chat(
-    app: FastAPI, turns: Turns, limits: Limits, kept: KeptJudgements | None, annotator: str
+    app: FastAPI, turns: Turns, limits: Limits, judgements: KeptJudgements | None, annotator: str
 ) -> None:
     @app.get("/api/about")
     async def about() -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _serve_chat(
             "state": state,
             "reason": "; ".join(health.reason[-500:] for health in healths if health.reason),
             "policies": [policy.name for policy in turns.policies],
-            "keeps_in": str(kept.folder) if kept else None,
+            "keeps_in": str(judgements.folder) if judgements else None,
             "annotator": annotator,
             "most_tokens": limits.max_tokens,
             "longest_s": min(policy.service.longest_clip_s for policy in turns.policies),
@@ -128,7 +128,7 @@ def _serve_chat(
     async def vote(name: str, http: Request) -> dict[str, Any]:
         turn, given = turns.find(name), _vote(await http.body())
         turn.vote(given)
-        id_kept = await asyncio.to_thread(_keep, kept, turn, given, annotator) if given.keep else None
+        id_kept = await asyncio.to_thread(_keep, judgements, turn, given, annotator) if given.keep else None
         return {"names": turn.names if turn.is_open else None, "kept": id_kept}
 
     @app.post("/api/words")
@@ -143,22 +143,22 @@ def _serve_chat(
         return {"words": None}
 
 
-def _serve_kept(app: FastAPI, kept: KeptJudgements, names: dict[str, str]) -> None:
+def _serve_kept(app: FastAPI, judgements: KeptJudgements, names: dict[str, str]) -> None:
     @app.get("/api/kept")
     def all_kept() -> dict[str, Any]:
-        records = kept.read()
+        records = judgements.read()
         newest = sorted(records.judgements.values(), key=lambda item: item.submitted_at or "", reverse=True)
         return {"kept": [_row(item, records, names) for item in newest]}
 
     @app.delete("/api/kept/{judgement}")
     def delete(judgement: str) -> dict[str, Any]:
-        if not kept.delete(judgement):
+        if not judgements.delete(judgement):
             raise ApiError(f"There is no judgement {judgement[:40]!r}", 404)
         return {"deleted": judgement}
 
     @app.get("/api/kept/clips/{name}")
     def clip(name: str) -> Response:
-        content = kept.clip(f"clips/{name}")
+        content = judgements.clip(f"clips/{name}")
         if content is None:
             raise ApiError("There is no such clip", 404)
         return Response(content, media_type="audio/wav")
@@ -208,12 +208,12 @@ def _vote(body: bytes) -> Vote:
         raise ApiError(f"{where}: {first['msg']}", param=where) from None
 
 
-def _keep(kept: KeptJudgements | None, turn: TurnOfPolicies, vote: Vote, annotator: str) -> str:
+def _keep(judgements: KeptJudgements | None, turn: TurnOfPolicies, vote: Vote, annotator: str) -> str:
     """Keep a vote; returns the judgement's id."""
-    if kept is None:
+    if judgements is None:
         raise ApiError("keep: there is no run folder to keep it in; start with --keep FOLDER", param="keep")
     judgement = turn.judgement(vote, annotator)
-    kept.add(judgement, turn.comparison(), turn.completions(), turn.prompt, turn.sounds)
+    judgements.add(judgement, turn.comparison(), turn.completions(), turn.prompt, turn.sounds)
     return judgement.id
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align.chat.app import HOST, make_app
-from align.chat.kept import KeptJudgements
+from align.chat.judgements import KeptJudgements
 from align.chat.turns import Policy
 from align.generation.engine import EngineName
 from align.models.qwen2_audio.model import load_processor
@@ -53,7 +53,7 @@ def chat(settings: Settings, on_listening: Callable[[str], object], on_ready: Ca
         FileNotFoundError: a model has no weights here, so that nothing could say whose its answers are.
     """
     with ExitStack() as stack:
-        kept = KeptJudgements(settings.keep_in) if settings.keep_in else None
+        judgements = KeptJudgements(settings.keep_in) if settings.keep_in else None
         listening = stack.enter_context(bind(HOST, settings.port))
         shas = [weights_sha256(named.model) for named in settings.models]
         policies, backends = [], []
@@ -70,6 +70,6 @@ def chat(settings: Settings, on_listening: Callable[[str], object], on_ready: Ca
             stack.callback(service.close)
             policies.append(Policy(named.name, sha256, service))
             backends.append(backend)
-        app = make_app(policies, settings.key, settings.limits, kept, settings.annotator)
+        app = make_app(policies, settings.key, settings.limits, judgements, settings.annotator)
         on_listening(f"{url_of(listening)}/#{settings.key}")
         run(app, listening, backends, on_ready)

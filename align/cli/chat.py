@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
 from align.cli.options import (
     A_POLICY,
     PolicyEngine,
+    fail,
     folder_to_write,
     policy_name,
     port_number,
@@ -72,9 +72,9 @@ def chat(
                 found.append(find(named, registry_uri(named), holder))
                 models.append(NamedModel(found[-1].name, saved_model(found[-1], holder)))
         except (NoPolicy, FileNotFoundError) as error:
-            _fail(str(error), 2)
+            fail(str(error), 2)
         except (RegistryDown, LookupError) as error:
-            _fail(str(error), 1)
+            fail(str(error), 1)
         stage = found[0].stage
         keep_in = keep or (folder_to_write(stage.parent / "chat") if stage else None)
         settings = Settings(
@@ -100,9 +100,9 @@ def chat(
         try:
             run_server(settings, listening, ready)
         except (FileExistsError, FileNotFoundError) as error:
-            _fail(str(error), 2)
+            fail(str(error), 2)
         except CannotServe as error:
-            _fail(str(error), 1)
+            fail(str(error), 1)
 
 
 def _annotator(given: str | None) -> str:
@@ -113,8 +113,3 @@ def _annotator(given: str | None) -> str:
         return given or getpass.getuser()
     except (KeyError, OSError):  # an account without a name, as in containers
         return "chat"
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    raise typer.Exit(code)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from align.cli.options import folder_to_write, path, registry_uri
+from align.cli.options import fail, folder_to_write, path, registry_uri
 
 
 def export(
@@ -37,17 +36,12 @@ def export(
     try:
         done = write(run, to, registry_uri(run))
     except (NoPolicy, FileExistsError, FileNotFoundError) as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except (DoesNotLoad, RegistryDown, LookupError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     merged = f", {len(done.policy.adapters)} adapters merged" if done.policy.adapters else ""
     print(f"{done.policy.name} -> {to}: {done.n_parameters:,} parameters{merged}")
     print(
         f"plain transformers loads it; logits differ by at most {done.loaded.difference:.2g} "
         f"of {done.loaded.largest:.3g}. Read {to / 'README.md'} before publishing"
     )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    raise typer.Exit(code)

@@ -8,10 +8,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command with a message on stderr."""
+    print(message, file=sys.stderr, flush=True)
+    raise typer.Exit(code)
 
 
 def path(text: str | Path) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from align.cli.options import path
+from align.cli.options import fail, path
 
 _CODES = {"fail": 3, "inconclusive": 5}
 
@@ -49,9 +48,9 @@ def promote(
                 return
             done = stage.promote(gate, decision["candidate"], model_name=name, alias=to)
     except stage.GateClosed as error:
-        _fail(str(error), _CODES[error.verdict])
+        fail(str(error), _CODES[error.verdict])
     except (NotPromoted, RegistryDown) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     before = f", it was version {done.previous}" if done.previous not in (None, done.version) else ""
     print(f"{name}: {to} is version {done.version}{before}")
     words = ["align", "promote", str(run), "--to", to, *(["--model", model] if model else []), "--rollback"]
@@ -64,10 +63,10 @@ def _gate(run: Path) -> Path:
 
     gates = newest_first(run, VERDICT)
     if not gates:
-        _fail(f"{run} has no finished gate; first: align run RECIPE --out {shlex.quote(str(run))}", 2)
+        fail(f"{run} has no finished gate; first: align run RECIPE --out {shlex.quote(str(run))}", 2)
     if len(gates) > 1:
         names = ", ".join(gate.name for gate in reversed(gates))
-        _fail(f"{run} has several gates ({names}); a run is promoted by one", 2)
+        fail(f"{run} has several gates ({names}); a run is promoted by one", 2)
     return gates[0]
 
 
@@ -80,12 +79,5 @@ def _model_name(run: Path, decision: dict[str, Any]) -> str:
     for stage in () if named else newest_first(run, "promotion.json"):
         named = read_manifest(stage)["config"]["model_name"]
     if named is None:
-        _fail(
-            f"no registered model is named in {run}; give --model NAME, or model_name in the gate's file", 2
-        )
+        fail(f"no registered model is named in {run}; give --model NAME, or model_name in the gate's file", 2)
     return str(named)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    raise typer.Exit(code)

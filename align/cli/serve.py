@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
 from align.cli.options import (
     A_POLICY,
     PolicyEngine,
+    fail,
     policy_name,
     port_number,
     registry_uri,
@@ -58,7 +58,7 @@ def serve(
     chosen = usable_engine(engine)
     given = os.environ.get(KEY, "")
     if given != given.strip() or not given.isascii():
-        _fail(f"{KEY}: must be ASCII, without white space around it", 2)
+        fail(f"{KEY}: must be ASCII, without white space around it", 2)
     key = given or new_key()
     scratch = tempfile.TemporaryDirectory(prefix="align-serve-", ignore_cleanup_errors=True)
     with scratch:
@@ -76,9 +76,9 @@ def serve(
                 limits=Limits(body_bytes=max_body_mb << 20, clips=max_clips, max_tokens=max_tokens),
             )
         except (NoPolicy, FileNotFoundError) as error:
-            _fail(str(error), 2)
+            fail(str(error), 2)
         except (RegistryDown, LookupError) as error:
-            _fail(str(error), 1)
+            fail(str(error), 1)
 
         def listening(url: str) -> None:
             shown = f"from {KEY}" if given else f"{key} (shown once; set {KEY} to choose it)"
@@ -91,9 +91,4 @@ def serve(
         try:
             run_server(settings, listening, ready)
         except CannotServe as error:
-            _fail(str(error), 1)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    raise typer.Exit(code)
+            fail(str(error), 1)

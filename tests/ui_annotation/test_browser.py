@@ -12,7 +12,7 @@ import soundfile
 from playwright.sync_api import Page
 
 from preference_data.schema import CHOICES, Completion, Prompt, Ranking
-from tests.chromium import HOSTILE, chromium
+from tests.chromium import HOSTILE, chromium, until
 from tests.ui_annotation.conftest import ANNOTATORS, Server
 from ui_annotation import accounts, assignment, client, pull, push
 from ui_annotation.project import Project
@@ -85,16 +85,6 @@ def signed_in(page: Page, server: Server, who: str, dataset: str) -> None:
     page.wait_for_url("**/annotation-mode*")
     page.wait_for_selector("audio")
     page.wait_for_load_state("networkidle")
-
-
-def until(condition, what: str, seconds: float = 15.0):
-    """Poll from outside: the page's policy forbids what waiting inside of it would need."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def kept(page: Page, name: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from align.chat.app import HOST, make_app
-from align.chat.kept import KeptJudgements
+from align.chat.judgements import KeptJudgements
 from align.chat.turns import Policy
 from align.models.qwen2_audio.model import load_processor
 from align.serving.backend import Health, Step

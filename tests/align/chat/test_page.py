@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from align.stages import dpo, pairs
 from preference_data import store
 from preference_data.schema import AudioClip, Judgement, PreferencePair, Prompt
 from tests.align.chat.stand_in import KEY, chatting
-from tests.chromium import HOSTILE, chromium
+from tests.chromium import HOSTILE, chromium, until
 
 ALIGN = str(Path(sys.executable).with_name("align"))
 ARTIFACTS = Path(__file__).parents[3] / "test-artifacts"
@@ -96,16 +95,6 @@ def asked(page: Page, question: str, n_turns: int) -> None:
 
 def kept(folder: Path) -> list[Judgement]:
     return store.read(folder / "judgements.jsonl", Judgement)
-
-
-def until(condition, what: str, seconds: float = 15.0):
-    """Poll from outside: the page's policy forbids what waiting inside of it would need."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def test_two_policies_are_compared_blind_by_voice_and_a_vote_becomes_a_pair(run, tiny, page, tmp_path):
